@@ -1,0 +1,248 @@
+"""The parameters of every step, strict: an unknown key or a wrong type is an error that names it.
+
+A section of params.yaml, a stage of dvc.yaml, a module of tasks and a class here share one name.
+Defaults stand in params.yaml alone.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from cxr.errors import ParamsError
+from cxr.files import whole_file
+from cxr.labels import Label, Task
+
+ProjectPath = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Part = Literal["head", "layer4", "layer3", "layer2", "layer1", "stem"]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, nothing extra."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Paths(Section):
+    """Where every step reads and writes, relative to the project's root."""
+
+    downloads: ProjectPath
+    raw: ProjectPath
+    validation: ProjectPath
+    data_docs: ProjectPath
+    split: ProjectPath
+    images: ProjectPath
+    model: ProjectPath
+    checkpoints: ProjectPath
+    metrics: ProjectPath
+    report: ProjectPath
+    evidence: ProjectPath
+    registration: ProjectPath
+
+
+class Source(Section):
+    """One set of raw films: where it is and how it is laid out."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    layout: Literal["chest_xray", "covid19"]
+    location: str
+    sha256: str | None
+
+
+class IngestParams(Section):
+    """Which sets are merged, and what counts as the same film."""
+
+    watch: str
+    sources: Annotated[list[Source], Field(min_length=1)]
+    sample_patients_per_class: Count
+    sample_seed: int
+    max_pixels: Count
+    same_film_correlation: Share
+    look_alike_correlation: Share
+    workers: Annotated[int, Field(ge=0)]
+
+
+class ValidateParams(Section):
+    """Thresholds of the gate after ingest."""
+
+    min_images_per_class: dict[Label, int]
+    side_px: Annotated[list[int], Field(min_length=2, max_length=2)]
+    aspect: Range
+    max_quarantined_share: Share
+    grey_mean: Range
+    min_grey_std: float
+    max_source_grey_mean_gap: float
+    warn_only: list[str]
+
+
+class SplitParams(Section):
+    """Which films train, validate and test."""
+
+    protocol: Literal["paper", "patient", "official", "cv"]
+    task: Task
+    seed: int
+    validation_share: Share
+    test_share: Share
+    share_tolerance: Share
+    folds: Annotated[int, Field(ge=2)]
+    fold: Annotated[int, Field(ge=0)]
+    paper_train: dict[Label, int]
+    paper_test: dict[Label, int]
+    paper_validation: dict[Label, int]
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> "SplitParams":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: there are {self.folds}, counted from 0")
+        return self
+
+
+class PreprocessParams(Section):
+    """The way of a film to the model's door."""
+
+    image_size_px: Annotated[int, Field(ge=32, le=1024)]
+    fit: Literal["stretch", "letterbox"]
+    contrast: Literal["clahe", "equalize", "none"]
+    clahe_clip_limit: Positive
+    clahe_tiles: Count
+    workers: Annotated[int, Field(ge=0)]
+
+
+class TrainParams(Section):
+    """The training recipe."""
+
+    backbone: Literal["resnet50"]
+    weights: str
+    seed: int
+    epochs: Count
+    batch_size: Count
+    frozen: list[Literal["stem", "layer1", "layer2", "layer3", "layer4"]]
+    freeze_batchnorm_statistics: bool
+    head_only_epochs: Annotated[int, Field(ge=0)]
+    learning_rates: dict[Part, Positive]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_balance: Literal["none", "weights", "sampling"]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    early_stopping_patience: Annotated[int, Field(ge=0)]
+    rotation_deg: Annotated[float, Field(ge=0, le=180)]
+    zoom: Range
+    shift: Share
+    contrast_jitter: Share
+    brightness_jitter: Share
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: bool
+
+
+class EvaluateParams(Section):
+    """How the test set is measured."""
+
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    seed: int
+    calibration_bins: Annotated[int, Field(ge=2)]
+    gradcam_per_class: Count
+
+
+class RegisterParams(Section):
+    """Where runs and versions are recorded."""
+
+    experiment: str
+
+
+class PromoteParams(Section):
+    """What a challenger must show before it becomes champion."""
+
+    floors: dict[Literal["accuracy", "macro_f1", "macro_auroc"], Share]
+    min_class_recall: Share
+    max_recall_drop: Share
+    max_ece: Share
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    paths: Paths
+    ingest: IngestParams
+    validate_: Annotated[ValidateParams, Field(alias="validate")]  # BaseModel has a `validate` of its own
+    split: SplitParams
+    preprocess: PreprocessParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    register_: Annotated[RegisterParams, Field(alias="register")]  # and a `register`
+    promote: PromoteParams
+
+    def section(self, name: str) -> Section:
+        """Return the section that stands as `name:` in params.yaml."""
+        fields = {field.alias or key: key for key, field in type(self).model_fields.items()}
+        section: Section = getattr(self, fields[name])
+        return section
+
+
+def read_params(path: Path) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        ParamsError: the file is missing, not YAML, or a key is unknown, missing or wrong; names each such key.
+    """
+    try:
+        return Params.model_validate(_load(path))
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_readable(error)}") from error
+
+
+def override(path: Path, values: dict[str, Any]) -> None:
+    """Set dotted names to new values in a parameter file; comments and order stay.
+
+    The file changes only when the result is valid as a whole.
+
+    Raises:
+        ParamsError: a name is unknown or a value does not fit.
+    """
+    tree = _load(path)
+    for name, value in values.items():
+        _set(tree, name.split("."), value, name)
+    try:
+        Params.model_validate(tree)
+    except ValidationError as error:
+        raise ParamsError(_readable(error)) from error
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        _yaml().dump(tree, file)
+
+
+def _set(tree: Any, parts: list[str], value: Any, name: str) -> None:
+    *parents, last = parts
+    for part in parents:
+        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part, {})
+    if last not in tree:
+        raise ParamsError(f"there is no parameter {name}; params.yaml lists them all")
+    tree[last] = value
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _load(path: Path) -> Any:
+    try:
+        return _yaml().load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing; run from the project's root, where params.yaml is") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _readable(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}"
+        for problem in error.errors()
+    )

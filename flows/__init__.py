@@ -1,0 +1,1 @@
+"""Prefect flows: what runs, in which order, how often, who is told."""

@@ -1,0 +1,1 @@
+"""The verbs: one module a pipeline step, run as `python -m tasks.<step>`."""
