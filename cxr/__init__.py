@@ -1,1 +1,1 @@
-"""The domain: films, labels, splits, models and their honest measurement. Knows no scheduler, DVC or data-validation tool."""
+"""The domain: films, labels, splits, models, honest measurement. Knows no scheduler and no platform."""

@@ -9,7 +9,7 @@ CxrError
  +-- WeightsError          weights or a saved model cannot be loaded or fail their hash
  +-- TrainingError         training cannot go on (non-finite loss)
  +-- RegistryError         the tracking store or registry lacks what was asked for
- +-- PromotionRefused      the evidence does not carry the promotion
+ +-- PromotionRefusedError the evidence does not carry the promotion
 
 The command line prints the message as one line and exits with `exit_code`, so a message says
 what was expected, what came, and what to do now.
@@ -70,7 +70,7 @@ class RegistryError(CxrError):
     exit_code = 9
 
 
-class PromotionRefused(CxrError):
+class PromotionRefusedError(CxrError):
     """The evidence does not carry the promotion; the champion stays."""
 
     exit_code = 10
