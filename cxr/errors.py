@@ -35,9 +35,16 @@ class SourceError(CxrError):
 
 
 class ImageError(CxrError):
-    """A file is not a film that can be read."""
+    """A file is not a film that can be read.
+
+    `reason` is one of "empty", "truncated", "not an image", "larger than the pixel limit".
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DataError(CxrError):

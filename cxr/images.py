@@ -1,0 +1,199 @@
+"""The way of a film: bytes, grey levels, contrast, size.
+
+The steps are those of Pham and Nguyen 2023 (section 3.1): grey, contrast raised, 224 x 224. The
+third channel is made at the model's door, never stored.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from cxr.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+
+_REDUCED_GREY = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
+_JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a film is prepared; saved with the model, so that what trained is what serves."""
+
+    image_size_px: int
+    fit: Literal["stretch", "letterbox"]
+    contrast: Literal["clahe", "equalize", "none"]
+    clahe_clip_limit: float
+    clahe_tiles: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a film's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
+    """Read size and mode without decoding, and refuse what should not be decoded.
+
+    Raises:
+        ImageError: empty, not one of FORMATS, cut short, or more than `max_pixels` pixels; names the file `name`.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                header = Header(image.width, image.height, _mode(image.mode), image.format or "")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, Image.DecompressionBombError):
+            raise _too_large(name, str(error), max_pixels) from error
+        raise ImageError(
+            f"{name} is not an image: expected {', '.join(FORMATS)}; remove it or export it again",
+            reason="not an image",
+        ) from error
+    if header.width * header.height > max_pixels:
+        raise _too_large(name, f"{header.width} x {header.height} pixels", max_pixels)
+    if _is_cut_short(data, header.format):
+        raise ImageError(f"{name} is truncated: its end is missing; copy it again from its source", reason="truncated")
+    return header
+
+
+def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None) -> NDArray[np.uint8]:
+    """Decode a film to grey levels.
+
+    Colour becomes luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit
+    films are stretched from their own darkest and brightest level to 0 and 255.
+
+    Args:
+        data: the file's bytes.
+        name: what errors call the file.
+        max_pixels: refuse larger films before decoding.
+        smallest_side_px: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT
+            domain) as long as its shorter side stays at least this long.
+
+    Returns:
+        (height, width) uint8.
+
+    Raises:
+        ImageError: see read_header; also when the decoder fails ("not an image").
+    """
+    header = read_header(data, name=name, max_pixels=max_pixels)
+    flag = cv2.IMREAD_GRAYSCALE
+    if header.mode == "L16":
+        flag = cv2.IMREAD_ANYDEPTH
+    elif smallest_side_px is not None and header.format == "JPEG":
+        flag = _reduced(min(header.width, header.height), smallest_side_px)
+    try:
+        grey = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        grey = None
+    if grey is None:
+        raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
+    return grey.astype(np.uint8, copy=False) if grey.dtype == np.uint8 else _to_8_bit(grey)
+
+
+def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize and raise the contrast of one film.
+
+    Args:
+        grey: (height, width), any size.
+        preprocessing: what to do.
+
+    Returns:
+        (image_size_px, image_size_px) uint8.
+    """
+    sized = _fit(grey, preprocessing)
+    if preprocessing.contrast == "equalize":
+        return np.asarray(cv2.equalizeHist(sized), np.uint8)
+    if preprocessing.contrast == "clahe":
+        tiles = (preprocessing.clahe_tiles, preprocessing.clahe_tiles)
+        return np.asarray(cv2.createCLAHE(preprocessing.clahe_clip_limit, tiles).apply(sized), np.uint8)
+    return sized
+
+
+def read_film(path: Path, preprocessing: Preprocessing, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Read, decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
+    return film_from_bytes(path.read_bytes(), preprocessing, name=str(path), max_pixels=max_pixels)
+
+
+def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
+    smallest = preprocessing.image_size_px
+    return prepare(decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=smallest), preprocessing)
+
+
+def _mode(pillow_mode: str) -> str:
+    if pillow_mode.startswith("I"):
+        return "L16"
+    if pillow_mode in {"1", "L", "LA", "F"}:
+        return "L"
+    return "RGBA" if pillow_mode in {"RGBA", "PA"} else "RGB"
+
+
+def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
+    return ImageError(
+        f"{name} is larger than the pixel limit: {size}, allowed {max_pixels}; "
+        "raise ingest.max_pixels if such films are expected",
+        reason="larger than the pixel limit",
+    )
+
+
+def _is_cut_short(data: bytes, image_format: str) -> bool:
+    # Inside a JPEG's compressed data every 0xff is stuffed, so these markers cannot occur by chance:
+    # a whole file has an end after its last scan, also when a thumbnail with its own end comes first.
+    if image_format == "JPEG":
+        return data.rfind(_JPEG_END) < data.rfind(_JPEG_START_OF_SCAN)
+    return image_format == "PNG" and _PNG_END not in data
+
+
+def _reduced(shorter_side: int, smallest_side_px: int) -> int:
+    for factor, flag in _REDUCED_GREY.items():
+        if shorter_side // factor >= smallest_side_px:
+            return flag
+    return int(cv2.IMREAD_GRAYSCALE)
+
+
+def _to_8_bit(grey: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    low, high = int(grey.min()), int(grey.max())
+    scale = 255.0 / max(high - low, 1)
+    return np.asarray(np.rint((grey.astype(np.float32) - low) * scale), np.uint8)
+
+
+def _fit(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    size = preprocessing.image_size_px
+    height, width = grey.shape
+    if (height, width) == (size, size):
+        return grey
+    if preprocessing.fit == "stretch":
+        return _resize(grey, width=size, height=size)
+    scale = size / max(height, width)
+    inner = _resize(grey, width=max(1, round(width * scale)), height=max(1, round(height * scale)))
+    top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
+    canvas = np.zeros((size, size), np.uint8)
+    canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return canvas
+
+
+def _resize(grey: NDArray[np.uint8], *, width: int, height: int) -> NDArray[np.uint8]:
+    shrinks = width * height < grey.shape[0] * grey.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(grey, (width, height), interpolation=interpolation), np.uint8)
