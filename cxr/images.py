@@ -38,6 +38,7 @@ class Preprocessing:
     contrast: Literal["clahe", "equalize", "none"]
     clahe_clip_limit: float
     clahe_tiles: int
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
         grey = None
     if grey is None:
         raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
-    return grey.astype(np.uint8, copy=False) if grey.dtype == np.uint8 else _to_8_bit(grey)
+    return np.asarray(grey, np.uint8) if grey.dtype == np.uint8 else _to_8_bit(np.asarray(grey))
 
 
 def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -130,15 +131,17 @@ def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
     return sized
 
 
-def read_film(path: Path, preprocessing: Preprocessing, *, max_pixels: int) -> NDArray[np.uint8]:
+def read_film(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Read, decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
-    return film_from_bytes(path.read_bytes(), preprocessing, name=str(path), max_pixels=max_pixels)
+    return film_from_bytes(path.read_bytes(), preprocessing, name=str(path))
 
 
-def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
     """Decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
-    smallest = preprocessing.image_size_px
-    return prepare(decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=smallest), preprocessing)
+    grey = decode_grey(
+        data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=preprocessing.image_size_px
+    )
+    return prepare(grey, preprocessing)
 
 
 def _mode(pillow_mode: str) -> str:
@@ -152,7 +155,7 @@ def _mode(pillow_mode: str) -> str:
 def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     return ImageError(
         f"{name} is larger than the pixel limit: {size}, allowed {max_pixels}; "
-        "raise ingest.max_pixels if such films are expected",
+        "raise max_pixels in params.yaml if such films are expected",
         reason="larger than the pixel limit",
     )
 
@@ -172,7 +175,7 @@ def _reduced(shorter_side: int, smallest_side_px: int) -> int:
     return int(cv2.IMREAD_GRAYSCALE)
 
 
-def _to_8_bit(grey: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     low, high = int(grey.min()), int(grey.max())
     scale = 255.0 / max(high - low, 1)
     return np.asarray(np.rint((grey.astype(np.float32) - low) * scale), np.uint8)

@@ -111,6 +111,7 @@ class PreprocessParams(Section):
     contrast: Literal["clahe", "equalize", "none"]
     clahe_clip_limit: Positive
     clahe_tiles: Count
+    max_pixels: Count
     workers: Annotated[int, Field(ge=0)]
 
 
