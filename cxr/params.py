@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from cxr.errors import ParamsError
 from cxr.files import whole_file
-from cxr.labels import Label, Task
+from cxr.labels import CLASSES, Label, Task
 
 ProjectPath = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -95,11 +95,30 @@ class SplitParams(Section):
     paper_train: dict[Label, int]
     paper_test: dict[Label, int]
     paper_validation: dict[Label, int]
+    official_source: str
 
     @model_validator(mode="after")
     def _fold_exists(self) -> "SplitParams":
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist: there are {self.folds}, counted from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _every_split_gets_films(self) -> "SplitParams":
+        test_share = 1 / self.folds if self.protocol == "cv" else self.test_share
+        if not (self.validation_share > 0 and test_share > 0 and self.validation_share + test_share < 1):
+            raise ValueError(
+                f"validation ({self.validation_share:g}) and test ({test_share:g}) must each get a share above 0 and "
+                "leave one for training"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _paper_has_a_quota_for_each_class(self) -> "SplitParams":
+        for name in ("paper_train", "paper_test", "paper_validation"):
+            absent = [label for label in CLASSES[self.task] if getattr(self, name).get(label, 0) < 1]
+            if self.protocol == "paper" and absent:
+                raise ValueError(f"{name} needs a quota of at least 1 for {', '.join(absent)}")
         return self
 
 
