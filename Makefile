@@ -1,0 +1,51 @@
+# Every target builds what it needs; `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check data ui bench clean
+
+DATA ?=
+WEIGHTS ?=
+PROTOCOL ?=
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## build .venv from uv.lock; does nothing when it is up to date
+	@infra/setup.sh
+
+run: setup ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv]
+	@infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)"
+
+test: setup ## the test suite, with the coverage floor
+	pytest --cov --cov-report=term
+
+check: setup ## ruff, mypy, import contracts, architecture tests
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	pytest tests/test_architecture.py
+
+data: setup ## download both real sets from their public homes
+	@python -m tasks.data
+
+ui: setup ## Prefect's and MLflow's pages on this machine [PREFECT_PORT=4200] [MLFLOW_PORT=5000]
+	@infra/ui.sh "$(PREFECT_PORT)" "$(MLFLOW_PORT)"
+
+bench: setup ## the measurements behind docs/benchmarks.md, one after the other
+	for script in benchmarks/*.py; do python "$$script"; done
+
+clean: ## remove what `make run` can build again; keeps downloads, mlruns and DVC's cache
+	rm -rf reports models data/raw data/split data/images .checkpoints .runs dvc_plots
+	git worktree prune

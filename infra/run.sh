@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The whole loop: raw films to a promoted champion and one prediction by it. Called by `make run`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=$1 weights=$2 protocol=$3
+
+settings=()
+if [ -n "$data" ]; then
+    protocol=${protocol:-patient}
+    settings+=(--profile profiles/real.yaml --data "$data")
+fi
+if [ -n "$protocol" ]; then
+    [ -f "profiles/$protocol.yaml" ] && settings+=(--profile "profiles/$protocol.yaml")
+    settings+=(--set "split.protocol=$protocol")
+fi
+[ -n "$weights" ] && settings+=(--weights "$weights")
+if [ ${#settings[@]} -gt 0 ]; then
+    python -m tasks.configure "${settings[@]}"
+fi
+
+python -m dvc repro
+
+refused=0
+python -m tasks.promote || refused=$?
+
+if [ "$refused" -eq 0 ]; then
+    echo
+    echo "One prediction by the champion:"
+    python -m tasks.predict --json "$(find data/raw/films -type f | sort | sed -n 1p)"
+fi
+
+cat <<END
+
+Report       $PWD/reports/report.html
+Data Docs    $PWD/reports/data_docs/index.html
+Promotion    $PWD/reports/promotion.json
+Prefect, MLflow pages: make ui
+END
+if [ "$refused" -ne 0 ]; then
+    echo "The champion stays as it was: the new model was not promoted (reasons above and in promotion.json)." >&2
+fi
+exit "$refused"

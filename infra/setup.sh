@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Build .venv from uv.lock, nothing else: needs python3 of 3.11 or newer; takes uv from PATH or makes a private one.
+# Does nothing when .venv already stands for the lock file as it is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+UV_VERSION=0.13.9
+OLDEST_PYTHON="3, 11"
+
+stamp=.venv/.built-from
+wanted=$(cat uv.lock pyproject.toml | sha256sum | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+find_python() {
+    local name
+    for name in python3.12 python3.11 python3 python; do
+        if command -v "$name" >/dev/null &&
+            "$name" -c "import sys; sys.exit(sys.version_info < ($OLDEST_PYTHON))" 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    fail "python3 of 3.11 or newer is needed, and none is on PATH"
+}
+
+find_uv() {
+    if command -v uv; then
+        return
+    fi
+    local tools=.tools/uv python
+    if [ -x "$tools/bin/uv" ] && [ "$("$tools/bin/uv" --version | cut -d' ' -f2)" = "$UV_VERSION" ]; then
+        echo "$tools/bin/uv"
+        return
+    fi
+    python=$(find_python)
+    echo "setting up uv $UV_VERSION in $tools" >&2
+    rm -rf "$tools"
+    # Debian's python3 may lack ensurepip (python3-venv); its pip, where there is one, does as well.
+    if "$python" -m venv "$tools" >/dev/null 2>&1; then
+        "$tools/bin/python" -m pip install --quiet "uv==$UV_VERSION" >&2
+    elif rm -rf "$tools" && "$python" -m pip --version >/dev/null 2>&1; then
+        "$python" -m pip install --quiet --target "$tools" "uv==$UV_VERSION" >&2
+    else
+        fail "$python has neither venv nor pip: install python3-venv (apt-get install python3-venv) or uv, then run again"
+    fi
+    echo "$tools/bin/uv"
+}
+
+uv=$(find_uv)
+echo "building .venv from uv.lock" >&2
+unset VIRTUAL_ENV
+"$uv" sync --frozen
+echo "$wanted" >"$stamp"
