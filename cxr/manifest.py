@@ -78,3 +78,15 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 def read_manifest(raw: Path) -> pd.DataFrame:
     """Read the manifest in the folder `raw` (see MANIFEST_COLUMNS)."""
     return read_table(raw / "manifest.parquet", MANIFEST_COLUMNS)
+
+
+def read_splits(folder: Path) -> pd.DataFrame:
+    """Read the assignment of films to splits: `image_id, split, fold, label, patient_id`, a row a film.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    path = folder / "splits.csv"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run `dvc repro split` to make it")
+    return pd.read_csv(path, dtype={"image_id": "str", "split": "str", "label": "str", "patient_id": "str"})

@@ -1,0 +1,61 @@
+"""The paper's augmentation, a whole batch at a time on the device.
+
+Pham and Nguyen 2023, section 3.2: rotation up to 20 degrees, zoom 0.9 to 1.1, shift up to 0.1.
+torchvision draws one set of parameters a batch; here each film has its own.
+"""
+
+from dataclasses import dataclass
+from math import radians
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges that each film's parameters are drawn from, uniformly.
+
+    rotation_deg        degrees to either side
+    zoom                smallest and largest magnification
+    shift               share of the side, to either side, in x and in y
+    contrast_jitter     0.1: contrast about the film's mean times 0.9 to 1.1
+    brightness_jitter   0.1: grey levels plus -0.1 to 0.1 of full scale
+    """
+
+    rotation_deg: float
+    zoom: tuple[float, float]
+    shift: float
+    contrast_jitter: float
+    brightness_jitter: float
+
+
+def augment(films: Tensor, ranges: Augmentation, generator: torch.Generator) -> Tensor:
+    """Rotate, zoom, shift and jitter each film by parameters of its own.
+
+    Args:
+        films: (B, H, W) float, grey levels 0 to 1, on any device.
+        ranges: what to draw from.
+        generator: on the CPU, so that the same seed draws the same parameters whatever the device.
+
+    Returns:
+        (B, 1, H, W) float on the device of `films`; what comes in from outside repeats the film's edge.
+    """
+    count = len(films)
+    draws = torch.rand((6, count), generator=generator) * 2 - 1  # each -1 to 1
+    middle, half = sum(ranges.zoom) / 2, (ranges.zoom[1] - ranges.zoom[0]) / 2
+    angle, zoom = draws[0] * radians(ranges.rotation_deg), middle + draws[1] * half
+    shift = draws[2:4] * 2 * ranges.shift  # the sampling grid is 2 wide
+    theta = torch.stack(
+        (
+            torch.stack((angle.cos() / zoom, -angle.sin() / zoom, shift[0]), dim=1),
+            torch.stack((angle.sin() / zoom, angle.cos() / zoom, shift[1]), dim=1),
+        ),
+        dim=1,
+    ).to(films.device)
+    grid = functional.affine_grid(theta, [count, 1, *films.shape[1:]], align_corners=False)
+    moved = functional.grid_sample(films.unsqueeze(1), grid, padding_mode="border", align_corners=False)
+    contrast = (1 + draws[4] * ranges.contrast_jitter).view(-1, 1, 1, 1).to(films.device)
+    brightness = (draws[5] * ranges.brightness_jitter).view(-1, 1, 1, 1).to(films.device)
+    mean = moved.mean(dim=(1, 2, 3), keepdim=True)
+    return ((moved - mean) * contrast + mean + brightness).clamp(0, 1)

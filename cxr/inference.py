@@ -1,0 +1,73 @@
+"""From prepared films to probabilities: the one path that evaluation, registration and prediction share."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cxr.bundle import ModelSpec
+
+BATCH_SIZE = 32
+
+
+def to_input(films: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Turn grey films into what the network expects.
+
+    Args:
+        films: (B, 1, H, W) float, grey levels 0 to 1.
+        mean, std: of the three channels, on the same scale.
+
+    Returns:
+        (B, 3, H, W) float, normalised, channels last in memory.
+    """
+    shape = (1, 3, 1, 1)
+    centre, scale = films.new_tensor(mean).view(shape), films.new_tensor(std).view(shape)
+    return ((films - centre) / scale).contiguous(memory_format=torch.channels_last)
+
+
+def predict_logits(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], object] | None = None,
+) -> NDArray[np.float32]:
+    """Return the raw scores of prepared films, in fp32 whatever the model was trained in.
+
+    Args:
+        model: in evaluation mode, on any device.
+        images: (N, H, W) uint8; may be memory-mapped, one batch is read at a time.
+        mean, std: of the three channels, on the scale 0 to 1.
+        batch_size: films at once.
+        progress: called with the number of films done after each batch.
+
+    Returns:
+        (N, C) float32.
+    """
+    device = next(model.parameters()).device
+    scores: list[NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            scores.append(model(to_input(batch.unsqueeze(1).float() / 255, mean, std)).float().cpu().numpy())
+            if progress is not None:
+                progress(len(batch))
+    return np.concatenate(scores) if scores else np.zeros((0, 0), np.float32)
+
+
+def softmax_with_temperature(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    """Return probabilities (N, C) from raw scores divided by `temperature`; rows sum to 1."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
+
+
+def classify(model: nn.Module, spec: "ModelSpec", images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the calibrated probabilities (N, C) of prepared films (N, H, W), classes in the spec's order."""
+    return softmax_with_temperature(predict_logits(model, images, mean=spec.mean, std=spec.std), spec.temperature)
