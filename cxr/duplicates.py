@@ -1,0 +1,99 @@
+"""Films that are the same picture, or nearly: found without comparing all pairs.
+
+Two films are candidates when their 64-bit perceptual hashes agree on three of eight bytes, and are
+then compared by the correlation of their 32 x 32 thumbnails. Hashes that differ in five bits or
+fewer always agree on three bytes. Measured recall against all pairs: docs/decisions.md.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+_BYTES_COMPARED = 3
+# Farther apart than this, no pair of films correlates at 0.98 (measured); spares most correlations.
+_MOST_BITS_APART = 16
+# Neighbours looked at inside one bucket, which is sorted by hash: keeps the work linear where
+# thousands of films share a bucket.
+_WINDOW = 256
+_PAIRS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of rows: `rows` (N, 2) int64, smaller row first, sorted; `correlation` (N,) float64, -1 to 1."""
+
+    rows: NDArray[np.int64]
+    correlation: NDArray[np.float64]
+
+    def at_least(self, correlation: float) -> "Pairs":
+        """Return the pairs that correlate at least so much."""
+        chosen = self.correlation >= correlation
+        return Pairs(self.rows[chosen], self.correlation[chosen])
+
+
+def alike_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], *, at_least: float) -> Pairs:
+    """Return the pairs of films whose thumbnails correlate at least so much.
+
+    Args:
+        hashes: (N,) perceptual hashes.
+        thumbnails: (N, 32, 32).
+        at_least: correlation, 0 to 1. A film of one single grey level correlates with nothing.
+    """
+    rows = candidate_pairs(hashes)
+    return Pairs(rows, correlation_of(thumbnails, rows)).at_least(at_least)
+
+
+def candidate_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the pairs (M, 2) of rows whose hashes agree on three of eight bytes and nearly on the rest."""
+    codes = [np.empty(0, np.int64)]
+    for chosen in combinations(range(8), _BYTES_COMPARED):
+        mask = np.uint64(sum(0xFF << (8 * byte) for byte in chosen))
+        codes.append(_pairs_in_buckets(hashes, mask))
+    unique = np.unique(np.concatenate(codes))
+    return np.stack([unique // max(len(hashes), 1), unique % max(len(hashes), 1)], axis=1)
+
+
+def _pairs_in_buckets(hashes: NDArray[np.uint64], mask: np.uint64) -> NDArray[np.int64]:
+    """Return pairs as `first * N + second` of rows whose hashes agree under `mask`."""
+    keys = hashes & mask
+    order = np.lexsort((hashes, keys))
+    keys, sorted_hashes = keys[order], hashes[order]
+    position = np.arange(len(order))
+    codes = []
+    for step in range(1, _WINDOW):
+        position = position[position < len(order) - step]
+        position = position[keys[position] == keys[position + step]]
+        if not len(position):
+            break
+        apart = np.bitwise_count(sorted_hashes[position] ^ sorted_hashes[position + step])
+        near = position[apart <= _MOST_BITS_APART]
+        one, other = order[near], order[near + step]
+        codes.append(np.minimum(one, other) * len(order) + np.maximum(one, other))
+    return np.concatenate(codes) if codes else np.empty(0, np.int64)
+
+
+def correlation_of(thumbnails: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return Pearson's correlation (M,) of each pair (M, 2) of thumbnails; 0 where one has a single grey level."""
+    values = np.empty(len(rows), np.float64)
+    for start in range(0, len(rows), _PAIRS_AT_ONCE):
+        part = rows[start : start + _PAIRS_AT_ONCE]
+        one, other = _standardised(thumbnails[part[:, 0]]), _standardised(thumbnails[part[:, 1]])
+        values[start : start + len(part)] = np.einsum("ij,ij->i", one, other)
+    return values
+
+
+def _standardised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.asarray(np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 0), np.float32)
+
+
+def components(n: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each of `n` rows the number of its group; the pairs (M, 2) join groups."""
+    graph = coo_array((np.ones(len(rows), np.int8), (rows[:, 0], rows[:, 1])), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)

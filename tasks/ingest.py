@@ -1,0 +1,201 @@
+"""Take in raw films: merge the sets into one folder, and account for every file.
+
+Reads the sources in params.yaml (a folder, a zip, https://, s3:// or the synthetic sample).
+Writes data/raw whole or not at all: films/, manifest.parquet, statistics.parquet, duplicates.csv,
+lookalikes.csv, quarantine.csv, ingest.json (see cxr/manifest.py). Run it with
+
+    python -m tasks.ingest
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from cxr.command import run_step
+from cxr.errors import DataError, ParamsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cxr.intake import RawFile, Refused, Taken
+    from cxr.params import IngestParams, Paths
+    from cxr.sameness import Sorted
+
+log = logging.getLogger("cxr.ingest")
+
+
+def ingest(params: IngestParams, paths: Paths) -> None:
+    """Merge the sources into `paths.raw`.
+
+    Raises:
+        SourceError: a source cannot be fetched or holds no films of its layout.
+        DataError: kept + quarantined + duplicates is not the number of files that came in.
+    """
+    from cxr.files import whole_folder
+    from cxr.sameness import sort_out
+
+    files = _all_files(params, paths)
+    with whole_folder(paths.raw) as raw:
+        taken, refused = _take_in(files, raw / "films", params)
+        result = sort_out(taken, same_film=params.same_film_correlation, look_alike=params.look_alike_correlation)
+        for left_out in (*(row.film for row in result.duplicates), *result.conflicting):
+            (raw / _film_path(left_out)).unlink()
+        refused += result.refused
+        counts = _account(files, refused, result)
+        _write(raw, result, refused, counts, synthetic=any(source.location == "sample" for source in params.sources))
+    _log_summary(counts, refused, result)
+
+
+def _all_files(params: IngestParams, paths: Paths) -> list[RawFile]:
+    from cxr.fetch import Sample, fetch
+    from cxr.intake import list_files
+
+    names = [source.name for source in params.sources]
+    if len(set(names)) < len(names):
+        raise ParamsError(f"ingest.sources: each source needs a name of its own, got {', '.join(names)}")
+    sample = Sample(patients_per_class=params.sample_patients_per_class, seed=params.sample_seed)
+    files = []
+    for source in params.sources:
+        fetched = fetch(source.location, downloads=paths.downloads, sample=sample, sha256=source.sha256)
+        files += list_files(source.name, source.layout, fetched.folder, all_of_it=fetched.is_archive)
+    return files
+
+
+def _take_in(files: list[RawFile], films: Path, params: IngestParams) -> tuple[list[Taken], list[Refused]]:
+    from tqdm import tqdm
+
+    from cxr.intake import Taken, take_in
+
+    films.mkdir()
+    taken, refused = [], []
+    results = take_in(files, films, max_pixels=params.max_pixels, workers=params.workers)
+    for result in tqdm(results, total=len(files), desc="ingest", unit="film", disable=None):
+        if isinstance(result, Taken):
+            taken.append(result)
+        else:
+            refused.append(result)
+    return taken, refused
+
+
+def _film_path(film: Taken) -> str:
+    return f"films/{film.source}/{film.path}"
+
+
+def _account(files: list[RawFile], refused: list[Refused], result: Sorted) -> dict[str, dict[str, int]]:
+    """Count per source, and check that each file ended in exactly one place."""
+    counted = {
+        "total": Counter(file.source for file in files),
+        "kept": Counter(film.source for film in result.kept),
+        "quarantined": Counter(row.source for row in refused),
+        "duplicates": Counter(row.film.source for row in result.duplicates),
+    }
+    counts = {}
+    for source in counted["total"]:
+        count = {name: counter[source] for name, counter in counted.items()}
+        if count["kept"] + count["quarantined"] + count["duplicates"] != count["total"]:
+            raise DataError(f"source {source}: {count} does not add up; this is a fault of ingest, please report it")
+        counts[source] = count
+    return counts
+
+
+def _write(
+    raw: Path, result: Sorted, refused: list[Refused], counts: dict[str, dict[str, int]], *, synthetic: bool
+) -> None:
+    import pandas as pd
+
+    from cxr.files import sha256_of, write_json
+    from cxr.labels import LABELS
+    from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
+
+    def write_csv(name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+        pd.DataFrame(rows, columns=columns).to_csv(raw / name, index=False, lineterminator="\n")
+
+    manifest = pd.DataFrame([_manifest_row(film, result) for film in result.kept], columns=list(MANIFEST_COLUMNS))
+    write_table(manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
+    statistics = pd.DataFrame([_statistics_row(film) for film in result.kept], columns=list(STATISTICS_COLUMNS))
+    write_table(statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
+    write_csv(
+        "duplicates.csv",
+        ["path", "source", "sha256", "kind", "kept_image_id", "correlation"],
+        [
+            (
+                row.film.path,
+                row.film.source,
+                row.film.film.sha256,
+                row.kind,
+                row.kept.image_id,
+                f"{row.correlation:.6f}",
+            )
+            for row in result.duplicates
+        ],
+    )
+    write_csv(
+        "lookalikes.csv",
+        ["image_id_a", "image_id_b", "correlation"],
+        [(one, other, f"{correlation:.6f}") for one, other, correlation in result.look_alikes],
+    )
+    write_csv(
+        "quarantine.csv",
+        ["path", "source", "reason", "detail"],
+        sorted((row.path, row.source, row.refusal.reason, row.refusal.detail) for row in refused),
+    )
+    classes = Counter(film.placement.label for film in result.kept)
+    totals = {name: sum(count[name] for count in counts.values()) for name in next(iter(counts.values()))}
+    write_json(
+        raw / "ingest.json",
+        {
+            **totals,
+            "sources": counts,
+            "synthetic": synthetic,
+            "classes": {label: classes[label] for label in LABELS},
+            "manifest_sha256": sha256_of(raw / "manifest.parquet"),
+        },
+    )
+
+
+def _manifest_row(film: Taken, result: Sorted) -> dict[str, Any]:
+    return {
+        "image_id": film.image_id,
+        "source": film.source,
+        "official_split": film.placement.official_split,
+        "path": _film_path(film),
+        "label": film.placement.label,
+        "patient_id": result.patients[film.patient_id],
+        "sha256": film.film.sha256,
+        "phash": f"{film.film.phash:016x}",
+        "width": film.film.width,
+        "height": film.film.height,
+        "mode": film.film.mode,
+        "bytes": film.film.bytes,
+    }
+
+
+def _statistics_row(film: Taken) -> dict[str, Any]:
+    described = film.film
+    return {
+        "image_id": film.image_id,
+        "grey_mean": described.grey_mean,
+        "grey_std": described.grey_std,
+        "grey_p01": described.grey_p01,
+        "grey_p99": described.grey_p99,
+        "saturated_share": described.saturated_share,
+    }
+
+
+def _log_summary(counts: dict[str, dict[str, int]], refused: list[Refused], result: Sorted) -> None:
+    columns = ("total", "kept", "quarantined", "duplicates")
+    lines = [f"{'source':<12}" + "".join(f"{name:>13}" for name in columns)]
+    lines += [f"{source:<12}" + "".join(f"{count[name]:>13,}" for name in columns) for source, count in counts.items()]
+    log.info("\n".join(lines))
+    labels = Counter(film.placement.label for film in result.kept)
+    log.info("kept: %s", ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items())))
+    reasons = Counter(row.refusal.reason for row in refused)
+    if reasons:
+        log.info("quarantined: %s", ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
+    log.info("pairs of kept films that look alike: %s", f"{len(result.look_alikes):,}")
+
+
+if __name__ == "__main__":
+    run_step(ingest)
