@@ -1,0 +1,164 @@
+"""Rebuild the model: the stages of dvc.yaml as one visible task each, then the promotion gate.
+
+    python -m flows.rebuild                                   # here and now; no server needed
+    python -m flows.rebuild --set train.learning_rates.head=5e-4 --no-promote
+    prefect deploy --all && prefect worker start --pool local # on the schedule of prefect.yaml
+
+DVC decides what has to run; a stage that is up to date ends as `Cached`. Parameters set for one run leave the
+checkout as it is: the run has a git worktree of its own in .runs/<run>, over the same cache and tracking store.
+A refused promotion is an answer, not a failure: the flow ends well, its task `promote` in the state `Refused`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from cxr.command import command_parser, run_command
+from cxr.errors import ParamsError, PromotionRefusedError
+from cxr.files import read_json
+from cxr.params import Params, read_params
+from flows.stages import (
+    StageBusyError,
+    StageFailedError,
+    child_environment,
+    last_words,
+    reads_network,
+    run_stage,
+    stages_in_order,
+)
+from flows.supervised import run_supervised
+from flows.workspaces import open_workspace, shared_environment
+from tasks.configure import parse_setting
+
+RETRIES = 3
+RETRY_DELAY_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """What a run did: stage -> `Completed` or `Cached`, and the gate's verdict (None: not asked)."""
+
+    stages: dict[str, str]
+    verdict: str | None
+    folder: Path
+
+
+@flow(name="rebuild")
+def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep: int = 5) -> Rebuild | State[Any]:
+    """Bring every stage up to date, publish the results, then ask the promotion gate.
+
+    Args:
+        overrides: dotted names of params.yaml to values, for this run alone.
+        promote: whether a model that passes the gate becomes champion.
+        keep: how many worktrees of runs with overrides stay in .runs.
+    """
+    root = Path.cwd()
+    if not (root / "dvc.yaml").is_file():
+        raise ParamsError(f"{root} holds no dvc.yaml; start the flow in the project's root")
+    folder = open_workspace(root, run=str(flow_run.name), overrides=overrides, keep=keep) if overrides else root
+    params = read_params(folder / "params.yaml")
+    environment = shared_environment(root)
+
+    stages = {}
+    for name in stages_in_order(folder):
+        state = stage.with_options(name=name, task_run_name=name)(
+            name, folder, environment, may_pass=reads_network(name, params.ingest), return_state=True
+        )
+        if not state.is_completed():
+            return _failed(state)
+        stages[name] = str(state.name)
+    publish_results(folder, params)
+    if not promote:
+        return Rebuild(stages=stages, verdict=None, folder=folder)
+    state = ask_promotion_gate(folder, environment, return_state=True)
+    return Rebuild(stages=stages, verdict=state.name, folder=folder) if state.is_completed() else _failed(state)
+
+
+@task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS)
+def stage(name: str, folder: Path, environment: dict[str, str], *, may_pass: bool) -> State[None]:
+    """Run one stage through DVC; its lines are this task run's log.
+
+    What may pass by itself (a busy lock; with `may_pass` any failure) is raised, so that Prefect tries again.
+    """
+    try:
+        run = run_stage(name, root=folder, on_line=get_run_logger().info, environment=environment)
+    except StageBusyError:
+        raise
+    except StageFailedError as error:
+        if may_pass:
+            raise
+        return Failed(message=str(error), data=error)
+    if run.cached:
+        return Completed(name="Cached", message="nothing it reads has changed")
+    return Completed(message=f"ran for {run.seconds:.0f} s")
+
+
+@task(task_run_name="promote", cache_policy=NO_CACHE)
+def ask_promotion_gate(folder: Path, environment: dict[str, str]) -> State[None]:
+    """Ask the gate whether the challenger becomes champion; a refusal is an answer with its reasons."""
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        get_run_logger().info(line)
+
+    command = [sys.executable, "-m", "tasks.promote"]
+    code = run_supervised(command, folder=folder, on_line=keep, environment=child_environment(environment))
+    if code not in {0, PromotionRefusedError.exit_code}:
+        error = StageFailedError(f"promote: {last_words(lines, code)}")
+        return Failed(message=str(error), data=error)
+    create_markdown_artifact(key="promotion", markdown="\n".join(["```", *lines, "```"]))
+    if code:
+        return Completed(name="Refused", message=lines[-1] if lines else "see the log")
+    return Completed(name="Promoted", message=lines[-1] if lines else None)
+
+
+def publish_results(folder: Path, params: Params) -> None:
+    """Show the test metrics as a table and the report as a link on the flow run's page."""
+    metrics = read_json(folder / params.paths.metrics)
+    intervals = metrics.get("ci95", {})
+    rows = ["| metric | value | 95% interval |", "|---|---|---|"]
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            low_high = intervals.get(name)
+            rows.append(f"| {name} | {value:.3f} | {f'{low_high[0]:.3f} to {low_high[1]:.3f}' if low_high else ''} |")
+    title = "Synthetic sample, not a measurement of anything clinical\n\n" if metrics.get("synthetic") else ""
+    create_markdown_artifact(key="metrics", markdown=title + "\n".join(rows))
+    report = (folder / params.paths.report).resolve()
+    create_link_artifact(key="report", link=report.as_uri(), link_text=str(report))
+
+
+def _failed(state: State[Any]) -> State[Any]:
+    """Return the flow's end for a task's: same message, without a second traceback."""
+    return Failed(message=state.message, data=state.result(raise_on_failure=False))
+
+
+def main() -> int:
+    """Run the flow once from the command line; the exit code says what the gate said."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="for this run; may be repeated"
+    )
+    parser.add_argument("--no-promote", action="store_true", help="leave the champion as it is")
+    arguments = parser.parse_args()
+    overrides = dict(parse_setting(setting) for setting in arguments.set)
+    done = rebuild(overrides=overrides or None, promote=not arguments.no_promote)
+    if not isinstance(done, Rebuild):
+        raise StageFailedError(str(done.message))
+    for name, state in done.stages.items():
+        print(f"{name:<11} {state}")
+    print(f"promote     {done.verdict or 'not asked'}")
+    print(f"report      {done.folder / read_params(done.folder / 'params.yaml').paths.report}")
+    return PromotionRefusedError.exit_code if done.verdict == "Refused" else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

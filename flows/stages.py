@@ -1,0 +1,127 @@
+"""The stages of dvc.yaml: in which order, and how one of them is run through DVC. No Prefect here."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr.command import TELEMETRY_OFF
+from cxr.errors import CxrError
+from cxr.params import IngestParams
+from flows.supervised import run_supervised
+
+SKIPPED = ("didn't change, skipping", "is cached - skipping run")
+BUSY = ("is busy", "Unable to acquire lock")
+NETWORK_PREFIXES = ("http://", "https://", "s3://")
+
+
+class StageFailedError(CxrError):
+    """A stage ended with an error; the message is the stage's own."""
+
+
+class StageBusyError(StageFailedError):
+    """Another DVC command holds what the stage needs; trying again later is right."""
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How a stage ended: run, or found unchanged and skipped."""
+
+    name: str
+    cached: bool
+    seconds: float
+
+
+def stages_in_order(root: Path) -> list[str]:
+    """Return the names of the stages of root/dvc.yaml, each after those it reads from, else in file order."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph  # edges go from a stage to those it reads from
+        pipeline = [stage for stage in repo.index.stages if Path(stage.path) == root.resolve() / "dvc.yaml"]
+        order: dict[str, None] = {}
+
+        def add(stage: Any) -> None:
+            for source in sorted(set(graph.successors(stage)) & set(pipeline), key=pipeline.index):
+                add(source)
+            order[stage.name] = None
+
+        for stage in pipeline:
+            add(stage)
+        return list(order)
+
+
+def run_stage(
+    name: str, *, root: Path, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+) -> StageRun:
+    """Bring one stage up to date with `dvc repro -s`.
+
+    Raises:
+        StageBusyError: another DVC command is at work on the same files.
+        StageFailedError: the stage failed; carries its last words.
+    """
+    heal_path_lock(root)
+    started = time.monotonic()
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        on_line(line)
+
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", name]
+    code = run_supervised(command, folder=root, on_line=keep, environment=child_environment(environment))
+    if code != 0:
+        busy = any(sign in line for line in lines for sign in BUSY)
+        raise (StageBusyError if busy else StageFailedError)(f"{name}: {last_words(lines, code)}")
+    cached = any(sign in line for line in lines for sign in SKIPPED)
+    return StageRun(name=name, cached=cached, seconds=time.monotonic() - started)
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what a stage's process needs beside ours: this Python first on PATH, telemetry off."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**TELEMETRY_OFF, "PATH": path, **(extra or {})}
+
+
+def reads_network(name: str, ingest: IngestParams) -> bool:
+    """Say whether the stage fetches films from an address, so that a failure may pass by itself."""
+    return name == "ingest" and any(source.location.startswith(NETWORK_PREFIXES) for source in ingest.sources)
+
+
+def heal_path_lock(root: Path, *, patience_seconds: float = 1.0) -> bool:
+    """Remove DVC's record of busy paths when a killed command left it unreadable, which blocks all later ones.
+
+    A command that is just writing it gets `patience_seconds` to finish. Returns whether it was removed.
+    """
+    record = root / ".dvc" / "tmp" / "rwlock"
+    if _is_json_or_absent(record):
+        return False
+    time.sleep(patience_seconds)
+    if _is_json_or_absent(record):
+        return False
+    record.unlink(missing_ok=True)
+    return True
+
+
+def _is_json_or_absent(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def last_words(lines: list[str], code: int) -> str:
+    """Return the step's own error line where there is one, else DVC's, else the last line."""
+    spoken: list[Any] = [line for line in lines if line.strip()]
+    for sign in ("error: ", "ERROR: "):
+        for line in reversed(spoken):
+            if line.startswith(sign):
+                return str(line.removeprefix(sign))
+    return f"exit code {code}" + (f", last line: {spoken[-1]}" if spoken else "")

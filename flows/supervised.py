@@ -1,0 +1,77 @@
+"""Run one command so that nothing of it outlives whoever asked for it.
+
+The command gets a process group of its own. When it is to stop, or when the asking process is gone, killed
+outright included, the group gets one SIGINT, then SIGKILL. A `dvc` killed alone would leave its stage writing on.
+
+This file is also the small process in between: `python supervised.py COMMAND...` stops its command
+when its own standard input closes, which the death of the asking process does whatever the cause.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+GRACE_SECONDS = 10.0
+
+
+def run_supervised(
+    command: list[str], *, folder: Path, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+) -> int:
+    """Run `command` in `folder`; hand every line it prints, on either stream, to `on_line` as it comes.
+
+    Returns the exit code. On any exception, Ctrl-C and Prefect's cancellation included, the command and
+    all its children are stopped before the exception goes on.
+    """
+    between = subprocess.Popen(
+        [sys.executable, "-u", __file__, *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C in the terminal reaches the command once, through us
+    )
+    with between:
+        try:
+            for line in between.stdout or ():
+                on_line(line.rstrip("\n"))
+            return between.wait()
+        finally:
+            if between.stdin:
+                between.stdin.close()
+            between.wait()
+
+
+def _main(command: list[str]) -> int:
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    threading.Thread(target=_stop_when_stdin_closes, args=(child,), daemon=True).start()
+    code = child.wait()
+    _signal_group(child.pid, signal.SIGKILL)  # whatever it started and left behind
+    return code if code >= 0 else 128 - code
+
+
+def _stop_when_stdin_closes(child: "subprocess.Popen[bytes]") -> None:
+    sys.stdin.buffer.read()
+    _signal_group(child.pid, signal.SIGINT)
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        _signal_group(child.pid, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""A git worktree for a run with other parameters, so that the main checkout stays as it is.
+
+It lies in .runs/<run>, takes the committed code and the parameters as they stand in the main checkout, shares
+DVC's cache and the downloads with it, and stays for a look at its report until newer runs push it out.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cxr.errors import CxrError, ParamsError
+from cxr.params import override, read_params
+
+FOLDER = ".runs"
+CARRIED = ("params.yaml", "dvc.lock")
+"""Taken over as they stand in the main checkout, committed or not; all other files as committed."""
+
+
+class WorkspaceError(CxrError):
+    """No worktree can be made from the main checkout as it stands."""
+
+
+def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int) -> Path:
+    """Return .runs/<run> with `overrides` set in its params.yaml; older ones beyond `keep` in all are removed.
+
+    Raises:
+        WorkspaceError: the main checkout holds uncommitted changes of code, or git refuses.
+        ParamsError: an override does not fit.
+    """
+    _refuse_uncommitted(root)
+    _remove_older(root, run=run, keep=keep)
+    workspace = root / FOLDER / run
+    if not (workspace / ".git").exists():
+        _git(root, "worktree", "prune")
+        _git(root, "worktree", "add", "--quiet", "--detach", str(workspace), "HEAD")
+    for name in CARRIED:
+        if (root / name).exists():
+            shutil.copyfile(root / name, workspace / name)
+    _share_cache(root, workspace)
+    try:
+        downloads = (root / read_params(workspace / "params.yaml").paths.downloads).resolve()
+        override(workspace / "params.yaml", {**overrides, "paths.downloads": str(downloads)})
+    except ParamsError:
+        close_workspace(root, workspace)
+        raise
+    return workspace
+
+
+def close_workspace(root: Path, workspace: Path) -> None:
+    """Remove a workspace; what its stages made stays in DVC's cache."""
+    _git(root, "worktree", "remove", "--force", str(workspace))
+
+
+def shared_environment(root: Path) -> dict[str, str]:
+    """Return what makes a workspace's steps record in the main checkout's tracking store."""
+    return {"CXR_MLRUNS": str(root.resolve() / "mlruns")}
+
+
+def _refuse_uncommitted(root: Path) -> None:
+    changed = [line[3:] for line in _git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
+    uncommitted = sorted(set(changed) - set(CARRIED))
+    if uncommitted:
+        raise WorkspaceError(
+            f"a run with overrides uses the committed code, and these changes are not committed:"
+            f" {', '.join(uncommitted[:5])}{' ...' if len(uncommitted) > 5 else ''}; commit them first"
+        )
+
+
+def _remove_older(root: Path, *, run: str, keep: int) -> None:
+    folder = root / FOLDER
+    if not folder.is_dir():
+        return
+    others = sorted((path for path in folder.iterdir() if path.name != run), key=lambda path: path.stat().st_mtime)
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        close_workspace(root, old)
+
+
+def _share_cache(root: Path, workspace: Path) -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local_cache_dir
+    local = root / ".dvc" / "config.local"
+    if local.exists():
+        shutil.copyfile(local, workspace / ".dvc" / "config.local")
+    with Repo(str(workspace)) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = str(cache)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise WorkspaceError(f"git {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
+    return done.stdout
