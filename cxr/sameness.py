@@ -43,12 +43,11 @@ class Sorted:
 
 
 def sort_out(films: list[Taken], *, same_film: float, look_alike: float) -> Sorted:
-    """Keep one film of each picture: the largest, then the first by source and path.
+    """Keep one film of each picture: the one with most pixels, of these the first of `films`.
 
     Films whose thumbnails correlate at `same_film` or more are one picture, as are equal bytes;
     where the films of one picture have different labels, none is kept.
     """
-    films = sorted(films, key=lambda film: (film.source, film.path))
     thumbnails = np.array([film.film.thumbnail for film in films], np.uint8).reshape(-1, 32, 32)
     alike = _alike(films, thumbnails, min(same_film, look_alike))
     group_of = components(len(films), alike.at_least(same_film).rows)
