@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.errors import WeightsError
+from cxr.inference import to_input
 
 
 def last_convolution_stage(model: nn.Module) -> nn.Module:
@@ -62,6 +63,20 @@ def grad_cam(
         for start in range(0, len(inputs), batch_size)
     ]
     return np.concatenate(maps) if maps else np.zeros((0, *inputs.shape[-2:]), np.float32)
+
+
+def grad_cam_of_films(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    class_indices: NDArray[np.int64],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> NDArray[np.float32]:
+    """Return `grad_cam` of prepared films (N, H, W), as `cxr.inference.predict_logits` takes them."""
+    device = next(model.parameters()).device
+    films = torch.from_numpy(np.array(images)).to(device).unsqueeze(1).float() / 255
+    return grad_cam(model, to_input(films, mean, std), class_indices)
 
 
 def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32], *, strength: float = 0.6) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ _PAPER_BLUE = "#0072b2"
 _ORANGE = "#d55e00"
 _COLOURS: dict[str, str] = dict(zip(LABELS, ("#0072b2", "#e69f00", "#009e73", "#cc79a7"), strict=True))
 _DASHES: dict[str, Any] = dict(zip(LABELS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))), strict=True))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cxr",
     "font.family": "sans-serif",

@@ -1,0 +1,187 @@
+"""What an evaluation says: predictions in; metrics, calibration, figures and tables out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cxr import figures
+from cxr.bootstrap import Intervals, bootstrap_intervals
+from cxr.calibration import measure_calibration, reliability_table
+from cxr.metrics import Floats, Ints, Metrics, measure, roc_curves
+
+_HEADLINES = ("accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix")
+_OF_THE_SPLIT = ("protocol", "task", "classes", "synthetic", "test_set_sha256")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """N films of one split with their labels and probabilities before and after temperature scaling.
+
+    image_ids, sources, patients   (N,) of str
+    labels                         (N,) indices into `classes`
+    uncalibrated, calibrated       (N, C), rows summing to 1
+    """
+
+    classes: tuple[str, ...]
+    image_ids: NDArray[np.object_]
+    sources: NDArray[np.object_]
+    patients: NDArray[np.object_]
+    labels: Ints
+    uncalibrated: Floats
+    calibrated: Floats
+
+    def where(self, rows: NDArray[Any]) -> "Predictions":
+        """Return the films that `rows` (a mask (N,), or row numbers) selects."""
+        arrays = {name: value[rows] for name, value in vars(self).items() if name != "classes"}
+        return Predictions(self.classes, **arrays)
+
+    def to_table(self, split: str) -> pd.DataFrame:
+        """Return predictions.csv: who, where from, the label, the predicted class and each calibrated probability."""
+        names = np.array(self.classes, dtype=object)
+        columns = {
+            "image_id": self.image_ids,
+            "split": split,
+            "source": self.sources,
+            "patient_id": self.patients,
+            "label": names[self.labels],
+            "predicted_class": names[self.calibrated.argmax(axis=1)],
+        }
+        return pd.DataFrame(columns | {f"p_{name}": self.calibrated[:, c] for c, name in enumerate(self.classes)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How intervals and calibration are measured."""
+
+    resamples: int
+    seed: int
+    bins: int
+
+
+def calibration_summary(
+    validation: Predictions, test: Predictions, *, temperature: float, settings: Settings
+) -> dict[str, Any]:
+    """Return calibration.json: the temperature, and the errors before and after it on both splits."""
+
+    def errors(of: Predictions) -> dict[str, Any] | None:
+        if not len(of.labels):
+            return None
+        return {
+            name: measure_calibration(of.labels, probabilities, bins=settings.bins).to_json()
+            for name, probabilities in (("before", of.uncalibrated), ("after", of.calibrated))
+        }
+
+    return {
+        "temperature": temperature,
+        "n_validation": len(validation.labels),
+        "bins": settings.bins,
+        "validation": errors(validation),
+        "test": errors(test),
+    }
+
+
+def summarize(
+    test: Predictions, *, calibration: Mapping[str, Any], split: Mapping[str, Any], settings: Settings
+) -> dict[str, Any]:
+    """Return metrics.json: every metric of the test films from calibrated probabilities, with 95% intervals.
+
+    Args:
+        test: the test films.
+        calibration: from calibration_summary.
+        split: split.json.
+        settings: seed, resamples and bins.
+
+    Raises:
+        DataError: there are no test films.
+    """
+    measured, intervals = _measured(test, settings)
+    values = measured.to_json()
+    return {
+        **{key: values[key] for key in _HEADLINES},
+        "calibration": {
+            **calibration["test"]["after"],
+            "temperature": calibration["temperature"],
+            "bins": settings.bins,
+        },
+        "ci95": intervals.to_json(),
+        "bootstrap": {"resamples": intervals.resamples, "resamples_missing_a_class": intervals.incomplete},
+        **{key: split[key] for key in _OF_THE_SPLIT},
+        "seed": settings.seed,
+        "n_test": measured.n,
+        "n_patients": intervals.patients,
+        "per_source": {
+            str(source): _slice(test.where(test.sources == source), settings) for source in np.unique(test.sources)
+        },
+    }
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the defined numbers of metrics.json under the names that a tracking store shows."""
+    flat = {f"test_{key}": metrics[key] for key in ("accuracy", "macro_f1", "macro_auroc")}
+    flat |= {f"test_{key}": metrics["calibration"][key] for key in ("ece", "brier", "nll")}
+    for name, values in metrics["per_class"].items():
+        flat |= {f"test_{name}_{figure}": value for figure, value in values.items() if figure != "support"}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def draw_figures(
+    test: Predictions, metrics: Mapping[str, Any], *, curves: pd.DataFrame, best_epoch: int
+) -> dict[str, str]:
+    """Return the figures as SVG by name; `curves` is the table curves.csv."""
+    bins, classes = metrics["calibration"]["bins"], test.classes
+    before, after = (reliability_table(test.labels, p, bins=bins) for p in (test.uncalibrated, test.calibrated))
+    auroc = {name: values["auroc"] for name, values in metrics["per_class"].items()}
+    return {
+        "training_curves": figures.training_curves(
+            {str(name): curves[name].tolist() for name in curves}, best_epoch=best_epoch
+        ),
+        "confusion_matrix": figures.confusion_matrix(metrics["confusion_matrix"], classes),
+        "roc": figures.roc(roc_curves(test.labels, test.calibrated, classes), auroc),
+        "reliability": figures.reliability(before, after),
+        "probabilities": figures.probability_histogram(test.labels, test.calibrated, classes),
+    }
+
+
+def plot_tables(test: Predictions, *, bins: int) -> dict[str, pd.DataFrame]:
+    """Return the tables that `dvc plots` draws: confusion, roc and reliability."""
+    names = np.array(test.classes, dtype=object)
+    curves = roc_curves(test.labels, test.calibrated, test.classes)
+    roc = [
+        pd.DataFrame({"class": name, "fpr": curve.false_positive_rate, "tpr": curve.true_positive_rate})
+        for name, curve in curves.items()
+    ]
+    return {
+        "confusion": pd.DataFrame({"actual": names[test.labels], "predicted": names[test.calibrated.argmax(axis=1)]}),
+        "roc": pd.concat(roc) if roc else pd.DataFrame(columns=["class", "fpr", "tpr"]),
+        "reliability": pd.DataFrame([vars(row) for row in reliability_table(test.labels, test.calibrated, bins=bins)]),
+    }
+
+
+def _measured(films: Predictions, settings: Settings) -> tuple[Metrics, Intervals]:
+    return measure(films.labels, films.calibrated, films.classes), bootstrap_intervals(
+        films.labels,
+        films.calibrated,
+        films.patients.tolist(),
+        films.classes,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        bins=settings.bins,
+    )
+
+
+def _slice(films: Predictions, settings: Settings) -> dict[str, Any]:
+    """Return the metrics of one source; its macro F1 is over the classes it has."""
+    measured, intervals = _measured(films, settings)
+    ci95 = intervals.to_json()
+    return {
+        "n": measured.n,
+        "patients": intervals.patients,
+        "accuracy": measured.accuracy,
+        "macro_f1": measured.macro_f1,
+        "missing_classes": list(measured.missing_classes),
+        "ci95": {name: ci95[name] for name in ("accuracy", "macro_f1")},
+    }

@@ -1,0 +1,74 @@
+"""The films that a report shows: some that were right, drawn at random, and the errors that were surest."""
+
+import base64
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr.bundle import ModelSpec
+from cxr.evaluation import Predictions
+from cxr.explain import grad_cam_of_films, overlay
+from cxr.metrics import Floats, Ints
+from cxr.packed import PackedFilms
+from cxr.report import GalleryItem
+
+_JPEG_QUALITY = 88
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A film to show: its row among the predictions, and whether the prediction is right."""
+
+    row: int
+    correct: bool
+
+
+def make_gallery(
+    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, *, per_class: int, seed: int
+) -> list[GalleryItem]:
+    """Return the chosen films (see pick_films) with the Grad-CAM of their predicted class."""
+    picks = pick_films(test.labels, test.calibrated, per_class=per_class, seed=seed)
+    chosen = test.where(np.array([pick.row for pick in picks], dtype=np.int64))
+    predicted = chosen.calibrated.argmax(axis=1)
+    films = packed.images[packed.rows(chosen.image_ids.tolist())]
+    heat = grad_cam_of_films(model, films, predicted, mean=spec.mean, std=spec.std)
+    return [
+        GalleryItem(
+            film=jpeg_address(films[i]),
+            overlay=jpeg_address(overlay(films[i], heat[i])),
+            actual=spec.classes[chosen.labels[i]],
+            predicted=spec.classes[predicted[i]],
+            probability=float(chosen.calibrated[i].max()),
+            correct=pick.correct,
+            source=str(chosen.sources[i]),
+        )
+        for i, pick in enumerate(picks)
+    ]
+
+
+def pick_films(labels: Ints, probabilities: Floats, *, per_class: int, seed: int) -> list[Pick]:
+    """Choose films: for each actual class up to `per_class` right ones, then up to `per_class` errors.
+
+    The right ones are drawn at random with `seed`, so that they show what is usual and not what looks best;
+    errors are those with the highest probability for the wrong class.
+    """
+    generator = np.random.default_rng(seed)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    picks: list[Pick] = []
+    for c in range(probabilities.shape[1]):
+        right = np.flatnonzero((labels == c) & (predicted == c))
+        drawn = np.sort(generator.permutation(right)[:per_class])
+        wrong = np.flatnonzero((labels == c) & (predicted != c))
+        surest = wrong[np.argsort(-confidence[wrong], kind="stable")[:per_class]]
+        picks += [Pick(int(row), True) for row in drawn] + [Pick(int(row), False) for row in surest]
+    return picks
+
+
+def jpeg_address(picture: NDArray[np.uint8]) -> str:
+    """Return a picture, grey (H, W) or RGB (H, W, 3), as a `data:` address that a page can hold."""
+    in_cv2_order = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", in_cv2_order, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
