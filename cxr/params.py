@@ -172,9 +172,9 @@ class EvaluateParams(Section):
 
 
 class RegisterParams(Section):
-    """Where runs and versions are recorded."""
+    """What every registered version carries besides its lineage."""
 
-    experiment: str
+    tags: dict[str, str]
 
 
 class PromoteParams(Section):

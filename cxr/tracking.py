@@ -40,6 +40,7 @@ _CLIENT_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -258,6 +259,23 @@ def log_dataset(run_id: str, *, name: str, source: Path, sha256: str, context: s
     store = client()
     with store_errors(f"recording the data of run {run_id}"):
         store.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+
+def run_tags(run_id: str) -> dict[str, str]:
+    """Return the tags of a run, MLflow's own left out."""
+    store = client()
+    with store_errors(f"reading run {run_id}"):
+        tags = store.get_run(run_id).data.tags
+    return {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+
+
+def find_run(tag: str, value: str) -> str | None:
+    """Return the first run of the experiment that carries a tag, None where there is none."""
+    experiment = experiment_id()
+    store = client()
+    with store_errors("looking for a run"):
+        found = store.search_runs([experiment], f"tags.{tag} = '{value}'", order_by=["attributes.start_time ASC"])
+    return str(found[0].info.run_id) if found else None
 
 
 def log_files(run_id: str, files: Sequence[Path], folder: str) -> None:

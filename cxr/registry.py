@@ -1,0 +1,360 @@
+"""The model registry: versions of one model, the aliases `challenger` and `champion`, and the record of every move.
+
+A version is a bundle (weights, spec) with what it comes from as tags; the same weights with the same temperature
+are one version, however often they are registered. The record of champions is kept as tags `ledger.<n>` of the
+registered model, for it has to live where the alias lives: whoever sees the champion sees its history, on any
+machine, and a lost working copy loses nothing. See cxr.ledger for how a changed entry shows.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxr import ledger, tracking
+from cxr.errors import RegistryError, WeightsError
+from cxr.files import sha256_of, whole_folder
+from cxr.ledger import Kind, Move
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from cxr.bundle import ModelSpec
+
+MODEL = "chest-xray-pneumonia"
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+EVIDENCE_TAG = "evidence"
+_LEDGER_PREFIX = "ledger."
+_BUNDLE_PATH = "artifacts/bundle"
+_BUNDLE_FILES = {"weights_sha256": "model.safetensors", "spec_sha256": "model.json"}
+_SERVING_PACKAGES = (
+    "mlflow",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "pillow",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+
+log = logging.getLogger("cxr.registry")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version; `number` counts from "1", `tags` hold its lineage and verdict."""
+
+    number: str
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+
+
+def register_version(
+    bundle: Path, spec: ModelSpec, *, run_id: str, lineage: Mapping[str, str], evidence: Mapping[str, str]
+) -> tuple[Version, bool]:
+    """Register the bundle and give it the alias `challenger`; the same weights never make a second version.
+
+    Args:
+        bundle: folder with model.safetensors and model.json, the temperature in it.
+        spec: what model.json says.
+        run_id: the run of the training.
+        lineage: tags of a new version; a version that is there already keeps its own.
+        evidence: tags about its measurement, written in both cases.
+
+    Returns:
+        The version, and whether it is new.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    identity = {
+        "weights_sha256": spec.weights_sha256,
+        "temperature": repr(spec.temperature),
+        "spec_sha256": sha256_of(bundle / _BUNDLE_FILES["spec_sha256"]),
+    }
+    found = find_version(spec.weights_sha256, temperature=spec.temperature)
+    if found:
+        number = found.number
+        tag_version(number, evidence)
+    else:
+        number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evidence, **identity})
+    client = tracking.client()
+    with tracking.store_errors(f"naming version {number} {CHALLENGER}"):
+        client.set_registered_model_alias(MODEL, CHALLENGER, number)
+    return get_version(number), found is None
+
+
+def find_version(weights_sha256: str, *, temperature: float) -> Version | None:
+    """Return the version with these weights and this temperature, None where there is none."""
+    client = tracking.client()
+    with tracking.store_errors("looking for a version with the same weights"):
+        found = client.search_model_versions(f"name = '{MODEL}' and tags.weights_sha256 = '{weights_sha256}'")
+    same = [version for version in found if version.tags.get("temperature") == repr(temperature)]
+    return _version(min(same, key=lambda version: int(version.version))) if same else None
+
+
+def get_version(which: str) -> Version:
+    """Return a version by number ("3") or alias ("champion").
+
+    Raises:
+        RegistryError: there is none; says how to get one.
+    """
+    found = _look_up(which)
+    if found is None:
+        raise RegistryError(_missing(which))
+    return found
+
+
+def champion() -> Version | None:
+    """Return the champion, None where there is none yet."""
+    return _look_up(CHAMPION)
+
+
+def _look_up(which: str) -> Version | None:
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client()
+    with tracking.store_errors(f"looking for the version {which}"):
+        try:
+            if which.isdecimal():
+                return _version(client.get_model_version(MODEL, which))
+            return _version(client.get_model_version_by_alias(MODEL, which))
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+
+
+def _missing(which: str) -> str:
+    where = f"{MODEL} in {tracking.public_uri()}"
+    if which == CHAMPION:
+        return (
+            f"there is no champion of {where} yet; run `make run` for the whole loop, "
+            "or `python -m tasks.promote` when a challenger is registered"
+        )
+    if which == CHALLENGER:
+        return f"there is no challenger of {where} yet; run `python -m tasks.register` after training and evaluation"
+    return f"there is no version or alias {which!r} of {where}; `python -m tasks.history` lists what was champion"
+
+
+def tag_version(number: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    client = tracking.client()
+    with tracking.store_errors(f"tagging version {number}"):
+        for key, value in tags.items():
+            client.set_model_version_tag(MODEL, number, key, value)
+
+
+def _version(found: ModelVersion) -> Version:
+    return Version(
+        number=str(found.version), run_id=found.run_id or "", source=found.source or "", tags=dict(found.tags)
+    )
+
+
+def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client()
+    model_id = _log_model(bundle, spec, run_id=run_id)
+    with tracking.store_errors("registering a version"):
+        try:
+            client.create_registered_model(
+                MODEL, description="Normal, viral and bacterial pneumonia on chest films. Research software."
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = client.create_model_version(
+            MODEL, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
+        )
+    return str(made.version)
+
+
+def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
+    """Put the bundle into the store as a model that MLflow can load and serve; return its id."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    client = tracking.client()
+    with tracking.store_errors("storing the model"), tempfile.TemporaryDirectory() as scratch:
+        experiment = client.get_run(run_id).info.experiment_id
+        logged = client.create_logged_model(experiment, name="classifier", source_run_id=run_id)
+        folder, source = Path(scratch) / "model", Path(scratch) / Path(_BUNDLE_PATH).name
+        shutil.copytree(bundle, source)  # MLflow keeps the folder's name
+        described = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
+        _save_model(folder, source, spec, described)
+        client.log_model_artifacts(logged.model_id, str(folder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_id)
+
+
+def _save_model(folder: Path, bundle: Path, spec: ModelSpec, described: object) -> None:
+    from cxr import serving  # it imports torch and the whole of MLflow
+
+    # No pip in the environment that uv makes: MLflow warns that it cannot pin pip itself.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    import mlflow.pyfunc
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Operation with range is deprecated")  # MLflow 3.17 on pandas 3.1
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=described,
+            python_model=serving.__file__,
+            code_paths=[str(Path(serving.__file__).parent)],
+            artifacts={serving.BUNDLE_ARTIFACT: str(bundle)},
+            signature=serving.signature(spec.classes),
+            input_example=serving.input_example(),
+            pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in _SERVING_PACKAGES],
+        )
+
+
+def log_test_metrics(version: Version, metrics: Mapping[str, float], *, test_set_sha256: str) -> None:
+    """Tie test metrics to the version's model and to the test set, where MLflow's pages compare models."""
+    client = tracking.client()
+    with tracking.store_errors(f"recording metrics of version {version.number}"):
+        for name, value in metrics.items():
+            client.log_metric(
+                version.run_id,
+                name,
+                value,
+                model_id=version.source.removeprefix("models:/"),
+                dataset_name="test",
+                dataset_digest=test_set_sha256[:36],
+            )
+
+
+def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
+    """Return a local folder with the version's bundle, checked against the digests in the registry.
+
+    Args:
+        version: which.
+        cache: where copies are kept between calls; `mlruns/cache` by default.
+
+    Raises:
+        WeightsError: what the store holds is not what was registered; nothing of it is kept.
+        RegistryError: the store does not answer or has lost the files.
+    """
+    folder = (cache or tracking.mlruns_folder() / "cache") / f"version-{version.number}-{version.run_id[:8]}"
+    if folder.is_dir() and not _wrong_files(folder, version):
+        return folder
+    with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
+        fetched = _download(f"{version.source}/{_BUNDLE_PATH}", Path(scratch))
+        if wrong := _wrong_files(fetched, version):
+            raise WeightsError(
+                f"version {version.number} of {MODEL} has been changed since it was registered: {', '.join(wrong)}; "
+                "it was not loaded. Go back with `python -m tasks.rollback` or register the model again"
+            )
+        shutil.copytree(fetched, partial, dirs_exist_ok=True)
+    return folder
+
+
+def fetch_evidence(version: Version, target: Path) -> Path | None:
+    """Copy the evidence that the version's tag names into `target`; None where the store has none."""
+    run_id, _, path = version.tags.get(EVIDENCE_TAG, "").partition("/")
+    if not tracking.run_exists(run_id):
+        return None
+    client = tracking.client()
+    with tracking.store_errors(f"reading the evidence of version {version.number}"):
+        if not client.list_artifacts(run_id, path):
+            return None
+        return Path(client.download_artifacts(run_id, path, str(target)))
+
+
+def _download(uri: str, target: Path) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    store = tracking.tracking_uri()
+    with tracking.store_errors(f"fetching {uri}"):
+        return Path(download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=store, registry_uri=store))
+
+
+def _wrong_files(folder: Path, version: Version) -> list[str]:
+    return [
+        name
+        for tag, name in _BUNDLE_FILES.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != version.tags.get(tag)
+    ]
+
+
+def history() -> list[Move]:
+    """Return every move of the alias `champion`, the oldest first; warns of entries that were changed."""
+    lines = _ledger_lines()
+    try:
+        moves = [ledger.move_from_line(line) for line in lines]
+        broken = ledger.altered(lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RegistryError(
+            f"the record of champions in {tracking.public_uri()} cannot be read ({error}); "
+            f"mend or remove the damaged tag {_LEDGER_PREFIX}<n> of the registered model {MODEL}"
+        ) from error
+    if broken:
+        log.warning("the record of champions was changed by hand at entry %s", ", ".join(map(str, broken)))
+    return moves
+
+
+def _ledger_lines() -> list[str]:
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client()
+    with tracking.store_errors("reading the record of champions"):
+        try:
+            tags = client.get_registered_model(MODEL).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return []
+            raise
+    return [tags[name] for name in sorted(tags) if name.startswith(_LEDGER_PREFIX)]
+
+
+def move_champion(number: str, *, kind: Kind, who: str, why: str) -> Move:
+    """Make version `number` champion. The record comes first: a cut in between leaves a plan, not a secret.
+
+    The same move after such a cut does not make a second entry.
+    """
+    client = tracking.client()
+    before = champion()
+    lines, moves = _ledger_lines(), history()
+    move = Move(
+        number=len(lines) + 1,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind=kind,
+        before=before.number if before else "",
+        after=number,
+        who=who,
+        why=why,
+        previous=ledger.digest(lines[-1]) if lines else "",
+    )
+    last = moves[-1] if moves else None
+    with tracking.store_errors(f"making version {number} champion"):
+        if last and (last.kind, last.before, last.after) == (move.kind, move.before, move.after):
+            move = last
+        else:
+            client.set_registered_model_tag(MODEL, f"{_LEDGER_PREFIX}{move.number:06d}", move.to_line())
+        client.set_registered_model_alias(MODEL, CHAMPION, number)
+    return move
+
+
+def previous_champion() -> Version:
+    """Return the champion before the present one.
+
+    Raises:
+        RegistryError: there was none, or its version is gone.
+    """
+    present = champion()
+    earlier = [number for number in ledger.champions_before(history()) if present and number != present.number]
+    if not earlier:
+        raise RegistryError("there is no champion to go back to; `python -m tasks.history` shows what was champion")
+    return get_version(earlier[-1])

@@ -1,0 +1,64 @@
+"""Show which version was champion when, who made it so, and why.
+
+Reads   the record in the model registry; writes nothing
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from cxr.command import command_parser, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cxr.ledger import Move
+
+COLUMNS = ("number", "time", "kind", "before", "after", "who", "why")
+
+log = logging.getLogger("cxr.history")
+
+
+def history(*, as_csv: bool) -> None:
+    """Print the record, the oldest move first."""
+    from cxr import registry
+
+    moves, champion = registry.history(), registry.champion()
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(move) for move in moves)
+    else:
+        print(_table(moves) if moves else "no version was champion yet; `python -m tasks.promote` asks the gate")
+    recorded, present = (moves[-1].after if moves else None), (champion.number if champion else None)
+    if recorded != present:
+        log.warning(
+            "the alias champion is on version %s, the record says %s: somebody moved it past the gate, or a move was "
+            "cut off; `python -m tasks.promote` or `python -m tasks.rollback` puts it right",
+            present,
+            recorded,
+        )
+
+
+def _table(moves: Sequence[Move]) -> str:
+    rows = [("time (UTC)", "move", "version", "before", "who", "why")]
+    rows += [(move.time, move.kind, move.after, move.before or "-", move.who, move.why) for move in moves]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main() -> None:
+    """Read the command line and print the record."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--csv", action="store_true", help="as CSV, for other programs")
+    history(as_csv=parser.parse_args().csv)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,178 @@
+"""Register the trained and measured model as the challenger.
+
+Reads   models/trained, reports/metrics.json, reports/report.html, reports/evidence, data/split/split.json
+Writes  reports/registration.json, the receipt
+Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, the evidence in its run
+
+The same weights with the same temperature never make a second version, so this can be run again at any time:
+also where DVC restored the receipt from a cache and this store has no such version yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxr.command import run_step
+from cxr.errors import DataError, WeightsError
+
+if TYPE_CHECKING:
+    from cxr.bundle import ModelSpec
+    from cxr.params import Paths, RegisterParams
+
+RESTORED_TAG = "restored_from"
+
+log = logging.getLogger("cxr.register")
+
+
+def register(params: RegisterParams, paths: Paths) -> None:
+    """Register the model of models/trained and write the receipt."""
+    from cxr import registry, tracking
+    from cxr.files import write_json
+
+    metrics, calibration = _read(paths.metrics), _read(paths.evidence / "calibration.json")
+    split, training = _read(paths.split / "split.json"), _read(paths.model / "training.json")
+    _check_same_test_set(metrics, split, paths)
+    with tempfile.TemporaryDirectory() as scratch:
+        spec = _final_bundle(paths.model, float(calibration["temperature"]), Path(scratch))
+        run_id = _run_of(training, spec, paths)
+        evidence = _log_evidence(run_id, paths) | _scores(metrics)
+        lineage = {**params.tags, **_lineage(run_id, spec, split, training)}
+        version, is_new = registry.register_version(
+            Path(scratch), spec, run_id=run_id, lineage=lineage, evidence=evidence
+        )
+    if is_new:
+        test_metrics = {f"test_{name}": float(value) for name, value in _scores(metrics).items()}
+        registry.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
+    log.info("register: version %s is %s and challenger", version.number, "new" if is_new else "registered already")
+    write_json(
+        paths.registration,
+        {
+            "name": registry.MODEL,
+            "version": version.number,
+            "run_id": version.run_id,
+            "weights_sha256": spec.weights_sha256,
+            "alias": registry.CHALLENGER,
+            "tracking_uri": tracking.public_uri(),
+        },
+    )
+
+
+def _read(path: Path) -> Any:
+    from cxr.files import read_json
+
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run `dvc repro` to make it")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); run `dvc repro --force` to make it anew") from error
+
+
+def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: Paths) -> None:
+    measured, present = metrics.get("test_set_sha256"), split.get("test_set_sha256")
+    if measured != present:
+        raise DataError(
+            f"{paths.metrics} was measured on the test set {str(measured)[:12]}, {paths.split / 'split.json'} has "
+            f"{str(present)[:12]}; run `dvc repro evaluate`"
+        )
+
+
+def _final_bundle(model: Path, temperature: float, folder: Path) -> ModelSpec:
+    """Copy the model into `folder` with its temperature; the weights' hash is checked on the way."""
+    from cxr.bundle import SPEC_FILE, WEIGHTS_FILE, read_spec, write_spec
+
+    spec = read_spec(model)
+    if not (model / WEIGHTS_FILE).is_file():
+        raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `dvc repro train`")
+    shutil.copy2(model / WEIGHTS_FILE, folder)
+    final = write_spec(folder, replace(spec, temperature=temperature))
+    if final.weights_sha256 != spec.weights_sha256:
+        raise WeightsError(
+            f"{model / WEIGHTS_FILE} has been changed: its SHA-256 is {final.weights_sha256[:12]}, {SPEC_FILE} says "
+            f"{spec.weights_sha256[:12]}; it was not registered. Run `dvc repro --force train`"
+        )
+    return final
+
+
+def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
+    """Return the training's run, or one that stands for it where the training came from DVC's cache."""
+    from cxr import registry, tracking
+
+    known = registry.find_version(spec.weights_sha256, temperature=spec.temperature)
+    for run_id in (known.run_id if known else None, training["run_id"]):
+        if tracking.run_exists(run_id):
+            return str(run_id)
+    found = tracking.find_run(RESTORED_TAG, training["run_id"])
+    return found or _restore_run(training, paths)
+
+
+def _restore_run(training: dict[str, Any], paths: Paths) -> str:
+    """Record a training that this store has not seen from the files it left."""
+    import csv
+
+    from cxr import tracking
+
+    tags = {RESTORED_TAG: str(training["run_id"])}
+    run_id = tracking.start_run(run_id=None, name="restored training", tags=tags)
+    tracking.log_params(run_id, {"train": training["params"]})
+    with (paths.model / "curves.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            epoch = int(row.pop("epoch"))
+            tracking.log_metrics(run_id, {name: float(value) for name, value in row.items() if value}, step=epoch)
+    tracking.finish_run(run_id, "FINISHED")
+    log.info("register: the training's run %s is not in this store; run %s stands for it", *tags.values(), run_id)
+    return run_id
+
+
+def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
+    """Put the evidence into the run, under a name of its own for each measurement; return the tags that find it."""
+    from cxr import registry, tracking
+    from cxr.promotion import METRICS_FILE, PREDICTIONS_FILE, evidence_digest
+
+    files = [paths.evidence / PREDICTIONS_FILE, paths.evidence / "calibration.json", paths.split / "split.json"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shutil.copy2(paths.metrics, folder / METRICS_FILE)
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"{file} is missing; run `dvc repro evaluate`")
+            shutil.copy2(file, folder)
+        if paths.report.is_file():
+            shutil.copy2(paths.report, folder)
+        digest = evidence_digest(folder)
+        path = f"evidence/{digest[:12]}"
+        tracking.log_files(run_id, sorted(folder.iterdir()), path)
+    return {registry.EVIDENCE_TAG: f"{run_id}/{path}", "evidence_sha256": digest}
+
+
+def _scores(metrics: dict[str, Any]) -> dict[str, str]:
+    """Return the headline metrics as tags; an undefined one is left out."""
+    named = {name: metrics.get(name) for name in ("accuracy", "macro_f1", "macro_auroc")}
+    named["ece"] = metrics.get("calibration", {}).get("ece")
+    return {name: f"{value:.4f}" for name, value in named.items() if isinstance(value, int | float)}
+
+
+def _lineage(run_id: str, spec: ModelSpec, split: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
+    """Return where the model comes from: the project as it stood when the training began, where that is known."""
+    from cxr import tracking
+    from cxr.lineage import lineage
+
+    now = lineage(Path())
+    then = tracking.run_tags(run_id)
+    return {
+        **{name: then.get(name, value) for name, value in now.items()},
+        **{name: str(split[name]) for name in ("protocol", "task", "manifest_sha256", "test_set_sha256")},
+        "synthetic": str(spec.synthetic).lower(),
+        "backbone": spec.backbone,
+        "classes": ",".join(spec.classes),
+        "starting_weights": str(training.get("weights", {}).get("source", "")),
+    }
+
+
+if __name__ == "__main__":
+    run_step(register)
