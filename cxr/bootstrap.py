@@ -5,8 +5,9 @@ bootstrap; Field and Welsh 2007). Each resample is a count for each patient; con
 are then matrix products, and only the AUROC needs the films.
 
 A resample that lacks a class cannot define that class's recall, precision, F1 and AUROC, nor the averages over
-classes. It is left out of those intervals, and counted in `Intervals.incomplete`; an interval is None where
-fewer than half of the resamples define it.
+classes. It is left out of those intervals, and counted in `Intervals.incomplete`. An interval is None where the
+data cannot carry one: fewer than MIN_PATIENTS patients, or a figure that more than a tenth of the resamples leave
+undefined (a class with one or two patients).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ from cxr.calibration import bin_of, measure_calibration
 from cxr.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
 
 _CELLS_AT_A_TIME = 2_000_000  # resamples x films held at once: 16 MB an array
+
+MIN_PATIENTS = 10
+_MIN_DEFINED_SHARE = 0.9
 
 CLASS_FIGURES = ("precision", "recall", "specificity", "f1", "auroc")
 
@@ -91,6 +95,9 @@ def bootstrap_intervals(
     values = _resampled(labels, probabilities, patient, len(names), resamples=resamples, seed=seed, bins=bins)
     occurs = np.bincount(labels, minlength=len(classes)) > 0
     ece = measure_calibration(labels, probabilities, bins=bins).ece
+    incomplete = int(np.isnan(values["recall"][:, occurs]).any(axis=1).sum())
+    if len(names) < MIN_PATIENTS:
+        values = {name: np.full_like(value, np.nan) for name, value in values.items()}
     return Intervals(
         accuracy=_interval(values["accuracy"]),
         macro_f1=_interval(values["f1"][:, occurs].mean(axis=1)),
@@ -102,7 +109,7 @@ def bootstrap_intervals(
         },
         resamples=resamples,
         patients=len(names),
-        incomplete=int(np.isnan(values["recall"][:, occurs]).any(axis=1).sum()),
+        incomplete=incomplete,
     )
 
 
@@ -147,7 +154,7 @@ def _draws(n_patients: int, resamples: int, *, rows_at_a_time: int, seed: int) -
 
 def _interval(values: Floats) -> Interval | None:
     known = values[~np.isnan(values)]
-    if len(known) < len(values) / 2:
+    if len(known) < _MIN_DEFINED_SHARE * len(values):
         return None
     low, high = np.percentile(known, [2.5, 97.5])
     return Interval(float(low), float(high))

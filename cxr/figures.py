@@ -43,6 +43,7 @@ _STYLE: dict[Any, Any] = {
     "text.color": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
+    "axes.axisbelow": True,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }

@@ -96,7 +96,7 @@ def _predict(
     """Return what the model says of validation and test films, and the temperature fitted on validation."""
     import numpy as np
 
-    from cxr.calibration import fit_temperature
+    from cxr.calibration import TEMPERATURE_RANGE, fit_temperature
     from cxr.evaluation import Predictions
     from cxr.inference import softmax_with_temperature
 
@@ -104,6 +104,13 @@ def _predict(
     labels = np.array([spec.classes.index(label) for label in films["label"]], dtype=np.int64)
     is_validation = (films["split"] == "validation").to_numpy()
     temperature = fit_temperature(logits[is_validation], labels[is_validation])
+    if any(abs(temperature / bound - 1) < 0.01 for bound in TEMPERATURE_RANGE):
+        log.warning(
+            "the temperature %.2f is at the end of its range: %d validation films may be too few or too easy to "
+            "calibrate on",
+            temperature,
+            is_validation.sum(),
+        )
     both = Predictions(
         classes=spec.classes,
         image_ids=films["image_id"].to_numpy(object),
