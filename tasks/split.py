@@ -6,12 +6,16 @@ Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: a row 
 
 Protocols (split.protocol): paper (quotas, random by image, leaks patients on purpose), patient (the default),
 official (the set's own test part), cv (folds).
+
+Great Expectations checks what was written before it takes its name: every film once; no patient and no look-alikes
+in two splits (except `paper`); class shares within the tolerance, or the quotas met. A failed check leaves nothing.
 Run     python -m tasks.split
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import run_step
@@ -22,12 +26,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cxr.params import Paths, SplitParams
+    from tasks.expectations import Table
 
 log = logging.getLogger("cxr.split")
 
 
 def split(params: SplitParams, paths: Paths) -> None:
-    """Assign every film of the manifest to a split, check the result, and only then give it its name."""
+    """Assign every film of the manifest to a split, check the result, and only then give it its name.
+
+    Raises:
+        DataError: an input is missing, or the films cannot be split as asked.
+        GateError: what was written fails a check; `paths.split` does not exist then.
+    """
     from cxr.files import read_json, whole_folder, write_json
     from cxr.manifest import read_manifest
     from cxr.splits import assign
@@ -35,11 +45,90 @@ def split(params: SplitParams, paths: Paths) -> None:
     manifest = read_manifest(paths.raw)
     look_alikes = read_look_alikes(paths.raw)
     ingested = read_json(_existing(paths.raw / "ingest.json"))
+    shutil.rmtree(paths.split, ignore_errors=True)  # an earlier split must not be taken for one that failed
     table = assign(manifest, look_alikes, params)
     with whole_folder(paths.split) as folder:
         table.to_csv(folder / "splits.csv", index=False)
         write_json(folder / "split.json", _summary(table, params, ingested))
+        check_split(folder, manifest, look_alikes, params)
     _report(table, params)
+
+
+def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> None:
+    """Check `splits.csv` in `folder` against the manifest, as a reader would who does not trust its writer.
+
+    Raises:
+        GateError: a check failed; the table of failures has been logged.
+    """
+    import pandas as pd
+
+    from tasks.expectations import check_tables, enforce
+
+    table = pd.read_csv(folder / "splits.csv", dtype={"image_id": str, "patient_id": str})
+    tables = [_films(table, manifest, look_alikes, params), _class_counts(table, params)]
+    outcomes = check_tables(tables, suite="after split", notes=f"Protocol {params.protocol}, task {params.task}.")
+    enforce(outcomes, gate="after split", hint="nothing was written; see split in params.yaml, or report a defect")
+
+
+def _films(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Table:
+    from cxr.splits import SPLITS, UNUSED
+    from tasks.expectations import Check, Table
+
+    rows = manifest[["image_id"]].merge(table, on="image_id", how="outer", indicator=True)
+    how = rows["_merge"].astype(str).map({"both": "once", "left_only": "never", "right_only": "not in the manifest"})
+    rows["assigned"] = how.mask(rows["image_id"].duplicated(keep=False), "twice")
+    rows["split"] = rows["split"].fillna("none")
+    used = rows[rows["split"] != UNUSED]
+    rows["splits_of_patient"] = rows["patient_id"].map(used.groupby("patient_id")["split"].nunique()).fillna(0)
+    rows["parted_from"] = rows["image_id"].map(_parted(used, look_alikes))
+    once = Check("film_assigned_once", "ColumnValuesToBeInSet", {"column": "assigned", "value_set": ["once"]}, "once")
+    names = [*SPLITS, UNUSED]
+    known = Check("split_known", "ColumnValuesToBeInSet", {"column": "split", "value_set": names}, ", ".join(names))
+    crossing = {"column": "splits_of_patient", "max_value": 1}
+    grouped = (
+        Check("no_patient_crosses", "ColumnValuesToBeBetween", crossing, "a patient in at most 1 split"),
+        Check("no_look_alikes_parted", "ColumnValuesToBeNull", {"column": "parted_from"}, "look-alikes in one split"),
+    )
+    checks = (once, known) if params.protocol == "paper" else (once, known, *grouped)
+    return Table("films", rows.drop(columns="_merge"), ("image_id", "patient_id", "split"), checks)
+
+
+def _parted(used: pd.DataFrame, look_alikes: pd.DataFrame) -> dict[str, str]:
+    """Return the films whose look-alike is in another split: image_id -> its look-alike."""
+    split_of = dict(zip(used["image_id"], used["split"], strict=True))
+    pairs = zip(look_alikes["image_id_a"], look_alikes["image_id_b"], strict=True)
+    return {a: b for a, b in pairs if a in split_of and b in split_of and split_of[a] != split_of[b]}
+
+
+def _class_counts(table: pd.DataFrame, params: SplitParams) -> Table:
+    """Return a row for each split and class: its films, and the quota or the share that it should have."""
+    import pandas as pd
+
+    from cxr.labels import CLASSES
+    from cxr.splits import target_shares
+    from tasks.expectations import Check, Table
+
+    classes, shares = CLASSES[params.task], target_shares(params)
+    quotas = {"train": params.paper_train, "validation": params.paper_validation, "test": params.paper_test}
+    films = table.groupby(["split", "label"]).size().to_dict()
+    rows = pd.DataFrame(
+        [
+            {"split": name, "label": label, "films": films.get((name, label), 0)}
+            for name in shares or quotas
+            for label in classes
+        ]
+    )
+    if params.protocol == "paper":
+        rows["quota"] = [quotas[name][label] for name, label in zip(rows["split"], rows["label"], strict=True)]
+        equal = {"column_A": "films", "column_B": "quota"}
+        check = Check("quotas_met", "ColumnPairValuesToBeEqual", equal, "films of each split and class = its quota")
+    else:
+        rows["share"] = rows["films"] / rows.groupby("label")["films"].transform("sum")
+        rows["off_by"] = rows["share"] - rows["split"].map(shares)
+        within = {"column": "off_by", "min_value": -params.share_tolerance, "max_value": params.share_tolerance}
+        wanted = ", ".join(f"{name} {share:.3g}" for name, share in shares.items())
+        check = Check("class_shares", "ColumnValuesToBeBetween", within, f"{wanted}, each +-{params.share_tolerance:g}")
+    return Table("classes", rows, ("split", "label", "films"), (check,))
 
 
 def read_look_alikes(raw: Path) -> pd.DataFrame:
