@@ -22,10 +22,9 @@ from cxr.errors import ParamsError, SourceError, WeightsError
 if TYPE_CHECKING:
     import argparse
 
-SET_FOLDERS = {"chest_xray": "chest_xray", "Covid19-dataset": "covid19"}
-"""Top folder of an unpacked set -> its layout in params.yaml."""
-
 SOURCE_NAMES = {"chest_xray": "kermany", "covid19": "covid19"}
+"""Layout -> the name that its source gets where params.yaml has none."""
+
 ADDRESS_PREFIXES = ("http://", "https://", "s3://")
 _MISSING = object()
 
@@ -97,7 +96,7 @@ def data_settings(data: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
         "ingest.watch": str(path),
         "ingest.sources": [
             {"name": SOURCE_NAMES[layout], "layout": layout, "location": str(path), "sha256": None}
-            for layout in SET_FOLDERS.values()
+            for layout in SOURCE_NAMES
             if layout in held
         ],
     }
@@ -122,23 +121,30 @@ def _locations(sources: list[dict[str, Any]], location: str) -> dict[str, Any]:
 
 
 def _layouts_in(path: Path) -> set[str]:
-    if not path.exists():
-        raise SourceError(f"{path}: there is no such folder or zip of films")
-    if path.is_dir():
-        tops = {entry.name for entry in path.iterdir() if entry.is_dir()}
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                tops = {PurePosixPath(name).parts[0] for name in archive.namelist() if "/" in name}
-        except zipfile.BadZipFile:
-            raise SourceError(f"{path}: neither a folder nor a zip") from None
-    held = {layout for folder, layout in SET_FOLDERS.items() if folder in tops}
+    """Return the layouts of the sets that `path` holds, or is."""
+    from cxr.layouts import LAYOUTS
+
+    folders = {layout.folder: name for name, layout in LAYOUTS.items()}
+    tops = {path.name, *_top_folders(path)}
+    held: set[str] = {name for folder, name in folders.items() if folder in tops}
     if not held:
+        found = ", ".join(sorted(tops - {path.name})[:5]) or "no folder"
         raise SourceError(
-            f"{path}: expected a folder {' or '.join(SET_FOLDERS)} in it, as Kaggle's archives unpack;"
-            f" found {', '.join(sorted(tops)[:5]) or 'no folder'}"
+            f"{path}: expected a folder {' or '.join(folders)} in it, as Kaggle's archives unpack; found {found}"
         )
     return held
+
+
+def _top_folders(path: Path) -> set[str]:
+    if path.is_dir():
+        return {entry.name for entry in path.iterdir() if entry.is_dir()}
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such folder or zip of films")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {PurePosixPath(name).parts[0] for name in archive.namelist() if "/" in name}
+    except zipfile.BadZipFile:
+        raise SourceError(f"{path}: neither a folder nor a zip") from None
 
 
 def _value_at(tree: Any, name: str) -> Any:

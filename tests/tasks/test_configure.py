@@ -1,0 +1,183 @@
+"""Values go into params.yaml; comments, and a file that says so already, stay."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxr.errors import ParamsError, SourceError, WeightsError
+from cxr.params import read_params
+from tasks.configure import configure, data_settings, main, parse_setting, read_profile, weights_setting
+
+PROJECT = Path(__file__).parents[2]
+BOTH = [{"name": "kermany", "layout": "chest_xray"}, {"name": "covid19", "layout": "covid19"}]
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    shutil.copytree(PROJECT / "profiles", tmp_path / "profiles")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "params.yaml"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["configure", *arguments])
+    main()
+
+
+def sets_below(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name / "train").mkdir(parents=True)
+    return folder
+
+
+def test_a_value_changes_and_comments_stay(params: Path) -> None:
+    assert configure(params, {"train.epochs": 3}) == {"train.epochs": (12, 3)}
+    assert read_params(params).train.epochs == 3
+    assert "# paper | patient | official | cv" in params.read_text()
+
+
+def test_a_file_that_says_so_already_is_not_touched(params: Path) -> None:
+    before = params.stat().st_mtime_ns
+    assert configure(params, {"train.epochs": 12, "ingest.sources.0.location": "sample"}) == {}
+    assert params.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "name", ["train.epoch", "trains.epochs", "train.epochs.first", "ingest.sources.9.name", "ingest.sources.x.name"]
+)
+def test_an_unknown_name_is_refused_and_nothing_is_written(params: Path, name: str) -> None:
+    before = params.read_text()
+    with pytest.raises(ParamsError) as refusal:
+        configure(params, {"train.epochs": 3, name: 1})
+    assert str(refusal.value) == f"there is no parameter {name}; params.yaml lists them all"
+    assert params.read_text() == before
+
+
+def test_profiles_settings_and_data_are_written_together(
+    params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    films = sets_below(params.parent / "films", "chest_xray", "Covid19-dataset")
+    weights = params.parent / "weights.pth"
+    weights.touch()
+    arguments = ["--profile", "profiles/real.yaml", "--profile", "profiles/paper.yaml", "--data", "films"]
+    run(monkeypatch, *arguments, "--weights", "weights.pth", "--set", "train.epochs=2")
+    written = read_params(params)
+    assert written.split.protocol == "paper"
+    assert written.preprocess.image_size_px == 224
+    assert written.train.epochs == 2  # --set has the last word
+    assert written.train.weights == str(weights.resolve())
+    assert written.ingest.watch == str(films.resolve())
+    assert [(source.name, source.location) for source in written.ingest.sources] == [
+        ("kermany", str(films.resolve())),
+        ("covid19", str(films.resolve())),
+    ]
+    assert "split.protocol: patient -> paper" in capsys.readouterr().out
+    run(monkeypatch, *arguments, "--weights", "weights.pth", "--set", "train.epochs=2")
+    assert capsys.readouterr().out == "params.yaml says so already\n"
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(params: Path) -> None:
+    command = [sys.executable, "-m", "tasks.configure", "--params", str(params), "--data", "/no/such/folder"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == SourceError.exit_code
+    assert done.stderr == "error: /no/such/folder: there is no such folder or zip of films\n"
+
+
+@pytest.mark.parametrize("top", ["", "chest_xray"])  # the folder above the set, or the set's own
+def test_a_set_that_is_not_there_is_left_out(tmp_path: Path, top: str) -> None:
+    films = sets_below(tmp_path, "chest_xray") / top
+    settings = data_settings(str(films), BOTH)
+    assert settings["ingest.sources"] == [
+        {"name": "kermany", "layout": "chest_xray", "location": str(films), "sha256": None}
+    ]
+
+
+def test_a_zip_is_looked_into(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        archive.writestr("chest_xray/train/NORMAL/IM-0001-0001.jpeg", b"")
+        archive.writestr("Covid19-dataset/train/Covid/01.jpeg", b"")
+    settings = data_settings(str(tmp_path / "films.zip"), BOTH)
+    assert settings["ingest.sources.1.location"] == str(tmp_path / "films.zip")
+
+
+def test_an_address_is_pinned_by_its_digest_and_not_watched() -> None:
+    assert data_settings("s3://films/raw", BOTH) == {
+        "ingest.watch": "tasks/ingest.py",
+        "ingest.sources.0.location": "s3://films/raw",
+        "ingest.sources.1.location": "s3://films/raw",
+    }
+
+
+def test_data_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    sets_below(tmp_path / "other", "cats")
+    (tmp_path / "notes.txt").write_text("not a zip")
+    rows: dict[str, str] = {
+        "other": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack; found cats",
+        "other/cats/train": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack;"
+        " found no folder",
+        "absent": "there is no such folder or zip of films",
+        "notes.txt": "neither a folder nor a zip",
+    }
+    for name, message in rows.items():
+        with pytest.raises(SourceError) as refusal:
+            data_settings(str(tmp_path / name), BOTH)
+        assert str(refusal.value) == f"{tmp_path / name}: {message}"
+
+
+def test_weights_are_a_known_word_or_a_file_that_exists(tmp_path: Path) -> None:
+    assert [weights_setting(word) for word in ("imagenet", "none")] == ["imagenet", "none"]
+    with pytest.raises(WeightsError) as refusal:
+        weights_setting(str(tmp_path / "absent.pth"))
+    assert str(refusal.value) == (
+        f"{tmp_path / 'absent.pth'}: there is no such file of weights; give a state dict's path, `imagenet` or `none`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "parsed"),
+    [
+        ("train.epochs=3", ("train.epochs", 3)),
+        ("train.learning_rates.head=1e-3", ("train.learning_rates.head", 0.001)),
+        ("train.frozen=[stem, layer1]", ("train.frozen", ["stem", "layer1"])),
+        ("train.weights=a=b", ("train.weights", "a=b")),  # only the first equals sign parts
+        ("ingest.sources.0.sha256=null", ("ingest.sources.0.sha256", None)),
+    ],
+)
+def test_settings_are_read_as_yaml(setting: str, parsed: tuple[str, Any]) -> None:
+    assert parse_setting(setting) == parsed
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epochs", "--set takes name=value, such as train.epochs=20; got 'train.epochs'"),
+        ("=3", "--set takes name=value, such as train.epochs=20; got '=3'"),
+    ],
+)
+def test_a_setting_without_name_or_value_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ParamsError) as refusal:
+        parse_setting(setting)
+    assert str(refusal.value) == message
+
+
+def test_a_profile_is_a_mapping_of_names(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    with pytest.raises(ParamsError, match="there is no such profile; profiles/ holds those of this project"):
+        read_profile(profile)
+    profile.write_text("- train.epochs")
+    with pytest.raises(ParamsError, match=r"a profile is a mapping such as `train.epochs: 20`, got \['train.epochs'\]"):
+        read_profile(profile)
+    profile.write_text("a: [")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        read_profile(profile)
+
+
+@pytest.mark.parametrize("profile", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_projects_own_profiles_fit_the_parameters(params: Path, profile: Path) -> None:
+    configure(params, read_profile(profile))
