@@ -80,7 +80,7 @@ def check_tables(
 
     Args:
         tables: what to check.
-        suite: name of the gate; each table's suite is "<suite>: <table>".
+        suite: name of the gate; each table's suite is "<suite>-<table>".
         notes: stands above the expectations in Data Docs.
         warn_only: names of checks whose failure is no error.
         docs: empty folder for Data Docs as HTML; none are written without.
@@ -159,11 +159,13 @@ def _check_table(
 ) -> list[Outcome]:
     import great_expectations as gx
     from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.core.run_identifier import RunIdentifier
 
     severity: dict[str, Severity] = {
         check.name: "warn" if check.name in warn_only else "error" for check in table.checks
     }
-    expectations = context.suites.add(gx.ExpectationSuite(f"{suite}: {table.name}", notes=notes))
+    name = f"{suite}-{table.name}"
+    expectations = context.suites.add(gx.ExpectationSuite(name, notes=notes))
     for check in table.checks:
         expectation = getattr(gx.expectations, f"Expect{check.kind}")
         gx_severity = "warning" if severity[check.name] == "warn" else "critical"
@@ -171,9 +173,9 @@ def _check_table(
         expectations.add_expectation(expectation(**check.arguments, **named))
     asset = context.data_sources.add_pandas(table.name).add_dataframe_asset(table.name)
     data = asset.add_batch_definition_whole_dataframe("all")
-    definition = gx.ValidationDefinition(name=f"{suite}: {table.name}", data=data, suite=expectations)
+    definition = gx.ValidationDefinition(name=name, data=data, suite=expectations)
     checkpoint = gx.Checkpoint(
-        name=f"{suite}: {table.name}",
+        name=name,
         validation_definitions=[context.validation_definitions.add(definition)],
         actions=[UpdateDataDocsAction(name="docs", site_names=["site"])] if docs else [],
         result_format={
@@ -182,7 +184,8 @@ def _check_table(
             "partial_unexpected_count": _OFFENDERS_SHOWN,
         },
     )
-    (run,) = checkpoint.run(batch_parameters={"dataframe": table.rows}).run_results.values()
+    run_id = RunIdentifier(run_name=suite)
+    (run,) = checkpoint.run(batch_parameters={"dataframe": table.rows}, run_id=run_id).run_results.values()
     results: list[Any] = [result.to_json_dict() for result in run.results]
     by_name = {result["expectation_config"]["meta"]["check"]: result for result in results}
     return [_outcome(check, table.key, severity[check.name], by_name[check.name]) for check in table.checks]

@@ -66,7 +66,7 @@ def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame,
 
     table = pd.read_csv(folder / "splits.csv", dtype={"image_id": str, "patient_id": str})
     tables = [_films(table, manifest, look_alikes, params), _class_counts(table, params)]
-    outcomes = check_tables(tables, suite="after split", notes=f"Protocol {params.protocol}, task {params.task}.")
+    outcomes = check_tables(tables, suite="after-split", notes=f"Protocol {params.protocol}, task {params.task}.")
     enforce(outcomes, gate="after split", hint="nothing was written; see split in params.yaml, or report a defect")
 
 

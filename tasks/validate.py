@@ -1,0 +1,207 @@
+"""The gate after ingest: is what came in fit to train on?
+
+Reads   data/raw/manifest.parquet, statistics.parquet, ingest.json and every film (its digest)
+Writes  reports/validation.json    each check with what was found and what was expected
+        reports/data_docs/         the same as pages of Great Expectations' Data Docs, readable without a network
+
+A failed check of severity "error" stops the pipeline with a table of the first offending rows; the Data Docs are then
+in reports/data_docs_failed/. The names in validate.warn_only report and let the run go on.
+Run     python -m tasks.validate
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from cxr.command import run_step
+from cxr.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from cxr.params import Paths, ValidateParams
+    from tasks.expectations import Outcome, Table
+
+log = logging.getLogger("cxr.validate")
+
+
+def validate(params: ValidateParams, paths: Paths) -> None:
+    """Check the manifest, the films and their grey levels; write the findings.
+
+    Raises:
+        DataError: a file of ingest is missing.
+        GateError: a check of severity "error" failed; neither of the two outputs exists then.
+        ParamsError: `warn_only` names a check that does not exist.
+    """
+    from cxr.files import whole_folder, write_json
+    from tasks.expectations import enforce
+
+    failed_docs = paths.data_docs.with_name(f"{paths.data_docs.name}_failed")
+    for earlier in (paths.data_docs, failed_docs):
+        shutil.rmtree(earlier, ignore_errors=True)
+    paths.validation.unlink(missing_ok=True)
+
+    with whole_folder(failed_docs) as docs:
+        outcomes = _check(params, paths.raw, docs)
+    enforce(
+        outcomes,
+        gate="after ingest",
+        hint=f"see {failed_docs / 'index.html'}, then correct the sources or the thresholds in params.yaml: validate",
+    )
+    failed_docs.replace(paths.data_docs)
+    write_json(paths.validation, {"passed": True, "expectations": [outcome.as_json() for outcome in outcomes]})
+    log.info("Data Docs: %s", paths.data_docs / "index.html")
+
+
+def _check(params: ValidateParams, raw: Path, docs: Path) -> list[Outcome]:
+    """Check the schema first: nothing else can be asked of a manifest without its columns."""
+    import pandas as pd
+
+    from cxr.files import read_json
+    from cxr.manifest import STATISTICS_COLUMNS, read_table
+    from tasks.data_docs import make_self_contained
+    from tasks.expectations import check_tables
+
+    for name in ("manifest.parquet", "ingest.json"):
+        if not (raw / name).is_file():
+            raise DataError(f"{raw / name} is missing; run `python -m tasks.ingest` to make it")
+    manifest, ingested = pd.read_parquet(raw / "manifest.parquet"), read_json(raw / "ingest.json")
+    notes = "SYNTHETIC films: drawn by a program, no patients." if ingested["synthetic"] else "Films of patients."
+    suite = "after-ingest-of-synthetic-films" if ingested["synthetic"] else "after-ingest"
+    schema = _schema(manifest)
+    tables, warn_only = [schema], []
+    if (schema.rows["found"] == schema.rows["expected"]).all():
+        films = manifest.merge(read_table(raw / "statistics.parquet", STATISTICS_COLUMNS), on="image_id", how="left")
+        films["aspect"] = films["width"] / films["height"]
+        films["file"] = _file_states(films, raw)
+        tables += [_films(films, params), _classes(films, params), _sources(films, ingested, params)]
+        warn_only = params.warn_only
+    outcomes = check_tables(tables, suite=suite, notes=notes, warn_only=warn_only, docs=docs)
+    make_self_contained(docs, outcomes, title="Data after ingest", notes=notes)
+    return outcomes
+
+
+def _schema(manifest: pd.DataFrame) -> Table:
+    """Return a row for each column that the manifest should have or has."""
+    import pandas as pd
+
+    from cxr.manifest import MANIFEST_COLUMNS
+    from tasks.expectations import Check, Table
+
+    found = {str(name): str(dtype) for name, dtype in manifest.dtypes.items()}
+    names = list(dict.fromkeys([*MANIFEST_COLUMNS, *found]))
+    rows = pd.DataFrame(
+        {
+            "column": names,
+            "expected": [MANIFEST_COLUMNS.get(name, "absent") for name in names],
+            "found": [found.get(name, "absent") for name in names],
+        }
+    )
+    equal = {"column_A": "found", "column_B": "expected"}
+    check = Check("schema", "ColumnPairValuesToBeEqual", equal, "the columns and dtypes of cxr/manifest.py")
+    return Table("schema", rows, ("column",), (check,))
+
+
+def _films(films: pd.DataFrame, params: ValidateParams) -> Table:
+    from cxr.labels import LABELS
+    from tasks.expectations import Check, Table
+
+    def between(name: str, column: str, limits: Sequence[float], unit: str = "") -> Check:
+        low, high = limits
+        arguments = {"column": column, "min_value": low, "max_value": high}
+        return Check(name, "ColumnValuesToBeBetween", arguments, f"{low:g} to {high:g}{unit}")
+
+    def column(name: str, kind: str, expected: str, column: str, **arguments: Any) -> Check:
+        return Check(name, kind, {"column": column, **arguments}, expected)
+
+    least = params.min_grey_std
+    checks = (
+        column("image_id_unique", "ColumnValuesToBeUnique", "each image_id once", "image_id"),
+        column("sha256_unique", "ColumnValuesToBeUnique", "each file once", "sha256"),
+        column("label_known", "ColumnValuesToBeInSet", ", ".join(LABELS), "label", value_set=list(LABELS)),
+        column("patient_id_present", "ColumnValuesToNotBeNull", "a patient_id", "patient_id"),
+        column("file_as_recorded", "ColumnValuesToBeInSet", "the recorded SHA-256", "file", value_set=["as recorded"]),
+        between("width_px", "width", params.side_px, " px"),
+        between("height_px", "height", params.side_px, " px"),
+        between("aspect", "aspect", params.aspect),
+        column("statistics_present", "ColumnValuesToNotBeNull", "grey levels of each film", "grey_mean"),
+        between("grey_mean", "grey_mean", params.grey_mean),
+        column("grey_std", "ColumnValuesToBeBetween", f"at least {least:g}", "grey_std", min_value=least),
+    )
+    films["patient_id"] = films["patient_id"].replace("", None)
+    return Table("films", films, ("image_id", "path"), checks)
+
+
+def _classes(films: pd.DataFrame, params: ValidateParams) -> Table:
+    import pandas as pd
+
+    from tasks.expectations import Check, Table
+
+    counts = films["label"].value_counts().to_dict()
+    rows = pd.DataFrame(
+        [
+            {"label": label, "films": counts.get(label, 0), "at_least": n}
+            for label, n in params.min_images_per_class.items()
+        ],
+        columns=["label", "films", "at_least"],
+    )
+    compared = {"column_A": "films", "column_B": "at_least", "or_equal": True}
+    expected = ", ".join(f"{label} {n}" for label, n in params.min_images_per_class.items())
+    check = Check("images_per_class", "ColumnPairValuesAToBeGreaterThanB", compared, f"at least {expected}")
+    return Table("classes", rows, ("label",), (check,))
+
+
+def _sources(films: pd.DataFrame, ingested: dict[str, Any], params: ValidateParams) -> Table:
+    """Return a row for each source and one for all: the account of its files, and how its grey levels differ."""
+    import pandas as pd
+
+    from tasks.expectations import Check, Table
+
+    counts = {"all": ingested, **ingested["sources"]}
+    kinds = ["total", "kept", "quarantined", "duplicates"]
+    rows = pd.DataFrame([{"source": name, **{kind: count[kind] for kind in kinds}} for name, count in counts.items()])
+    in_manifest = {"all": len(films)} | {str(name): n for name, n in films["source"].value_counts().items()}
+    rows["accounted_for"] = rows["quarantined"] + rows["duplicates"] + rows["source"].map(in_manifest).fillna(0)
+    rows["quarantined_share"] = rows["quarantined"] / rows["total"]
+    means = films.groupby("source")["grey_mean"].mean()
+    gaps = {name: float((means - mean).abs().max()) for name, mean in means.items()}
+    rows["grey_mean"] = rows["source"].map(means)
+    rows["grey_mean_gap"] = rows["source"].map(gaps).fillna(0.0)
+    most = {"column": "quarantined_share", "max_value": params.max_quarantined_share}
+    gap = {"column": "grey_mean_gap", "max_value": params.max_source_grey_mean_gap}
+    account = {"column_A": "accounted_for", "column_B": "total"}
+    checks = (
+        Check(
+            "files_accounted_for", "ColumnPairValuesToBeEqual", account, "manifest + quarantined + duplicates = total"
+        ),
+        Check("quarantined_share", "ColumnValuesToBeBetween", most, f"at most {params.max_quarantined_share:g}"),
+        Check("source_grey_mean_gap", "ColumnValuesToBeBetween", gap, f"at most {params.max_source_grey_mean_gap:g}"),
+    )
+    return Table("sources", rows, ("source", *kinds), checks)
+
+
+def _file_states(films: pd.DataFrame, raw: Path) -> list[str]:
+    """Compare each film's digest with the recorded one: "as recorded", "missing" or "changed"."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    from cxr.files import sha256_of
+
+    def state(path: str, sha256: str) -> str:
+        if not (raw / path).is_file():
+            return "missing"
+        return "as recorded" if sha256_of(raw / path) == sha256 else "changed"
+
+    with ThreadPoolExecutor() as pool:
+        states = pool.map(state, films["path"], films["sha256"])
+        return list(tqdm(states, total=len(films), desc="validate", unit="film", disable=None))
+
+
+if __name__ == "__main__":
+    run_step(validate)
