@@ -49,7 +49,9 @@ def mirror(address: str, downloads: Path) -> Path:
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     folder = downloads / f"s3-{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:16]}"
     try:
-        client = boto3.client("s3", config=Config(max_pool_connections=_CONNECTIONS, retries={"mode": "standard"}))
+        client = boto3.Session().client(
+            "s3", config=Config(max_pool_connections=_CONNECTIONS, retries={"mode": "standard"})
+        )
         objects = _list(client, bucket, prefix)
         if not objects:
             raise SourceError(f"{address}: there is nothing under this prefix; check bucket and prefix")

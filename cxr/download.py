@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from cxr.errors import SourceError
@@ -85,7 +86,7 @@ def _fetch(url: str, partial: Path, headers: dict[str, str], backoff_s: float) -
                 if _fetch_once(session, url, partial, headers):
                     return
             problem = "the connection was cut"
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             problem = _why(error)
         after = partial.stat().st_size if partial.exists() else 0
         failures = 1 if after > before else failures + 1
@@ -125,7 +126,8 @@ def _fetch_once(session: requests.Session, url: str, partial: Path, headers: dic
 def _append(response: requests.Response, partial: Path, have: int, total: int | None) -> None:
     bar = tqdm(total=total, initial=have, desc=partial.name[1:-5], unit="B", unit_scale=True, disable=None)
     with bar, partial.open("ab" if have else "wb") as file:
-        for chunk in response.iter_content(_CHUNK_BYTES):
+        # read1 hands on what has come; iter_content would drop up to a chunk of it when the connection is cut.
+        while chunk := response.raw.read1(_CHUNK_BYTES):
             file.write(chunk)
             bar.update(len(chunk))
 
@@ -161,12 +163,12 @@ def _remember_version(partial: Path, url: str, response: requests.Response) -> N
         written.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
 
 
-def _why(error: requests.RequestException) -> str:
-    if error.response is not None:
+def _why(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:
+    if isinstance(error, requests.HTTPError):
         return f"the server answers {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "the server does not answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+    if isinstance(error, urllib3.exceptions.HTTPError):
         return "the connection was cut"
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached"

@@ -1,8 +1,8 @@
 """Films that are the same picture, or nearly: found without comparing all pairs.
 
-Two films are candidates when their 64-bit perceptual hashes agree on three of eight bytes, and are
-then compared by the correlation of their 32 x 32 thumbnails. Hashes that differ in five bits or
-fewer always agree on three bytes. Measured recall against all pairs: docs/decisions.md.
+Two films are candidates when their 64-bit perceptual hashes agree on two of eight bytes (three,
+where films are many), and are then compared by the correlation of their 32 x 32 thumbnails. Hashes
+that differ in six (five) bits or fewer always do. Measured recall against all pairs: docs/decisions.md.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-_BYTES_COMPARED = 3
+# The buckets of two bytes grow too full beyond this: 28 * N * N / 2 / 750 comparisons, measured.
+_MANY = 50_000
 # Farther apart than this, no pair of films correlates at 0.98 (measured); spares most correlations.
 _MOST_BITS_APART = 16
 # Neighbours looked at inside one bucket, which is sorted by hash: keeps the work linear where
 # thousands of films share a bucket.
 _WINDOW = 256
-_PAIRS_AT_ONCE = 1 << 16
+_PAIRS_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def alike_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], *, at
 
 
 def candidate_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the pairs (M, 2) of rows whose hashes agree on three of eight bytes and nearly on the rest."""
+    """Return the pairs (M, 2) of rows whose hashes agree on two or three of eight bytes and nearly on the rest."""
+    bytes_compared = 2 if len(hashes) <= _MANY else 3
     codes = [np.empty(0, np.int64)]
-    for chosen in combinations(range(8), _BYTES_COMPARED):
+    for chosen in combinations(range(8), bytes_compared):
         mask = np.uint64(sum(0xFF << (8 * byte) for byte in chosen))
         codes.append(_pairs_in_buckets(hashes, mask))
     unique = np.unique(np.concatenate(codes))

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from cxr.films import Film, bytes_at_most, examine
-from cxr.layouts import LAYOUTS, LayoutName, Placement, Refusal, files_of, find_set
+from cxr.layouts import LAYOUTS, LayoutName, Placement, Refusal, files_of, find_set, nothing_found
 
 UNREADABLE = "unreadable"
 OUTWARD_LINK = "link out of the folder"
@@ -77,6 +77,8 @@ def list_files(source: str, layout: LayoutName, location: Path, *, all_of_it: bo
     """
     folder = find_set(location, LAYOUTS[layout])
     found = [RawFile(source, layout, folder, path) for path in files_of(folder)]
+    if not found:
+        raise nothing_found(location, LAYOUTS[layout])
     if all_of_it and folder != location.resolve():
         sets = {known.folder for known in LAYOUTS.values()}
         beside = (path for path in files_of(location) if path.parts[0] not in sets)

@@ -108,7 +108,12 @@ def find_set(location: Path, layout: Layout) -> Path:
         parts = [inside / part for inside in (folder, folder / layout.folder) for part in layout.parts]
         if any(part.is_dir() for part in parts):
             return folder.resolve()
-    raise SourceError(
+    raise nothing_found(location, layout)
+
+
+def nothing_found(location: Path, layout: Layout) -> SourceError:
+    """Return the error for a location without a film, which says what is expected there."""
+    return SourceError(
         f"{location}: no films of the set found; expected {layout.folder}/{layout.expected} below it; "
         "unpack the set's zip there, or name the right folder, zip or address"
     )

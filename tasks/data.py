@@ -1,8 +1,8 @@
 """Download both public sets of real films from their homes, and lay them out for `make run DATA=...`.
 
 Kermany's chest films (1.2 GB) come from Mendeley Data, doi 10.17632/rscbjbr9sj.2, without an account;
-the COVID-19 image dataset (160 MB) from Kaggle, with your own Kaggle token. Writes the zips to
-paths.downloads and the sets to its folder sets/. A cut download goes on where it stopped: run it again.
+the COVID-19 image dataset from Kaggle, with your own Kaggle token. Writes the zips to paths.downloads
+and the sets to its folder sets/. A cut download goes on where it stopped: run it again.
 
     python -m tasks.data
     python -m tasks.data --only kermany     the first set alone, without a token
@@ -59,7 +59,7 @@ def main() -> None:
 
     downloads = read_params(arguments.params).paths.downloads
     sets = downloads / "sets"
-    for origin in _origins(arguments):
+    for origin in _origins(arguments, sets):
         _bring(origin, downloads, sets / origin.layout.folder)
     print(f"The films are in {sets}. Next: make run DATA={sets}")
 
@@ -76,17 +76,24 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _origins(arguments: argparse.Namespace) -> list[Origin]:
+def _origins(arguments: argparse.Namespace, sets: Path) -> list[Origin]:
+    """Return what is wanted and not there yet; a set's folder that is there is complete, since it appears whole."""
     from cxr.layouts import LAYOUTS
 
     origins = []
-    if arguments.only != "covid19":
-        sha256 = None if arguments.kermany_sha256 == "any" else arguments.kermany_sha256
-        origins.append(Origin("ChestXRay2017.zip", arguments.kermany_url, LAYOUTS["chest_xray"], sha256, {}))
-    if arguments.only != "kermany":
-        url = f"{arguments.kaggle_api}/datasets/download/{KAGGLE_SET}"
-        headers = {"Authorization": kaggle_authorization()}  # asked for before the first gigabyte is fetched
-        origins.append(Origin("covid19-image-dataset.zip", url, LAYOUTS["covid19"], None, headers))
+    for name, layout in (("kermany", LAYOUTS["chest_xray"]), ("covid19", LAYOUTS["covid19"])):
+        folder = sets / layout.folder
+        if arguments.only not in (None, name):
+            continue
+        if folder.is_dir():
+            print(f"{folder} is there already; remove it to fetch it again")
+        elif name == "kermany":
+            sha256 = None if arguments.kermany_sha256 == "any" else arguments.kermany_sha256
+            origins.append(Origin("ChestXRay2017.zip", arguments.kermany_url, layout, sha256, {}))
+        else:
+            url = f"{arguments.kaggle_api}/datasets/download/{KAGGLE_SET}"
+            headers = {"Authorization": kaggle_authorization()}  # asked for before the first gigabyte is fetched
+            origins.append(Origin("covid19-image-dataset.zip", url, layout, None, headers))
     return origins
 
 
@@ -126,16 +133,12 @@ def _read_kaggle_json(path: Path) -> tuple[str, str]:
 
 
 def _bring(origin: Origin, downloads: Path, folder: Path) -> None:
-    """Download and unpack one set to `folder`; a folder that is there is complete, since it appears whole."""
     import shutil
 
     from cxr.archives import DamagedArchiveError, unpack
     from cxr.download import download
     from cxr.layouts import find_set
 
-    if folder.is_dir():
-        print(f"{folder} is there already; remove it to fetch it again")
-        return
     archive = downloads / origin.archive
     digest = download(origin.url, archive, sha256=origin.sha256, headers=origin.headers)
     print(f"{archive} has the sha256 {digest}")

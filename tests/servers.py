@@ -1,0 +1,151 @@
+"""Real servers on loopback for the tests of fetching: HTTP that misbehaves on demand, and S3."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+_WEED = str(Path(sys.executable).with_name("weed"))
+ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
+
+
+@dataclass
+class Web:
+    """What the server holds, how it misbehaves, and what it was asked."""
+
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    etag: str | None = '"one"'
+    ranges: bool = True
+    cut_after: list[int] = field(default_factory=list)  # one entry a response: bytes sent before the cut
+    statuses: list[int] = field(default_factory=list)  # one entry a response: answered instead of the file
+    redirects: dict[str, str] = field(default_factory=dict)
+    authorization: str | None = None
+    asked: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
+
+
+def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked_range = self.headers.get("Range")
+            web.asked.append((self.path, asked_range))
+            if self.path in web.redirects:
+                self._answer(302, {"Location": web.redirects[self.path]})
+            elif web.statuses:
+                self._answer(web.statuses.pop(0), {})
+            elif web.authorization and self.headers.get("Authorization") != web.authorization:
+                self._answer(401, {})
+            elif self.path not in web.files:
+                self._answer(404, {})
+            else:
+                self._send(web.files[self.path], asked_range)
+
+        def _send(self, body: bytes, asked_range: str | None) -> None:
+            headers = {"ETag": web.etag} if web.etag else {}
+            start, status = 0, 200
+            if asked_range and web.ranges and self.headers.get("If-Range") == web.etag:
+                start, status = int(asked_range.removeprefix("bytes=").removesuffix("-")), 206
+                if start >= len(body):
+                    self._answer(416, {"Content-Range": f"bytes */{len(body)}"})
+                    return
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            sent = body[start:]
+            cut = web.cut_after.pop(0) if web.cut_after else len(sent)
+            self._answer(status, headers | {"Content-Length": str(len(sent))})
+            self.wfile.write(sent[:cut])
+
+        def _answer(self, status: int, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in ({} if status in {200, 206} else {"Content-Length": "0"} | headers).items():
+                self.send_header(name, value)
+            if status in {200, 206}:
+                for name, value in headers.items():
+                    self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the test's output clean."""
+
+    return Handler
+
+
+@contextlib.contextmanager
+def serve_web() -> Iterator[Web]:
+    """Serve over HTTP on a free port of loopback."""
+    web = Web()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(web))
+    web.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def serve_s3(folder: Path, bucket: str) -> Iterator[str]:
+    """Serve S3 (SeaweedFS) on free ports of loopback; yields the endpoint. Keys: ACCESS_KEY, SECRET_KEY."""
+    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
+    off = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    arguments = [*off, *(f"-{name}.port={port}" for name, port in ports.items())]
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    environment.pop("AWS_ENDPOINT_URL", None)
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(
+            [_WEED, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}", *arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            endpoint = f"http://127.0.0.1:{ports['s3']}"
+            _wait_for(endpoint, bucket, process, folder / "weed.log")
+            yield endpoint
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            one = held.enter_context(socket.socket())
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            with socket.socket() as other, contextlib.suppress(OSError, OverflowError):
+                other.bind(("127.0.0.1", port + 10_000))  # each also takes the port 10,000 above
+                found.append(port)
+    return found
+
+
+def _wait_for(endpoint: str, bucket: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+    )
+    for _ in range(120):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(BotoCoreError, ClientError):
+            client.head_bucket(Bucket=bucket)
+            return
+        time.sleep(0.25)
+    raise RuntimeError(f"weed did not start: {log.read_text()[-2000:]}")

@@ -1,0 +1,464 @@
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from cxr.errors import DataError, ParamsError, SourceError
+from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
+from cxr.params import IngestParams, Paths, Source, read_params
+from cxr.sameness import Sorted
+from tasks.ingest import _account, ingest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULTS = read_params(ROOT / "params.yaml")
+REAL_FILMS = Path(os.environ.get("CXR_REAL_FILMS", ROOT.parent / "shared" / "data")) / "raw"
+NORMAL, PNEUMONIA = "chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"
+COVID_NORMAL = "Covid19-dataset/train/Normal"
+
+
+@cache
+def film(number: int, *, side: int = 64, quality: int = 95, suffix: str = ".jpeg") -> bytes:
+    """A picture like no other number's; sides and qualities of one number are the same picture."""
+    coarse = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+    picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+    return bytes(cv2.imencode(suffix, picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+
+
+def lay_out(folder: Path, files: dict[str, bytes]) -> None:
+    # Both sets have one film at least: an empty set is an error of its own.
+    both = {f"{NORMAL}/IM-9999-0001.jpeg": film(9999), f"{COVID_NORMAL}/9998.jpeg": film(9998)}
+    for name, content in (both | files).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def settings_for(location: Path | str, **changed: object) -> IngestParams:
+    sources = [source.model_copy(update={"location": str(location)}) for source in DEFAULTS.ingest.sources]
+    return DEFAULTS.ingest.model_copy(update={"sources": sources, "workers": 2, **changed})
+
+
+def paths_in(folder: Path) -> Paths:
+    return DEFAULTS.paths.model_copy(update={"raw": folder / "raw", "downloads": folder / "downloads"})
+
+
+def ingested(tmp_path: Path, files: dict[str, bytes], **changed: object) -> Path:
+    lay_out(tmp_path / "sets", files)
+    ingest(settings_for(tmp_path / "sets", **changed), paths_in(tmp_path))
+    return tmp_path / "raw"
+
+
+def quarantine(raw: Path) -> dict[str, tuple[str, str]]:
+    table = pd.read_csv(raw / "quarantine.csv")
+    names = table["source"] + "/" + table["path"]
+    return dict(zip(names, zip(table["reason"], table["detail"], strict=True), strict=True))
+
+
+def kept_paths(raw: Path) -> list[str]:
+    return sorted(path for path in read_manifest(raw)["path"] if "999" not in path)
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_film_is_copied_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
+    raw = ingested(tmp_path, {f"{PNEUMONIA}/person7_virus_3.jpeg": film(1, side=80)})
+    manifest = read_manifest(raw)
+    assert list(manifest.columns) == list(MANIFEST_COLUMNS)
+    assert manifest["image_id"].is_monotonic_increasing
+    row = manifest.set_index("path").loc["films/kermany/train/PNEUMONIA/person7_virus_3.jpeg"]
+    assert (raw / row.name).read_bytes() == film(1, side=80)
+    digest = hashlib.sha256(film(1, side=80)).hexdigest()
+    assert row["sha256"] == digest
+    assert row["image_id"] == f"kermany-{digest[:16]}"
+    assert (row["label"], row["patient_id"], row["official_split"]) == ("viral", "kermany/train/person7", "train")
+    assert (row["width"], row["height"], row["mode"], row["bytes"]) == (80, 80, "L", len(film(1, side=80)))
+    assert len(row["phash"]) == 16
+    statistics = read_table(raw / "statistics.parquet", STATISTICS_COLUMNS)
+    assert statistics["image_id"].tolist() == manifest["image_id"].tolist()
+    assert statistics["grey_mean"].between(1, 254).all()
+
+
+def test_the_counts_add_up_per_source_and_in_all(tmp_path: Path) -> None:
+    raw = ingested(
+        tmp_path,
+        {
+            f"{PNEUMONIA}/person1_virus_1.jpeg": film(1),
+            f"{PNEUMONIA}/person2_virus_2.jpeg": film(1),
+            f"{COVID_NORMAL}/empty.jpeg": b"",
+        },
+    )
+    counts = json.loads((raw / "ingest.json").read_text())
+    assert {name: counts[name] for name in ("total", "kept", "quarantined", "duplicates")} == {
+        "total": 5,
+        "kept": 3,
+        "quarantined": 1,
+        "duplicates": 1,
+    }
+    assert counts["sources"]["kermany"] == {"total": 3, "kept": 2, "quarantined": 0, "duplicates": 1}
+    assert counts["sources"]["covid19"] == {"total": 2, "kept": 1, "quarantined": 1, "duplicates": 0}
+    assert counts["classes"] == {"normal": 2, "viral": 1, "bacterial": 0, "covid": 0}
+    assert counts["synthetic"] is False
+    assert counts["manifest_sha256"] == hashlib.sha256((raw / "manifest.parquet").read_bytes()).hexdigest()
+
+
+def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp_path: Path) -> None:
+    raw = ingested(
+        tmp_path,
+        {
+            f"{PNEUMONIA}/person1_virus_1.jpeg": film(1)[:-200],
+            f"{PNEUMONIA}/person2_virus_1.jpeg": b"",
+            f"{NORMAL}/.DS_Store": b"\0\0\0\1Bud1",
+            f"{NORMAL}/IM-0001-0001.jpeg": film(2, side=300),
+            f"{NORMAL}/IM-0002-0001.jpeg": bytes(2_000_000),
+            "chest_xray/train/UNSURE/person3_virus_1.jpeg": film(3),
+            f"{PNEUMONIA}/person4_fungus_1.jpeg": film(4),
+        },
+        max_pixels=40_000,
+    )
+    name = "kermany/train"
+    assert quarantine(raw) == {
+        f"{name}/PNEUMONIA/person1_virus_1.jpeg": (
+            "truncated",
+            "train/PNEUMONIA/person1_virus_1.jpeg is truncated: its end is missing; copy it again from its source",
+        ),
+        f"{name}/PNEUMONIA/person2_virus_1.jpeg": (
+            "empty",
+            "train/PNEUMONIA/person2_virus_1.jpeg is empty; copy it again from its source",
+        ),
+        f"{name}/NORMAL/.DS_Store": (
+            "not an image",
+            "train/NORMAL/.DS_Store is not an image: expected JPEG, PNG, BMP, TIFF; remove it or export it again",
+        ),
+        f"{name}/NORMAL/IM-0001-0001.jpeg": (
+            "larger than the pixel limit",
+            "train/NORMAL/IM-0001-0001.jpeg is larger than the pixel limit: 300 x 300 pixels, allowed 40000; "
+            "raise max_pixels in params.yaml if such films are expected",
+        ),
+        f"{name}/NORMAL/IM-0002-0001.jpeg": (
+            "larger than the pixel limit",
+            "2000000 bytes; a film of 40000 pixels has fewer",
+        ),
+        f"{name}/UNSURE/person3_virus_1.jpeg": (
+            "unknown class folder",
+            "lies in train/UNSURE; expected {train,val,test}/{NORMAL,PNEUMONIA}",
+        ),
+        f"{name}/PNEUMONIA/person4_fungus_1.jpeg": (
+            "unknown class in the file name",
+            "lies in PNEUMONIA and its name is not personN_bacteria_M or personN_virus_M",
+        ),
+    }
+    assert kept_paths(raw) == []
+
+
+def test_a_link_out_of_the_set_is_refused_and_one_inside_is_a_duplicate(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpeg"
+    secret.write_bytes(film(5))
+    lay_out(tmp_path / "sets", {f"{NORMAL}/IM-0001-0001.jpeg": film(1)})
+    (tmp_path / "sets" / NORMAL / "IM-0002-0001.jpeg").symlink_to(secret)
+    (tmp_path / "sets" / NORMAL / "IM-0003-0001.jpeg").symlink_to("IM-0001-0001.jpeg")
+    (tmp_path / "sets" / NORMAL / "IM-0004-0001.jpeg").symlink_to("gone.jpeg")
+    (tmp_path / "sets" / "chest_xray" / "val").symlink_to(tmp_path)
+    raw = ingested(tmp_path, {})
+    assert quarantine(raw) == {
+        "kermany/train/NORMAL/IM-0002-0001.jpeg": (
+            "link out of the folder",
+            "points outside the set's folder; put the file itself there",
+        ),
+        "kermany/train/NORMAL/IM-0004-0001.jpeg": ("unreadable", "not a plain file, or a link that leads nowhere"),
+        "kermany/val": ("link out of the folder", "points outside the set's folder; put the file itself there"),
+    }
+    assert pd.read_csv(raw / "duplicates.csv")["path"].tolist() == ["train/NORMAL/IM-0003-0001.jpeg"]
+
+
+def test_a_file_that_may_not_be_read_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.read_bytes
+
+    def locked(path: Path) -> bytes:  # tests may run as a user whom no permission stops
+        if path.name == "IM-0001-0001.jpeg":
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    raw = ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": film(1)})
+    assert quarantine(raw)["kermany/train/NORMAL/IM-0001-0001.jpeg"] == (
+        "unreadable",
+        "Permission denied; mend its permissions or copy it again",
+    )
+
+
+def test_a_file_name_that_no_table_can_hold_is_quarantined(tmp_path: Path) -> None:
+    lay_out(tmp_path / "sets", {})
+    (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(film(1))
+    raw = ingested(tmp_path, {})
+    assert quarantine(raw) == {
+        "kermany/train/NORMAL/IM-\\udcff.jpeg": (
+            "unreadable",
+            "the file name has characters that cannot be written; rename it",
+        )
+    }
+
+
+def test_of_equal_files_the_first_is_kept_also_across_sets_and_inside_a_nested_copy(tmp_path: Path) -> None:
+    raw = ingested(
+        tmp_path,
+        {
+            f"{NORMAL}/IM-0001-0001.jpeg": film(1),
+            f"{NORMAL}/IM-0002-0001.jpeg": film(1),
+            "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg": film(1),
+            f"{COVID_NORMAL}/01.jpeg": film(1),
+        },
+    )
+    assert kept_paths(raw) == ["films/kermany/chest_xray/train/NORMAL/IM-0001-0001.jpeg"]
+    duplicates = pd.read_csv(raw / "duplicates.csv")
+    assert list(duplicates.columns) == ["path", "source", "sha256", "kind", "kept_image_id", "correlation"]
+    assert (duplicates["source"] + "/" + duplicates["path"]).tolist() == [
+        "covid19/train/Normal/01.jpeg",
+        "kermany/train/NORMAL/IM-0001-0001.jpeg",
+        "kermany/train/NORMAL/IM-0002-0001.jpeg",
+    ]
+    assert set(duplicates["kind"]) == {"exact"}
+    assert set(duplicates["correlation"]) == {1.0}
+    assert set(duplicates["kept_image_id"]) == {f"kermany-{hashlib.sha256(film(1)).hexdigest()[:16]}"}
+
+
+def test_of_near_equal_films_the_larger_is_kept(tmp_path: Path) -> None:
+    raw = ingested(
+        tmp_path,
+        {f"{NORMAL}/IM-0001-0001.jpeg": film(1, quality=60), f"{COVID_NORMAL}/01.jpeg": film(1, side=120)},
+    )
+    assert kept_paths(raw) == ["films/covid19/train/Normal/01.jpeg"]
+    duplicate = pd.read_csv(raw / "duplicates.csv").iloc[0]
+    assert (duplicate["path"], duplicate["kind"]) == ("train/NORMAL/IM-0001-0001.jpeg", "near")
+    assert 0.995 <= duplicate["correlation"] <= 1
+    assert not (raw / "films/kermany/train/NORMAL/IM-0001-0001.jpeg").exists()
+
+
+def test_patients_who_share_a_film_are_one_person(tmp_path: Path) -> None:
+    raw = ingested(
+        tmp_path,
+        {
+            f"{PNEUMONIA}/person1_virus_1.jpeg": film(1),
+            f"{PNEUMONIA}/person2_virus_1.jpeg": film(1),
+            f"{PNEUMONIA}/person2_virus_2.jpeg": film(2),
+            f"{PNEUMONIA}/person3_virus_1.jpeg": film(3),
+        },
+    )
+    patients = read_manifest(raw).set_index("path")["patient_id"]
+    assert patients["films/kermany/train/PNEUMONIA/person2_virus_2.jpeg"] == "kermany/train/person1"
+    assert patients["films/kermany/train/PNEUMONIA/person3_virus_1.jpeg"] == "kermany/train/person3"
+
+
+def test_copies_with_different_labels_are_all_quarantined(tmp_path: Path) -> None:
+    raw = ingested(
+        tmp_path,
+        {f"{NORMAL}/IM-0001-0001.jpeg": film(1), f"{PNEUMONIA}/person1_virus_1.jpeg": film(1, side=90)},
+    )
+    detail = (
+        "one picture: kermany/train/NORMAL/IM-0001-0001.jpeg is normal; "
+        "kermany/train/PNEUMONIA/person1_virus_1.jpeg is viral"
+    )
+    assert quarantine(raw) == {
+        "kermany/train/NORMAL/IM-0001-0001.jpeg": ("conflicting labels", detail),
+        "kermany/train/PNEUMONIA/person1_virus_1.jpeg": ("conflicting labels", detail),
+    }
+    assert kept_paths(raw) == []
+
+
+def test_kept_films_that_look_alike_are_listed_in_pairs(tmp_path: Path) -> None:
+    marked = cv2.imdecode(np.frombuffer(film(1), np.uint8), cv2.IMREAD_GRAYSCALE)
+    marked[:6, :6] = 255 - marked[:6, :6]
+    files = {
+        f"{NORMAL}/IM-0001-0001.jpeg": film(1),
+        f"{NORMAL}/IM-0002-0001.jpeg": bytes(cv2.imencode(".png", marked)[1]),
+    }
+    raw = ingested(tmp_path, files, look_alike_correlation=0.9)
+    pair = pd.read_csv(raw / "lookalikes.csv").iloc[0]
+    ids = sorted(f"kermany-{hashlib.sha256(content).hexdigest()[:16]}" for content in files.values())
+    assert [pair["image_id_a"], pair["image_id_b"]] == ids
+    assert 0.9 <= pair["correlation"] < 0.995
+
+
+def test_what_lies_beside_the_set_in_an_archive_is_accounted_for(tmp_path: Path) -> None:
+    lay_out(tmp_path / "sets", {"__MACOSX/chest_xray/._train": b"\0\5\26\7", "README.txt": b"text"})
+    shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "sets")
+    ingest(settings_for(tmp_path / "all.zip"), paths_in(tmp_path))
+    reasons = {path: reason for path, (reason, _) in quarantine(tmp_path / "raw").items()}
+    assert reasons == {
+        f"{source}/../{path}": "not an image"
+        for source in ("kermany", "covid19")
+        for path in ("__MACOSX/chest_xray/._train", "README.txt")
+    }
+
+
+def test_the_same_films_give_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
+    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": film(n % 7) for n in range(12)} | {f"{NORMAL}/empty.jpeg": b""}
+    first = digest_of(ingested(tmp_path, files, workers=1))
+    assert digest_of(ingested(tmp_path, files, workers=4)) == first
+
+
+def test_a_folder_without_films_stops_with_the_layout_that_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        ingest(settings_for(tmp_path), paths_in(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}: no films of the set found; expected chest_xray/{{train,val,test}}/{{NORMAL,PNEUMONIA}} below "
+        "it; unpack the set's zip there, or name the right folder, zip or address"
+    )
+    assert not (tmp_path / "raw").exists()
+
+
+def test_class_folders_without_a_file_stop_with_the_layout_that_was_expected(tmp_path: Path) -> None:
+    lay_out(tmp_path, {})
+    (tmp_path / COVID_NORMAL / "9998.jpeg").unlink()
+    with pytest.raises(SourceError, match="no films of the set found; expected Covid19-dataset/"):
+        ingest(settings_for(tmp_path), paths_in(tmp_path))
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    one: Source = DEFAULTS.ingest.sources[0]
+    with pytest.raises(ParamsError) as caught:
+        ingest(DEFAULTS.ingest.model_copy(update={"sources": [one, one]}), paths_in(tmp_path))
+    assert str(caught.value) == "ingest.sources: each source needs a name of its own, got kermany, kermany"
+
+
+def test_a_count_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
+    from cxr.intake import list_files
+
+    lay_out(tmp_path, {})
+    files = list_files("kermany", "chest_xray", tmp_path, all_of_it=False)
+    lost = Sorted(kept=[], duplicates=[], conflicting=[], refused=[], look_alikes=[], patients={})
+    with pytest.raises(DataError) as caught:
+        _account(files, [], lost)
+    assert str(caught.value) == (
+        "source kermany: {'total': 1, 'kept': 0, 'quarantined': 0, 'duplicates': 0} does not add up; "
+        "this is a fault of ingest, please report it"
+    )
+
+
+def test_the_log_ends_with_a_table_of_what_became_of_the_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="cxr.ingest"):
+        ingested(tmp_path, {f"{NORMAL}/empty.jpeg": b""})
+    assert caplog.messages == [
+        "source              total         kept  quarantined   duplicates\n"
+        "kermany                 2            1            1            0\n"
+        "covid19                 1            1            0            0",
+        "kept: 2 normal",
+        "quarantined: 1 empty",
+        "pairs of kept films that look alike: 0",
+    ]
+
+
+FILE_KINDS = st.tuples(
+    st.sampled_from([NORMAL, PNEUMONIA, "chest_xray/test/NORMAL", "chest_xray/train/OTHER", COVID_NORMAL]),
+    st.sampled_from(["person1_virus_{}.jpeg", "person2_bacteria_{}.jpeg", "IM-{:04d}-0001.jpeg", "{}.png"]),
+    st.one_of(
+        st.integers(0, 4).map(film),
+        st.integers(0, 4).map(lambda number: film(number, side=70)),
+        st.integers(0, 4).map(lambda number: film(number)[:-150]),
+        st.sampled_from([b"", b"text", film(0)[:20]]),
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(FILE_KINDS, max_size=12))
+def test_every_file_ends_in_exactly_one_place_whatever_comes(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[str, str, bytes]]
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("mix")
+    files = {f"{folder}/{name.format(number)}": content for number, (folder, name, content) in enumerate(kinds)}
+    raw = ingested(tmp_path, files)
+    manifest = read_manifest(raw)
+    duplicates, refused = pd.read_csv(raw / "duplicates.csv"), pd.read_csv(raw / "quarantine.csv")
+    kept = manifest["path"].str.removeprefix("films/")
+    everywhere = [
+        *kept,
+        *(duplicates["source"] + "/" + duplicates["path"]),
+        *(refused["source"] + "/" + refused["path"]),
+    ]
+    came_in = {name.replace("chest_xray/", "kermany/", 1).replace("Covid19-dataset/", "covid19/", 1) for name in files}
+    came_in |= {"kermany/train/NORMAL/IM-9999-0001.jpeg", "covid19/train/Normal/9998.jpeg"}
+    assert sorted(everywhere) == sorted(came_in)
+    assert manifest["image_id"].is_unique
+    assert manifest["sha256"].is_unique
+    assert set(duplicates["kept_image_id"]) <= set(manifest["image_id"])
+    on_disk = {str(path.relative_to(raw)) for path in (raw / "films").rglob("*") if path.is_file()}
+    assert on_disk == set(manifest["path"])
+    for row in manifest.itertuples():
+        assert hashlib.sha256((raw / str(row.path)).read_bytes()).hexdigest() == row.sha256
+
+
+def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_never_killed(tmp_path: Path) -> None:
+    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": film(n, side=1000) for n in range(80)}
+    expected = digest_of(ingested(tmp_path, files))
+    tree = YAML().load(ROOT / "params.yaml")
+    tree["paths"] |= {"raw": str(tmp_path / "raw"), "downloads": str(tmp_path / "downloads")}
+    tree["ingest"]["workers"] = 1
+    for source in tree["ingest"]["sources"]:
+        source["location"] = str(tmp_path / "sets")
+    YAML().dump(tree, tmp_path / "params.yaml")
+    command = [sys.executable, "-m", "tasks.ingest", "--params", str(tmp_path / "params.yaml")]
+
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    half_done = tmp_path / ".raw.partial" / "films/kermany/train/NORMAL"
+    while process.poll() is None and not (half_done.is_dir() and any(half_done.iterdir())):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert half_done.is_dir()
+    assert digest_of(tmp_path / "raw") == expected
+
+    shutil.rmtree(tmp_path / "raw")
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert digest_of(tmp_path / "raw") == expected
+    assert not (tmp_path / ".raw.partial").exists()
+
+
+def test_the_command_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
+    tree = YAML().load(ROOT / "params.yaml")
+    tree["ingest"]["sources"][0]["location"] = str(tmp_path / "none")
+    YAML().dump(tree, tmp_path / "params.yaml")
+    command = [sys.executable, "-m", "tasks.ingest", "--params", str(tmp_path / "params.yaml")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == SourceError.exit_code
+    assert ended.stderr == (
+        f"error: {tmp_path}/none: no such folder or file; expected `sample`, a folder, a zip, https://... or "
+        "s3://bucket/prefix\n"
+    )
+
+
+@pytest.mark.skipif(not REAL_FILMS.is_dir(), reason="no real films here")
+def test_a_handful_of_real_films_is_taken_in(tmp_path: Path) -> None:
+    for folder, count in ((NORMAL, 5), (PNEUMONIA, 8), (COVID_NORMAL, 3), ("Covid19-dataset/test/Covid", 3)):
+        (tmp_path / "sets" / folder).mkdir(parents=True)
+        for path in sorted((REAL_FILMS / folder).iterdir())[:count]:
+            shutil.copy(path, tmp_path / "sets" / folder)
+    ingest(settings_for(tmp_path / "sets"), paths_in(tmp_path))
+    counts = json.loads((tmp_path / "raw" / "ingest.json").read_text())
+    assert counts["total"] == 19
+    assert counts["quarantined"] == 0
+    assert counts["classes"]["normal"] > 0
+    assert counts["classes"]["covid"] > 0
+    manifest = read_manifest(tmp_path / "raw")
+    assert (manifest.loc[manifest["source"] == "kermany", ["width", "height"]] == 224).all(axis=None)
