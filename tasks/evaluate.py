@@ -39,17 +39,18 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     """Predict, calibrate, measure, and write evidence, report and metrics."""
     import pandas as pd
 
-    from cxr.bundle import read_bundle
+    from cxr.bundle import read_bundle, read_spec
     from cxr.evaluation import Settings, calibration_summary, draw_figures, summarize
     from cxr.files import read_json, write_json
     from cxr.gallery import make_gallery
     from cxr.packed import read_packed
 
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
-    model, spec = read_bundle(paths.model)
     packed, split = read_packed(paths.images), read_json(paths.split / "split.json")
-    _check_fit(spec, packed, split)
-    validation, test, temperature = _predict(model, spec, packed, _films(paths, split))
+    _check_fit(read_spec(paths.model), packed, split)
+    films = _films(paths, split)
+    model, spec = read_bundle(paths.model)
+    validation, test, temperature = _predict(model, spec, packed, films)
     calibration = calibration_summary(validation, test, temperature=temperature, settings=settings)
     metrics = summarize(test, calibration=calibration, split=split, settings=settings)
     training, curves = read_json(paths.model / "training.json"), pd.read_csv(paths.model / "curves.csv")

@@ -1,0 +1,37 @@
+"""The gallery shows the usual and the worst, not the prettiest."""
+
+import base64
+
+import cv2
+import numpy as np
+
+from cxr.gallery import Pick, jpeg_address, pick_films
+
+
+def test_right_films_are_drawn_by_seed_and_errors_are_the_surest() -> None:
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(3), 300)
+    labels = np.arange(300) % 3
+    picks = pick_films(labels, probabilities, per_class=2, seed=4)
+    assert picks == pick_films(labels, probabilities, per_class=2, seed=4)
+    assert picks != pick_films(labels, probabilities, per_class=2, seed=5)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    assert [labels[pick.row] for pick in picks] == [0] * 4 + [1] * 4 + [2] * 4
+    for pick in picks:
+        assert pick.correct == (labels[pick.row] == predicted[pick.row])
+    errors = [pick.row for pick in picks[:4] if not pick.correct]
+    wrong = (labels == 0) & (predicted != 0)
+    assert sorted(confidence[errors], reverse=True) == sorted(confidence[wrong], reverse=True)[:2]
+
+
+def test_a_class_without_errors_or_without_films_shows_what_there_is() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0]])
+    assert pick_films(np.array([0, 1]), probabilities, per_class=3, seed=0) == [Pick(0, True), Pick(1, False)]
+
+
+def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[..., 0] = 200  # red in RGB
+    data = base64.b64decode(jpeg_address(picture).removeprefix("data:image/jpeg;base64,"))
+    read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(read.astype(int) - picture).max() < 8

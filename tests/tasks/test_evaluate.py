@@ -1,0 +1,262 @@
+"""The evaluation step on a tiny model and films built here: the contract, repeatability, refusals."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cxr.bundle import ModelSpec, read_bundle, write_bundle
+from cxr.errors import DataError
+from cxr.files import read_json, write_json
+from cxr.images import Preprocessing
+from cxr.inference import predict_logits, softmax_with_temperature
+from cxr.manifest import MANIFEST_COLUMNS, write_table
+from cxr.metrics import measure
+from cxr.packed import write_index
+from cxr.params import EvaluateParams, Paths
+from cxr.splits import test_set_sha256 as sha256_of_test_set
+from cxr.zoo import build
+from tasks.evaluate import evaluate
+
+CLASSES = ("normal", "viral", "bacterial")
+PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)
+PARAMS = EvaluateParams(bootstrap_resamples=200, seed=3, calibration_bins=8, gradcam_per_class=2)
+N_FILMS = 66
+
+
+def paths_in(root: Path) -> Paths:
+    reports = root / "reports"
+    return Paths(
+        downloads=root / "downloads", raw=root / "raw", validation=reports / "validation.json",
+        data_docs=reports / "docs", split=root / "split", images=root / "images", model=root / "model",
+        checkpoints=root / "checkpoints", metrics=reports / "metrics.json", report=reports / "report.html",
+        evidence=reports / "evidence", registration=reports / "registration.json",
+    )  # fmt: skip
+
+
+def write_films(paths: Paths) -> None:
+    """Write 66 films, 12 to train, 18 to validate, 36 to test; source `second` has no bacterial film."""
+    generator = np.random.default_rng(0)
+    labels = [CLASSES[i % 3] for i in range(N_FILMS)]
+    rows = {
+        "image_id": [f"film-{i:03d}" for i in range(N_FILMS)],
+        "source": ["second" if i % 6 == 0 else "first" for i in range(N_FILMS)],
+        "label": labels,
+        "patient_id": [f"patient-{i // 2}" for i in range(N_FILMS)],
+    }
+    manifest = pd.DataFrame({name: rows.get(name, 0) for name in MANIFEST_COLUMNS})
+    paths.raw.mkdir(parents=True)
+    write_table(manifest, MANIFEST_COLUMNS, paths.raw / "manifest.parquet")
+    counts = {"total": N_FILMS, "kept": N_FILMS, "quarantined": 0, "duplicates": 0}
+    write_json(paths.raw / "ingest.json", counts | {"sources": {"first": counts}, "synthetic": True})
+    paths.images.mkdir()
+    brightness = 60 * (1 + np.arange(N_FILMS) % 3)
+    images = generator.integers(0, 40, (N_FILMS, 32, 32)) + brightness[:, None, None]
+    np.save(paths.images / "images.npy", images.astype(np.uint8))
+    write_index(paths.images, rows["image_id"], PREPROCESSING)
+    write_split(paths, manifest)
+
+
+def write_split(paths: Paths, manifest: pd.DataFrame) -> None:
+    table = manifest[["image_id", "label", "patient_id"]].assign(fold=-1)
+    table["split"] = ["train"] * 12 + ["validation"] * 18 + ["test"] * (N_FILMS - 30)
+    paths.split.mkdir()
+    table[["image_id", "split", "fold", "label", "patient_id"]].to_csv(paths.split / "splits.csv", index=False)
+    split = {
+        "protocol": "patient", "task": "three_way", "classes": list(CLASSES), "synthetic": True,
+        "leakage": "No patient leaks.", "manifest_sha256": "0" * 64, "test_set_sha256": sha256_of_test_set(table),
+        "counts": {"test": dict.fromkeys(CLASSES, 12)}, "patients": {"test": 18},
+    }  # fmt: skip
+    write_json(paths.split / "split.json", split)
+
+
+def write_model(paths: Paths) -> None:
+    """Write an untrained network whose logits are spread out, so that it has an opinion."""
+    torch.manual_seed(0)
+    state = build("resnet50", 3).state_dict()
+    state["fc.weight"] = state["fc.weight"] * 3
+    spec = ModelSpec("resnet50", CLASSES, PREPROCESSING, (0.5,) * 3, (0.25,) * 3, temperature=1.0, synthetic=True)
+    write_bundle(paths.model, state, spec)
+    curves = {"epoch": [1, 2], "train_loss": [1.0, 0.9], "validation_loss": [1.0, 0.8]}
+    curves |= {name: [0.4, 0.5] for name in ("validation_accuracy", "validation_macro_f1")}
+    pd.DataFrame(curves).to_csv(paths.model / "curves.csv", index=False)
+    training = {
+        "run_id": "0" * 32, "seconds": 5.0, "images_per_second": 10.0, "device": "cpu", "precision": "fp32",
+        "hardware": "2 cores", "epochs_run": 2, "best_epoch": 2, "best_validation_macro_f1": 0.5,
+        "weights": {"source": "none", "sha256": "", "loaded": [], "partial": [], "random": ["head"]}, "params": {},
+    }  # fmt: skip
+    write_json(paths.model / "training.json", training)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXR_MLRUNS", str(tmp_path_factory.mktemp("mlruns")))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """A project whose model has been evaluated once, into the run of its training."""
+    from cxr.tracking import start_run
+
+    paths = paths_in(tmp_path_factory.mktemp("project"))
+    write_films(paths)
+    write_model(paths)
+    run_id = start_run(run_id=None, name="a training", tags={})
+    write_json(paths.model / "training.json", read_json(paths.model / "training.json") | {"run_id": run_id})
+    evaluate(PARAMS, paths)
+    return paths
+
+
+def test_the_metrics_hold_what_the_contract_names(evaluated: Paths) -> None:
+    metrics = read_json(evaluated.metrics)
+    assert set(metrics) >= {
+        "accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix", "calibration", "ci95", "protocol",
+        "n_test", "classes", "seed", "synthetic", "test_set_sha256", "per_source", "task",
+    }  # fmt: skip
+    assert set(metrics["calibration"]) >= {"ece", "brier", "temperature"}
+    assert set(metrics["per_class"]["viral"]) == {"precision", "recall", "specificity", "f1", "support", "auroc"}
+    assert metrics["n_test"] == 36
+    assert metrics["n_patients"] == 18
+    assert np.sum(metrics["confusion_matrix"]) == 36
+    assert "NaN" not in evaluated.metrics.read_text()
+
+
+def test_the_predictions_give_the_metrics_again(evaluated: Paths) -> None:
+    table = pd.read_csv(evaluated.evidence / "predictions.csv")
+    assert table["split"].value_counts().to_dict() == {"test": 36, "validation": 18}
+    test = table[table["split"] == "test"]
+    probabilities = test[[f"p_{name}" for name in CLASSES]].to_numpy()
+    labels = np.array([CLASSES.index(label) for label in test["label"]])
+    measured = measure(labels, probabilities, CLASSES).to_json()
+    metrics = read_json(evaluated.metrics)
+    assert {key: metrics[key] for key in ("accuracy", "macro_f1", "macro_auroc", "per_class")} == {
+        key: measured[key] for key in ("accuracy", "macro_f1", "macro_auroc", "per_class")
+    }
+    assert (test["predicted_class"] == np.array(CLASSES)[probabilities.argmax(axis=1)]).all()
+
+
+def test_the_probabilities_are_the_models_scaled_by_the_temperature(evaluated: Paths) -> None:
+    model, spec = read_bundle(evaluated.model)
+    images = np.load(evaluated.images / "images.npy")[30:]
+    temperature = read_json(evaluated.evidence / "calibration.json")["temperature"]
+    expected = softmax_with_temperature(predict_logits(model, images, mean=spec.mean, std=spec.std), temperature)
+    table = pd.read_csv(evaluated.evidence / "predictions.csv").query("split == 'test'").sort_values("image_id")
+    np.testing.assert_allclose(table[[f"p_{name}" for name in CLASSES]], expected, atol=1e-5)
+
+
+def test_the_temperature_lowers_the_loss_on_the_validation_films(evaluated: Paths) -> None:
+    calibration = read_json(evaluated.evidence / "calibration.json")
+    assert calibration["n_validation"] == 18
+    assert calibration["validation"]["after"]["nll"] < calibration["validation"]["before"]["nll"]
+
+
+def test_each_source_is_measured_and_its_missing_class_named(evaluated: Paths) -> None:
+    slices = read_json(evaluated.metrics)["per_source"]
+    assert {name: part["n"] for name, part in slices.items()} == {"first": 30, "second": 6}
+    assert slices["first"]["missing_classes"] == []
+    assert slices["second"]["missing_classes"] == ["viral", "bacterial"]
+    assert slices["second"]["ci95"] == {"accuracy": None, "macro_f1": None}  # 6 patients
+
+
+def test_the_tables_for_plots_have_their_columns(evaluated: Paths) -> None:
+    columns = {
+        name: list(pd.read_csv(evaluated.evidence / f"{name}.csv")) for name in ("confusion", "roc", "reliability")
+    }
+    assert columns == {
+        "confusion": ["actual", "predicted"],
+        "roc": ["class", "fpr", "tpr"],
+        "reliability": ["confidence", "accuracy", "count"],
+    }
+
+
+def test_the_page_shows_films_of_every_class_with_their_heat(evaluated: Paths) -> None:
+    html = evaluated.report.read_text()
+    assert html.count("data:image/jpeg;base64,") >= 2 * len(CLASSES)
+    assert all(f"Actually {name}" in html for name in CLASSES)
+    assert "Synthetic sample: these figures say nothing about patients" in html
+
+
+def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> None:
+    from cxr.tracking import client
+
+    run_id = read_json(evaluated.model / "training.json")["run_id"]
+    data = client().get_run(run_id).data
+    assert data.metrics["test_accuracy"] == read_json(evaluated.metrics)["accuracy"]
+    names = {Path(file.path).name for file in client().list_artifacts(run_id, "evaluation")}
+    assert names >= {"metrics.json", "report.html", "predictions.csv", "confusion_matrix.svg"}
+
+
+def test_the_same_inputs_give_the_same_bytes(evaluated: Paths, tmp_path: Path) -> None:
+    reports = {name: tmp_path / name for name in ("metrics", "report", "evidence")}
+    (tmp_path / ".evidence.partial").mkdir()  # left behind by a killed run
+    again = evaluated.model_copy(update=reports)
+    evaluate(PARAMS, again)
+    assert again.metrics.read_bytes() == evaluated.metrics.read_bytes()
+    assert again.report.read_bytes() == evaluated.report.read_bytes()
+    files = sorted(file.name for file in evaluated.evidence.iterdir())
+    assert files == sorted(file.name for file in again.evidence.iterdir())
+    assert all((again.evidence / name).read_bytes() == (evaluated.evidence / name).read_bytes() for name in files)
+
+
+def changed_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(read_json(path) | changes))
+
+
+@pytest.fixture
+def project(evaluated: Paths, tmp_path: Path) -> Paths:
+    """The same project with a split, image index and reports of its own to change."""
+    paths = paths_in(tmp_path)
+    shutil.copytree(evaluated.split, paths.split)
+    shutil.copytree(evaluated.images, paths.images)
+    return paths.model_copy(update={"raw": evaluated.raw, "model": evaluated.model})
+
+
+def refusal(paths: Paths) -> str:
+    with pytest.raises(DataError) as error:
+        evaluate(PARAMS, paths)
+    assert not paths.metrics.exists()
+    return str(error.value)
+
+
+def test_a_split_that_is_not_the_described_one_is_refused(project: Paths) -> None:
+    changed_json(project.split / "split.json", test_set_sha256="f" * 64)
+    assert refusal(project) == (
+        f"{project.split}/splits.csv is not the split that split.json describes (the test sets differ); "
+        "run `dvc repro -f -s split`"
+    )
+
+
+def test_a_model_of_other_classes_is_refused(project: Paths) -> None:
+    changed_json(project.split / "split.json", classes=[*CLASSES, "covid"])
+    assert refusal(project) == (
+        "the model tells normal, viral, bacterial apart and the split normal, viral, bacterial, covid; "
+        "run `dvc repro train`"
+    )
+
+
+def test_films_prepared_otherwise_than_the_models_are_refused(project: Paths) -> None:
+    changed_json(project.images / "preprocessing.json", **asdict(replace(PREPROCESSING, contrast="clahe")))
+    assert refusal(project).startswith("the model was trained on films prepared as Preprocessing(image_size_px=32")
+    assert refusal(project).endswith("run `dvc repro train`")
+
+
+def test_a_validation_set_that_says_little_is_warned_about(
+    evaluated: Paths, project: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = pd.read_csv(evaluated.evidence / "predictions.csv").query("split == 'validation'")
+    right = said.loc[said["label"] == said["predicted_class"], "image_id"]
+    table = pd.read_csv(project.split / "splits.csv")
+    others = (table["split"] == "validation") & ~table["image_id"].isin(right)
+    table.loc[others, "split"] = "unused"  # without an error, the surer the better
+    table.to_csv(project.split / "splits.csv", index=False)
+    evaluate(PARAMS, project)
+    assert f"the temperature 0.25 is at the end of its range: {len(right)} validation films may be" in caplog.text
