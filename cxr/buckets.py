@@ -7,7 +7,6 @@ whatever else boto3 reads.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 _CONNECTIONS = 8
-_SAVE_EVERY = 500
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ def mirror(address: str, downloads: Path) -> Path:
         SourceError: the bucket cannot be reached or refuses, or there is nothing under the prefix.
     """
     import boto3
+    from boto3.exceptions import Boto3Error
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -56,7 +55,7 @@ def mirror(address: str, downloads: Path) -> Path:
         if not objects:
             raise SourceError(f"{address}: there is nothing under this prefix; check bucket and prefix")
         _update(client, bucket, objects, folder)
-    except (BotoCoreError, ClientError) as error:
+    except (Boto3Error, BotoCoreError, ClientError) as error:
         raise SourceError(
             f"{address}: {error}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
@@ -80,6 +79,8 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
 
 
 def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], folder: Path) -> None:
+    from boto3.s3.transfer import TransferConfig
+
     # The record lies beside the folder: inside it would count as one of the films.
     record = folder.with_name(f"{folder.name}.json")
     held: dict[str, str] = read_json(record) if record.is_file() else {}
@@ -89,14 +90,13 @@ def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], fol
     wanted = [path for path in objects if held.get(path) != objects[path].etag or not (folder / path).is_file()]
 
     def bring(path: str) -> str:
-        with whole_file(folder / path) as partial, partial.open("wb") as file:
-            shutil.copyfileobj(client.get_object(Bucket=bucket, Key=objects[path].key)["Body"], file)
+        with whole_file(folder / path) as partial:
+            client.download_file(bucket, objects[path].key, str(partial), Config=TransferConfig(use_threads=False))
         return path
 
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        fetched = pool.map(bring, wanted)
-        for count, path in enumerate(tqdm(fetched, total=len(wanted), desc=bucket, unit="file", disable=None)):
-            held[path] = objects[path].etag
-            if count % _SAVE_EVERY == 0:
-                write_json(record, held)
-    write_json(record, held)
+    try:
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            for path in tqdm(pool.map(bring, wanted), total=len(wanted), desc=bucket, unit="file", disable=None):
+                held[path] = objects[path].etag
+    finally:
+        write_json(record, held)  # after a cut, too: the next run goes on from here

@@ -4,6 +4,7 @@ Streams: of a file's pixels only a 32 x 32 thumbnail stays in memory.
 """
 
 import os
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -122,7 +123,7 @@ def _take(file: RawFile, films: Path, max_pixels: int) -> Taken | Refused:
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Refusal:
     path = file.folder / file.path
-    if not str(file.path).isprintable():
+    if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in str(file.path)):  # control, not UTF-8
         return Refusal(UNREADABLE, "the file name has characters that cannot be written; rename it")
     if path.is_symlink() and not path.resolve().is_relative_to(file.folder):
         return Refusal(OUTWARD_LINK, "points outside the set's folder; put the file itself there")

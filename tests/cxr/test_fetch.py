@@ -229,6 +229,17 @@ def test_a_kill_between_the_last_byte_and_the_rename_costs_no_second_download(we
     assert web.asked[-1] == ("/set.zip", f"bytes={len(BODY)}-")
 
 
+def test_a_part_longer_than_the_file_is_thrown_away(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.cut_after = [30_000, 0, 0, 0, 0, 0]
+    with pytest.raises(SourceError):
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    web.cut_after.clear()
+    (tmp_path / ".set.zip.part").write_bytes(BODY + b"more")
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == BODY
+
+
 def test_a_corrupt_download_is_removed_and_named(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY[:-1] + b"?"
     with pytest.raises(SourceError) as caught:
@@ -329,6 +340,27 @@ def test_a_prefix_that_is_one_zip_is_unpacked(s3: str, tmp_path: Path) -> None:
     put(s3, {"zips/set.zip": zip_of({"train/a.jpeg": b"film"})})
     folder = fetch(f"s3://{BUCKET}/zips/set.zip", downloads=tmp_path, sample=SAMPLE).folder
     assert contents(folder) == {"train/a.jpeg": b"film"}
+
+
+def test_an_endpoint_that_is_away_is_named_and_later_only_what_is_missing_is_fetched(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(s3, {"cut/a.jpeg": b"a", "cut/b.jpeg": b"b"})
+    folder = fetch(f"s3://{BUCKET}/cut", downloads=tmp_path, sample=SAMPLE).folder
+    first = (folder / "a.jpeg").stat().st_mtime_ns
+    (folder / "b.jpeg").unlink()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    message = message_of(f"s3://{BUCKET}/cut", tmp_path)
+    assert message == (
+        f's3://{BUCKET}/cut: Could not connect to the endpoint URL: "http://127.0.0.1:9/{BUCKET}'
+        '?list-type=2&prefix=cut&encoding-type=url"; '
+        "check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    fetch(f"s3://{BUCKET}/cut", downloads=tmp_path, sample=SAMPLE)
+    assert contents(folder) == {"a.jpeg": b"a", "b.jpeg": b"b"}
+    assert (folder / "a.jpeg").stat().st_mtime_ns == first
 
 
 def test_a_prefix_with_nothing_under_it_is_named(s3: str, tmp_path: Path) -> None:

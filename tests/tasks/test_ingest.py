@@ -209,7 +209,8 @@ def test_a_file_that_may_not_be_read_is_quarantined(tmp_path: Path, monkeypatch:
 def test_a_file_name_that_no_table_can_hold_is_quarantined(tmp_path: Path) -> None:
     lay_out(tmp_path / "sets", {})
     (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(film(1))
-    raw = ingested(tmp_path, {})
+    raw = ingested(tmp_path, {f"{NORMAL}/IM-0001\u202fäöü 肺.jpeg": film(2)})
+    assert kept_paths(raw) == ["films/kermany/train/NORMAL/IM-0001\u202fäöü 肺.jpeg"]
     assert quarantine(raw) == {
         "kermany/train/NORMAL/IM-\\udcff.jpeg": (
             "unreadable",
@@ -410,7 +411,7 @@ def test_every_file_ends_in_exactly_one_place_whatever_comes(
 
 
 def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_never_killed(tmp_path: Path) -> None:
-    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": film(n, side=1000) for n in range(80)}
+    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": film(n, side=1000) for n in range(60)}
     expected = digest_of(ingested(tmp_path, files))
     tree = YAML().load(ROOT / "params.yaml")
     tree["paths"] |= {"raw": str(tmp_path / "raw"), "downloads": str(tmp_path / "downloads")}
