@@ -45,6 +45,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     from cxr.gallery import make_gallery
     from cxr.packed import read_packed
 
+    _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
     packed, split = read_packed(paths.images), read_json(paths.split / "split.json")
     _check_fit(read_spec(paths.model), packed, split)
@@ -61,6 +62,19 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
     _track(training["run_id"], metrics, paths)
+
+
+def _require_inputs(paths: Paths) -> None:
+    """Fail before the work, not after it, when a file of an earlier step is missing."""
+    inputs = {
+        "ingest": [paths.raw / "ingest.json"],
+        "split": [paths.split / "split.json"],
+        "train": [paths.model / "training.json", paths.model / "curves.csv"],
+    }
+    for stage, files in inputs.items():
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"{file} is missing; run `dvc repro {stage}`")
 
 
 def _films(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:

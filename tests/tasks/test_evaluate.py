@@ -227,6 +227,11 @@ def refusal(paths: Paths) -> str:
     return str(error.value)
 
 
+def test_a_missing_input_is_named_with_the_step_that_makes_it(project: Paths) -> None:
+    (project.split / "split.json").unlink()
+    assert refusal(project) == f"{project.split}/split.json is missing; run `dvc repro split`"
+
+
 def test_a_split_that_is_not_the_described_one_is_refused(project: Paths) -> None:
     changed_json(project.split / "split.json", test_set_sha256="f" * 64)
     assert refusal(project) == (
