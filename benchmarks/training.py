@@ -1,0 +1,169 @@
+"""Training images a second: ours against torchvision's reference loop, in turn, same films, same network.
+
+Run   python -m benchmarks.training FOLDER [--rounds 3] [--films 96]
+
+The peer is the loop of torchvision's references/classification as it runs on a CPU: films decoded from their files
+by Pillow in a DataLoader with two workers, the same augmentation as torchvision transforms, fp32, SGD, all
+parameters. Ours is measured twice: like for like with all parameters learning, and with the recipe of
+profiles/real.yaml (stem and layer 1 frozen, batch-norm statistics kept). Each round gives every side the same films.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models import resnet50
+from torchvision.transforms import v2
+
+from cxr.images import SUFFIXES, Preprocessing, read_film
+from cxr.params import TrainParams, read_params
+from cxr.training import Epoch, TrainingData, fit
+from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build
+
+SIZE_PX = 224
+BATCH = 32
+CLASSES = ("normal", "viral", "bacterial")
+WARM_UP_BATCHES = 1
+
+
+class FilmFiles(Dataset[tuple[Tensor, int]]):
+    """Film files as torchvision's reference reads them: Pillow, then transforms, one film at a time."""
+
+    def __init__(self, films: list[Path]) -> None:
+        self._films = films
+        self._transform = v2.Compose(
+            [
+                v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.9, 1.1)),
+                v2.Resize((SIZE_PX, SIZE_PX), antialias=True),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float, scale=True),
+                v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._films)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with Image.open(self._films[index]) as image:
+            return self._transform(image.convert("RGB")), index % len(CLASSES)
+
+
+class _Clock:
+    """Films a second once the warm-up batches are through."""
+
+    def __init__(self) -> None:
+        self._batches = self._films = 0
+        self._started = 0.0
+
+    def on_batch(self, films: int) -> None:
+        """Count a batch; the clock starts after the warm-up."""
+        self._batches += 1
+        if self._batches == WARM_UP_BATCHES:
+            self._started = time.perf_counter()
+        elif self._batches > WARM_UP_BATCHES:
+            self._films += films
+            self._stopped = time.perf_counter()
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """Nothing to do: validation is not timed."""
+
+    @property
+    def films_per_second(self) -> float:
+        """Return the rate."""
+        return self._films / (self._stopped - self._started)
+
+
+def reference(films: list[Path]) -> float:
+    """Return the films a second of torchvision's loop."""
+    model = resnet50(weights=None, num_classes=len(CLASSES)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    criterion = nn.CrossEntropyLoss()
+    clock = _Clock()
+    for images, targets in _loader(films):
+        loss = criterion(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        clock.on_batch(len(images))
+    return clock.films_per_second
+
+
+def _loader(films: list[Path]) -> Iterator[Any]:
+    yield from DataLoader(FilmFiles(films), batch_size=BATCH, shuffle=True, num_workers=2)
+
+
+def ours(data: TrainingData, recipe: TrainParams) -> float:
+    """Return the films a second of cxr.training, checkpoints and validation left out."""
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        fit(data, recipe, checkpoints=Path(folder), listener=clock)
+    return clock.films_per_second
+
+
+def _recipe(weights: Path, **changes: Any) -> TrainParams:
+    plain = {"weights": str(weights), "epochs": 1, "batch_size": BATCH, "head_only_epochs": 0, "device": "cpu"}
+    return TrainParams.model_validate(read_params(Path("params.yaml")).train.model_dump() | plain | changes)
+
+
+def _data(films: list[Path]) -> TrainingData:
+    preprocessing = Preprocessing(SIZE_PX, "stretch", "clahe", 2.0, 8, 50_000_000)
+    images = np.stack([read_film(film, preprocessing) for film in films])
+    rows = np.arange(len(films))
+    return TrainingData(images, rows % len(CLASSES), rows, rows[:4], CLASSES)
+
+
+def main() -> None:
+    """Measure all contestants in turn, round by round, and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--films", type=int, default=96)
+    arguments = parser.parse_args()
+    found = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    films = found[:: max(1, len(found) // arguments.films)][: arguments.films]
+    data = _data(films)
+    with tempfile.TemporaryDirectory() as folder:
+        # Freezing asks for weights that were loaded; which ones does not change the time.
+        weights = Path(folder) / "random.pth"
+        torch.save(build("resnet50", len(CLASSES)).state_dict(), weights)
+        _compare(films, data, weights, arguments.rounds)
+
+
+def _compare(films: list[Path], data: TrainingData, weights: Path, rounds: int) -> None:
+    recipe = _recipe(weights, frozen=["stem", "layer1"], freeze_batchnorm_statistics=True)
+    contestants: dict[str, Callable[[], float]] = {
+        "torchvision reference loop, fp32": lambda: reference(films),
+        "ours, all parameters learn": lambda: ours(data, _recipe(weights)),
+        "ours, recipe of profiles/real.yaml": lambda: ours(data, recipe),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            speeds[name].append(run())
+    peer = next(iter(speeds.values()))
+    print(
+        f"{len(films)} films of {SIZE_PX} px, batch {BATCH}, {os.cpu_count()} cores, {rounds} rounds in turn; medians"
+    )
+    for name, measured in speeds.items():
+        ratios = [now / peer_now for now, peer_now in zip(measured, peer, strict=True)]
+        print(
+            f"{name:36s} {statistics.median(measured):6.1f} films/s   against torchvision "
+            f"{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
