@@ -164,7 +164,7 @@ def _is_cut_short(data: bytes, image_format: str) -> bool:
     # Inside a JPEG's compressed data every 0xff is stuffed, so these markers cannot occur by chance:
     # a whole file has an end after its last scan, also when a thumbnail with its own end comes first.
     if image_format == "JPEG":
-        return data.rfind(_JPEG_END) < data.rfind(_JPEG_START_OF_SCAN)
+        return data.rfind(_JPEG_END) <= data.rfind(_JPEG_START_OF_SCAN)
     return image_format == "PNG" and _PNG_END not in data
 
 
