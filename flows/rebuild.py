@@ -10,6 +10,7 @@ A refused promotion is an answer, not a failure: the flow ends well, its task `p
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
+from prefect.tasks import Task
 
 from cxr.command import command_parser, run_command
 from cxr.errors import ParamsError, PromotionRefusedError
@@ -69,9 +71,10 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
 
     stages = {}
     for name in stages_in_order(folder):
-        state = stage.with_options(name=name, task_run_name=name)(
-            name, folder, environment, may_pass=reads_network(name, params.ingest), return_state=True
+        named = stage.with_options(
+            name=name, task_run_name=name, retry_condition_fn=_worth_another_try(reads_network(name, params.ingest))
         )
+        state = named(name, folder, environment, return_state=True)
         if not state.is_completed():
             return _failed(state)
         stages[name] = str(state.name)
@@ -83,18 +86,11 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
 
 
 @task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS)
-def stage(name: str, folder: Path, environment: dict[str, str], *, may_pass: bool) -> State[None]:
-    """Run one stage through DVC; its lines are this task run's log.
-
-    What may pass by itself (a busy lock; with `may_pass` any failure) is raised, so that Prefect tries again.
-    """
+def stage(name: str, folder: Path, environment: dict[str, str]) -> State[None]:
+    """Run one stage through DVC; its lines are this task run's log."""
     try:
         run = run_stage(name, root=folder, on_line=get_run_logger().info, environment=environment)
-    except StageBusyError:
-        raise
     except StageFailedError as error:
-        if may_pass:
-            raise
         return Failed(message=str(error), data=error)
     if run.cached:
         return Completed(name="Cached", message="nothing it reads has changed")
@@ -116,9 +112,7 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str]) -> State[None]
         error = StageFailedError(f"promote: {last_words(lines, code)}")
         return Failed(message=str(error), data=error)
     create_markdown_artifact(key="promotion", markdown="\n".join(["```", *lines, "```"]))
-    if code:
-        return Completed(name="Refused", message=lines[-1] if lines else "see the log")
-    return Completed(name="Promoted", message=lines[-1] if lines else None)
+    return Completed(name="Refused" if code else "Promoted", message=last_words(lines, code))
 
 
 def publish_results(folder: Path, params: Params) -> None:
@@ -134,6 +128,15 @@ def publish_results(folder: Path, params: Params) -> None:
     create_markdown_artifact(key="metrics", markdown=title + "\n".join(rows))
     report = (folder / params.paths.report).resolve()
     create_link_artifact(key="report", link=report.as_uri(), link_text=str(report))
+
+
+def _worth_another_try(network: bool) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+    """Return Prefect's question after a failure: a busy lock passes by itself, and so may a network's fault."""
+
+    def asked(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+        return network or isinstance(state.result(raise_on_failure=False), StageBusyError)
+
+    return asked
 
 
 def _failed(state: State[Any]) -> State[Any]:

@@ -3,7 +3,7 @@
 The command gets a process group of its own. When it is to stop, or when the asking process is gone, killed
 outright included, the group gets one SIGINT, then SIGKILL. A `dvc` killed alone would leave its stage writing on.
 
-This file is also the small process in between: `python supervised.py COMMAND...` stops its command
+This file is also the small process in between: `python supervised.py GRACE COMMAND...` stops its command
 when its own standard input closes, which the death of the asking process does whatever the cause.
 """
 
@@ -19,7 +19,12 @@ GRACE_SECONDS = 10.0
 
 
 def run_supervised(
-    command: list[str], *, folder: Path, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+    command: list[str],
+    *,
+    folder: Path,
+    on_line: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> int:
     """Run `command` in `folder`; hand every line it prints, on either stream, to `on_line` as it comes.
 
@@ -27,7 +32,7 @@ def run_supervised(
     all its children are stopped before the exception goes on.
     """
     between = subprocess.Popen(
-        [sys.executable, "-u", __file__, *command],
+        [sys.executable, "-u", __file__, str(grace_seconds), *command],
         cwd=folder,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         stdin=subprocess.PIPE,
@@ -49,19 +54,19 @@ def run_supervised(
             between.wait()
 
 
-def _main(command: list[str]) -> int:
+def _main(grace: str, *command: str) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=_stop_when_stdin_closes, args=(child,), daemon=True).start()
+    threading.Thread(target=_stop_when_stdin_closes, args=(child, float(grace)), daemon=True).start()
     code = child.wait()
     _signal_group(child.pid, signal.SIGKILL)  # whatever it started and left behind
     return code if code >= 0 else 128 - code
 
 
-def _stop_when_stdin_closes(child: "subprocess.Popen[bytes]") -> None:
-    sys.stdin.buffer.read()
+def _stop_when_stdin_closes(child: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
+    os.read(sys.stdin.fileno(), 1)  # unbuffered: a buffered read would hold a lock that ends us with an abort
     _signal_group(child.pid, signal.SIGINT)
     try:
-        child.wait(GRACE_SECONDS)
+        child.wait(grace_seconds)
     except subprocess.TimeoutExpired:
         _signal_group(child.pid, signal.SIGKILL)
 
@@ -74,4 +79,4 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,215 @@
+"""The flow over a tiny project: what a person sees of a run, and what it leaves behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
+
+from flows.rebuild import Rebuild, rebuild
+
+PROJECT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def run_of(state: State[Any]) -> UUID:
+    assert state.state_details.flow_run_id is not None
+    return state.state_details.flow_run_id
+
+
+def artifacts_of(flow_run_id: UUID) -> dict[str, str]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+        )
+    return {str(artifact.key): str(artifact.data) for artifact in found}
+
+
+def task_runs_of(flow_run_id: UUID) -> dict[str, str]:
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+    ordered = sorted(found, key=lambda run: run.expected_start_time or run.created)
+    return {run.name: str(run.state_name) for run in ordered}
+
+
+def attempts_of(flow_run_id: UUID) -> dict[str, int]:
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+    return {run.name: run.run_count for run in found}
+
+
+def test_every_stage_is_a_task_run_and_the_page_shows_metrics_verdict_and_report(tiny: Path) -> None:
+    state = rebuild(return_state=True)
+    ran = dict.fromkeys(["ingest", "train", "evaluate"], "Completed")
+    assert state.result() == Rebuild(stages=ran, verdict="Promoted", folder=tiny)
+    assert task_runs_of(run_of(state)) == {**ran, "promote": "Promoted"}
+    artifacts = artifacts_of(run_of(state))
+    assert "| accuracy | 0.750 | 0.500 to 0.900 |" in artifacts["metrics"]
+    assert "at or above the floor" in artifacts["promotion"]
+    assert (tiny / "reports" / "report.html").as_uri() in artifacts["report"]
+
+
+def test_a_second_run_executes_nothing_and_a_refusal_is_an_answer_with_its_reasons(tiny: Path) -> None:
+    rebuild(promote=False)
+    (tiny / "refuse").touch()
+    state = rebuild(return_state=True)
+    cached = dict.fromkeys(["ingest", "train", "evaluate"], "Cached")
+    assert task_runs_of(run_of(state)) == {**cached, "promote": "Refused"}
+    assert state.is_completed()
+    assert state.result().verdict == "Refused"
+    assert "0.75 is below 0.8" in artifacts_of(run_of(state))["promotion"]
+
+
+def test_overrides_hold_for_their_run_alone(tiny: Path) -> None:
+    rebuild(promote=False)
+    done = rebuild(overrides={"train.epochs": 2}, promote=False)
+    assert done.verdict is None
+    assert done.stages == {"ingest": "Cached", "train": "Completed", "evaluate": "Cached"}
+    assert done.folder.parent == tiny / ".runs"
+    assert (done.folder / "reports" / "metrics.json").exists()
+    changed = subprocess.run(["git", "status", "--porcelain"], check=True, capture_output=True, text=True).stdout
+    assert changed == "?? dvc.lock\n"
+    assert set(rebuild(promote=False).stages.values()) == {"Cached"}
+
+
+def test_a_busy_stage_is_tried_again_and_a_broken_one_fails_the_flow_with_its_message(tiny: Path) -> None:
+    record = tiny / ".dvc" / "tmp" / "rwlock"
+    record.write_text(json.dumps({"write": {str(tiny / "data" / "raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}}))
+    (tiny / "fail-train").write_text("the loss is not finite")
+    freed = threading.Timer(8, record.write_text, ["{}"])
+    freed.start()
+    state = rebuild(return_state=True)
+    freed.join()
+    assert attempts_of(run_of(state)) == {"ingest": 2, "train": 1}
+    assert task_runs_of(run_of(state)) == {"ingest": "Completed", "train": "Failed"}
+    assert state.is_failed()
+    assert state.message == "train: the loss is not finite"
+
+
+def test_outside_a_project_the_message_says_where_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = rebuild(return_state=True)
+    assert state.is_failed()
+    assert "holds no dvc.yaml; start the flow in the project's root" in str(state.message)
+
+
+def flow_process(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.rebuild", *arguments],
+        env={**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())},  # the session's server
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_command_line_prints_one_line_a_stage_and_the_gates_exit_code(tiny: Path) -> None:
+    (tiny / "refuse").touch()
+    with flow_process() as process:
+        out, _ = process.communicate()
+    assert process.returncode == 10
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[:4] == [
+        ["ingest", "Completed"],
+        ["train", "Completed"],
+        ["evaluate", "Completed"],
+        ["promote", "Refused"],
+    ]
+    assert lines[4] == ["report", str(tiny / "reports" / "report.html")]
+
+
+def test_a_killed_flow_takes_its_stage_along_and_the_next_run_goes_on(tiny: Path) -> None:
+    (tiny / "hang-train").touch()
+    with flow_process("--no-promote") as process:
+        said = tiny / "models" / "pid"
+        while not said.exists() or not said.read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    stage = int(said.read_text())
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(stage) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(stage)
+    (tiny / "hang-train").unlink()
+    assert rebuild(promote=False).stages == {"ingest": "Cached", "train": "Completed", "evaluate": "Completed"}
+
+
+@pytest.fixture
+def standing_server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server as a team runs it, with its scheduler, on a free loopback port; yields its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {
+        **kept,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = tmp_path / "server.log"
+    with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as server:
+        try:
+            wait_for(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").text == "true", log)
+            yield environment
+        finally:
+            server.terminate()
+
+
+def wait_for(condition: Any, log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"waited for {seconds} s in vain; the server said: {log.read_text()[-2000:]}")
+
+
+def prefect(environment: dict[str, str], *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "prefect", *arguments], cwd=PROJECT, env=environment, check=True)
+
+
+def test_the_scheduled_deployment_yields_runs_in_a_standing_server(
+    standing_server: dict[str, str], tmp_path: Path
+) -> None:
+    prefect(standing_server, "work-pool", "create", "local", "--type", "process")
+    prefect(standing_server, "--no-prompt", "deploy", "--all")
+    api = standing_server["PREFECT_API_URL"]
+    wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+
+    def scheduled() -> list[Any]:
+        answer: list[Any] = httpx.post(f"{api}/flow_runs/filter", json=wanted).json()
+        return answer
+
+    wait_for(scheduled, tmp_path / "server.log")
+    deployment = httpx.get(f"{api}/deployments/name/rebuild/weekly").json()
+    assert {run["deployment_id"] for run in scheduled()} == {deployment["id"]}
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    pull = deployment["pull_steps"][0]["prefect.deployments.steps.set_working_directory"]
+    assert pull["directory"] == str(PROJECT)
+    assert json.dumps(deployment["parameters"]) == json.dumps({"overrides": None, "promote": True, "keep": 5})

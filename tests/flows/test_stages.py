@@ -1,0 +1,114 @@
+"""One stage of dvc.yaml, run through DVC."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cxr.params import override, read_params
+from flows.stages import (
+    StageBusyError,
+    StageFailedError,
+    heal_path_lock,
+    last_words,
+    reads_network,
+    run_stage,
+    stages_in_order,
+)
+
+
+def run(name: str, root: Path) -> tuple[bool, list[str]]:
+    lines: list[str] = []
+    return run_stage(name, root=root, on_line=lines.append).cached, lines
+
+
+def test_stages_come_after_what_they_read_from(tiny: Path) -> None:
+    assert stages_in_order(tiny) == ["ingest", "train", "evaluate"]
+
+
+def test_a_stage_runs_once_and_is_cached_until_something_changes(tiny: Path) -> None:
+    cached, lines = run("ingest", tiny)
+    assert not cached
+    assert "ingest reads films.txt" in lines
+    assert run("ingest", tiny)[0]
+    (tiny / "films.txt").write_text("other films")
+    assert not run("ingest", tiny)[0]
+
+
+def test_outputs_that_were_deleted_come_back_from_the_cache(tiny: Path) -> None:
+    run("ingest", tiny)
+    (tiny / "data" / "raw").unlink()
+    (tiny / "dvc.lock").unlink()
+    assert run("ingest", tiny)[0]
+    assert (tiny / "data" / "raw").exists()
+
+
+def test_a_failed_stage_hands_on_the_steps_own_message(tiny: Path) -> None:
+    (tiny / "fail-ingest").write_text("films.txt: expected films, found none")
+    with pytest.raises(StageFailedError, match=r"^ingest: films.txt: expected films, found none$"):
+        run("ingest", tiny)
+
+
+def test_an_unreadable_path_lock_is_healed_and_the_stage_runs(tiny: Path) -> None:
+    (tiny / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (tiny / ".dvc" / "tmp" / "rwlock").touch()
+    assert not run("ingest", tiny)[0]
+
+
+def test_a_path_lock_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    record = tmp_path / ".dvc" / "tmp" / "rwlock"
+    record.parent.mkdir(parents=True)
+    record.touch()
+    writer = threading.Timer(0.1, record.write_text, ["{}"])
+    writer.start()
+    assert heal_path_lock(tmp_path, patience_seconds=0.5) is False
+    writer.join()
+    assert record.read_text() == "{}"
+
+
+def test_a_path_that_another_live_process_holds_is_busy(tiny: Path) -> None:
+    holder = {"write": {str(tiny / "data" / "raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}}
+    (tiny / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (tiny / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(holder))
+    with pytest.raises(StageBusyError):
+        run("ingest", tiny)
+
+
+def test_an_interrupted_stage_leaves_no_process_and_runs_again(tiny: Path) -> None:
+    (tiny / "hang-ingest").touch()
+
+    def interrupt_once_hanging(line: str) -> None:
+        if line.startswith("ingest reads"):
+            while not (tiny / "data" / "pid").exists():
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("ingest", root=tiny, on_line=interrupt_once_hanging)
+    (tiny / "hang-ingest").unlink()
+    assert not run("ingest", tiny)[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["error: no films", "ERROR: failed to reproduce 'ingest'"], "no films"),  # the step's own words come first
+        (["ERROR: failed to reproduce 'ingest': boom"], "failed to reproduce 'ingest': boom"),
+        (["Running", ""], "exit code 3, last line: Running"),
+        ([], "exit code 3"),
+    ],
+)
+def test_the_last_words_are_the_most_telling_line(lines: list[str], words: str) -> None:
+    assert last_words(lines, 3) == words
+
+
+def test_only_ingest_from_an_address_reads_the_network(tiny: Path) -> None:
+    local = read_params(tiny / "params.yaml").ingest
+    override(tiny / "params.yaml", {"ingest.sources.0.location": "https://example.org/films.zip"})
+    remote = read_params(tiny / "params.yaml").ingest
+    assert not reads_network("ingest", local)
+    assert reads_network("ingest", remote)
+    assert not reads_network("train", remote)

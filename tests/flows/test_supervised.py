@@ -1,0 +1,84 @@
+"""Nothing of a supervised command outlives whoever asked for it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.supervised import run_supervised
+
+# Starts a child of its own, as dvc starts a stage; says both process ids.
+PARENT_AND_CHILD = """
+import os, subprocess, sys, time, signal
+if "stubborn" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+child.wait()
+"""
+
+
+def gone(pid: int, within_seconds: float = 20) -> bool:
+    deadline = time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_lines_of_both_streams_arrive_with_the_exit_code(tmp_path: Path) -> None:
+    lines: list[str] = []
+    script = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"
+    assert run_supervised([sys.executable, "-c", script], folder=tmp_path, on_line=lines.append) == 7
+    assert lines == ["out", "err"]
+
+
+def test_a_command_killed_by_a_signal_says_which(tmp_path: Path) -> None:
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    code = run_supervised([sys.executable, "-c", script], folder=tmp_path, on_line=print)
+    assert code == 128 + signal.SIGKILL
+
+
+def test_the_command_runs_in_the_folder_with_the_given_environment(tmp_path: Path) -> None:
+    lines: list[str] = []
+    script = "import os; print(os.getcwd(), os.environ['COLOUR'])"
+    environment = {"COLOUR": "grey"}
+    run_supervised([sys.executable, "-c", script], folder=tmp_path, on_line=lines.append, environment=environment)
+    assert lines == [f"{tmp_path.resolve()} grey"]
+
+
+@pytest.mark.parametrize("manner", ["polite", "stubborn"])
+def test_an_interruption_stops_the_command_and_its_children(tmp_path: Path, manner: str) -> None:
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.extend(int(pid) for pid in line.split())
+        raise KeyboardInterrupt
+
+    command = [sys.executable, "-c", PARENT_AND_CHILD, manner]
+    with pytest.raises(KeyboardInterrupt):
+        run_supervised(command, folder=tmp_path, on_line=interrupt, grace_seconds=1)
+    assert all(gone(pid) for pid in pids)
+
+
+def test_killing_the_asking_process_outright_stops_the_command_and_its_children(tmp_path: Path) -> None:
+    asking = f"""
+import sys
+from pathlib import Path
+from flows.supervised import run_supervised
+command = [sys.executable, "-c", {PARENT_AND_CHILD!r}]
+run_supervised(command, folder=Path({str(tmp_path)!r}), on_line=lambda line: print(line, flush=True), grace_seconds=1)
+"""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", asking], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        os.kill(process.pid, signal.SIGKILL)
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)

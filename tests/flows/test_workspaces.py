@@ -1,0 +1,66 @@
+"""A run with other parameters leaves the main checkout as it is."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cxr.errors import ParamsError
+from cxr.params import read_params
+from flows.stages import run_stage
+from flows.workspaces import WorkspaceError, open_workspace
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_overrides_stand_in_the_workspace_and_the_tree_stays_clean(tiny: Path) -> None:
+    workspace = open_workspace(tiny, run="brave-otter", overrides={"train.epochs": 3}, keep=5)
+    assert workspace == tiny / ".runs" / "brave-otter"
+    assert read_params(workspace / "params.yaml").train.epochs == 3
+    assert read_params(workspace / "params.yaml").paths.downloads == (tiny / "data" / "downloads").resolve()
+    assert git(tiny, "status", "--porcelain") == ""
+
+
+def test_a_stage_that_ran_in_the_main_checkout_comes_from_the_shared_cache(tiny: Path) -> None:
+    run_stage("ingest", root=tiny, on_line=print)
+    (tiny / "dvc.lock").unlink()
+    workspace = open_workspace(tiny, run="brave-otter", overrides={"train.epochs": 3}, keep=5)
+    assert run_stage("ingest", root=workspace, on_line=print).cached
+    assert not run_stage("train", root=workspace, on_line=print).cached
+
+
+def test_parameters_are_taken_as_they_stand_and_uncommitted_code_is_refused(tiny: Path) -> None:
+    text = (tiny / "params.yaml").read_text().replace("batch_size: 16", "batch_size: 7")
+    (tiny / "params.yaml").write_text(text)
+    workspace = open_workspace(tiny, run="one", overrides={"train.epochs": 3}, keep=5)
+    assert read_params(workspace / "params.yaml").train.batch_size == 7
+    (tiny / "step.py").write_text("print('half done')")
+    with pytest.raises(WorkspaceError, match=r"these changes are not committed: step.py; commit them first$"):
+        open_workspace(tiny, run="two", overrides={"train.epochs": 3}, keep=5)
+
+
+def test_a_wrong_override_leaves_no_workspace(tiny: Path) -> None:
+    with pytest.raises(ParamsError, match=r"there is no parameter train\.epoch;"):
+        open_workspace(tiny, run="one", overrides={"train.epoch": 3}, keep=5)
+    assert not (tiny / ".runs" / "one").exists()
+    assert len(git(tiny, "worktree", "list").splitlines()) == 1
+
+
+def test_newer_workspaces_push_out_the_oldest(tiny: Path) -> None:
+    for run in ("one", "two", "three"):
+        open_workspace(tiny, run=run, overrides={"train.epochs": 3}, keep=2)
+    assert sorted(path.name for path in (tiny / ".runs").iterdir()) == ["three", "two"]
+
+
+def test_a_run_that_starts_again_goes_on_in_its_workspace(tiny: Path) -> None:
+    workspace = open_workspace(tiny, run="one", overrides={"train.epochs": 3}, keep=2)
+    (workspace / ".checkpoints").mkdir()
+    assert open_workspace(tiny, run="one", overrides={"train.epochs": 3}, keep=2) == workspace
+    assert (workspace / ".checkpoints").exists()
+
+
+def test_outside_git_the_message_says_so(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match="not a git repository"):
+        open_workspace(tmp_path, run="one", overrides={"train.epochs": 3}, keep=2)
