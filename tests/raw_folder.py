@@ -1,0 +1,101 @@
+"""Builds a data/raw folder as ingest leaves it, of tiny files and plausible grey levels."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxr.files import sha256_of, write_json
+from cxr.labels import LABELS
+from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
+from cxr.params import Params, Paths, read_params
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class RawFolder:
+    """What ingest writes, to change before it is written."""
+
+    manifest: pd.DataFrame
+    statistics: pd.DataFrame
+    look_alikes: list[tuple[str, str]] = field(default_factory=list)
+    quarantined: int = 2
+    synthetic: bool = True
+
+    def write(self, raw: Path) -> None:
+        """Write the tables; the films' files are written by `raw_folder`."""
+        write_table(self.manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
+        write_table(self.statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
+        pairs = pd.DataFrame(self.look_alikes, columns=["image_id_a", "image_id_b"]).assign(correlation=0.99)
+        pairs.to_csv(raw / "lookalikes.csv", index=False)
+        sources = {name: len(films) for name, films in self.manifest.groupby("source")}
+        counts = {name: self._counts(n, self.quarantined if name == "kermany" else 0) for name, n in sources.items()}
+        labels = self.manifest["label"].value_counts()
+        write_json(
+            raw / "ingest.json",
+            {
+                **self._counts(len(self.manifest), self.quarantined),
+                "sources": counts,
+                "synthetic": self.synthetic,
+                "classes": {label: int(labels.get(label, 0)) for label in LABELS},
+                "manifest_sha256": sha256_of(raw / "manifest.parquet"),
+            },
+        )
+
+    @staticmethod
+    def _counts(kept: int, quarantined: int) -> dict[str, int]:
+        return {"total": kept + quarantined, "kept": kept, "quarantined": quarantined, "duplicates": 0}
+
+
+def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
+    """Write the films' files into `raw` and return the tables that go with them, not yet written.
+
+    Each patient has two films; the second source has a third as many, of other patients.
+    """
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for source, n, labels in (
+        ("kermany", patients_per_class, LABELS[:3]),
+        ("covid19", patients_per_class // 3, LABELS),
+    ):
+        for label in labels:
+            for film in range(2 * n):
+                path = raw / "films" / source / f"{label}-{film}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(rng.bytes(40))
+                sha256 = sha256_of(path)
+                rows.append(
+                    {
+                        "image_id": f"{source}-{sha256[:16]}",
+                        "source": source,
+                        "official_split": "test" if film < n // 4 * 2 else "train",
+                        "path": path.relative_to(raw).as_posix(),
+                        "label": label,
+                        "patient_id": f"{source}/train/{label}{film // 2}",
+                        "sha256": sha256,
+                        "phash": "0" * 16,
+                        "width": 400,
+                        "height": 320,
+                        "mode": "L",
+                        "bytes": 40,
+                    }
+                )
+    manifest = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
+    statistics = manifest[["image_id"]].assign(
+        grey_mean=rng.uniform(110, 130, len(rows)), grey_std=50, grey_p01=5, grey_p99=240, saturated_share=0.01
+    )
+    return RawFolder(manifest, statistics)
+
+
+def project_params() -> Params:
+    """Return the parameters that the project comes with."""
+    return read_params(ROOT / "params.yaml")
+
+
+def paths_below(folder: Path) -> Paths:
+    """Return the project's own paths, moved below `folder`."""
+    paths = project_params().paths
+    return paths.model_copy(update={name: folder / getattr(paths, name) for name in Paths.model_fields})

@@ -1,0 +1,180 @@
+"""The split step: what it writes, and that its gate lets nothing wrong pass and leaves nothing behind."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cxr.errors import DataError, GateError
+from cxr.files import sha256_of
+from cxr.params import Paths, SplitParams
+from tasks.split import check_split, split
+from tests.raw_folder import ROOT, RawFolder, paths_below, project_params, raw_folder
+
+SMALL_QUOTAS = {
+    "paper_train": {"normal": 20, "viral": 20, "bacterial": 20},
+    "paper_test": {"normal": 5, "viral": 6, "bacterial": 7},
+    "paper_validation": {"normal": 3, "viral": 3, "bacterial": 3},
+}
+
+
+def params(**changes: Any) -> SplitParams:
+    return SplitParams.model_validate(project_params().split.model_dump() | changes)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RawFolder]:
+    folder = tmp_path_factory.mktemp("project")
+    tables = raw_folder(folder / "data/raw")
+    ids = tables.manifest.loc[tables.manifest["label"] == "viral", "image_id"].tolist()
+    tables.look_alikes = [(ids[0], ids[5]), (ids[5], ids[9])]
+    tables.write(folder / "data/raw")
+    return folder / "data/raw", tables
+
+
+@pytest.fixture
+def paths(tmp_path: Path, raw: tuple[Path, RawFolder]) -> Paths:
+    return paths_below(tmp_path).model_copy(update={"raw": raw[0]})
+
+
+@pytest.mark.parametrize("protocol", ["patient", "paper", "official", "cv"])
+def test_every_protocol_passes_its_gate_and_tells_what_it_did(paths: Paths, protocol: str) -> None:
+    chosen = params(protocol=protocol, **SMALL_QUOTAS)
+    split(chosen, paths)
+    table = pd.read_csv(paths.split / "splits.csv")
+    summary = json.loads((paths.split / "split.json").read_text())
+    assert list(table.columns) == ["image_id", "split", "fold", "label", "patient_id"]
+    assert table["image_id"].is_monotonic_increasing
+    for name in ("train", "validation", "test"):
+        rows = table[table["split"] == name]
+        assert summary["counts"][name] == {label: int((rows["label"] == label).sum()) for label in summary["classes"]}
+        assert summary["patients"][name] == rows["patient_id"].nunique()
+    assert (summary["patients_crossing"] > 0) == (protocol == "paper")
+    assert summary["protocol"] == protocol
+    assert summary["classes"] == ["normal", "viral", "bacterial"]
+    assert (summary["fold"], summary["folds"]) == ((0, 5) if protocol == "cv" else (-1, 0))
+    assert summary["manifest_sha256"] == sha256_of(paths.raw / "manifest.parquet")
+    assert summary["synthetic"] is True
+    assert len(summary["test_set_sha256"]) == 64
+
+
+def test_the_four_way_task_splits_the_covid_films_too(paths: Paths) -> None:
+    split(params(task="four_way", share_tolerance=0.1), paths)
+    counts = json.loads((paths.split / "split.json").read_text())["counts"]
+    assert all(counts[name]["covid"] for name in ("train", "validation", "test"))
+    assert counts["unused"] == {}
+
+
+def test_the_same_seed_writes_the_same_bytes(paths: Paths, tmp_path: Path) -> None:
+    split(params(), paths)
+    again = paths.model_copy(update={"split": tmp_path / "again"})
+    split(params(), again)
+    for name in ("splits.csv", "split.json"):
+        assert (paths.split / name).read_bytes() == (again.split / name).read_bytes()
+
+
+def test_a_failed_share_leaves_no_output_not_even_an_earlier_one(
+    paths: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    split(params(), paths)
+    with pytest.raises(GateError) as raised:
+        split(params(share_tolerance=0.0001, validation_share=0.123), paths)
+    assert str(raised.value) == (
+        "the gate after split failed: class_shares (1 of 5 checks); nothing was written; see split in params.yaml, or "
+        "report a defect"
+    )
+    assert list(paths.split.parent.iterdir()) == []
+    assert "train 0.677, validation 0.123, test 0.2," in caplog.text
+    assert "split=train, label=normal, films=" in caplog.text
+
+
+def broken(rows: pd.DataFrame, look_alikes: pd.DataFrame, fault: str) -> pd.DataFrame:
+    rows = rows.copy()
+    pair = rows["image_id"].isin([look_alikes["image_id_a"][0], look_alikes["image_id_b"][0]])
+    match fault:
+        case "film_assigned_once":
+            return rows.drop(index=[3])
+        case "film_assigned_once, twice":
+            return pd.concat([rows, rows.tail(1)])
+        case "film_assigned_once, unknown":
+            rows.loc[0, "image_id"] = "elsewhere-0"
+        case "split_known":
+            rows.loc[0, "split"] = "holdout"
+        case "no_patient_crosses":
+            first = rows.index[rows["split"] == "train"][0]
+            rows.loc[first, "split"] = "test"
+        case "no_look_alikes_parted":
+            rows.loc[pair, "split"] = ["test", "train"]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        ("film_assigned_once", "assigned=never"),
+        ("film_assigned_once, twice", "assigned=twice"),
+        ("film_assigned_once, unknown", "image_id=elsewhere-0"),
+        ("split_known", "split=holdout"),
+        ("no_patient_crosses", "splits_of_patient=2"),
+        ("no_look_alikes_parted", "parted_from="),
+    ],
+)
+def test_each_fault_in_a_written_split_is_caught_with_its_row(
+    paths: Paths, caplog: pytest.LogCaptureFixture, fault: str, shown: str
+) -> None:
+    manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
+    split(params(share_tolerance=0.5), paths)
+    rows = broken(pd.read_csv(paths.split / "splits.csv"), look_alikes, fault)
+    rows.to_csv(paths.split / "splits.csv", index=False)
+    with pytest.raises(GateError, match=fault.split(",", maxsplit=1)[0]):
+        check_split(paths.split, manifest, look_alikes, params(share_tolerance=0.5))
+    assert shown in caplog.text
+
+
+def test_a_missed_quota_is_caught(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = params(protocol="paper", **SMALL_QUOTAS)
+    split(chosen, paths)
+    manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
+    asked = params(protocol="paper", **{**SMALL_QUOTAS, "paper_test": {"normal": 6, "viral": 6, "bacterial": 7}})
+    with pytest.raises(GateError, match=r"quotas_met \(1 of 3 checks\)"):
+        check_split(paths.split, manifest, look_alikes, asked)
+    assert "split=test, label=normal, films=5, quota=6" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lookalikes.csv", "ingest.json"])
+def test_a_missing_input_is_named(paths: Paths, raw: tuple[Path, RawFolder], tmp_path: Path, name: str) -> None:
+    incomplete = tmp_path / "raw"
+    incomplete.mkdir()
+    raw[1].write(incomplete)
+    (incomplete / name).unlink()
+    with pytest.raises(DataError) as raised:
+        split(params(), paths.model_copy(update={"raw": incomplete}))
+    assert str(raised.value) == f"{incomplete / name} is missing; run `python -m tasks.ingest` to make it"
+
+
+def test_what_a_killed_run_left_does_no_harm(paths: Paths) -> None:
+    left = paths.split.with_name(f".{paths.split.name}.partial")
+    left.mkdir(parents=True)
+    (left / "splits.csv").write_text("half a li")
+    split(params(), paths)
+    assert not left.exists()
+    assert {path.name for path in paths.split.iterdir()} == {"splits.csv", "split.json"}
+
+
+def test_the_log_counts_films_and_says_who_leaks(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    split(params(), paths)
+    assert "split test" in caplog.text
+    assert "No patient leaks as far as the sets' file names tell: 0 of the" in caplog.text
+
+
+def test_help_says_what_it_reads_and_writes() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "tasks.split", "--help"], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert "data/split/splits.csv" in shown.stdout
