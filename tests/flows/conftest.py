@@ -92,5 +92,5 @@ def prefect_server() -> Iterator[None]:
     """Prefect's own harness: a server with an empty database, for the whole session."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
