@@ -43,8 +43,9 @@ data: setup ## download both real sets from their public homes
 ui: setup ## Prefect's and MLflow's pages on this machine [PREFECT_PORT=4200] [MLFLOW_PORT=5000]
 	@infra/ui.sh "$(PREFECT_PORT)" "$(MLFLOW_PORT)"
 
-bench: setup ## the measurements behind docs/benchmarks.md, one after the other
-	for script in benchmarks/*.py; do python "$$script"; done
+bench: setup ## the measurements of docs/benchmarks.md on DATA=folder of films (of their original size)
+	python -m benchmarks.preprocessing "$(DATA)"
+	python -m benchmarks.training "$(DATA)"
 
 clean: ## remove what `make run` can build again; keeps downloads, mlruns and DVC's cache
 	rm -rf reports models data/raw data/split data/images .checkpoints .runs dvc_plots
