@@ -56,7 +56,7 @@ class Version:
 
     number: str
     run_id: str
-    source: str
+    model_id: str
     tags: Mapping[str, str]
 
 
@@ -122,9 +122,9 @@ def champion() -> Version | None:
 
 
 def _look_up(which: str) -> Version | None:
+    client = tracking.client()
     from mlflow.exceptions import MlflowException
 
-    client = tracking.client()
     with tracking.store_errors(f"looking for the version {which}"):
         try:
             if which.isdecimal():
@@ -157,15 +157,14 @@ def tag_version(number: str, tags: Mapping[str, str]) -> None:
 
 
 def _version(found: ModelVersion) -> Version:
-    return Version(
-        number=str(found.version), run_id=found.run_id or "", source=found.source or "", tags=dict(found.tags)
-    )
+    model_id = found.model_id or (found.source or "").removeprefix("models:/")
+    return Version(number=str(found.version), run_id=found.run_id or "", model_id=model_id, tags=dict(found.tags))
 
 
 def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str]) -> str:
+    client = tracking.client()
     from mlflow.exceptions import MlflowException
 
-    client = tracking.client()
     model_id = _log_model(bundle, spec, run_id=run_id)
     with tracking.store_errors("registering a version"):
         try:
@@ -175,18 +174,19 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = client.create_model_version(
-            MODEL, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
-        )
+        with tracking.named_to_mlflow():
+            made = client.create_model_version(
+                MODEL, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
+            )
     return str(made.version)
 
 
 def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
     """Put the bundle into the store as a model that MLflow can load and serve; return its id."""
+    client = tracking.client()
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    client = tracking.client()
     with tracking.store_errors("storing the model"), tempfile.TemporaryDirectory() as scratch:
         experiment = client.get_run(run_id).info.experiment_id
         logged = client.create_logged_model(experiment, name="classifier", source_run_id=run_id)
@@ -230,7 +230,7 @@ def log_test_metrics(version: Version, metrics: Mapping[str, float], *, test_set
                 version.run_id,
                 name,
                 value,
-                model_id=version.source.removeprefix("models:/"),
+                model_id=version.model_id,
                 dataset_name="test",
                 dataset_digest=test_set_sha256[:36],
             )
@@ -251,7 +251,7 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
     if folder.is_dir() and not _wrong_files(folder, version):
         return folder
     with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
-        fetched = _download(f"{version.source}/{_BUNDLE_PATH}", Path(scratch))
+        fetched = _download_bundle(version, Path(scratch))
         if wrong := _wrong_files(fetched, version):
             raise WeightsError(
                 f"version {version.number} of {MODEL} has been changed since it was registered: {', '.join(wrong)}; "
@@ -273,12 +273,13 @@ def fetch_evidence(version: Version, target: Path) -> Path | None:
         return Path(client.download_artifacts(run_id, path, str(target)))
 
 
-def _download(uri: str, target: Path) -> Path:
+def _download_bundle(version: Version, target: Path) -> Path:
+    client, store = tracking.client(), tracking.tracking_uri()
     from mlflow.artifacts import download_artifacts
 
-    store = tracking.tracking_uri()
-    with tracking.store_errors(f"fetching {uri}"):
-        return Path(download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=store, registry_uri=store))
+    with tracking.store_errors(f"fetching version {version.number}"):
+        files = f"{client.get_logged_model(version.model_id).artifact_location}/{_BUNDLE_PATH}"
+        return Path(download_artifacts(artifact_uri=files, dst_path=str(target), tracking_uri=store))
 
 
 def _wrong_files(folder: Path, version: Version) -> list[str]:
@@ -306,9 +307,9 @@ def history() -> list[Move]:
 
 
 def _ledger_lines() -> list[str]:
+    client = tracking.client()
     from mlflow.exceptions import MlflowException
 
-    client = tracking.client()
     with tracking.store_errors("reading the record of champions"):
         try:
             tags = client.get_registered_model(MODEL).tags

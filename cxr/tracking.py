@@ -80,6 +80,8 @@ def without_credentials(uri: str) -> str:
 def client() -> MlflowClient:
     """Return a client of the store; the local store is made when it is missing.
 
+    MLflow reads some of its settings as it is imported: callers import its modules after this call.
+
     Raises:
         RegistryError: the store does not answer within seconds.
     """
@@ -93,6 +95,24 @@ def client() -> MlflowClient:
         # Its warnings of each retry would bury the one line that says what is wrong.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def named_to_mlflow() -> Iterator[None]:
+    """Tell MLflow's own functions which store is meant; some look nowhere else (3.17: versions of logged models).
+
+    MLflow writes the address into the environment for child processes and leaves it there: it is put back.
+    """
+    import mlflow
+
+    given = os.environ.get(STORE_VARIABLE)
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None is its start value
+        if given is not None:
+            os.environ[STORE_VARIABLE] = given
 
 
 @contextmanager
@@ -158,9 +178,9 @@ def run_exists(run_id: str | None) -> bool:
     """Say whether the store has this run and it is not deleted."""
     if not run_id:
         return False
+    store = client()
     from mlflow.exceptions import MlflowException
 
-    store = client()
     with store_errors(f"looking for the run {run_id}"):
         try:
             return bool(store.get_run(run_id).info.lifecycle_stage == "active")
@@ -197,9 +217,9 @@ def log_params(run_id: str, params: Mapping[str, Any]) -> None:
     A value longer than MLflow takes is cut, and the log says so. MLflow never changes a parameter of a run: a
     resumed run keeps the value it began with, and the log names what differs now.
     """
+    store = client()
     from mlflow.entities import Param
 
-    store = client()
     flat = _flatten(params)
     with store_errors(f"recording parameters of run {run_id}"):
         known = store.get_run(run_id).data.params
@@ -227,11 +247,11 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
     """Record metrics of one step, an epoch or 0."""
+    store = client()
     from mlflow.entities import Metric
 
     now_ms = time.time_ns() // 1_000_000
     batch = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
-    store = client()
     with store_errors(f"recording metrics of run {run_id}"):
         store.log_batch(run_id, metrics=batch)
 
@@ -246,6 +266,7 @@ def log_dataset(run_id: str, *, name: str, source: Path, sha256: str, context: s
         sha256: of the manifest. MLflow's digest holds 36 characters; the whole one is the input's tag `sha256`.
         context: "training" or "evaluation".
     """
+    store = client()
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -256,7 +277,6 @@ def log_dataset(run_id: str, *, name: str, source: Path, sha256: str, context: s
         source=json.dumps({"uri": source.as_posix()}),
     )
     tags = [InputTag(MLFLOW_DATASET_CONTEXT, context), InputTag("sha256", sha256)]
-    store = client()
     with store_errors(f"recording the data of run {run_id}"):
         store.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
