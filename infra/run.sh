@@ -20,13 +20,14 @@ fi
 
 python -m dvc repro
 
-refused=0
-python -m tasks.promote || refused=$?
+code=0
+python -m tasks.promote || code=$?
+promoted=$code
 
-if [ "$refused" -eq 0 ]; then
+if [ "$promoted" -eq 0 ]; then
     echo
     echo "One prediction by the champion:"
-    python -m tasks.predict --json "$(find data/raw/films -type f | sort | sed -n 1p)"
+    python -m tasks.predict --json "$(find data/raw/films -type f | sort | sed -n 1p)" || code=$?
 fi
 
 cat <<END
@@ -36,7 +37,7 @@ Data Docs    $PWD/reports/data_docs/index.html
 Promotion    $PWD/reports/promotion.json
 Prefect, MLflow pages: make ui
 END
-if [ "$refused" -ne 0 ]; then
-    echo "The champion stays as it was: the new model was not promoted (reasons above and in promotion.json)." >&2
+if [ "$promoted" -ne 0 ]; then
+    echo "The new model was not promoted (reasons above); whatever was champion stays champion." >&2
 fi
-exit "$refused"
+exit "$code"
