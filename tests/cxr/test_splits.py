@@ -78,7 +78,7 @@ protocols = st.sampled_from(["paper", "patient", "official", "cv"])
 grouped = st.sampled_from(["patient", "official", "cv"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(films=cohorts, protocol=protocols, seed=st.integers(0, 2**31))
 def test_every_film_is_assigned_once_and_other_classes_stay_unused(
     films: pd.DataFrame, protocol: str, seed: int
@@ -91,7 +91,7 @@ def test_every_film_is_assigned_once_and_other_classes_stay_unused(
     assert table["label"].tolist() == label_of.loc[table["image_id"]].tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(films=cohorts, protocol=grouped, seed=st.integers(0, 2**31), data=st.data())
 def test_no_patient_and_no_look_alikes_cross(
     films: pd.DataFrame, protocol: str, seed: int, data: st.DataObject
@@ -107,7 +107,7 @@ def test_no_patient_and_no_look_alikes_cross(
     assert crossing(table).patients == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(films=cohorts, protocol=protocols, seed=st.integers(0, 2**31), shuffle=st.integers(0, 2**31))
 def test_the_order_of_rows_changes_nothing(films: pd.DataFrame, protocol: str, seed: int, shuffle: int) -> None:
     alike = pairs(films, (0, 40), (3, 50))
@@ -117,7 +117,7 @@ def test_the_order_of_rows_changes_nothing(films: pd.DataFrame, protocol: str, s
     pd.testing.assert_frame_equal(first, again)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(films=cohorts, seed=st.integers(0, 2**31))
 def test_shares_hold_for_each_class_to_the_size_of_its_largest_patient(films: pd.DataFrame, seed: int) -> None:
     chosen = params(seed=seed)
@@ -129,7 +129,7 @@ def test_shares_hold_for_each_class_to_the_size_of_its_largest_patient(films: pd
             assert counts[name][label] / total == pytest.approx(share, abs=largest / total)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(films=cohorts, seed=st.integers(0, 2**31))
 def test_the_papers_quotas_hold_exactly(films: pd.DataFrame, seed: int) -> None:
     chosen = params(protocol="paper", seed=seed)
