@@ -23,7 +23,7 @@ from torch.nn import functional
 from cxr.augment import Augmentation, augment
 from cxr.checkpoint import load_checkpoint, save_checkpoint
 from cxr.errors import DataError, TrainingError
-from cxr.inference import to_input
+from cxr.inference import choose_device, to_input
 from cxr.optimisation import (
     check_frozen,
     make_optimizer,
@@ -128,15 +128,6 @@ def fit(data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener:
         str(training.device),
         training.precision,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" takes cuda, mps or the CPU, the first there is."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def choose_precision(name: str, device: torch.device) -> str:

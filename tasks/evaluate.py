@@ -143,8 +143,7 @@ def _logits(model: nn.Module, spec: ModelSpec, packed: PackedFilms, rows: NDArra
     import numpy as np
     from tqdm import tqdm
 
-    from cxr.inference import BATCH_SIZE, predict_logits
-    from cxr.training import choose_device
+    from cxr.inference import BATCH_SIZE, choose_device, predict_logits
 
     model.to(choose_device("auto"))
     logits = np.zeros((len(rows), len(spec.classes)), np.float32)

@@ -66,8 +66,8 @@ def predict(paths: list[Path], *, model: str, as_json: bool) -> None:
     from tqdm import tqdm
 
     from cxr.bundle import read_bundle
+    from cxr.inference import choose_device
     from cxr.registry import fetch_bundle, get_version
-    from cxr.training import choose_device
 
     version = get_version(model)
     network, spec = read_bundle(fetch_bundle(version))

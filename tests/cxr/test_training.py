@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from cxr.errors import DataError, TrainingError, WeightsError
+from cxr.inference import choose_device
 from cxr.params import TrainParams, read_params
-from cxr.training import Epoch, Trained, TrainingData, choose_device, choose_precision, fit
+from cxr.training import Epoch, Trained, TrainingData, choose_precision, fit
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("normal", "viral", "bacterial")
