@@ -36,7 +36,9 @@ def build(backbone: str, n_classes: int) -> nn.Module:
     """Return `backbone` with random weights and a linear head of `n_classes`."""
     if backbone != "resnet50":
         raise WeightsError(f"there is no backbone {backbone!r}; choose resnet50")
-    model: nn.Module = resnet50(weights=None, num_classes=n_classes)
+    # Residual branches that start at zero (Goyal et al. 2017, section 5.1) make training from scratch steady;
+    # weights that are loaded replace them.
+    model: nn.Module = resnet50(weights=None, num_classes=n_classes, zero_init_residual=True)
     return model.to(memory_format=torch.channels_last)
 
 
