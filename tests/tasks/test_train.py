@@ -1,0 +1,132 @@
+"""The training step: its files, its run in the tracking store, and what a kill leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from cxr.bundle import read_bundle
+from cxr.files import write_json
+from cxr.images import Preprocessing
+from cxr.packed import write_index
+from cxr.params import Paths, override, read_params
+
+ROOT = Path(__file__).parents[2]
+FILMS = 36
+QUICK = {"train.epochs": 3, "train.batch_size": 12, "train.warmup_epochs": 0, "train.ema_decay": 0.5}
+
+
+def project(folder: Path) -> Path:
+    """Write the inputs of the step below `folder`; return its parameter file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params = folder / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text())
+    paths = read_params(params).paths
+    override(params, {f"paths.{name}": str(folder / getattr(paths, name)) for name in Paths.model_fields} | QUICK)
+    ids = [f"id-{row:02d}" for row in range(FILMS)]
+    labels = [("normal", "viral", "bacterial")[row % 3] for row in range(FILMS)]
+    images, split = folder / paths.images, folder / paths.split
+    images.mkdir(parents=True)
+    split.mkdir(parents=True)
+    np.save(images / "images.npy", np.random.default_rng(0).integers(0, 255, (FILMS, 32, 32), np.uint8))
+    write_index(images, ids, Preprocessing(32, "stretch", "clahe", 2.0, 4, 10**6))
+    parts = ["validation" if row >= 27 else "train" for row in range(FILMS)]
+    table = {"image_id": ids, "split": parts, "fold": -1, "label": labels, "patient_id": ids}
+    pd.DataFrame(table).to_csv(split / "splits.csv", index=False)
+    write_json(
+        split / "split.json",
+        {
+            "protocol": "patient",
+            "task": "three_way",
+            "classes": ["normal", "viral", "bacterial"],
+            "manifest_sha256": "0" * 64,
+            "synthetic": True,
+        },
+    )
+    return params
+
+
+def start(params: Path, store: Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tasks.train", "--params", str(params)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def trained(params: Path) -> Path:
+    return read_params(params).paths.model
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    params = project(tmp_path_factory.mktemp("whole"))
+    process = start(params, store)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return params
+
+
+def test_model_curves_and_summary_are_written(finished: Path) -> None:
+    folder = trained(finished)
+    _, spec = read_bundle(folder)
+    assert spec.classes == ("normal", "viral", "bacterial")
+    assert spec.synthetic is True
+    summary = json.loads((folder / "training.json").read_text())
+    assert (summary["epochs_run"], summary["device"], summary["weights"]["source"]) == (3, "cpu", "none")
+    assert pd.read_csv(folder / "curves.csv")["epoch"].tolist() == [1, 2, 3]
+    assert not list(read_params(finished).paths.checkpoints.iterdir()), "a finished training leaves no checkpoint"
+
+
+def test_run_holds_parameters_curves_data_and_lineage(finished: Path, store: Path) -> None:
+    run_id = json.loads((trained(finished) / "training.json").read_text())["run_id"]
+    client = MlflowClient(f"sqlite:///{store}")
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.learning_rates.head"] == "0.0005"
+    assert run.data.params["preprocess.image_size_px"] == "32"
+    assert len(client.get_metric_history(run_id, "validation_macro_f1")) == 3
+    assert run.inputs.dataset_inputs[0].dataset.digest == "0" * 36
+    assert {"git_commit", "params_sha256", "uv_lock_sha256", "protocol"} <= set(run.data.tags)
+
+
+def test_killed_training_resumes_into_its_run_and_ends_with_the_same_bits(
+    finished: Path, store: Path, tmp_path: Path
+) -> None:
+    params = project(tmp_path)
+    killed = start(params, store)
+    assert killed.stderr is not None
+    while not killed.stderr.readline().startswith("epoch  1/3"):
+        pass
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not trained(params).exists()
+    (remembered,) = read_params(params).paths.checkpoints.glob("*/run_id")
+    run_id = remembered.read_text()
+    resumed = start(params, store)
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert "epoch  1/3" not in errors
+    weights = [(trained(file) / "model.safetensors").read_bytes() for file in (finished, params)]
+    assert weights[0] == weights[1]
+    assert json.loads((trained(params) / "training.json").read_text())["run_id"] == run_id
+
+
+def test_missing_input_is_one_line_and_an_exit_code(tmp_path: Path, store: Path) -> None:
+    params = project(tmp_path)
+    (read_params(params).paths.split / "splits.csv").unlink()
+    process = start(params, store)
+    _, errors = process.communicate()
+    assert process.returncode == 5
+    assert errors == f"error: {tmp_path}/data/split/splits.csv is missing; run `dvc repro split` to make it\n"
