@@ -1,7 +1,8 @@
-"""Data Docs that open anywhere: what Great Expectations' pages load from the network is taken out.
+"""Data Docs that open anywhere and are the same for the same data.
 
 As built they fetch styles, fonts, scripts and a picture with a time stamp from ten hosts, so that without a
 network they show unstyled text and an empty index, and with one they tell those hosts who reads the report, and when.
+They also hold times and random ids, so that no two runs over the same data would leave the same dvc.lock.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tasks.expectations import Outcome
 
 _NEEDS_MORE = re.compile(r"<script\b.*?</script>|<footer\b.*?</footer>|<link\b[^>]*>|<img\b[^>]*>", re.DOTALL)
+_TIME = re.compile(r"\d{4}-?\d\d-?\d\dT\d\d:?\d\d:?\d\d[\d.:+]*Z?")
+_RANDOM_ID = re.compile(r"-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RESOURCE = re.compile(r"url\([^)]*\)")
 _USELESS_WITHOUT_SCRIPT = ".modal, .btn, [data-toggle=collapse], .card:has(.btn-group)"
 
@@ -43,10 +46,10 @@ ol, ul {{ padding-left: 1.2rem }}
 
 
 def make_self_contained(docs: Path, outcomes: Sequence[Outcome], *, title: str, notes: str) -> None:
-    """Take scripts and remote resources out of the pages below `docs`, and write an index that needs neither."""
+    """Take scripts, remote resources and times out of the pages below `docs`, and write an index that needs none."""
     for page in docs.rglob("*.html"):
         html = _NEEDS_MORE.sub("", page.read_text(encoding="utf-8"))
-        html = _RESOURCE.sub("none", html)
+        html = _RANDOM_ID.sub("", _TIME.sub("not recorded", _RESOURCE.sub("none", html)))
         page.write_text(html.replace("</head>", f"{_STYLE}</head>", 1), encoding="utf-8")
     shutil.rmtree(docs / "static", ignore_errors=True)  # fonts and 3 MB of tutorial pictures
     (docs / "index.html").write_text(_index(docs, outcomes, title, notes), encoding="utf-8")

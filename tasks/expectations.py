@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from cxr.errors import GateError, ParamsError
@@ -23,6 +24,7 @@ log = logging.getLogger("cxr.gate")
 
 Severity = Literal["error", "warn"]
 _OFFENDERS_SHOWN = 5
+_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)  # the run's time would name a folder: no two runs would write the same
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _check_table(
             "partial_unexpected_count": _OFFENDERS_SHOWN,
         },
     )
-    run_id = RunIdentifier(run_name=suite)
+    run_id = RunIdentifier(run_name=suite, run_time=_NO_TIME)
     (run,) = checkpoint.run(batch_parameters={"dataframe": table.rows}, run_id=run_id).run_results.values()
     results: list[Any] = [result.to_json_dict() for result in run.results]
     by_name = {result["expectation_config"]["meta"]["check"]: result for result in results}
