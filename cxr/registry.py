@@ -252,13 +252,23 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
         return folder
     with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
         fetched = _download_bundle(version, Path(scratch))
-        if wrong := _wrong_files(fetched, version):
-            raise WeightsError(
-                f"version {version.number} of {MODEL} has been changed since it was registered: {', '.join(wrong)}; "
-                "it was not loaded. Go back with `python -m tasks.rollback` or register the model again"
-            )
+        _check_fetched(fetched, version)
         shutil.copytree(fetched, partial, dirs_exist_ok=True)
     return folder
+
+
+def _check_fetched(folder: Path, version: Version) -> None:
+    advice = "restore the store from its backup, or go back with `python -m tasks.rollback`"
+    if lost := [name for name in _BUNDLE_FILES.values() if not (folder / name).is_file()]:
+        raise RegistryError(
+            f"the tracking store {tracking.public_uri()} has lost {', '.join(lost)} "
+            f"of version {version.number}; {advice}"
+        )
+    if wrong := _wrong_files(folder, version):
+        raise WeightsError(
+            f"version {version.number} of {MODEL} has been changed since it was registered: {', '.join(wrong)}; "
+            f"it was not loaded; {advice}"
+        )
 
 
 def fetch_evidence(version: Version, target: Path) -> Path | None:

@@ -1,0 +1,113 @@
+"""A project folder with a tracking store of its own and a measured model, for tests of the registry's commands.
+
+The weights are one small tensor: registering never loads them. Making an empty store runs MLflow's migrations for
+seconds, so it is made once a session and copied.
+"""
+
+import csv
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cxr import registry, tracking
+from cxr.bundle import ModelSpec, write_bundle
+from cxr.files import write_json
+from cxr.images import Preprocessing
+from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD
+
+PROJECT = Path(__file__).parents[1]
+CLASSES = ("normal", "viral", "bacterial")
+N_TEST = 30
+
+
+def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pytest.TempPathFactory) -> None:
+    """Make `tmp_path` the current directory, with params.yaml, some code and an empty store below mlruns."""
+    template = factory.getbasetemp() / "empty-store"
+    if not template.exists():
+        monkeypatch.setenv(tracking.FOLDER_VARIABLE, str(template))
+        tracking.client().search_experiments()
+    shutil.copytree(template, tmp_path / "mlruns")
+    monkeypatch.delenv(tracking.STORE_VARIABLE, raising=False)
+    # MLflow keeps a connection for each address: a relative one would lead to another test's store.
+    monkeypatch.setenv(tracking.FOLDER_VARIABLE, str(tmp_path / "mlruns"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy2(PROJECT / "params.yaml", tmp_path)
+    (tmp_path / "cxr").mkdir()
+    (tmp_path / "cxr" / "code.py").write_text("x = 1\n")
+
+
+def write_model(*, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic: bool = True) -> None:
+    """Write what training, evaluation and split leave: `wrong` of the test films are called the next class."""
+    rows = [(f"film{i}", CLASSES[i % 3], CLASSES[(i + (i < wrong)) % 3]) for i in range(films)]
+    digest = hashlib.sha256("\n".join(sorted(f"{name},{label}" for name, label, _ in rows)).encode()).hexdigest()
+    write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
+    write_json(
+        Path("models/trained/training.json"),
+        {"run_id": f"{seed:032x}", "params": {"epochs": 2}, "weights": {"source": "none"}},
+    )
+    Path("models/trained/curves.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
+    write_json(
+        Path("data/split/split.json"),
+        {"protocol": "patient", "task": "three_way", "manifest_sha256": "a" * 64, "test_set_sha256": digest},
+    )
+    write_json(Path("reports/metrics.json"), metrics(1 - wrong / films, n_test=films, test_set_sha256=digest))
+    Path("reports/report.html").write_text("<p>report</p>")
+    write_json(Path("reports/evidence/calibration.json"), {"temperature": 1.5})
+    write_predictions(Path("reports/evidence/predictions.csv"), rows)
+
+
+def spec(*, synthetic: bool = True, image_size_px: int = 64) -> ModelSpec:
+    """Return the description of a model of three classes."""
+    preprocessing = Preprocessing(image_size_px, "stretch", "clahe", 2.0, 8, 10**7)
+    return ModelSpec("resnet50", CLASSES, preprocessing, IMAGENET_MEAN, IMAGENET_STD, 1.0, synthetic)
+
+
+def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "") -> dict[str, Any]:
+    """Return the part of metrics.json that the gate reads."""
+    return {
+        "accuracy": accuracy,
+        "macro_f1": accuracy,
+        "macro_auroc": 0.99,
+        "calibration": {"ece": 0.05},
+        "classes": list(CLASSES),
+        "n_test": n_test,
+        "test_set_sha256": test_set_sha256,
+    }
+
+
+def write_predictions(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Write predictions.csv from (image_id, label, predicted class); one validation film leads."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image_id", "split", "label", "predicted_class"))
+        writer.writerow(("other", "validation", "normal", "viral"))
+        writer.writerows((name, "test", label, called) for name, label, called in rows)
+
+
+def register() -> registry.Version:
+    """Register the model of the current directory and return its version."""
+    from cxr.files import read_json
+    from cxr.params import read_params
+    from tasks.register import register as step
+
+    params = read_params(Path("params.yaml"))
+    step(params.register_, params.paths)
+    return registry.get_version(read_json(Path("reports/registration.json"))["version"])
+
+
+def call(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: str) -> None:
+    """Call a command's main with arguments, as `python -m` would."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    main()
+
+
+def artifacts() -> list[Path]:
+    """Return every file in the store but the database."""
+    return [path for path in Path(os.environ[tracking.FOLDER_VARIABLE], "artifacts").rglob("*") if path.is_file()]

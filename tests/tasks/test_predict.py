@@ -1,0 +1,125 @@
+"""Predictions by the champion, for people and for programs."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cxr import registry, tracking
+from cxr.bundle import read_bundle, write_bundle
+from cxr.errors import ImageError, RegistryError, SourceError
+from cxr.images import read_film
+from cxr.inference import classify
+from cxr.zoo import build
+from tasks import predict
+from tests.registry_project import CLASSES, call, enter_project, spec
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+@pytest.fixture
+def films() -> Path:
+    """Two readable films, one below the other, a broken one, and files that are none."""
+    folder = Path("films")
+    (folder / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for name in ("a.png", "deeper/b.JPG"):
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, (60, 50), np.uint8))
+    (folder / "broken.jpeg").write_bytes(b"")
+    (folder / "notes.txt").write_text("notes")
+    (folder / "._a.png").write_bytes(b"resource fork")
+    return folder
+
+
+@pytest.fixture
+def champion() -> Path:
+    """Register a real network with random weights and make it champion; return its bundle."""
+    written = write_bundle(Path("made"), build("resnet50", 3).state_dict(), spec(image_size_px=32))
+    run_id = tracking.start_run(run_id=None, name="n", tags={})
+    version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
+    registry.move_champion(version.number, kind="promote", who="ann", why="test")
+    return Path("made")
+
+
+def test_without_a_champion_the_command_says_what_to_run(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+    with pytest.raises(RegistryError, match=r"run `make run` for the whole loop, or `python -m tasks.promote`"):
+        call(monkeypatch, predict.main, str(films))
+
+
+def test_a_folder_without_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(SourceError) as caught:
+        call(monkeypatch, predict.main, "empty")
+    assert str(caught.value) == (
+        "empty has no images: expected files that end in .bmp, .jpeg, .jpg, .png, .tif, .tiff; name another folder"
+    )
+
+
+@pytest.mark.usefixtures("champion")
+def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    with pytest.raises(ImageError) as caught:
+        call(monkeypatch, predict.main, "--json", str(films), "missing.png")
+    assert str(caught.value) == "2 of 4 files could not be read; the lines above say why"
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in told] == [
+        "films/a.png",
+        "films/broken.jpeg",
+        "films/deeper/b.JPG",
+        "missing.png",
+    ]
+    assert told[1] == {
+        "path": "films/broken.jpeg",
+        "error": "films/broken.jpeg is empty; copy it again from its source",
+        "model_version": "1",
+    }
+    assert told[3]["error"] == "missing.png does not exist; check the path"
+    for line in (told[0], told[2]):
+        assert list(line) == ["path", "predicted_class", "probabilities", "model_version"]
+        assert list(line["probabilities"]) == list(CLASSES)
+        assert sum(line["probabilities"].values()) == pytest.approx(1)
+        assert line["probabilities"][line["predicted_class"]] == max(line["probabilities"].values())
+
+
+def test_the_answers_are_those_of_the_registered_bundle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path, champion: Path
+) -> None:
+    monkeypatch.setattr("cxr.inference.BATCH_SIZE", 1)  # more than one batch
+    paths = [films / "a.png", films / "deeper" / "b.JPG"]
+    call(monkeypatch, predict.main, "--json", "--model", "1", *map(str, paths))
+    told = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
+    model, described = read_bundle(champion)
+    images = np.stack([read_film(path, described.preprocessing) for path in paths])
+    np.testing.assert_allclose([list(p.values()) for p in told], classify(model, described, images), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("champion")
+def test_the_table_is_for_people_and_ends_with_the_disclaimer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    with pytest.raises(ImageError):
+        call(monkeypatch, predict.main, str(films / "a.png"), str(films / "broken.jpeg"), str(films / "deeper"))
+    title, heading, first, second, _, end = capsys.readouterr().out.splitlines()
+    assert title == (
+        "chest-xray-pneumonia, version 1, trained on synthetic films: its answers say nothing about patients"
+    )
+    assert heading.split() == ["file", "class", *CLASSES]
+    assert first.split()[0] == "films/a.png"
+    assert first.split()[1] in CLASSES
+    assert len(first.split()) == 5
+    assert second.endswith("error: films/broken.jpeg is empty; copy it again from its source")
+    assert end == "Research software, not for clinical use."
+
+
+def test_a_file_that_cannot_be_opened_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("cxr.images.read_film", refuse)
+    assert predict._prepared(Path("a.png"), spec()) == (None, "a.png cannot be opened: Permission denied")

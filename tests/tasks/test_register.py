@@ -1,0 +1,175 @@
+"""Registering: once for the same weights, from a cache too, and never what does not fit together."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from cxr import registry, tracking
+from cxr.bundle import read_spec
+from cxr.errors import DataError, WeightsError
+from cxr.files import read_json, write_json
+from tests.registry_project import enter_project, register, write_model
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    write_model()
+
+
+def _versions() -> int:
+    return len(tracking.client().search_model_versions(f"name = '{registry.MODEL}'"))
+
+
+def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() -> None:
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("tags: {}", "tags: {team: radiology}"))
+    version = register()
+    receipt = read_json(Path("reports/registration.json"))
+    assert receipt == {
+        "name": "chest-xray-pneumonia",
+        "version": "1",
+        "run_id": version.run_id,
+        "weights_sha256": read_spec(Path("models/trained")).weights_sha256,
+        "alias": "challenger",
+        "tracking_uri": "sqlite:///mlruns/mlflow.db",
+    }
+    assert registry.get_version("challenger") == version
+    expected = {
+        "weights_sha256": receipt["weights_sha256"],
+        "temperature": "1.5",
+        "protocol": "patient",
+        "synthetic": "true",
+        "manifest_sha256": "a" * 64,
+        "accuracy": "1.0000",
+        "ece": "0.0500",
+        "team": "radiology",
+        "classes": "normal,viral,bacterial",
+    }
+    assert expected.items() <= version.tags.items()
+    assert len(version.tags["code_sha256"]) == len(version.tags["params_sha256"]) == 64
+    assert read_spec(registry.fetch_bundle(version)).temperature == 1.5
+    model = tracking.client().get_logged_model(version.model_id)
+    assert {metric.key for metric in model.metrics} == {
+        "test_accuracy",
+        "test_ece",
+        "test_macro_auroc",
+        "test_macro_f1",
+    }
+
+
+def test_the_same_weights_never_make_a_second_version() -> None:
+    first = register()
+    receipt = Path("reports/registration.json").read_bytes()
+    assert register() == first
+    assert Path("reports/registration.json").read_bytes() == receipt
+    assert _versions() == 1
+
+
+def test_another_temperature_is_another_version() -> None:
+    register()
+    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0})
+    assert register().number == "2"
+
+
+def test_a_new_measurement_of_the_same_weights_adds_evidence_and_keeps_the_old(tmp_path: Path) -> None:
+    first = register()
+    metrics = read_json(Path("reports/metrics.json"))
+    write_json(Path("reports/metrics.json"), metrics | {"macro_auroc": 0.9})
+    second = register()
+    assert second.number == first.number
+    assert second.tags["evidence"] != first.tags["evidence"]
+    assert second.tags["macro_auroc"] == "0.9000"
+    old = registry.fetch_evidence(first, tmp_path)
+    assert old is not None
+    assert read_json(old / "metrics.json")["macro_auroc"] == 0.99
+
+
+def test_an_older_model_registered_again_is_the_challenger_again() -> None:
+    register()
+    write_model(seed=2)
+    register()
+    write_model(seed=1)
+    register()
+    assert registry.get_version("challenger").number == "1"
+
+
+def test_the_trainings_own_run_and_its_lineage_are_used_where_the_store_has_it() -> None:
+    with tracking.training_run(name="n", tags={"git_commit": "of the training", "code_sha256": "c" * 64}) as run:
+        pass
+    training = read_json(Path("models/trained/training.json"))
+    write_json(Path("models/trained/training.json"), training | {"run_id": run.run_id})
+    version = register()
+    assert version.run_id == run.run_id
+    assert (version.tags["git_commit"], version.tags["code_sha256"]) == ("of the training", "c" * 64)
+
+
+def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    version = register()
+    run = tracking.client().get_run(version.run_id)
+    assert run.data.params == {"train.epochs": "2"}
+    assert [m.value for m in tracking.client().get_metric_history(version.run_id, "train_loss")] == [0.5, 0.4]
+    assert tracking.run_tags(version.run_id) == {"restored_from": f"{1:032x}"}
+    assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
+        caplog.messages
+    )
+    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0})
+    assert register().run_id == version.run_id
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("reports/metrics.json", "run `dvc repro` to make it"),
+        ("reports/evidence/calibration.json", "run `dvc repro` to make it"),
+        ("reports/evidence/predictions.csv", "run `dvc repro evaluate`"),
+        ("data/split/split.json", "run `dvc repro` to make it"),
+        ("models/trained/training.json", "run `dvc repro` to make it"),
+    ],
+)
+def test_a_missing_input_is_named(path: str, advice: str) -> None:
+    Path(path).unlink()
+    with pytest.raises(DataError) as caught:
+        register()
+    assert str(caught.value) == f"{path} is missing; {advice}"
+
+
+def test_an_input_that_is_not_json_is_named() -> None:
+    Path("reports/metrics.json").write_text("{")
+    with pytest.raises(DataError, match=r"reports/metrics.json is not JSON .*; run `dvc repro --force`"):
+        register()
+
+
+def test_metrics_of_another_test_set_are_refused() -> None:
+    split = read_json(Path("data/split/split.json"))
+    write_json(Path("data/split/split.json"), split | {"test_set_sha256": "f" * 64})
+    measured = read_json(Path("reports/metrics.json"))["test_set_sha256"][:12]
+    with pytest.raises(DataError) as caught:
+        register()
+    assert str(caught.value) == (
+        f"reports/metrics.json was measured on the test set {measured}, data/split/split.json has {'f' * 12}; "
+        "run `dvc repro evaluate`"
+    )
+
+
+def test_weights_changed_after_training_are_refused() -> None:
+    spec = json.loads(Path("models/trained/model.json").read_text())
+    recorded = spec["weights_sha256"][:12]
+    weights = Path("models/trained/model.safetensors")
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(WeightsError) as caught:
+        register()
+    assert f"model.json says {recorded}; it was not registered. Run `dvc repro --force train`" in str(caught.value)
+    weights.unlink()
+    with pytest.raises(WeightsError) as caught:
+        register()
+    assert str(caught.value) == "models/trained/model.safetensors is missing; run `dvc repro train`"
+
+
+def test_a_password_in_the_stores_address_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(tracking.STORE_VARIABLE, f"sqlite:///{tmp_path}/mlruns/mlflow.db?password=s3cr3t")
+    monkeypatch.setattr(tracking, "tracking_uri", lambda: f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    register()
+    assert "s3cr3t" not in Path("reports/registration.json").read_text()
