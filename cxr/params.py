@@ -228,7 +228,7 @@ def override(path: Path, values: dict[str, Any]) -> None:
     """
     tree = _load(path)
     for name, value in values.items():
-        _set(tree, name.split("."), value, name)
+        _set(tree, name, value)
     try:
         Params.model_validate(tree)
     except ValidationError as error:
@@ -237,13 +237,19 @@ def override(path: Path, values: dict[str, Any]) -> None:
         _yaml().dump(tree, file)
 
 
-def _set(tree: Any, parts: list[str], value: Any, name: str) -> None:
-    *parents, last = parts
-    for part in parents:
-        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part, {})
-    if last not in tree:
-        raise ParamsError(f"there is no parameter {name}; params.yaml lists them all")
-    tree[last] = value
+def _set(tree: Any, name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    try:
+        for part in parents:
+            tree = tree[_key(tree, part)]
+        tree[_key(tree, last)]  # only what is there can be set
+        tree[_key(tree, last)] = value
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
+
+
+def _key(tree: Any, part: str) -> str | int:
+    return int(part) if isinstance(tree, list) else part
 
 
 def _yaml() -> YAML:

@@ -14,9 +14,14 @@ from tests.clones import Clone, make_clone
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 CHANCE = 1 / 3
 SMALL = {
-    "ingest.sample_patients_per_class": 30,
-    "preprocess.image_size_px": 64,
-    "train.epochs": 6,
+    "preprocess.image_size_px": 96,
+    "train.epochs": 12,
+    # Little augmentation: it learns in fewer epochs.
+    "train.rotation_deg": 5,
+    "train.shift": 0.02,
+    "train.zoom": [0.95, 1.05],
+    "train.weight_decay": 0.0,
+    "train.label_smoothing": 0.0,
     "evaluate.bootstrap_resamples": 300,
     "evaluate.gradcam_per_class": 1,
 }
@@ -95,7 +100,7 @@ def test_a_promotion_asked_for_again_changes_nothing(project: Clone) -> None:
 def test_a_changed_learning_rate_reruns_from_train_and_leaves_the_tree_as_it_was(project: Clone) -> None:
     before = project.git("status", "--porcelain")
     said = project.run(
-        "flows.rebuild", "--set", "train.learning_rates.head=5e-4", "--set", "train.epochs=1", "--no-promote"
+        "flows.rebuild", "--set", "train.learning_rates.head=7e-4", "--set", "train.epochs=1", "--no-promote"
     )
     ended = dict(line.split()[:2] for line in said.splitlines() if line.split()[:1] and line.split()[0] in STAGES)
     assert ended == {**dict.fromkeys(STAGES[:4], "Cached"), **dict.fromkeys(STAGES[4:], "Completed")}
