@@ -81,7 +81,7 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
     publish_results(folder, params)
     if not promote:
         return Rebuild(stages=stages, verdict=None, folder=folder)
-    state = ask_promotion_gate(folder, environment, return_state=True)
+    state = ask_promotion_gate(folder, environment, stages.get("register") == "Cached", return_state=True)
     return Rebuild(stages=stages, verdict=state.name, folder=folder) if state.is_completed() else _failed(state)
 
 
@@ -98,21 +98,30 @@ def stage(name: str, folder: Path, environment: dict[str, str]) -> State[None]:
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
-def ask_promotion_gate(folder: Path, environment: dict[str, str]) -> State[None]:
-    """Ask the gate whether the challenger becomes champion; a refusal is an answer with its reasons."""
+def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cached: bool) -> State[None]:
+    """Ask the gate whether the challenger becomes champion; a refusal is an answer with its reasons.
+
+    A cached receipt may be of an older model than the challenger of this store: it is registered again first.
+    """
+    for step in ("register", "promote") if receipt_is_cached else ("promote",):
+        lines, code = _run_step(step, folder, environment)
+        if code not in {0, PromotionRefusedError.exit_code}:
+            error = StageFailedError(f"{step}: {last_words(lines, code)}")
+            return Failed(message=str(error), data=error)
+    create_markdown_artifact(key="promotion", markdown="\n".join(["```", *lines, "```"]))
+    return Completed(name="Refused" if code else "Promoted", message=last_words(lines, code))
+
+
+def _run_step(step: str, folder: Path, environment: dict[str, str]) -> tuple[list[str], int]:
+    """Run `python -m tasks.<step>` into this task run's log; return its lines and exit code."""
     lines: list[str] = []
 
     def keep(line: str) -> None:
         lines.append(line)
         get_run_logger().info(line)
 
-    command = [sys.executable, "-m", "tasks.promote"]
-    code = run_supervised(command, folder=folder, on_line=keep, environment=child_environment(environment))
-    if code not in {0, PromotionRefusedError.exit_code}:
-        error = StageFailedError(f"promote: {last_words(lines, code)}")
-        return Failed(message=str(error), data=error)
-    create_markdown_artifact(key="promotion", markdown="\n".join(["```", *lines, "```"]))
-    return Completed(name="Refused" if code else "Promoted", message=last_words(lines, code))
+    command = [sys.executable, "-m", f"tasks.{step}"]
+    return lines, run_supervised(command, folder=folder, on_line=keep, environment=child_environment(environment))
 
 
 def publish_results(folder: Path, params: Params) -> None:

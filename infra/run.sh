@@ -19,6 +19,7 @@ if [ ${#settings[@]} -gt 0 ]; then
 fi
 
 python -m dvc repro
+python -m tasks.register # where DVC took that stage from its cache, the challenger may be another model: name this one
 
 code=0
 python -m tasks.promote || code=$?
