@@ -27,8 +27,9 @@ setup: ## build .venv from uv.lock; does nothing when it is up to date
 run: setup ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv]
 	@infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)"
 
+# A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.
 test: setup ## the test suite, with the coverage floor
-	pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 --cov --cov-report=term
 
 check: setup ## ruff, mypy, import contracts, architecture tests
 	ruff check .
