@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -27,11 +28,12 @@ from torchvision.transforms.v2 import functional
 
 from cxr.images import SUFFIXES, Preprocessing, decode_grey, prepare, read_film
 
+Contrast = Literal["clahe", "equalize", "none"]
 SIZE_PX = 224
 CORES = os.cpu_count() or 1
 
 
-def ours(films: list[Path], contrast: str) -> None:
+def ours(films: list[Path], contrast: Contrast) -> None:
     """Prepare films the way tasks.preprocess does."""
     preprocessing = _preprocessing(contrast)
     with ThreadPoolExecutor(CORES) as pool:
@@ -78,8 +80,8 @@ def reduced_scale_difference(films: list[Path]) -> str:
     return f"mean {stacked.mean():.2f}, 99th percentile {np.percentile(stacked, 99):.0f}, largest {stacked.max()}"
 
 
-def _preprocessing(contrast: str) -> Preprocessing:
-    return Preprocessing(SIZE_PX, "stretch", contrast, 2.0, 8, 50_000_000)  # type: ignore[arg-type]
+def _preprocessing(contrast: Contrast) -> Preprocessing:
+    return Preprocessing(SIZE_PX, "stretch", contrast, 2.0, 8, 50_000_000)
 
 
 def _films_per_second(run: Callable[[], None], count: int) -> float:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def make_optimizer(model: nn.Module, recipe: TrainParams) -> torch.optim.AdamW:
     """Return AdamW with a learning rate for each part; biases and norms are not decayed."""
     groups = []
+    rates = {str(part): rate for part, rate in recipe.learning_rates.items()}
     for part, modules in parts_of(model).items():
-        rate = recipe.learning_rates[part]  # type: ignore[index]  # parts_of names exactly the keys
+        rate = rates[part]
         matrices = [value for value in modules.parameters() if value.ndim > 1]
         vectors = [value for value in modules.parameters() if value.ndim <= 1]
         groups.append({"params": matrices, "lr": rate, "base_lr": rate, "weight_decay": recipe.weight_decay})

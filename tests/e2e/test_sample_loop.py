@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from cxr.phantom import DUPLICATE, KEPT, PLANTED
 from tests.clones import Clone, make_clone
 
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
@@ -54,11 +56,15 @@ def test_the_report_says_that_the_sample_is_synthetic(project: Clone, metrics: d
     assert "synthetic" in (project.root / "reports" / "report.html").read_text().lower()
 
 
-def test_every_planted_file_is_accounted_for(project: Clone) -> None:
-    counts = json.loads((project.root / "data" / "raw" / "ingest.json").read_text())
+def test_every_planted_file_meets_its_fate_and_no_other_file_does(project: Clone) -> None:
+    raw = project.root / "data" / "raw"
+    counts = json.loads((raw / "ingest.json").read_text())
     assert counts["kept"] + counts["quarantined"] + counts["duplicates"] == counts["total"]
-    assert counts["quarantined"] > 0
-    assert counts["duplicates"] > 0
+    folders = {"kermany": "chest_xray", "covid19": "Covid19-dataset"}
+    quarantined, duplicates = pd.read_csv(raw / "quarantine.csv"), pd.read_csv(raw / "duplicates.csv")
+    found = {f"{folders[row.source]}/{row.path}": row.reason for row in quarantined.itertuples()}
+    found |= {f"{folders[row.source]}/{row.path}": DUPLICATE for row in duplicates.itertuples()}
+    assert found == {path: fate for path, fate in PLANTED.items() if fate != KEPT}
 
 
 def test_a_second_repro_runs_nothing(project: Clone) -> None:
