@@ -19,7 +19,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr import ledger, tracking
+from cxr import ledger, tracking, tracking_store
 from cxr.errors import RegistryError, WeightsError
 from cxr.files import sha256_of, whole_folder
 from cxr.ledger import Kind, Move
@@ -89,16 +89,16 @@ def register_version(
         tag_version(number, evidence)
     else:
         number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evidence, **identity})
-    client = tracking.client()
-    with tracking.store_errors(f"naming version {number} {CHALLENGER}"):
+    client = tracking_store.client()
+    with tracking_store.store_errors(f"naming version {number} {CHALLENGER}"):
         client.set_registered_model_alias(MODEL, CHALLENGER, number)
     return get_version(number), found is None
 
 
 def find_version(weights_sha256: str, *, temperature: float) -> Version | None:
     """Return the version with these weights and this temperature, None where there is none."""
-    client = tracking.client()
-    with tracking.store_errors("looking for a version with the same weights"):
+    client = tracking_store.client()
+    with tracking_store.store_errors("looking for a version with the same weights"):
         found = client.search_model_versions(f"name = '{MODEL}' and tags.weights_sha256 = '{weights_sha256}'")
     same = [version for version in found if version.tags.get("temperature") == repr(temperature)]
     return _version(min(same, key=lambda version: int(version.version))) if same else None
@@ -122,10 +122,10 @@ def champion() -> Version | None:
 
 
 def _look_up(which: str) -> Version | None:
-    client = tracking.client()
+    client = tracking_store.client()
     from mlflow.exceptions import MlflowException
 
-    with tracking.store_errors(f"looking for the version {which}"):
+    with tracking_store.store_errors(f"looking for the version {which}"):
         try:
             if which.isdecimal():
                 return _version(client.get_model_version(MODEL, which))
@@ -137,7 +137,7 @@ def _look_up(which: str) -> Version | None:
 
 
 def _missing(which: str) -> str:
-    where = f"{MODEL} in {tracking.public_uri()}"
+    where = f"{MODEL} in {tracking_store.public_uri()}"
     if which == CHAMPION:
         return (
             f"there is no champion of {where} yet; run `make run` for the whole loop, "
@@ -150,8 +150,8 @@ def _missing(which: str) -> str:
 
 def tag_version(number: str, tags: Mapping[str, str]) -> None:
     """Set tags of a version."""
-    client = tracking.client()
-    with tracking.store_errors(f"tagging version {number}"):
+    client = tracking_store.client()
+    with tracking_store.store_errors(f"tagging version {number}"):
         for key, value in tags.items():
             client.set_model_version_tag(MODEL, number, key, value)
 
@@ -162,11 +162,11 @@ def _version(found: ModelVersion) -> Version:
 
 
 def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str]) -> str:
-    client = tracking.client()
+    client = tracking_store.client()
     from mlflow.exceptions import MlflowException
 
     model_id = _log_model(bundle, spec, run_id=run_id)
-    with tracking.store_errors("registering a version"):
+    with tracking_store.store_errors("registering a version"):
         try:
             client.create_registered_model(
                 MODEL, description="Normal, viral and bacterial pneumonia on chest films. Research software."
@@ -174,7 +174,7 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        with tracking.named_to_mlflow():
+        with tracking_store.named_to_mlflow():
             made = client.create_model_version(
                 MODEL, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
             )
@@ -183,11 +183,11 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
 
 def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
     """Put the bundle into the store as a model that MLflow can load and serve; return its id."""
-    client = tracking.client()
+    client = tracking_store.client()
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    with tracking.store_errors("storing the model"), tempfile.TemporaryDirectory() as scratch:
+    with tracking_store.store_errors("storing the model"), tempfile.TemporaryDirectory() as scratch:
         experiment = client.get_run(run_id).info.experiment_id
         logged = client.create_logged_model(experiment, name="classifier", source_run_id=run_id)
         folder, source = Path(scratch) / "model", Path(scratch) / Path(_BUNDLE_PATH).name
@@ -223,8 +223,8 @@ def _save_model(folder: Path, bundle: Path, spec: ModelSpec, described: object) 
 
 def log_test_metrics(version: Version, metrics: Mapping[str, float], *, test_set_sha256: str) -> None:
     """Tie test metrics to the version's model and to the test set, where MLflow's pages compare models."""
-    client = tracking.client()
-    with tracking.store_errors(f"recording metrics of version {version.number}"):
+    client = tracking_store.client()
+    with tracking_store.store_errors(f"recording metrics of version {version.number}"):
         for name, value in metrics.items():
             client.log_metric(
                 version.run_id,
@@ -247,7 +247,7 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
         WeightsError: what the store holds is not what was registered; nothing of it is kept.
         RegistryError: the store does not answer or has lost the files.
     """
-    folder = (cache or tracking.mlruns_folder() / "cache") / f"version-{version.number}-{version.run_id[:8]}"
+    folder = (cache or tracking_store.mlruns_folder() / "cache") / f"version-{version.number}-{version.run_id[:8]}"
     if folder.is_dir() and not _wrong_files(folder, version):
         return folder
     with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
@@ -261,7 +261,7 @@ def _check_fetched(folder: Path, version: Version) -> None:
     advice = "restore the store from its backup, or go back with `python -m tasks.rollback`"
     if lost := [name for name in _BUNDLE_FILES.values() if not (folder / name).is_file()]:
         raise RegistryError(
-            f"the tracking store {tracking.public_uri()} has lost {', '.join(lost)} "
+            f"the tracking store {tracking_store.public_uri()} has lost {', '.join(lost)} "
             f"of version {version.number}; {advice}"
         )
     if wrong := _wrong_files(folder, version):
@@ -276,18 +276,18 @@ def fetch_evidence(version: Version, target: Path) -> Path | None:
     run_id, _, path = version.tags.get(EVIDENCE_TAG, "").partition("/")
     if not tracking.run_exists(run_id):
         return None
-    client = tracking.client()
-    with tracking.store_errors(f"reading the evidence of version {version.number}"):
+    client = tracking_store.client()
+    with tracking_store.store_errors(f"reading the evidence of version {version.number}"):
         if not client.list_artifacts(run_id, path):
             return None
         return Path(client.download_artifacts(run_id, path, str(target)))
 
 
 def _download_bundle(version: Version, target: Path) -> Path:
-    client, store = tracking.client(), tracking.tracking_uri()
+    client, store = tracking_store.client(), tracking_store.tracking_uri()
     from mlflow.artifacts import download_artifacts
 
-    with tracking.store_errors(f"fetching version {version.number}"):
+    with tracking_store.store_errors(f"fetching version {version.number}"):
         files = f"{client.get_logged_model(version.model_id).artifact_location}/{_BUNDLE_PATH}"
         return Path(download_artifacts(artifact_uri=files, dst_path=str(target), tracking_uri=store))
 
@@ -308,7 +308,7 @@ def history() -> list[Move]:
         broken = ledger.altered(lines)
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(
-            f"the record of champions in {tracking.public_uri()} cannot be read ({error}); "
+            f"the record of champions in {tracking_store.public_uri()} cannot be read ({error}); "
             f"mend or remove the damaged tag {_LEDGER_PREFIX}<n> of the registered model {MODEL}"
         ) from error
     if broken:
@@ -317,10 +317,10 @@ def history() -> list[Move]:
 
 
 def _ledger_lines() -> list[str]:
-    client = tracking.client()
+    client = tracking_store.client()
     from mlflow.exceptions import MlflowException
 
-    with tracking.store_errors("reading the record of champions"):
+    with tracking_store.store_errors("reading the record of champions"):
         try:
             tags = client.get_registered_model(MODEL).tags
         except MlflowException as error:
@@ -335,7 +335,7 @@ def move_champion(number: str, *, kind: Kind, who: str, why: str) -> Move:
 
     The same move after such a cut does not make a second entry.
     """
-    client = tracking.client()
+    client = tracking_store.client()
     before = champion()
     lines, moves = _ledger_lines(), history()
     move = Move(
@@ -349,7 +349,7 @@ def move_champion(number: str, *, kind: Kind, who: str, why: str) -> Move:
         previous=ledger.digest(lines[-1]) if lines else "",
     )
     last = moves[-1] if moves else None
-    with tracking.store_errors(f"making version {number} champion"):
+    with tracking_store.store_errors(f"making version {number} champion"):
         if last and (last.kind, last.before, last.after) == (move.kind, move.before, move.after):
             move = last
         else:

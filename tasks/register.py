@@ -31,7 +31,7 @@ log = logging.getLogger("cxr.register")
 
 def register(params: RegisterParams, paths: Paths) -> None:
     """Register the model of models/trained and write the receipt."""
-    from cxr import registry, tracking
+    from cxr import registry, tracking_store
     from cxr.files import write_json
 
     metrics, calibration = _read(paths.metrics), _read(paths.evidence / "calibration.json")
@@ -57,7 +57,7 @@ def register(params: RegisterParams, paths: Paths) -> None:
             "run_id": version.run_id,
             "weights_sha256": spec.weights_sha256,
             "alias": registry.CHALLENGER,
-            "tracking_uri": tracking.public_uri(),
+            "tracking_uri": tracking_store.public_uri(),
         },
     )
 

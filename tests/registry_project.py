@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from cxr import registry, tracking
+from cxr import registry, tracking_store
 from cxr.bundle import ModelSpec, write_bundle
 from cxr.files import write_json
 from cxr.images import Preprocessing
@@ -31,12 +31,12 @@ def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pyte
     """Make `tmp_path` the current directory, with params.yaml, some code and an empty store below mlruns."""
     template = factory.getbasetemp() / "empty-store"
     if not template.exists():
-        monkeypatch.setenv(tracking.FOLDER_VARIABLE, str(template))
-        tracking.client().search_experiments()
+        monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(template))
+        tracking_store.client().search_experiments()
     shutil.copytree(template, tmp_path / "mlruns")
-    monkeypatch.delenv(tracking.STORE_VARIABLE, raising=False)
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE, raising=False)
     # MLflow keeps a connection for each address: a relative one would lead to another test's store.
-    monkeypatch.setenv(tracking.FOLDER_VARIABLE, str(tmp_path / "mlruns"))
+    monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(tmp_path / "mlruns"))
     monkeypatch.chdir(tmp_path)
     shutil.copy2(PROJECT / "params.yaml", tmp_path)
     (tmp_path / "cxr").mkdir()
@@ -110,4 +110,4 @@ def call(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: 
 
 def artifacts() -> list[Path]:
     """Return every file in the store but the database."""
-    return [path for path in Path(os.environ[tracking.FOLDER_VARIABLE], "artifacts").rglob("*") if path.is_file()]
+    return [path for path in Path(os.environ[tracking_store.FOLDER_VARIABLE], "artifacts").rglob("*") if path.is_file()]

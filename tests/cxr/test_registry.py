@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr import registry, tracking
+from cxr import registry, tracking_store
 from cxr.errors import RegistryError, WeightsError
 from cxr.files import sha256_of
 from tests.registry_project import artifacts, enter_project, register, write_model
@@ -116,7 +116,7 @@ def test_a_move_that_was_cut_off_after_its_record_is_finished_without_a_second_e
     _two_versions()
     registry.move_champion("1", kind="promote", who="ann", why="first")
     registry.move_champion("2", kind="promote", who="ann", why="better")
-    tracking.client().set_registered_model_alias(registry.MODEL, "champion", "1")  # as a kill leaves it
+    tracking_store.client().set_registered_model_alias(registry.MODEL, "champion", "1")  # as a kill leaves it
     registry.move_champion("2", kind="promote", who="ann", why="better")
     assert len(registry.history()) == 2
     assert registry.get_version("champion").number == "2"
@@ -126,7 +126,7 @@ def test_an_entry_changed_by_hand_shows(caplog: pytest.LogCaptureFixture) -> Non
     _two_versions()
     registry.move_champion("1", kind="promote", who="ann", why="first")
     registry.move_champion("2", kind="promote", who="ann", why="better")
-    client = tracking.client()
+    client = tracking_store.client()
     first = client.get_registered_model(registry.MODEL).tags["ledger.000001"]
     client.set_registered_model_tag(registry.MODEL, "ledger.000001", first.replace("ann", "eve"))
     caplog.set_level(logging.WARNING)
@@ -144,5 +144,5 @@ def test_a_version_without_evidence_in_the_store_has_none(tmp_path: Path) -> Non
     for stored in artifacts():
         stored.unlink()
     assert registry.fetch_evidence(version, tmp_path) is None
-    tracking.client().delete_run(version.run_id)
+    tracking_store.client().delete_run(version.run_id)
     assert registry.fetch_evidence(version, tmp_path) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr import registry, serving, tracking
+from cxr import registry, serving, tracking, tracking_store
 from cxr.bundle import write_bundle
 from cxr.errors import ImageError, WeightsError
 from cxr.images import film_from_bytes
@@ -45,7 +45,7 @@ def test_the_served_model_says_what_the_bundle_says_and_holds_no_pickle(version:
     assert {"model.safetensors", "model.json", "serving.py", "MLmodel"} <= {path.name for path in stored}
     assert not [path for path in stored if path.suffix in PICKLE_SUFFIXES or _is_pickle(path.read_bytes()[:4096])]
 
-    with tracking.named_to_mlflow():
+    with tracking_store.named_to_mlflow():
         served = mlflow.pyfunc.load_model(f"models:/{registry.MODEL}/{version.number}")
     films = serving.input_example()
     table = served.predict(films)
@@ -85,5 +85,5 @@ def test_changed_weights_are_not_served(version: registry.Version) -> None:
 
     weights = next(path for path in artifacts() if path.name == "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with tracking.named_to_mlflow(), pytest.raises(WeightsError, match="has been changed"):
+    with tracking_store.named_to_mlflow(), pytest.raises(WeightsError, match="has been changed"):
         mlflow.pyfunc.load_model(f"models:/{registry.MODEL}/{version.number}")

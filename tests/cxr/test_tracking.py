@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr import tracking
+from cxr import tracking, tracking_store
 from cxr.errors import RegistryError
 from tests.registry_project import enter_project
 
@@ -28,18 +28,18 @@ def dead_server(monkeypatch: pytest.MonkeyPatch) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setenv(tracking.STORE_VARIABLE, f"http://ann:{PASSWORD}@127.0.0.1:{port}")
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"http://ann:{PASSWORD}@127.0.0.1:{port}")
     return f"http://127.0.0.1:{port}"
 
 
 def test_the_store_is_below_the_current_directory_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tracking.FOLDER_VARIABLE)
-    assert tracking.tracking_uri() == "sqlite:///mlruns/mlflow.db"
-    monkeypatch.setenv(tracking.FOLDER_VARIABLE, "/elsewhere/mlruns")
-    assert tracking.tracking_uri() == "sqlite:////elsewhere/mlruns/mlflow.db"
-    assert tracking.public_uri() == "sqlite:///mlruns/mlflow.db"
-    monkeypatch.setenv(tracking.STORE_VARIABLE, "http://127.0.0.1:5000")
-    assert tracking.tracking_uri() == tracking.public_uri() == "http://127.0.0.1:5000"
+    monkeypatch.delenv(tracking_store.FOLDER_VARIABLE)
+    assert tracking_store.tracking_uri() == "sqlite:///mlruns/mlflow.db"
+    monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, "/elsewhere/mlruns")
+    assert tracking_store.tracking_uri() == "sqlite:////elsewhere/mlruns/mlflow.db"
+    assert tracking_store.public_uri() == "sqlite:///mlruns/mlflow.db"
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, "http://127.0.0.1:5000")
+    assert tracking_store.tracking_uri() == tracking_store.public_uri() == "http://127.0.0.1:5000"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_store_is_below_the_current_directory_unless_told_otherwise(monkeypa
     ],
 )
 def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
-    assert tracking.without_credentials(uri) == shown
+    assert tracking_store.without_credentials(uri) == shown
 
 
 def test_a_training_leaves_parameters_metrics_data_and_files(tmp_path: Path) -> None:
@@ -64,14 +64,16 @@ def test_a_training_leaves_parameters_metrics_data_and_files(tmp_path: Path) -> 
         run.log_epoch({"loss": 1.0}, 1)
         run.log_epoch({"loss": 0.5}, 2)
         run.log_files([curves])
-    found = tracking.client().get_run(run.run_id)
+    found = tracking_store.client().get_run(run.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params == {"epochs": "2", "rates.head": "0.001", "zoom": "[0.9, 1.1]", "weights": "none"}
-    assert [m.value for m in tracking.client().get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
+    assert [m.value for m in tracking_store.client().get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
     data = found.inputs.dataset_inputs[0]
     assert data.dataset.digest == ("ab" * 32)[:36]
     assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "training", "sha256": "ab" * 32}
-    assert [file.path for file in tracking.client().list_artifacts(run.run_id, "training")] == ["training/curves.csv"]
+    assert [file.path for file in tracking_store.client().list_artifacts(run.run_id, "training")] == [
+        "training/curves.csv"
+    ]
     assert tracking.run_tags(run.run_id) == {"git_commit": "abc"}
     assert found.info.artifact_uri.startswith((tmp_path / "mlruns" / "artifacts").as_uri())
 
@@ -81,9 +83,9 @@ def test_system_metrics_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     with tracking.training_run(name="first") as run:
         for _ in range(100):
             time.sleep(0.3)
-            if any(name.startswith("system/") for name in tracking.client().get_run(run.run_id).data.metrics):
+            if any(name.startswith("system/") for name in tracking_store.client().get_run(run.run_id).data.metrics):
                 break
-    assert any(name.startswith("system/cpu") for name in tracking.client().get_run(run.run_id).data.metrics)
+    assert any(name.startswith("system/cpu") for name in tracking_store.client().get_run(run.run_id).data.metrics)
 
 
 def test_a_killed_training_resumes_into_its_run_and_keeps_its_first_parameters(
@@ -93,12 +95,12 @@ def test_a_killed_training_resumes_into_its_run_and_keeps_its_first_parameters(
     with contextlib.suppress(KeyboardInterrupt), tracking.training_run(name="first") as run:
         run.log_params({"epochs": 2})
         raise KeyboardInterrupt
-    assert tracking.client().get_run(run.run_id).info.status == "KILLED"
+    assert tracking_store.client().get_run(run.run_id).info.status == "KILLED"
     with tracking.training_run(name="second", run_id=run.run_id, tags={"again": "yes"}) as resumed:
-        assert tracking.client().get_run(run.run_id).info.status == "RUNNING"
+        assert tracking_store.client().get_run(run.run_id).info.status == "RUNNING"
         resumed.log_params({"epochs": 3, "device": "cpu"})
     assert resumed.run_id == run.run_id
-    assert tracking.client().get_run(run.run_id).data.params == {"epochs": "2", "device": "cpu"}
+    assert tracking_store.client().get_run(run.run_id).data.params == {"epochs": "2", "device": "cpu"}
     assert f"tracking: run {run.run_id} keeps the first values of epochs" in caplog.messages
     assert tracking.run_tags(run.run_id) == {"again": "yes"}
 
@@ -107,13 +109,13 @@ def test_a_failed_training_is_marked_failed_and_an_unknown_run_id_starts_a_new_r
     with pytest.raises(ValueError, match="no"), tracking.training_run(name="first", run_id="0" * 32) as run:
         raise ValueError("no")
     assert run.run_id != "0" * 32
-    assert tracking.client().get_run(run.run_id).info.status == "FAILED"
+    assert tracking_store.client().get_run(run.run_id).info.status == "FAILED"
 
 
 def test_a_long_parameter_is_cut_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
     run_id = tracking.start_run(run_id=None, name="n", tags={})
     tracking.log_params(run_id, {"classes": {"text": "x" * 7000}})
-    assert len(tracking.client().get_run(run_id).data.params["classes.text"]) == 6000
+    assert len(tracking_store.client().get_run(run_id).data.params["classes.text"]) == 6000
     assert "tracking: the value of classes.text is cut to 6000 characters" in caplog.messages
 
 
@@ -129,15 +131,15 @@ def test_epochs_that_a_dead_store_missed_are_sent_with_the_next(
     dead_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = f"http://ann:{PASSWORD}@{dead_server.removeprefix('http://')}"
-    monkeypatch.delenv(tracking.STORE_VARIABLE)
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE)
     with tracking.training_run(name="first") as run:
-        monkeypatch.setenv(tracking.STORE_VARIABLE, broken)
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, broken)
         run.log_epoch({"loss": 1.0}, 1)
         run.log_files([])
         run.log_epoch({"loss": 0.5}, 2)
-        monkeypatch.delenv(tracking.STORE_VARIABLE)
+        monkeypatch.delenv(tracking_store.STORE_VARIABLE)
         run.log_epoch({"loss": 0.25}, 3)
-    history = tracking.client().get_metric_history(run.run_id, "loss")
+    history = tracking_store.client().get_metric_history(run.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 0.25)]
     assert any(message.startswith("2 epochs are not in the tracking store yet") for message in caplog.messages)
     assert PASSWORD not in caplog.text
@@ -147,9 +149,9 @@ def test_a_store_that_died_leaves_the_trained_model_alone(
     dead_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = f"http://ann:{PASSWORD}@{dead_server.removeprefix('http://')}"
-    monkeypatch.delenv(tracking.STORE_VARIABLE)
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE)
     with tracking.training_run(name="first"):
-        monkeypatch.setenv(tracking.STORE_VARIABLE, broken)
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, broken)
     assert any(message.startswith("the run stays open in the tracking store") for message in caplog.messages)
 
 
@@ -158,8 +160,10 @@ def test_an_evaluation_goes_into_the_trainings_run(tmp_path: Path) -> None:
     page.write_text("page")
     run_id = tracking.start_run(run_id=None, name="n", tags={})
     tracking.log_evaluation(run_id, {"accuracy": 0.9}, [page])
-    assert tracking.client().get_run(run_id).data.metrics == {"accuracy": 0.9}
-    assert [file.path for file in tracking.client().list_artifacts(run_id, "evaluation")] == ["evaluation/report.html"]
+    assert tracking_store.client().get_run(run_id).data.metrics == {"accuracy": 0.9}
+    assert [file.path for file in tracking_store.client().list_artifacts(run_id, "evaluation")] == [
+        "evaluation/report.html"
+    ]
 
 
 def test_an_evaluation_whose_run_is_elsewhere_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -186,7 +190,7 @@ def test_runs_are_found_by_tag() -> None:
 def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("this is not a database" * 100)
-    monkeypatch.setenv(tracking.STORE_VARIABLE, f"sqlite:///{path}")
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"sqlite:///{path}")
     with pytest.raises(RegistryError) as caught:
         tracking.experiment_id()
     assert str(caught.value) == (
@@ -195,10 +199,10 @@ def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path, monkeypatc
 
 
 def test_naming_the_store_to_mlflow_leaves_no_trace_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with tracking.named_to_mlflow():
+    with tracking_store.named_to_mlflow():
         pass
-    assert tracking.STORE_VARIABLE not in os.environ
-    monkeypatch.setenv(tracking.STORE_VARIABLE, "http://127.0.0.1:1")
-    with tracking.named_to_mlflow():
+    assert tracking_store.STORE_VARIABLE not in os.environ
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, "http://127.0.0.1:1")
+    with tracking_store.named_to_mlflow():
         pass
-    assert os.environ[tracking.STORE_VARIABLE] == "http://127.0.0.1:1"
+    assert os.environ[tracking_store.STORE_VARIABLE] == "http://127.0.0.1:1"

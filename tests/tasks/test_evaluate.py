@@ -186,7 +186,7 @@ def test_the_page_shows_films_of_every_class_with_their_heat(evaluated: Paths) -
 
 
 def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> None:
-    from cxr.tracking import client
+    from cxr.tracking_store import client
 
     run_id = read_json(evaluated.model / "training.json")["run_id"]
     data = client().get_run(run_id).data

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr import registry, tracking
+from cxr import registry, tracking_store
 from cxr.errors import PromotionRefusedError, RegistryError
 from cxr.files import read_json
 from tasks import history, promote, rollback
@@ -87,7 +87,7 @@ def test_a_refusal_keeps_the_champion_and_says_why(
 def test_lost_evidence_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     write_model()
     version = register()
-    tracking.client().delete_run(version.run_id)
+    tracking_store.client().delete_run(version.run_id)
     with pytest.raises(PromotionRefusedError) as caught:
         call(monkeypatch, promote.main)
     assert str(caught.value).startswith(
@@ -182,6 +182,6 @@ def test_history_is_a_table_and_notices_an_alias_moved_past_the_gate(
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split() == ["time", "(UTC)", "move", "version", "before", "who", "why"]
     assert row.split()[1:] == ["promote", "1", "-", "ann", "first"]
-    tracking.client().set_registered_model_alias(registry.MODEL, "champion", "2")
+    tracking_store.client().set_registered_model_alias(registry.MODEL, "champion", "2")
     call(monkeypatch, history.main)
     assert any("the alias champion is on version 2, the record says 1" in message for message in caplog.messages)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr import registry, tracking
+from cxr import registry, tracking, tracking_store
 from cxr.bundle import read_spec
 from cxr.errors import DataError, WeightsError
 from cxr.files import read_json, write_json
@@ -20,7 +20,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 
 def _versions() -> int:
-    return len(tracking.client().search_model_versions(f"name = '{registry.MODEL}'"))
+    return len(tracking_store.client().search_model_versions(f"name = '{registry.MODEL}'"))
 
 
 def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() -> None:
@@ -50,7 +50,7 @@ def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() 
     assert expected.items() <= version.tags.items()
     assert len(version.tags["code_sha256"]) == len(version.tags["params_sha256"]) == 64
     assert read_spec(registry.fetch_bundle(version)).temperature == 1.5
-    model = tracking.client().get_logged_model(version.model_id)
+    model = tracking_store.client().get_logged_model(version.model_id)
     assert {metric.key for metric in model.metrics} == {
         "test_accuracy",
         "test_ece",
@@ -108,9 +108,9 @@ def test_the_trainings_own_run_and_its_lineage_are_used_where_the_store_has_it()
 def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     version = register()
-    run = tracking.client().get_run(version.run_id)
+    run = tracking_store.client().get_run(version.run_id)
     assert run.data.params == {"train.epochs": "2"}
-    assert [m.value for m in tracking.client().get_metric_history(version.run_id, "train_loss")] == [0.5, 0.4]
+    assert [m.value for m in tracking_store.client().get_metric_history(version.run_id, "train_loss")] == [0.5, 0.4]
     assert tracking.run_tags(version.run_id) == {"restored_from": f"{1:032x}"}
     assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
         caplog.messages
@@ -169,7 +169,7 @@ def test_weights_changed_after_training_are_refused() -> None:
 
 
 def test_a_password_in_the_stores_address_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(tracking.STORE_VARIABLE, f"sqlite:///{tmp_path}/mlruns/mlflow.db?password=s3cr3t")
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"sqlite:///{tmp_path}/mlruns/mlflow.db?password=s3cr3t")
     monkeypatch.setattr(tracking, "tracking_uri", lambda: f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     register()
     assert "s3cr3t" not in Path("reports/registration.json").read_text()
