@@ -59,7 +59,8 @@ def load_checkpoint(run: Resumable, folder: Path, epoch_type: Callable[..., Any]
         run.history[:] = [epoch_type(**epoch) for epoch in last["history"]]
     except Exception as error:  # torch's readers raise half a dozen unrelated types
         raise TrainingError(
-            f"the checkpoint in {folder} cannot be read ({error}); delete the folder to start anew"
+            f"the checkpoint in {folder} is damaged or of another training ({type(error).__name__}); "
+            "delete the folder to start anew"
         ) from error
     run.best_epoch, run.best_state = last["best_epoch"], best["state"]
 

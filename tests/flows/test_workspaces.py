@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cxr.errors import ParamsError
-from cxr.params import read_params
+from cxr.params import override, read_params
 from flows.stages import run_stage
 from flows.workspaces import WorkspaceError, open_workspace
 
@@ -32,8 +32,7 @@ def test_a_stage_that_ran_in_the_main_checkout_comes_from_the_shared_cache(tiny:
 
 
 def test_parameters_are_taken_as_they_stand_and_uncommitted_code_is_refused(tiny: Path) -> None:
-    text = (tiny / "params.yaml").read_text().replace("batch_size: 16", "batch_size: 7")
-    (tiny / "params.yaml").write_text(text)
+    override(tiny / "params.yaml", {"train.batch_size": 7})
     workspace = open_workspace(tiny, run="one", overrides={"train.epochs": 3}, keep=5)
     assert read_params(workspace / "params.yaml").train.batch_size == 7
     (tiny / "step.py").write_text("print('half done')")
