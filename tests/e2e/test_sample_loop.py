@@ -18,12 +18,6 @@ CHANCE = 1 / 3
 SMALL = {
     "preprocess.image_size_px": 96,
     "train.epochs": 12,
-    # Little augmentation: it learns in fewer epochs.
-    "train.rotation_deg": 5,
-    "train.shift": 0.02,
-    "train.zoom": [0.95, 1.05],
-    "train.weight_decay": 0.0,
-    "train.label_smoothing": 0.0,
     "evaluate.bootstrap_resamples": 300,
     "evaluate.gradcam_per_class": 1,
 }
