@@ -170,9 +170,7 @@ def test_no_films_to_validate_on_is_an_error(tmp_path: Path) -> None:
 def test_damaged_checkpoint_names_its_folder(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     (tmp_path / "ck" / "last.pt").write_bytes(b"half")
-    with pytest.raises(
-        TrainingError, match=r"ck is damaged or of another training .*; delete the folder"
-    ):
+    with pytest.raises(TrainingError, match=r"ck is damaged or of another training .*; delete the folder"):
         run(tmp_path)
 
 
