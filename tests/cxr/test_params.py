@@ -55,7 +55,7 @@ def test_unknown_and_missing_keys_are_named(params: Path) -> None:
     with pytest.raises(ParamsError) as caught:
         read_params(params)
     assert "train.epochs: Field required" in str(caught.value)
-    assert "train.epoch: Extra inputs are not permitted, got 24" in str(caught.value)
+    assert "train.epoch: Extra inputs are not permitted, got" in str(caught.value)
 
 
 def test_missing_file_and_broken_yaml_are_told_apart(tmp_path: Path) -> None:
