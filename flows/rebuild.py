@@ -109,7 +109,7 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cac
             error = StageFailedError(f"{step}: {last_words(lines, code)}")
             return Failed(message=str(error), data=error)
     create_markdown_artifact(key="promotion", markdown="\n".join(["```", *lines, "```"]))
-    return Completed(name="Refused" if code else "Promoted", message=last_words(lines, code))
+    return Completed(name="Refused" if code else "Promoted", message=last_words(lines, code) if code else lines[-1])
 
 
 def _run_step(step: str, folder: Path, environment: dict[str, str]) -> tuple[list[str], int]:
