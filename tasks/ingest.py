@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cxr.intake import RawFile, Refused, Taken
     from cxr.params import IngestParams, Paths
-    from cxr.sameness import Sorted
+    from cxr.sameness import Duplicate, Sorted
 
 log = logging.getLogger("cxr.ingest")
 
@@ -119,17 +119,7 @@ def _write(
     write_csv(
         "duplicates.csv",
         ["path", "source", "sha256", "kind", "kept_image_id", "correlation"],
-        [
-            (
-                row.film.path,
-                row.film.source,
-                row.film.film.sha256,
-                row.kind,
-                row.kept.image_id,
-                f"{row.correlation:.6f}",
-            )
-            for row in result.duplicates
-        ],
+        [_duplicate_row(row) for row in result.duplicates],
     )
     write_csv(
         "lookalikes.csv",
@@ -153,6 +143,11 @@ def _write(
             "manifest_sha256": sha256_of(raw / "manifest.parquet"),
         },
     )
+
+
+def _duplicate_row(row: Duplicate) -> tuple[str, ...]:
+    film = row.film
+    return film.path, film.source, film.film.sha256, row.kind, row.kept.image_id, f"{row.correlation:.6f}"
 
 
 def _manifest_row(film: Taken, result: Sorted) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def test_missing_file_and_broken_yaml_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_profile_fits(params: Path, profile: Path) -> None:
+def test_every_profile_fits_and_is_what_is_read_back(params: Path, profile: Path) -> None:
     values = YAML(typ="safe").load(profile)
     override(params, values)
-    assert read_params(params)
+    for name, value in values.items():
+        section, key = name.split(".")
+        assert getattr(read_params(params).section(section), key) == value

@@ -178,8 +178,3 @@ def test_a_profile_is_a_mapping_of_names(tmp_path: Path) -> None:
     profile.write_text("a: [")
     with pytest.raises(ParamsError, match="not valid YAML"):
         read_profile(profile)
-
-
-@pytest.mark.parametrize("profile", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_projects_own_profiles_fit_the_parameters(params: Path, profile: Path) -> None:
-    configure(params, read_profile(profile))
