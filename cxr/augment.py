@@ -7,6 +7,7 @@ torchvision draws one set of parameters a batch; here each film has its own.
 from dataclasses import dataclass
 from math import radians
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -59,3 +60,22 @@ def augment(films: Tensor, ranges: Augmentation, generator: torch.Generator) -> 
     brightness = (draws[5] * ranges.brightness_jitter).view(-1, 1, 1, 1).to(films.device)
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
     return ((moved - mean) * contrast + mean + brightness).clamp(0, 1)
+
+
+def mix(films: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Blend each film with another of the batch (mixup; Zhang et al. 2018).
+
+    Args:
+        films: (B, ...) float.
+        alpha: of the Beta(alpha, alpha) that the share is drawn from, once a batch; 0 leaves the films as they are.
+        generator: on the CPU.
+
+    Returns:
+        films (B, ...); partners (B,), the film that was blended in; the share that each film keeps, 0 to 1.
+    """
+    if alpha == 0:
+        return films, torch.arange(len(films)), 1.0
+    seed = int(torch.randint(2**31, (1,), generator=generator))  # torch draws no Beta from a generator
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    partners = torch.randperm(len(films), generator=generator)
+    return share * films + (1 - share) * films[partners.to(films.device)], partners, share

@@ -149,7 +149,7 @@ class TrainParams(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_epochs: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    class_balance: Literal["none", "weights", "sampling"]
+    class_balance: Literal["none", "weights", "sampling", "sampling_by_source"]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     early_stopping_patience: Annotated[int, Field(ge=0)]
     rotation_deg: Annotated[float, Field(ge=0, le=180)]
@@ -157,6 +157,7 @@ class TrainParams(Section):
     shift: Share
     contrast_jitter: Share
     brightness_jitter: Share
+    mixup: Annotated[float, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool

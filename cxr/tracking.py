@@ -168,8 +168,16 @@ def find_run(tag: str, value: str) -> str | None:
     experiment = experiment_id()
     store = client()
     with store_errors("looking for a run"):
-        found = store.search_runs([experiment], f"tags.{tag} = '{value}'", order_by=["attributes.start_time ASC"])
+        found = store.search_runs([experiment], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time ASC"])
     return str(found[0].info.run_id) if found else None
+
+
+def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
+    store = client()
+    with store_errors(f"tagging run {run_id}"):
+        for key, value in tags.items():
+            store.set_tag(run_id, key, value)
 
 
 def log_files(run_id: str, files: Sequence[Path], folder: str) -> None:

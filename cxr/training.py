@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from cxr.augment import Augmentation, augment
+from cxr.augment import Augmentation, augment, mix
 from cxr.checkpoint import load_checkpoint, save_checkpoint
 from cxr.errors import DataError, TrainingError
 from cxr.inference import choose_device, to_input
@@ -47,6 +47,7 @@ class TrainingData:
     images           (N, H, W) uint8, may be memory-mapped
     labels           (N,) int64, index into classes
     train_rows, validation_rows   rows of `images`; no row may be in both
+    sources          (N,) int64, the set each film comes from; needed for sampling by source alone
     """
 
     images: NDArray[np.uint8]
@@ -54,6 +55,7 @@ class TrainingData:
     train_rows: NDArray[np.int64]
     validation_rows: NDArray[np.int64]
     classes: tuple[str, ...]
+    sources: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -243,16 +245,22 @@ class _Training:
     def _step(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         films = augment(self._films.batch(rows), self._ranges, generator)
         targets = torch.from_numpy(self.data.labels[rows]).to(self.device)
+        films, partners, share = mix(films, self.recipe.mixup, generator)
         with self._autocast():
-            scores = self._forward(to_input(films, IMAGENET_MEAN, IMAGENET_STD))
-        loss = functional.cross_entropy(
-            scores.float(), targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
-        )
+            scores = self._forward(to_input(films, IMAGENET_MEAN, IMAGENET_STD)).float()
+        loss = self._loss(scores, targets)
+        if share < 1:
+            loss = share * loss + (1 - share) * self._loss(scores, targets[partners.to(self.device)])
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return loss.detach()
+
+    def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            scores, targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
+        )
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
@@ -278,15 +286,29 @@ class _Training:
 
 
 def _order(data: TrainingData, recipe: TrainParams, generator: torch.Generator) -> NDArray[np.int64]:
-    """Return the rows of one epoch: shuffled, or drawn with replacement so that classes are equally likely."""
+    """Return the rows of one epoch: shuffled, or drawn with replacement so that strata are equally likely."""
     rows = data.train_rows
-    if recipe.class_balance != "sampling":
+    if recipe.class_balance in {"none", "weights"}:
         chosen = torch.randperm(len(rows), generator=generator)
     else:
-        counts = np.bincount(data.labels[rows], minlength=len(data.classes))
-        weights = torch.from_numpy(1.0 / counts[data.labels[rows]])
+        weights = torch.from_numpy(_sampling_weights(data, by_source=recipe.class_balance == "sampling_by_source"))
         chosen = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
     return np.asarray(rows[chosen.numpy()], np.int64)
+
+
+def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.float64]:
+    """Return a weight for each training film: each class weighs the same and, if asked, each source within it."""
+    labels = data.labels[data.train_rows]
+    weights = 1.0 / np.bincount(labels, minlength=len(data.classes))[labels]
+    if not by_source:
+        return weights
+    if data.sources is None:
+        raise DataError("train.class_balance sampling_by_source needs the source of each film, and none is known")
+    _, stratum, counts = np.unique(
+        np.stack([labels, data.sources[data.train_rows]]), axis=1, return_inverse=True, return_counts=True
+    )
+    sources_of_class = np.bincount(np.unique(np.stack([labels, stratum.ravel()]), axis=1)[0])
+    return 1.0 / (counts[stratum.ravel()] * sources_of_class[labels])
 
 
 def _class_weights(data: TrainingData, recipe: TrainParams) -> Tensor:

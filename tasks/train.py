@@ -1,7 +1,7 @@
 """Train the network on the train split, choosing the epoch on the validation split.
 
 Reads   data/images, data/split, and the starting weights that train.weights names
-Writes  models/trained: model.safetensors, model.json, curves.csv, training.json
+Writes  models/trained: model.safetensors, model.json, curves.csv, training.json, validation.csv
 Tracks  an MLflow run with parameters, curves and system metrics
 
 A checkpoint is written after every epoch; a training that was killed goes on from it when the same
@@ -36,13 +36,11 @@ def train(params: TrainParams, paths: Paths) -> None:
     """Train, or go on with a training that was cut off."""
     from cxr.files import read_json
     from cxr.lineage import lineage
-    from cxr.manifest import read_splits
     from cxr.packed import read_packed
     from cxr.tracking import training_run
-    from cxr.training import fit
 
-    packed, table, split = read_packed(paths.images), read_splits(paths.split), read_json(paths.split / "split.json")
-    data = _training_data(packed, table, tuple(split["classes"]))
+    packed, split, films = read_packed(paths.images), read_json(paths.split / "split.json"), _films(paths)
+    data = _training_data(packed, films, tuple(split["classes"]))
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
     name = f"{params.backbone}-{split['protocol']}-{split['task']}"
     tags = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
@@ -51,26 +49,50 @@ def train(params: TrainParams, paths: Paths) -> None:
         run.log_params({"train": params.model_dump(), "split": split, "preprocess": asdict(packed.preprocessing)})
         manifest = paths.raw / "manifest.parquet"
         run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
-        with _ProgressLine(run, films=len(data.train_rows), epochs=params.epochs) as listener:
-            trained = fit(data, params, checkpoints=checkpoints, listener=listener)
-        _write_model(trained, params, packed, split, run.run_id, paths.model)
-        run.log_files([paths.model / "curves.csv", paths.model / "training.json"])
+        members = _fit_members(data, params, checkpoints, run)
+        _write_model(members, params, packed, split, run.run_id, paths.model, films)
+        run.log_files([paths.model / name for name in ("curves.csv", "training.json", "validation.csv")])
     shutil.rmtree(checkpoints)
 
 
-def _training_data(packed: PackedFilms, table: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
+def _films(paths: Paths) -> pd.DataFrame:
+    """Return the films that train and validate: image_id, split, label, patient_id, source."""
+    from cxr.manifest import read_manifest, read_splits
+
+    table = read_splits(paths.split)
+    used = table[table["split"].isin(("train", "validation"))]
+    return used.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
+
+
+def _training_data(packed: PackedFilms, films: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
     import numpy as np
 
     from cxr.training import TrainingData
 
-    used = table[table["split"].isin(("train", "validation"))]
-    labels = np.full(len(packed.image_ids), -1, np.int64)
-    labels[packed.rows(used["image_id"].tolist())] = [classes.index(label) for label in used["label"]]
+    labels, sources = (np.full(len(packed.image_ids), -1, np.int64) for _ in range(2))
+    rows = packed.rows(films["image_id"].tolist())
+    labels[rows] = [classes.index(label) for label in films["label"]]
+    sources[rows] = np.unique(films["source"], return_inverse=True)[1]
+    train, validation = (rows[(films["split"] == name).to_numpy()] for name in ("train", "validation"))
+    return TrainingData(packed.images, labels, train, validation, classes, sources)
 
-    def rows_of(split: str) -> Any:
-        return packed.rows(table.loc[table["split"] == split, "image_id"].tolist())
 
-    return TrainingData(packed.images, labels, rows_of("train"), rows_of("validation"), classes)
+def _fit_members(data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun) -> list[Trained]:
+    """Train the network, or each member of a committee, which differ by their seed alone."""
+    from cxr.training import fit
+
+    members = []
+    for member in range(params.members):
+        recipe = params.model_copy(update={"seed": params.seed + member})
+        label = f"_member{member + 1}" if params.members > 1 else ""
+        with _ProgressLine(run, films=len(data.train_rows), epochs=params.epochs, label=label) as listener:
+            if params.head == "svm":
+                from cxr.svm import train_svm
+
+                members.append(train_svm(data, recipe, listener=listener))
+            else:
+                members.append(fit(data, recipe, checkpoints=checkpoints / f"member{member + 1}", listener=listener))
+    return members
 
 
 def _fingerprint(params: TrainParams, paths: Paths) -> str:
@@ -78,7 +100,7 @@ def _fingerprint(params: TrainParams, paths: Paths) -> str:
     from cxr.files import sha256_of
 
     files = [paths.images / name for name in ("images.npy", "index.csv", "preprocessing.json")]
-    files += [paths.split / "splits.csv"]
+    files += [paths.split / "splits.csv", paths.raw / "manifest.parquet"]
     weights = Path(params.weights)
     if weights.is_file():
         files.append(weights)
@@ -101,10 +123,10 @@ def _remember_run(checkpoints: Path, run_id: str) -> None:
 class _ProgressLine:
     """Films of the epoch as a bar, each epoch as a line and as metrics of the run."""
 
-    def __init__(self, run: TrainingRun, *, films: int, epochs: int) -> None:
+    def __init__(self, run: TrainingRun, *, films: int, epochs: int, label: str) -> None:
         from tqdm import tqdm
 
-        self._run, self._epochs = run, epochs
+        self._run, self._epochs, self._label = run, epochs, label
         self._bar = tqdm(total=films, unit=" films", leave=False, disable=None)
 
     def __enter__(self) -> _ProgressLine:
@@ -131,50 +153,84 @@ class _ProgressLine:
             epoch.images_per_second,
             left_min,
         )
-        self._run.log_epoch({key: value for key, value in asdict(epoch).items() if key != "epoch"}, step=epoch.epoch)
+        metrics = {key + self._label: value for key, value in asdict(epoch).items() if key != "epoch"}
+        self._run.log_epoch(metrics, step=epoch.epoch)
         self._bar.reset()
 
 
 def _write_model(
-    trained: Trained, params: TrainParams, packed: PackedFilms, split: dict[str, Any], run_id: str, folder: Path
+    members: list[Trained],
+    params: TrainParams,
+    packed: PackedFilms,
+    split: dict[str, Any],
+    run_id: str,
+    folder: Path,
+    films: pd.DataFrame,
 ) -> None:
-    import pandas as pd
-
     from cxr.bundle import ModelSpec, write_bundle
     from cxr.files import whole_folder, write_json
-    from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD
+    from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, committee_state
 
+    classes, views = tuple(split["classes"]), tuple(params.views)
     spec = ModelSpec(
         backbone=params.backbone,
-        classes=tuple(split["classes"]),
+        head=params.head,
+        members=params.members,
+        views=views,
+        classes=classes,
         preprocessing=packed.preprocessing,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         temperature=1.0,
+        bias=(0.0,) * len(classes),
         synthetic=split["synthetic"],
     )
+    single = len(members) == 1 and views == (1.0,)
     with whole_folder(folder) as partial:
-        write_bundle(partial, trained.state, spec)
-        curves = pd.DataFrame([asdict(epoch) for epoch in trained.history])
-        curves.to_csv(partial / "curves.csv", index=False, lineterminator="\n")
-        write_json(partial / "training.json", _summary(trained, params, run_id))
-    best = trained.history[trained.best_epoch - 1]
-    log.info("train: kept epoch %d, validation macro-F1 %.3f", trained.best_epoch, best.validation_macro_f1)
+        state = members[0].state if single else committee_state([member.state for member in members])
+        write_bundle(partial, state, spec)
+        _curves(members).to_csv(partial / "curves.csv", index=False, lineterminator="\n")
+        table = _validation_table(partial, packed, films[films["split"] == "validation"])
+        table.to_csv(partial / "validation.csv", index=False, lineterminator="\n")
+        write_json(partial / "training.json", _summary(members, params, run_id))
+    log.info("train: kept epoch %s", " and ".join(str(member.best_epoch) for member in members))
 
 
-def _summary(trained: Trained, params: TrainParams, run_id: str) -> dict[str, Any]:
-    seconds = sum(epoch.seconds for epoch in trained.history)
+def _curves(members: list[Trained]) -> pd.DataFrame:
+    """Return one row an epoch: its values, or their means over the members that ran it."""
+    import pandas as pd
+
+    epochs = pd.DataFrame([asdict(epoch) for member in members for epoch in member.history])
+    return epochs.groupby("epoch", as_index=False).mean()
+
+
+def _validation_table(folder: Path, packed: PackedFilms, films: pd.DataFrame) -> pd.DataFrame:
+    """Return what the finished model in `folder` says of the validation films, before any calibration."""
+    from cxr.bundle import read_bundle
+    from cxr.inference import choose_device, predict_logits, softmax_with_temperature
+
+    model, spec = read_bundle(folder)
+    images = packed.images[packed.rows(films["image_id"].tolist())]
+    logits = predict_logits(model.to(choose_device("auto")), images, mean=spec.mean, std=spec.std)
+    columns = zip(spec.classes, softmax_with_temperature(logits, 1.0).T, strict=True)
+    return films.drop(columns="split").assign(**{f"p_{name}": values for name, values in columns})
+
+
+def _summary(members: list[Trained], params: TrainParams, run_id: str) -> dict[str, Any]:
+    first, epochs = members[0], [epoch for member in members for epoch in member.history]
+    best = [member.history[member.best_epoch - 1].validation_macro_f1 for member in members]
     return {
         "run_id": run_id,
-        "seconds": seconds,
-        "images_per_second": sum(epoch.images_per_second for epoch in trained.history) / len(trained.history),
-        "device": trained.device,
-        "precision": trained.precision,
-        "hardware": _hardware(trained.device),
-        "epochs_run": len(trained.history),
-        "best_epoch": trained.best_epoch,
-        "best_validation_macro_f1": trained.history[trained.best_epoch - 1].validation_macro_f1,
-        "weights": asdict(trained.weights),
+        "seconds": sum(epoch.seconds for epoch in epochs),
+        "images_per_second": sum(epoch.images_per_second for epoch in epochs) / len(epochs),
+        "device": first.device,
+        "precision": first.precision,
+        "hardware": _hardware(first.device),
+        "epochs_run": len(epochs) // len(members),
+        "best_epoch": first.best_epoch,
+        "best_epochs": [member.best_epoch for member in members],
+        "best_validation_macro_f1": sum(best) / len(best),
+        "weights": asdict(first.weights),
         "params": json.loads(params.model_dump_json()),
     }
 
