@@ -1,4 +1,4 @@
-"""95% intervals by a bootstrap over patients.
+"""95% intervals by a bootstrap over patients: of every metric, of any ratio of sums over films, of a median.
 
 Films of one patient resemble each other, so a resample draws patients, with all their films (cluster
 bootstrap; Field and Welsh 2007). Each resample is a count for each patient; confusion and calibration counts
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cxr.calibration import bin_of, measure_calibration
 from cxr.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
@@ -46,6 +47,8 @@ class Intervals:
     macro_f1: Interval | None
     macro_auroc: Interval | None
     ece: Interval | None
+    classwise_ece: Interval | None
+    brier: Interval | None
     per_class: dict[str, dict[str, Interval | None]]
     resamples: int
     patients: int
@@ -53,11 +56,11 @@ class Intervals:
 
     def to_json(self) -> dict[str, Any]:
         """Return the intervals as [low, high] or None."""
-        figures = {name: getattr(self, name) for name in ("accuracy", "macro_f1", "macro_auroc", "ece")}
+        names = ("accuracy", "macro_f1", "macro_auroc", "ece", "classwise_ece", "brier")
         return {
-            **{name: _pair(interval) for name, interval in figures.items()},
+            **{name: pair(getattr(self, name)) for name in names},
             "per_class": {
-                name: {figure: _pair(interval) for figure, interval in intervals.items()}
+                name: {figure: pair(interval) for figure, interval in intervals.items()}
                 for name, intervals in self.per_class.items()
             },
         }
@@ -75,7 +78,7 @@ def bootstrap_intervals(
 ) -> Intervals:
     """Return 95% percentile intervals of every metric, resampling patients.
 
-    The expected calibration error of a resample is biased upwards (noise only adds to it), so its resamples
+    The expected calibration errors of a resample are biased upwards (noise only adds to them), so their resamples
     are shifted to have the measured value as median before the interval is read.
 
     Args:
@@ -94,17 +97,19 @@ def bootstrap_intervals(
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     values = _resampled(labels, probabilities, patient, len(names), resamples=resamples, seed=seed, bins=bins)
     occurs = np.bincount(labels, minlength=len(classes)) > 0
-    ece = measure_calibration(labels, probabilities, bins=bins).ece
+    errors = measure_calibration(labels, probabilities, bins=bins)
     incomplete = int(np.isnan(values["recall"][:, occurs]).any(axis=1).sum())
     if len(names) < MIN_PATIENTS:
         values = {name: np.full_like(value, np.nan) for name, value in values.items()}
     return Intervals(
-        accuracy=_interval(values["accuracy"]),
-        macro_f1=_interval(values["f1"][:, occurs].mean(axis=1)),
-        macro_auroc=_interval(values["auroc"][:, occurs].mean(axis=1)),
-        ece=_interval(np.maximum(values["ece"] - np.median(values["ece"]) + ece, 0)),
+        accuracy=percentile_interval(values["accuracy"]),
+        macro_f1=percentile_interval(values["f1"][:, occurs].mean(axis=1)),
+        macro_auroc=percentile_interval(values["auroc"][:, occurs].mean(axis=1)),
+        ece=percentile_interval(_centred(values["ece"], errors.ece)),
+        classwise_ece=percentile_interval(_centred(values["classwise_ece"], errors.classwise_ece)),
+        brier=percentile_interval(values["brier"]),
         per_class={
-            name: {figure: _interval(values[figure][:, c]) for figure in CLASS_FIGURES}
+            name: {figure: percentile_interval(values[figure][:, c]) for figure in CLASS_FIGURES}
             for c, name in enumerate(classes)
         },
         resamples=resamples,
@@ -113,38 +118,53 @@ def bootstrap_intervals(
     )
 
 
-def _resampled(
-    labels: Ints, probabilities: Floats, patient: Ints, n_patients: int, *, resamples: int, seed: int, bins: int
-) -> dict[str, Floats]:
-    """Return each figure's values in all resamples: (B,) or (B, C)."""
-    n_films, n_classes = probabilities.shape
-    sums = _sums_by_patient(labels, probabilities, patient, n_patients, bins=bins)
-    rows_at_a_time = max(1, _CELLS_AT_A_TIME // max(n_films, n_patients))
-    parts = []
-    for counts in _draws(n_patients, resamples, rows_at_a_time=rows_at_a_time, seed=seed):
-        cells = counts @ sums
-        rates = rates_of(cells[:, : n_classes**2].reshape(-1, n_classes, n_classes))
-        weights = counts[:, patient]
-        auroc = [weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)]
-        ece = np.abs(cells[:, n_classes**2 :]).sum(axis=1) / weights.sum(axis=1)
-        parts.append({**vars(rates), "auroc": np.stack(auroc, axis=1), "ece": ece})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def ratio_intervals(
+    numerators: Floats, denominators: Floats, patients: ArrayLike, *, resamples: int, seed: int
+) -> list[Interval | None]:
+    """Return the interval of each of K ratios of sums over films, such as the share of ill films that are called ill.
+
+    Args:
+        numerators: (N, K), what each film adds above.
+        denominators: (N, K), what it adds below; a resample whose sum is 0 leaves the ratio undefined.
+        patients: N ids; films with the same id are drawn together.
+        resamples, seed: as in bootstrap_intervals.
+    """
+    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    n_ratios = numerators.shape[1]
+    sums = np.zeros((len(names), 2 * n_ratios))
+    np.add.at(sums, patient, np.concatenate([numerators, denominators], axis=1, dtype=np.float64))
+    if len(names) < MIN_PATIENTS:
+        return [None] * n_ratios
+    drawn = np.concatenate([counts @ sums for counts in patient_draws(len(names), resamples, seed=seed)])
+    above, below = drawn[:, :n_ratios], drawn[:, n_ratios:]
+    ratios = np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
+    return [percentile_interval(column) for column in ratios.T]
 
 
-def _sums_by_patient(labels: Ints, probabilities: Floats, patient: Ints, n_patients: int, *, bins: int) -> Floats:
-    """Return (patients, C * C + bins): confusion counts, then confidence minus hits in each confidence bin."""
-    n_classes = probabilities.shape[1]
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    sums = np.zeros((n_patients, n_classes**2 + bins))
-    np.add.at(sums, (patient, labels * n_classes + predicted), 1.0)
-    gap = confidence - (predicted == labels)
-    np.add.at(sums, (patient, n_classes**2 + bin_of(confidence, bins=bins)), gap)
-    return sums
+def median_interval(values: Floats, patients: ArrayLike, *, resamples: int, seed: int) -> Interval | None:
+    """Return the interval of the (lower) median of values (N,) of films, resampling their patients."""
+    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    if len(names) < MIN_PATIENTS:
+        return None
+    order = np.argsort(values, kind="stable")
+    medians = []
+    for counts in patient_draws(len(names), resamples, seed=seed, width=len(values)):
+        reached = np.cumsum(counts[:, patient[order]], axis=1)
+        medians.append(values[order][(reached >= reached[:, -1:] / 2).argmax(axis=1)])
+    return percentile_interval(np.concatenate(medians))
 
 
-def _draws(n_patients: int, resamples: int, *, rows_at_a_time: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each patient is drawn: (some resamples, patients), each row summing to the patients."""
+def patient_draws(n_patients: int, resamples: int, *, seed: int, width: int = 0) -> Iterator[Floats]:
+    """Yield how often each patient is drawn: (some resamples, patients), each row summing to the patients.
+
+    Args:
+        n_patients: of the set.
+        resamples: rows in all.
+        seed: same seed, same draws.
+        width: values a row that the caller makes of a draw, which bounds the rows yielded at once.
+    """
     generator = np.random.default_rng(seed)
+    rows_at_a_time = max(1, _CELLS_AT_A_TIME // max(width, n_patients))
     for start in range(0, resamples, rows_at_a_time):
         rows = min(rows_at_a_time, resamples - start)
         drawn = generator.integers(n_patients, size=(rows, n_patients)) + n_patients * np.arange(rows)[:, None]
@@ -152,7 +172,8 @@ def _draws(n_patients: int, resamples: int, *, rows_at_a_time: int, seed: int) -
         yield counts.reshape(rows, n_patients).astype(np.float64)
 
 
-def _interval(values: Floats) -> Interval | None:
+def percentile_interval(values: Floats) -> Interval | None:
+    """Return the middle 95% of resampled values; None where more than a tenth of them is undefined (NaN)."""
     known = values[~np.isnan(values)]
     if len(known) < _MIN_DEFINED_SHARE * len(values):
         return None
@@ -160,5 +181,54 @@ def _interval(values: Floats) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def _pair(interval: Interval | None) -> list[float] | None:
+def pair(interval: Interval | None) -> list[float] | None:
+    """Return an interval as JSON holds it: [low, high] or None."""
     return None if interval is None else [interval.low, interval.high]
+
+
+def _resampled(
+    labels: Ints, probabilities: Floats, patient: Ints, n_patients: int, *, resamples: int, seed: int, bins: int
+) -> dict[str, Floats]:
+    """Return each figure's values in all resamples: (B,) or (B, C)."""
+    n_classes = probabilities.shape[1]
+    sums = _sums_by_patient(labels, probabilities, patient, n_patients, bins=bins)
+    parts = []
+    for counts in patient_draws(n_patients, resamples, seed=seed, width=len(labels)):
+        films = counts @ np.bincount(patient, minlength=n_patients)
+        cells, gaps, class_gaps, squares = np.split(
+            counts @ sums, np.cumsum((n_classes**2, bins, n_classes * bins)), axis=1
+        )
+        rates = rates_of(cells.reshape(-1, n_classes, n_classes))
+        weights = counts[:, patient]
+        auroc = [weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)]
+        errors = {
+            "ece": np.abs(gaps).sum(axis=1) / films,
+            "classwise_ece": np.abs(class_gaps).sum(axis=1) / films / n_classes,
+            "brier": squares[:, 0] / films,
+        }
+        parts.append({**vars(rates), "auroc": np.stack(auroc, axis=1), **errors})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sums_by_patient(labels: Ints, probabilities: Floats, patient: Ints, n_patients: int, *, bins: int) -> Floats:
+    """Return what each patient adds: (patients, C * C + bins + C * bins + 1).
+
+    These are confusion counts; confidence minus hits in each confidence bin; the same in the bins of each class's
+    probability; squared distance of the probabilities from the truth.
+    """
+    n_classes = probabilities.shape[1]
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    truth = np.eye(n_classes)[labels]
+    sums = np.zeros((n_patients, n_classes**2 + bins + n_classes * bins + 1))
+    np.add.at(sums, (patient, labels * n_classes + predicted), 1.0)
+    start = n_classes**2
+    np.add.at(sums, (patient, start + bin_of(confidence, bins=bins)), confidence - (predicted == labels))
+    for c in range(n_classes):
+        column = start + bins * (c + 1) + bin_of(probabilities[:, c], bins=bins)
+        np.add.at(sums, (patient, column), probabilities[:, c] - truth[:, c])
+    np.add.at(sums[:, -1], patient, ((probabilities - truth) ** 2).sum(axis=1))
+    return sums
+
+
+def _centred(values: Floats, measured: float) -> Floats:
+    return np.maximum(values - np.median(values) + measured, 0)

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from cxr.bootstrap import CLASS_FIGURES, Interval, Intervals, bootstrap_intervals
+from cxr.bootstrap import (
+    CLASS_FIGURES,
+    Interval,
+    Intervals,
+    bootstrap_intervals,
+    median_interval,
+    patient_draws,
+    ratio_intervals,
+)
 from cxr.calibration import measure_calibration
 from cxr.metrics import measure
 
@@ -35,9 +43,9 @@ def width(interval: Interval | None) -> float:
 def test_each_interval_holds_the_measured_value() -> None:
     labels, probabilities = predictions(150)
     measured, intervals = measure(labels, probabilities, CLASSES), intervals_of(labels, probabilities)
-    ece = measure_calibration(labels, probabilities, bins=10).ece
+    errors = measure_calibration(labels, probabilities, bins=10)
     pairs = [(getattr(measured, name), getattr(intervals, name)) for name in ("accuracy", "macro_f1", "macro_auroc")]
-    pairs += [(ece, intervals.ece)]
+    pairs += [(getattr(errors, name), getattr(intervals, name)) for name in ("ece", "classwise_ece", "brier")]
     pairs += [
         (getattr(measured.per_class[name], figure), intervals.per_class[name][figure])
         for name in CLASSES
@@ -99,3 +107,50 @@ def test_a_handful_of_patients_carries_no_interval() -> None:
     intervals = intervals_of(*predictions(90), [f"p{i % 9}" for i in range(90)])
     assert intervals.accuracy is None
     assert intervals.to_json()["ece"] is None
+
+
+def test_a_ratio_of_sums_has_the_interval_of_the_accuracy_when_it_is_the_accuracy() -> None:
+    labels, probabilities = predictions(90)
+    right = (probabilities.argmax(axis=1) == labels).astype(float)[:, None]
+    patients = [f"p{i // 3}" for i in range(90)]
+    (interval,) = ratio_intervals(right, np.ones((90, 1)), patients, resamples=400, seed=1)
+    expected = intervals_of(labels, probabilities, patients).accuracy
+    assert interval is not None
+    assert expected is not None
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_brier_score_has_the_interval_of_a_mean_over_films() -> None:
+    labels, probabilities = predictions(90)
+    squares = ((probabilities - np.eye(3)[labels]) ** 2).sum(axis=1)[:, None]
+    (interval,) = ratio_intervals(squares, np.ones((90, 1)), np.arange(90), resamples=2000, seed=5)
+    brier = bootstrap_intervals(
+        labels, probabilities, [str(i) for i in range(90)], CLASSES, resamples=2000, seed=5, bins=10
+    ).brier
+    assert interval is not None
+    assert brier is not None
+    assert (interval.low, interval.high) == pytest.approx((brier.low, brier.high))
+
+
+def test_a_ratio_that_most_resamples_cannot_define_has_no_interval() -> None:
+    rare, always = np.eye(40)[:, :1], np.ones((40, 1))
+    below = np.concatenate([rare, always], axis=1)
+    undefined, defined = ratio_intervals(below, below, np.arange(40), resamples=200, seed=0)
+    assert undefined is None
+    assert defined == Interval(1.0, 1.0)
+
+
+def test_the_interval_of_a_median_holds_it_and_counts_patients() -> None:
+    values = np.random.default_rng(0).normal(size=101)
+    by_film = median_interval(values, np.arange(101), resamples=500, seed=0)
+    assert by_film is not None
+    assert by_film.low < np.median(values) < by_film.high
+    repeated = median_interval(np.repeat(values, 4), np.repeat(np.arange(101), 4), resamples=500, seed=0)
+    assert width(repeated) == pytest.approx(width(by_film), rel=0.3)
+    assert median_interval(values, np.arange(101) % 9, resamples=500, seed=0) is None
+
+
+def test_draws_are_the_same_however_they_are_parted() -> None:
+    whole, parts = (np.concatenate(list(patient_draws(20, 50, seed=3, width=width))) for width in (0, 200_000))
+    assert np.array_equal(whole, parts)
+    assert (whole.sum(axis=1) == 20).all()
