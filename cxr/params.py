@@ -86,6 +86,9 @@ class SplitParams(Section):
 
     protocol: Literal["paper", "patient", "official", "cv"]
     task: Task
+    films: Literal["all", "paper_quotas"]
+    train_share: Annotated[float, Field(gt=0, le=1)]
+    train_sources: list[str]
     seed: int
     validation_share: Share
     test_share: Share
@@ -114,10 +117,20 @@ class SplitParams(Section):
         return self
 
     @model_validator(mode="after")
-    def _paper_has_a_quota_for_each_class(self) -> "SplitParams":
+    def _an_official_test_set_stays_whole(self) -> "SplitParams":
+        if self.protocol == "official" and self.films == "paper_quotas":
+            raise ValueError(
+                "films paper_quotas would thin the official test set, which is given; use films all, or protocol "
+                "patient, cv or paper"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_quota_for_each_class(self) -> "SplitParams":
+        asked = self.protocol == "paper" or self.films == "paper_quotas"
         for name in ("paper_train", "paper_test", "paper_validation"):
             absent = [label for label in CLASSES[self.task] if getattr(self, name).get(label, 0) < 1]
-            if self.protocol == "paper" and absent:
+            if asked and absent:
                 raise ValueError(f"{name} needs a quota of at least 1 for {', '.join(absent)}")
         return self
 

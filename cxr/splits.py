@@ -5,6 +5,7 @@
 `official`  the test part of the set itself; everything else trains and validates, patients together
 `cv`        k folds, patients together; one fold is the test set
 
+What of it is left out again, such as for learning curves, is in cxr.thinning.
 The result depends on the films, the look-alike pairs and the parameters, never on the order of rows.
 """
 
@@ -21,9 +22,9 @@ from scipy.sparse.csgraph import connected_components
 from cxr.errors import DataError
 from cxr.labels import CLASSES, LABELS, Label
 from cxr.params import SplitParams
+from cxr.thinning import UNUSED, quotas_of, thin
 
 SPLITS = ("train", "validation", "test")
-UNUSED = "unused"
 SPLIT_COLUMNS = ("image_id", "split", "fold", "label", "patient_id")
 
 
@@ -49,7 +50,7 @@ def assign(manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParam
 
     Raises:
         DataError: a class has no films, too few for its quota, or too few patients for every split to get one;
-            or the official test part is absent.
+            the official test part is absent; or split.train_sources does not fit the films.
     """
     films = manifest.sort_values("image_id", ignore_index=True)
     usable = films[films["label"].isin(CLASSES[params.task])].reset_index(drop=True)
@@ -57,6 +58,7 @@ def assign(manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParam
     usable["group"] = patient_groups(usable, look_alikes)
     placed = _PROTOCOLS[params.protocol](usable, params)
     _require_every_class_in_every_split(placed, params)
+    placed = thin(placed, params)
     table = films[["image_id", "label", "patient_id"]].merge(placed[["image_id", "split", "fold"]], how="left")
     table["split"] = table["split"].fillna(UNUSED)
     table["fold"] = table["fold"].fillna(-1).astype("int64")
@@ -105,8 +107,8 @@ def deal(counts: NDArray[np.int64], shares: Sequence[float], rng: np.random.Gene
 def target_shares(params: SplitParams) -> dict[str, float]:
     """Return the share of each class that a split should hold.
 
-    Of all films in use; for `official`, where the test set is given, of the films outside it. Empty for `paper`,
-    which has quotas.
+    Of all films of the task; for `official`, where the test set is given, of the films that are not grouped with it.
+    Of the training films, the share before `train_sources` and `train_share` leave some out. Empty for `paper`.
     """
     if params.protocol == "paper":
         return {}
@@ -115,6 +117,15 @@ def target_shares(params: SplitParams) -> dict[str, float]:
     if params.protocol == "official":
         del shares["test"]
     return shares
+
+
+def films_to_share(manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> dict[str, int]:
+    """Count by class the films that `target_shares` are shares of."""
+    usable = manifest[manifest["label"].isin(CLASSES[params.task])].reset_index(drop=True)
+    if params.protocol == "official":
+        group = pd.Series(patient_groups(usable, look_alikes))
+        usable = usable[~group.isin(group[_is_official_test(usable, params)])]
+    return {str(label): int(n) for label, n in usable["label"].value_counts().items()}
 
 
 def crossing(table: pd.DataFrame) -> Crossing:
@@ -156,12 +167,13 @@ def count_films(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str,
 
 def _paper(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     """Draw the quotas class by class at random; test and training first, validation from what is left."""
-    quotas = {"train": params.paper_train, "test": params.paper_test, "validation": params.paper_validation}
+    quotas = quotas_of(params)
     _require_quotas(usable, params, quotas)
     split = np.full(len(usable), UNUSED, dtype=object)
-    for number, label in enumerate(CLASSES[params.task]):
+    for label in CLASSES[params.task]:
         rows = np.flatnonzero(usable["label"] == label)
-        rows = np.random.default_rng([params.seed, number]).permutation(rows)
+        # By the class's number in every task: a pair of classes has the films that these classes have in all tasks.
+        rows = np.random.default_rng([params.seed, LABELS.index(label)]).permutation(rows)
         for name, quota in quotas.items():
             split[rows[: quota[label]]] = name
             rows = rows[quota[label] :]
@@ -175,7 +187,7 @@ def _patient(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
 
 def _official(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     """Take the test part as it is; a film of its patients or that looks like one of its films is left unused."""
-    is_test = (usable["source"] == params.official_source) & (usable["official_split"] == "test")
+    is_test = _is_official_test(usable, params)
     _require_official_test(usable, is_test, params)
     in_test_group = usable["group"].isin(usable.loc[is_test, "group"])
     split = np.where(is_test, "test", UNUSED).astype(object)
@@ -183,6 +195,10 @@ def _official(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     part = _deal_films(pool, list(target_shares(params).values()), params)
     split[~in_test_group] = np.array(SPLITS, dtype=object)[part]
     return usable.assign(split=split, fold=-1)
+
+
+def _is_official_test(usable: pd.DataFrame, params: SplitParams) -> pd.Series:
+    return (usable["source"] == params.official_source) & (usable["official_split"] == "test")
 
 
 def _cv(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:

@@ -5,10 +5,12 @@ Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: a row 
         data/split/split.json   counts, patients, what leaks, and the digest of the test set
 
 Protocols (split.protocol): paper (quotas, random by image, leaks patients on purpose), patient (the default),
-official (the set's own test part), cv (folds).
+official (the set's own test part), cv (folds). split.films, train_sources and train_share leave some films out again,
+for comparisons at equal numbers, of sources, and for learning curves.
 
 Great Expectations checks what was written before it takes its name: every film once; no patient and no look-alikes
-in two splits (except `paper`); class shares within the tolerance, or the quotas met. A failed check leaves nothing.
+in two splits (except `paper`); class shares within the tolerance, or the quotas met; no training film of another
+source than asked for. A failed check leaves nothing.
 Run     python -m tasks.split
 """
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cxr.params import Paths, SplitParams
-    from tasks.expectations import Table
+    from tasks.expectations import Check, Table
 
 log = logging.getLogger("cxr.split")
 
@@ -65,22 +67,25 @@ def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame,
     from tasks.expectations import check_tables, enforce
 
     table = pd.read_csv(folder / "splits.csv", dtype={"image_id": str, "patient_id": str})
-    tables = [_films(table, manifest, look_alikes, params), _class_counts(table, params)]
+    films = _films(table, manifest, look_alikes, params)
+    tables = [films, _class_counts(table, manifest, look_alikes, params)]
     outcomes = check_tables(tables, suite="after-split", notes=f"Protocol {params.protocol}, task {params.task}.")
     enforce(outcomes, gate="after split", hint="nothing was written; see split in params.yaml, or report a defect")
 
 
 def _films(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Table:
-    from cxr.splits import SPLITS, UNUSED
+    from cxr.splits import SPLITS
+    from cxr.thinning import UNUSED
     from tasks.expectations import Check, Table
 
-    rows = manifest[["image_id"]].merge(table, on="image_id", how="outer", indicator=True)
+    rows = manifest[["image_id", "source"]].merge(table, on="image_id", how="outer", indicator=True)
     how = rows["_merge"].astype(str).map({"both": "once", "left_only": "never", "right_only": "not in the manifest"})
     rows["assigned"] = how.mask(rows["image_id"].duplicated(keep=False), "twice")
     rows["split"] = rows["split"].fillna("none")
     used = rows[rows["split"] != UNUSED]
     rows["splits_of_patient"] = rows["patient_id"].map(used.groupby("patient_id")["split"].nunique()).fillna(0)
     rows["parted_from"] = rows["image_id"].map(_parted(used, look_alikes))
+    rows["trains"] = rows["source"].where(rows["split"] == "train")
     once = Check("film_assigned_once", "ColumnValuesToBeInSet", {"column": "assigned", "value_set": ["once"]}, "once")
     names = [*SPLITS, UNUSED]
     known = Check("split_known", "ColumnValuesToBeInSet", {"column": "split", "value_set": names}, ", ".join(names))
@@ -89,7 +94,10 @@ def _films(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFram
         Check("no_patient_crosses", "ColumnValuesToBeBetween", crossing, "a patient in at most 1 split"),
         Check("no_look_alikes_parted", "ColumnValuesToBeNull", {"column": "parted_from"}, "look-alikes in one split"),
     )
-    checks = (once, known) if params.protocol == "paper" else (once, known, *grouped)
+    checks: tuple[Check, ...] = (once, known) if params.protocol == "paper" else (once, known, *grouped)
+    if params.train_sources:
+        asked = {"column": "trains", "value_set": params.train_sources}
+        checks += (Check("train_sources", "ColumnValuesToBeInSet", asked, ", ".join(params.train_sources)),)
     return Table("films", rows.drop(columns="_merge"), ("image_id", "patient_id", "split"), checks)
 
 
@@ -100,35 +108,57 @@ def _parted(used: pd.DataFrame, look_alikes: pd.DataFrame) -> dict[str, str]:
     return {a: b for a, b in pairs if a in split_of and b in split_of and split_of[a] != split_of[b]}
 
 
-def _class_counts(table: pd.DataFrame, params: SplitParams) -> Table:
-    """Return a row for each split and class: its films, and the quota or the share that it should have."""
+def _class_counts(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Table:
+    """Return a row for each split and class: its films, and the quota or the share that it should have.
+
+    Where `train_sources` leaves films out, how many are left to train is up to the sources: no row for `train`.
+    """
     import pandas as pd
 
     from cxr.labels import CLASSES
-    from cxr.splits import target_shares
-    from tasks.expectations import Check, Table
+    from cxr.splits import SPLITS, target_shares
+    from cxr.thinning import has_quotas
+    from tasks.expectations import Table
 
-    classes, shares = CLASSES[params.task], target_shares(params)
-    quotas = {"train": params.paper_train, "validation": params.paper_validation, "test": params.paper_test}
     films = table.groupby(["split", "label"]).size().to_dict()
+    names = list(SPLITS if has_quotas(params) else target_shares(params))
+    if params.train_sources:
+        names.remove("train")
     rows = pd.DataFrame(
         [
             {"split": name, "label": label, "films": films.get((name, label), 0)}
-            for name in shares or quotas
-            for label in classes
+            for name in names
+            for label in CLASSES[params.task]
         ]
     )
-    if params.protocol == "paper":
-        rows["quota"] = [quotas[name][label] for name, label in zip(rows["split"], rows["label"], strict=True)]
-        equal = {"column_A": "films", "column_B": "quota"}
-        check = Check("quotas_met", "ColumnPairValuesToBeEqual", equal, "films of each split and class = its quota")
-    else:
-        rows["share"] = rows["films"] / rows.groupby("label")["films"].transform("sum")
-        rows["off_by"] = rows["share"] - rows["split"].map(shares)
-        within = {"column": "off_by", "min_value": -params.share_tolerance, "max_value": params.share_tolerance}
-        wanted = ", ".join(f"{name} {share:.3g}" for name, share in shares.items())
-        check = Check("class_shares", "ColumnValuesToBeBetween", within, f"{wanted}, each +-{params.share_tolerance:g}")
+    check = _quota_check(rows, params) if has_quotas(params) else _share_check(rows, manifest, look_alikes, params)
     return Table("classes", rows, ("split", "label", "films"), (check,))
+
+
+def _quota_check(rows: pd.DataFrame, params: SplitParams) -> Check:
+    """Add the column `quota` and return the check on it."""
+    from cxr.thinning import kept_of, quotas_of
+    from tasks.expectations import Check
+
+    quotas = quotas_of(params)
+    quotas["train"] = {label: kept_of(quota, params.train_share) for label, quota in quotas["train"].items()}
+    rows["quota"] = [quotas[name][label] for name, label in zip(rows["split"], rows["label"], strict=True)]
+    equal = {"column_A": "films", "column_B": "quota"}
+    return Check("quotas_met", "ColumnPairValuesToBeEqual", equal, "films of each split and class = its quota")
+
+
+def _share_check(rows: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Check:
+    """Add the columns `share` and `off_by` and return the check on them."""
+    from cxr.splits import films_to_share, target_shares
+    from tasks.expectations import Check
+
+    shares = target_shares(params)
+    shares["train"] *= params.train_share
+    rows["share"] = rows["films"] / rows["label"].map(films_to_share(manifest, look_alikes, params))
+    rows["off_by"] = rows["share"] - rows["split"].map(shares)
+    within = {"column": "off_by", "min_value": -params.share_tolerance, "max_value": params.share_tolerance}
+    wanted = ", ".join(f"{name} {shares[name]:.3g}" for name in shares if name in set(rows["split"]))
+    return Check("class_shares", "ColumnValuesToBeBetween", within, f"{wanted}, each +-{params.share_tolerance:g}")
 
 
 def read_look_alikes(raw: Path) -> pd.DataFrame:
@@ -149,11 +179,15 @@ def _existing(path: Path) -> Path:
 def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any]) -> dict[str, Any]:
     from cxr.labels import CLASSES
     from cxr.splits import SPLITS, count_films, crossing, leakage, test_set_sha256
+    from cxr.thinning import has_quotas
 
     return {
         "protocol": params.protocol,
         "task": params.task,
         "classes": list(CLASSES[params.task]),
+        "films": "paper_quotas" if has_quotas(params) else "all",
+        "train_share": params.train_share,
+        "train_sources": params.train_sources,
         "seed": params.seed,
         "fold": params.fold if params.protocol == "cv" else -1,
         "folds": params.folds if params.protocol == "cv" else 0,

@@ -22,6 +22,9 @@ def params(**changes: Any) -> SplitParams:
     values: dict[str, Any] = {
         "protocol": "patient",
         "task": "three_way",
+        "films": "all",
+        "train_share": 1.0,
+        "train_sources": [],
         "seed": 7,
         "validation_share": 0.1,
         "test_share": 0.2,

@@ -70,6 +70,31 @@ def test_the_four_way_task_splits_the_covid_films_too(paths: Paths) -> None:
     assert counts["unused"] == {}
 
 
+@pytest.mark.parametrize("protocol", ["patient", "cv"])
+def test_a_thinned_split_passes_its_gate_with_the_quotas_and_says_so(paths: Paths, protocol: str) -> None:
+    split(params(protocol=protocol, films="paper_quotas", train_share=0.5, **SMALL_QUOTAS), paths)
+    summary = json.loads((paths.split / "split.json").read_text())
+    assert summary["counts"]["train"] == {"normal": 10, "viral": 10, "bacterial": 10}
+    assert summary["counts"]["test"] == SMALL_QUOTAS["paper_test"]
+    assert summary["counts"]["validation"] == SMALL_QUOTAS["paper_validation"]
+    assert (summary["films"], summary["train_share"], summary["patients_crossing"]) == ("paper_quotas", 0.5, 0)
+
+
+@pytest.mark.parametrize("protocol", ["patient", "official", "cv"])
+def test_a_share_of_the_training_films_of_one_source_passes_the_gate_beside_the_same_test_set(
+    paths: Paths, protocol: str
+) -> None:
+    split(params(protocol=protocol), paths)
+    whole = json.loads((paths.split / "split.json").read_text())
+    split(params(protocol=protocol, train_share=0.5, train_sources=["kermany"]), paths)
+    thinned = json.loads((paths.split / "split.json").read_text())
+    for key in ("validation", "test"):
+        assert thinned["counts"][key] == whole["counts"][key]
+    assert thinned["test_set_sha256"] == whole["test_set_sha256"]
+    assert sum(thinned["counts"]["train"].values()) < 0.5 * sum(whole["counts"]["train"].values())
+    assert (thinned["films"], thinned["train_sources"]) == ("all", ["kermany"])
+
+
 def test_the_same_seed_writes_the_same_bytes(paths: Paths, tmp_path: Path) -> None:
     split(params(), paths)
     again = paths.model_copy(update={"split": tmp_path / "again"})
@@ -105,6 +130,11 @@ def broken(rows: pd.DataFrame, look_alikes: pd.DataFrame, fault: str) -> pd.Data
             rows.loc[0, "image_id"] = "elsewhere-0"
         case "split_known":
             rows.loc[0, "split"] = "holdout"
+        case "class_shares":
+            rows.loc[rows.index[rows["split"] == "train"][::2], "split"] = "unused"
+        case "train_sources":
+            other = rows["image_id"].str.startswith("covid19") & (rows["split"] == "unused")
+            rows.loc[other.idxmax(), "split"] = "train"
         case "no_patient_crosses":
             first = rows.index[rows["split"] == "train"][0]
             rows.loc[first, "split"] = "test"
@@ -122,18 +152,32 @@ def broken(rows: pd.DataFrame, look_alikes: pd.DataFrame, fault: str) -> pd.Data
         ("split_known", "split=holdout"),
         ("no_patient_crosses", "splits_of_patient=2"),
         ("no_look_alikes_parted", "parted_from="),
+        ("class_shares", "split=train, label=normal"),
     ],
 )
 def test_each_fault_in_a_written_split_is_caught_with_its_row(
     paths: Paths, caplog: pytest.LogCaptureFixture, fault: str, shown: str
 ) -> None:
     manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
-    split(params(share_tolerance=0.5), paths)
+    split(params(share_tolerance=0.3), paths)
     rows = broken(pd.read_csv(paths.split / "splits.csv"), look_alikes, fault)
     rows.to_csv(paths.split / "splits.csv", index=False)
     with pytest.raises(GateError, match=fault.split(",", maxsplit=1)[0]):
-        check_split(paths.split, manifest, look_alikes, params(share_tolerance=0.5))
+        check_split(paths.split, manifest, look_alikes, params(share_tolerance=0.3))
     assert shown in caplog.text
+
+
+def test_a_training_film_of_another_source_than_asked_for_is_caught(
+    paths: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = params(train_sources=["kermany"])
+    split(chosen, paths)
+    manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
+    rows = broken(pd.read_csv(paths.split / "splits.csv"), look_alikes, "train_sources")
+    rows.to_csv(paths.split / "splits.csv", index=False)
+    with pytest.raises(GateError, match=r"train_sources \("):
+        check_split(paths.split, manifest, look_alikes, chosen)
+    assert "trains=covid19" in caplog.text
 
 
 def test_a_missed_quota_is_caught(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
