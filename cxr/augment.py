@@ -22,6 +22,7 @@ class Augmentation:
     shift               share of the side, to either side, in x and in y
     contrast_jitter     0.1: contrast about the film's mean times 0.9 to 1.1
     brightness_jitter   0.1: grey levels plus -0.1 to 0.1 of full scale
+    mirror              share of the films that are mirrored left to right
     """
 
     rotation_deg: float
@@ -29,6 +30,7 @@ class Augmentation:
     shift: float
     contrast_jitter: float
     brightness_jitter: float
+    mirror: float = 0.0
 
 
 def augment(films: Tensor, ranges: Augmentation, generator: torch.Generator) -> Tensor:
@@ -47,9 +49,11 @@ def augment(films: Tensor, ranges: Augmentation, generator: torch.Generator) -> 
     middle, half = sum(ranges.zoom) / 2, (ranges.zoom[1] - ranges.zoom[0]) / 2
     angle, zoom = draws[0] * radians(ranges.rotation_deg), middle + draws[1] * half
     shift = draws[2:4] * 2 * ranges.shift  # the sampling grid is 2 wide
+    mirrored = torch.rand(count, generator=generator) < ranges.mirror if ranges.mirror else torch.zeros(count) > 0
+    side = torch.where(mirrored, -1.0, 1.0)
     theta = torch.stack(
         (
-            torch.stack((angle.cos() / zoom, -angle.sin() / zoom, shift[0]), dim=1),
+            torch.stack((side * angle.cos() / zoom, -side * angle.sin() / zoom, shift[0]), dim=1),
             torch.stack((angle.sin() / zoom, angle.cos() / zoom, shift[1]), dim=1),
         ),
         dim=1,

@@ -20,6 +20,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Backbone = Literal[
+    "alexnet",
+    "densenet121",
+    "inception_v3",
+    "mobilenet_v2",
+    "resnet50",
+    "small_cnn",
+    "vgg16",
+    "vgg19",
+    "xception",
+]
 Part = Literal["head", "layer4", "layer3", "layer2", "layer1", "stem"]
 
 
@@ -139,6 +150,7 @@ class PreprocessParams(Section):
     """The way of a film to the model's door."""
 
     image_size_px: Annotated[int, Field(ge=32, le=1024)]
+    border_crop: Annotated[float, Field(ge=0, le=0.25)]
     fit: Literal["stretch", "letterbox"]
     contrast: Literal["clahe", "equalize", "none"]
     clahe_clip_limit: Positive
@@ -147,10 +159,21 @@ class PreprocessParams(Section):
     workers: Annotated[int, Field(ge=0)]
 
 
+class SvmParams(Section):
+    """The machines that are fitted on a network's features; the best on the validation films is kept."""
+
+    kernels: Annotated[list[Literal["linear", "rbf"]], Field(min_length=1)]
+    c: Annotated[list[Positive], Field(min_length=1)]
+
+
 class TrainParams(Section):
     """The training recipe."""
 
-    backbone: Literal["resnet50"]
+    backbone: Backbone
+    head: Literal["linear", "svm"]
+    svm: SvmParams
+    members: Count
+    views: Annotated[list[Positive], Field(min_length=1)]
     weights: str
     seed: int
     epochs: Count
@@ -170,10 +193,26 @@ class TrainParams(Section):
     shift: Share
     contrast_jitter: Share
     brightness_jitter: Share
+    mirror: Share
     mixup: Annotated[float, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
+
+    @model_validator(mode="after")
+    def _last_view_is_the_film_as_it_is(self) -> "TrainParams":
+        if self.views[-1] != 1:
+            raise ValueError(f"views must end with 1.0, the film as it is, and end with {self.views[-1]:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_machine_sees_the_film_as_it_is(self) -> "TrainParams":
+        if self.head == "svm" and (self.members != 1 or self.views != [1.0]):
+            raise ValueError(
+                "head svm takes members 1 and views [1.0]: its scores are no probabilities to average, and it is the "
+                f"same for every seed; got members {self.members} and views {self.views}"
+            )
+        return self
 
 
 class EvaluateParams(Section):

@@ -186,6 +186,7 @@ class _Training:
             shift=recipe.shift,
             contrast_jitter=recipe.contrast_jitter,
             brightness_jitter=recipe.brightness_jitter,
+            mirror=recipe.mirror,
         )
 
     def has_stalled(self) -> bool:

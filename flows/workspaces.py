@@ -32,12 +32,7 @@ def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int
     _refuse_uncommitted(root)
     _remove_older(root, run=run, keep=keep)
     workspace = root / FOLDER / run
-    if not (workspace / ".git").exists():
-        _git(root, "worktree", "prune")
-        _git(root, "worktree", "add", "--quiet", "--detach", str(workspace), "HEAD")
-    for name in CARRIED:
-        if (root / name).exists():
-            shutil.copyfile(root / name, workspace / name)
+    _check_out(root, workspace)
     _share_cache(root, workspace)
     try:
         downloads = (root / read_params(workspace / "params.yaml").paths.downloads).resolve()
@@ -56,6 +51,19 @@ def close_workspace(root: Path, workspace: Path) -> None:
 def shared_environment(root: Path) -> dict[str, str]:
     """Return what makes a workspace's steps record in the main checkout's tracking store."""
     return {"CXR_MLRUNS": str(root.resolve() / "mlruns")}
+
+
+def _check_out(root: Path, workspace: Path) -> None:
+    """Bring a new or a used workspace to the main checkout's commit and parameters."""
+    if (workspace / ".git").exists():
+        _git(workspace, "checkout", "--quiet", "--force", "--detach", _git(root, "rev-parse", "HEAD").strip())
+        shutil.copyfile(root / "params.yaml", workspace / "params.yaml")  # its dvc.lock says what lies there: it stays
+        return
+    _git(root, "worktree", "prune")
+    _git(root, "worktree", "add", "--quiet", "--detach", str(workspace), "HEAD")
+    for name in CARRIED:
+        if (root / name).exists():
+            shutil.copyfile(root / name, workspace / name)
 
 
 def _refuse_uncommitted(root: Path) -> None:

@@ -31,16 +31,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cxr.train")
 
+_CSV: dict[str, Any] = {"index": False, "lineterminator": "\n"}
+
 
 def train(params: TrainParams, paths: Paths) -> None:
     """Train, or go on with a training that was cut off."""
-    from cxr.files import read_json
+    from cxr.files import read_json, whole_folder, write_json
     from cxr.lineage import lineage
     from cxr.packed import read_packed
     from cxr.tracking import training_run
 
     packed, split, films = read_packed(paths.images), read_json(paths.split / "split.json"), _films(paths)
     data = _training_data(packed, films, tuple(split["classes"]))
+    held_out = films[films["split"] == "validation"].drop(columns="split")
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
     name = f"{params.backbone}-{split['protocol']}-{split['task']}"
     tags = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
@@ -50,7 +53,11 @@ def train(params: TrainParams, paths: Paths) -> None:
         manifest = paths.raw / "manifest.parquet"
         run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
         members = _fit_members(data, params, checkpoints, run)
-        _write_model(members, params, packed, split, run.run_id, paths.model, films)
+        with whole_folder(paths.model) as folder:
+            _write_bundle(members, params, packed, split, folder)
+            _validation_table(folder, packed, held_out).to_csv(folder / "validation.csv", **_CSV)
+            _curves(members).to_csv(folder / "curves.csv", **_CSV)
+            write_json(folder / "training.json", _summary(members, params, run.run_id))
         run.log_files([paths.model / name for name in ("curves.csv", "training.json", "validation.csv")])
     shutil.rmtree(checkpoints)
 
@@ -158,17 +165,10 @@ class _ProgressLine:
         self._bar.reset()
 
 
-def _write_model(
-    members: list[Trained],
-    params: TrainParams,
-    packed: PackedFilms,
-    split: dict[str, Any],
-    run_id: str,
-    folder: Path,
-    films: pd.DataFrame,
+def _write_bundle(
+    members: list[Trained], params: TrainParams, packed: PackedFilms, split: dict[str, Any], folder: Path
 ) -> None:
     from cxr.bundle import ModelSpec, write_bundle
-    from cxr.files import whole_folder, write_json
     from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, committee_state
 
     classes, views = tuple(split["classes"]), tuple(params.views)
@@ -186,13 +186,7 @@ def _write_model(
         synthetic=split["synthetic"],
     )
     single = len(members) == 1 and views == (1.0,)
-    with whole_folder(folder) as partial:
-        state = members[0].state if single else committee_state([member.state for member in members])
-        write_bundle(partial, state, spec)
-        _curves(members).to_csv(partial / "curves.csv", index=False, lineterminator="\n")
-        table = _validation_table(partial, packed, films[films["split"] == "validation"])
-        table.to_csv(partial / "validation.csv", index=False, lineterminator="\n")
-        write_json(partial / "training.json", _summary(members, params, run_id))
+    write_bundle(folder, members[0].state if single else committee_state([m.state for m in members]), spec)
     log.info("train: kept epoch %s", " and ".join(str(member.best_epoch) for member in members))
 
 
@@ -213,7 +207,7 @@ def _validation_table(folder: Path, packed: PackedFilms, films: pd.DataFrame) ->
     images = packed.images[packed.rows(films["image_id"].tolist())]
     logits = predict_logits(model.to(choose_device("auto")), images, mean=spec.mean, std=spec.std)
     columns = zip(spec.classes, softmax_with_temperature(logits, 1.0).T, strict=True)
-    return films.drop(columns="split").assign(**{f"p_{name}": values for name, values in columns})
+    return films.assign(**{f"p_{name}": values for name, values in columns})
 
 
 def _summary(members: list[Trained], params: TrainParams, run_id: str) -> dict[str, Any]:
