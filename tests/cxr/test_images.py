@@ -1,6 +1,8 @@
 """What comes out of a file, and what a user reads when nothing can."""
 
 import io
+from dataclasses import replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -77,6 +79,26 @@ def test_letterbox_keeps_the_aspect_and_pads_with_black() -> None:
     assert np.all(boxed[:16] == 0)
     assert np.all(boxed[-16:] == 0)
     assert np.all(boxed[16:48] == 180)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_border_is_cut_off_at_every_side_before_resizing(fit: Literal["stretch", "letterbox"]) -> None:
+    film = np.full((200, 400), 255, np.uint8)
+    film[20:180, 40:360] = 90
+    uncut = prepare(film, replace(PLAIN, fit=fit))
+    cut = prepare(film, replace(PLAIN, fit=fit, border_crop=0.1))
+    assert 255 in uncut
+    assert set(np.unique(cut)) == ({90} if fit == "stretch" else {0, 90})
+
+
+@pytest.mark.parametrize("border_crop", [0.05, 0.25])
+def test_a_large_jpeg_is_decoded_whole_where_half_of_it_would_be_too_small_without_its_border(
+    border_crop: float,
+) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8), ".jpg")
+    wanted = replace(PLAIN, image_size_px=256, border_crop=border_crop)
+    whole = decode_grey(data, name="film.jpg", max_pixels=10**6)
+    assert np.array_equal(film_from_bytes(data, wanted, name="film.jpg"), prepare(whole, wanted))
 
 
 @pytest.mark.parametrize(

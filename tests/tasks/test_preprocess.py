@@ -20,7 +20,14 @@ from tasks.preprocess import preprocess
 
 ROOT = Path(__file__).parents[2]
 PARAMS = PreprocessParams(
-    image_size_px=48, fit="stretch", contrast="clahe", clahe_clip_limit=2.0, clahe_tiles=4, max_pixels=10**6, workers=2
+    image_size_px=48,
+    border_crop=0.1,
+    fit="stretch",
+    contrast="clahe",
+    clahe_clip_limit=2.0,
+    clahe_tiles=4,
+    max_pixels=10**6,
+    workers=2,
 )
 
 
@@ -48,7 +55,7 @@ def test_each_row_is_its_film_prepared(tmp_path: Path) -> None:
     preprocess(PARAMS, paths)
     packed = read_packed(paths.images)
     assert packed.image_ids == manifest["image_id"].tolist()
-    expected = Preprocessing(48, "stretch", "clahe", 2.0, 4, 10**6)
+    expected = Preprocessing(48, "stretch", "clahe", 2.0, 4, 10**6, border_crop=0.1)
     assert packed.preprocessing == expected
     for row, name in enumerate(manifest["path"]):
         assert np.array_equal(packed.images[row], read_film(paths.raw / name, expected))
