@@ -22,19 +22,25 @@ SPEC_FILE = "model.json"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What serves is what trained: the film's way, the class order, the calibration.
+    """What serves is what trained: the network, the film's way, the class order, the calibration.
 
+    backbone, head, members, views   see `cxr.zoo.build`
     mean, std     of the three channels, on the scale 0 to 1
     temperature   raw scores are divided by it before the softmax; 1.0 until calibrated
+    bias          one a class, added after that; zeros until calibrated
     synthetic     trained on phantom films: its answers say nothing about patients
     """
 
     backbone: str
+    head: str
+    members: int
+    views: tuple[float, ...]
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     temperature: float
+    bias: tuple[float, ...]
     synthetic: bool
     weights_sha256: str = ""
 
@@ -59,7 +65,7 @@ def read_spec(folder: Path) -> ModelSpec:
     try:
         raw = read_json(path)
         raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
-        raw.update({name: tuple(raw[name]) for name in ("classes", "mean", "std")})
+        raw.update({name: tuple(raw[name]) for name in ("classes", "views", "mean", "std", "bias")})
         return ModelSpec(**raw)
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; a model is the pair {WEIGHTS_FILE} and {SPEC_FILE}") from None
@@ -83,7 +89,7 @@ def read_bundle(folder: Path) -> tuple[nn.Module, ModelSpec]:
             f"{path} has been changed: its SHA-256 is {found[:12]}, recorded is {spec.weights_sha256[:12]}; "
             "it was not loaded. Fetch the model again"
         )
-    model = build(spec.backbone, len(spec.classes))
+    model = build(spec.backbone, len(spec.classes), head=spec.head, members=spec.members, views=spec.views)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:

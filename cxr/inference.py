@@ -71,13 +71,20 @@ def predict_logits(
     return np.concatenate(scores) if scores else np.zeros((0, 0), np.float32)
 
 
-def softmax_with_temperature(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
-    """Return probabilities (N, C) from raw scores divided by `temperature`; rows sum to 1."""
-    scaled = np.asarray(logits, np.float64) / temperature
+def softmax_with_temperature(
+    logits: NDArray[np.floating], temperature: float, bias: tuple[float, ...] = (0.0,)
+) -> NDArray[np.float64]:
+    """Return probabilities (N, C): the softmax of raw scores divided by `temperature`, plus `bias` a class."""
+    scaled = np.asarray(logits, np.float64) / temperature + np.asarray(bias)
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
 
 
+def calibrated(logits: NDArray[np.floating], spec: "ModelSpec") -> NDArray[np.float64]:
+    """Return probabilities (N, C) from raw scores by the spec's temperature and class bias."""
+    return softmax_with_temperature(logits, spec.temperature, spec.bias)
+
+
 def classify(model: nn.Module, spec: "ModelSpec", images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the calibrated probabilities (N, C) of prepared films (N, H, W), classes in the spec's order."""
-    return softmax_with_temperature(predict_logits(model, images, mean=spec.mean, std=spec.std), spec.temperature)
+    return calibrated(predict_logits(model, images, mean=spec.mean, std=spec.std), spec)

@@ -66,7 +66,19 @@ def write_model(*, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic
 def spec(*, synthetic: bool = True, image_size_px: int = 64) -> ModelSpec:
     """Return the description of a model of three classes."""
     preprocessing = Preprocessing(image_size_px, "stretch", "clahe", 2.0, 8, 10**7)
-    return ModelSpec("resnet50", CLASSES, preprocessing, IMAGENET_MEAN, IMAGENET_STD, 1.0, synthetic)
+    return ModelSpec(
+        backbone="resnet50",
+        head="linear",
+        members=1,
+        views=(1.0,),
+        classes=CLASSES,
+        preprocessing=preprocessing,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        temperature=1.0,
+        bias=(0.0,) * len(CLASSES),
+        synthetic=synthetic,
+    )
 
 
 def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "") -> dict[str, Any]:

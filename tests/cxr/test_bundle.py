@@ -1,6 +1,7 @@
 """A model comes back as it was saved, or not at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,20 @@ import torch
 from cxr.bundle import ModelSpec, read_bundle, read_spec, write_bundle
 from cxr.errors import WeightsError
 from cxr.images import Preprocessing
-from cxr.inference import classify, predict_logits, softmax_with_temperature
+from cxr.inference import calibrated, classify, predict_logits, softmax_with_temperature
 from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build
 
 SPEC = ModelSpec(
     backbone="resnet50",
+    head="linear",
+    members=1,
+    views=(1.0,),
     classes=("normal", "viral", "bacterial"),
     preprocessing=Preprocessing(32, "stretch", "clahe", 2.0, 8, 10_000),
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     temperature=1.7,
+    bias=(0.0, 0.4, -0.4),
     synthetic=True,
 )
 FILMS = np.random.default_rng(0).integers(0, 255, (5, 32, 32), np.uint8)
@@ -89,6 +94,24 @@ def test_probabilities_sum_to_one_and_temperature_softens(bundle: Path) -> None:
     hot, cold = softmax_with_temperature(logits, 4.0), softmax_with_temperature(logits, 1.0)
     assert hot.max() < cold.max()
     assert hot.argmax() == cold.argmax()
+
+
+def test_bias_moves_the_probabilities_after_the_temperature() -> None:
+    logits = np.array([[2.0, 0.0, -1.0]])
+    shares = calibrated(logits, SPEC)
+    expected = np.exp(logits / SPEC.temperature + np.array(SPEC.bias))
+    assert shares == pytest.approx(expected / expected.sum())
+    assert shares[0, 1] > softmax_with_temperature(logits, SPEC.temperature)[0, 1]
+
+
+def test_a_committee_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    spec = replace(SPEC, backbone="small_cnn", members=2, views=(1.2, 1.0))
+    original = build("small_cnn", 3, members=2, views=(1.2, 1.0)).eval()
+    write_bundle(tmp_path, original.state_dict(), spec)
+    model, read = read_bundle(tmp_path)
+    assert (read.members, read.views, read.bias) == (2, (1.2, 1.0), SPEC.bias)
+    expected = predict_logits(original, FILMS, mean=SPEC.mean, std=SPEC.std)
+    assert np.array_equal(predict_logits(model, FILMS, mean=spec.mean, std=spec.std), expected)
 
 
 def test_progress_counts_every_film(bundle: Path) -> None:

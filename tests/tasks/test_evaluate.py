@@ -81,7 +81,10 @@ def write_model(paths: Paths) -> None:
     torch.manual_seed(0)
     state = build("resnet50", 3).state_dict()
     state["fc.weight"] = state["fc.weight"] * 3
-    spec = ModelSpec("resnet50", CLASSES, PREPROCESSING, (0.5,) * 3, (0.25,) * 3, temperature=1.0, synthetic=True)
+    spec = ModelSpec(
+        backbone="resnet50", head="linear", members=1, views=(1.0,), classes=CLASSES, preprocessing=PREPROCESSING,
+        mean=(0.5,) * 3, std=(0.25,) * 3, temperature=1.0, bias=(0.0,) * 3, synthetic=True,
+    )  # fmt: skip
     write_bundle(paths.model, state, spec)
     curves = {"epoch": [1, 2], "train_loss": [1.0, 0.9], "validation_loss": [1.0, 0.8]}
     curves |= {name: [0.4, 0.5] for name in ("validation_accuracy", "validation_macro_f1")}
