@@ -11,11 +11,11 @@ undefined (a class with one or two patients).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from cxr.calibration import bin_of, measure_calibration
 from cxr.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
@@ -64,6 +64,50 @@ class Intervals:
                 for name, intervals in self.per_class.items()
             },
         }
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Draws of patients for figures of N films: the patient of each film, how many draws, from which seed."""
+
+    patients: NDArray[Any]
+    resamples: int
+    seed: int
+
+    def where(self, rows: NDArray[Any]) -> "Resampling":
+        """Return the draws for the films that `rows` (a mask (N,), or row numbers) selects."""
+        return replace(self, patients=self.patients[rows])
+
+    def ratios(self, above: Floats, below: Floats) -> list[Interval | None]:
+        """Return the interval of each of K ratios of sums over films, such as the share of ill films called ill.
+
+        Args:
+            above: (N, K), what each film adds to the sum above the line.
+            below: (N, K), what it adds below; a resample where that is 0 leaves the ratio undefined.
+        """
+        names, patient = np.unique(self.patients.astype(str), return_inverse=True)
+        n_ratios = above.shape[1]
+        if len(names) < MIN_PATIENTS:
+            return [None] * n_ratios
+        sums = np.zeros((len(names), 2 * n_ratios))
+        np.add.at(sums, patient, np.concatenate([above, below], axis=1))
+        draws = patient_draws(len(names), self.resamples, seed=self.seed)
+        drawn = np.concatenate([counts @ sums for counts in draws])
+        over, under = drawn[:, :n_ratios], drawn[:, n_ratios:]
+        ratios = np.where(under > 0, over / np.where(under > 0, under, 1), np.nan)
+        return [percentile_interval(column) for column in ratios.T]
+
+    def median(self, values: Floats) -> Interval | None:
+        """Return the interval of the (lower) median of values (N,)."""
+        names, patient = np.unique(self.patients.astype(str), return_inverse=True)
+        if len(names) < MIN_PATIENTS:
+            return None
+        order = np.argsort(values, kind="stable")
+        medians = []
+        for counts in patient_draws(len(names), self.resamples, seed=self.seed, width=len(values)):
+            reached = np.cumsum(counts[:, patient[order]], axis=1)
+            medians.append(values[order][(reached >= reached[:, -1:] / 2).argmax(axis=1)])
+        return percentile_interval(np.concatenate(medians))
 
 
 def bootstrap_intervals(
@@ -116,42 +160,6 @@ def bootstrap_intervals(
         patients=len(names),
         incomplete=incomplete,
     )
-
-
-def ratio_intervals(
-    numerators: Floats, denominators: Floats, patients: ArrayLike, *, resamples: int, seed: int
-) -> list[Interval | None]:
-    """Return the interval of each of K ratios of sums over films, such as the share of ill films that are called ill.
-
-    Args:
-        numerators: (N, K), what each film adds above.
-        denominators: (N, K), what it adds below; a resample whose sum is 0 leaves the ratio undefined.
-        patients: N ids; films with the same id are drawn together.
-        resamples, seed: as in bootstrap_intervals.
-    """
-    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    n_ratios = numerators.shape[1]
-    sums = np.zeros((len(names), 2 * n_ratios))
-    np.add.at(sums, patient, np.concatenate([numerators, denominators], axis=1, dtype=np.float64))
-    if len(names) < MIN_PATIENTS:
-        return [None] * n_ratios
-    drawn = np.concatenate([counts @ sums for counts in patient_draws(len(names), resamples, seed=seed)])
-    above, below = drawn[:, :n_ratios], drawn[:, n_ratios:]
-    ratios = np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
-    return [percentile_interval(column) for column in ratios.T]
-
-
-def median_interval(values: Floats, patients: ArrayLike, *, resamples: int, seed: int) -> Interval | None:
-    """Return the interval of the (lower) median of values (N,) of films, resampling their patients."""
-    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    if len(names) < MIN_PATIENTS:
-        return None
-    order = np.argsort(values, kind="stable")
-    medians = []
-    for counts in patient_draws(len(names), resamples, seed=seed, width=len(values)):
-        reached = np.cumsum(counts[:, patient[order]], axis=1)
-        medians.append(values[order][(reached >= reached[:, -1:] / 2).argmax(axis=1)])
-    return percentile_interval(np.concatenate(medians))
 
 
 def patient_draws(n_patients: int, resamples: int, *, seed: int, width: int = 0) -> Iterator[Floats]:

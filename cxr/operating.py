@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.bootstrap import Interval, pair, ratio_intervals
+from cxr.bootstrap import Interval, Resampling, pair
 from cxr.metrics import Floats, Ints, defined
 
 Flags = NDArray[np.bool_]
@@ -20,19 +20,6 @@ MIN_KEPT = 10
 
 COVERAGES = tuple(share / 100 for share in range(5, 101, 5))
 DECISION_THRESHOLDS = tuple(share / 100 for share in range(2, 99, 2))
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """Whose films are drawn together (N ids), how often, from which seed."""
-
-    patients: Sequence[str]
-    resamples: int
-    seed: int
-
-    def ratios(self, above: Floats, below: Floats) -> list[Interval | None]:
-        """Return `cxr.bootstrap.ratio_intervals` of (N, K) over (N, K)."""
-        return ratio_intervals(above, below, self.patients, resamples=self.resamples, seed=self.seed)
 
 
 @dataclass(frozen=True)

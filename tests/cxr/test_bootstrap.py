@@ -9,10 +9,9 @@ from cxr.bootstrap import (
     CLASS_FIGURES,
     Interval,
     Intervals,
+    Resampling,
     bootstrap_intervals,
-    median_interval,
     patient_draws,
-    ratio_intervals,
 )
 from cxr.calibration import measure_calibration
 from cxr.metrics import measure
@@ -113,7 +112,7 @@ def test_a_ratio_of_sums_has_the_interval_of_the_accuracy_when_it_is_the_accurac
     labels, probabilities = predictions(90)
     right = (probabilities.argmax(axis=1) == labels).astype(float)[:, None]
     patients = [f"p{i // 3}" for i in range(90)]
-    (interval,) = ratio_intervals(right, np.ones((90, 1)), patients, resamples=400, seed=1)
+    (interval,) = Resampling(np.array(patients), 400, 1).ratios(right, np.ones((90, 1)))
     expected = intervals_of(labels, probabilities, patients).accuracy
     assert interval is not None
     assert expected is not None
@@ -123,7 +122,7 @@ def test_a_ratio_of_sums_has_the_interval_of_the_accuracy_when_it_is_the_accurac
 def test_a_brier_score_has_the_interval_of_a_mean_over_films() -> None:
     labels, probabilities = predictions(90)
     squares = ((probabilities - np.eye(3)[labels]) ** 2).sum(axis=1)[:, None]
-    (interval,) = ratio_intervals(squares, np.ones((90, 1)), np.arange(90), resamples=2000, seed=5)
+    (interval,) = Resampling(np.arange(90), 2000, 5).ratios(squares, np.ones((90, 1)))
     brier = bootstrap_intervals(
         labels, probabilities, [str(i) for i in range(90)], CLASSES, resamples=2000, seed=5, bins=10
     ).brier
@@ -135,19 +134,19 @@ def test_a_brier_score_has_the_interval_of_a_mean_over_films() -> None:
 def test_a_ratio_that_most_resamples_cannot_define_has_no_interval() -> None:
     rare, always = np.eye(40)[:, :1], np.ones((40, 1))
     below = np.concatenate([rare, always], axis=1)
-    undefined, defined = ratio_intervals(below, below, np.arange(40), resamples=200, seed=0)
+    undefined, defined = Resampling(np.arange(40), 200, 0).ratios(below, below)
     assert undefined is None
     assert defined == Interval(1.0, 1.0)
 
 
 def test_the_interval_of_a_median_holds_it_and_counts_patients() -> None:
     values = np.random.default_rng(0).normal(size=101)
-    by_film = median_interval(values, np.arange(101), resamples=500, seed=0)
+    by_film = Resampling(np.arange(101), 500, 0).median(values)
     assert by_film is not None
     assert by_film.low < np.median(values) < by_film.high
-    repeated = median_interval(np.repeat(values, 4), np.repeat(np.arange(101), 4), resamples=500, seed=0)
+    repeated = Resampling(np.repeat(np.arange(101), 4), 500, 0).median(np.repeat(values, 4))
     assert width(repeated) == pytest.approx(width(by_film), rel=0.3)
-    assert median_interval(values, np.arange(101) % 9, resamples=500, seed=0) is None
+    assert Resampling(np.arange(101) % 9, 500, 0).median(values) is None
 
 
 def test_draws_are_the_same_however_they_are_parted() -> None:

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from cxr.bootstrap import Resampling
 from cxr.operating import (
     DECISION_THRESHOLDS,
     MIN_KEPT,
-    Resampling,
     abstention_curve,
     decision_curve,
     decisions_of,
@@ -23,7 +23,7 @@ CONFIDENCE = np.linspace(0.99, 0.42, 20)
 
 
 def draws(n: int) -> Resampling:
-    return Resampling([f"p{i}" for i in range(n)], resamples=200, seed=1)
+    return Resampling(np.arange(n), resamples=200, seed=1)
 
 
 @pytest.mark.parametrize(
