@@ -164,6 +164,33 @@ def probability_histogram(labels: Ints, probabilities: Floats, classes: Sequence
     return _svg(figure, "Probability given to the true class, films of each class")
 
 
+@_in_our_style
+def scores_with_intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw accuracy and macro AUROC, a bar a row, with 95% intervals where there are any.
+
+    Args:
+        rows: title -> accuracy, macro_auroc (None where undefined) and ci95 with [low, high] or None of each.
+    """
+    figure, axes = _figure(width=8.4, height=0.7 + 0.42 * len(rows), columns=2)
+    places = np.arange(len(rows))
+    for panel, name, title, colour in (
+        (axes[0], "accuracy", "Accuracy", _PAPER_BLUE),
+        (axes[1], "macro_auroc", "Macro AUROC", _ORANGE),
+    ):
+        values = [row[name] or 0 for row in rows.values()]
+        panel.barh(places, values, height=0.6, color=colour)
+        for place, row in zip(places, rows.values(), strict=True):
+            interval = row["ci95"][name]
+            if interval is not None:
+                panel.plot(interval, (place, place), color=_INK, linewidth=1.4, marker="|", ms=7)
+        panel.set(title=title, xlim=(0, 1), yticks=places, yticklabels=list(rows) if panel is axes[0] else [])
+        panel.invert_yaxis()
+        panel.tick_params(axis="y", length=0)
+        panel.grid(alpha=0.25, linewidth=0.6, axis="x")
+    axes[1].axvline(0.5, color=_INK, linewidth=0.8, linestyle=":")
+    return _svg(figure, "Accuracy and macro AUROC of each view of the films, with 95% intervals")
+
+
 def _figure(
     *, width: float, height: float, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, list[Any]]:
