@@ -1,7 +1,8 @@
 """Whether a probability means what it says: temperature scaling and calibration errors.
 
 Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks") divides the logits by one
-number fitted on the validation set. It changes no predicted class.
+number fitted on the validation set. It changes no predicted class. A bias a class, where it is asked for, is fitted
+together with it and does change predicted classes.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,6 +15,9 @@ from cxr.metrics import Floats, Ints, check_predictions
 
 TEMPERATURE_RANGE = (0.25, 10.0)
 """Where the fit looks. A validation set without an error would else drive the temperature to 0."""
+
+BIAS_RANGE = (-3.0, 3.0)
+"""A class that no validation film has would else get the bias minus infinity."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,46 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: Ints) -> float:
     low, high = np.log(TEMPERATURE_RANGE)
     fit = minimize_scalar(loss, bounds=(float(low), float(high)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(fit.x))
+
+
+def fit_temperature_and_bias(logits: NDArray[np.floating[Any]], labels: Ints) -> tuple[float, tuple[float, ...]]:
+    """Return the temperature and the bias of each class that together make the labels most likely.
+
+    Probabilities are then softmax(logits / temperature + bias). The biases have mean 0 and start within BIAS_RANGE;
+    without films they are 0, and the temperature is 1.
+
+    Args:
+        logits: (N, C) of films that trained nothing.
+        labels: (N,) class indices.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    n_classes = logits.shape[1]
+    if not len(labels):
+        return 1.0, (0.0,) * n_classes
+    rows, logits = np.arange(len(labels)), logits.astype(np.float64)
+    truth = np.eye(n_classes)[labels]
+
+    def loss(values: Floats) -> tuple[float, Floats]:
+        scaled = logits / np.exp(values[0])
+        log_shares = log_softmax(scaled + values[1:], axis=1)
+        error = (np.exp(log_shares) - truth) / len(labels)
+        slope = np.concatenate([[-(error * scaled).sum()], error.sum(axis=0)])
+        return float(-log_shares[rows, labels].mean()), slope
+
+    start = np.concatenate([[np.log(fit_temperature(logits, labels))], np.zeros(n_classes)])
+    low, high = np.log(TEMPERATURE_RANGE)
+    fit = minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(float(low), float(high)), *[BIAS_RANGE] * n_classes],
+        options={"ftol": 1e-12, "gtol": 1e-8},
+    )
+    bias = fit.x[1:] - fit.x[1:].mean()
+    return float(np.exp(fit.x[0])), tuple(bias.tolist())
 
 
 def measure_calibration(labels: Ints, probabilities: Floats, *, bins: int) -> CalibrationErrors:

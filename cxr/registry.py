@@ -1,6 +1,6 @@
 """The model registry: versions of one model, the aliases `challenger` and `champion`, and the record of every move.
 
-A version is a bundle (weights, spec) with what it comes from as tags; the same weights with the same temperature
+A version is a bundle (weights, spec) with what it comes from as tags; the same weights with the same calibration
 are one version, however often they are registered. The record of champions is kept as tags `ledger.<n>` of the
 registered model, for it has to live where the alias lives: whoever sees the champion sees its history, on any
 machine, and a lost working copy loses nothing. See cxr.ledger for how a changed entry shows.
@@ -66,7 +66,7 @@ def register_version(
     """Register the bundle and give it the alias `challenger`; the same weights never make a second version.
 
     Args:
-        bundle: folder with model.safetensors and model.json, the temperature in it.
+        bundle: folder with model.safetensors and model.json, the temperature and the bias in it.
         spec: what model.json says.
         run_id: the run of the training.
         lineage: tags of a new version; a version that is there already keeps its own.
@@ -81,9 +81,10 @@ def register_version(
     identity = {
         "weights_sha256": spec.weights_sha256,
         "temperature": repr(spec.temperature),
+        "bias": repr(spec.bias),
         "spec_sha256": sha256_of(bundle / _BUNDLE_FILES["spec_sha256"]),
     }
-    found = find_version(spec.weights_sha256, temperature=spec.temperature)
+    found = find_version(spec.weights_sha256, temperature=spec.temperature, bias=spec.bias)
     if found:
         number = found.number
         tag_version(number, evidence)
@@ -95,12 +96,13 @@ def register_version(
     return get_version(number), found is None
 
 
-def find_version(weights_sha256: str, *, temperature: float) -> Version | None:
-    """Return the version with these weights and this temperature, None where there is none."""
+def find_version(weights_sha256: str, *, temperature: float, bias: tuple[float, ...]) -> Version | None:
+    """Return the version with these weights, this temperature and this bias, None where there is none."""
     client = tracking_store.client()
     with tracking_store.store_errors("looking for a version with the same weights"):
         found = client.search_model_versions(f"name = '{MODEL}' and tags.weights_sha256 = '{weights_sha256}'")
-    same = [version for version in found if version.tags.get("temperature") == repr(temperature)]
+    wanted = {"temperature": repr(temperature), "bias": repr(bias)}
+    same = [version for version in found if wanted.items() <= version.tags.items()]
     return _version(min(same, key=lambda version: int(version.version))) if same else None
 
 

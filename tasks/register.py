@@ -4,7 +4,7 @@ Reads   models/trained, reports/metrics.json, reports/report.html, reports/evide
 Writes  reports/registration.json, the receipt
 Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, the evidence in its run
 
-The same weights with the same temperature never make a second version, so this can be run again at any time:
+The same weights with the same calibration never make a second version, so this can be run again at any time:
 also where DVC restored the receipt from a cache and this store has no such version yet.
 """
 
@@ -38,7 +38,7 @@ def register(params: RegisterParams, paths: Paths) -> None:
     split, training = _read(paths.split / "split.json"), _read(paths.model / "training.json")
     _check_same_test_set(metrics, split, paths)
     with tempfile.TemporaryDirectory() as scratch:
-        spec = _final_bundle(paths.model, float(calibration["temperature"]), Path(scratch))
+        spec = _final_bundle(paths.model, calibration, Path(scratch))
         run_id = _run_of(training, spec, paths)
         evidence = _log_evidence(run_id, paths) | _scores(metrics)
         lineage = {**params.tags, **_lineage(run_id, spec, split, training)}
@@ -82,15 +82,16 @@ def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: 
         )
 
 
-def _final_bundle(model: Path, temperature: float, folder: Path) -> ModelSpec:
-    """Copy the model into `folder` with its temperature; the weights' hash is checked on the way."""
+def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> ModelSpec:
+    """Copy the model into `folder` with its temperature and bias; the weights' hash is checked on the way."""
     from cxr.bundle import SPEC_FILE, WEIGHTS_FILE, read_spec, write_spec
 
     spec = read_spec(model)
     if not (model / WEIGHTS_FILE).is_file():
         raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `dvc repro train`")
     shutil.copy2(model / WEIGHTS_FILE, folder)
-    final = write_spec(folder, replace(spec, temperature=temperature))
+    fitted = {"temperature": float(calibration["temperature"]), "bias": tuple(calibration["bias"])}
+    final = write_spec(folder, replace(spec, **fitted))
     if final.weights_sha256 != spec.weights_sha256:
         raise WeightsError(
             f"{model / WEIGHTS_FILE} has been changed: its SHA-256 is {final.weights_sha256[:12]}, {SPEC_FILE} says "
@@ -103,7 +104,7 @@ def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
     """Return the training's run, or one that stands for it where the training came from DVC's cache."""
     from cxr import registry, tracking
 
-    known = registry.find_version(spec.weights_sha256, temperature=spec.temperature)
+    known = registry.find_version(spec.weights_sha256, temperature=spec.temperature, bias=spec.bias)
     for run_id in (known.run_id if known else None, training["run_id"]):
         if tracking.run_exists(run_id):
             return str(run_id)

@@ -59,16 +59,18 @@ def write_model(*, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic
     )
     write_json(Path("reports/metrics.json"), metrics(1 - wrong / films, n_test=films, test_set_sha256=digest))
     Path("reports/report.html").write_text("<p>report</p>")
-    write_json(Path("reports/evidence/calibration.json"), {"temperature": 1.5})
+    write_json(Path("reports/evidence/calibration.json"), {"temperature": 1.5, "bias": [0.0, 0.25, -0.25]})
     write_predictions(Path("reports/evidence/predictions.csv"), rows)
 
 
-def spec(*, synthetic: bool = True, image_size_px: int = 64) -> ModelSpec:
+def spec(
+    *, synthetic: bool = True, image_size_px: int = 64, backbone: str = "resnet50", head: str = "linear"
+) -> ModelSpec:
     """Return the description of a model of three classes."""
     preprocessing = Preprocessing(image_size_px, "stretch", "clahe", 2.0, 8, 10**7)
     return ModelSpec(
-        backbone="resnet50",
-        head="linear",
+        backbone=backbone,
+        head=head,
         members=1,
         views=(1.0,),
         classes=CLASSES,

@@ -5,9 +5,11 @@ import pytest
 from sklearn.metrics import log_loss
 
 from cxr.calibration import (
+    BIAS_RANGE,
     TEMPERATURE_RANGE,
     bin_of,
     fit_temperature,
+    fit_temperature_and_bias,
     measure_calibration,
     reliability_table,
 )
@@ -43,6 +45,30 @@ def test_scaling_lowers_the_errors_and_leaves_the_predicted_class() -> None:
 def test_a_validation_set_without_error_stays_in_range() -> None:
     labels = np.arange(30) % 3
     assert fit_temperature(np.eye(3)[labels], labels) == pytest.approx(TEMPERATURE_RANGE[0], rel=1e-3)
+
+
+def test_the_bias_that_was_built_in_is_found_with_the_temperature() -> None:
+    logits, labels = sharp_logits(2.0)
+    shifted = logits + np.array([1.0, -0.4, -0.6]) * 2.0
+    temperature, bias = fit_temperature_and_bias(shifted, labels)
+    assert temperature == pytest.approx(2.0, rel=0.1)
+    assert bias == pytest.approx((-1.0, 0.4, 0.6), abs=0.15)
+    assert sum(bias) == pytest.approx(0, abs=1e-9)
+    with_bias = softmax_with_temperature(shifted, temperature, bias)
+    without = softmax_with_temperature(shifted, fit_temperature(shifted, labels))
+    assert measure_calibration(labels, with_bias, bins=15).nll < measure_calibration(labels, without, bins=15).nll
+    assert (with_bias.argmax(axis=1) == labels).mean() > (without.argmax(axis=1) == labels).mean()
+
+
+def test_a_class_that_no_film_has_gets_a_bias_that_can_be_written() -> None:
+    logits, labels = sharp_logits(1.0, n=300)
+    _, bias = fit_temperature_and_bias(logits[labels < 2], labels[labels < 2])
+    assert bias[2] < min(bias[:2])
+    assert max(bias) - min(bias) <= BIAS_RANGE[1] - BIAS_RANGE[0]
+
+
+def test_without_films_there_is_no_bias() -> None:
+    assert fit_temperature_and_bias(np.zeros((0, 2)), np.zeros(0, np.int64)) == (1.0, (0.0, 0.0))
 
 
 def test_without_films_the_temperature_is_1() -> None:

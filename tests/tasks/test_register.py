@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,7 @@ def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() 
     expected = {
         "weights_sha256": receipt["weights_sha256"],
         "temperature": "1.5",
+        "bias": "(0.0, 0.25, -0.25)",
         "protocol": "patient",
         "synthetic": "true",
         "manifest_sha256": "a" * 64,
@@ -49,7 +51,8 @@ def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() 
     }
     assert expected.items() <= version.tags.items()
     assert len(version.tags["code_sha256"]) == len(version.tags["params_sha256"]) == 64
-    assert read_spec(registry.fetch_bundle(version)).temperature == 1.5
+    fetched = read_spec(registry.fetch_bundle(version))
+    assert (fetched.temperature, fetched.bias) == (1.5, (0.0, 0.25, -0.25))
     model = tracking_store.client().get_logged_model(version.model_id)
     assert {metric.key for metric in model.metrics} == {
         "test_accuracy",
@@ -67,9 +70,11 @@ def test_the_same_weights_never_make_a_second_version() -> None:
     assert _versions() == 1
 
 
-def test_another_temperature_is_another_version() -> None:
+@pytest.mark.parametrize("change", [{"temperature": 2.0}, {"bias": [0.0, 0.0, 0.0]}])
+def test_another_temperature_or_bias_is_another_version(change: dict[str, Any]) -> None:
     register()
-    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0})
+    path = Path("reports/evidence/calibration.json")
+    write_json(path, read_json(path) | change)
     assert register().number == "2"
 
 
@@ -115,7 +120,7 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
         caplog.messages
     )
-    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0})
+    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]})
     assert register().run_id == version.run_id
 
 
