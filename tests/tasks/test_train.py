@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from cxr.bundle import read_bundle
 from cxr.files import write_json
 from cxr.images import Preprocessing
+from cxr.manifest import MANIFEST_COLUMNS, write_table
 from cxr.packed import write_index
 from cxr.params import Paths, override, read_params
 
@@ -37,6 +38,7 @@ def project(folder: Path) -> Path:
     split.mkdir(parents=True)
     np.save(images / "images.npy", np.random.default_rng(0).integers(0, 255, (FILMS, 32, 32), np.uint8))
     write_index(images, ids, Preprocessing(32, "stretch", "clahe", 2.0, 4, 10**6))
+    write_manifest(folder / paths.raw, ids, labels)
     parts = ["validation" if row >= 27 else "train" for row in range(FILMS)]
     table = {"image_id": ids, "split": parts, "fold": -1, "label": labels, "patient_id": ids}
     pd.DataFrame(table).to_csv(split / "splits.csv", index=False)
@@ -51,6 +53,15 @@ def project(folder: Path) -> Path:
         },
     )
     return params
+
+
+def write_manifest(folder: Path, ids: list[str], labels: list[str]) -> None:
+    folder.mkdir(parents=True)
+    numbers = {"width": 32, "height": 32, "bytes": 1000}
+    words = {"official_split": "train", "sha256": "0" * 64, "phash": "0" * 16, "mode": "L"}
+    table = pd.DataFrame({"image_id": ids, "path": ids, "label": labels, "patient_id": ids, **numbers, **words})
+    table["source"] = np.where(np.arange(len(ids)) % 2, "one", "two")
+    write_table(table.astype(MANIFEST_COLUMNS), MANIFEST_COLUMNS, folder / "manifest.parquet")
 
 
 def start(params: Path, store: Path) -> "subprocess.Popen[str]":
