@@ -12,17 +12,22 @@ from torch import nn
 
 from cxr.errors import WeightsError
 from cxr.inference import to_input
+from cxr.zoo import evidence_stage
 
 
 def last_convolution_stage(model: nn.Module) -> nn.Module:
-    """Return the last part of `model` that computes feature maps, for a ResNet its `layer4`.
+    """Return the last part of `model` that computes feature maps, of a Committee that of its last member.
 
-    Parts are told by type: the last child that holds a convolution, entered as long as it holds a
-    linear layer (a classifier) too.
+    Networks of cxr.zoo name theirs (a ResNet's is `layer4`). Of others it is told by type: the last child that
+    holds a convolution, entered as long as it holds a linear layer (a classifier) too.
 
     Raises:
         WeightsError: the model has no two-dimensional convolution.
     """
+    return evidence_stage(model) or _last_stage_by_type(model)
+
+
+def _last_stage_by_type(model: nn.Module) -> nn.Module:
     stages = [child for child in model.children() if _holds(child, nn.Conv2d)]
     if isinstance(model, nn.Conv2d):
         return model
@@ -31,7 +36,7 @@ def last_convolution_stage(model: nn.Module) -> nn.Module:
             f"Grad-CAM needs a model with a convolution stage, and {type(model).__name__} has none; "
             "choose a convolutional backbone"
         )
-    return last_convolution_stage(stages[-1]) if _holds(stages[-1], nn.Linear) else stages[-1]
+    return _last_stage_by_type(stages[-1]) if _holds(stages[-1], nn.Linear) else stages[-1]
 
 
 def grad_cam(

@@ -1,7 +1,9 @@
-"""Networks of our own: a small one to measure the large ones against, and several networks that answer as one."""
+"""Modules of our own: a small network, a support vector machine for a head, several networks that answer as one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,71 @@ def _block(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True), nn.MaxPool2d(2)
     )
+
+
+class SvmHead(nn.Module):
+    """A fitted support vector machine as the last layer: features (N, D) in, one score a class (N, C) out.
+
+    Plain tensors, so that it is saved and served like any other layer, and differentiable for Grad-CAM. Scores are
+    those of scikit-learn's `SVC.decision_function` with the shape "ovr"; of two classes the second has the negative
+    of the first.
+
+    Buffers, of P pairs of classes and S support vectors; empty until a state is loaded:
+        mean, scale     (D,) of the training features
+        vectors         (S, D) in units of that scale; of a linear machine one weight vector a pair
+        coefficients    (S, P) of each vector in each pair's decision, positive for the pair's first class
+        intercept       (P,)
+        gamma           of the kernel exp(-gamma |x - v|^2); 0 is the linear kernel
+    """
+
+    mean: Tensor
+    scale: Tensor
+    vectors: Tensor
+    coefficients: Tensor
+    intercept: Tensor
+    gamma: Tensor
+    signs: Tensor
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        pairs = list(combinations(range(n_classes), 2))
+        for name in ("mean", "scale"):
+            self.register_buffer(name, torch.zeros(0))
+        self.register_buffer("vectors", torch.zeros(0, 0))
+        self.register_buffer("coefficients", torch.zeros(0, len(pairs)))
+        self.register_buffer("intercept", torch.zeros(len(pairs)))
+        self.register_buffer("gamma", torch.zeros(()))
+        signs = torch.zeros(len(pairs), n_classes)
+        for row, (first, second) in enumerate(pairs):
+            signs[row, first], signs[row, second] = 1, -1
+        self.register_buffer("signs", signs, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (N, C) in fp32; the largest is the answer."""
+        with torch.autocast(x.device.type, enabled=False):
+            decisions = self._kernel((x.float() - self.mean) / self.scale) @ self.coefficients + self.intercept
+            confidence = decisions @ self.signs
+            if len(self.signs) == 1:
+                return confidence
+            votes = torch.where(decisions >= 0, 1.0, 0.0) @ self.signs.clamp(min=0)
+            votes = votes + torch.where(decisions < 0, 1.0, 0.0) @ (-self.signs).clamp(min=0)
+            # Votes decide; the confidence, squeezed to less than a third, parts those with as many.
+            return votes + confidence / (3 * (confidence.abs() + 1))
+
+    def _kernel(self, x: Tensor) -> Tensor:
+        products = x @ self.vectors.T
+        if not self.gamma:
+            return products
+        distances = x.square().sum(1, keepdim=True) - 2 * products + self.vectors.square().sum(1)
+        return torch.exp(-self.gamma * distances.clamp(min=0))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        # How many features and support vectors there are stands in the state alone.
+        for name in ("mean", "scale", "vectors", "coefficients"):
+            loaded, own = state_dict.get(prefix + name), self.get_buffer(name)
+            if isinstance(loaded, Tensor) and (name != "coefficients" or loaded.shape[1:] == own.shape[1:]):
+                self.register_buffer(name, own.new_zeros(loaded.shape))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class Committee(nn.Module):

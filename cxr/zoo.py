@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from cxr.architectures import ARCHITECTURES, Architecture, to_half_range
 from cxr.errors import ParamsError, WeightsError
-from cxr.networks import Committee
-from cxr.svm import SvmHead
+from cxr.networks import Committee, SvmHead
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -106,6 +105,12 @@ def head_of(model: nn.Module) -> nn.Linear | SvmHead:
     return heads[-1]
 
 
+def set_head(model: nn.Module, head: nn.Module) -> None:
+    """Put `head` in the place of a single network's last layer."""
+    parent, _, child = _head_name(model).rpartition(".")
+    model.get_submodule(parent).add_module(child, head)
+
+
 def evidence_stage(model: nn.Module) -> nn.Module | None:
     """Return the module whose feature maps are a network's last; None for a network that is not from `build`."""
     network = model.members[-1] if isinstance(model, Committee) else model
@@ -145,8 +150,7 @@ def load_weights(model: nn.Module, source: str) -> WeightsReport:
         return WeightsReport("none", "", (), (), PARTS)
     state, digest = _imagenet(getattr(model, _MARK)) if source == "imagenet" else _read_state(Path(source))
     wanted = model.state_dict()
-    head = head_of(model)
-    head_name = next(name for name, module in model.named_modules() if module is head)
+    head_name = _head_name(model)
     fitting = {
         name: value
         for name, value in ((_renamed(name), value) for name, value in state.items())
@@ -165,13 +169,16 @@ def _network(backbone: str, n_classes: int, head: str) -> nn.Module:
     model = architecture.make(n_classes)
     setattr(model, _MARK, backbone)
     if head == "svm":
-        linear = head_of(model)
-        name = next(name for name, module in model.named_modules() if module is linear)
-        parent, _, child = name.rpartition(".")
-        model.get_submodule(parent).add_module(child, SvmHead(n_classes))
+        set_head(model, SvmHead(n_classes))
     if architecture.half_range:
         model.register_forward_pre_hook(to_half_range)
     return model.to(memory_format=torch.channels_last)
+
+
+def _head_name(model: nn.Module) -> str:
+    head = head_of(model)
+    found: str = next(name for name, module in model.named_modules() if module is head)
+    return found
 
 
 def _architecture(backbone: str) -> Architecture:

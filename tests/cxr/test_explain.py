@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from cxr.architectures import ARCHITECTURES
 from cxr.errors import WeightsError
 from cxr.explain import grad_cam, grad_cam_of_films, last_convolution_stage, overlay
+from cxr.networks import Committee
 from cxr.zoo import build
 
 
@@ -94,6 +96,27 @@ def test_no_films_give_no_maps(square_finder: nn.Module) -> None:
 def test_the_last_stage_of_a_resnet_is_layer4() -> None:
     model = build("resnet50", 3)
     assert last_convolution_stage(model) is model.layer4
+
+
+@pytest.mark.parametrize("backbone", sorted(ARCHITECTURES))
+def test_every_backbone_gives_maps_of_its_films(backbone: str) -> None:
+    torch.manual_seed(3)
+    model = build(backbone, 3).eval()
+    films = np.random.default_rng(0).integers(0, 255, (2, 128, 128), np.uint8)
+    heat = heat_of(model, films, class_index=1)
+    assert heat.shape == (2, 128, 128)
+    assert heat.min() >= 0
+    assert heat.max() == pytest.approx(1)
+    assert heat.std() > 0
+
+
+def test_a_committee_shows_its_last_member_on_the_film_as_it_is() -> None:
+    built = build("small_cnn", 3, members=2, views=(1.3, 1.0))
+    assert last_convolution_stage(built) is built.members[-1].get_submodule("layer4.2")
+    finders = [SquareFinder(), SquareFinder()]
+    film = film_with_square(4, 22)[None]
+    heat = heat_of(Committee(finders, (2.0, 1.0)).eval(), film, class_index=1)
+    np.testing.assert_allclose(heat, heat_of(finders[-1], film, class_index=1), atol=1e-5)
 
 
 def test_a_stage_inside_one_sequence_with_its_classifier_is_found() -> None:
