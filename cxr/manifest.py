@@ -7,7 +7,7 @@ Beside it in `data/raw`:
 `duplicates.csv`      files left out because a kept film is the same picture
 `lookalikes.csv`      pairs of kept films so alike that a split must not part them
 `quarantine.csv`      files left out, with the reason
-`ingest.json`         the count of every file that came in
+`ingest.json`         the count of every file that came in, and how each source is laid out
 """
 
 from pathlib import Path

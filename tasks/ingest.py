@@ -44,7 +44,7 @@ def ingest(params: IngestParams, paths: Paths) -> None:
             (raw / _film_path(left_out)).unlink()
         refused += result.refused
         counts = _account(files, refused, result)
-        _write(raw, result, refused, counts, synthetic=any(source.location == "sample" for source in params.sources))
+        _write(raw, result, refused, counts, _origin(params))
     _log_summary(counts, refused, result)
 
 
@@ -100,8 +100,16 @@ def _account(files: list[RawFile], refused: list[Refused], result: Sorted) -> di
     return counts
 
 
+def _origin(params: IngestParams) -> dict[str, Any]:
+    """Return what the data card says of where films come from: generated or not, and how each source is laid out."""
+    return {
+        "synthetic": any(source.location == "sample" for source in params.sources),
+        "layouts": {source.name: source.layout for source in params.sources},
+    }
+
+
 def _write(
-    raw: Path, result: Sorted, refused: list[Refused], counts: dict[str, dict[str, int]], *, synthetic: bool
+    raw: Path, result: Sorted, refused: list[Refused], counts: dict[str, dict[str, int]], origin: dict[str, Any]
 ) -> None:
     import pandas as pd
 
@@ -138,7 +146,7 @@ def _write(
         {
             **totals,
             "sources": counts,
-            "synthetic": synthetic,
+            **origin,
             "classes": {label: classes[label] for label in LABELS},
             "manifest_sha256": sha256_of(raw / "manifest.parquet"),
         },

@@ -40,6 +40,7 @@ class RawFolder:
                 **self._counts(len(self.manifest), self.quarantined),
                 "sources": counts,
                 "synthetic": self.synthetic,
+                "layouts": dict.fromkeys(counts, "chest_xray"),
                 "classes": {label: int(labels.get(label, 0)) for label in LABELS},
                 "manifest_sha256": sha256_of(raw / "manifest.parquet"),
             },

@@ -118,6 +118,7 @@ def test_the_counts_add_up_per_source_and_in_all(tmp_path: Path) -> None:
     assert counts["sources"]["covid19"] == {"total": 2, "kept": 1, "quarantined": 1, "duplicates": 0}
     assert counts["classes"] == {"normal": 2, "viral": 1, "bacterial": 0, "covid": 0}
     assert counts["synthetic"] is False
+    assert counts["layouts"] == {"kermany": "chest_xray", "covid19": "covid19"}
     assert counts["manifest_sha256"] == hashlib.sha256((raw / "manifest.parquet").read_bytes()).hexdigest()
 
 
