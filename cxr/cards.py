@@ -125,9 +125,10 @@ def _public_set(name: str, ingest: Json) -> PublicSet | None:
 
 
 def _score(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Return a score with its interval; float() is what makes jinja2's Undefined raise its own error."""
     if value is None:
         return "not defined"
-    return f"{value:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
+    return f"{float(value):.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
 
 def _cell(value: object) -> str:
@@ -136,8 +137,8 @@ def _cell(value: object) -> str:
 
 
 def _count(number: int) -> str:
-    return f"{number:,}"
+    return f"{int(number):,}"
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}"
+    return f"{float(share):.1%}"
