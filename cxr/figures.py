@@ -8,6 +8,7 @@ same bytes.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -189,6 +190,105 @@ def scores_with_intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
         panel.grid(alpha=0.25, linewidth=0.6, axis="x")
     axes[1].axvline(0.5, color=_INK, linewidth=0.8, linestyle=":")
     return _svg(figure, "Accuracy and macro AUROC of each view of the films, with 95% intervals")
+
+
+@_in_our_style
+def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] | None) -> str:
+    """Draw accuracy over coverage with its 95% band; where films are referred, the share that is kept is marked.
+
+    Args:
+        curve: points with coverage, accuracy and ci95 ([low, high] or None), by rising coverage.
+        referral: with coverage.value and accuracy_on_kept.value, or None.
+    """
+    figure, (axes,) = _figure(width=4.3, height=3.6)
+    x = [point["coverage"] for point in curve]
+    axes.plot(x, [point["accuracy"] for point in curve], color=_PAPER_BLUE, label="kept films")
+    known = [point for point in curve if point["ci95"] is not None]
+    low, high = ([point["ci95"][side] for point in known] for side in (0, 1))
+    axes.fill_between([point["coverage"] for point in known], low, high, color=_PAPER_BLUE, alpha=0.18, linewidth=0)
+    if referral is not None and referral["accuracy_on_kept"]["value"] is not None:
+        kept, accuracy = referral["coverage"]["value"], referral["accuracy_on_kept"]["value"]
+        axes.plot([kept], [accuracy], color=_ORANGE, marker="o", ms=7, linestyle="", label="referral threshold")
+    axes.set(
+        xlim=(0, 1.01), ylim=(None, 1.01), xlabel="share of films that the model answers", ylabel="share that is right"
+    )
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.legend(loc="lower left")
+    return _svg(figure, "Accuracy over the share of films that the model answers, the surest first")
+
+
+@_in_our_style
+def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw the net benefit of acting on the model, on all and on nobody, a panel a question.
+
+    Args:
+        curves: question -> thresholds, model, treat_all.
+    """
+    figure, panels = _figure(width=4.2 * len(curves), height=3.4, columns=len(curves))
+    for (name, curve), axes in zip(curves.items(), panels, strict=True):
+        x = curve["thresholds"]
+        axes.plot(x, curve["treat_all"], color=_ORANGE, linestyle=(0, (5, 1.5)), label="act on all")
+        axes.axhline(0, color=_INK, linewidth=0.8, linestyle=":", label="act on nobody")
+        axes.plot(x, curve["model"], color=_PAPER_BLUE, label="act on the model")
+        top = max(*curve["model"], *curve["treat_all"], 0.01)
+        axes.set(title=name, xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="probability from which to act")
+        axes.grid(alpha=0.25, linewidth=0.6)
+    panels[0].set_ylabel("net benefit a film")
+    panels[0].legend(loc="lower left")
+    return _svg(figure, "Decision curves: net benefit over the probability from which to act")
+
+
+@_in_our_style
+def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the ROC curve of pneumonia against normal with what each chosen threshold reached, and its intervals.
+
+    Args:
+        curve: of the test films.
+        points: with target_specificity, and sensitivity and specificity with value and ci95 ([low, high] or None).
+    """
+    figure, (axes,) = _figure(width=4.3, height=4.1)
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
+    axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=_PAPER_BLUE, label="pneumonia")
+    for point, marker in zip(points, itertools.cycle("osD^v")):
+        sensitivity, specificity = point["sensitivity"], point["specificity"]
+        if sensitivity["value"] is None or specificity["value"] is None:
+            continue
+        x, y = 1 - specificity["value"], sensitivity["value"]
+        label = f"chosen for specificity {point['target_specificity']:.2f}"
+        axes.plot([x], [y], color=_ORANGE, marker=marker, ms=7, linestyle="", label=label)
+        if sensitivity["ci95"] is not None:
+            axes.plot([x, x], sensitivity["ci95"], color=_ORANGE, linewidth=1.2)
+        if specificity["ci95"] is not None:
+            axes.plot([1 - limit for limit in specificity["ci95"]], [y, y], color=_ORANGE, linewidth=1.2)
+    _unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
+    axes.legend(loc="lower right")
+    return _svg(figure, "ROC curve of pneumonia against normal, with the operating points")
+
+
+@_in_our_style
+def learning_curve(points: Sequence[tuple[int, float, float | None, float | None]], *, films: str) -> str:
+    """Draw accuracy over the number of training films.
+
+    Args:
+        points: training films, accuracy, and the ends of its interval where there is one.
+        films: on which films, "test" or "validation".
+    """
+    figure, (axes,) = _figure(width=5.6, height=3.6)
+    trained, accuracy = [point[0] for point in points], [point[1] for point in points]
+    for n, _, low, high in points:
+        if low is not None and high is not None:
+            axes.plot((n, n), (low, high), color=_PAPER_BLUE, linewidth=1.2, marker="_", ms=7)
+    axes.plot(trained, accuracy, color=_PAPER_BLUE, marker="o", ms=4.5)
+    axes.set(xscale="log", xlabel="training films", ylabel=f"accuracy on the {films} films", xticks=trained)
+    axes.set_xticklabels([f"{n:,}" for n in trained])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return _svg(figure, f"Learning curve: accuracy on the {films} films over the number of training films")
+
+
+def standing_alone(svg: str) -> str:
+    """Return a figure for a file of its own: in ink on white, since no page lends it its colours."""
+    return svg.replace("currentColor", _INK).replace("<svg", '<svg style="background: #ffffff"', 1)
 
 
 def _figure(

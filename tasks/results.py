@@ -1,0 +1,115 @@
+"""Write docs/results.md from the runs of the study that the tracking store holds.
+
+    python -m flows.study       # runs what is missing
+    python -m tasks.results     # again whenever runs were added
+
+Reads   study.yaml, params.yaml (evaluate: resamples and seed of the intervals), and the MLflow runs whose tags
+        `study.<group>.<row>.<seed>` say which row they are
+Writes  docs/results.md, and beside it results-learning-curve.svg
+
+Every number comes from a tracked run. A row without a run is shown as not run. The same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cxr.command import command_parser, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from cxr.study_results import GroupResult, RunRecord
+    from cxr.tracked_runs import TrackedRun
+
+_TRAINING, _VALIDATION = "training/training.json", "training/validation.csv"
+_METRICS, _PREDICTIONS = "evaluation/metrics.json", "evaluation/predictions.csv"
+
+log = logging.getLogger("cxr.results")
+
+
+def results(study_file: Path, params_file: Path, output: Path) -> None:
+    """Read the study's runs and write the page.
+
+    Raises:
+        ParamsError: study.yaml or params.yaml is not as it should be.
+        RegistryError: the tracking store does not answer.
+    """
+    from cxr.files import whole_file
+    from cxr.params import read_params
+    from cxr.results_page import render_page
+    from cxr.study import TAG_PREFIX, read_study
+    from cxr.study_results import Settings, study_results
+    from cxr.tracked_runs import runs_with_tag_prefix
+
+    study, evaluate = read_study(study_file), read_params(params_file).evaluate
+    settings = Settings(resamples=evaluate.bootstrap_resamples, seed=evaluate.seed)
+    records = [record for run in runs_with_tag_prefix(TAG_PREFIX) if (record := _record(run)) is not None]
+    groups = study_results(study, records, settings)
+    page = render_page(study, groups, records, settings)
+    with whole_file(output) as partial:
+        partial.write_text(page, encoding="utf-8")
+    _draw_learning_curve(groups, output.parent)
+    rows = [row for group in groups for row in group.rows]
+    log.info("results: %d of %d rows have runs; %s", sum(bool(row.runs) for row in rows), len(rows), output)
+
+
+def _record(run: TrackedRun) -> RunRecord | None:
+    """Read a run's files; None, with a warning, where it has no training.json."""
+    from cxr.study_results import RunRecord
+    from cxr.tracked_runs import read_artifacts
+
+    files = read_artifacts(run.run_id, [_TRAINING, _VALIDATION, _METRICS, _PREDICTIONS])
+    if _TRAINING not in files:
+        log.warning("results: run %s has no %s and is left out", run.run_id, _TRAINING)
+        return None
+    return RunRecord(
+        run_id=run.run_id,
+        tags=run.tags,
+        params=run.params,
+        training=json.loads(files[_TRAINING]),
+        validation=_films(files.get(_VALIDATION)),
+        metrics=json.loads(files[_METRICS]) if _METRICS in files else None,
+        predictions=_films(files.get(_PREDICTIONS)),
+    )
+
+
+def _films(content: bytes | None) -> pd.DataFrame | None:
+    import pandas as pd
+
+    text = {"image_id": str, "patient_id": str, "label": str}
+    return None if content is None else pd.read_csv(io.BytesIO(content), dtype=text)
+
+
+def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
+    from cxr.figures import learning_curve, standing_alone
+    from cxr.files import whole_file
+    from cxr.results_findings import LEARNING_CURVE, learning_curve_points
+
+    for result in groups:
+        if result.group.name == "learning_curve" and (points := learning_curve_points(result)):
+            which = "test" if result.group.tested else "validation"
+            svg = learning_curve([(n, point.value, point.low, point.high) for n, point in points], films=which)
+            with whole_file(folder / LEARNING_CURVE) as partial:
+                partial.write_text(standing_alone(svg), encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line and write the page."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--output", type=Path, default=Path("docs/results.md"), help="(%(default)s)")
+    parser.add_argument("--study", type=Path, default=Path("study.yaml"), help="(%(default)s)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="(%(default)s)")
+    arguments = parser.parse_args()
+    results(arguments.study, arguments.params, arguments.output)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,119 @@
+"""The results command: from a real tracking store to the page, the same bytes for the same runs."""
+
+import json
+import logging
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from cxr import tracking
+from cxr.errors import ParamsError
+from cxr.study import Study, read_study
+from cxr.study_results import RunRecord
+from cxr.tracked_runs import read_artifacts, runs_with_tag_prefix
+from tasks.results import results
+from tests.raw_folder import ROOT
+from tests.registry_project import enter_project
+from tests.study_runs import record, small_study
+
+PARAMS, STUDY, OUTPUT = Path("params.yaml"), Path("study.yaml"), Path("docs/results.md")
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+def write_study(study: Study) -> Study:
+    with STUDY.open("w") as file:
+        YAML().dump(study.model_dump(), file)
+    return read_study(STUDY)
+
+
+def track(run: RunRecord) -> str:
+    """Record a run in the store as a training and an evaluation do; return its id there."""
+    run_id = tracking.start_run(run_id=None, name="row", tags=run.tags)
+    tracking.log_params(run_id, run.params)
+    folder = Path("written") / run_id
+    files = {"training/training.json": json.dumps(run.training)}
+    if run.validation is not None:
+        files["training/validation.csv"] = run.validation.to_csv(index=False)
+    if run.metrics is not None:
+        files["evaluation/metrics.json"] = json.dumps(run.metrics)
+    if run.predictions is not None:
+        files["evaluation/predictions.csv"] = run.predictions.to_csv(index=False)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        tracking.log_files(run_id, [path], path.parent.name)
+    tracking.finish_run(run_id, "FINISHED")
+    return run_id
+
+
+def test_the_page_and_the_curve_come_from_the_stores_runs_alone() -> None:
+    rows = [{"name": "half", "label": "half of the films"}, {"name": "all", "label": "all films"}]
+    study = small_study(name="learning_curve", tested=True, seeds=[1], baseline="all", rows=rows)
+    (group,) = write_study(study).groups
+    films = {"half": "450", "all": "900"}
+    runs = [
+        record(group, row, 1, skill=2.0, params={"split.counts.train.normal": films[row.name]}) for row in group.rows
+    ]
+    ids = [track(run) for run in runs]
+    results(STUDY, PARAMS, OUTPUT)
+    page, curve = OUTPUT.read_text(), (OUTPUT.parent / "results-learning-curve.svg").read_text()
+    for run_id, run in zip(ids, runs, strict=True):
+        assert run.metrics is not None
+        assert f"`{run_id[:8]}`" in page
+        assert f"{run.metrics['accuracy']:.3f} (0.500 to 0.900)" in page
+    assert "2 of 2 trials" in page
+    assert "accuracy on the test films" in curve
+    assert "currentColor" not in curve
+    ET.fromstring(curve)
+    before = OUTPUT.read_bytes()
+    results(STUDY, PARAMS, OUTPUT)
+    assert OUTPUT.read_bytes() == before
+
+
+def test_rows_of_an_empty_store_are_not_run_and_no_curve_is_drawn() -> None:
+    write_study(small_study(name="learning_curve"))
+    results(STUDY, PARAMS, OUTPUT)
+    assert OUTPUT.read_text().count("| not run |") == 2
+    assert not (OUTPUT.parent / "results-learning-curve.svg").exists()
+
+
+def test_a_run_whose_files_are_missing_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    (group,) = write_study(small_study()).groups
+    run_id = tracking.start_run(run_id=None, name="row", tags={group.tag(group.rows[0], 1): "digest"})
+    with caplog.at_level(logging.WARNING):
+        results(STUDY, PARAMS, OUTPUT)
+    assert f"run {run_id} has no training/training.json and is left out" in caplog.text
+    assert OUTPUT.read_text().count("| not run |") == 2
+
+
+def test_only_runs_with_the_prefix_are_listed_the_oldest_first_and_absent_files_are_no_error() -> None:
+    tracking.start_run(run_id=None, name="other", tags={"team": "radiology"})
+    wanted = [tracking.start_run(run_id=None, name="row", tags={f"study.a.b.{n}": "x"}) for n in range(3)]
+    found = runs_with_tag_prefix("study.")
+    assert sorted(run.run_id for run in found) == sorted(wanted)
+    assert [run.started_ms for run in found] == sorted(run.started_ms for run in found)
+    assert read_artifacts(wanted[0], ["training/training.json"]) == {}
+
+
+def test_a_missing_study_leaves_an_earlier_page_alone() -> None:
+    OUTPUT.parent.mkdir()
+    OUTPUT.write_text("earlier")
+    with pytest.raises(ParamsError, match=r"study\.yaml is missing"):
+        results(STUDY, PARAMS, OUTPUT)
+    assert OUTPUT.read_text() == "earlier"
+
+
+def test_help_says_what_it_reads_and_writes() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "tasks.results", "--help"], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert "docs/results.md" in shown.stdout
