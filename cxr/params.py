@@ -221,7 +221,14 @@ class EvaluateParams(Section):
     bootstrap_resamples: Annotated[int, Field(ge=100)]
     seed: int
     calibration_bins: Annotated[int, Field(ge=2)]
+    fit_bias: bool
     gradcam_per_class: Count
+    surest_errors: Count
+    specificities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    refer_accuracy: Annotated[float, Field(gt=0, le=1)]
+    attention_films: Count
+    sanity_films: Count
+    audit_films: Count
 
 
 class RegisterParams(Section):
@@ -279,15 +286,24 @@ def override(path: Path, values: dict[str, Any]) -> None:
     Raises:
         ParamsError: a name is unknown or a value does not fit.
     """
+    tree, _ = _overridden(path, values)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        _yaml().dump(tree, file)
+
+
+def with_overrides(path: Path, values: dict[str, Any]) -> Params:
+    """Return what `override` would make of a parameter file, which stays as it is. Raises ParamsError."""
+    return _overridden(path, values)[1]
+
+
+def _overridden(path: Path, values: dict[str, Any]) -> tuple[Any, Params]:
     tree = _load(path)
     for name, value in values.items():
         _set(tree, name, value)
     try:
-        Params.model_validate(tree)
+        return tree, Params.model_validate(tree)
     except ValidationError as error:
         raise ParamsError(_readable(error)) from error
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        _yaml().dump(tree, file)
 
 
 def _set(tree: Any, name: str, value: Any) -> None:

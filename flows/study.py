@@ -13,141 +13,109 @@ goes on from its last epoch.
 """
 
 import hashlib
-import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Lock
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cxr import tracking
 from cxr.command import command_parser, run_command
 from cxr.errors import CxrError, ParamsError
 from cxr.files import read_json
-from cxr.params import read_params
+from cxr.params import read_params, with_overrides
+from cxr.study import Group, Row, Study, read_study
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
 from flows.supervised import run_supervised
 from flows.workspaces import open_workspace, shared_environment
-from tasks.configure import read_profile, weights_setting
+from tasks.configure import weights_setting
+
+DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
+"""What makes two trials the same; how the test set is measured is no part of a recipe."""
 
 _GIT = Lock()  # worktrees are made and moved one at a time
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-Settings = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
-
-
-class Row(BaseModel):
-    """One line of a table: what is set on top of its group's settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: Slug
-    label: str
-    set: Settings = {}
-    seeds: list[int] | None = None
-
-
-class Group(BaseModel):
-    """One table: rows that share settings; `tested` rows go on to the test set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: Slug
-    title: str
-    text: str
-    tested: bool
-    seeds: Annotated[list[int], Field(min_length=1)]
-    baseline: str | None = None
-    seeded: list[str] = ["train.seed"]
-    set: Settings = {}
-    rows: Annotated[list[Row], Field(min_length=1)]
-
-
-class Study(BaseModel):
-    """The whole of study.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    groups: Annotated[list[Group], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row with one seed: what it sets, how far it runs, and the tag that marks it as done."""
+    """One row with one seed.
+
+    settings   what it sets on top of params.yaml
+    stage      how far it runs
+    tag        key of the tag that marks the training's run as this trial's
+    digest     of all parameters up to that stage: a mark with another digest is of an older recipe
+    """
 
     group: str
     row: str
     seed: int
     settings: dict[str, Any]
     stage: str
+    tag: str
+    digest: str
 
     @property
     def name(self) -> str:
         """Return the trial's name for people."""
         return f"{self.group}/{self.row}/{self.seed}"
 
-    @property
-    def tag(self) -> str:
-        """Return the key of the tag on the training's run."""
-        return f"study.{self.group}.{self.row}.{self.seed}"
 
-    @property
-    def digest(self) -> str:
-        """Return a name for these very settings."""
-        return hashlib.sha256(json.dumps([self.settings, self.stage], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_study(path: Path) -> Study:
-    """Read study.yaml. Raises ParamsError with the place of each mistake."""
-    try:
-        return Study.model_validate(read_profile(path))
-    except ValidationError as error:
-        places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ParamsError(f"{path}: {places}") from error
-
-
-def trials(study: Study, *, weights: dict[str, str], chosen: list[str]) -> list[Trial]:
+def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[str]) -> list[Trial]:
     """Return every trial of the chosen groups or rows (`group` or `group/row`; all when none is chosen).
 
     Args:
         study: from read_study.
+        params: the parameter file that every row stands on.
         weights: backbone -> starting weights; a backbone that is not named starts from `none`. A row that sets
             train.weights itself keeps what it says.
         chosen: names, or none for all.
 
     Raises:
-        ParamsError: a chosen name does not exist.
+        ParamsError: a chosen name does not exist, or a row sets what is no parameter or does not fit.
     """
     known = {name for group in study.groups for row in group.rows for name in (group.name, f"{group.name}/{row.name}")}
     if unknown := sorted(set(chosen) - known):
         raise ParamsError(f"the study has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return [trial for group in study.groups for trial in _trials_of(group, weights) if _is_chosen(trial, chosen)]
-
-
-def _trials_of(group: Group, weights: dict[str, str]) -> list[Trial]:
-    """Return the group's trials, first every row with its first seed: a study that is cut off has all rows."""
-    stage = "evaluate" if group.tested else "train"
-    numbered = [(number, row, seed) for row in group.rows for number, seed in enumerate(row.seeds or group.seeds)]
     return [
-        Trial(group.name, row.name, seed, _settings(group, row, seed, weights), stage)
-        for _, row, seed in sorted(numbered, key=lambda trial: trial[0])
+        trial for group in study.groups for trial in _trials_of(group, params, weights) if _is_chosen(trial, chosen)
     ]
+
+
+def _trials_of(group: Group, params: Path, weights: dict[str, str]) -> list[Trial]:
+    """Return the group's trials, first every row with its first seed: a study that is cut off has all rows."""
+    numbered = [(number, row, seed) for row in group.rows for number, seed in enumerate(group.seeds_of(row))]
+    return [_trial(group, row, seed, params, weights) for _, row, seed in sorted(numbered, key=lambda trial: trial[0])]
+
+
+def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, str]) -> Trial:
+    settings = group.settings(row, seed)
+    settings.setdefault("train.weights", weights.get(settings.get("train.backbone", "resnet50"), "none"))
+    try:
+        merged = with_overrides(params, settings)
+    except ParamsError as error:
+        raise ParamsError(f"row {group.name}/{row.name} of the study: {error}") from error
+    deciding = [merged.section(name).model_dump_json() for name in DECIDING_SECTIONS]
+    return Trial(
+        group=group.name,
+        row=row.name,
+        seed=seed,
+        settings=settings,
+        stage="evaluate" if group.tested else "train",
+        tag=group.tag(row, seed),
+        digest=hashlib.sha256("\n".join(deciding).encode()).hexdigest()[:16],
+    )
 
 
 def _is_chosen(trial: Trial, chosen: list[str]) -> bool:
     return not chosen or bool({trial.group, f"{trial.group}/{trial.row}"} & set(chosen))
-
-
-def _settings(group: Group, row: Row, seed: int, weights: dict[str, str]) -> dict[str, Any]:
-    settings = {**group.set, **row.set}
-    settings |= dict.fromkeys(group.seeded, seed)
-    backbone = settings.get("train.backbone", "resnet50")
-    return {"train.weights": weights.get(backbone, "none")} | settings
 
 
 def is_done(trial: Trial) -> bool:
@@ -222,7 +190,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="trials at once, sharing the cores (%(default)s)")
     parser.add_argument("--list", action="store_true", help="say what is done and what is not, run nothing")
     arguments = parser.parse_args()
-    every = trials(read_study(arguments.study), weights=_weights(arguments.weights), chosen=arguments.rows)
+    study, weights = read_study(arguments.study), _weights(arguments.weights)
+    every = trials(study, params=Path("params.yaml"), weights=weights, chosen=arguments.rows)
     done = [trial for trial in every if is_done(trial)]
     if arguments.list:
         for trial in every:
@@ -232,7 +201,7 @@ def main() -> int:
     print(f"{len(done)} of {len(every)} trials are done, {len(todo)} to do")
     if not todo:
         return 0
-    runner = ThreadPoolTaskRunner(max_workers=arguments.workers)
+    runner: Any = ThreadPoolTaskRunner(max_workers=arguments.workers)
     ended = study_flow.with_options(task_runner=runner)(todo, arguments.workers, return_state=True)
     if ended.is_failed():
         raise StageFailedError(str(ended.message))

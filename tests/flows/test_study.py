@@ -1,0 +1,150 @@
+"""The study: which trials there are, that each runs once, and that a failure is named and does not stop the others."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxr import tracking
+from cxr.errors import ParamsError
+from cxr.params import override
+from cxr.study import Study, read_study
+from flows.study import Trial, is_done, study_flow, trials
+from tasks.configure import read_profile
+
+PROJECT = Path(__file__).parents[2]
+PARAMS = PROJECT / "params.yaml"
+
+TRAIN = """
+import json, pathlib
+from cxr import tracking
+from cxr.params import read_params
+params = read_params(pathlib.Path("params.yaml"))
+if params.train.epochs == 13:
+    raise SystemExit("error: thirteen epochs are unlucky")
+run = tracking.start_run(run_id=None, name="tiny", tags={})
+params.paths.model.mkdir(parents=True, exist_ok=True)
+(params.paths.model / "training.json").write_text(json.dumps({"run_id": run, "epochs": params.train.epochs}))
+"""
+
+DVC_YAML = """
+stages:
+  train:
+    cmd: python step.py
+    params: [train, split]
+    outs: ["${paths.model}"]
+"""
+
+
+def group(**changes: Any) -> dict[str, Any]:
+    rows = [{"name": "one", "label": "one epoch", "set": {"train.epochs": 1}}, {"name": "plain", "label": "as it is"}]
+    return {"name": "short", "title": "t", "text": "t", "tested": False, "seeds": [1, 2], "rows": rows} | changes
+
+
+def study(*groups: dict[str, Any]) -> Study:
+    return Study.model_validate({"groups": list(groups)})
+
+
+def names(found: list[Trial]) -> list[str]:
+    return [trial.name for trial in found]
+
+
+def test_every_row_runs_with_its_first_seed_before_any_runs_with_its_second() -> None:
+    found = trials(study(group()), params=PARAMS, weights={}, chosen=[])
+    assert names(found) == ["short/one/1", "short/plain/1", "short/one/2", "short/plain/2"]
+
+
+def test_a_row_adds_to_its_group_and_takes_the_weights_of_its_backbone() -> None:
+    rows = [
+        {"name": "a", "label": "a", "set": {"train.backbone": "mobilenet_v2", "train.epochs": 2}},
+        {"name": "b", "label": "b", "set": {"train.weights": "none"}},
+    ]
+    shared = {"train.epochs": 5, "split.protocol": "paper"}
+    chosen = study(group(rows=rows, seeds=[7], seeded=["split.seed", "train.seed"], set=shared, tested=True))
+    first, second = trials(
+        chosen, params=PARAMS, weights={"mobilenet_v2": "/w/m.pth", "resnet50": "/w/r.pth"}, chosen=[]
+    )
+    assert first.settings == {
+        "train.weights": "/w/m.pth",
+        "train.epochs": 2,
+        "split.protocol": "paper",
+        "train.backbone": "mobilenet_v2",
+        "split.seed": 7,
+        "train.seed": 7,
+    }
+    assert (second.settings["train.weights"], second.stage) == ("none", "evaluate")
+
+
+def test_groups_and_rows_can_be_chosen_and_unknown_names_are_refused() -> None:
+    both = study(group(), group(name="long"))
+    assert names(trials(both, params=PARAMS, weights={}, chosen=["long/one"])) == ["long/one/1", "long/one/2"]
+    assert len(trials(both, params=PARAMS, weights={}, chosen=["long"])) == 4
+    with pytest.raises(ParamsError, match=r"the study has no lang; it has long, long/one, long/plain, short"):
+        trials(both, params=PARAMS, weights={}, chosen=["lang"])
+
+
+def test_the_digest_changes_with_a_setting() -> None:
+    first, other = (
+        trials(study(group(set={"train.batch_size": size})), params=PARAMS, weights={}, chosen=["short/one"])[0]
+        for size in (8, 16)
+    )
+    assert first.tag == other.tag == "study.short.one.1"
+    assert first.digest != other.digest
+
+
+def test_the_digest_changes_with_the_file_that_rows_stand_on(tmp_path: Path) -> None:
+    other = tmp_path / "params.yaml"
+    other.write_text(PARAMS.read_text())
+    override(other, {"train.weight_decay": 0.123})
+    first, second = (trials(study(group()), params=path, weights={}, chosen=["short"])[0] for path in (PARAMS, other))
+    assert first.digest != second.digest
+
+
+def test_a_row_that_sets_what_does_not_exist_is_named() -> None:
+    rows = [{"name": "typo", "label": "l", "set": {"train.epoch": 1}}]
+    with pytest.raises(ParamsError, match=r"row short/typo of the study: there is no parameter train\.epoch"):
+        trials(study(group(rows=rows)), params=PARAMS, weights={}, chosen=[])
+
+
+def test_the_study_of_this_project_fits_the_real_profile(tmp_path: Path) -> None:
+    real = tmp_path / "params.yaml"
+    real.write_text(PARAMS.read_text())
+    override(real, read_profile(PROJECT / "profiles" / "real.yaml"))
+    found = trials(read_study(PROJECT / "study.yaml"), params=real, weights={}, chosen=[])
+    assert len({trial.tag for trial in found}) == len(found)
+
+
+@pytest.fixture
+def small(tiny: Path) -> Path:
+    """The tiny project with one stage that opens a run."""
+    (tiny / "dvc.yaml").write_text(DVC_YAML)
+    (tiny / "step.py").write_text(TRAIN)
+    (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n__pycache__/\n")
+    subprocess.run(["git", "add", "--all"], cwd=tiny, check=True)
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "one stage"]
+    subprocess.run(command, cwd=tiny, check=True)
+    return tiny
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
+    rows = [
+        {"name": "unlucky", "label": "fails", "set": {"train.epochs": 13}},
+        {"name": "two", "label": "two epochs", "set": {"train.epochs": 2}},
+    ]
+    unlucky, two = trials(study(group(rows=rows, seeds=[1])), params=PARAMS, weights={}, chosen=[])
+    ended = study_flow([unlucky, two], 1, return_state=True)
+    assert ended.is_failed()
+    assert ended.message == "short/unlucky/1: thirteen epochs are unlucky"
+    assert (is_done(unlucky), is_done(two)) == (False, True)
+    assert read_epochs(small) == 2
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=small, capture_output=True, check=True).stdout == b""
+
+
+def read_epochs(root: Path) -> int:
+    (training,) = (root / ".runs").rglob("training.json")
+    written = json.loads(training.read_text())
+    assert tracking.run_tags(written["run_id"])
+    return int(written["epochs"])
