@@ -1,56 +1,20 @@
 """What an evaluation says: predictions in; metrics, calibration, figures and tables out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cxr import figures
 from cxr.bootstrap import Intervals, bootstrap_intervals
 from cxr.calibration import measure_calibration, reliability_table
-from cxr.metrics import Floats, Ints, Metrics, measure, roc_curves
+from cxr.metrics import Metrics, measure, roc_curves
+from cxr.predictions import Predictions
 
 _HEADLINES = ("accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix")
 _OF_THE_SPLIT = ("protocol", "task", "classes", "synthetic", "test_set_sha256")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """N films of one split with their labels and probabilities before and after temperature scaling.
-
-    image_ids, sources, patients   (N,) of str
-    labels                         (N,) indices into `classes`
-    uncalibrated, calibrated       (N, C), rows summing to 1
-    """
-
-    classes: tuple[str, ...]
-    image_ids: NDArray[np.object_]
-    sources: NDArray[np.object_]
-    patients: NDArray[np.object_]
-    labels: Ints
-    uncalibrated: Floats
-    calibrated: Floats
-
-    def where(self, rows: NDArray[Any]) -> "Predictions":
-        """Return the films that `rows` (a mask (N,), or row numbers) selects."""
-        arrays = {name: value[rows] for name, value in vars(self).items() if name != "classes"}
-        return Predictions(self.classes, **arrays)
-
-    def to_table(self, split: str) -> pd.DataFrame:
-        """Return predictions.csv: who, where from, the label, the predicted class and each calibrated probability."""
-        names = np.array(self.classes, dtype=object)
-        columns = {
-            "image_id": self.image_ids,
-            "split": split,
-            "source": self.sources,
-            "patient_id": self.patients,
-            "label": names[self.labels],
-            "predicted_class": names[self.calibrated.argmax(axis=1)],
-        }
-        return pd.DataFrame(columns | {f"p_{name}": self.calibrated[:, c] for c, name in enumerate(self.classes)})
 
 
 @dataclass(frozen=True)
@@ -63,9 +27,9 @@ class Settings:
 
 
 def calibration_summary(
-    validation: Predictions, test: Predictions, *, temperature: float, settings: Settings
+    validation: Predictions, test: Predictions, *, temperature: float, bias: Sequence[float], settings: Settings
 ) -> dict[str, Any]:
-    """Return calibration.json: the temperature, and the errors before and after it on both splits."""
+    """Return calibration.json: temperature and bias, and the errors before and after them on both splits."""
 
     def errors(of: Predictions) -> dict[str, Any] | None:
         if not len(of.labels):
@@ -77,6 +41,7 @@ def calibration_summary(
 
     return {
         "temperature": temperature,
+        "bias": list(bias),
         "n_validation": len(validation.labels),
         "bins": settings.bins,
         "validation": errors(validation),
@@ -105,6 +70,7 @@ def summarize(
         "calibration": {
             **calibration["test"]["after"],
             "temperature": calibration["temperature"],
+            "bias": calibration["bias"],
             "bins": settings.bins,
         },
         "ci95": intervals.to_json(),
@@ -125,6 +91,13 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     flat |= {f"test_{key}": metrics["calibration"][key] for key in ("ece", "brier", "nll")}
     for name, values in metrics["per_class"].items():
         flat |= {f"test_{name}_{figure}": value for figure, value in values.items() if figure != "support"}
+    trust = metrics["trust"]
+    for point in trust["operating_points"]:
+        flat[f"test_sensitivity_at_specificity_{point['target_specificity']:g}"] = point["sensitivity"]["value"]
+    if trust["refer"]:
+        flat |= {f"test_refer_{name}": trust["refer"][name]["value"] for name in ("coverage", "accuracy_on_kept")}
+    if trust["attention"]["heat_inside_thorax"]:
+        flat["test_heat_inside_thorax"] = trust["attention"]["heat_inside_thorax"]["value"]
     return {name: value for name, value in flat.items() if value is not None}
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.bundle import ModelSpec
-from cxr.evaluation import Predictions
 from cxr.explain import grad_cam_of_films, overlay
 from cxr.metrics import Floats, Ints
 from cxr.packed import PackedFilms
+from cxr.predictions import Predictions
 from cxr.report import GalleryItem
 
 _JPEG_QUALITY = 88
@@ -27,10 +27,9 @@ class Pick:
 
 
 def make_gallery(
-    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, *, per_class: int, seed: int
+    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, picks: list[Pick]
 ) -> list[GalleryItem]:
-    """Return the chosen films (see pick_films) with the Grad-CAM of their predicted class."""
-    picks = pick_films(test.labels, test.calibrated, per_class=per_class, seed=seed)
+    """Return the picked films with the Grad-CAM of their predicted class."""
     chosen = test.where(np.array([pick.row for pick in picks], dtype=np.int64))
     predicted = chosen.calibrated.argmax(axis=1)
     films = packed.images[packed.rows(chosen.image_ids.tolist())]
@@ -65,6 +64,13 @@ def pick_films(labels: Ints, probabilities: Floats, *, per_class: int, seed: int
         surest = wrong[np.argsort(-confidence[wrong], kind="stable")[:per_class]]
         picks += [Pick(int(row), True) for row in drawn] + [Pick(int(row), False) for row in surest]
     return picks
+
+
+def pick_surest_errors(labels: Ints, probabilities: Floats, *, at_most: int) -> list[Pick]:
+    """Choose the wrong films, of any class, whose wrong class had the highest probability; the surest first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")[:at_most]]
+    return [Pick(int(row), False) for row in surest]
 
 
 def jpeg_address(picture: NDArray[np.uint8]) -> str:

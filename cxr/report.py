@@ -60,7 +60,12 @@ class GalleryItem:
 class ReportContent:
     """What the page shows; the mappings are the JSON files that the steps wrote.
 
-    figures   name -> SVG: confusion_matrix, roc, reliability, probabilities, training_curves
+    trust     trust.json, see cxr.trust
+    audit     audit.json, see cxr.audit
+    figures   name -> SVG: confusion_matrix, roc, reliability, probabilities, training_curves, abstention, audit_views
+              and, where the classes ask for them, operating_points and decisions
+    gallery   films by actual class
+    errors    the surest errors of all, the surest first
     digests   name -> hexadecimal digest
     """
 
@@ -70,8 +75,11 @@ class ReportContent:
     model: Mapping[str, Any]
     ingest: Mapping[str, Any]
     split: Mapping[str, Any]
+    trust: Mapping[str, Any]
+    audit: Mapping[str, Any]
     figures: Mapping[str, str]
     gallery: Sequence[GalleryItem]
+    errors: Sequence[GalleryItem]
     digests: Mapping[str, str]
 
 
@@ -117,9 +125,11 @@ def render_report(content: ReportContent) -> str:
 
 
 def compare_with_paper(metrics: Mapping[str, Any]) -> list[ComparedClass]:
-    """Return the rows of the paper's Table 2 with our values beside them."""
+    """Return the rows of the paper's Table 2 with our values beside them, of the classes that both have."""
     rows = []
     for name, paper in PAPER_CLASSES.items():
+        if name not in metrics["per_class"]:
+            continue
         ours, ci95 = metrics["per_class"][name], metrics["ci95"]["per_class"][name]
         cells = {
             title: Compared(getattr(paper, figure), ours[figure], ci95[figure])

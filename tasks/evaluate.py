@@ -1,12 +1,12 @@
 """Measure the model on the test set, once, and write the report.
 
 Reads   models/trained, data/images, data/split, and the manifest and the counts in data/raw
-Writes  reports/evidence       predictions.csv, calibration.json, figures, tables for `dvc plots`
+Writes  reports/evidence       predictions.csv, calibration, trust and audit .json, figures, tables for `dvc plots`
         reports/report.html    one page that needs nothing else
         reports/metrics.json   the test metrics with 95% intervals over patients
 Tracks  metrics, page and evidence in the MLflow run of the training
 
-The temperature is fitted on the validation films. The same inputs give the same files.
+Calibration and thresholds are chosen on the validation films. The same inputs give the same files.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
     from torch import nn
 
     from cxr.bundle import ModelSpec
-    from cxr.evaluation import Predictions
     from cxr.packed import PackedFilms
     from cxr.params import EvaluateParams, Paths
+    from cxr.predictions import Predictions
     from cxr.report import GalleryItem
 
 log = logging.getLogger("cxr.evaluate")
@@ -37,13 +35,12 @@ log = logging.getLogger("cxr.evaluate")
 
 def evaluate(params: EvaluateParams, paths: Paths) -> None:
     """Predict, calibrate, measure, and write evidence, report and metrics."""
-    import pandas as pd
-
     from cxr.bundle import read_bundle, read_spec
-    from cxr.evaluation import Settings, calibration_summary, draw_figures, summarize
+    from cxr.evaluation import Settings, calibration_summary, summarize
     from cxr.files import read_json, write_json
-    from cxr.gallery import make_gallery
     from cxr.packed import read_packed
+    from cxr.predictions import predict
+    from cxr.trust import headlines
 
     _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
@@ -51,17 +48,18 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     _check_fit(read_spec(paths.model), packed, split)
     films = _films(paths, split)
     model, spec = read_bundle(paths.model)
-    validation, test, temperature = _predict(model, spec, packed, films)
-    calibration = calibration_summary(validation, test, temperature=temperature, settings=settings)
+    validation, test, spec = predict(model, spec, packed, films, fit_bias=params.fit_bias)
+    calibration = calibration_summary(validation, test, temperature=spec.temperature, bias=spec.bias, settings=settings)
+    inspected = _inspect(model, spec, packed, films, validation=validation, test=test, params=params)
     metrics = summarize(test, calibration=calibration, split=split, settings=settings)
-    training, curves = read_json(paths.model / "training.json"), pd.read_csv(paths.model / "curves.csv")
-    drawn = draw_figures(test, metrics, curves=curves, best_epoch=training["best_epoch"])
-    gallery = make_gallery(model, spec, packed, test, per_class=params.gradcam_per_class, seed=params.seed)
-    _write_evidence(validation, test, calibration, drawn, paths.evidence)
-    _write_report(metrics, calibration, drawn, gallery, paths)
+    metrics["trust"] = headlines(inspected["trust"])
+    findings = {"metrics": metrics, "calibration": calibration, **inspected}
+    drawn = _draw(test, findings, paths)
+    _write_evidence(validation, test, findings, drawn, paths.evidence)
+    _write_report(findings, drawn, _galleries(model, spec, packed, test, params), paths)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
-    _track(training["run_id"], metrics, paths)
+    _track(read_json(paths.model / "training.json")["run_id"], metrics, paths)
 
 
 def _require_inputs(paths: Paths) -> None:
@@ -105,60 +103,69 @@ def _check_fit(spec: ModelSpec, packed: PackedFilms, split: Mapping[str, Any]) -
         )
 
 
-def _predict(
-    model: nn.Module, spec: ModelSpec, packed: PackedFilms, films: pd.DataFrame
-) -> tuple[Predictions, Predictions, float]:
-    """Return what the model says of validation and test films, and the temperature fitted on validation."""
-    import numpy as np
+def _inspect(
+    model: nn.Module,
+    spec: ModelSpec,
+    packed: PackedFilms,
+    films: pd.DataFrame,
+    *,
+    validation: Predictions,
+    test: Predictions,
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """Return trust.json and audit.json: what thresholds reach, where it looks, what shortcuts it takes."""
+    from cxr.audit import audit
+    from cxr.trust import TrustSettings, measure_trust
 
-    from cxr.calibration import TEMPERATURE_RANGE, fit_temperature
-    from cxr.evaluation import Predictions
-    from cxr.inference import softmax_with_temperature
-
-    logits = _logits(model, spec, packed, packed.rows(films["image_id"].tolist()))
-    labels = np.array([spec.classes.index(label) for label in films["label"]], dtype=np.int64)
-    is_validation = (films["split"] == "validation").to_numpy()
-    temperature = fit_temperature(logits[is_validation], labels[is_validation])
-    if any(abs(temperature / bound - 1) < 0.01 for bound in TEMPERATURE_RANGE):
-        log.warning(
-            "the temperature %.2f is at the end of its range: %d validation films may be too few or too easy to "
-            "calibrate on",
-            temperature,
-            is_validation.sum(),
-        )
-    both = Predictions(
-        classes=spec.classes,
-        image_ids=films["image_id"].to_numpy(object),
-        sources=films["source"].to_numpy(object),
-        patients=films["patient_id"].to_numpy(object),
-        labels=labels,
-        uncalibrated=softmax_with_temperature(logits, 1.0),
-        calibrated=softmax_with_temperature(logits, temperature),
+    settings = TrustSettings(
+        specificities=params.specificities,
+        refer_accuracy=params.refer_accuracy,
+        attention_films=params.attention_films,
+        sanity_films=params.sanity_films,
+        resamples=params.bootstrap_resamples,
+        seed=params.seed,
     )
-    return both.where(is_validation), both.where(~is_validation), temperature
+    draws = {"seed": params.seed, "resamples": params.bootstrap_resamples}
+    return {
+        "trust": measure_trust(model, spec, packed, validation=validation, test=test, settings=settings),
+        "audit": audit(model, spec, packed, films, max_films=params.audit_films, **draws),
+    }
 
 
-def _logits(model: nn.Module, spec: ModelSpec, packed: PackedFilms, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return raw scores (N, C) in fp32; only one batch of films is in memory."""
-    import numpy as np
-    from tqdm import tqdm
+def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[str, str]:
+    """Return every figure as SVG by name."""
+    import pandas as pd
 
-    from cxr.inference import BATCH_SIZE, choose_device, predict_logits
+    from cxr.audit import audit_figures
+    from cxr.evaluation import draw_figures
+    from cxr.files import read_json
+    from cxr.trust import trust_figures
 
-    model.to(choose_device("auto"))
-    logits = np.zeros((len(rows), len(spec.classes)), np.float32)
-    with tqdm(total=len(rows), desc="evaluate", unit=" films", disable=None) as bar:
-        for start in range(0, len(rows), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            images = packed.images[rows[part]]
-            logits[part] = predict_logits(model, images, mean=spec.mean, std=spec.std, progress=bar.update)
-    return logits
+    curves, best_epoch = pd.read_csv(paths.model / "curves.csv"), read_json(paths.model / "training.json")["best_epoch"]
+    return {
+        **draw_figures(test, findings["metrics"], curves=curves, best_epoch=best_epoch),
+        **trust_figures(findings["trust"], test),
+        **audit_figures(findings["audit"]),
+    }
+
+
+def _galleries(
+    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, params: EvaluateParams
+) -> dict[str, list[GalleryItem]]:
+    """Return the films that the page shows: some of each class, and the surest errors of all."""
+    from cxr.gallery import make_gallery, pick_films, pick_surest_errors
+
+    picks = {
+        "gallery": pick_films(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
+        "errors": pick_surest_errors(test.labels, test.calibrated, at_most=params.surest_errors),
+    }
+    return {name: make_gallery(model, spec, packed, test, chosen) for name, chosen in picks.items()}
 
 
 def _write_evidence(
     validation: Predictions,
     test: Predictions,
-    calibration: Mapping[str, Any],
+    findings: Mapping[str, Any],
     drawn: Mapping[str, str],
     folder: Path,
 ) -> None:
@@ -168,20 +175,20 @@ def _write_evidence(
     from cxr.files import whole_folder, write_json
 
     predictions = pd.concat([validation.to_table("validation"), test.to_table("test")])
-    tables = {"predictions": predictions, **plot_tables(test, bins=calibration["bins"])}
+    tables = {"predictions": predictions, **plot_tables(test, bins=findings["calibration"]["bins"])}
     with whole_folder(folder) as partial:
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
-        write_json(partial / "calibration.json", calibration)
+        for name in ("calibration", "trust", "audit"):
+            write_json(partial / f"{name}.json", findings[name])
         for name, svg in drawn.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
 def _write_report(
-    metrics: Mapping[str, Any],
-    calibration: Mapping[str, Any],
+    findings: Mapping[str, Any],
     drawn: Mapping[str, str],
-    gallery: list[GalleryItem],
+    galleries: Mapping[str, list[GalleryItem]],
     paths: Paths,
 ) -> None:
     from cxr.bundle import SPEC_FILE
@@ -191,14 +198,14 @@ def _write_report(
     model, split = read_json(paths.model / SPEC_FILE), read_json(paths.split / "split.json")
     training = read_json(paths.model / "training.json")
     content = ReportContent(
-        metrics=metrics,
-        calibration=calibration,
+        **findings,
+        gallery=galleries["gallery"],
+        errors=galleries["errors"],
         training=training,
         model=model,
         ingest=read_json(paths.raw / "ingest.json"),
         split=split,
         figures=drawn,
-        gallery=gallery,
         digests={
             "manifest (SHA-256)": split["manifest_sha256"],
             "test set (SHA-256)": split["test_set_sha256"],

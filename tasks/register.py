@@ -90,8 +90,9 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
     if not (model / WEIGHTS_FILE).is_file():
         raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `dvc repro train`")
     shutil.copy2(model / WEIGHTS_FILE, folder)
-    fitted = {"temperature": float(calibration["temperature"]), "bias": tuple(calibration["bias"])}
-    final = write_spec(folder, replace(spec, **fitted))
+    final = write_spec(
+        folder, replace(spec, temperature=float(calibration["temperature"]), bias=tuple(calibration["bias"]))
+    )
     if final.weights_sha256 != spec.weights_sha256:
         raise WeightsError(
             f"{model / WEIGHTS_FILE} has been changed: its SHA-256 is {final.weights_sha256[:12]}, {SPEC_FILE} says "

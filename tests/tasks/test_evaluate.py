@@ -26,7 +26,10 @@ from tasks.evaluate import evaluate
 
 CLASSES = ("normal", "viral", "bacterial")
 PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)
-PARAMS = EvaluateParams(bootstrap_resamples=200, seed=3, calibration_bins=8, gradcam_per_class=2)
+PARAMS = EvaluateParams(
+    bootstrap_resamples=200, seed=3, calibration_bins=8, fit_bias=False, gradcam_per_class=2, surest_errors=4,
+    specificities=[0.5, 0.8], refer_accuracy=0.5, attention_films=12, sanity_films=4, audit_films=24,
+)  # fmt: skip
 N_FILMS = 66
 
 
