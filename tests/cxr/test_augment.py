@@ -2,7 +2,7 @@
 
 import torch
 
-from cxr.augment import Augmentation, augment
+from cxr.augment import Augmentation, augment, mix
 
 STILL = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0)
 
@@ -69,3 +69,30 @@ def test_jitter_never_leaves_the_grey_scale() -> None:
     moved = augment(torch.rand(16, 8, 8), ranges, seeded())
     assert moved.min() >= 0
     assert moved.max() <= 1
+
+
+def test_mirror_turns_that_share_of_the_films_left_to_right() -> None:
+    ranges = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0, mirror=0.5)
+    film = torch.rand(16, 16)
+    moved = augment(film.expand(200, -1, -1), ranges, seeded())[:, 0]
+    mirrored = sum(torch.allclose(one, film.flip(-1), atol=1e-5) for one in moved)
+    assert mirrored + sum(torch.allclose(one, film, atol=1e-5) for one in moved) == 200
+    assert 70 < mirrored < 130
+
+
+def test_mixed_films_are_the_stated_share_of_themselves_and_the_rest_of_their_partner() -> None:
+    films = torch.rand(8, 1, 4, 4)
+    mixed, partners, share = mix(films, 0.4, seeded(1))
+    assert 0 < share < 1
+    assert torch.allclose(mixed, share * films + (1 - share) * films[partners])
+    assert mix(films, 0.4, seeded(1))[2] == share
+    assert mix(films, 0.4, seeded(2))[2] != share
+
+
+def test_without_mixing_films_and_the_generator_stay_as_they_are() -> None:
+    films, generator = torch.rand(3, 1, 4, 4), seeded(1)
+    before = generator.get_state()
+    mixed, _, share = mix(films, 0.0, generator)
+    assert share == 1
+    assert torch.equal(mixed, films)
+    assert torch.equal(generator.get_state(), before)

@@ -13,7 +13,7 @@ import torch
 from cxr.errors import DataError, TrainingError, WeightsError
 from cxr.inference import choose_device
 from cxr.params import TrainParams, read_params
-from cxr.training import Epoch, Trained, TrainingData, choose_precision, fit
+from cxr.training import Epoch, Trained, TrainingData, _order, choose_precision, fit
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("normal", "viral", "bacterial")
@@ -158,6 +158,31 @@ def test_each_way_of_balancing_classes_trains(tmp_path: Path, balance: str) -> N
     data = films()
     few = TrainingData(data.images, data.labels, data.train_rows[:20], data.validation_rows, CLASSES)
     assert np.isfinite(run(tmp_path, few, epochs=1, class_balance=balance).history[0].train_loss)
+
+
+def test_sampling_by_source_draws_each_source_of_a_class_equally_often(tmp_path: Path) -> None:
+    labels = np.array([0] * 90 + [0] * 10 + [1] * 40 + [2] * 60)
+    sources = np.array([0] * 90 + [1] * 10 + [0] * 40 + [1] * 60)
+    rows = np.arange(200)
+    images = np.zeros((200, 32, 32), np.uint8)
+    data = TrainingData(images, labels, rows, rows[:3], CLASSES, sources)
+    drawn = np.concatenate(
+        [
+            _order(data, recipe(class_balance="sampling_by_source"), torch.Generator().manual_seed(seed))
+            for seed in range(20)
+        ]
+    )
+    counts = [np.mean((labels[drawn] == c) & (sources[drawn] == s)) for c, s in ((0, 0), (0, 1), (1, 0), (2, 1))]
+    assert counts == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3], abs=0.03)
+    unknown = TrainingData(images, labels, rows, rows[:3], CLASSES)
+    with pytest.raises(DataError, match="needs the source of each film"):
+        run(tmp_path, unknown, class_balance="sampling_by_source")
+
+
+def test_mixup_changes_what_is_learnt_and_stays_repeatable(tmp_path: Path) -> None:
+    first, again = (run(tmp_path / name, epochs=1, mixup=0.4) for name in ("a", "b"))
+    assert same(first, again)
+    assert not same(first, run(tmp_path / "c", epochs=1))
 
 
 def test_no_films_to_validate_on_is_an_error(tmp_path: Path) -> None:

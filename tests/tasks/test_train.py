@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from cxr.bundle import read_bundle
 from cxr.files import write_json
 from cxr.images import Preprocessing
+from cxr.inference import predict_logits, softmax_with_temperature
 from cxr.manifest import MANIFEST_COLUMNS, write_table
-from cxr.packed import write_index
+from cxr.packed import read_packed, write_index
 from cxr.params import Paths, override, read_params
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,25 @@ def test_killed_training_resumes_into_its_run_and_ends_with_the_same_bits(
     weights = [(trained(file) / "model.safetensors").read_bytes() for file in (finished, params)]
     assert weights[0] == weights[1]
     assert json.loads((trained(params) / "training.json").read_text())["run_id"] == run_id
+
+
+def test_a_committee_averages_networks_of_different_seeds_and_is_what_is_validated(tmp_path: Path, store: Path) -> None:
+    params = project(tmp_path)
+    override(params, {"train.members": 2, "train.epochs": 1, "train.backbone": "small_cnn"})
+    process = start(params, store)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    model, spec = read_bundle(trained(params))
+    assert (spec.members, len(list(model.get_submodule("members").children()))) == (2, 2)
+    first, second = (dict(member.named_parameters()) for member in model.get_submodule("members").children())
+    assert any(not first[name].equal(second[name]) for name in first)
+    table = pd.read_csv(trained(params) / "validation.csv")
+    packed = read_packed(read_params(params).paths.images)
+    images = packed.images[packed.rows(table["image_id"].tolist())]
+    answers = softmax_with_temperature(predict_logits(model, images, mean=spec.mean, std=spec.std), 1.0)
+    assert table[["p_normal", "p_viral", "p_bacterial"]].to_numpy() == pytest.approx(answers, abs=1e-6)
+    assert set(table["source"]) == {"one", "two"}
+    assert json.loads((trained(params) / "training.json").read_text())["best_epochs"] == [1, 1]
 
 
 def test_missing_input_is_one_line_and_an_exit_code(tmp_path: Path, store: Path) -> None:
