@@ -107,6 +107,15 @@ def _drawn(films: "pd.DataFrame", at_most: int, generator: np.random.Generator) 
     return films.iloc[np.sort(generator.choice(len(films), at_most, replace=False))]
 
 
+def _both_sides(
+    films: "pd.DataFrame", positive: NDArray[np.bool_], at_most: int, generator: np.random.Generator
+) -> "pd.DataFrame":
+    """Return at most `at_most` films, up to half of them from the smaller side, which carries the interval's width."""
+    smaller = _drawn(films[~positive], at_most // 2, generator)
+    larger = _drawn(films[positive], at_most - len(smaller), generator)
+    return films[films["image_id"].isin([*smaller["image_id"], *larger["image_id"]])]
+
+
 def _in_batches(
     model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8], thorax: NDArray[np.bool_], *, view: str
 ) -> Floats:
@@ -149,8 +158,8 @@ def _probed(
     chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
         return {"skipped": why_not}
-    # Draw before the pass over the network, then choose anew: a draw may leave a class too small.
-    unseen = _drawn(unseen.iloc[chosen.rows], max_films, np.random.default_rng(seed))
+    # Drawn before the pass over the network, then chosen anew: a draw may leave a class too small.
+    unseen = _both_sides(unseen.iloc[chosen.rows], chosen.positive, max_films, np.random.default_rng(seed))
     chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
         return {"skipped": why_not}

@@ -56,11 +56,11 @@ def _outside(view: Mapping[str, Any], where: str, rule: str) -> Finding:
         return Finding("unknown", f"Too few patients to say what the model tells {where}.", rule)
     shown = f"macro AUROC {auroc:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
     if auroc >= _READS and interval[0] > _READS_A_LITTLE:
-        why = "It reads something that is not in the lungs."
+        why = "What lies outside the lungs goes with the class, and it responds to that."
         return Finding("bad", f"It still tells the classes apart {where}: {shown}. {why}", rule)
     if interval[0] <= 0.5:
         return Finding("good", f"It tells nothing {where} that chance would not: {shown}.", rule)
-    why = "Part of its score may come from outside the lungs."
+    why = "What lies outside the lungs may be part of its answers."
     return Finding("doubt", f"It tells a little {where}: {shown}. {why}", rule)
 
 

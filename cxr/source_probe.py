@@ -64,7 +64,7 @@ def probe(features: Floats, films: ProbeSet, patients: Strings, *, seed: int, re
     scores = _out_of_fold(features, films, patients, seed=seed)
     auroc = weighted_auroc(scores, films.positive, _balance(films.positive, films.labels)[None])
     interval = _interval(scores, films, patients, resamples=resamples, seed=seed)
-    return {"auroc": float(auroc[0]), "ci95": pair(interval), "n_features": features.shape[1]}
+    return {"auroc": min(float(auroc[0]), 1.0), "ci95": pair(interval), "n_features": features.shape[1]}
 
 
 def image_statistics(images: NDArray[np.uint8]) -> Floats:
@@ -112,4 +112,4 @@ def _interval(scores: Floats, films: ProbeSet, patients: Strings, *, resamples: 
     draws = patient_draws(len(names), resamples, seed=seed, width=len(scores))
     balance = _balance(films.positive, films.labels)
     values = [weighted_auroc(scores, films.positive, counts[:, patient] * balance) for counts in draws]
-    return percentile_interval(np.concatenate(values))
+    return percentile_interval(np.minimum(np.concatenate(values), 1.0))  # sums of weights may round above it

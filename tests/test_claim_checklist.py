@@ -15,9 +15,7 @@ MADE_BY_A_RUN = ("reports/",)
 def sections_of(page: str) -> set[str]:
     """Return the titles of the sections of the report or a card, from its templates."""
     if page == "report":
-        html = "".join(
-            (ROOT / "cxr" / name).read_text(encoding="utf-8") for name in ("report.html.j2", "audit.html.j2")
-        )
+        html = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cxr").glob("*.html.j2"))
         return set(re.findall(r"<h2>(.+?)</h2>", html))
     template = ROOT / "cxr" / f"{page.replace(' ', '_')}.md.j2"
     return set(re.findall(r"^## (.+)$", template.read_text(encoding="utf-8"), re.MULTILINE))
