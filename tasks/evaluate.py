@@ -1,7 +1,7 @@
 """Measure the model on the test set, once, and write the report.
 
 Reads   models/trained, data/images, data/split, and the manifest and the counts in data/raw
-Writes  reports/evidence       predictions.csv, calibration, trust and audit .json, figures, tables for `dvc plots`
+Writes  reports/evidence       predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots
         reports/report.html    one page that needs nothing else
         reports/metrics.json   the test metrics with 95% intervals over patients
 Tracks  metrics, page and evidence in the MLflow run of the training
@@ -37,14 +37,15 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     """Predict, calibrate, measure, and write evidence, report and metrics."""
     from cxr.bundle import read_bundle, read_spec
     from cxr.evaluation import Settings, calibration_summary, summarize
-    from cxr.files import read_json, write_json
+    from cxr.files import write_json
     from cxr.packed import read_packed
     from cxr.predictions import predict
     from cxr.trust import headlines
 
     _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
-    packed, split = read_packed(paths.images), read_json(paths.split / "split.json")
+    packed, records = read_packed(paths.images), _records(paths)
+    split = records["split"]
     _check_fit(read_spec(paths.model), packed, split)
     films = _films(paths, split)
     model, spec = read_bundle(paths.model)
@@ -55,11 +56,11 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     metrics["trust"] = headlines(inspected["trust"])
     findings = {"metrics": metrics, "calibration": calibration, **inspected}
     drawn = _draw(test, findings, paths)
-    _write_evidence(validation, test, findings, drawn, paths.evidence)
-    _write_report(findings, drawn, _galleries(model, spec, packed, test, params), paths)
+    _write_evidence(validation, test, findings | records, drawn, paths.evidence)
+    _write_report(findings | records, drawn, _galleries(model, spec, packed, test, params), paths.report)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
-    _track(read_json(paths.model / "training.json")["run_id"], metrics, paths)
+    _track(records["training"]["run_id"], metrics, paths)
 
 
 def _require_inputs(paths: Paths) -> None:
@@ -73,6 +74,19 @@ def _require_inputs(paths: Paths) -> None:
         for file in files:
             if not file.is_file():
                 raise DataError(f"{file} is missing; run `dvc repro {stage}`")
+
+
+def _records(paths: Paths) -> dict[str, Any]:
+    """Return what the earlier steps wrote about themselves."""
+    from cxr.bundle import SPEC_FILE
+    from cxr.files import read_json
+
+    return {
+        "ingest": read_json(paths.raw / "ingest.json"),
+        "split": read_json(paths.split / "split.json"),
+        "model": read_json(paths.model / SPEC_FILE),
+        "training": read_json(paths.model / "training.json"),
+    }
 
 
 def _films(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
@@ -165,56 +179,46 @@ def _galleries(
 def _write_evidence(
     validation: Predictions,
     test: Predictions,
-    findings: Mapping[str, Any],
+    content: Mapping[str, Any],
     drawn: Mapping[str, str],
     folder: Path,
 ) -> None:
+    """Write tables, figures, cards and what was found; `content` holds the findings and the records."""
     import pandas as pd
 
+    from cxr.cards import write_cards
     from cxr.evaluation import plot_tables
     from cxr.files import whole_folder, write_json
 
     predictions = pd.concat([validation.to_table("validation"), test.to_table("test")])
-    tables = {"predictions": predictions, **plot_tables(test, bins=findings["calibration"]["bins"])}
+    tables = {"predictions": predictions, **plot_tables(test, bins=content["calibration"]["bins"])}
     with whole_folder(folder) as partial:
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
         for name in ("calibration", "trust", "audit"):
-            write_json(partial / f"{name}.json", findings[name])
+            write_json(partial / f"{name}.json", content[name])
+        write_cards(partial, **content)
         for name, svg in drawn.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
 def _write_report(
-    findings: Mapping[str, Any],
-    drawn: Mapping[str, str],
-    galleries: Mapping[str, list[GalleryItem]],
-    paths: Paths,
+    content: Mapping[str, Any], drawn: Mapping[str, str], galleries: Mapping[str, list[GalleryItem]], path: Path
 ) -> None:
-    from cxr.bundle import SPEC_FILE
-    from cxr.files import read_json, whole_file
+    from cxr.files import whole_file
     from cxr.report import ReportContent, render_report
 
-    model, split = read_json(paths.model / SPEC_FILE), read_json(paths.split / "split.json")
-    training = read_json(paths.model / "training.json")
-    content = ReportContent(
-        **findings,
-        gallery=galleries["gallery"],
-        errors=galleries["errors"],
-        training=training,
-        model=model,
-        ingest=read_json(paths.raw / "ingest.json"),
-        split=split,
-        figures=drawn,
-        digests={
-            "manifest (SHA-256)": split["manifest_sha256"],
-            "test set (SHA-256)": split["test_set_sha256"],
-            "weights (SHA-256)": model["weights_sha256"],
-            "MLflow run": training["run_id"],
-        },
+    digests = {
+        "manifest (SHA-256)": content["split"]["manifest_sha256"],
+        "test set (SHA-256)": content["split"]["test_set_sha256"],
+        "weights (SHA-256)": content["model"]["weights_sha256"],
+        "MLflow run": content["training"]["run_id"],
+    }
+    page = ReportContent(
+        **content, figures=drawn, gallery=galleries["gallery"], errors=galleries["errors"], digests=digests
     )
-    with whole_file(paths.report) as partial:
-        partial.write_text(render_report(content), encoding="utf-8")
+    with whole_file(path) as partial:
+        partial.write_text(render_report(page), encoding="utf-8")
 
 
 def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:

@@ -21,6 +21,7 @@ from cxr.metrics import measure
 from cxr.packed import write_index
 from cxr.params import EvaluateParams, Paths
 from cxr.splits import test_set_sha256 as sha256_of_test_set
+from cxr.tracking import start_run
 from cxr.zoo import build
 from tasks.evaluate import evaluate
 
@@ -57,7 +58,8 @@ def write_films(paths: Paths) -> None:
     paths.raw.mkdir(parents=True)
     write_table(manifest, MANIFEST_COLUMNS, paths.raw / "manifest.parquet")
     counts = {"total": N_FILMS, "kept": N_FILMS, "quarantined": 0, "duplicates": 0}
-    write_json(paths.raw / "ingest.json", counts | {"sources": {"first": counts}, "synthetic": True})
+    ingest = {"sources": {"first": counts}, "synthetic": True, "classes": dict.fromkeys(CLASSES, N_FILMS // 3)}
+    write_json(paths.raw / "ingest.json", counts | ingest | {"manifest_sha256": "0" * 64})
     paths.images.mkdir()
     brightness = 60 * (1 + np.arange(N_FILMS) % 3)
     images = generator.integers(0, 40, (N_FILMS, 32, 32)) + brightness[:, None, None]
@@ -74,7 +76,8 @@ def write_split(paths: Paths, manifest: pd.DataFrame) -> None:
     split = {
         "protocol": "patient", "task": "three_way", "classes": list(CLASSES), "synthetic": True,
         "leakage": "No patient leaks.", "manifest_sha256": "0" * 64, "test_set_sha256": sha256_of_test_set(table),
-        "counts": {"test": dict.fromkeys(CLASSES, 12)}, "patients": {"test": 18},
+        "counts": {name: dict.fromkeys(CLASSES, n) for name, n in (("train", 4), ("validation", 6), ("test", 12))},
+        "patients": {"train": 6, "validation": 9, "test": 18},
     }  # fmt: skip
     write_json(paths.split / "split.json", split)
 
@@ -82,10 +85,10 @@ def write_split(paths: Paths, manifest: pd.DataFrame) -> None:
 def write_model(paths: Paths) -> None:
     """Write an untrained network whose logits are spread out, so that it has an opinion."""
     torch.manual_seed(0)
-    state = build("resnet50", 3).state_dict()
+    state = build("small_cnn", 3).state_dict()
     state["fc.weight"] = state["fc.weight"] * 3
     spec = ModelSpec(
-        backbone="resnet50", head="linear", members=1, views=(1.0,), classes=CLASSES, preprocessing=PREPROCESSING,
+        backbone="small_cnn", head="linear", members=1, views=(1.0,), classes=CLASSES, preprocessing=PREPROCESSING,
         mean=(0.5,) * 3, std=(0.25,) * 3, temperature=1.0, bias=(0.0,) * 3, synthetic=True,
     )  # fmt: skip
     write_bundle(paths.model, state, spec)
@@ -111,8 +114,6 @@ def _store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A project whose model has been evaluated once, into the run of its training."""
-    from cxr.tracking import start_run
-
     paths = paths_in(tmp_path_factory.mktemp("project"))
     write_films(paths)
     write_model(paths)
@@ -189,6 +190,34 @@ def test_the_page_shows_films_of_every_class_with_their_heat(evaluated: Paths) -
     assert html.count("data:image/jpeg;base64,") >= 2 * len(CLASSES)
     assert all(f"Actually {name}" in html for name in CLASSES)
     assert "Synthetic sample: these figures say nothing about patients" in html
+
+
+def test_what_a_clinician_asks_is_in_the_evidence_and_its_headlines_in_the_metrics(evaluated: Paths) -> None:
+    trust, headlines = read_json(evaluated.evidence / "trust.json"), read_json(evaluated.metrics)["trust"]
+    points = trust["operating_points"]["points"]
+    assert [point["target_specificity"] for point in points] == PARAMS.specificities
+    assert headlines["operating_points"] == points
+    assert headlines["refer"] == trust["referral"]["found"]
+    assert headlines["attention"]["depends_on_weights"] == trust["sanity"]["depends_on_weights"]
+    assert set(trust["decisions"]) == {"pneumonia", "bacterial"}
+    assert trust["sanity"]["films"] <= PARAMS.sanity_films
+    assert trust["attention"]["films"] + trust["attention"]["without_heat"] == PARAMS.attention_films
+    assert read_json(evaluated.evidence / "audit.json")["films"] == PARAMS.audit_films
+
+
+def test_thresholds_come_from_the_validation_films_alone(evaluated: Paths) -> None:
+    table = pd.read_csv(evaluated.evidence / "predictions.csv")
+    normal = table.query("split == 'validation' and label == 'normal'")
+    for point in read_json(evaluated.evidence / "trust.json")["operating_points"]["points"]:
+        below = (1 - normal["p_normal"] <= point["threshold"] + 1e-12).mean()
+        assert below >= point["target_specificity"]
+        assert point["specificity"]["of"] == 12
+
+
+def test_the_cards_stand_beside_the_evidence(evaluated: Paths) -> None:
+    cards = [(evaluated.evidence / name).read_text() for name in ("model_card.md", "data_card.md")]
+    assert all("not for clinical use" in card for card in cards)
+    assert f"{read_json(evaluated.metrics)['accuracy']:.3f}" in cards[0]
 
 
 def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> None:
@@ -271,3 +300,17 @@ def test_a_validation_set_that_says_little_is_warned_about(
     table.to_csv(project.split / "splits.csv", index=False)
     evaluate(PARAMS, project)
     assert f"the temperature 0.25 is at the end of its range: {len(right)} validation films may be" in caplog.text
+
+
+def test_a_bias_is_fitted_when_it_is_asked_for_and_lowers_the_loss_further(evaluated: Paths, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(evaluated.model, model)
+    changed_json(model / "training.json", run_id=start_run(run_id=None, name="another training", tags={}))
+    reports = {name: tmp_path / name for name in ("metrics", "report", "evidence")}
+    evaluate(PARAMS.model_copy(update={"fit_bias": True}), evaluated.model_copy(update=reports | {"model": model}))
+    plain, biased = (read_json(folder / "calibration.json") for folder in (evaluated.evidence, tmp_path / "evidence"))
+    assert plain["bias"] == [0, 0, 0]
+    assert any(biased["bias"])
+    assert biased["validation"]["after"]["nll"] < plain["validation"]["after"]["nll"]
+    assert "With it a bias a class was fitted" in (tmp_path / "report").read_text()
+    assert "With it a bias a class was fitted" not in evaluated.report.read_text()
