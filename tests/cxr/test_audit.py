@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +104,17 @@ def audited(model: nn.Module, packed: PackedFilms, table: pd.DataFrame, *, max_f
     return through_json
 
 
+@cache
+def border_reader() -> dict[str, Any]:
+    return audited(Reader(CORNER), *films(in_corner))
+
+
 def levels(found: dict[str, Any]) -> list[str]:
     return [finding["level"] for finding in found["verdict"]]
 
 
 def test_a_model_that_reads_the_border_keeps_its_score_without_the_thorax_and_is_found_out() -> None:
-    found = audited(Reader(CORNER), *films(in_corner))
+    found = deepcopy(border_reader())
     scores = {name: view["accuracy"] for name, view in found["views"].items()}
     assert scores["whole"] == scores["thorax_blanked"] == scores["thorax_black"] == scores["border_only"] == 1
     assert scores["thorax_only"] < 0.6
@@ -125,7 +132,7 @@ def test_a_model_that_reads_the_lungs_loses_its_score_without_the_thorax_and_is_
 
 
 def test_the_same_films_and_seed_give_the_same_audit() -> None:
-    assert audited(Reader(CORNER), *films(in_corner)) == audited(Reader(CORNER), *films(in_corner))
+    assert audited(Reader(CORNER), *films(in_corner)) == border_reader()
 
 
 def test_more_films_than_allowed_are_drawn_from_and_the_audit_says_so() -> None:
@@ -160,7 +167,7 @@ def test_too_few_patients_give_no_interval_and_no_judgement() -> None:
 
 
 def test_examples_show_each_class_in_each_view() -> None:
-    found = audited(Reader(CORNER), *films(in_corner))
+    found = deepcopy(border_reader())
     assert len(found["examples"]) == N_EXAMPLES
     assert {example["label"] for example in found["examples"]} == set(CLASSES)
     for example in found["examples"]:
@@ -169,7 +176,7 @@ def test_examples_show_each_class_in_each_view() -> None:
 
 
 def test_the_figure_and_the_part_of_the_report_show_every_view_and_finding() -> None:
-    found = audited(Reader(CORNER), *films(in_corner))
+    found = deepcopy(border_reader())
     drawn = audit_figures(found)
     environment = Environment(
         loader=FileSystemLoader(Path(cxr.audit.__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -189,7 +196,7 @@ def test_the_figure_and_the_part_of_the_report_show_every_view_and_finding() -> 
     ("auroc", "expected"), [(0.95, "bad"), (0.8, "doubt"), (0.55, "good")], ids=["told", "in part", "hardly"]
 )
 def test_telling_the_source_is_bad_only_where_it_gives_a_class_away(auroc: float, expected: str) -> None:
-    found = audited(Reader(CORNER), *films(in_corner))
+    found = deepcopy(border_reader())
     found["probe"]["features"]["auroc"] = auroc
     found["sources"]["there"].pop("bacterial")
     assert verdict(found)[3]["level"] == expected
