@@ -26,7 +26,7 @@ from cxr.errors import DataError
 from cxr.inference import BATCH_SIZE, choose_device, to_input
 from cxr.networks import SvmHead
 from cxr.training import Epoch, Listener, Trained, TrainingData, choose_precision
-from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build, features, load_weights, set_head
+from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build, check_image_size, features, load_weights, set_head
 
 if TYPE_CHECKING:
     from cxr.params import TrainParams
@@ -59,9 +59,11 @@ def train_svm(data: TrainingData, recipe: TrainParams, listener: Listener) -> Tr
 
     Raises:
         DataError: a class has no film to learn from, or there is none to validate on.
+        ParamsError: the films are too small for the network.
         WeightsError: starting weights cannot be loaded.
     """
     _check(data)
+    check_image_size(recipe.backbone, data.images.shape[1])
     started = time.perf_counter()
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)

@@ -1,0 +1,67 @@
+"""Every network, and a machine on its features, goes the whole way: train, register, load by its alias, predict."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cxr import registry, tracking
+from cxr.architectures import ARCHITECTURES
+from cxr.bundle import read_bundle, write_bundle
+from cxr.explain import grad_cam_of_films
+from cxr.inference import classify, predict_logits
+from cxr.params import TrainParams, read_params
+from cxr.svm import train_svm
+from cxr.training import TrainingData, fit
+from cxr.zoo import build, smallest_image_px
+from tests.registry_project import CLASSES, enter_project, spec
+
+QUIET = SimpleNamespace(on_batch=lambda _films: None, on_epoch=lambda _epoch: None)
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+def films(size: int) -> TrainingData:
+    rows = np.arange(9)
+    images = np.random.default_rng(0).integers(0, 255, (9, size, size), np.uint8)
+    return TrainingData(images, rows % 3, rows[:6], rows[6:], CLASSES)
+
+
+def recipe(backbone: str, head: str) -> TrainParams:
+    """One epoch of two steps; of a VGG the head alone learns, or its optimizer's state would take a gigabyte."""
+    quick = {"epochs": 1, "batch_size": 3, "warmup_epochs": 0, "head_only_epochs": int(backbone.startswith("vgg"))}
+    settings = {"weights": "none", "frozen": [], "device": "cpu", "precision": "fp32", "compile": False}
+    values = read_params(Path("params.yaml")).train.model_dump() | quick | settings
+    return TrainParams.model_validate(values | {"backbone": backbone, "head": head})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"), [*((name, "linear") for name in sorted(ARCHITECTURES)), ("mobilenet_v2", "svm")]
+)
+def test_it_trains_and_predicts_through_the_registry(backbone: str, head: str) -> None:
+    data, settings = films(max(smallest_image_px(backbone), 64)), recipe(backbone, head)
+    if head == "svm":
+        trained = train_svm(data, settings, listener=QUIET)
+    else:
+        trained = fit(data, settings, checkpoints=Path("checkpoints"), listener=QUIET)
+        shutil.rmtree("checkpoints")
+    described = spec(backbone=backbone, head=head, image_size_px=data.images.shape[1])
+    written = write_bundle(Path("made"), trained.state, described)
+    run_id = tracking.start_run(run_id=None, name=backbone, tags={})
+    version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
+    registry.move_champion(version.number, kind="promote", who="ann", why="test")
+    shutil.rmtree("made")
+    model, read = read_bundle(registry.fetch_bundle(registry.get_version("champion")))
+    trained_network = build(backbone, len(CLASSES), head=head).eval()
+    trained_network.load_state_dict(trained.state)
+    expected = predict_logits(trained_network, data.images, mean=read.mean, std=read.std)
+    np.testing.assert_allclose(predict_logits(model, data.images, mean=read.mean, std=read.std), expected, atol=1e-5)
+    assert classify(model, read, data.images).sum(axis=1) == pytest.approx(1)
+    heat = grad_cam_of_films(model, data.images[:1], np.array([0]), mean=read.mean, std=read.std)
+    assert heat.shape == data.images[:1].shape
+    shutil.rmtree("mlruns/artifacts")  # half a gigabyte of a VGG
