@@ -62,9 +62,10 @@ class Group(BaseModel):
 
 
 class Study(BaseModel):
-    """The whole of study.yaml."""
+    """The whole of study.yaml; `quick` is there to be referred to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    quick: Settings = {}
     groups: Annotated[list[Group], Field(min_length=1)]
 
     def group(self, name: str) -> Group | None:

@@ -67,9 +67,14 @@ class Trial:
         """Return the trial's name for people."""
         return f"{self.group}/{self.row}/{self.seed}"
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Return what the trial answers to: its group, its row, itself."""
+        return self.group, f"{self.group}/{self.row}", self.name
+
 
 def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[str]) -> list[Trial]:
-    """Return every trial of the chosen groups or rows (`group` or `group/row`; all when none is chosen).
+    """Return every trial of the chosen groups or rows (`group`, `group/row` or `group/row/seed`; all when none is).
 
     Args:
         study: from read_study.
@@ -81,12 +86,15 @@ def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[
     Raises:
         ParamsError: a chosen name does not exist, or a row sets what is no parameter or does not fit.
     """
-    known = {name for group in study.groups for row in group.rows for name in (group.name, f"{group.name}/{row.name}")}
+    every = [trial for group in study.groups for trial in _trials_of(group, params, weights)]
+    known = {name for trial in every for name in trial.names}
     if unknown := sorted(set(chosen) - known):
-        raise ParamsError(f"the study has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return [
-        trial for group in study.groups for trial in _trials_of(group, params, weights) if _is_chosen(trial, chosen)
-    ]
+        raise ParamsError(f"the study has no {', '.join(unknown)}; its groups are {', '.join(_groups(every))}")
+    return [trial for trial in every if not chosen or set(trial.names) & set(chosen)]
+
+
+def _groups(every: list[Trial]) -> list[str]:
+    return list(dict.fromkeys(trial.group for trial in every))
 
 
 def _trials_of(group: Group, params: Path, weights: dict[str, str]) -> list[Trial]:
@@ -112,10 +120,6 @@ def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, s
         tag=group.tag(row, seed),
         digest=hashlib.sha256("\n".join(deciding).encode()).hexdigest()[:16],
     )
-
-
-def _is_chosen(trial: Trial, chosen: list[str]) -> bool:
-    return not chosen or bool({trial.group, f"{trial.group}/{trial.row}"} & set(chosen))
 
 
 def is_done(trial: Trial) -> bool:
@@ -184,7 +188,7 @@ def _weights(given: list[str]) -> dict[str, str]:
 def main() -> int:
     """List the study, or run what is missing; the exit code says whether every row ended well."""
     parser = command_parser(sys.modules[__name__])
-    parser.add_argument("rows", nargs="*", metavar="GROUP[/ROW]", help="only these (default: all)")
+    parser.add_argument("rows", nargs="*", metavar="GROUP[/ROW[/SEED]]", help="only these (default: all)")
     parser.add_argument("--study", type=Path, default=Path("study.yaml"), help="(%(default)s)")
     parser.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="may be repeated")
     parser.add_argument("--workers", type=int, default=1, help="trials at once, sharing the cores (%(default)s)")
