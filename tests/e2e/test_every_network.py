@@ -18,6 +18,8 @@ from cxr.training import TrainingData, fit
 from cxr.zoo import build, smallest_image_px
 from tests.registry_project import CLASSES, enter_project, spec
 
+pytestmark = pytest.mark.slow
+
 QUIET = SimpleNamespace(on_batch=lambda _films: None, on_epoch=lambda _epoch: None)
 
 
