@@ -30,6 +30,23 @@ DRAW: dict[str, Callable[[], str]] = {
     "reliability": lambda: figures.reliability(
         [ReliabilityBin(0.9, 0.7, 20)], [ReliabilityBin(0.5, 0.4, 5), ReliabilityBin(0.8, 0.8, 15)]
     ),
+    "abstention": lambda: figures.abstention(
+        [{"coverage": 0.5, "accuracy": 0.9, "ci95": [0.8, 1.0]}, {"coverage": 1.0, "accuracy": 0.7, "ci95": None}],
+        {"coverage": {"value": 0.5}, "accuracy_on_kept": {"value": 0.9}},
+    ),
+    "decision_curves": lambda: figures.decision_curves(
+        {"bacterial": {"thresholds": [0.2, 0.5], "model": [0.3, 0.2], "treat_all": [0.3, 0.0]}}
+    ),
+    "operating_points": lambda: figures.operating_points(
+        RocCurve(np.array([0, 0.1, 1]), np.array([0, 0.9, 1])),
+        [
+            {
+                "target_specificity": 0.9,
+                "sensitivity": {"value": 0.8, "ci95": [0.7, 0.9]},
+                "specificity": {"value": 0.92, "ci95": None},
+            }
+        ],
+    ),
     "probabilities": lambda: figures.probability_histogram(np.array([0, 1, 2, 0]), np.eye(3)[[0, 1, 1, 0]], CLASSES),
 }
 
@@ -93,3 +110,17 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
     before = dict(mpl.rcParams)
     DRAW["roc"]()
     assert dict(mpl.rcParams) == before
+
+
+def test_a_referral_threshold_and_an_operating_point_are_named_in_their_figures() -> None:
+    assert "referral threshold" in words(DRAW["abstention"]())
+    assert "referral threshold" not in words(figures.abstention([{"coverage": 1, "accuracy": 0.7, "ci95": None}], None))
+    assert "chosen for specificity 0.90" in words(DRAW["operating_points"]())
+    assert "bacterial" in words(DRAW["decision_curves"]())
+
+
+def test_an_operating_point_without_ill_films_is_left_out_of_its_figure() -> None:
+    undefined = {"value": None, "ci95": None}
+    point = {"target_specificity": 0.9, "sensitivity": undefined, "specificity": {"value": 0.9, "ci95": None}}
+    curve = RocCurve(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    assert "chosen for" not in words(figures.operating_points(curve, [point]))

@@ -5,7 +5,7 @@ import base64
 import cv2
 import numpy as np
 
-from cxr.gallery import Pick, jpeg_address, pick_films
+from cxr.gallery import Pick, jpeg_address, pick_films, pick_surest_errors
 
 
 def test_right_films_are_drawn_by_seed_and_errors_are_the_surest() -> None:
@@ -27,6 +27,13 @@ def test_right_films_are_drawn_by_seed_and_errors_are_the_surest() -> None:
 def test_a_class_without_errors_or_without_films_shows_what_there_is() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0]])
     assert pick_films(np.array([0, 1]), probabilities, per_class=3, seed=0) == [Pick(0, True), Pick(1, False)]
+
+
+def test_the_surest_errors_come_from_all_classes_the_surest_first() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
+    labels = np.array([0, 0, 1, 0, 1])
+    assert pick_surest_errors(labels, probabilities, at_most=3) == [Pick(1, False), Pick(3, False), Pick(2, False)]
+    assert pick_surest_errors(labels[:1], probabilities[:1], at_most=3) == []
 
 
 def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
