@@ -44,6 +44,7 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
             *_stale(study, records),
             *_synthetic(list(used.values())),
         ),
+        "How to read the figures:",
         bullets(
             "One seed: the figure and its 95% interval, from "
             f"{settings.resamples:,} bootstrap resamples of the patients of the films (seed {settings.seed}). Several "
