@@ -32,7 +32,7 @@ from cxr.optimisation import (
     set_mode,
     warm_cosine,
 )
-from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, WeightsReport, build, load_weights
+from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, WeightsReport, build, check_image_size, load_weights
 
 if TYPE_CHECKING:
     from cxr.params import TrainParams
@@ -108,6 +108,7 @@ def fit(data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener:
 
     Raises:
         DataError: there is nothing to train or to validate on.
+        ParamsError: the films are smaller than the network can take.
         WeightsError: starting weights cannot be loaded, or random parts are frozen.
         TrainingError: the loss is no longer finite; the last epoch's checkpoint is kept.
     """
@@ -116,6 +117,7 @@ def fit(data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener:
             f"training needs films to learn from and films to validate on, got {len(data.train_rows)} and "
             f"{len(data.validation_rows)}; look at the split's shares and quotas in params.yaml"
         )
+    check_image_size(recipe.backbone, data.images.shape[1])
     training = _Training(data, recipe)
     load_checkpoint(training, checkpoints, Epoch)
     while len(training.history) < recipe.epochs and not training.has_stalled():

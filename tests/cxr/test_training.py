@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxr.errors import DataError, TrainingError, WeightsError
+from cxr.errors import DataError, ParamsError, TrainingError, WeightsError
 from cxr.inference import choose_device
 from cxr.params import TrainParams, read_params
 from cxr.training import Epoch, Trained, TrainingData, _order, choose_precision, fit
@@ -190,6 +190,11 @@ def test_no_films_to_validate_on_is_an_error(tmp_path: Path) -> None:
     empty = TrainingData(data.images, data.labels, data.train_rows, data.validation_rows[:0], CLASSES)
     with pytest.raises(DataError, match="got 36 and 0"):
         run(tmp_path, empty)
+
+
+def test_films_too_small_for_the_network_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="inception_v3"):
+        run(tmp_path, backbone="inception_v3")
 
 
 def test_damaged_checkpoint_names_its_folder(tmp_path: Path) -> None:
