@@ -71,7 +71,7 @@ def test_profiles_settings_and_data_are_written_together(
     run(monkeypatch, *arguments, "--weights", "weights.pth", "--set", "train.epochs=2")
     written = read_params(params)
     assert written.split.protocol == "paper"
-    assert written.preprocess.image_size_px == 224
+    assert written.train.frozen == ["stem", "layer1"]
     assert written.train.epochs == 2  # --set has the last word
     assert written.train.weights == str(weights.resolve())
     assert written.ingest.watch == str(films.resolve())
