@@ -21,7 +21,8 @@ def lineage(root: Path) -> dict[str, str]:
 
     Returns:
         git_commit        40 hexadecimal digits, "none" outside git
-        git_dirty         "true" where tracked files differ from the commit, "none" outside git
+        git_dirty         "true" where tracked files differ from the commit, parameters and lock file aside, which
+                          have digests of their own; "none" outside git
         code_sha256       of every Python file of the project: says which code ran also where the tree is dirty
         dvc_lock_sha256, params_sha256, uv_lock_sha256   of those files, "none" where missing
         python_version, torch_version
@@ -39,7 +40,8 @@ def _git_state(root: Path) -> dict[str, str]:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": NONE, "git_dirty": NONE}
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    aside = [f":(exclude){name}" for name in ("params.yaml", "dvc.lock")]
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *aside)
     return {"git_commit": commit, "git_dirty": "true" if changes else "false"}
 
 

@@ -234,7 +234,8 @@ def _hardware(device: str) -> str:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} cores, {platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}, {platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_a_changed_tracked_file_makes_the_tree_dirty(root: Path) -> None:
     _git(root, "init", "-q")
     _git(root, "add", ".")
     _git(root, "commit", "-qm", "first")
+    (root / "params.yaml").write_text("a: 2\n")  # it has a digest of its own
     clean = lineage(root)
     (root / "cxr" / "a.py").write_text("x = 2\n")
     changed = lineage(root)
