@@ -38,6 +38,7 @@ from flows.supervised import run_supervised
 from flows.workspaces import open_workspace, shared_environment
 from tasks.configure import weights_setting
 
+DIGEST_TAG = "study_digest"
 DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
 """What makes two trials the same; how the test set is measured is no part of a recipe."""
 
@@ -51,7 +52,7 @@ class Trial:
     settings   what it sets on top of params.yaml
     stage      how far it runs
     tag        key of the tag that marks the training's run as this trial's
-    digest     of all parameters up to that stage: a mark with another digest is of an older recipe
+    digest     of that stage and all parameters that decide it: a mark with another digest is of an older recipe
     """
 
     group: str
@@ -110,15 +111,16 @@ def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, s
         merged = with_overrides(params, settings)
     except ParamsError as error:
         raise ParamsError(f"row {group.name}/{row.name} of the study: {error}") from error
+    stage = "evaluate" if group.tested else "train"
     deciding = [merged.section(name).model_dump_json() for name in DECIDING_SECTIONS]
     return Trial(
         group=group.name,
         row=row.name,
         seed=seed,
         settings=settings,
-        stage="evaluate" if group.tested else "train",
+        stage=stage,
         tag=group.tag(row, seed),
-        digest=hashlib.sha256("\n".join(deciding).encode()).hexdigest()[:16],
+        digest=hashlib.sha256("\n".join([stage, *deciding]).encode()).hexdigest()[:16],
     )
 
 
@@ -131,6 +133,7 @@ def is_done(trial: Trial) -> bool:
 def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
     """Run the trials, `workers` at a time; what fails does not stop the others and is named at the end."""
     root = Path.cwd()
+    tracking.experiment_id()  # a new store is made once, before several trials ask for it
     workspaces: Queue[str] = Queue()
     for number in range(workers):
         workspaces.put(f"study-{number + 1}")
@@ -148,7 +151,18 @@ def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
 
 @task(cache_policy=NO_CACHE)
 def run_trial(trial: Trial, root: Path, workspaces: "Queue[str]", workers: int) -> State[None]:
-    """Run one trial through DVC in a worktree that no other trial is using, and mark it as done."""
+    """Run one trial in a worktree that no other trial is using, unless a run of another row is the same."""
+    try:
+        twin = tracking.find_run(DIGEST_TAG, trial.digest)
+        run_id = twin or _run_through_dvc(trial, root, workspaces, workers)
+        tracking.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
+    except CxrError as error:
+        return Failed(message=str(error))
+    return Completed(name="Cached" if twin else "Completed", message=f"run {run_id[:8]}")
+
+
+def _run_through_dvc(trial: Trial, root: Path, workspaces: "Queue[str]", workers: int) -> str:
+    """Return the run of the trial's training. Raises StageFailedError with the step's own last words."""
     name = workspaces.get()
     try:
         with _GIT:
@@ -165,12 +179,10 @@ def run_trial(trial: Trial, root: Path, workspaces: "Queue[str]", workers: int) 
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", trial.stage]
         code = run_supervised(command, folder=workspace, on_line=keep, environment=environment)
         if code != 0:
-            return Failed(message=last_words(lines, code))
-        training = read_json(workspace / read_params(workspace / "params.yaml").paths.model / "training.json")
-        tracking.tag_run(training["run_id"], {trial.tag: trial.digest})
-        return Completed(message=f"run {training['run_id'][:8]}")
-    except CxrError as error:
-        return Failed(message=str(error))
+            raise StageFailedError(last_words(lines, code))
+        return str(
+            read_json(workspace / read_params(workspace / "params.yaml").paths.model / "training.json")["run_id"]
+        )
     finally:
         workspaces.put(name)
 

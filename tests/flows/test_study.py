@@ -134,12 +134,15 @@ def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
     rows = [
         {"name": "unlucky", "label": "fails", "set": {"train.epochs": 13}},
         {"name": "two", "label": "two epochs", "set": {"train.epochs": 2}},
+        {"name": "twin", "label": "two epochs, by another name", "set": {"train.epochs": 2}},
     ]
-    unlucky, two = trials(study(group(rows=rows, seeds=[1])), params=PARAMS, weights={}, chosen=[])
+    unlucky, two, twin = trials(study(group(rows=rows, seeds=[1])), params=PARAMS, weights={}, chosen=[])
     ended = study_flow([unlucky, two], 1, return_state=True)
     assert ended.is_failed()
     assert ended.message == "short/unlucky/1: thirteen epochs are unlucky"
-    assert (is_done(unlucky), is_done(two)) == (False, True)
+    assert (is_done(unlucky), is_done(two), is_done(twin)) == (False, True, False)
+    assert study_flow([twin], 1, return_state=True).is_completed()
+    assert tracking.find_run(twin.tag, twin.digest) == tracking.find_run(two.tag, two.digest)
     assert read_epochs(small) == 2
     assert subprocess.run(["git", "status", "--porcelain"], cwd=small, capture_output=True, check=True).stdout == b""
 
