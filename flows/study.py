@@ -14,6 +14,7 @@ goes on from its last epoch.
 
 import hashlib
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Trial:
 
 
 def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[str]) -> list[Trial]:
-    """Return every trial of the chosen groups or rows (`group`, `group/row` or `group/row/seed`; all when none is).
+    """Return the trials that are chosen, in that order: `group`, `group/row` or `group/row/seed`; all when none is.
 
     Args:
         study: from read_study.
@@ -91,7 +92,8 @@ def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[
     known = {name for trial in every for name in trial.names}
     if unknown := sorted(set(chosen) - known):
         raise ParamsError(f"the study has no {', '.join(unknown)}; its groups are {', '.join(_groups(every))}")
-    return [trial for trial in every if not chosen or set(trial.names) & set(chosen)]
+    found = [trial for name in chosen for trial in every if name in trial.names] if chosen else every
+    return list({trial.tag: trial for trial in found}.values())
 
 
 def _groups(every: list[Trial]) -> list[str]:
@@ -197,6 +199,12 @@ def _weights(given: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _stop_at_once(*_: object) -> None:
+    """Answer Ctrl-C: the threads cannot be interrupted, but when this process is gone so are its trainings."""
+    os.write(2, b"stopped; the same command goes on from the last epoch of each training\n")
+    os._exit(130)
+
+
 def main() -> int:
     """List the study, or run what is missing; the exit code says whether every row ended well."""
     parser = command_parser(sys.modules[__name__])
@@ -217,6 +225,7 @@ def main() -> int:
     print(f"{len(done)} of {len(every)} trials are done, {len(todo)} to do")
     if not todo:
         return 0
+    signal.signal(signal.SIGINT, _stop_at_once)
     runner: Any = ThreadPoolTaskRunner(max_workers=arguments.workers)
     ended = study_flow.with_options(task_runner=runner)(todo, arguments.workers, return_state=True)
     if ended.is_failed():

@@ -1,11 +1,18 @@
 """The study: which trials there are, that each runs once, and that a failure is named and does not stop the others."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from cxr import tracking
 from cxr.errors import ParamsError
@@ -18,12 +25,15 @@ PROJECT = Path(__file__).parents[2]
 PARAMS = PROJECT / "params.yaml"
 
 TRAIN = """
-import json, pathlib
+import json, os, pathlib, time
 from cxr import tracking
 from cxr.params import read_params
 params = read_params(pathlib.Path("params.yaml"))
 if params.train.epochs == 13:
     raise SystemExit("error: thirteen epochs are unlucky")
+if params.train.epochs == 99:
+    pathlib.Path("../../pid").write_text(str(os.getpid()))
+    time.sleep(600)
 run = tracking.start_run(run_id=None, name="tiny", tags={})
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run, "epochs": params.train.epochs}))
@@ -122,7 +132,7 @@ def small(tiny: Path) -> Path:
     """The tiny project with one stage that opens a run."""
     (tiny / "dvc.yaml").write_text(DVC_YAML)
     (tiny / "step.py").write_text(TRAIN)
-    (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n__pycache__/\n")
+    (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/pid\n__pycache__/\n")
     subprocess.run(["git", "add", "--all"], cwd=tiny, check=True)
     command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "one stage"]
     subprocess.run(command, cwd=tiny, check=True)
@@ -145,6 +155,28 @@ def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
     assert tracking.find_run(twin.tag, twin.digest) == tracking.find_run(two.tag, two.digest)
     assert read_epochs(small) == 2
     assert subprocess.run(["git", "status", "--porcelain"], cwd=small, capture_output=True, check=True).stdout == b""
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_ctrl_c_ends_the_study_and_its_trainings_at_once(small: Path) -> None:
+    rows = [{"name": "long", "label": "never ends", "set": {"train.epochs": 99}}]
+    (small / "study.yaml").write_text(json.dumps({"groups": [group(rows=rows, seeds=[1])]}))
+    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    with subprocess.Popen([sys.executable, "-m", "flows.study"], env=environment, stderr=subprocess.PIPE) as process:
+        wait_for((small / "pid").exists)
+        training = psutil.Process(int((small / "pid").read_text()))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.endswith(b"stopped; the same command goes on from the last epoch of each training\n")
+    training.wait(60)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
 
 
 def read_epochs(root: Path) -> int:
