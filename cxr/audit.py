@@ -7,6 +7,7 @@ The verdict is chosen by rules from the numbers; each rule is stated beside its 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from torch import nn
 from cxr import figures
 from cxr.audit_verdict import verdict
 from cxr.blanking import BORDER, VIEWS, border_mask
-from cxr.bootstrap import bootstrap_intervals
+from cxr.bootstrap import headline_scores
 from cxr.bundle import ModelSpec
 from cxr.gallery import jpeg_address
-from cxr.inference import BATCH_SIZE, classify, to_input
-from cxr.metrics import Floats, Ints, measure
+from cxr.inference import BATCH_SIZE, classify, films_to_input
+from cxr.metrics import Floats
 from cxr.packed import PackedFilms
 from cxr.source_probe import image_statistics, probe, probe_set
 from cxr.thorax import Outlines, outline
@@ -38,8 +39,15 @@ TITLES = {
     "border_only": "border only",
     "thorax_only": "thorax only",
 }
-_FIGURES = ("accuracy", "macro_f1", "macro_auroc")
-_BINS = 15  # of a calibration error that is not used here
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """How many test films, and films of the probe, are used at most; resamples of patients; the seed of all draws."""
+
+    max_films: int
+    resamples: int
+    seed: int
 
 
 def audit(
@@ -47,10 +55,7 @@ def audit(
     spec: ModelSpec,
     packed: PackedFilms,
     films: "pd.DataFrame",
-    *,
-    seed: int,
-    resamples: int,
-    max_films: int,
+    settings: AuditSettings,
 ) -> dict[str, Any]:
     """Return audit.json; five passes over at most `max_films` test films, one over those of the probe.
 
@@ -59,19 +64,24 @@ def audit(
         spec: its description; probabilities are calibrated as it says.
         packed: the prepared films.
         films: columns image_id, split ("validation" or "test"), source, patient_id, label; other splits are left out.
-        seed: of the draw of films, the folds and the resamples.
-        resamples: of patients, for the intervals.
-        max_films: test films, and films for the probe, that are used; more are drawn at random.
+        settings: beyond `max_films`, films are drawn at random.
     """
-    generator = np.random.default_rng(seed)
-    test = _drawn(films[films["split"] == "test"], max_films, generator)
+    generator = np.random.default_rng(settings.seed)
+    test = _drawn(films[films["split"] == "test"], settings.max_films, generator)
     images = packed.images[packed.rows(test["image_id"].tolist())]
     labels = np.array([spec.classes.index(label) for label in test["label"]], np.int64)
     outlines = outline(images)
     answers = {name: _in_batches(model, spec, images, outlines.thorax, view=name) for name in VIEWS}
     views = {
         name: {"title": TITLES[name]}
-        | _measured(labels, answer, test["patient_id"].tolist(), spec.classes, seed=seed, resamples=resamples)
+        | headline_scores(
+            labels,
+            answer,
+            test["patient_id"].tolist(),
+            spec.classes,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
         for name, answer in answers.items()
     }
     counts = np.bincount(labels, minlength=len(spec.classes))
@@ -84,7 +94,7 @@ def audit(
         "largest_class_share": float(counts.max() / counts.sum()),
         "outline": _outline_summary(outlines),
         "views": views,
-        "probe": _probed(model, spec, packed, films, seed=seed, resamples=resamples, max_films=max_films),
+        "probe": _probed(model, spec, packed, films, settings),
         "sources": _classes_by_source(films),
     }
     return {
@@ -124,16 +134,6 @@ def _in_batches(
     return np.concatenate([classify(model, spec, VIEWS[view](images[part], thorax[part])) for part in parts])
 
 
-def _measured(
-    labels: Ints, answer: Floats, patients: list[str], classes: tuple[str, ...], *, seed: int, resamples: int
-) -> dict[str, Any]:
-    metrics = measure(labels, answer, classes).to_json()
-    intervals = bootstrap_intervals(
-        labels, answer, patients, classes, resamples=resamples, seed=seed, bins=_BINS
-    ).to_json()
-    return {name: metrics[name] for name in _FIGURES} | {"ci95": {name: intervals[name] for name in _FIGURES}}
-
-
 def _outline_summary(outlines: Outlines) -> dict[str, float | int]:
     border = border_mask(*outlines.thorax.shape[1:])
     return {
@@ -144,14 +144,7 @@ def _outline_summary(outlines: Outlines) -> dict[str, float | int]:
 
 
 def _probed(
-    model: nn.Module,
-    spec: ModelSpec,
-    packed: PackedFilms,
-    films: "pd.DataFrame",
-    *,
-    seed: int,
-    resamples: int,
-    max_films: int,
+    model: nn.Module, spec: ModelSpec, packed: PackedFilms, films: "pd.DataFrame", settings: AuditSettings
 ) -> dict[str, Any]:
     """Return what the probe found on validation and test films, or why it was skipped."""
     unseen = films[films["split"].isin(("validation", "test"))]
@@ -159,21 +152,23 @@ def _probed(
     if chosen is None:
         return {"skipped": why_not}
     # Drawn before the pass over the network, then chosen anew: a draw may leave a class too small.
-    unseen = _both_sides(unseen.iloc[chosen.rows], chosen.positive, max_films, np.random.default_rng(seed))
+    generator = np.random.default_rng(settings.seed)
+    unseen = _both_sides(unseen.iloc[chosen.rows], chosen.positive, settings.max_films, generator)
     chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
         return {"skipped": why_not}
     used = unseen.iloc[chosen.rows]
     patients = used["patient_id"].to_numpy(str)
     images = packed.images[packed.rows(used["image_id"].tolist())]
+    draws = {"seed": settings.seed, "resamples": settings.resamples}
     return {
         "skipped": None,
         "films": len(used),
         "patients": int(used["patient_id"].nunique()),
         "classes": list(chosen.classes),
         "films_by_source": {str(name): int(n) for name, n in used["source"].value_counts().items()},
-        "features": probe(_features(model, spec, images), chosen, patients, seed=seed, resamples=resamples),
-        "image_statistics": probe(image_statistics(images), chosen, patients, seed=seed, resamples=resamples),
+        "features": probe(_features(model, spec, images), chosen, patients, **draws),
+        "image_statistics": probe(image_statistics(images), chosen, patients, **draws),
     }
 
 
@@ -183,8 +178,7 @@ def _features(model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8]) -> F
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH_SIZE):
-            films = torch.from_numpy(np.array(images[start : start + BATCH_SIZE])).to(device)
-            inputs = to_input(films.unsqueeze(1).float() / 255, spec.mean, spec.std)
+            inputs = films_to_input(images[start : start + BATCH_SIZE], device, mean=spec.mean, std=spec.std)
             parts.append(features(model, inputs).flatten(1).double().cpu().numpy())
     return np.concatenate(parts)
 

@@ -18,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.calibration import bin_of, measure_calibration
-from cxr.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
+from cxr.metrics import Floats, Ints, check_predictions, measure, rates_of, weighted_auroc
 
 _CELLS_AT_A_TIME = 2_000_000  # resamples x films held at once: 16 MB an array
 
 MIN_PATIENTS = 10
 _MIN_DEFINED_SHARE = 0.9
 
+_UNUSED_BINS = 15  # of the calibration error, which is no headline
+
+HEADLINES = ("accuracy", "macro_f1", "macro_auroc")
 CLASS_FIGURES = ("precision", "recall", "specificity", "f1", "auroc")
 
 
@@ -160,6 +163,17 @@ def bootstrap_intervals(
         patients=len(names),
         incomplete=incomplete,
     )
+
+
+def headline_scores(
+    labels: Ints, probabilities: Floats, patients: Sequence[str], classes: Sequence[str], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return HEADLINES with their intervals under `ci95`, as JSON holds them; arguments as of bootstrap_intervals."""
+    values = measure(labels, probabilities, classes).to_json()
+    intervals = bootstrap_intervals(
+        labels, probabilities, patients, classes, resamples=resamples, seed=seed, bins=_UNUSED_BINS
+    ).to_json()
+    return {name: values[name] for name in HEADLINES} | {"ci95": {name: intervals[name] for name in HEADLINES}}
 
 
 def patient_draws(n_patients: int, resamples: int, *, seed: int, width: int = 0) -> Iterator[Floats]:

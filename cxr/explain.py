@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.errors import WeightsError
-from cxr.inference import to_input
+from cxr.inference import films_to_input
 from cxr.zoo import evidence_stage
 
 
@@ -80,8 +80,7 @@ def grad_cam_of_films(
 ) -> NDArray[np.float32]:
     """Return `grad_cam` of prepared films (N, H, W), as `cxr.inference.predict_logits` takes them."""
     device = next(model.parameters()).device
-    films = torch.from_numpy(np.array(images)).to(device).unsqueeze(1).float() / 255
-    return grad_cam(model, to_input(films, mean, std), class_indices)
+    return grad_cam(model, films_to_input(images, device, mean=mean, std=std), class_indices)
 
 
 def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32], *, strength: float = 0.6) -> NDArray[np.uint8]:

@@ -38,6 +38,13 @@ def to_input(films: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     return ((films - centre) / scale).contiguous(memory_format=torch.channels_last)
 
 
+def films_to_input(
+    images: NDArray[np.uint8], device: torch.device, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Bring prepared films (N, H, W), which may be memory-mapped, to `device` as the network expects them."""
+    return to_input(torch.from_numpy(np.array(images)).to(device).unsqueeze(1).float() / 255, mean, std)
+
+
 def predict_logits(
     model: nn.Module,
     images: NDArray[np.uint8],
@@ -64,8 +71,8 @@ def predict_logits(
     # TF32 keeps 10 of 23 bits; on GPUs that have it, convolutions would use it unasked.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-            scores.append(model(to_input(batch.unsqueeze(1).float() / 255, mean, std)).float().cpu().numpy())
+            batch = films_to_input(images[start : start + batch_size], device, mean=mean, std=std)
+            scores.append(model(batch).float().cpu().numpy())
             if progress is not None:
                 progress(len(batch))
     return np.concatenate(scores) if scores else np.zeros((0, 0), np.float32)

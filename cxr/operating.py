@@ -3,7 +3,7 @@
 Every threshold is chosen on validation films; test films only say what it reached.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,7 @@ class OperatingPoint:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts and numbers."""
-        return {
-            "target_specificity": self.target_specificity,
-            "threshold": self.threshold,
-            "sensitivity": self.sensitivity.to_json(),
-            "specificity": self.specificity.to_json(),
-        }
+        return _with_plain_rates(vars(self))
 
 
 @dataclass(frozen=True)
@@ -89,12 +84,7 @@ class Referral:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts and numbers."""
-        return {
-            "confidence": self.confidence,
-            "coverage": self.coverage.to_json(),
-            "accuracy_on_kept": self.accuracy_on_kept.to_json(),
-            "errors_caught": self.errors_caught.to_json(),
-        }
+        return _with_plain_rates(vars(self))
 
 
 @dataclass(frozen=True)
@@ -236,6 +226,10 @@ def decisions_of(classes: Sequence[str], labels: Ints, probabilities: Floats) ->
         bacterial = classes.index("bacterial")
         questions["bacterial"] = (probabilities[:, bacterial], labels == bacterial)
     return questions
+
+
+def _with_plain_rates(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.to_json() if isinstance(value, Rate) else value for name, value in values.items()}
 
 
 def _rates(pairs: Sequence[tuple[Flags, Flags]], draws: Resampling) -> list[Rate]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from itertools import chain
 
+from cxr.bootstrap import HEADLINES
 from cxr.comparison import MCNEMAR_NOTE, compare, difference_over_seeds
 from cxr.results_text import NAMES, NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
-from cxr.study_results import TEST_FIGURES, Figure, GroupResult, RunRecord, Settings, pooled, same_films
+from cxr.study_results import Figure, GroupResult, RunRecord, Settings, pooled, same_films
 
 LEARNING_CURVE = "results-learning-curve.svg"
 
@@ -41,7 +42,7 @@ def _leakage(result: GroupResult) -> str:
     if paper is None or patient is None or not paper.runs or not patient.runs:
         return f"The difference between `paper` and `patient`: {NOT_RUN}."
     rows = []
-    for name in TEST_FIGURES:
+    for name in HEADLINES:
         values = [
             [run.metrics[name] for run in row.runs.values() if run.metrics and run.metrics[name] is not None]
             for row in (paper, patient)
@@ -71,10 +72,8 @@ def _all_folds(result: GroupResult, settings: Settings) -> str:
     if len(set(ids)) < len(ids):
         return "All folds together: not computed, since a film is in the test sets of two rows."
     figures = pooled(tables, settings)
-    heads = ["all folds together", *(f"test {NAMES[name]}" for name in TEST_FIGURES)]
-    return table(
-        heads, [[f"{len(ids):,} films, each once", *(figure_text(figures.get(name)) for name in TEST_FIGURES)]]
-    )
+    heads = ["all folds together", *(f"test {NAMES[name]}" for name in HEADLINES)]
+    return table(heads, [[f"{len(ids):,} films, each once", *(figure_text(figures.get(name)) for name in HEADLINES)]])
 
 
 def _proxy(cheap: GroupResult, full: GroupResult) -> str:
@@ -115,7 +114,7 @@ def _pairwise(result: GroupResult, settings: Settings) -> str:
     ]
     if not rows:
         return f"Each row against {base.row.label} on the test films: {NOT_RUN}."
-    heads = [f"against: {base.row.label}", "seed", *(f"test {NAMES[name]}, difference" for name in TEST_FIGURES)]
+    heads = [f"against: {base.row.label}", "seed", *(f"test {NAMES[name]}, difference" for name in HEADLINES)]
     against = table([*heads, "right alone: row and baseline", "McNemar p"], rows)
     return f"{against}\n\nPaired bootstrap over patients. {MCNEMAR_NOTE}"
 
@@ -124,8 +123,8 @@ def _against(run: RunRecord, baseline: RunRecord, settings: Settings) -> list[st
     """Return the cells of one comparison on the test films."""
     ours, theirs = run.test_films, baseline.test_films
     if ours is None or theirs is None or not same_films([ours, theirs]):
-        return ["other test films", *[NOTHING] * (len(TEST_FIGURES) + 1)]
+        return ["other test films", *[NOTHING] * (len(HEADLINES) + 1)]
     found = compare(ours, theirs, resamples=settings.resamples, seed=settings.seed)
     sides = f"{found.mcnemar.first_alone_right} and {found.mcnemar.second_alone_right}"
-    differences = [difference_text(getattr(found, name)) for name in TEST_FIGURES]
+    differences = [difference_text(getattr(found, name)) for name in HEADLINES]
     return [*differences, sides, f"{found.mcnemar.p_value:.3g}"]

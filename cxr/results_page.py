@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from cxr.bootstrap import HEADLINES
 from cxr.results_findings import findings
 from cxr.results_text import NAMES, NOT_RUN, NOTHING, bullets, count, difference_text, distinct, figure_text, table
 from cxr.study import TAG_PREFIX, Study
-from cxr.study_results import TEST_FIGURES, GroupResult, RowResult, RunRecord, Settings, stale_tags
+from cxr.study_results import GroupResult, RowResult, RunRecord, Settings, stale_tags
 
 
 def render_page(study: Study, results: Sequence[GroupResult], records: Sequence[RunRecord], settings: Settings) -> str:
@@ -86,7 +87,7 @@ def _table(result: GroupResult) -> str:
         label = next(row.label for row in group.rows if row.name == group.baseline)
         heads += [f"macro-F1 minus that of: {label}", "NLL minus that"]
     if group.tested:
-        heads += [f"test {NAMES[name]}" for name in TEST_FIGURES]
+        heads += [f"test {NAMES[name]}" for name in HEADLINES]
     return table([*heads, "time, min", "hardware", "runs"], [_cells(row, result) for row in result.rows])
 
 
@@ -97,7 +98,7 @@ def _cells(row: RowResult, result: GroupResult) -> list[str]:
     if group.baseline:
         cells += [_to_baseline(row, name, group.baseline) for name in ("macro_f1", "nll")]
     if group.tested:
-        cells += [figure_text(row.test.get(name)) for name in TEST_FIGURES]
+        cells += [figure_text(row.test.get(name)) for name in HEADLINES]
     runs = list(row.runs.values())
     minutes = [run.training["seconds"] / 60 for run in runs]
     return [

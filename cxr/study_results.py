@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxr.bootstrap import bootstrap_intervals
+from cxr.bootstrap import HEADLINES, headline_scores
 from cxr.comparison import Difference, compare_over_seeds
 from cxr.metrics import Floats, Ints, measure
 from cxr.study import Group, Row, Study
-
-TEST_FIGURES = ("accuracy", "macro_f1", "macro_auroc")
-_BINS = 15  # of a calibration error that the tables do not show
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class RowResult:
     """A row of the study and the run of each of its seeds, as far as it has been run; figures by name.
 
     validation   macro_f1 and accuracy
-    test         TEST_FIGURES, empty where nothing was tested
+    test         HEADLINES, empty where nothing was tested
     to_baseline  macro_f1 and nll, on validation; None without a baseline, or where the films differ
     """
 
@@ -138,7 +135,7 @@ def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[st
 
 
 def pooled(tables: Sequence[pd.DataFrame], settings: Settings) -> dict[str, Figure]:
-    """Return the TEST_FIGURES of films that several models predicted, each film by one of them."""
+    """Return the HEADLINES of films that several models predicted, each film by one of them."""
     return _measured(pd.concat(tables, ignore_index=True), settings)
 
 
@@ -201,17 +198,10 @@ def _validation(runs: Sequence[RunRecord], settings: Settings) -> dict[str, Figu
 
 def _measured(table: pd.DataFrame, settings: Settings) -> dict[str, Figure]:
     labels, probabilities, classes = labels_and_probabilities(table)
-    values = measure(labels, probabilities, classes).to_json()
-    intervals = bootstrap_intervals(
-        labels,
-        probabilities,
-        table["patient_id"].astype(str).tolist(),
-        classes,
-        resamples=settings.resamples,
-        seed=settings.seed,
-        bins=_BINS,
-    ).to_json()
-    return _figures(values, intervals)
+    patients = table["patient_id"].astype(str).tolist()
+    draws = {"resamples": settings.resamples, "seed": settings.seed}
+    scores = headline_scores(labels, probabilities, patients, classes, **draws)
+    return _figures(scores, scores["ci95"])
 
 
 def _test(runs: Sequence[RunRecord]) -> dict[str, Figure]:
@@ -220,13 +210,13 @@ def _test(runs: Sequence[RunRecord]) -> dict[str, Figure]:
 
 
 def _figures(values: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Figure]:
-    known = [name for name in TEST_FIGURES if values[name] is not None]
+    known = [name for name in HEADLINES if values[name] is not None]
     return {name: Figure(values[name], *(intervals[name] or (None, None))) for name in known}
 
 
 def _over_seeds(values: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     figures = {}
-    for name in TEST_FIGURES:
+    for name in HEADLINES:
         each = [value[name] for value in values if value.get(name) is not None]
         if each:
             figures[name] = Figure(float(np.mean(each)), min(each), max(each))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr.errors import DataError
-from cxr.inference import BATCH_SIZE, choose_device, to_input
+from cxr.inference import BATCH_SIZE, choose_device, films_to_input
 from cxr.networks import SvmHead
 from cxr.training import Epoch, Listener, Trained, TrainingData, choose_precision
 from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build, check_image_size, features, load_weights, set_head
@@ -175,8 +175,8 @@ def _features(
     device = next(model.parameters()).device
     found = []
     for start in range(0, len(rows), BATCH_SIZE):
-        batch = torch.from_numpy(data.images[rows[start : start + BATCH_SIZE]]).to(device)
-        films = to_input(batch.unsqueeze(1).float() / 255, IMAGENET_MEAN, IMAGENET_STD)
+        batch = data.images[rows[start : start + BATCH_SIZE]]
+        films = films_to_input(batch, device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
             found.append(features(model, films).float().cpu().numpy())
         listener.on_batch(len(batch))

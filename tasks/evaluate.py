@@ -128,7 +128,7 @@ def _inspect(
     params: EvaluateParams,
 ) -> dict[str, Any]:
     """Return trust.json and audit.json: what thresholds reach, where it looks, what shortcuts it takes."""
-    from cxr.audit import audit
+    from cxr.audit import AuditSettings, audit
     from cxr.trust import TrustSettings, measure_trust
 
     settings = TrustSettings(
@@ -139,10 +139,10 @@ def _inspect(
         resamples=params.bootstrap_resamples,
         seed=params.seed,
     )
-    draws = {"seed": params.seed, "resamples": params.bootstrap_resamples}
+    audited = AuditSettings(params.audit_films, resamples=params.bootstrap_resamples, seed=params.seed)
     return {
         "trust": measure_trust(model, spec, packed, validation=validation, test=test, settings=settings),
-        "audit": audit(model, spec, packed, films, max_films=params.audit_films, **draws),
+        "audit": audit(model, spec, packed, films, audited),
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import cxr.audit
-from cxr.audit import N_EXAMPLES, audit, audit_figures
+from cxr.audit import N_EXAMPLES, AuditSettings, audit, audit_figures
 from cxr.audit_verdict import verdict
 from cxr.bundle import ModelSpec
 from cxr.images import Preprocessing
@@ -99,7 +99,7 @@ def in_middle(image: NDArray[np.uint8], label: int) -> None:
 
 
 def audited(model: nn.Module, packed: PackedFilms, table: pd.DataFrame, *, max_films: int = 1000) -> dict[str, Any]:
-    found = audit(model.eval(), spec(), packed, table, seed=1, resamples=200, max_films=max_films)
+    found = audit(model.eval(), spec(), packed, table, AuditSettings(max_films, resamples=200, seed=1))
     through_json: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
     return through_json
 

@@ -11,32 +11,11 @@ from hypothesis import strategies as st
 
 from cxr.errors import DataError
 from cxr.labels import CLASSES, LABELS
-from cxr.params import SplitParams
 from cxr.splits import SPLITS, assign, count_films, crossing, deal, leakage, patient_groups, target_shares
 from cxr.splits import test_set_sha256 as digest_of_test_set
+from tests.split_params import split_params as params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
-
-
-def params(**changes: Any) -> SplitParams:
-    values: dict[str, Any] = {
-        "protocol": "patient",
-        "task": "three_way",
-        "films": "all",
-        "train_share": 1.0,
-        "train_sources": [],
-        "seed": 7,
-        "validation_share": 0.1,
-        "test_share": 0.2,
-        "share_tolerance": 0.05,
-        "folds": 3,
-        "fold": 0,
-        "paper_train": {"normal": 3, "viral": 4, "bacterial": 5},
-        "paper_test": {"normal": 2, "viral": 1, "bacterial": 2},
-        "paper_validation": {"normal": 1, "viral": 1, "bacterial": 1},
-        "official_source": "kermany",
-    }
-    return SplitParams.model_validate(values | changes)
 
 
 def manifest(films: list[tuple[str, str, str]]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Thinned splits: exact quotas, nested shares, one test set, nobody who crosses."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,34 +11,23 @@ from hypothesis import strategies as st
 
 from cxr.errors import DataError
 from cxr.labels import CLASSES, LABELS
-from cxr.params import SplitParams
 from cxr.splits import assign, count_films, crossing, leakage
 from cxr.splits import test_set_sha256 as digest_of_test_set
+from tests.split_params import split_params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
 SEEDS = st.integers(0, 2**31)
 PROTOCOLS = st.sampled_from(["paper", "patient", "official", "cv"])
 
 
-def params(**changes: Any) -> SplitParams:
-    values: dict[str, Any] = {
-        "protocol": "patient",
-        "task": "three_way",
-        "films": "all",
-        "train_share": 1.0,
-        "train_sources": [],
-        "seed": 7,
-        "validation_share": 0.2,
-        "test_share": 0.2,
-        "share_tolerance": 0.05,
-        "folds": 4,
-        "fold": 0,
-        "paper_train": {"normal": 9, "viral": 8, "bacterial": 10, "covid": 6},
-        "paper_test": {"normal": 2, "viral": 1, "bacterial": 2, "covid": 1},
-        "paper_validation": {"normal": 1, "viral": 1, "bacterial": 1, "covid": 1},
-        "official_source": "kermany",
-    }
-    return SplitParams.model_validate(values | changes)
+params = partial(
+    split_params,
+    validation_share=0.2,
+    folds=4,
+    paper_train={"normal": 9, "viral": 8, "bacterial": 10, "covid": 6},
+    paper_test={"normal": 2, "viral": 1, "bacterial": 2, "covid": 1},
+    paper_validation={"normal": 1, "viral": 1, "bacterial": 1, "covid": 1},
+)
 
 
 def cohort(seed: int, patients: int = 30) -> pd.DataFrame:
