@@ -30,13 +30,11 @@ from cxr.params import Params, read_params
 from flows.stages import (
     StageBusyError,
     StageFailedError,
-    child_environment,
-    last_words,
     reads_network,
     run_stage,
     stages_in_order,
 )
-from flows.supervised import run_supervised
+from flows.steps import run_step
 from flows.workspaces import open_workspace, shared_environment
 from tasks.configure import parse_setting
 
@@ -104,24 +102,14 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cac
     A cached receipt may be of an older model than the challenger of this store: it is registered again first.
     """
     for step in ("register", "promote") if receipt_is_cached else ("promote",):
-        lines, code = _run_step(step, folder, environment)
-        if code not in {0, PromotionRefusedError.exit_code}:
-            error = StageFailedError(f"{step}: {last_words(lines, code)}")
+        done = run_step(step, folder=folder, environment=environment)
+        if done.code not in {0, PromotionRefusedError.exit_code}:
+            error = StageFailedError(f"{step}: {done.last_words}")
             return Failed(message=str(error), data=error)
-    create_markdown_artifact(key="promotion", markdown="\n".join(["```", *lines, "```"]))
-    return Completed(name="Refused" if code else "Promoted", message=last_words(lines, code) if code else lines[-1])
-
-
-def _run_step(step: str, folder: Path, environment: dict[str, str]) -> tuple[list[str], int]:
-    """Run `python -m tasks.<step>` into this task run's log; return its lines and exit code."""
-    lines: list[str] = []
-
-    def keep(line: str) -> None:
-        lines.append(line)
-        get_run_logger().info(line)
-
-    command = [sys.executable, "-m", f"tasks.{step}"]
-    return lines, run_supervised(command, folder=folder, on_line=keep, environment=child_environment(environment))
+    create_markdown_artifact(key="promotion", markdown="\n".join(["```", *done.lines, "```"]))
+    if done.code:
+        return Completed(name="Refused", message=done.last_words)
+    return Completed(name="Promoted", message=done.lines[-1])
 
 
 def publish_results(folder: Path, params: Params) -> None:

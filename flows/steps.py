@@ -1,0 +1,38 @@
+"""A command of `tasks` inside a Prefect task: its lines go into the run's log, its answer comes back."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import get_run_logger
+
+from flows.stages import child_environment, last_words
+from flows.supervised import run_supervised
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """What `python -m tasks.<name>` printed, on either stream, and its exit code."""
+
+    name: str
+    lines: tuple[str, ...]
+    code: int
+
+    @property
+    def last_words(self) -> str:
+        """The step's own error line where there is one, else its last line."""
+        return last_words(list(self.lines), self.code)
+
+
+def run_step(name: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> StepRun:
+    """Run `python -m tasks.<name> ARGUMENTS` in `folder`; it stops with the task run, however that ends."""
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        get_run_logger().info(line)
+
+    command = [sys.executable, "-m", f"tasks.{name}", *arguments]
+    code = run_supervised(command, folder=folder, on_line=keep, environment=child_environment(environment))
+    return StepRun(name, tuple(lines), code)
