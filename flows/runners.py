@@ -1,0 +1,101 @@
+"""Where a flow's tasks run: in threads of this process, or on a Ray cluster when `CXR_RAY_ADDRESS` names one.
+
+Threads share this process; on a cluster every task runs in a process of its own, on any of the machines:
+
+- what a task is given must pickle, and locks and queues of `threading` and `queue` do not; `cxr.locks` holds some
+  that are files and reach across processes and machines;
+- its working directory is not the project's root, so paths are given absolute;
+- the project's folder must lie under the same path on every machine, on a file system they share.
+
+CXR_RAY_ADDRESS   host:port of the cluster's head, with a Ray node on this machine; or ray://host:port
+CXR_RAY_CPUS      cores that a task asks for (1)
+CXR_RAY_GPUS      GPUs that a task asks for (0); a task that asks for none sees none
+"""
+
+import importlib
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from cxr.errors import CxrError, ParamsError
+from cxr.tracking_store import FOLDER_VARIABLE, STORE_VARIABLE, mlruns_folder
+
+ADDRESS_VARIABLE = "CXR_RAY_ADDRESS"
+CPUS_VARIABLE = "CXR_RAY_CPUS"
+GPUS_VARIABLE = "CXR_RAY_GPUS"
+_CONNECT_SECONDS = 10
+
+
+class ClusterError(CxrError):
+    """The cluster that was asked for cannot be used."""
+
+
+def runner(workers: int) -> TaskRunner[Any]:
+    """Return what runs a flow's tasks: `workers` threads, or the Ray cluster that the environment names.
+
+    A cluster runs as many tasks at once as its cores and GPUs allow; `workers` says nothing there.
+
+    Raises:
+        ClusterError: the package prefect-ray is missing, or nothing answers at the address.
+        ParamsError: a variable of the environment cannot be read.
+    """
+    address = os.environ.get(ADDRESS_VARIABLE)
+    if not address:
+        return ThreadPoolTaskRunner(max_workers=workers)
+    _check_answers(address)
+    try:
+        ray_runner = importlib.import_module("flows.ray_runner")
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"{ADDRESS_VARIABLE} is set, and the package {error.name} is not installed; `uv sync --group cluster` "
+            f"on every machine of the cluster, or unset {ADDRESS_VARIABLE} to run in threads"
+        ) from error
+    made: TaskRunner[Any] = ray_runner.ClusterRunner(
+        address=address,
+        init_kwargs={"runtime_env": {"env_vars": _carried()}},
+        resources={"num_cpus": _amount(CPUS_VARIABLE, "1"), "num_gpus": _amount(GPUS_VARIABLE, "0")},
+    )
+    return made
+
+
+def _check_answers(address: str) -> None:
+    """Try the head's port: Ray itself waits for minutes and then prints a page."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.scheme not in {"", "ray"} or not parts.hostname or not parts.port:
+            raise ValueError
+    except ValueError as error:
+        raise ParamsError(f"{ADDRESS_VARIABLE} is host:port or ray://host:port, got {address!r}") from error
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start it with `ray start --head`, "
+            f"or unset {ADDRESS_VARIABLE} to run in threads"
+        ) from error
+
+
+def _carried() -> dict[str, str]:
+    """Return what tasks need of this environment. No secret: Ray shows it on its pages and writes it to its logs.
+
+    Secrets (a store's password, bucket keys) stand in the environment of the Ray nodes themselves.
+    """
+    store = os.environ.get(STORE_VARIABLE, "")
+    if store and "@" not in store:
+        return {STORE_VARIABLE: store}
+    return {} if store else {FOLDER_VARIABLE: str(Path(mlruns_folder()).resolve())}
+
+
+def _amount(variable: str, default: str) -> float:
+    given = os.environ.get(variable, default)
+    try:
+        amount = float(given)
+        if not 0 <= amount < float("inf"):
+            raise ValueError
+    except ValueError as error:
+        raise ParamsError(f"{variable} is a number of cores or GPUs, got {given!r}") from error
+    return amount
