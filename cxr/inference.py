@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cxr.zoo import logits_and_features
+
 if TYPE_CHECKING:
     from cxr.bundle import ModelSpec
 
@@ -76,6 +78,20 @@ def predict_logits(
             if progress is not None:
                 progress(len(batch))
     return np.concatenate(scores) if scores else np.zeros((0, 0), np.float32)
+
+
+def predict_with_features(
+    model: nn.Module, images: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the raw scores (N, C) of one batch of prepared films (N, H, W) and what the head saw of them (N, D).
+
+    One pass for both, in fp32; the scores are those of predict_logits. N is a batch, 1 or more: all of it is at once
+    on the model's device.
+    """
+    device = next(model.parameters()).device
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        logits, seen = logits_and_features(model, films_to_input(images, device, mean=mean, std=std))
+    return logits.float().cpu().numpy(), seen.float().cpu().numpy()
 
 
 def softmax_with_temperature(

@@ -120,19 +120,26 @@ def evidence_stage(model: nn.Module) -> nn.Module | None:
 
 def features(model: nn.Module, x: Tensor) -> Tensor:
     """Return what the head sees (N, D) of films (N, 3, H, W): pooled features, of a Committee's last member."""
+    return logits_and_features(model.members[-1] if isinstance(model, Committee) else model, x)[1]
+
+
+def logits_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the answers (N, C) to films (N, 3, H, W) and, of the same pass, what the last head saw (N, D).
+
+    Of a Committee that is its last member on the film as it is.
+    """
     kept: list[Tensor] = []
-    network = model.members[-1] if isinstance(model, Committee) else model
 
     def keep(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         kept.append(arguments[0])
         return arguments
 
-    handle = head_of(network).register_forward_pre_hook(keep)
+    handle = head_of(model).register_forward_pre_hook(keep)
     try:
-        network(x)
+        logits: Tensor = model(x)
     finally:
         handle.remove()
-    return kept[-1]
+    return logits, kept[-1]
 
 
 def load_weights(model: nn.Module, source: str) -> WeightsReport:
