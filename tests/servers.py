@@ -99,20 +99,13 @@ def serve_web() -> Iterator[Web]:
 @contextlib.contextmanager
 def serve_s3(folder: Path, bucket: str) -> Iterator[str]:
     """Serve S3 (SeaweedFS) on free ports of loopback; yields the endpoint. Keys: ACCESS_KEY, SECRET_KEY."""
-    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), _free_ports(5), strict=True))
-    off = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    arguments = [*off, *(f"-{name}.port={port}" for name, port in ports.items())]
+    command, port = s3_command(folder, bucket)
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     environment.pop("AWS_ENDPOINT_URL", None)
     with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(
-            [_WEED, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}", *arguments],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            endpoint = f"http://127.0.0.1:{ports['s3']}"
+            endpoint = f"http://127.0.0.1:{port}"
             _wait_for(endpoint, bucket, process, folder / "weed.log")
             yield endpoint
         finally:
@@ -120,7 +113,35 @@ def serve_s3(folder: Path, bucket: str) -> Iterator[str]:
             process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def s3_command(folder: Path, bucket: str) -> tuple[list[str], int]:
+    """Return the command of an S3 server over `folder` on free ports, and the port of S3.
+
+    Its keys are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in its environment.
+    """
+    ports = dict(zip(("s3", "master", "volume", "filer", "admin"), free_ports(5), strict=True))
+    off = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    arguments = [*off, *(f"-{name}.port={port}" for name, port in ports.items())]
+    mini = [_WEED, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}"]
+    return [*mini, *arguments], ports["s3"]
+
+
+def s3_answers(endpoint: str, bucket: str, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> bool:
+    """Say whether the server answers and has the bucket."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+    )
+    with contextlib.suppress(BotoCoreError, ClientError):
+        client.head_bucket(Bucket=bucket)
+        return True
+    return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Return free ports of loopback, each with the port 10,000 above it free too, which SeaweedFS takes."""
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
@@ -134,18 +155,10 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_for(endpoint: str, bucket: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-    )
     for _ in range(120):
         if process.poll() is not None:
             break
-        with contextlib.suppress(BotoCoreError, ClientError):
-            client.head_bucket(Bucket=bucket)
+        if s3_answers(endpoint, bucket):
             return
         time.sleep(0.25)
     raise RuntimeError(f"weed did not start: {log.read_text()[-2000:]}")
