@@ -1,7 +1,8 @@
 """Measure the model on the test set, once, and write the report.
 
 Reads   models/trained, data/images, data/split, and the manifest and the counts in data/raw
-Writes  reports/evidence       predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots
+Writes  reports/evidence       predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots,
+                               reference.safetensors: what films of today measure, for tasks.monitor
         reports/report.html    one page that needs nothing else
         reports/metrics.json   the test metrics with 95% intervals over patients
 Tracks  metrics, page and evidence in the MLflow run of the training
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cxr.bundle import ModelSpec
+    from cxr.drift import Reference
     from cxr.packed import PackedFilms
     from cxr.params import EvaluateParams, Paths
     from cxr.predictions import Predictions
@@ -40,6 +42,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     from cxr.files import write_json
     from cxr.packed import read_packed
     from cxr.predictions import predict
+    from cxr.reference import measure_reference
     from cxr.trust import headlines
 
     _require_inputs(paths)
@@ -56,7 +59,8 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     metrics["trust"] = headlines(inspected["trust"])
     findings = {"metrics": metrics, "calibration": calibration, **inspected}
     drawn = _draw(test, findings, paths)
-    _write_evidence(validation, test, findings | records, drawn, paths.evidence)
+    reference = measure_reference(model, spec, packed, (validation, test))
+    _write_evidence(validation, test, findings | records, drawn, reference, paths.evidence)
     _write_report(findings | records, drawn, _galleries(model, spec, packed, test, params), paths.report)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
@@ -181,12 +185,14 @@ def _write_evidence(
     test: Predictions,
     content: Mapping[str, Any],
     drawn: Mapping[str, str],
+    reference: Reference,
     folder: Path,
 ) -> None:
-    """Write tables, figures, cards and what was found; `content` holds the findings and the records."""
+    """Write tables, figures, cards, reference and what was found; `content` holds the findings and the records."""
     import pandas as pd
 
     from cxr.cards import write_cards
+    from cxr.drift import REFERENCE_FILE, write_reference
     from cxr.evaluation import plot_tables
     from cxr.files import whole_folder, write_json
 
@@ -198,6 +204,7 @@ def _write_evidence(
         for name in ("calibration", "trust", "audit"):
             write_json(partial / f"{name}.json", content[name])
         write_cards(partial, **content)
+        write_reference(partial / REFERENCE_FILE, reference)
         for name, svg in drawn.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
 
