@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check data ui bench clean
+.PHONY: help setup run test check data serve doctor bench clean
 
 DATA ?=
 WEIGHTS ?=
@@ -41,8 +41,11 @@ check: setup ## ruff, mypy, import contracts, architecture tests
 data: setup ## download both real sets from their public homes
 	@python -m tasks.data
 
-ui: setup ## Prefect's and MLflow's pages on this machine [PREFECT_PORT=4200] [MLFLOW_PORT=5000]
-	@infra/ui.sh "$(PREFECT_PORT)" "$(MLFLOW_PORT)"
+serve: setup ## Prefect, worker, schedules and MLflow on this machine until Ctrl-C [PREFECT_PORT=4200] [MLFLOW_PORT=5000]
+	@python -m flows.serve --prefect-port "$(PREFECT_PORT)" --mlflow-port "$(MLFLOW_PORT)"
+
+doctor: setup ## check all that running this needs, and say what to do about what is not well
+	@python -m flows.doctor
 
 bench: setup ## the measurements of docs/benchmarks.md on DATA=folder of films (of their original size)
 	python -m benchmarks.preprocessing "$(DATA)"

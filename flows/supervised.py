@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 GRACE_SECONDS = 10.0
 
@@ -31,27 +32,47 @@ def run_supervised(
     Returns the exit code. On any exception, Ctrl-C and Prefect's cancellation included, the command and
     all its children are stopped before the exception goes on.
     """
-    between = subprocess.Popen(
-        [sys.executable, "-u", __file__, str(grace_seconds), *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,  # a Ctrl-C in the terminal reaches the command once, through us
-    )
+    between = start_supervised(command, folder=folder, environment=environment, grace_seconds=grace_seconds)
     with between:
         try:
             for line in between.stdout or ():
                 on_line(line.rstrip("\n"))
             return between.wait()
         finally:
-            if between.stdin:
-                between.stdin.close()
-            between.wait()
+            stop_supervised(between)
+
+
+def start_supervised(
+    command: list[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    output: int | IO[str] = subprocess.PIPE,
+    grace_seconds: float = GRACE_SECONDS,
+) -> "subprocess.Popen[str]":
+    """Start `command` in `folder` without waiting; what it prints, on either stream, goes to `output`.
+
+    Returns the process in between, whose exit code is the command's. End it with `stop_supervised` alone.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-u", __file__, str(grace_seconds), *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C in the terminal reaches the command once, through us
+    )
+
+
+def stop_supervised(between: "subprocess.Popen[str]") -> int:
+    """Stop a command that `start_supervised` started, if it still runs; return its exit code."""
+    if between.stdin:
+        between.stdin.close()
+    return between.wait()
 
 
 def _main(grace: str, *command: str) -> int:

@@ -1,0 +1,105 @@
+"""What a person sees of a rebuild on its page in Prefect: figures against the champion, pictures, links.
+
+Pictures stand in the artifacts themselves as `data:` addresses: the page shows those of Markdown, and it needs
+neither a server for files nor this machine's disk.
+"""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from cxr.files import read_json
+from cxr.params import Paths
+from cxr.tracking_store import STORE_VARIABLE, without_credentials
+from flows.serve import MLFLOW_PAGE_VARIABLE
+
+_PICTURES = {"confusion-matrix": "confusion_matrix.svg", "grad-cam": "gradcam.jpg"}
+_MIME_TYPES = {".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+
+
+def publish(folder: Path, paths: Paths) -> None:
+    """Put metrics, pictures and links on the page of the present flow run."""
+    metrics = read_json(folder / paths.metrics)
+    champion = _champion(folder, paths)
+    create_markdown_artifact(key="metrics", markdown=metrics_table(metrics, champion))
+    for key, name in _PICTURES.items():
+        picture = folder / paths.evidence / name
+        if picture.is_file():
+            create_markdown_artifact(key=key, markdown=f"![{key}]({_data_address(picture)})")
+    report = (folder / paths.report).resolve()
+    links = mlflow_links(folder / paths.registration)
+    create_link_artifact(key="report", link=links.get("report", report.as_uri()), link_text=str(report))
+    if "version" in links:
+        create_link_artifact(key="mlflow", link=links["version"], link_text="this version and its run in MLflow")
+
+
+def metrics_table(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None) -> str:
+    """Return the test metrics as Markdown, with the champion's beside them where it was measured on these films.
+
+    Args:
+        metrics: metrics.json.
+        champion: the champion's side of promotion.json, or None.
+    """
+    intervals = metrics.get("ci95", {})
+    beside = champion is not None
+    lines = [
+        "| metric | this model | 95% interval |" + (" champion | difference |" if beside else ""),
+        "|---|---|---|" + ("---|---|" if beside else ""),
+    ]
+    for name, value in _flat(metrics).items():
+        low_high = intervals.get(name)
+        line = f"| {name} | {value:.3f} | {f'{low_high[0]:.3f} to {low_high[1]:.3f}' if low_high else ''} |"
+        if champion is not None:
+            other = _flat(champion).get(name)
+            line += " | |" if other is None else f" {other:.3f} | {value - other:+.3f} |"
+        lines.append(line)
+    title = "Synthetic sample, not a measurement of anything clinical\n\n" if metrics.get("synthetic") else ""
+    return title + "\n".join(lines)
+
+
+def mlflow_links(registration: Path) -> dict[str, str]:
+    """Return the addresses of the version's page and of its report in MLflow; empty where MLflow has no page."""
+    store = os.environ.get(STORE_VARIABLE, "")
+    page = store if store.startswith(("http://", "https://")) else os.environ.get(MLFLOW_PAGE_VARIABLE, "")
+    if not page or not registration.is_file():
+        return {}
+    receipt = read_json(registration)
+    page = without_credentials(page).rstrip("/")
+    where = urlencode({"path": "evaluation/report.html", "run_uuid": receipt["run_id"]})
+    return {
+        "version": f"{page}/#/models/{receipt['name']}/versions/{receipt['version']}",
+        "report": f"{page}/get-artifact?{where}",
+    }
+
+
+def _champion(folder: Path, paths: Paths) -> Mapping[str, Any] | None:
+    """Return the champion's metrics when the gate compared it with the model of this folder."""
+    verdict, receipt = folder / paths.registration.with_name("promotion.json"), folder / paths.registration
+    if not verdict.is_file() or not receipt.is_file():
+        return None
+    sides = read_json(verdict)["evidence"]
+    if not sides["champion"] or sides["version"]["weights_sha256"] != read_json(receipt)["weights_sha256"]:
+        return None
+    champion: Mapping[str, Any] = sides["champion"]
+    return champion if champion["test_set_sha256"] == sides["version"]["test_set_sha256"] else None
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of metrics.json or of one side of promotion.json by the same names."""
+    flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    if "calibration" in metrics:
+        flat["ece"] = metrics["calibration"]["ece"]
+    by_class = metrics.get("recall") or {
+        name: scores["recall"] for name, scores in metrics.get("per_class", {}).items() if scores.get("recall")
+    }
+    return flat | {f"recall of {name}": value for name, value in by_class.items() if value is not None}
+
+
+def _data_address(picture: Path) -> str:
+    encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
+    return f"data:{_MIME_TYPES[picture.suffix]};base64,{encoded}"
