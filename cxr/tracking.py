@@ -1,8 +1,8 @@
 """What a training and an evaluation write into the tracking store (cxr.tracking_store).
 
 A store that does not answer stops a training before its first step, while nothing is lost yet. Once a training
-runs, the store may go away: each epoch that could not be recorded is kept and sent with the next one, and what
-is still unsent at the end stands in `curves.csv`.
+runs, the store may go away: each epoch that could not be recorded is kept and sent with the next one. What is
+still unsent at the end stands in the training's files; its run stays open, and `register` completes it from them.
 
 MLflow takes seconds to import, so nothing here imports it at module level.
 """
@@ -22,6 +22,7 @@ from cxr.errors import RegistryError
 from cxr.tracking_store import client, mlruns_folder, public_uri, store_errors, tracking_uri
 
 EXPERIMENT = "chest-xray-pneumonia"
+TRAINING_FOLDER = "training"
 _MAX_PARAM_CHARACTERS = 6000
 _MAX_DIGEST_CHARACTERS = 36
 _BATCH = 100
@@ -195,6 +196,33 @@ def finish_run(run_id: str, status: str) -> None:
         store.set_terminated(run_id, status)
 
 
+def is_finished(run_id: str) -> bool:
+    """Say whether a run was closed as "FINISHED", which means that all of it is in the store."""
+    store = client()
+    with store_errors(f"reading run {run_id}"):
+        return bool(store.get_run(run_id).info.status == "FINISHED")
+
+
+def complete_run(run_id: str, epochs: Mapping[int, Mapping[str, float]], files: Sequence[Path]) -> None:
+    """Give a run the epochs and files that did not reach the store as it trained, and close it.
+
+    Args:
+        run_id: a run that is not finished.
+        epochs: epoch -> its metrics; those that the store has stay as they are.
+        files: what `TrainingRun.log_files` had to copy.
+    """
+    store = client()
+    names = sorted({name for metrics in epochs.values() for name in metrics})
+    with store_errors(f"reading the metrics of run {run_id}"):
+        known = {name: {point.step for point in store.get_metric_history(run_id, name)} for name in names}
+    for epoch, metrics in epochs.items():
+        if missing := {name: value for name, value in metrics.items() if epoch not in known[name]}:
+            log_metrics(run_id, missing, step=epoch)
+    log_files(run_id, files, TRAINING_FOLDER)
+    finish_run(run_id, "FINISHED")
+    log.info("tracking: run %s is complete now; the store was away as its training ended", run_id)
+
+
 def log_evaluation(run_id: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
     """Add test metrics and evaluation files to the run of the training.
 
@@ -217,6 +245,12 @@ class TrainingRun:
 
     run_id: str
     _unsent: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    _files_lost: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was to be recorded has been."""
+        return not (self._unsent or self._files_lost)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; see `log_params`."""
@@ -229,6 +263,9 @@ class TrainingRun:
     def log_epoch(self, metrics: Mapping[str, float], step: int) -> None:
         """Record an epoch and those before it that could not be recorded; a dead store never stops a training."""
         self._unsent.append((dict(metrics), step))
+        self._send()
+
+    def _send(self) -> None:
         try:
             while self._unsent:
                 log_metrics(self.run_id, *self._unsent[0])
@@ -236,12 +273,14 @@ class TrainingRun:
         except RegistryError as error:
             log.warning("%d epochs are not in the tracking store yet: %s", len(self._unsent), error)
 
-    def log_files(self, files: Sequence[Path], folder: str = "training") -> None:
+    def log_files(self, files: Sequence[Path]) -> None:
         """Copy files such as curves.csv and training.json into the run; a dead store is a warning."""
+        self._send()
         try:
-            log_files(self.run_id, files, folder)
+            log_files(self.run_id, files, TRAINING_FOLDER)
         except RegistryError as error:
-            log.warning("the training's files are not in the tracking store: %s", error)
+            self._files_lost = True
+            log.warning("the training's files are not in the tracking store yet: %s", error)
 
 
 @contextmanager
@@ -256,7 +295,7 @@ def training_run(
         tags: see `cxr.lineage.lineage`.
 
     Raises:
-        RegistryError: the store does not answer at the start. At the end that is a warning.
+        RegistryError: the store does not answer at the start. At the end that is a warning, and the run stays open.
     """
     resumed = run_id
     run = TrainingRun(start_run(run_id=run_id, name=name, tags=tags or {}))
@@ -270,10 +309,18 @@ def training_run(
         raise
     finally:
         monitor.finish()
-        try:
-            finish_run(run.run_id, status)
-        except RegistryError as error:
-            log.warning("the run stays open in the tracking store: %s", error)
+        _close(run, status)
+
+
+def _close(run: TrainingRun, status: str) -> None:
+    """Close the run, a finished one only where all of it is recorded."""
+    if status == "FINISHED" and not run.complete:
+        log.warning("run %s stays open in the tracking store; `register` will complete it", run.run_id)
+        return
+    try:
+        finish_run(run.run_id, status)
+    except RegistryError as error:
+        log.warning("the run stays open in the tracking store: %s", error)
 
 
 def _start_monitor(run_id: str, *, resume: bool) -> Any:

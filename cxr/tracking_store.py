@@ -110,10 +110,22 @@ def store_errors(doing: str) -> Iterator[None]:
     except RegistryError:
         raise
     except Exception as error:  # the store may be a file, a database or a server, each with errors of its own
+        if _refused_account(error):
+            raise RegistryError(
+                f"the tracking store {public_uri()} refused the account while {doing}; set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD to an account with the right to do it, then run the same command again"
+            ) from None
         raise RegistryError(
             f"the tracking store {public_uri()} failed while {doing}: {_plain(error)}; "
             f"check that it runs and that {STORE_VARIABLE} is right, then run the same command again"
         ) from None
+
+
+def _refused_account(error: Exception) -> bool:
+    """Say whether a server answered 401 or 403: no account, a wrong password, or no right."""
+    if getattr(error, "error_code", "") in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return True
+    return bool(re.search(r"failed with error code 40[13]\b|\b40[13] Client Error", str(error)))
 
 
 def _check_answers(uri: str) -> None:

@@ -105,30 +105,40 @@ def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
     """Return the training's run, or one that stands for it where the training came from DVC's cache."""
     from cxr import registry, tracking
 
-    known = registry.find_version(spec.weights_sha256, temperature=spec.temperature, bias=spec.bias)
+    known = registry.find_version(spec)
     for run_id in (known.run_id if known else None, training["run_id"]):
         if tracking.run_exists(run_id):
+            _complete(run_id, paths)
             return str(run_id)
-    found = tracking.find_run(RESTORED_TAG, training["run_id"])
-    return found or _restore_run(training, paths)
+    found = tracking.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
+    _complete(found, paths)
+    return found
 
 
-def _restore_run(training: dict[str, Any], paths: Paths) -> str:
-    """Record a training that this store has not seen from the files it left."""
-    import csv
-
+def _start_restored_run(training: dict[str, Any]) -> str:
+    """Begin a run for a training that this store has not seen."""
     from cxr import tracking
 
     tags = {RESTORED_TAG: str(training["run_id"])}
     run_id = tracking.start_run(run_id=None, name="restored training", tags=tags)
     tracking.log_params(run_id, {"train": training["params"]})
-    with (paths.model / "curves.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            epoch = int(row.pop("epoch"))
-            tracking.log_metrics(run_id, {name: float(value) for name, value in row.items() if value}, step=epoch)
-    tracking.finish_run(run_id, "FINISHED")
     log.info("register: the training's run %s is not in this store; run %s stands for it", *tags.values(), run_id)
     return run_id
+
+
+def _complete(run_id: str, paths: Paths) -> None:
+    """Give a run that is still open what the training's files know: the store was away as the training ended."""
+    import csv
+
+    from cxr import tracking
+
+    if tracking.is_finished(run_id):
+        return
+    with (paths.model / "curves.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    epochs = {int(row.pop("epoch")): row for row in rows}
+    files = [paths.model / name for name in ("curves.csv", "training.json", "validation.csv")]
+    tracking.complete_run(run_id, epochs, [file for file in files if file.is_file()])
 
 
 def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:

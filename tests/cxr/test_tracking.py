@@ -155,6 +155,26 @@ def test_a_store_that_died_leaves_the_trained_model_alone(
     assert any(message.startswith("the run stays open in the tracking store") for message in caplog.messages)
 
 
+def test_what_a_store_missed_at_the_end_leaves_the_run_open_until_it_is_completed(
+    dead_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    curves = tmp_path / "curves.csv"
+    curves.write_text("epoch,loss\n1,1.0\n2,0.5\n")
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+    with tracking.training_run(name="first") as run:
+        run.log_epoch({"loss": 1.0}, 1)
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, dead_server)
+        run.log_epoch({"loss": 0.5}, 2)
+        run.log_files([curves])
+        monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+    assert not tracking.is_finished(run.run_id)
+    tracking.complete_run(run.run_id, {1: {"loss": 1.0}, 2: {"loss": 0.5}}, [curves])
+    assert tracking.is_finished(run.run_id)
+    store = tracking_store.client()
+    assert [(m.step, m.value) for m in store.get_metric_history(run.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert [file.path for file in store.list_artifacts(run.run_id, "training")] == ["training/curves.csv"]
+
+
 def test_an_evaluation_goes_into_the_trainings_run(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("page")
