@@ -1,0 +1,321 @@
+"""How often `monitor` cries wolf, and what it notices: false alarms and detection on films that no training has seen.
+
+Run   python -m benchmarks.drift PROJECT [--films 200] [--splits 60] [--keep FOLDER]
+
+PROJECT is a project after `make run`: its prepared films, split, trained model and evidence are read, nothing is
+changed. Validation and test films are divided by patient, again and again: half of the patients are the reference,
+windows are drawn from the others, patient by patient. The shifts are made on the film as it is after resizing and
+before the contrast step; their windows come from a part of the test films, and the reference from all other patients.
+KEEP holds what the network said, for a second run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from cxr.bundle import ModelSpec, read_bundle
+from cxr.drift import MEASURES, Reference, image_measures, make_reference
+from cxr.drift_windows import Rules, Window, find_limits, is_drift, judge
+from cxr.files import read_json
+from cxr.images import Preprocessing, decode_grey, prepare
+from cxr.inference import BATCH_SIZE, calibrated, predict_with_features
+from cxr.manifest import read_manifest, read_splits
+
+Images = NDArray[np.uint8]
+SHIFTED_FILMS = 320
+ALARM_WINDOWS, OF_WINDOWS = 2, 5
+FALSE_ALARM_SHARE = 0.01
+
+
+def _by_table(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Callable[[Images], Images]:
+    levels = np.clip(np.rint(255 * change(np.arange(256) / 255)), 0, 255).astype(np.uint8)
+    return lambda film: levels[film]
+
+
+SHIFTS: dict[str, Callable[[Images], Images]] = {
+    "exposure x 0.8": _by_table(lambda grey: 0.8 * grey),
+    "exposure x 1.2": _by_table(lambda grey: 1.2 * grey),
+    "gamma 0.8": _by_table(lambda grey: grey**0.8),
+    "gamma 1.2": _by_table(lambda grey: grey**1.2),
+    "exposure x 0.95": _by_table(lambda grey: 0.95 * grey),
+    "inverted": _by_table(lambda grey: 1 - grey),
+    "blurred, sigma 0.7 px": lambda film: np.asarray(cv2.GaussianBlur(film, (0, 0), 0.7), np.uint8),
+    "mirrored": lambda film: np.ascontiguousarray(film[:, ::-1]),
+}
+
+
+@dataclass(frozen=True)
+class Films:
+    """N films as the model sees them: image measures (N, M), features (N, D), probabilities (N, C), who and what."""
+
+    images: NDArray[np.float32]
+    features: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
+    patients: NDArray[np.str_]
+    labels: NDArray[np.str_]
+    sources: NDArray[np.str_]
+
+    def where(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Films:
+        """Return the films that `rows` selects."""
+        return Films(**{name: array[rows] for name, array in vars(self).items()})
+
+
+class Project:
+    """A project after `make run`: its model as calibrated, and its films."""
+
+    def __init__(self, root: Path) -> None:
+        # Only the paths: a project of another version may lack parameters that this one has.
+        paths = {name: root / path for name, path in YAML(typ="safe").load(root / "params.yaml")["paths"].items()}
+        self.raw = paths["raw"]
+        self.model, spec = read_bundle(paths["model"])
+        found = read_json(paths["evidence"] / "calibration.json")
+        self.spec: ModelSpec = replace(spec, temperature=found["temperature"], bias=tuple(found["bias"]))
+        manifest = read_manifest(paths["raw"])[["image_id", "source", "path"]]
+        self.films = read_splits(paths["split"]).merge(manifest, on="image_id", validate="one_to_one")
+
+    def see(self, films: pd.DataFrame, shift: Callable[[Images], Images], name: str) -> Films:
+        """Read, shift, prepare and classify films, a batch at a time."""
+        images, features, probabilities = [], [], []
+        paths = [self.raw / path for path in films["path"]]
+        for start in tqdm(range(0, len(paths), BATCH_SIZE), desc=name, disable=None):
+            batch = np.stack([self._film(path, shift) for path in paths[start : start + BATCH_SIZE]])
+            measured = image_measures(batch)
+            logits, seen = predict_with_features(self.model, batch, mean=self.spec.mean, std=self.spec.std)
+            images.append(np.column_stack([measured[name] for name in MEASURES if name in measured]))
+            features.append(seen)
+            probabilities.append(calibrated(logits, self.spec))
+        return Films(
+            np.concatenate(images),
+            np.concatenate(features),
+            np.concatenate(probabilities),
+            *(films[name].to_numpy(str) for name in ("patient_id", "label", "source")),
+        )
+
+    def _film(self, path: Path, shift: Callable[[Images], Images]) -> Images:
+        whole: Preprocessing = self.spec.preprocessing
+        grey = decode_grey(
+            path.read_bytes(), name=path.name, max_pixels=whole.max_pixels, smallest_side_px=2 * whole.image_size_px
+        )
+        sized = prepare(grey, replace(whole, contrast="none"))
+        return prepare(shift(sized), replace(whole, border_crop=0.0))
+
+
+def _kept(folder: Path | None, name: str, make: Callable[[], Films]) -> Films:
+    """Return the films that `folder` holds under `name`, or make and keep them."""
+    if folder is None:
+        return make()
+    path = folder / f"{name.replace(' ', '-').replace(',', '')}.npz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **vars(make()))
+    with np.load(path, allow_pickle=False) as file:
+        return Films(**{key: file[key] for key in file})
+
+
+def reference_of(films: Films, classes: tuple[str, ...]) -> Reference:
+    """Make the reference of films."""
+    return make_reference(
+        classes=classes,
+        images=films.images,
+        features=films.features,
+        probabilities=films.probabilities,
+        patients=films.patients.astype(object),
+    )
+
+
+def scored(films: Films, reference: Reference) -> pd.DataFrame:
+    """Return the columns of scored films that a window is judged by."""
+    columns = {f"m_{name}": films.images[:, c] for c, name in enumerate(MEASURES[:-1])}
+    columns["m_feature_distance"] = reference.space.distance(films.features)
+    columns |= {f"p_{name}": films.probabilities[:, c].astype(np.float32) for c, name in enumerate(reference.classes)}
+    predicted = np.array(reference.classes)[films.probabilities.argmax(axis=1)]
+    return pd.DataFrame(columns).assign(
+        predicted_class=predicted, error=None, path=films.patients, scored_at=pd.Timestamp("2026-01-01", tz="UTC")
+    )
+
+
+def draw(films: Films, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return the rows of `count` films of patients in random order, no film twice."""
+    _, numbers = np.unique(films.patients, return_inverse=True)
+    rank = generator.permutation(int(numbers.max()) + 1)[numbers]
+    return np.argsort(rank, kind="stable")[:count]
+
+
+def draw_shares(
+    films: Films, by: NDArray[np.str_], shares: dict[str, float], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return rows of films drawn as `draw` does, with the given shares of the groups `by`."""
+    rows = []
+    for name, share in shares.items():
+        group = np.flatnonzero(by == name)
+        rows.append(group[draw(films.where(group), round(share * count), generator)])
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table: of how many windows and runs of windows, the alarms, and which signals spoke how often."""
+
+    name: str
+    windows: list[list[Window]]
+
+    def row(self) -> str:
+        """Return the row as markdown."""
+        alarms = np.array([[window.alarm for window in run] for run in self.windows])
+        drift = [is_drift(run, alarm_windows=ALARM_WINDOWS, of_windows=OF_WINDOWS) for run in self.windows]
+        each = alarms.mean(axis=1)
+        error = 1.96 * each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
+        low, high = wilson(sum(drift), len(drift))
+        spoke = pd.Series([name for run in self.windows for window in run for name in window.speaking], dtype=object)
+        counts = (spoke.value_counts() / alarms.size).head(4)
+        score = np.median([window.score for run in self.windows for window in run])
+        return (
+            f"| {self.name} | {each.mean():.1%} ± {error:.1%} | {sum(drift)} of {len(drift)} ({low:.1%} to {high:.1%}) "
+            f"| {score:.2f} | {', '.join(f'{name} {share:.0%}' for name, share in counts.items())} |"
+        )
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Return the 95% interval of a share."""
+    z, share = 1.96, hits / total
+    middle, width = share + z * z / (2 * total), z * np.sqrt(share * (1 - share) / total + z * z / (4 * total**2))
+    return float((middle - width) / (1 + z * z / total)), float((middle + width) / (1 + z * z / total))
+
+
+def unshifted(judged: Films, classes: tuple[str, ...], rules: Rules, splits: int) -> list[Outcome]:
+    """Return false alarms of windows like the reference, and of windows of another class mix, over random halves."""
+    generator = np.random.default_rng(0)
+    same: list[list[Window]] = []
+    mixed: list[list[Window]] = []
+    _, numbers = np.unique(judged.patients, return_inverse=True)
+    other_mix = dict(zip(classes, (0.6, 0.2, 0.2), strict=False))
+    for _ in tqdm(range(splits), desc="splits", disable=None):
+        is_reference = (generator.permutation(int(numbers.max()) + 1) % 2 == 0)[numbers]
+        reference, others = reference_of(judged.where(is_reference), classes), judged.where(~is_reference)
+        limits = find_limits(reference, rules)
+        for found, rows in (
+            (same, [draw(others, rules.films, generator) for _ in range(OF_WINDOWS)]),
+            (
+                mixed,
+                [draw_shares(others, others.labels, other_mix, rules.films, generator) for _ in range(OF_WINDOWS)],
+            ),
+        ):
+            table = scored(others, reference)
+            found.append([judge(table.iloc[part], reference, limits, number=i + 1) for i, part in enumerate(rows)])
+    return [Outcome("none: the same films", same), Outcome(f"classes {_shares_text(other_mix)}", mixed)]
+
+
+def _shares_text(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Films that windows are drawn from; where `shares` are given, by them from the films' groups."""
+
+    films: Films
+    groups: NDArray[np.str_] | None = None
+    shares: dict[str, float] | None = None
+
+    def draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Return the rows of one window."""
+        if self.groups is None or self.shares is None:
+            return draw(self.films, count, generator)
+        return draw_shares(self.films, self.groups, self.shares, count, generator)
+
+
+def shifted(pools: dict[str, Pool], reference: Reference, rules: Rules, runs: int) -> list[Outcome]:
+    """Return the alarms of windows drawn from each pool."""
+    generator, limits = np.random.default_rng(1), find_limits(reference, rules)
+    outcomes = []
+    for name, pool in tqdm(pools.items(), desc="shifts", disable=None):
+        table = scored(pool.films, reference)
+        judged = [
+            [
+                judge(table.iloc[pool.draw(rules.films, generator)], reference, limits, number=number)
+                for number in range(1, OF_WINDOWS + 1)
+            ]
+            for _ in range(runs)
+        ]
+        outcomes.append(Outcome(name, judged))
+    return outcomes
+
+
+def _see_all(project: Project, keep: Path | None) -> tuple[Films, Films, dict[str, Films]]:
+    """Return validation and test films, films of the second set and of a class that no training saw, shifted films."""
+    films = project.films
+    is_judged = films["split"].isin(("validation", "test"))
+    second = films["source"].value_counts().index[-1]
+    is_extra = (films["split"] == "unused") | ((films["split"] == "train") & (films["source"] == second))
+    judged = _kept(keep, "judged", lambda: project.see(films[is_judged], _as_it_is, "judged"))
+    extra = _kept(keep, "extra", lambda: project.see(films[is_extra], _as_it_is, "extra"))
+    test = films[films["split"] == "test"]
+    _, numbers = np.unique(test["patient_id"].to_numpy(str), return_inverse=True)
+    order = np.argsort(np.random.default_rng(2).permutation(int(numbers.max()) + 1)[numbers], kind="stable")
+    chosen = test.iloc[order[:SHIFTED_FILMS]]
+    seen = {"none": judged.where(np.isin(judged.patients, chosen["patient_id"].to_numpy(str)))}
+    for name, shift in SHIFTS.items():
+        seen[name] = _kept(keep, name, partial(project.see, chosen, shift, name))
+    return judged, extra, seen
+
+
+def _as_it_is(film: Images) -> Images:
+    return film
+
+
+def _pools(seen: dict[str, Films], extra: Films) -> dict[str, Pool]:
+    pools = {"none: the films that are shifted below": Pool(seen["none"])}
+    pools |= {name: Pool(films) for name, films in seen.items() if name != "none"}
+    is_unused = ~np.isin(extra.labels, np.unique(seen["none"].labels))
+    for name, added, share in (
+        ("half of the second set", extra.where(~is_unused), 0.5),
+        ("a quarter of the second set", extra.where(~is_unused), 0.25),
+        ("a fifth of a class it was not taught", extra.where(is_unused), 0.2),
+    ):
+        if len(added.labels):
+            both = _merged(seen["none"], added)
+            groups = np.repeat(np.array(["usual", "added"]), (len(seen["none"].labels), len(added.labels)))
+            pools[name] = Pool(both, groups, {"usual": 1 - share, "added": share})
+    return pools
+
+
+def _merged(*parts: Films) -> Films:
+    return Films(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def main() -> None:
+    """See the films once, then draw windows, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--films", type=int, default=200, help="in a window (%(default)s)")
+    parser.add_argument("--splits", type=int, default=60, help="random halves, each with five windows (%(default)s)")
+    parser.add_argument("--keep", type=Path, help="folder for what the network said")
+    arguments = parser.parse_args()
+    project, rules = Project(arguments.project), Rules(arguments.films, FALSE_ALARM_SHARE, 1000, 0, 0.05)
+    classes = project.spec.classes
+    judged, extra, shifted_films = _see_all(project, arguments.keep)
+    taken = np.isin(judged.patients, shifted_films["none"].patients)
+    reference = reference_of(judged.where(~taken), classes)
+    outcomes = unshifted(judged, classes, rules, arguments.splits)
+    outcomes += shifted(_pools(shifted_films, extra), reference, rules, arguments.splits)
+    print(f"{len(judged.labels)} validation and test films of {len(np.unique(judged.patients))} patients,")
+    print(f"windows of {rules.films}, {arguments.splits} runs of {OF_WINDOWS} windows a row, limits for ", end="")
+    print(f"{rules.false_alarm_share:.0%} false alarms a window; intervals 95%, over draws and not over hospitals.\n")
+    print(f"| shift | alarms of windows | {ALARM_WINDOWS} of {OF_WINDOWS}: drift | median score | what spoke |")
+    print("|---|---|---|---|---|")
+    print("\n".join(outcome.row() for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()
