@@ -9,7 +9,8 @@ CxrError
  +-- WeightsError          weights or a saved model cannot be loaded or fail their hash
  +-- TrainingError         training cannot go on (non-finite loss)
  +-- RegistryError         the tracking store or registry lacks what was asked for
- +-- PromotionRefusedError the evidence does not carry the promotion
+ +-- PromotionRefusedError the evidence speaks against the promotion
+ +-- PromotionHeldError    the evidence does not decide the promotion; a person has to look
 
 The command line prints the message as one line and exits with `exit_code`, so a message says
 what was expected, what came, and what to do now.
@@ -37,7 +38,9 @@ class SourceError(CxrError):
 class ImageError(CxrError):
     """A file is not a film that can be read.
 
-    `reason` is one of "empty", "truncated", "not an image", "larger than the pixel limit".
+    `reason` is one of "empty", "truncated", "not an image", "larger than the pixel limit"; of a DICOM file also
+    "no pixels", "several frames", "colour", "other modality", "other body part", "lateral view", "for processing",
+    "unsupported encoding".
     """
 
     exit_code = 4
@@ -78,6 +81,12 @@ class RegistryError(CxrError):
 
 
 class PromotionRefusedError(CxrError):
-    """The evidence does not carry the promotion; the champion stays."""
+    """The version was measured and is not good enough; the champion stays."""
 
     exit_code = 10
+
+
+class PromotionHeldError(CxrError):
+    """Nothing was decided: evidence is missing or undecided, or another promotion came first; the champion stays."""
+
+    exit_code = 11

@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cxr.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "DICOM")
 # By signature, not through Image.open: that warns of large films, and warnings cannot be silenced safely in threads.
 _READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -32,7 +32,11 @@ _READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"II*\x00": TiffImageFile,
     b"MM\x00*": TiffImageFile,
 }
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"})
+
+_DICOM_PREFIX_AT, _DICOM_PREFIX = 128, b"DICM"
+_FIRST_VRS = {b"UL", b"UI", b"CS", b"OB", b"SH", b"LO", b"DA"}
+_FIRST_LENGTH_AT_MOST = 64
 
 _REDUCED_GREY = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
@@ -61,12 +65,29 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Header:
-    """What a film's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS."""
+    """What a film's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS.
+
+    Size as stored; of a DICOM film as it is decoded: the usual way up, in square pixels.
+    """
 
     width: int
     height: int
     mode: str
     format: str
+
+
+def is_film_file(path: Path) -> bool:
+    """Tell by its name whether a file of a folder may be a film; where the name ends in no letters, by its signature.
+
+    A PACS writes DICOM files as IM000001 or 1.2.840.113.5.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if any(letter.isalpha() for letter in suffix):
+        return False
+    with path.open("rb") as file:
+        return _is_dicom(file.read(_DICOM_PREFIX_AT + len(_DICOM_PREFIX)))
 
 
 def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
@@ -77,6 +98,8 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
     """
     if not data:
         raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
+    if _is_dicom(data):
+        return _read_dicom_header(data, name=name, max_pixels=max_pixels)
     reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
     try:
         if reader is None:
@@ -114,6 +137,11 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
     Raises:
         ImageError: see read_header; also when the decoder fails ("not an image").
     """
+    if _is_dicom(data):
+        _refuse_two_formats(data, name)
+        from cxr.dicom import decode_dicom
+
+        return decode_dicom(data, name=name, max_pixels=max_pixels)
     header = read_header(data, name=name, max_pixels=max_pixels)
     flag = cv2.IMREAD_GRAYSCALE
     if header.mode == "L16":
@@ -158,6 +186,28 @@ def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> 
     smallest = math.ceil(preprocessing.image_size_px / (1 - 2 * preprocessing.border_crop))
     grey = decode_grey(data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest)
     return prepare(grey, preprocessing)
+
+
+def _is_dicom(data: bytes) -> bool:
+    """Tell a DICOM file; of one without preamble the first element is of group 2 or 8, and its length is plausible."""
+    if data[_DICOM_PREFIX_AT : _DICOM_PREFIX_AT + len(_DICOM_PREFIX)] == _DICOM_PREFIX:
+        return True
+    if len(data) < 12 or data[:2] not in {b"\x02\x00", b"\x08\x00"} or data[3] != 0:
+        return False
+    return data[4:6] in _FIRST_VRS or int.from_bytes(data[4:8], "little") <= _FIRST_LENGTH_AT_MOST
+
+
+def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
+    from cxr.dicom import read_dicom_header  # pydicom takes a fifth of a second to import, and most films need none
+
+    _refuse_two_formats(data, name)
+    header = read_dicom_header(data, name=name, max_pixels=max_pixels)
+    return Header(header.width, header.height, "L" if header.bits_stored <= 8 else "L16", "DICOM")
+
+
+def _refuse_two_formats(data: bytes, name: str) -> None:
+    if any(data.startswith(signature) for signature in _READERS):
+        raise ImageError(f"{name} is two formats in one file; export the film again as one", reason="not an image")
 
 
 def _mode(pillow_mode: str) -> str:

@@ -57,7 +57,9 @@ def test_sixteen_bits_are_told_from_eight() -> None:
         (b"", Refusal("empty", "f is empty; copy it again from its source")),
         (
             b"text",
-            Refusal("not an image", "f is not an image: expected JPEG, PNG, BMP, TIFF; remove it or export it again"),
+            Refusal(
+                "not an image", "f is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again"
+            ),
         ),
         (
             encoded(noise(64, 64))[:-300],

@@ -108,7 +108,7 @@ def test_a_large_jpeg_is_decoded_whole_where_half_of_it_would_be_too_small_witho
         (
             b"no picture",
             "not an image",
-            "film.jpg is not an image: expected JPEG, PNG, BMP, TIFF; remove it or export it again",
+            "film.jpg is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again",
         ),
         (
             encoded(gradient(), ".jpg")[:-400],

@@ -1,0 +1,138 @@
+"""From stored DICOM samples to grey levels: modality LUT, then VOI LUT, then polarity (PS3.3 C.7.6.3, C.11.1, C.11.2).
+
+A film has at most 65,536 different samples, so the way is worked out once for each of them, in double precision, and
+read from a table. Without a window or VOI LUT the levels are those of a PNG of the same samples: 8 bits are taken
+as they are, more are stretched from the darkest to the brightest sample, padding left out. Percentiles would cut off
+what is brighter than the film, such as lead letters; the same film as a 16-bit PNG would then give other levels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+WindowKind = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup table: `values[i]` (0 to 2**bits - 1) is the output for the input `first + i`; clamped at its ends."""
+
+    first: int
+    bits: int
+    values: NDArray[np.uint16]
+
+    def of(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the output for each input."""
+        index = np.clip(np.rint(inputs) - self.first, 0, len(self.values) - 1).astype(np.int64)
+        return np.asarray(self.values[index], np.float64)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window centre and width, in the units after the modality LUT."""
+
+    centre: float
+    width: float
+    kind: WindowKind
+
+    def of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return each value's place in the window, 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+        if self.kind == "SIGMOID":
+            exponent = np.clip(-4.0 * (values - self.centre) / self.width, -700, 700)
+            return np.asarray(1.0 / (1.0 + np.exp(exponent)))
+        if self.kind == "LINEAR_EXACT":
+            return np.clip((values - self.centre) / self.width + 0.5, 0.0, 1.0)
+        if self.width == 1.0:
+            return (values > self.centre - 0.5).astype(np.float64)
+        return np.clip((values - (self.centre - 0.5)) / (self.width - 1.0) + 0.5, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class GreyRules:
+    """How samples become grey levels.
+
+    modality  a table, or (slope, intercept)
+    voi       a table, a window, or None: neither
+    padding   lowest and highest sample value that is no part of the picture, or None
+    """
+
+    bits_stored: int
+    signed: bool
+    modality: Table | tuple[float, float]
+    voi: Table | Window | None
+    padding: tuple[int, int] | None
+    inverted: bool
+
+    def apply(self, samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Return the grey levels of `samples` (height, width), bit patterns of `bits_stored` bits; padding is 0."""
+        values = self._values()
+        padded = self._padded(values)
+        used = np.bincount(samples.ravel(), minlength=len(values)) > 0
+        levels = np.rint(self._levels(self._measured(values), used & ~padded)).astype(np.uint8)
+        if self.inverted:
+            levels = 255 - levels
+        levels[padded] = 0
+        return np.asarray(levels[samples], np.uint8)
+
+    def _values(self) -> NDArray[np.int64]:
+        patterns = np.arange(1 << self.bits_stored)
+        return (
+            np.where(patterns >> (self.bits_stored - 1), patterns - len(patterns), patterns)
+            if self.signed
+            else patterns
+        )
+
+    def _padded(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if self.padding is None:
+            return np.zeros(len(values), np.bool_)
+        low, high = self.padding
+        return (values >= low) & (values <= high)
+
+    def _measured(self, values: NDArray[np.int64]) -> NDArray[np.float64]:
+        if isinstance(self.modality, Table):
+            return self.modality.of(values.astype(np.float64))
+        slope, intercept = self.modality
+        return np.asarray(values * slope + intercept, np.float64)
+
+    def _levels(self, measured: NDArray[np.float64], shown: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the level of each sample, 0 to 255, before rounding."""
+        if isinstance(self.voi, Table):
+            return self.voi.of(measured) * 255.0 / ((1 << self.voi.bits) - 1)
+        if isinstance(self.voi, Window):
+            return self.voi.of(measured) * 255.0
+        if self._is_plain_8_bit():
+            return measured
+        seen = measured[shown] if shown.any() else measured
+        low, high = float(seen.min()), float(seen.max())
+        scale = 255.0 / ((high - low) or 1.0)
+        stretched = (measured.astype(np.float32) - low) * scale  # in float32, as a 16-bit PNG is
+        return np.clip(stretched.astype(np.float64), 0.0, 255.0)
+
+    def _is_plain_8_bit(self) -> bool:
+        return self.bits_stored == 8 and not self.signed and self.modality == (1.0, 0.0)
+
+
+def table(descriptor: Sequence[int], data: bytes | Sequence[int], *, signed: bool, little_endian: bool) -> Table:
+    """Return the table of a LUT descriptor and LUT data (PS3.3 C.11.1.1).
+
+    Raises:
+        ValueError: the descriptor is absurd, or there are fewer values than it says.
+    """
+    count, first, bits = (int(number) for number in descriptor)
+    count = count % 0x10000 or 0x10000
+    first = (first % 0x10000 ^ 0x8000) - 0x8000 if signed else first % 0x10000
+    if not 8 <= bits <= 16:
+        raise ValueError("bits of a lookup table")
+    if not isinstance(data, bytes):
+        values = np.asarray(data, np.int64) % 0x10000
+    elif bits == 8 and count <= len(data) < 2 * count:  # packed two to a word, low byte first
+        words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
+        values = words.astype("<u2").view(np.uint8).astype(np.int64)
+    else:
+        values = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2").astype(np.int64)
+    if len(values) < count or values[:count].max() >= 1 << bits:
+        raise ValueError("values of a lookup table")
+    return Table(first, bits, values[:count].astype(np.uint16))
