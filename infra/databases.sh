@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make a database with an owner of its own for each service; run once against an empty PostgreSQL 14 or newer.
-# compose.yaml runs it as the database is first made; elsewhere: PGHOST=... PGPORT=... POSTGRES_USER=... infra/databases.sh
+# compose.yaml runs it as the database is first made; elsewhere: PGHOST=... POSTGRES_USER=... infra/databases.sh
 # An owner sees its own databases and no others. Passwords come from the environment, never from the command line.
 set -euo pipefail
 : "${MLFLOW_DB_PASSWORD:?a password for the role mlflow}" "${PREFECT_DB_PASSWORD:?a password for the role prefect}"
