@@ -29,6 +29,8 @@ class ModelSpec:
     temperature   raw scores are divided by it before the softmax; 1.0 until calibrated
     bias          one a class, added after that; zeros until calibrated
     synthetic     trained on phantom films: its answers say nothing about patients
+    refer_below   a film whose largest calibrated probability is below goes to a reader; None: the validation films
+                  gave no such threshold, or the model was saved before there was one
     """
 
     backbone: str
@@ -42,6 +44,7 @@ class ModelSpec:
     temperature: float
     bias: tuple[float, ...]
     synthetic: bool
+    refer_below: float | None = None
     weights_sha256: str = ""
 
 

@@ -55,6 +55,8 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     validation, test, spec = predict(model, spec, packed, films, fit_bias=params.fit_bias)
     calibration = calibration_summary(validation, test, temperature=spec.temperature, bias=spec.bias, settings=settings)
     inspected = _inspect(model, spec, packed, films, validation=validation, test=test, params=params)
+    kept = inspected["trust"]["referral"]["found"]
+    calibration["refer_below"] = kept["confidence"] if kept else None
     metrics = summarize(test, calibration=calibration, split=split, settings=settings)
     metrics["trust"] = headlines(inspected["trust"])
     findings = {"metrics": metrics, "calibration": calibration, **inspected}

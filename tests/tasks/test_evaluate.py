@@ -163,6 +163,8 @@ def test_the_probabilities_are_the_models_scaled_by_the_temperature(evaluated: P
 def test_the_temperature_lowers_the_loss_on_the_validation_films(evaluated: Paths) -> None:
     calibration = read_json(evaluated.evidence / "calibration.json")
     assert calibration["n_validation"] == 18
+    referral = read_json(evaluated.evidence / "trust.json")["referral"]["found"]
+    assert calibration["refer_below"] == (referral["confidence"] if referral else None)
     assert calibration["validation"]["after"]["nll"] < calibration["validation"]["before"]["nll"]
 
 
