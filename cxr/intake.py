@@ -1,8 +1,9 @@
-"""Taking in raw films: every file of a set is read once and ends as a film that is copied, or as refused.
+"""Taking in raw films: every file of a set is read and ends as taken, with what describes it, or as refused.
 
-Streams: of a file's pixels only a 32 x 32 thumbnail stays in memory.
+Streams: of a file's pixels only a 32 x 32 thumbnail stays in memory. What is kept is read again to be packed.
 """
 
+import hashlib
 import os
 import unicodedata
 from collections import deque
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from cxr.errors import SourceError
 from cxr.films import Film, bytes_at_most, examine
 from cxr.layouts import LAYOUTS, LayoutName, Placement, Refusal, files_of, find_set, nothing_found
 
@@ -36,10 +38,11 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Taken:
-    """A film that is readable, placed by its path and copied; `patient_id` is unique across sources."""
+    """A film that is readable and placed by its path; `patient_id` is unique across sources."""
 
     source: str
     path: str
+    location: Path
     placement: Placement
     film: Film
 
@@ -87,23 +90,37 @@ def list_files(source: str, layout: LayoutName, location: Path, *, all_of_it: bo
     return found
 
 
-def take_in(files: Iterable[RawFile], films: Path, *, max_pixels: int, workers: int) -> Iterator[Taken | Refused]:
-    """Read each file once, in order; copy those that are films to `films/<source>/<path>`.
+def take_in(files: Iterable[RawFile], *, max_pixels: int, workers: int) -> Iterator[Taken | Refused]:
+    """Read each file, in order.
 
     Args:
         files: what to take in.
-        films: where the copies go.
         max_pixels: larger films are refused before they are decoded.
         workers: threads; 0 means one a core.
     """
 
     def take(file: RawFile) -> Taken | Refused:
-        return _take(file, films, max_pixels)
+        return _take(file, max_pixels)
 
     return _in_order(take, files, workers or os.cpu_count() or 1)
 
 
-def _take(file: RawFile, films: Path, max_pixels: int) -> Taken | Refused:
+def read_again(film: Taken) -> bytes:
+    """Return the bytes of a film that was taken in.
+
+    Raises:
+        SourceError: the file is gone or is another one by now.
+    """
+    try:
+        data = film.location.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{film.location} cannot be read any more ({error.strerror}); run ingest again") from error
+    if hashlib.sha256(data).hexdigest() != film.film.sha256:
+        raise SourceError(f"{film.location} changed while it was taken in; run ingest again when it is left alone")
+    return data
+
+
+def _take(file: RawFile, max_pixels: int) -> Taken | Refused:
     path = str(file.path)
     readable = _read(file, max_pixels)
     if isinstance(readable, Refusal):
@@ -115,10 +132,7 @@ def _take(file: RawFile, films: Path, max_pixels: int) -> Taken | Refused:
     placement = LAYOUTS[file.layout].place(file.path)
     if isinstance(placement, Refusal):
         return Refused(file.source, path, placement)
-    copy = films / file.source / file.path
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(readable)
-    return Taken(file.source, path, placement, film)
+    return Taken(file.source, path, file.folder / file.path, placement, film)
 
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Refusal:

@@ -2,7 +2,8 @@
 
 Beside it in `data/raw`:
 
-`films/`              the kept files, byte for byte as they came
+`films/`              the kept files, byte for byte as they came, packed in zips (see cxr/shards.py);
+                      `python -m tasks.unpack FOLDER` makes a tree of them for people
 `statistics.parquet`  grey-level statistics of each film, same rows
 `duplicates.csv`      files left out because a kept film is the same picture
 `lookalikes.csv`      pairs of kept films so alike that a split must not part them
@@ -35,7 +36,7 @@ MANIFEST_COLUMNS: dict[str, str] = {
 image_id        unique, stable between runs: source and the first 16 digits of the SHA-256
 source          name of the source in params.yaml, "kermany", "covid19"
 official_split  the part of its own set the film came from: "train", "val", "test"
-path            of the film, relative to data/raw
+path            of the film in the shards of data/raw/films, and below the folder that tasks.unpack fills
 label           one of cxr.labels.LABELS
 patient_id      groups films of one person; holds source and part, since numbers restart there
 phash           64-bit perceptual hash, 16 hexadecimal digits

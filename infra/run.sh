@@ -28,7 +28,7 @@ promoted=$code
 if [ "$promoted" -eq 0 ]; then
     echo
     echo "One prediction by the champion:"
-    python -m tasks.predict --json "$(find data/raw/films -type f | sort | sed -n 1p)" || code=$?
+    python -m tasks.predict --json "$(python -m tasks.unpack data/unpacked --first 1)" || code=$?
 fi
 
 cat <<END
@@ -36,7 +36,7 @@ cat <<END
 Report       $PWD/reports/report.html
 Data Docs    $PWD/reports/data_docs/index.html
 Promotion    $PWD/reports/promotion.json
-Prefect, MLflow pages: make ui
+Prefect, MLflow pages: make serve
 END
 if [ "$promoted" -ne 0 ]; then
     echo "The new model was not promoted (reasons above); whatever was champion stays champion." >&2

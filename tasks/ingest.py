@@ -1,8 +1,8 @@
 """Take in raw films: merge the sets into one folder, and account for every file.
 
 Reads the sources in params.yaml (a folder, a zip, https://, s3:// or the synthetic sample).
-Writes data/raw whole or not at all: films/, manifest.parquet, statistics.parquet, duplicates.csv,
-lookalikes.csv, quarantine.csv, ingest.json (see cxr/manifest.py). Run it with
+Writes data/raw whole or not at all: films/ (packed, see cxr/shards.py), manifest.parquet, statistics.parquet,
+duplicates.csv, lookalikes.csv, quarantine.csv, ingest.json (see cxr/manifest.py). Run it with
 
     python -m tasks.ingest
 """
@@ -10,6 +10,7 @@ lookalikes.csv, quarantine.csv, ingest.json (see cxr/manifest.py). Run it with
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,11 @@ def ingest(params: IngestParams, paths: Paths) -> None:
 
     files = _all_files(params, paths)
     with whole_folder(paths.raw) as raw:
-        taken, refused = _take_in(files, raw / "films", params)
+        taken, refused = _take_in(files, params)
         result = sort_out(taken, same_film=params.same_film_correlation, look_alike=params.look_alike_correlation)
-        for left_out in (*(row.film for row in result.duplicates), *result.conflicting):
-            (raw / _film_path(left_out)).unlink()
         refused += result.refused
         counts = _account(files, refused, result)
+        _pack(result.kept, raw / "films", params.workers or os.cpu_count() or 1)
         _write(raw, result, refused, counts, _origin(params))
     _log_summary(counts, refused, result)
 
@@ -63,20 +63,32 @@ def _all_files(params: IngestParams, paths: Paths) -> list[RawFile]:
     return files
 
 
-def _take_in(files: list[RawFile], films: Path, params: IngestParams) -> tuple[list[Taken], list[Refused]]:
+def _take_in(files: list[RawFile], params: IngestParams) -> tuple[list[Taken], list[Refused]]:
     from tqdm import tqdm
 
     from cxr.intake import Taken, take_in
 
-    films.mkdir()
     taken, refused = [], []
-    results = take_in(files, films, max_pixels=params.max_pixels, workers=params.workers)
+    results = take_in(files, max_pixels=params.max_pixels, workers=params.workers)
     for result in tqdm(results, total=len(files), desc="ingest", unit="film", disable=None):
         if isinstance(result, Taken):
             taken.append(result)
         else:
             refused.append(result)
     return taken, refused
+
+
+def _pack(kept: list[Taken], folder: Path, workers: int) -> None:
+    from tqdm import tqdm
+
+    from cxr.intake import read_again
+    from cxr.shards import write_shards
+
+    films = {_film_path(film): film for film in kept}
+    sizes = {path: film.film.bytes for path, film in films.items()}
+    with tqdm(total=len(films), desc="pack", unit="film", disable=None) as progress:
+        for packed in write_shards(folder, sizes, lambda path: read_again(films[path]), workers=workers):
+            progress.update(packed)
 
 
 def _film_path(film: Taken) -> str:

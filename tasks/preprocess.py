@@ -1,6 +1,6 @@
 """Prepare every film once: grey, size, contrast; packed into one memory-mapped array.
 
-Reads   data/raw (manifest and films), reports/validation.json (the gate has passed)
+Reads   data/raw (manifest and packed films), reports/validation.json (the gate has passed)
 Writes  data/images: images.npy uint8 (N, H, W), index.csv, preprocessing.json
 
 A film that cannot be read stops the stage and is named; no half-written output stays behind.
@@ -17,13 +17,13 @@ from cxr.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from cxr.images import Preprocessing
     from cxr.params import Paths, PreprocessParams
+    from cxr.shards import Shards
 
 log = logging.getLogger("cxr.preprocess")
 
@@ -32,22 +32,28 @@ _NAMED_FAILURES = 10
 
 
 def preprocess(params: PreprocessParams, paths: Paths) -> None:
-    """Pack all films of the manifest, in its order."""
+    """Pack all films of the manifest, in its order.
+
+    Raises:
+        DataError: a film is missing, its shard is damaged, or it cannot be prepared.
+    """
     import numpy as np
 
     from cxr.files import whole_folder
     from cxr.images import Preprocessing
     from cxr.manifest import read_manifest
     from cxr.packed import write_index
+    from cxr.shards import Shards
 
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
     manifest = read_manifest(paths.raw)
-    films = [paths.raw / name for name in manifest["path"]]
+    films = manifest["path"].tolist()
+    shards = Shards(paths.raw / "films")
     size = preprocessing.image_size_px
     with whole_folder(paths.images) as folder:
         shape = (len(films), size, size)
         images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        failures = _fill(images, films, preprocessing, params.workers or os.cpu_count() or 1)
+        failures = _fill(images, films, shards, preprocessing, params.workers or os.cpu_count() or 1)
         if failures:
             raise DataError(_summary(failures, len(films)))
         images.flush()
@@ -56,25 +62,26 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
 
 
 def _fill(
-    images: NDArray[np.uint8], films: Sequence[Path], preprocessing: Preprocessing, workers: int
-) -> list[ImageError | OSError]:
+    images: NDArray[np.uint8], films: Sequence[str], shards: Shards, preprocessing: Preprocessing, workers: int
+) -> list[ImageError]:
     """Write each film into its row of `images`; return what went wrong."""
     from concurrent.futures import ThreadPoolExecutor
 
     import cv2
     from tqdm import tqdm
 
-    from cxr.images import read_film
+    from cxr.images import film_from_bytes
 
-    def fill_row(row: int) -> ImageError | OSError | None:
+    def fill_row(row: int) -> ImageError | None:
+        data = shards.read(films[row])
         try:
-            images[row] = read_film(films[row], preprocessing)
-        except (ImageError, OSError) as error:
+            images[row] = film_from_bytes(data, preprocessing, name=films[row])
+        except ImageError as error:
             return error
         return None
 
     cv2.setNumThreads(1)  # the pool has a thread a core; OpenCV's own would fight it
-    failures: list[ImageError | OSError] = []
+    failures: list[ImageError] = []
     with (
         ThreadPoolExecutor(workers) as pool,  # decoding and filters run outside the interpreter's lock
         tqdm(total=len(films), unit=" films", desc="preprocess", disable=None) as progress,
@@ -92,7 +99,7 @@ def _chunks(count: int) -> Iterator[range]:
         yield range(start, min(start + _CHUNK_FILMS, count))
 
 
-def _summary(failures: Sequence[ImageError | OSError], total: int) -> str:
+def _summary(failures: Sequence[ImageError], total: int) -> str:
     named = "; ".join(str(failure) for failure in failures[:_NAMED_FAILURES])
     more = len(failures) - _NAMED_FAILURES
     rest = f"; and {more} more" if more > 0 else ""

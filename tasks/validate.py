@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cxr.params import Paths, ValidateParams
+    from cxr.shards import Shards
     from tasks.expectations import Outcome, Table
 
 log = logging.getLogger("cxr.validate")
@@ -34,7 +35,7 @@ def validate(params: ValidateParams, paths: Paths) -> None:
     """Check the manifest, the films and their grey levels; write the findings.
 
     Raises:
-        DataError: a file of ingest is missing.
+        DataError: a file of ingest is missing, or a shard of films is damaged.
         GateError: a check of severity "error" failed; neither of the two outputs exists then.
         ParamsError: `warn_only` names a check that does not exist.
     """
@@ -64,6 +65,7 @@ def _check(params: ValidateParams, raw: Path, docs: Path) -> list[Outcome]:
 
     from cxr.files import read_json
     from cxr.manifest import STATISTICS_COLUMNS, read_table
+    from cxr.shards import Shards
     from tasks.data_docs import make_self_contained
     from tasks.expectations import check_tables
 
@@ -78,7 +80,7 @@ def _check(params: ValidateParams, raw: Path, docs: Path) -> list[Outcome]:
     if (schema.rows["found"] == schema.rows["expected"]).all():
         films = manifest.merge(read_table(raw / "statistics.parquet", STATISTICS_COLUMNS), on="image_id", how="left")
         films["aspect"] = films["width"] / films["height"]
-        films["file"] = _file_states(films, raw)
+        films["file"] = _file_states(films, Shards(raw / "films"))
         tables += [_films(films, params), _classes(films, params), _sources(films, ingested, params)]
         warn_only = params.warn_only
     outcomes = check_tables(tables, suite=suite, notes=notes, warn_only=warn_only, docs=docs)
@@ -185,18 +187,17 @@ def _sources(films: pd.DataFrame, ingested: dict[str, Any], params: ValidatePara
     return Table("sources", rows, ("source", *kinds), checks)
 
 
-def _file_states(films: pd.DataFrame, raw: Path) -> list[str]:
+def _file_states(films: pd.DataFrame, shards: Shards) -> list[str]:
     """Compare each film's digest with the recorded one: "as recorded", "missing" or "changed"."""
+    import hashlib
     from concurrent.futures import ThreadPoolExecutor
 
     from tqdm import tqdm
 
-    from cxr.files import sha256_of
-
     def state(path: str, sha256: str) -> str:
-        if not (raw / path).is_file():
+        if path not in shards:
             return "missing"
-        return "as recorded" if sha256_of(raw / path) == sha256 else "changed"
+        return "as recorded" if hashlib.sha256(shards.read(path)).hexdigest() == sha256 else "changed"
 
     with ThreadPoolExecutor() as pool:
         states = pool.map(state, films["path"], films["sha256"])

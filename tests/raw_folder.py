@@ -1,5 +1,8 @@
 """Builds a data/raw folder as ingest leaves it, of tiny files and plausible grey levels."""
 
+import hashlib
+import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from cxr.files import sha256_of, write_json
 from cxr.labels import LABELS
 from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
 from cxr.params import Params, Paths, read_params
+from cxr.shards import write_shards
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,28 +56,28 @@ class RawFolder:
 
 
 def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
-    """Write the films' files into `raw` and return the tables that go with them, not yet written.
+    """Write the packed films into `raw` and return the tables that go with them, not yet written.
 
     Each patient has two films; the second source has a third as many, of other patients.
     """
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
+    films: dict[str, bytes] = {}
     for source, n, labels in (
         ("kermany", patients_per_class, LABELS[:3]),
         ("covid19", patients_per_class // 3, LABELS),
     ):
         for label in labels:
             for film in range(2 * n):
-                path = raw / "films" / source / f"{label}-{film}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(rng.bytes(40))
-                sha256 = sha256_of(path)
+                path = f"films/{source}/{label}-{film}.png"
+                films[path] = rng.bytes(40)
+                sha256 = hashlib.sha256(films[path]).hexdigest()
                 rows.append(
                     {
                         "image_id": f"{source}-{sha256[:16]}",
                         "source": source,
                         "official_split": "test" if film < n // 4 * 2 else "train",
-                        "path": path.relative_to(raw).as_posix(),
+                        "path": path,
                         "label": label,
                         "patient_id": f"{source}/train/{label}{film // 2}",
                         "sha256": sha256,
@@ -84,11 +88,29 @@ def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
                         "bytes": 40,
                     }
                 )
+    pack(raw, films)
     manifest = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
     statistics = manifest[["image_id"]].assign(
         grey_mean=rng.uniform(110, 130, len(rows)), grey_std=50, grey_p01=5, grey_p99=240, saturated_share=0.01
     )
     return RawFolder(manifest, statistics)
+
+
+def pack(raw: Path, films: dict[str, bytes]) -> None:
+    """Write the shards of `films`, path -> bytes, in place of those that are in `raw`."""
+    raw.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(raw / "films", ignore_errors=True)
+    sizes = {path: len(data) for path, data in films.items()}
+    assert sum(write_shards(raw / "films", sizes, films.__getitem__, workers=1)) == len(films)
+
+
+def unpacked(raw: Path) -> dict[str, bytes]:
+    """Return the films in the shards of `raw`, path -> bytes, read as any zip tool does."""
+    films = {}
+    for shard in sorted((raw / "films").iterdir()):
+        with zipfile.ZipFile(shard) as opened:
+            films |= {name: opened.read(name) for name in opened.namelist()}
+    return films
 
 
 def project_params() -> Params:

@@ -23,6 +23,7 @@ from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, re
 from cxr.params import IngestParams, Paths, Source, read_params
 from cxr.sameness import Sorted
 from tasks.ingest import _account, ingest
+from tests.raw_folder import unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = read_params(ROOT / "params.yaml")
@@ -80,13 +81,13 @@ def digest_of(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_film_is_copied_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
+def test_a_film_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
     raw = ingested(tmp_path, {f"{PNEUMONIA}/person7_virus_3.jpeg": film(1, side=80)})
     manifest = read_manifest(raw)
     assert list(manifest.columns) == list(MANIFEST_COLUMNS)
     assert manifest["image_id"].is_monotonic_increasing
     row = manifest.set_index("path").loc["films/kermany/train/PNEUMONIA/person7_virus_3.jpeg"]
-    assert (raw / row.name).read_bytes() == film(1, side=80)
+    assert unpacked(raw)[str(row.name)] == film(1, side=80)
     digest = hashlib.sha256(film(1, side=80)).hexdigest()
     assert row["sha256"] == digest
     assert row["image_id"] == f"kermany-{digest[:16]}"
@@ -148,7 +149,7 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp
         ),
         f"{name}/NORMAL/.DS_Store": (
             "not an image",
-            "train/NORMAL/.DS_Store is not an image: expected JPEG, PNG, BMP, TIFF; remove it or export it again",
+            "train/NORMAL/.DS_Store is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again",
         ),
         f"{name}/NORMAL/IM-0001-0001.jpeg": (
             "larger than the pixel limit",
@@ -252,7 +253,7 @@ def test_of_near_equal_films_the_larger_is_kept(tmp_path: Path) -> None:
     duplicate = pd.read_csv(raw / "duplicates.csv").iloc[0]
     assert (duplicate["path"], duplicate["kind"]) == ("train/NORMAL/IM-0001-0001.jpeg", "near")
     assert 0.995 <= duplicate["correlation"] <= 1
-    assert not (raw / "films/kermany/train/NORMAL/IM-0001-0001.jpeg").exists()
+    assert "films/kermany/train/NORMAL/IM-0001-0001.jpeg" not in unpacked(raw)
 
 
 def test_patients_who_share_a_film_are_one_person(tmp_path: Path) -> None:
@@ -405,10 +406,8 @@ def test_every_file_ends_in_exactly_one_place_whatever_comes(
     assert manifest["image_id"].is_unique
     assert manifest["sha256"].is_unique
     assert set(duplicates["kept_image_id"]) <= set(manifest["image_id"])
-    on_disk = {str(path.relative_to(raw)) for path in (raw / "films").rglob("*") if path.is_file()}
-    assert on_disk == set(manifest["path"])
-    for row in manifest.itertuples():
-        assert hashlib.sha256((raw / str(row.path)).read_bytes()).hexdigest() == row.sha256
+    packed = {path: hashlib.sha256(data).hexdigest() for path, data in unpacked(raw).items()}
+    assert packed == dict(zip(manifest["path"], manifest["sha256"], strict=True))
 
 
 def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_never_killed(tmp_path: Path) -> None:
@@ -423,8 +422,8 @@ def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_n
     command = [sys.executable, "-m", "tasks.ingest", "--params", str(tmp_path / "params.yaml")]
 
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    half_done = tmp_path / ".raw.partial" / "films/kermany/train/NORMAL"
-    while process.poll() is None and not (half_done.is_dir() and any(half_done.iterdir())):
+    half_done = tmp_path / ".raw.partial"
+    while process.poll() is None and not half_done.is_dir():
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -435,6 +434,22 @@ def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_n
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert digest_of(tmp_path / "raw") == expected
     assert not (tmp_path / ".raw.partial").exists()
+
+
+def test_a_film_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, read_before = Path.read_bytes, set[Path]()
+
+    def overtaken(path: Path) -> bytes:
+        changed = path.name == "IM-0001-0001.jpeg" and path in read_before
+        read_before.add(path)
+        return film(2) if changed else whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", overtaken)
+    with pytest.raises(SourceError, match=r"IM-0001-0001\.jpeg changed while it was taken in; run ingest again"):
+        ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": film(1)})
+    assert not (tmp_path / "raw").exists()
 
 
 def test_the_command_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:

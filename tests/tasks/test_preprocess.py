@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from cxr.errors import DataError
-from cxr.images import Preprocessing, read_film
+from cxr.images import Preprocessing, film_from_bytes
 from cxr.manifest import MANIFEST_COLUMNS, write_table
 from cxr.packed import read_packed
 from cxr.params import Paths, PreprocessParams, override, read_params
 from tasks.preprocess import preprocess
+from tests.raw_folder import pack, unpacked
 
 ROOT = Path(__file__).parents[2]
 PARAMS = PreprocessParams(
@@ -33,10 +34,9 @@ PARAMS = PreprocessParams(
 
 def write_films(raw: Path, count: int = 5, size: int = 80) -> pd.DataFrame:
     """Write `count` films and their manifest."""
-    (raw / "films").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for row in range(count):
-        cv2.imwrite(str(raw / "films" / f"{row}.png"), rng.integers(0, 255, (size, size), np.uint8))
+    pixels = [rng.integers(0, 255, (size, size), np.uint8) for _ in range(count)]
+    pack(raw, {f"films/{row}.png": bytes(cv2.imencode(".png", film)[1]) for row, film in enumerate(pixels)})
     values: dict[str, object] = dict.fromkeys(MANIFEST_COLUMNS, "x")
     values |= {"image_id": [f"id-{row:04d}" for row in range(count)], "width": size, "height": size, "bytes": 1}
     manifest = pd.DataFrame(values | {"path": [f"films/{row}.png" for row in range(count)]})
@@ -58,31 +58,41 @@ def test_each_row_is_its_film_prepared(tmp_path: Path) -> None:
     expected = Preprocessing(48, "stretch", "clahe", 2.0, 4, 10**6, border_crop=0.1)
     assert packed.preprocessing == expected
     for row, name in enumerate(manifest["path"]):
-        assert np.array_equal(packed.images[row], read_film(paths.raw / name, expected))
+        assert np.array_equal(packed.images[row], film_from_bytes(unpacked(paths.raw)[name], expected, name=name))
 
 
 def test_unreadable_films_are_all_named_and_nothing_is_left(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     write_films(paths.raw)
-    (paths.raw / "films" / "1.png").write_bytes(b"")
-    (paths.raw / "films" / "3.png").unlink()
+    pack(paths.raw, unpacked(paths.raw) | {"films/1.png": b"", "films/3.png": b"text"})
     with pytest.raises(DataError) as caught:
         preprocess(PARAMS, paths)
     message = str(caught.value)
-    assert message.startswith(
-        f"2 of 5 films cannot be prepared: {paths.raw}/films/1.png is empty; copy it again from its source; "
-    )
-    assert "3.png" in message
+    assert message.startswith("2 of 5 films cannot be prepared: films/1.png is empty; copy it again from its source; ")
+    assert "films/3.png is not an image" in message
     assert message.endswith("Run `dvc repro ingest` to sort them out")
     assert not paths.images.exists()
     assert list(paths.images.parent.glob(".*partial*")) == []
 
 
+def test_a_film_that_is_in_no_shard_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    paths = paths_in(tmp_path)
+    write_films(paths.raw)
+    films = unpacked(paths.raw)
+    del films["films/3.png"]
+    pack(paths.raw, films)
+    with pytest.raises(DataError) as caught:
+        preprocess(PARAMS, paths)
+    assert str(caught.value) == (
+        "films/3.png is in no shard of films; run `dvc repro --force ingest` to pack the films anew"
+    )
+    assert not paths.images.exists()
+
+
 def test_long_list_of_failures_is_cut_with_the_number_left(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     write_films(paths.raw, count=12)
-    for film in (paths.raw / "films").iterdir():
-        film.write_bytes(b"")
+    pack(paths.raw, dict.fromkeys(unpacked(paths.raw), b""))
     with pytest.raises(DataError, match=r"12 of 12 films .*; and 2 more\. Run"):
         preprocess(PARAMS, paths)
 

@@ -16,7 +16,7 @@ from cxr.params import Paths, ValidateParams
 from tasks.data_docs import make_self_contained
 from tasks.expectations import Check, Outcome, Table, check_tables
 from tasks.validate import validate
-from tests.raw_folder import ROOT, RawFolder, paths_below, project_params, raw_folder
+from tests.raw_folder import ROOT, RawFolder, pack, paths_below, project_params, raw_folder, unpacked
 
 CHECKS = [
     "schema",
@@ -119,8 +119,14 @@ def same_as_second(column: str) -> Callable[[RawFolder, Path], None]:
     return fault
 
 
-def spoil_file(change: Callable[[Path], object]) -> Callable[[RawFolder, Path], None]:
-    return lambda tables, raw: (change(raw / tables.manifest["path"][0]), None)[1]
+def lose_film(tables: RawFolder, raw: Path) -> None:
+    films = unpacked(raw)
+    del films[tables.manifest["path"][0]]
+    pack(raw, films)
+
+
+def replace_film(tables: RawFolder, raw: Path) -> None:
+    pack(raw, unpacked(raw) | {tables.manifest["path"][0]: b"other"})
 
 
 def drop_viral(tables: RawFolder, _raw: Path) -> None:
@@ -143,8 +149,8 @@ def quarantine_many(tables: RawFolder, _raw: Path) -> None:
         ("image_id_unique", same_as_second("image_id"), "image_id=covid19-"),
         ("label_known", set_cell("label", "fungal"), "label=fungal"),
         ("patient_id_present", set_cell("patient_id", ""), "patient_id=None"),
-        ("file_as_recorded", spoil_file(Path.unlink), "file=missing"),
-        ("file_as_recorded", spoil_file(lambda path: path.write_bytes(b"other")), "file=changed"),
+        ("file_as_recorded", lose_film, "file=missing"),
+        ("file_as_recorded", replace_film, "file=changed"),
         ("width_px", set_cell("width", 20), "width=20"),
         ("height_px", set_cell("height", 9000), "height=9000"),
         ("aspect", set_cell("width", 1200), "aspect=3.75"),

@@ -1,0 +1,82 @@
+"""Films come out of their shards as a tree of files, checked, and never into the folder that DVC tracks."""
+
+from pathlib import Path
+
+import pytest
+
+from cxr.errors import DataError
+from cxr.params import override
+from tasks.unpack import main
+from tests.raw_folder import ROOT, RawFolder, pack, raw_folder, unpacked
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    override(Path("params.yaml"), {"paths.raw": "raw"})
+    return Path("raw")
+
+
+@pytest.fixture
+def tables(raw: Path) -> RawFolder:
+    made = raw_folder(raw, patients_per_class=3)
+    made.write(raw)
+    return made
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["unpack", *arguments])
+    main()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("tables")
+def test_all_films_come_out_under_their_paths_also_a_second_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raw: Path
+) -> None:
+    for _ in range(2):
+        call(monkeypatch, "tree")
+        assert tree(Path("tree")) == unpacked(raw)
+        assert {Path(line).relative_to("tree").as_posix() for line in capsys.readouterr().out.splitlines()} == set(
+            unpacked(raw)
+        )
+
+
+def test_the_first_and_the_named_come_out_alone(monkeypatch: pytest.MonkeyPatch, tables: RawFolder) -> None:
+    call(monkeypatch, "first", "--first", "1")
+    assert list(tree(Path("first"))) == [tables.manifest["path"][0]]
+    call(monkeypatch, "named", tables.manifest["image_id"][4], tables.manifest["image_id"][2])
+    assert set(tree(Path("named"))) == {tables.manifest["path"][4], tables.manifest["path"][2]}
+
+
+@pytest.mark.usefixtures("tables")
+def test_an_unknown_film_and_the_tracked_folder_are_refused(monkeypatch: pytest.MonkeyPatch, raw: Path) -> None:
+    before = tree(raw)
+    with pytest.raises(DataError, match=r"the manifest has no film kermany-none; image_ids stand in"):
+        call(monkeypatch, "tree", "kermany-none")
+    with pytest.raises(DataError, match=r"raw/films lies in raw, which DVC tracks as it is; name another folder"):
+        call(monkeypatch, "raw/films")
+    assert tree(raw) == before
+
+
+def test_a_film_that_is_not_the_manifests_is_refused(
+    monkeypatch: pytest.MonkeyPatch, raw: Path, tables: RawFolder
+) -> None:
+    path = tables.manifest["path"][0]
+    pack(raw, unpacked(raw) | {path: b"other"})
+    with pytest.raises(DataError, match=f"{path} is not the film of the manifest"):
+        call(monkeypatch, "tree")
+
+
+def test_a_film_whose_path_leads_out_of_the_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, raw: Path, tables: RawFolder
+) -> None:
+    tables.manifest.loc[0, "path"] = "films/../../out.png"
+    tables.write(raw)
+    with pytest.raises(DataError, match=r"the film films/\.\./\.\./out\.png would leave tree"):
+        call(monkeypatch, "tree")
+    assert not Path("out.png").exists()
