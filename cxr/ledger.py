@@ -17,11 +17,12 @@ Kind = Literal["promote", "rollback"]
 class Move:
     """The alias `champion` went from one version to another.
 
-    number    1, 2, ...
-    time      UTC, ISO 8601 with seconds
-    before    version that was champion, "" where there was none
-    after     version that is champion since
-    previous  SHA-256 of the entry before, "" for the first
+    number     1, 2, ...
+    time       UTC, ISO 8601 with seconds
+    before     version that was champion, "" where there was none
+    after      version that is champion since
+    previous   SHA-256 of the entry before, "" for the first
+    overruled  what held the promotion back when a person approved it all the same; "" where nothing did
     """
 
     number: int
@@ -32,6 +33,7 @@ class Move:
     who: str
     why: str
     previous: str
+    overruled: str = ""  # entries from before this field are read too
 
     def to_line(self) -> str:
         """Return the entry as it is stored."""

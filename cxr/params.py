@@ -55,6 +55,8 @@ class Paths(Section):
     report: ProjectPath
     evidence: ProjectPath
     registration: ProjectPath
+    scores: ProjectPath
+    monitor: ProjectPath
 
 
 class Source(Section):
@@ -244,6 +246,45 @@ class PromoteParams(Section):
     min_class_recall: Share
     max_recall_drop: Share
     max_ece: Share
+    max_loss: dict[Literal["accuracy", "macro_f1"], Share]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: int
+
+
+class ScoreParams(Section):
+    """Which films are scored every night, and how the work is cut up."""
+
+    location: str
+    films_per_part: Count
+    workers: Annotated[int, Field(ge=0)]
+    shards: Count
+
+
+class MonitorParams(Section):
+    """When scored films count as changed."""
+
+    window_films: Annotated[int, Field(ge=20)]
+    alarm_windows: Count
+    of_windows: Count
+    false_alarm_share: Annotated[float, Field(gt=0, lt=0.5)]
+    max_failed_share: Share
+    resamples: Annotated[int, Field(ge=100)]
+    seed: int
+
+    @model_validator(mode="after")
+    def _the_rule_can_be_met(self) -> "MonitorParams":
+        if self.alarm_windows > self.of_windows:
+            raise ValueError(f"{self.alarm_windows} alarms of {self.of_windows} windows can never be; raise of_windows")
+        return self
+
+    @model_validator(mode="after")
+    def _the_draws_reach_the_quantile(self) -> "MonitorParams":
+        if self.resamples * self.false_alarm_share < 5:
+            raise ValueError(
+                f"{self.resamples} draws are too few for a false alarm share of {self.false_alarm_share:g}; raise "
+                f"resamples to {round(5 / self.false_alarm_share)} or more"
+            )
+        return self
 
 
 class Params(Section):
@@ -258,6 +299,8 @@ class Params(Section):
     evaluate: EvaluateParams
     register_: Annotated[RegisterParams, Field(alias="register")]  # and a `register`
     promote: PromoteParams
+    score: ScoreParams
+    monitor: MonitorParams
 
     def section(self, name: str) -> Section:
         """Return the section that stands as `name:` in params.yaml."""

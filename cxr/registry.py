@@ -1,9 +1,7 @@
-"""The model registry: versions of one model, the aliases `challenger` and `champion`, and the record of every move.
+"""The model registry: versions of one model, found by number or by the aliases `challenger` and `champion`.
 
 A version is a bundle (weights, spec) with what it comes from as tags; the same weights with the same calibration
-are one version, however often they are registered. The record of champions is kept as tags `ledger.<n>` of the
-registered model, for it has to live where the alias lives: whoever sees the champion sees its history, on any
-machine, and a lost working copy loses nothing. See cxr.ledger for how a changed entry shows.
+are one version, however often they are registered. How the alias `champion` moves is in cxr.champions.
 """
 
 from __future__ import annotations
@@ -14,15 +12,13 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr import ledger, tracking, tracking_store
+from cxr import tracking_store
 from cxr.errors import RegistryError, WeightsError
 from cxr.files import sha256_of, whole_folder
-from cxr.ledger import Kind, Move
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -32,10 +28,11 @@ if TYPE_CHECKING:
 MODEL = "chest-xray-pneumonia"
 CHALLENGER = "challenger"
 CHAMPION = "champion"
-EVIDENCE_TAG = "evidence"
-_LEDGER_PREFIX = "ledger."
+DRIFT_TAG = "drift_rebuild_until"
+"""On a version: a rebuild was started for its scored films up to this time."""
 _BUNDLE_PATH = "artifacts/bundle"
 _BUNDLE_FILES = {"weights_sha256": "model.safetensors", "spec_sha256": "model.json"}
+_REFERENCE = {"reference_sha256": "reference.safetensors"}  # versions of earlier days have none
 _SERVING_PACKAGES = (
     "mlflow",
     "numpy",
@@ -46,8 +43,6 @@ _SERVING_PACKAGES = (
     "torch",
     "torchvision",
 )
-
-log = logging.getLogger("cxr.registry")
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,8 @@ def register_version(
     """Register the bundle and give it the alias `challenger`; the same weights never make a second version.
 
     Args:
-        bundle: folder with model.safetensors and model.json, the temperature and the bias in it.
+        bundle: folder with model.safetensors and model.json, the temperature and the bias in it, and where there are
+            some, the reference statistics (cxr.drift).
         spec: what model.json says.
         run_id: the run of the training.
         lineage: tags of a new version; a version that is there already keeps its own.
@@ -82,27 +78,32 @@ def register_version(
         "weights_sha256": spec.weights_sha256,
         "temperature": repr(spec.temperature),
         "bias": repr(spec.bias),
+        "refer_below": repr(spec.refer_below),
         "spec_sha256": sha256_of(bundle / _BUNDLE_FILES["spec_sha256"]),
     }
-    found = find_version(spec.weights_sha256, temperature=spec.temperature, bias=spec.bias)
+    reference = {tag: sha256_of(bundle / name) for tag, name in _REFERENCE.items() if (bundle / name).is_file()}
+    found = find_version(spec)
     if found:
         number = found.number
+        if not found.tags.keys() & reference.keys():
+            _add_reference(found, bundle, reference)
         tag_version(number, evidence)
     else:
-        number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evidence, **identity})
+        number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evidence, **identity, **reference})
     client = tracking_store.client()
     with tracking_store.store_errors(f"naming version {number} {CHALLENGER}"):
         client.set_registered_model_alias(MODEL, CHALLENGER, number)
     return get_version(number), found is None
 
 
-def find_version(weights_sha256: str, *, temperature: float, bias: tuple[float, ...]) -> Version | None:
-    """Return the version with these weights, this temperature and this bias, None where there is none."""
+def find_version(spec: ModelSpec) -> Version | None:
+    """Return the version with the spec's weights, temperature, bias and referral, None where there is none."""
     client = tracking_store.client()
     with tracking_store.store_errors("looking for a version with the same weights"):
-        found = client.search_model_versions(f"name = '{MODEL}' and tags.weights_sha256 = '{weights_sha256}'")
-    wanted = {"temperature": repr(temperature), "bias": repr(bias)}
-    same = [version for version in found if wanted.items() <= version.tags.items()]
+        found = client.search_model_versions(f"name = '{MODEL}' and tags.weights_sha256 = '{spec.weights_sha256}'")
+    wanted = {name: repr(getattr(spec, name)) for name in ("temperature", "bias", "refer_below")}
+    before_referral = {"refer_below": repr(None)}  # what a version without the tag means
+    same = [version for version in found if wanted.items() <= {**before_referral, **version.tags}.items()]
     return _version(min(same, key=lambda version: int(version.version))) if same else None
 
 
@@ -183,6 +184,18 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
     return str(made.version)
 
 
+def _add_reference(version: Version, bundle: Path, digests: Mapping[str, str]) -> None:
+    """Put the reference statistics beside a version that was registered without; the tag, set last, vouches for them.
+
+    A version that has some keeps them: what was scored since was measured by them.
+    """
+    client = tracking_store.client()
+    with tracking_store.store_errors(f"adding reference statistics to version {version.number}"):
+        for tag in digests:
+            client.log_model_artifact(version.model_id, str(bundle / _REFERENCE[tag]), _BUNDLE_PATH)
+    tag_version(version.number, digests)
+
+
 def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
     """Put the bundle into the store as a model that MLflow can load and serve; return its id."""
     client = tracking_store.client()
@@ -261,7 +274,7 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
 
 def _check_fetched(folder: Path, version: Version) -> None:
     advice = "restore the store from its backup, or go back with `python -m tasks.rollback`"
-    if lost := [name for name in _BUNDLE_FILES.values() if not (folder / name).is_file()]:
+    if lost := [name for name in _files_of(version).values() if not (folder / name).is_file()]:
         raise RegistryError(
             f"the tracking store {tracking_store.public_uri()} has lost {', '.join(lost)} "
             f"of version {version.number}; {advice}"
@@ -273,16 +286,14 @@ def _check_fetched(folder: Path, version: Version) -> None:
         )
 
 
-def fetch_evidence(version: Version, target: Path) -> Path | None:
-    """Copy the evidence that the version's tag names into `target`; None where the store has none."""
-    run_id, _, path = version.tags.get(EVIDENCE_TAG, "").partition("/")
-    if not tracking.run_exists(run_id):
-        return None
-    client = tracking_store.client()
-    with tracking_store.store_errors(f"reading the evidence of version {version.number}"):
-        if not client.list_artifacts(run_id, path):
-            return None
-        return Path(client.download_artifacts(run_id, path, str(target)))
+def bundle_fault(version: Version) -> str:
+    """Fetch the version's bundle anew and say what is wrong with it; "" where it is as registered."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            fetch_bundle(version, Path(scratch))
+        except (RegistryError, WeightsError) as error:
+            return str(error)
+    return ""
 
 
 def _download_bundle(version: Version, target: Path) -> Path:
@@ -294,80 +305,14 @@ def _download_bundle(version: Version, target: Path) -> Path:
         return Path(download_artifacts(artifact_uri=files, dst_path=str(target), tracking_uri=store))
 
 
+def _files_of(version: Version) -> dict[str, str]:
+    """Return the files that make up the version's bundle by the tag with their digest."""
+    return _BUNDLE_FILES | {tag: name for tag, name in _REFERENCE.items() if tag in version.tags}
+
+
 def _wrong_files(folder: Path, version: Version) -> list[str]:
     return [
         name
-        for tag, name in _BUNDLE_FILES.items()
+        for tag, name in _files_of(version).items()
         if not (folder / name).is_file() or sha256_of(folder / name) != version.tags.get(tag)
     ]
-
-
-def history() -> list[Move]:
-    """Return every move of the alias `champion`, the oldest first; warns of entries that were changed."""
-    lines = _ledger_lines()
-    try:
-        moves = [ledger.move_from_line(line) for line in lines]
-        broken = ledger.altered(lines)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(
-            f"the record of champions in {tracking_store.public_uri()} cannot be read ({error}); "
-            f"mend or remove the damaged tag {_LEDGER_PREFIX}<n> of the registered model {MODEL}"
-        ) from error
-    if broken:
-        log.warning("the record of champions was changed by hand at entry %s", ", ".join(map(str, broken)))
-    return moves
-
-
-def _ledger_lines() -> list[str]:
-    client = tracking_store.client()
-    from mlflow.exceptions import MlflowException
-
-    with tracking_store.store_errors("reading the record of champions"):
-        try:
-            tags = client.get_registered_model(MODEL).tags
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return []
-            raise
-    return [tags[name] for name in sorted(tags) if name.startswith(_LEDGER_PREFIX)]
-
-
-def move_champion(number: str, *, kind: Kind, who: str, why: str) -> Move:
-    """Make version `number` champion. The record comes first: a cut in between leaves a plan, not a secret.
-
-    The same move after such a cut does not make a second entry.
-    """
-    client = tracking_store.client()
-    before = champion()
-    lines, moves = _ledger_lines(), history()
-    move = Move(
-        number=len(lines) + 1,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        kind=kind,
-        before=before.number if before else "",
-        after=number,
-        who=who,
-        why=why,
-        previous=ledger.digest(lines[-1]) if lines else "",
-    )
-    last = moves[-1] if moves else None
-    with tracking_store.store_errors(f"making version {number} champion"):
-        if last and (last.kind, last.before, last.after) == (move.kind, move.before, move.after):
-            move = last
-        else:
-            client.set_registered_model_tag(MODEL, f"{_LEDGER_PREFIX}{move.number:06d}", move.to_line())
-        client.set_registered_model_alias(MODEL, CHAMPION, number)
-    return move
-
-
-def previous_champion() -> Version:
-    """Return the champion before the present one.
-
-    Raises:
-        RegistryError: there was none, or its version is gone.
-    """
-    present = champion()
-    earlier = [number for number in ledger.champions_before(history()) if present and number != present.number]
-    if not earlier:
-        raise RegistryError("there is no champion to go back to; `python -m tasks.history` shows what was champion")
-    return get_version(earlier[-1])

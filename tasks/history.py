@@ -18,27 +18,35 @@ if TYPE_CHECKING:
 
     from cxr.ledger import Move
 
-COLUMNS = ("number", "time", "kind", "before", "after", "who", "why")
+COLUMNS = ("number", "time", "kind", "before", "after", "who", "why", "overruled")
 
 log = logging.getLogger("cxr.history")
 
 
 def history(*, as_csv: bool) -> None:
     """Print the record, the oldest move first."""
-    from cxr import registry
+    from cxr import champions, registry
 
-    moves, champion = registry.history(), registry.champion()
+    moves, champion = champions.history(), registry.champion()
     if as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(move) for move in moves)
     else:
         print(_table(moves) if moves else "no version was champion yet; `python -m tasks.promote` asks the gate")
+    if begun := champions.unfinished():
+        log.warning(
+            "entry %d, version %s as champion, was cut off; `python -m tasks.promote` or `python -m tasks.rollback` "
+            "finishes it first",
+            begun.number,
+            begun.after,
+        )
+        return
     recorded, present = (moves[-1].after if moves else None), (champion.number if champion else None)
     if recorded != present:
         log.warning(
-            "the alias champion is on version %s, the record says %s: somebody moved it past the gate, or a move was "
-            "cut off; `python -m tasks.promote` or `python -m tasks.rollback` puts it right",
+            "the alias champion is on version %s, the record says %s: somebody moved it past the gate; "
+            "`python -m tasks.promote` or `python -m tasks.rollback` decides again",
             present,
             recorded,
         )
@@ -46,11 +54,15 @@ def history(*, as_csv: bool) -> None:
 
 def _table(moves: Sequence[Move]) -> str:
     rows = [("time (UTC)", "move", "version", "before", "who", "why")]
-    rows += [(move.time, move.kind, move.after, move.before or "-", move.who, move.why) for move in moves]
+    rows += [(move.time, move.kind, move.after, move.before or "-", move.who, _why(move)) for move in moves]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _why(move: Move) -> str:
+    return f"{move.why} [overruled by {move.who}: {move.overruled}]" if move.overruled else move.why
 
 
 def main() -> None:

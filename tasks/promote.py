@@ -3,7 +3,12 @@
 Reads   the versions' evidence in the tracking store; thresholds in params.yaml: promote
 Writes  reports/promotion.json, the verdict as tags of the version, and on a pass the alias `champion`
 
-Exit code 0: the version is champion, now or already. 10: refused; the table says why.
+Exit code 0: the version is champion, now or already. 10: rejected, measured and not good enough. 11: held, the evidence
+does not decide it, or somebody else's promotion came first. The table says why.
+
+A person who has looked may overrule what holds a version back, which goes on record; never a rejection:
+
+    python -m tasks.promote --approve-held --who ann --why "read all 12 films that differ"
 """
 
 from __future__ import annotations
@@ -11,17 +16,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import command_parser, run_command
-from cxr.errors import PromotionRefusedError
+from cxr.errors import ParamsError, PromotionHeldError, PromotionRefusedError
 from cxr.ledger import present_user
 
 if TYPE_CHECKING:
-    from cxr.promotion import Decision, Evidence
+    from cxr.evidence import Evidence
+    from cxr.params import PromoteParams
+    from cxr.promotion import Decision
     from cxr.registry import Version
 
 VERDICT_TAG = "promotion"
@@ -29,38 +35,118 @@ VERDICT_TAG = "promotion"
 log = logging.getLogger("cxr.promote")
 
 
-def promote(params_file: Path, *, named: str | None, who: str, why: str, dry_run: bool) -> None:
+@dataclass(frozen=True)
+class Request:
+    """Who asks for what: `named` is a version other than the challenger."""
+
+    who: str
+    why: str
+    named: str | None = None
+    approve_held: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A version before the gate: whom it is up against, what speaks for both, and the verdict."""
+
+    version: Version
+    champion: Version | None
+    evidence: Evidence
+    against: Evidence | None
+    decision: Decision
+
+
+def promote(params_file: Path, request: Request) -> None:
     """Decide about a version, the challenger unless another is named.
 
     Raises:
-        PromotionRefusedError: the gate says no; the champion stays.
+        PromotionRefusedError: it was measured and is not good enough; the champion stays.
+        PromotionHeldError: the evidence does not decide it, or another move came first; the champion stays.
         RegistryError: there is no such version.
     """
-    from cxr import ledger, registry
+    from cxr import champions, registry
     from cxr.params import read_params
-    from cxr.promotion import decide
 
     params = read_params(params_file)
     receipt = params.paths.registration.with_name("promotion.json")
-    version, champion = registry.get_version(named or registry.CHALLENGER), registry.champion()
+    _settle(dry_run=request.dry_run)
+    version, champion = registry.get_version(request.named or registry.CHALLENGER), registry.champion()
     _note_other_receipt(params.paths.registration, version)
     if champion and champion.number == version.number:
-        _stay(version, receipt, dry_run=dry_run)
+        _stay(version, receipt, request)
         return
-    rolled_back = None if named else ledger.rolled_back_by(registry.history(), version.number)
-    evidence = _evidence(version)
-    against = _evidence(champion) if champion else None
-    decision = decide(evidence, against, params.promote, rolled_back=rolled_back)
-    print(_table(decision, version, champion))
-    if not dry_run:
-        _keep(_record(decision, evidence, against, version, champion, who=who, why=why), version, receipt)
-    if decision.refusals:
-        raise PromotionRefusedError(_refusal(decision, version, champion))
-    if dry_run:
-        print(f"dry run: version {version.number} would become champion; nothing was changed")
+    case = _judge(version, champion, params.promote)
+    record = _record(case, request)
+    print(json.dumps(record) if request.as_json else _table(case))
+    if not request.dry_run:
+        _keep(record, version, receipt)
+    overruled = _overruled(case, request)
+    if request.dry_run:
+        log.info("dry run: version %s would become champion; nothing was changed", version.number)
         return
-    registry.move_champion(version.number, kind="promote", who=who, why=why)
+    champions.move_champion(
+        version.number,
+        instead_of=champion.number if champion else "",
+        kind="promote",
+        who=request.who,
+        why=request.why,
+        overruled=overruled,
+    )
     print(f"version {version.number} is champion")
+
+
+def _settle(*, dry_run: bool) -> None:
+    """Finish what a killed command has left half done; a dry run only says so."""
+    from cxr import champions
+
+    if not dry_run:
+        champions.settle()
+    elif move := champions.unfinished():
+        log.warning(
+            "entry %d of the record, version %s as champion, was cut off; the next command that moves the alias "
+            "finishes it first",
+            move.number,
+            move.after,
+        )
+
+
+def _judge(version: Version, champion: Version | None, params: PromoteParams) -> _Case:
+    from cxr import champions, ledger
+    from cxr.promotion import decide
+    from cxr.registry import bundle_fault
+    from cxr.stored_evidence import evidence_of
+
+    evidence = evidence_of(version)
+    against = evidence_of(champion, evidence.test_set_sha256) if champion else None
+    decision = decide(
+        evidence,
+        against,
+        params,
+        rolled_back=ledger.rolled_back_by(champions.history(), version.number),
+        broken_bundle=bundle_fault(version),
+    )
+    return _Case(version, champion, evidence, against, decision)
+
+
+def _overruled(case: _Case, request: Request) -> str:
+    """Return what held the version back and is overruled, "" where nothing did; raise what stops it."""
+    from cxr.promotion import sentence
+
+    said, against = case.decision.decision, sentence(case.decision.against)
+    if said == "REJECT":
+        raise PromotionRefusedError(f"version {case.version.number} was refused, {_stays(case.champion)}: {against}")
+    if said == "HOLD" and not request.approve_held:
+        raise PromotionHeldError(
+            f"version {case.version.number} was held, {_stays(case.champion)}: {against}. Mend that, or have somebody "
+            "look and say `python -m tasks.promote --approve-held --who NAME --why REASON`"
+        )
+    return against
+
+
+def _stays(champion: Version | None) -> str:
+    return f"version {champion.number} stays champion" if champion else "there is still no champion"
 
 
 def _note_other_receipt(receipt: Path, version: Version) -> None:
@@ -76,71 +162,57 @@ def _note_other_receipt(receipt: Path, version: Version) -> None:
         )
 
 
-def _stay(version: Version, receipt: Path, *, dry_run: bool) -> None:
+def _stay(version: Version, receipt: Path, request: Request) -> None:
     from cxr.files import write_json
 
-    print(f"version {version.number} is champion already; nothing to do")
-    if not dry_run and not receipt.is_file() and VERDICT_TAG in version.tags:
+    said = f"version {version.number} is champion already; nothing to do"
+    print(json.dumps({"decision": "CHAMPION", "version": version.number}) if request.as_json else said)
+    if not request.dry_run and not receipt.is_file() and VERDICT_TAG in version.tags:
         write_json(receipt, json.loads(version.tags[VERDICT_TAG]))
 
 
-def _evidence(version: Version) -> Evidence:
-    from cxr import registry
-    from cxr.promotion import read_evidence
-
-    with tempfile.TemporaryDirectory() as scratch:
-        return read_evidence(registry.fetch_evidence(version, Path(scratch)), version.tags)
-
-
-def _table(decision: Decision, version: Version, champion: Version | None) -> str:
-    against = f"champion, version {champion.number}" if champion else "floors only: there is no champion yet"
-    width = max(len(check.name) for check in decision.reasons)
-    lines = [f"version {version.number} against the {against}" if champion else f"version {version.number}, {against}"]
-    for check in decision.reasons:
-        mark = "passed" if check.passed else "FAILED"
-        lines.append(f"  {mark}  {check.name:<{width}}  {check.observed}; required: {check.required}")
+def _table(case: _Case) -> str:
+    against = (
+        f"against the champion, version {case.champion.number}" if case.champion else "floors only, no champion yet"
+    )
+    checks = case.decision.reasons
+    width = max(len(check.name) for check in checks)
+    marks = {"passed": "passed", "held": "HELD  ", "failed": "FAILED"}
+    lines = [f"{case.decision.decision}: version {case.version.number}, {against}"]
+    lines += [
+        f"  {marks[check.outcome]}  {check.name:<{width}}  {check.observed}; required: {check.required}"
+        for check in checks
+    ]
     return "\n".join(lines)
 
 
-def _refusal(decision: Decision, version: Version, champion: Version | None) -> str:
-    stays = f"version {champion.number} stays champion" if champion else "there is still no champion"
-    return f"version {version.number} was refused, {stays}: " + "; ".join(str(check) for check in decision.refusals)
-
-
-def _record(
-    decision: Decision,
-    evidence: Evidence,
-    against: Evidence | None,
-    version: Version,
-    champion: Version | None,
-    *,
-    who: str,
-    why: str,
-) -> dict[str, Any]:
+def _record(case: _Case, request: Request) -> dict[str, Any]:
     from cxr.registry import MODEL
 
     return {
-        "decision": decision.decision,
+        "decision": case.decision.decision,
         "model": MODEL,
-        "version": version.number,
-        "champion": champion.number if champion else None,
-        "who": who,
-        "why": why,
-        "reasons": [asdict(check) for check in decision.reasons],
+        "version": case.version.number,
+        "champion": case.champion.number if case.champion else None,
+        "who": request.who,
+        "why": request.why,
+        "approved_by_a_person": case.decision.decision == "HOLD" and request.approve_held,
+        "reasons": [asdict(check) for check in case.decision.reasons],
         "evidence": {
-            "version": _summary(evidence),
-            "champion": _summary(against) if against else None,
+            "version": _summary(case.evidence),
+            "champion": _summary(case.against) if case.against else None,
         },
     }
 
 
 def _summary(evidence: Evidence) -> dict[str, Any]:
     """Return what the verdict rested on: metrics, recalls, and the digests that name model and test set."""
-    tags = ("weights_sha256", "test_set_sha256", "evidence_sha256", "protocol", "synthetic")
+    tags = ("weights_sha256", "evidence_sha256", "protocol", "synthetic")
     return {
         **{name: evidence.metric(name) for name in ("accuracy", "macro_f1", "macro_auroc")},
         "ece": evidence.metric("calibration", "ece"),
         "recall": {name: evidence.recall(name) for name in evidence.classes},
+        "test_set_sha256": evidence.test_set_sha256,
         **{name: evidence.tags.get(name) for name in tags},
     }
 
@@ -158,11 +230,23 @@ def main() -> None:
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="show the checks; change nothing at all")
-    parser.add_argument("--version", metavar="N", help="a version other than the challenger; overrules a rollback")
-    parser.add_argument("--who", default=present_user(), help="name for the record (%(default)s)")
-    parser.add_argument("--why", default="passed the gate", help="reason for the record (%(default)s)")
+    parser.add_argument("--version", metavar="N", help="a version other than the challenger")
+    parser.add_argument("--approve-held", action="store_true", help="overrule a HOLD; needs --who and --why")
+    parser.add_argument("--who", help=f"name for the record ({present_user()})")
+    parser.add_argument("--why", help="reason for the record (passed the gate)")
+    parser.add_argument("--json", action="store_true", help="the verdict as one line of JSON, for other programs")
     given = parser.parse_args()
-    promote(given.params, named=given.version, who=given.who, why=given.why, dry_run=given.dry_run)
+    if given.approve_held and not (given.who and given.why):
+        raise ParamsError("--approve-held goes on record: say --who looked at the version and --why it is good enough")
+    request = Request(
+        who=given.who or present_user(),
+        why=given.why or "passed the gate",
+        named=given.version,
+        approve_held=given.approve_held,
+        dry_run=given.dry_run,
+        as_json=given.json,
+    )
+    promote(given.params, request)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Reads   models/trained, reports/metrics.json, reports/report.html, reports/evidence, data/split/split.json
 Writes  reports/registration.json, the receipt
-Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, the evidence in its run
+Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, in its run the evidence
+        and the list of its training films
 
 The same weights with the same calibration never make a second version, so this can be run again at any time:
 also where DVC restored the receipt from a cache and this store has no such version yet.
@@ -39,9 +40,10 @@ def register(params: RegisterParams, paths: Paths) -> None:
     _check_same_test_set(metrics, split, paths)
     with tempfile.TemporaryDirectory() as scratch:
         spec = _final_bundle(paths.model, calibration, Path(scratch))
+        _add_reference(paths.evidence, Path(scratch))
         run_id = _run_of(training, spec, paths)
         evidence = _log_evidence(run_id, paths) | _scores(metrics)
-        lineage = {**params.tags, **_lineage(run_id, spec, split, training)}
+        lineage = {**params.tags, **_lineage(run_id, spec, split, training), **_training_films(run_id, paths)}
         version, is_new = registry.register_version(
             Path(scratch), spec, run_id=run_id, lineage=lineage, evidence=evidence
         )
@@ -83,22 +85,34 @@ def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: 
 
 
 def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> ModelSpec:
-    """Copy the model into `folder` with its temperature and bias; the weights' hash is checked on the way."""
+    """Copy the model into `folder` with its temperature, bias and referral; the weights' hash is checked on the way."""
     from cxr.bundle import SPEC_FILE, WEIGHTS_FILE, read_spec, write_spec
 
     spec = read_spec(model)
     if not (model / WEIGHTS_FILE).is_file():
         raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `dvc repro train`")
     shutil.copy2(model / WEIGHTS_FILE, folder)
-    final = write_spec(
-        folder, replace(spec, temperature=float(calibration["temperature"]), bias=tuple(calibration["bias"]))
+    fitted = replace(
+        spec,
+        temperature=float(calibration["temperature"]),
+        bias=tuple(calibration["bias"]),
+        refer_below=calibration["refer_below"],
     )
+    final = write_spec(folder, fitted)
     if final.weights_sha256 != spec.weights_sha256:
         raise WeightsError(
             f"{model / WEIGHTS_FILE} has been changed: its SHA-256 is {final.weights_sha256[:12]}, {SPEC_FILE} says "
             f"{spec.weights_sha256[:12]}; it was not registered. Run `dvc repro --force train`"
         )
     return final
+
+
+def _add_reference(evidence: Path, folder: Path) -> None:
+    """Copy what films of today measure into `folder`; it is read before, so that what is registered can be used."""
+    from cxr.drift import REFERENCE_FILE, read_reference
+
+    read_reference(evidence / REFERENCE_FILE)
+    shutil.copy2(evidence / REFERENCE_FILE, folder)
 
 
 def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
@@ -143,8 +157,8 @@ def _complete(run_id: str, paths: Paths) -> None:
 
 def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
     """Put the evidence into the run, under a name of its own for each measurement; return the tags that find it."""
-    from cxr import registry, tracking
-    from cxr.promotion import METRICS_FILE, PREDICTIONS_FILE, evidence_digest
+    from cxr.evidence import METRICS_FILE, PREDICTIONS_FILE
+    from cxr.stored_evidence import keep_evidence
 
     files = [paths.evidence / PREDICTIONS_FILE, paths.evidence / "calibration.json", paths.split / "split.json"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,10 +170,14 @@ def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
             shutil.copy2(file, folder)
         if paths.report.is_file():
             shutil.copy2(paths.report, folder)
-        digest = evidence_digest(folder)
-        path = f"evidence/{digest[:12]}"
-        tracking.log_files(run_id, sorted(folder.iterdir()), path)
-    return {registry.EVIDENCE_TAG: f"{run_id}/{path}", "evidence_sha256": digest}
+        return keep_evidence(run_id, sorted(folder.iterdir()))
+
+
+def _training_films(run_id: str, paths: Paths) -> dict[str, str]:
+    from cxr.manifest import read_splits
+    from cxr.stored_evidence import keep_training_films
+
+    return keep_training_films(run_id, read_splits(paths.split))
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Writes  the alias `champion`, and the move with who and why into the record that `python -m tasks.history` shows
 
-The version that leaves stays registered; the gate refuses it as a challenger unless it is named by --version.
+The version that leaves stays registered; the gate holds it back until a person approves it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ from cxr.ledger import present_user
 
 
 def rollback(*, who: str, why: str) -> None:
-    """Go back one champion. Raises RegistryError when there is none to go back to."""
-    from cxr import registry
+    """Go back one champion.
 
-    target = registry.previous_champion()
-    move = registry.move_champion(target.number, kind="rollback", who=who, why=why)
+    Raises:
+        RegistryError: there is none to go back to.
+        PromotionHeldError: somebody else moved the alias at the same moment.
+    """
+    from cxr import champions, registry
+
+    champions.settle()
+    target, present = champions.previous_champion(), registry.champion()
+    move = champions.move_champion(
+        target.number, instead_of=present.number if present else "", kind="rollback", who=who, why=why
+    )
     print(f"version {move.after} is champion again; it was version {move.before}")
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cxr import registry, tracking_store
 from cxr.bundle import ModelSpec, write_bundle
+from cxr.drift import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
 from cxr.files import write_json
 from cxr.images import Preprocessing
 from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD
@@ -39,12 +41,17 @@ def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pyte
     monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(tmp_path / "mlruns"))
     monkeypatch.chdir(tmp_path)
     shutil.copy2(PROJECT / "params.yaml", tmp_path)
+    for name in ("dvc.lock", "uv.lock"):
+        (tmp_path / name).write_text("schema: '2.0'\n")
     (tmp_path / "cxr").mkdir()
     (tmp_path / "cxr" / "code.py").write_text("x = 1\n")
 
 
 def write_model(*, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic: bool = True) -> None:
-    """Write what training, evaluation and split leave: `wrong` of the test films are called the next class."""
+    """Write what training, evaluation and split leave: `wrong` of the test films are called the next class.
+
+    A patient a film. Other films train and validate, one each, the same whatever the test films are.
+    """
     rows = [(f"film{i}", CLASSES[i % 3], CLASSES[(i + (i < wrong)) % 3]) for i in range(films)]
     digest = hashlib.sha256("\n".join(sorted(f"{name},{label}" for name, label, _ in rows)).encode()).hexdigest()
     write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
@@ -57,10 +64,13 @@ def write_model(*, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic
         Path("data/split/split.json"),
         {"protocol": "patient", "task": "three_way", "manifest_sha256": "a" * 64, "test_set_sha256": digest},
     )
+    write_splits(Path("data/split/splits.csv"), [(name, label) for name, label, _ in rows])
     write_json(Path("reports/metrics.json"), metrics(1 - wrong / films, n_test=films, test_set_sha256=digest))
     Path("reports/report.html").write_text("<p>report</p>")
-    write_json(Path("reports/evidence/calibration.json"), {"temperature": 1.5, "bias": [0.0, 0.25, -0.25]})
+    fitted = {"temperature": 1.5, "bias": [0.0, 0.25, -0.25], "refer_below": 0.625}
+    write_json(Path("reports/evidence/calibration.json"), fitted)
     write_predictions(Path("reports/evidence/predictions.csv"), rows)
+    write_reference(Path("reports/evidence") / REFERENCE_FILE, reference())
 
 
 def spec(
@@ -83,6 +93,18 @@ def spec(
     )
 
 
+def reference(films: int = 60) -> Reference:
+    """Return reference statistics of films, two a patient, with four features each."""
+    generator = np.random.default_rng(0)
+    return make_reference(
+        classes=CLASSES,
+        images=generator.random((films, len(MEASURES) - 1), np.float32),
+        features=generator.random((films, 4), np.float32),
+        probabilities=generator.dirichlet(np.ones(len(CLASSES)), films),
+        patients=np.array([f"patient-{i // 2}" for i in range(films)], object),
+    )
+
+
 def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "") -> dict[str, Any]:
     """Return the part of metrics.json that the gate reads."""
     return {
@@ -96,13 +118,28 @@ def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "")
     }
 
 
+def write_splits(path: Path, test_films: list[tuple[str, str]]) -> None:
+    """Write splits.csv from (image_id, label) of the test films, beside one training and one validation film."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image_id", "split", "fold", "label", "patient_id"))
+        writer.writerow(("trained", "train", -1, "normal", "patient-trained"))
+        writer.writerow(("other", "validation", -1, "normal", "patient-other"))
+        writer.writerows((name, "test", -1, label, f"patient-{name}") for name, label in test_films)
+
+
 def write_predictions(path: Path, rows: list[tuple[str, str, str]]) -> None:
     """Write predictions.csv from (image_id, label, predicted class); one validation film leads."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image_id", "split", "label", "predicted_class"))
-        writer.writerow(("other", "validation", "normal", "viral"))
-        writer.writerows((name, "test", label, called) for name, label, called in rows)
+        probabilities = [f"p_{name}" for name in CLASSES]
+        writer.writerow(("image_id", "split", "source", "patient_id", "label", "predicted_class", *probabilities))
+        for split, (name, label, called) in [
+            ("validation", ("other", "normal", "viral")),
+            *(("test", row) for row in rows),
+        ]:
+            sure = [0.9 if each == called else 0.05 for each in CLASSES]
+            writer.writerow((name, split, "kermany", f"patient-{name}", label, called, *sure))
 
 
 def register() -> registry.Version:

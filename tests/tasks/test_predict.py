@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr import registry, tracking
+from cxr import champions, registry, tracking
 from cxr.bundle import read_bundle, write_bundle
 from cxr.errors import ImageError, RegistryError, SourceError
 from cxr.images import read_film
@@ -42,7 +42,7 @@ def champion() -> Path:
     written = write_bundle(Path("made"), build("resnet50", 3).state_dict(), spec(image_size_px=32))
     run_id = tracking.start_run(run_id=None, name="n", tags={})
     version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    registry.move_champion(version.number, kind="promote", who="ann", why="test")
+    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     return Path("made")
 
 

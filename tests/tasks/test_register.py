@@ -11,6 +11,7 @@ from cxr import registry, tracking, tracking_store
 from cxr.bundle import read_spec
 from cxr.errors import DataError, WeightsError
 from cxr.files import read_json, write_json
+from cxr.stored_evidence import evidence_of
 from tests.registry_project import enter_project, register, write_model
 
 
@@ -52,7 +53,7 @@ def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() 
     assert expected.items() <= version.tags.items()
     assert len(version.tags["code_sha256"]) == len(version.tags["params_sha256"]) == 64
     fetched = read_spec(registry.fetch_bundle(version))
-    assert (fetched.temperature, fetched.bias) == (1.5, (0.0, 0.25, -0.25))
+    assert (fetched.temperature, fetched.bias, fetched.refer_below) == (1.5, (0.0, 0.25, -0.25), 0.625)
     model = tracking_store.client().get_logged_model(version.model_id)
     assert {metric.key for metric in model.metrics} == {
         "test_accuracy",
@@ -70,15 +71,15 @@ def test_the_same_weights_never_make_a_second_version() -> None:
     assert _versions() == 1
 
 
-@pytest.mark.parametrize("change", [{"temperature": 2.0}, {"bias": [0.0, 0.0, 0.0]}])
-def test_another_temperature_or_bias_is_another_version(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"temperature": 2.0}, {"bias": [0.0, 0.0, 0.0]}, {"refer_below": None}])
+def test_another_temperature_bias_or_referral_is_another_version(change: dict[str, Any]) -> None:
     register()
     path = Path("reports/evidence/calibration.json")
     write_json(path, read_json(path) | change)
     assert register().number == "2"
 
 
-def test_a_new_measurement_of_the_same_weights_adds_evidence_and_keeps_the_old(tmp_path: Path) -> None:
+def test_a_new_measurement_of_the_same_weights_adds_evidence_and_keeps_the_old() -> None:
     first = register()
     metrics = read_json(Path("reports/metrics.json"))
     write_json(Path("reports/metrics.json"), metrics | {"macro_auroc": 0.9})
@@ -86,9 +87,7 @@ def test_a_new_measurement_of_the_same_weights_adds_evidence_and_keeps_the_old(t
     assert second.number == first.number
     assert second.tags["evidence"] != first.tags["evidence"]
     assert second.tags["macro_auroc"] == "0.9000"
-    old = registry.fetch_evidence(first, tmp_path)
-    assert old is not None
-    assert read_json(old / "metrics.json")["macro_auroc"] == 0.99
+    assert evidence_of(first).metric("macro_auroc") == 0.99
 
 
 def test_an_older_model_registered_again_is_the_challenger_again() -> None:
@@ -120,7 +119,7 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
         caplog.messages
     )
-    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0, "bias": [0.0, 0.0, 0.0]})
+    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0, "bias": [0.0] * 3, "refer_below": None})
     assert register().run_id == version.run_id
 
 

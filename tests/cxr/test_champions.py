@@ -1,0 +1,206 @@
+"""Who is champion: the record of every move, a killed command, and two commands at once, in a real registry."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cxr import champions, registry, tracking_store
+from cxr.errors import PromotionHeldError, RegistryError
+from cxr.ledger import Kind, Move
+from tests.registry_project import enter_project
+
+PROJECT = Path(__file__).parents[2]
+
+MOVE = """
+import os, sys, time
+from pathlib import Path
+from cxr import champions, tracking_store
+from cxr.command import run_command
+tracking_store.client().search_experiments()
+number, instead_of = sys.argv[1:3]
+ready = Path(f"ready-{number}")
+ready.touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+def move():
+    champions.move_champion(number, instead_of=instead_of, kind="promote", who="ann", why="at once")
+run_command(move)
+"""
+
+KILLED = """
+import os, signal, sys
+import mlflow
+from cxr import champions
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(mlflow.MlflowClient, sys.argv[1], die)
+champions.move_champion("2", instead_of="1", kind="promote", who="ann", why="better")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+
+def versions(count: int) -> None:
+    client = tracking_store.client()
+    client.create_registered_model(registry.MODEL)
+    for _ in range(count):
+        client.create_model_version(registry.MODEL, "s3://models/one")
+
+
+def move(number: str, instead_of: str, *, kind: Kind = "promote", who: str = "ann", why: str = "better") -> Move:
+    return champions.move_champion(number, instead_of=instead_of, kind=kind, who=who, why=why)
+
+
+def names_of_claims() -> list[str]:
+    found = tracking_store.client().search_experiments(view_type=1)  # the open ones
+    return [experiment.name for experiment in found if "ledger" in experiment.name]
+
+
+def test_without_a_model_there_is_no_history_and_nothing_to_go_back_to() -> None:
+    assert champions.history() == []
+    assert champions.unfinished() is None
+    champions.settle()
+    with pytest.raises(RegistryError, match="there is no champion to go back to"):
+        champions.previous_champion()
+
+
+def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
+    versions(2)
+    move("1", "", why="first")
+    move("2", "1", who="ben")
+    assert champions.previous_champion().number == "1"
+    move("1", "2", kind="rollback", who="cem", why="misses effusions")
+    moves = champions.history()
+    assert [(m.number, m.kind, m.before, m.after, m.who, m.why) for m in moves] == [
+        (1, "promote", "", "1", "ann", "first"),
+        (2, "promote", "1", "2", "ben", "better"),
+        (3, "rollback", "2", "1", "cem", "misses effusions"),
+    ]
+    assert all(entry.time.endswith("+00:00") for entry in moves)
+    assert names_of_claims() == []
+    with pytest.raises(RegistryError, match="there is no champion to go back to"):
+        champions.previous_champion()
+
+
+def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> None:
+    versions(3)
+    move("1", "")
+    move("2", "1", who="ben", why="new films")
+    with pytest.raises(PromotionHeldError) as caught:
+        move("3", "1")
+    assert str(caught.value) == (
+        "version 3 was not made champion: another move came first (entry 2 of the record: ben made version 2 champion "
+        "(new films)), and this one was decided against version 1; run the same command again, which decides against "
+        "the champion of then"
+    )
+    assert [entry.after for entry in champions.history()] == ["1", "2"]
+    assert registry.get_version("champion").number == "2"
+
+
+def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
+    versions(3)
+    move("1", "")
+    both = [
+        subprocess.Popen([sys.executable, "-c", MOVE, number, "1"], stderr=subprocess.PIPE, text=True)
+        for number in ("2", "3")
+    ]
+    wait_for_files(tmp_path / "ready-2", tmp_path / "ready-3")
+    (tmp_path / "go").touch()
+    said = {number: process.communicate()[1] for number, process in zip(("2", "3"), both, strict=True)}
+    codes = dict(zip(("2", "3"), (process.returncode for process in both), strict=True))
+    assert sorted(codes.values()) == [0, PromotionHeldError.exit_code], said
+    winner, loser = sorted(codes, key=codes.__getitem__)
+    assert f"error: version {loser} was not made champion: another move came first" in said[loser]
+    champions.settle()
+    assert registry.get_version("champion").number == winner
+    assert [(entry.before, entry.after) for entry in champions.history()] == [("", "1"), ("1", winner)]
+    assert names_of_claims() == []
+
+
+def wait_for_files(*paths: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, "the processes did not start"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("step", ["set_registered_model_tag", "set_registered_model_alias", "delete_experiment"])
+def test_a_move_killed_at_any_step_is_finished_by_the_next_command_as_it_was_begun(step: str) -> None:
+    versions(2)
+    move("1", "")
+    done = subprocess.run([sys.executable, "-c", KILLED, step], env=os.environ, check=False)
+    assert done.returncode == -signal.SIGKILL
+    begun = champions.unfinished()
+    assert begun is not None
+    assert (begun.before, begun.after, begun.who) == ("1", "2", "ann")
+    champions.settle()
+    assert champions.unfinished() is None
+    assert registry.get_version("champion").number == "2"
+    assert champions.history()[1:] == [begun]
+    assert names_of_claims() == []
+    move("1", "2", kind="rollback")
+    assert [entry.number for entry in champions.history()] == [1, 2, 3]
+
+
+def test_a_late_finisher_does_not_undo_the_move_that_came_after() -> None:
+    versions(3)
+    move("1", "")
+    tracking_store.client().create_experiment(  # a claim whose owner is still on its way
+        "chest-xray-pneumonia ledger 000002", tags={"entry": champions.history()[0].to_line()}
+    )
+    late = Move(2, "2026-01-01T00:00:00+00:00", "promote", "1", "2", "ann", "slow", "")
+    claim = tracking_store.client().get_experiment_by_name("chest-xray-pneumonia ledger 000002")
+    assert claim is not None
+    tracking_store.client().set_experiment_tag(claim.experiment_id, "entry", late.to_line())
+    champions.settle()
+    move("3", "2")
+    tracking_store.client().restore_experiment(claim.experiment_id)  # as its owner still sees it
+    owners = champions._claim_of(2)
+    assert owners is not None
+    champions._finish(owners)
+    assert registry.get_version("champion").number == "3"
+    assert [entry.after for entry in champions.history()] == ["1", "2", "3"]
+
+
+def test_an_alias_moved_by_hand_is_no_unfinished_move() -> None:
+    versions(2)
+    move("1", "")
+    tracking_store.client().set_registered_model_alias(registry.MODEL, "champion", "2")
+    assert champions.unfinished() is None
+    champions.settle()
+    assert registry.get_version("champion").number == "2"
+
+
+def test_the_last_entry_comes_back_when_it_was_removed_by_hand() -> None:
+    versions(2)
+    move("1", "")
+    move("2", "1")
+    before = champions.history()
+    tracking_store.client().delete_registered_model_tag(registry.MODEL, "ledger.000002")
+    champions.settle()
+    assert champions.history() == before
+
+
+def test_an_entry_changed_by_hand_shows(caplog: pytest.LogCaptureFixture) -> None:
+    versions(2)
+    move("1", "")
+    move("2", "1")
+    client = tracking_store.client()
+    first = client.get_registered_model(registry.MODEL).tags["ledger.000001"]
+    client.set_registered_model_tag(registry.MODEL, "ledger.000001", first.replace("ann", "eve"))
+    caplog.set_level(logging.WARNING)
+    champions.history()
+    assert "the record of champions was changed by hand at entry 2" in caplog.messages
+    client.set_registered_model_tag(registry.MODEL, "ledger.000001", "nonsense")
+    with pytest.raises(RegistryError, match=r"cannot be read .*; mend or remove the damaged tag ledger"):
+        champions.history()
