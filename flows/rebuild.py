@@ -2,11 +2,12 @@
 
     python -m flows.rebuild                                   # here and now; no server needed
     python -m flows.rebuild --set train.learning_rates.head=5e-4 --no-promote
-    prefect deploy --all && prefect worker start --pool local # on the schedule of prefect.yaml
+    make serve                                                # on the schedule of prefect.yaml
 
 DVC decides what has to run; a stage that is up to date ends as `Cached`. Parameters set for one run leave the
 checkout as it is: the run has a git worktree of its own in .runs/<run>, over the same cache and tracking store.
-A refused promotion is an answer, not a failure: the flow ends well, its task `promote` in the state `Refused`.
+A refused promotion is an answer, not a failure, and so is one that waits for a person: the flow ends well, its
+task `promote` in the state `Refused` or `Held`. After a day a run is taken to hang and is stopped.
 """
 
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
@@ -24,9 +25,9 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
 from cxr.command import command_parser, run_command
-from cxr.errors import ParamsError, PromotionRefusedError
-from cxr.files import read_json
-from cxr.params import Params, read_params
+from cxr.errors import ParamsError, PromotionHeldError, PromotionRefusedError
+from cxr.params import read_params
+from flows.run_page import publish
 from flows.stages import (
     StageBusyError,
     StageFailedError,
@@ -40,6 +41,8 @@ from tasks.configure import parse_setting
 
 RETRIES = 3
 RETRY_DELAY_SECONDS = 10
+TIME_LIMIT_SECONDS = 24 * 3600
+VERDICTS = {0: "Promoted", PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Rebuild:
     folder: Path
 
 
-@flow(name="rebuild")
+@flow(name="rebuild", timeout_seconds=TIME_LIMIT_SECONDS)
 def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep: int = 5) -> Rebuild | State[Any]:
     """Bring every stage up to date, publish the results, then ask the promotion gate.
 
@@ -76,11 +79,14 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
         if not state.is_completed():
             return _failed(state)
         stages[name] = str(state.name)
-    publish_results(folder, params)
-    if not promote:
-        return Rebuild(stages=stages, verdict=None, folder=folder)
-    state = ask_promotion_gate(folder, environment, stages.get("register") == "Cached", return_state=True)
-    return Rebuild(stages=stages, verdict=state.name, folder=folder) if state.is_completed() else _failed(state)
+    verdict = None
+    if promote:
+        state = ask_promotion_gate(folder, environment, stages.get("register") == "Cached", return_state=True)
+        if not state.is_completed():
+            return _failed(state)
+        verdict = state.name
+    publish(folder, params.paths)
+    return Rebuild(stages=stages, verdict=verdict, folder=folder)
 
 
 @task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS)
@@ -103,28 +109,11 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cac
     """
     for step in ("register", "promote") if receipt_is_cached else ("promote",):
         done = run_step(step, folder=folder, environment=environment)
-        if done.code not in {0, PromotionRefusedError.exit_code}:
+        if done.code not in (VERDICTS if step == "promote" else {0}):
             error = StageFailedError(f"{step}: {done.last_words}")
             return Failed(message=str(error), data=error)
     create_markdown_artifact(key="promotion", markdown="\n".join(["```", *done.lines, "```"]))
-    if done.code:
-        return Completed(name="Refused", message=done.last_words)
-    return Completed(name="Promoted", message=done.lines[-1])
-
-
-def publish_results(folder: Path, params: Params) -> None:
-    """Show the test metrics as a table and the report as a link on the flow run's page."""
-    metrics = read_json(folder / params.paths.metrics)
-    intervals = metrics.get("ci95", {})
-    rows = ["| metric | value | 95% interval |", "|---|---|---|"]
-    for name, value in metrics.items():
-        if isinstance(value, float):
-            low_high = intervals.get(name)
-            rows.append(f"| {name} | {value:.3f} | {f'{low_high[0]:.3f} to {low_high[1]:.3f}' if low_high else ''} |")
-    title = "Synthetic sample, not a measurement of anything clinical\n\n" if metrics.get("synthetic") else ""
-    create_markdown_artifact(key="metrics", markdown=title + "\n".join(rows))
-    report = (folder / params.paths.report).resolve()
-    create_link_artifact(key="report", link=report.as_uri(), link_text=str(report))
+    return Completed(name=VERDICTS[done.code], message=done.last_words if done.code else done.lines[-1])
 
 
 def _worth_another_try(network: bool) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
@@ -157,7 +146,7 @@ def main() -> int:
         print(f"{name:<11} {state}")
     print(f"promote     {done.verdict or 'not asked'}")
     print(f"report      {done.folder / read_params(done.folder / 'params.yaml').paths.report}")
-    return PromotionRefusedError.exit_code if done.verdict == "Refused" else 0
+    return next((code for code, verdict in VERDICTS.items() if verdict == done.verdict), 0)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class Part:
     command: list[str]
     log: Path
     answers: Callable[[], bool]
-    before: Callable[[], None] = lambda: None
+    around: Callable[[], None] = lambda: None
+    """Called before each start and after the end."""
     process: "subprocess.Popen[str] | None" = None
     deaths: deque[float] = field(default_factory=deque)
 
@@ -71,24 +72,20 @@ class Parts:
         self.environment = environment
         self.started: list[Part] = []
 
-    def start(self, part: Part) -> None:
-        """Start a part and wait until it answers.
+    def start(self, *parts: Part) -> None:
+        """Start parts together and wait until each answers.
 
         Raises:
-            ServeError: it ended, or did not answer in time.
+            ServeError: one ended, or did not answer in time.
         """
-        part.before()
-        with part.log.open("a") as log:
-            part.process = start_supervised(
-                part.command, folder=self.root, environment=self.environment, output=log, grace_seconds=STOP_SECONDS
-            )
-        if part not in self.started:
-            self.started.append(part)
+        for part in parts:
+            self._launch(part)
         deadline = time.monotonic() + START_SECONDS
-        while not part.answers():
-            if part.process.poll() is not None or time.monotonic() > deadline:
-                raise ServeError(f"{part.name} did not start; {_last_words(part.log)}")
-            time.sleep(LOOK_SECONDS / 4)
+        for part in parts:
+            while not part.answers():
+                if (part.process and part.process.poll() is not None) or time.monotonic() > deadline:
+                    raise ServeError(f"{part.name} did not start; {_last_words(part.log)}")
+                time.sleep(LOOK_SECONDS / 4)
 
     def watch(self) -> NoReturn:
         """Start again what dies, for as long as it helps.
@@ -108,6 +105,17 @@ class Parts:
         for part in reversed(self.started):
             if part.process:
                 stop_supervised(part.process)
+            with suppress(ServeError):  # where the server died there is nothing to tell it
+                part.around()
+
+    def _launch(self, part: Part) -> None:
+        part.around()
+        with part.log.open("a") as log:
+            part.process = start_supervised(
+                part.command, folder=self.root, environment=self.environment, output=log, grace_seconds=STOP_SECONDS
+            )
+        if part not in self.started:
+            self.started.append(part)
 
     def _again(self, part: Part, code: int) -> None:
         now = time.monotonic()
@@ -142,9 +150,10 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
         _run_once(root, environment, "flows.upkeep", "--pool", POOL)
 
     try:
-        parts.start(_server(prefect, prefect_port, logs))
+        servers = [_server(prefect, prefect_port, logs)]
         if own_mlflow:
-            parts.start(_mlflow(mlflow, mlflow_port, logs))
+            servers.append(_mlflow(mlflow, mlflow_port, logs))
+        parts.start(*servers)
         prefect_command("work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect_command("deploy", "--all")
         parts.start(_worker(prefect, logs, order))
@@ -268,7 +277,8 @@ def main() -> int:
     parser.add_argument("--prefect-port", type=int, default=4200, help="of Prefect's page and API (%(default)s)")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="of MLflow's page and API (%(default)s)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         serve(Path.cwd(), prefect_port=arguments.prefect_port, mlflow_port=arguments.mlflow_port)
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.prefect_servers import serve_prefect
+
 PROJECT = Path(__file__).parents[2]
 
 DVC_YAML = """
@@ -43,10 +45,24 @@ if os.path.exists(f"hang-{stage}"):
 target.write_text(json.dumps({"accuracy": 0.75, "ci95": {"accuracy": [0.5, 0.9]}, "stage": stage}))
 """
 
+IGNORED = """
+/.prefect/
+/.runs/
+/data/
+/mlruns/
+/models/
+/reports/
+__pycache__/
+/refuse
+/hold
+/fail-*
+/hang-*
+"""
+
 PROMOTE = """
 import os, sys
 print("accuracy 0.75 is at or above the floor" if not os.path.exists("refuse") else "accuracy 0.75 is below 0.8")
-sys.exit(10 if os.path.exists("refuse") else 0)
+sys.exit(10 if os.path.exists("refuse") else 11 if os.path.exists("hold") else 0)
 """
 
 
@@ -56,12 +72,13 @@ def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     for package in ("cxr", "flows", "tasks"):
         shutil.copytree(PROJECT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PROJECT / "params.yaml", root)
+    for name in ("params.yaml", "prefect.yaml", "pyproject.toml", "uv.lock"):
+        shutil.copy(PROJECT / name, root)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "step.py").write_text(STEP)
     (root / "films.txt").write_text("films")
     (root / "tasks" / "promote.py").write_text(PROMOTE)
-    (root / ".gitignore").write_text("/.runs/\n/data/\n/models/\n/reports/\n__pycache__/\n/refuse\n/fail-*\n/hang-*\n")
+    (root / ".gitignore").write_text(IGNORED)
     commit_everything(root)
     return root
 
@@ -94,3 +111,10 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=300):
         yield
+
+
+@pytest.fixture(scope="session")
+def standing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Prefect server with its scheduler and without a worker, for the session; yields its environment."""
+    with serve_prefect(tmp_path_factory.mktemp("standing")) as environment:
+        yield environment

@@ -73,6 +73,21 @@ def test_a_second_run_executes_nothing_and_a_refusal_is_an_answer_with_its_reaso
     assert "0.75 is below 0.8" in artifacts_of(run_of(state))["promotion"]
 
 
+def test_a_promotion_that_waits_for_a_person_is_an_answer_too(tiny: Path) -> None:
+    (tiny / "hold").touch()
+    state = rebuild(return_state=True)
+    assert task_runs_of(run_of(state))["promote"] == "Held"
+    assert state.is_completed()
+
+
+def test_a_run_beyond_its_time_limit_ends_and_takes_its_stage_along(tiny: Path) -> None:
+    (tiny / "hang-train").touch()
+    state = rebuild.with_options(timeout_seconds=60)(promote=False, return_state=True)
+    assert state.name == "TimedOut"
+    stage = int((tiny / "models" / "pid").read_text())
+    assert not psutil.pid_exists(stage)
+
+
 def test_overrides_hold_for_their_run_alone(tiny: Path) -> None:
     rebuild(promote=False)
     done = rebuild(overrides={"train.epochs": 2}, promote=False)
