@@ -50,7 +50,9 @@ doctor: setup ## check all that running this needs, and say what to do about wha
 bench: setup ## the measurements of docs/benchmarks.md on DATA=folder of films (of their original size)
 	python -m benchmarks.preprocessing "$(DATA)"
 	python -m benchmarks.training "$(DATA)"
+	python -m benchmarks.tracking_files
+	python -m benchmarks.flow_overhead
 
 clean: ## remove what `make run` can build again; keeps downloads, mlruns and DVC's cache
-	rm -rf reports models data/raw data/split data/images .checkpoints .runs dvc_plots
+	rm -rf reports models data/raw data/split data/images data/unpacked .checkpoints .runs dvc_plots
 	git worktree prune
