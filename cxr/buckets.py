@@ -1,4 +1,4 @@
-"""Films in an S3 bucket: a prefix mirrored to a folder, fetching only what is missing or changed.
+"""Films in an S3 bucket: a prefix mirrored to a folder, fetching only what is missing or changed, or read as it is.
 
 The endpoint and the keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
 whatever else boto3 reads.
@@ -7,7 +7,9 @@ whatever else boto3 reads.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -29,6 +31,38 @@ class RemoteObject:
 
     key: str
     etag: str
+    size_bytes: int
+
+
+class Prefix:
+    """The objects under `s3://bucket/prefix`, read into memory one at a time; several threads may read.
+
+    Raises, in every method:
+        SourceError: the bucket cannot be reached or refuses.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._bucket, self._prefix = _parts(address)
+        with _bucket_errors(address):
+            self._client = _connect()
+
+    def objects(self) -> dict[str, RemoteObject]:
+        """Return path below the prefix -> object; none where there is nothing under it."""
+        with _bucket_errors(self._address):
+            return _list(self._client, self._bucket, self._prefix)
+
+    def read(self, key: str) -> bytes:
+        """Return an object's bytes. Raises FileNotFoundError where it went since it was listed."""
+        from botocore.exceptions import ClientError
+
+        with _bucket_errors(self._address):
+            try:
+                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
+                    raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
+                raise
 
 
 def mirror(address: str, downloads: Path) -> Path:
@@ -40,26 +74,43 @@ def mirror(address: str, downloads: Path) -> Path:
     Raises:
         SourceError: the bucket cannot be reached or refuses, or there is nothing under the prefix.
     """
-    import boto3
-    from boto3.exceptions import Boto3Error
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    bucket, prefix = _parts(address)
     folder = downloads / f"s3-{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:16]}"
-    try:
-        client = boto3.Session().client(
-            "s3", config=Config(max_pool_connections=_CONNECTIONS, retries={"mode": "standard"})
-        )
+    with _bucket_errors(address):
+        client = _connect()
         objects = _list(client, bucket, prefix)
         if not objects:
             raise SourceError(f"{address}: there is nothing under this prefix; check bucket and prefix")
         _update(client, bucket, objects, folder)
+    return folder
+
+
+def _parts(address: str) -> tuple[str, str]:
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise SourceError(f"{address} names no bucket; expected s3://bucket/prefix")
+    return bucket, prefix
+
+
+def _connect() -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.Session().client("s3", config=Config(max_pool_connections=_CONNECTIONS, retries={"mode": "standard"}))
+
+
+@contextmanager
+def _bucket_errors(address: str) -> Iterator[None]:
+    """Turn what boto3 raises into one line that names the address and no key."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
     except (Boto3Error, BotoCoreError, ClientError) as error:
         raise SourceError(
             f"{address}: {error}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
-    return folder
 
 
 def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]:
@@ -74,7 +125,7 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
             path = PurePosixPath(key).name if key == prefix else key.removeprefix(below)
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
                 raise SourceError(f"s3://{bucket}/{key} would leave the folder; nothing was fetched")
-            found[path] = RemoteObject(key, item["ETag"])
+            found[path] = RemoteObject(key, item["ETag"], item["Size"])
     return found
 
 

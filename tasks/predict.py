@@ -2,9 +2,10 @@
 
     python -m tasks.predict film.jpeg folder/ ...
 
-Reads   image files, and folders of them (jpg, jpeg, png, bmp, tif, tiff) down to the last subfolder
-Prints  a table; with --json one object a line: path, predicted_class, probabilities, model_version, and for a file
-        that cannot be read `error` in place of the prediction
+Reads   image files, and folders of them (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom) down to the last subfolder
+Prints  a table; with --json one object a line: path, predicted_class, probabilities, refer, model_version, and for a
+        file that cannot be read `error` in place of the prediction. `refer`: a reader should see the film, for the
+        model is not sure enough of it; null where the model has no threshold for that
 
 Preprocessing, classes and calibration are those saved with the model. Exit code 4 when a file could not be read.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import command_parser, run_command
-from cxr.errors import ImageError, SourceError
+from cxr.errors import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +34,11 @@ DISCLAIMER = "Research software, not for clinical use."
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one file: `probabilities` by class, or an `error` and none."""
+    """What the model says of one file: `probabilities` by class and whether to `refer` it, or an `error` and none."""
 
     path: str
     probabilities: dict[str, float]
+    refer: bool | None = None
     error: str | None = None
 
     @property
@@ -48,7 +50,11 @@ class Answer:
         """Return one line of JSON."""
         said: dict[str, Any] = {"path": self.path}
         if self.error is None:
-            said |= {"predicted_class": self.predicted_class, "probabilities": self.probabilities}
+            said |= {
+                "predicted_class": self.predicted_class,
+                "probabilities": self.probabilities,
+                "refer": self.refer,
+            }
         else:
             said["error"] = self.error
         return json.dumps(said | {"model_version": version})
@@ -62,6 +68,8 @@ def predict(paths: list[Path], *, model: str, as_json: bool) -> None:
         SourceError: a folder has no images.
         RegistryError: there is no such version.
     """
+    from cxr.locations import films_below
+
     files = [file for path in paths for file in films_below(path)]
     from tqdm import tqdm
 
@@ -89,40 +97,23 @@ def predict(paths: list[Path], *, model: str, as_json: bool) -> None:
         )
 
 
-def films_below(path: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders, sorted, hidden files left out; a file as it is.
-
-    Raises:
-        SourceError: the folder has no images.
-    """
-    from cxr.images import SUFFIXES
-
-    if not path.is_dir():
-        return [path]
-    found = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
-    if not found:
-        endings = ", ".join(sorted(SUFFIXES))
-        raise SourceError(f"{path} has no images: expected files that end in {endings}; name another folder")
-    return found
-
-
 def _answers(files: list[Path], network: nn.Module, spec: ModelSpec) -> Iterator[Answer]:
     """Yield an answer a file, in order; a batch of films is in memory at a time."""
     import numpy as np
 
-    from cxr.inference import BATCH_SIZE, classify
+    from cxr.inference import BATCH_SIZE, classify, referred
 
     for start in range(0, len(files), BATCH_SIZE):
         batch = [(file, *_prepared(file, spec)) for file in files[start : start + BATCH_SIZE]]
         images = [image for _, image, _ in batch if image is not None]
-        probabilities = iter(classify(network, spec, np.stack(images)).tolist() if images else [])
+        probabilities = classify(network, spec, np.stack(images)) if images else np.zeros((0, 0))
+        answers = iter(zip(probabilities.tolist(), referred(probabilities, spec) if images else [], strict=True))
         for file, image, error in batch:
-            told = {} if image is None else dict(zip(spec.classes, next(probabilities), strict=True))
-            yield Answer(str(file), told, error)
+            if image is None:
+                yield Answer(str(file), {}, error=error)
+            else:
+                shares, refer = next(answers)
+                yield Answer(str(file), dict(zip(spec.classes, shares, strict=True)), refer)
 
 
 def _prepared(file: Path, spec: ModelSpec) -> tuple[NDArray[np.uint8] | None, str | None]:
@@ -144,14 +135,15 @@ def _synthetic(spec: ModelSpec) -> str:
 
 
 def _heading(spec: ModelSpec, width: int) -> str:
-    return "  ".join([f"{'file':<{width}}", f"{'class':<{_class_width(spec)}}", *spec.classes])
+    return "  ".join([f"{'file':<{width}}", f"{'class':<{_class_width(spec)}}", *spec.classes, "refer"])
 
 
 def _row(answer: Answer, spec: ModelSpec, width: int) -> str:
     if answer.error is not None:
         return f"{answer.path:<{width}}  error: {answer.error}"
     told = [f"{answer.probabilities[name]:>{len(name)}.3f}" for name in spec.classes]
-    return "  ".join([f"{answer.path:<{width}}", f"{answer.predicted_class:<{_class_width(spec)}}", *told])
+    refer = {True: "yes", False: "no", None: "-"}[answer.refer]
+    return "  ".join([f"{answer.path:<{width}}", f"{answer.predicted_class:<{_class_width(spec)}}", *told, refer])
 
 
 def _class_width(spec: ModelSpec) -> int:

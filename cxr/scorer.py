@@ -1,0 +1,162 @@
+"""Films in, scored rows out, in bounded memory: threads read and decode the next films while the network computes.
+
+At any moment a few batches of prepared films are in memory and, for each thread, the bytes of one film, however many
+films there are. OpenCV decodes, and hashlib hashes, beside other threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr.bundle import ModelSpec
+from cxr.drift import MEASURES, Reference, measure
+from cxr.errors import ImageError
+from cxr.films import bytes_at_most
+from cxr.images import film_from_bytes
+from cxr.inference import BATCH_SIZE, calibrated, predict_with_features, referred
+from cxr.locations import FilmFile, Location
+from cxr.scoring import Scored
+
+_BATCHES_AHEAD = 2
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model of the registry, ready: `network` in evaluation mode on its device, `number` of its version.
+
+    `reference` is None where the version was registered without one: its films are not measured.
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+    number: str
+    reference: Reference | None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what each film is measured by."""
+        return MEASURES if self.reference else ()
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A row for each of some films, and how many of them turned out to be scored before, once they were read."""
+
+    rows: list[Row]
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A film as it was read: an image, an error, or neither where its bytes were scored before."""
+
+    film: FilmFile
+    sha256: str | None = None
+    image: NDArray[np.uint8] | None = None
+    error: str | None = None
+    opened: bool = True
+
+
+def score_films(
+    scorer: Scorer, location: Location, films: Sequence[FilmFile], *, scored: Scored, workers: int
+) -> Generator[ScoredBatch, None, None]:
+    """Score `films` of `location`, a batch at a time and in their order.
+
+    Args:
+        scorer: the model.
+        location: where the films are read.
+        films: of the location, those that are not known to be scored.
+        scored: to leave out films whose bytes were scored before.
+        workers: threads that read and decode.
+
+    Raises:
+        SourceError: the location no longer answers; what was yielded stands.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="film")
+    waiting: deque[list[Future[_Prepared]]] = deque()
+    try:
+        for start in range(0, len(films), BATCH_SIZE):
+            batch = films[start : start + BATCH_SIZE]
+            waiting.append([pool.submit(_prepare, film, location, scorer.spec, scored) for film in batch])
+            if len(waiting) > _BATCHES_AHEAD:
+                yield _score(scorer, location, [future.result() for future in waiting.popleft()])
+        while waiting:
+            yield _score(scorer, location, [future.result() for future in waiting.popleft()])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(film: FilmFile, location: Location, spec: ModelSpec, scored: Scored) -> _Prepared:
+    limit = bytes_at_most(spec.preprocessing.max_pixels)
+    if film.size_bytes > limit:  # not even read: it would be in memory as a whole
+        return _Prepared(
+            film, error=f"{film.path} has {film.size_bytes} bytes, a film that may be read {limit} at most"
+        )
+    try:
+        data = location.read(film.path)
+    except FileNotFoundError:
+        return _Prepared(film, error=f"{film.path} went away while films were scored", opened=False)
+    except OSError as error:
+        return _Prepared(film, error=f"{film.path} cannot be opened: {error.strerror or error}", opened=False)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if scored.has_bytes(film.path, sha256):
+        return _Prepared(film, sha256)
+    try:
+        return _Prepared(film, sha256, film_from_bytes(data, spec.preprocessing, name=film.path))
+    except ImageError as error:
+        return _Prepared(film, sha256, error=str(error))
+
+
+def _score(scorer: Scorer, location: Location, batch: list[_Prepared]) -> ScoredBatch:
+    images = [one.image for one in batch if one.image is not None]
+    answers = iter(_answers(scorer, np.stack(images)) if images else ())
+    now = datetime.now(UTC)
+    rows = []
+    for one in batch:
+        if one.image is None and one.error is None:
+            continue
+        rows.append(
+            {
+                "location": location.name,
+                "path": one.film.path,
+                "sha256": one.sha256,
+                "size_bytes": one.film.size_bytes,
+                "changed": one.film.changed if one.opened else None,
+                "scored_at": now,
+                "model_version": scorer.number,
+                "error": one.error,
+                **(next(answers) if one.image is not None else {}),
+            }
+        )
+    return ScoredBatch(rows, known=len(batch) - len(rows))
+
+
+def _answers(scorer: Scorer, images: NDArray[np.uint8]) -> list[Row]:
+    """Return what the model says of prepared films (N, H, W), and what they measure."""
+    spec = scorer.spec
+    logits, features = predict_with_features(scorer.network, images, mean=spec.mean, std=spec.std)
+    probabilities = calibrated(logits, spec)
+    measured = measure(images, features, scorer.reference) if scorer.reference else {}
+    refer = referred(probabilities, spec)
+    return [
+        {
+            "predicted_class": spec.classes[int(shares.argmax())],
+            **{f"p_{name}": float(share) for name, share in zip(spec.classes, shares, strict=True)},
+            "confidence": float(shares.max()),
+            "refer": refer[number],
+            **{f"m_{name}": float(values[number]) for name, values in measured.items()},
+        }
+        for number, shares in enumerate(probabilities)
+    ]

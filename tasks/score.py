@@ -1,0 +1,241 @@
+"""Score all films of a folder or an S3 prefix with the champion: what runs every night.
+
+    python -m tasks.score                                          # what params.yaml names
+    python -m tasks.score s3://hospital/incoming --output data/scores
+    python -m tasks.score /mnt/films --shard 2/8                   # one of eight processes or machines, each its own
+
+Reads   films, a few at a time: whole sets are neither copied nor held in memory
+Writes  <output>/version-<n>/*.parquet, a row a film; its columns are told in cxr/scoring.py
+Prints  how many films were found, scored, known, bad and referred to a reader, and films a second
+
+A film is scored once by each version: run the same command again after any interruption. A film that has the path,
+size and modification time (or ETag) of a scored one is not read again; any other is, and left out when its bytes were
+scored under its path. A film that cannot be read is a row with its `error`, and no failure: exit code 4 only when
+there was not one film that could be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxr.command import command_parser, run_command
+from cxr.errors import ImageError, ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cxr.locations import FilmFile, Location
+    from cxr.params import ScoreParams
+    from cxr.registry import Version
+    from cxr.scorer import ScoredBatch, Scorer
+    from cxr.scoring import PartWriter, Scored
+
+DISCLAIMER = "Research software, not for clinical use."
+
+log = logging.getLogger("cxr.score")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Number `number` of `of` shares of the films, counted from 1; which share a film is in follows from its path."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}of{self.of}"
+
+    def holds(self, path: str) -> bool:
+        """Say whether the film at `path` is in this share."""
+        from cxr.shards import shard_of
+
+        return shard_of(path, self.of) == self.number - 1
+
+
+@dataclass
+class Tally:
+    """What a run did.
+
+    found, known     films of the shard; those of them that this version had scored before
+    scored, bad      films scored now; films that could not be read
+    referred         of the scored ones; None where the model has no threshold or had nothing to do
+    classes          predicted class -> films
+    seconds          of reading and scoring, without loading the model
+    """
+
+    location: str
+    folder: str
+    version: str
+    found: int
+    known: int
+    scored: int = 0
+    bad: int = 0
+    referred: int | None = None
+    classes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def add(self, batch: ScoredBatch) -> None:
+        """Count a batch."""
+        self.known += batch.known
+        for row in batch.rows:
+            if row["error"] is not None:
+                self.bad += 1
+                continue
+            self.scored += 1
+            self.classes[row["predicted_class"]] += 1
+            if self.referred is not None:
+                self.referred += row["refer"]
+
+    @property
+    def films_per_second(self) -> float:
+        """Films read a second, 0 or more."""
+        return (self.scored + self.bad) / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        referred = "" if self.referred is None else f", {self.referred} referred to a reader"
+        return (
+            f"{self.found} films in {self.location}: {self.scored} scored by version {self.version}{referred}, "
+            f"{self.bad} bad, {self.known} scored before; {self.films_per_second:.1f} films a second; {self.folder}"
+        )
+
+
+def score(params: ScoreParams, output: Path, *, model: str = "champion", shard: Shard | None = None) -> Tally:
+    """Score the films of `params.location` that version `model` has not scored into `output`.
+
+    Raises:
+        SourceError: the location does not exist, or does not answer any more; parts that were written stand.
+        RegistryError, WeightsError: the model cannot be fetched as it was registered.
+        DataError: a part in `output` is damaged.
+    """
+    from cxr.locations import open_location
+    from cxr.registry import get_version
+    from cxr.scoring import Scored, version_folder
+
+    share = shard or Shard(1, 1)
+    version = get_version(model)
+    location = open_location(params.location)
+    films = [film for film in location.films if share.holds(film.path)]
+    folder = version_folder(output, version.number)
+    scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name)
+    todo = [film for film in films if not scored.is_unchanged(film)]
+    tally = Tally(location.name, str(folder), version.number, found=len(films), known=len(films) - len(todo))
+    if todo:
+        scorer = _load(version)
+        tally.referred = None if scorer.spec.refer_below is None else 0
+        writer = _writer(scorer, version, folder, films_per_part=params.films_per_part, share=share)
+        _score_all(scorer, location, todo, scored=scored, writer=writer, tally=tally, workers=params.workers)
+    return tally
+
+
+def _load(version: Version) -> Scorer:
+    from cxr.bundle import read_bundle
+    from cxr.drift import REFERENCE_FILE, read_reference
+    from cxr.inference import choose_device
+    from cxr.registry import fetch_bundle
+    from cxr.scorer import Scorer
+
+    folder = fetch_bundle(version)
+    network, spec = read_bundle(folder)
+    has_reference = (folder / REFERENCE_FILE).is_file()
+    if not has_reference:
+        log.warning("version %s has no reference statistics: its films are not measured for drift", version.number)
+    reference = read_reference(folder / REFERENCE_FILE) if has_reference else None
+    return Scorer(network.to(choose_device("auto")), spec, version.number, reference)
+
+
+def _writer(scorer: Scorer, version: Version, folder: Path, *, films_per_part: int, share: Shard) -> PartWriter:
+    from cxr.lineage import lineage
+    from cxr.registry import MODEL
+    from cxr.scoring import PartWriter, schema
+
+    code = lineage(Path())
+    metadata = {
+        "model": MODEL,
+        "model_version": version.number,
+        **{name: version.tags[name] for name in ("weights_sha256", "spec_sha256")},
+        **{name: code[name] for name in ("git_commit", "code_sha256", "torch_version")},
+    }
+    columns = schema(scorer.spec.classes, scorer.measures, metadata)
+    return PartWriter(folder, columns, films_per_part=films_per_part, shard=str(share))
+
+
+def _score_all(
+    scorer: Scorer,
+    location: Location,
+    films: Sequence[FilmFile],
+    *,
+    scored: Scored,
+    writer: PartWriter,
+    tally: Tally,
+    workers: int,
+) -> None:
+    """Score `films`, a part at a time; what an error or Ctrl-C finds scored is written, too."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from cxr.scorer import score_films
+
+    batches = score_films(scorer, location, films, scored=scored, workers=workers or os.cpu_count() or 1)
+    started = time.monotonic()
+    with logging_redirect_tqdm(), tqdm(total=len(films), desc="score", unit=" films", disable=None) as bar:
+        try:
+            with closing(batches):
+                for batch in batches:
+                    tally.add(batch)
+                    bar.update(len(batch.rows) + batch.known)
+                    if writer.add(batch.rows):
+                        log.info("score: %d of %d films, %d bad", tally.scored + tally.bad, len(films), tally.bad)
+        finally:
+            writer.close()
+            tally.seconds = time.monotonic() - started
+
+
+def _shard(given: str) -> Shard:
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise ParamsError(f"--shard is number/count such as 2/8, counted from 1, got {given!r}")
+    return Shard(number, of)
+
+
+def main() -> None:
+    """Read the command line and score."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
+    parser.add_argument("--output", type=Path, help="folder of the parts")
+    parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
+    parser.add_argument("--shard", default="1/1", help="which share of the films, such as 2/8 (%(default)s)")
+    parser.add_argument("--tally", type=Path, help="file for what was done, as JSON")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    given = parser.parse_args()
+
+    from cxr.files import write_json
+    from cxr.params import read_params
+
+    params = read_params(given.params)
+    wanted: dict[str, Any] = {"location": given.location} if given.location else {}
+    section = params.score.model_copy(update=wanted)
+    tally = score(section, given.output or params.paths.scores, model=given.model, shard=_shard(given.shard))
+    if given.tally:
+        write_json(given.tally, asdict(tally) | {"films_per_second": tally.films_per_second})
+    print(tally)
+    print(DISCLAIMER)
+    if tally.bad and not tally.scored + tally.known:
+        raise ImageError(
+            f"not one of the {tally.found} films in {tally.location} could be read; the column `error` in "
+            f"{tally.folder} says why",
+            reason="not an image",
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
