@@ -33,24 +33,41 @@ class Augmentation:
     mirror: float = 0.0
 
 
-def augment(films: Tensor, ranges: Augmentation, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Moves:
+    """What was drawn for the films of a batch: draws (6, B), each -1 to 1; mirrored (B,) bool."""
+
+    draws: Tensor
+    mirrored: Tensor
+
+    def of(self, positions: Tensor) -> "Moves":
+        """Return what was drawn for the films at `positions`."""
+        return Moves(self.draws[:, positions], self.mirrored[positions])
+
+
+def draw_moves(count: int, ranges: Augmentation, generator: torch.Generator) -> Moves:
+    """Draw for `count` films; a generator on the CPU, so that a seed draws the same whatever the device."""
+    draws = torch.rand((6, count), generator=generator) * 2 - 1
+    mirrored = torch.rand(count, generator=generator) < ranges.mirror if ranges.mirror else torch.zeros(count) > 0
+    return Moves(draws, mirrored)
+
+
+def augment(films: Tensor, ranges: Augmentation, moves: Moves) -> Tensor:
     """Rotate, zoom, shift and jitter each film by parameters of its own.
 
     Args:
         films: (B, H, W) float, grey levels 0 to 1, on any device.
-        ranges: what to draw from.
-        generator: on the CPU, so that the same seed draws the same parameters whatever the device.
+        ranges: what the draws are scaled to.
+        moves: drawn for these films.
 
     Returns:
         (B, 1, H, W) float on the device of `films`; what comes in from outside repeats the film's edge.
     """
-    count = len(films)
-    draws = torch.rand((6, count), generator=generator) * 2 - 1  # each -1 to 1
+    count, draws = len(films), moves.draws
     middle, half = sum(ranges.zoom) / 2, (ranges.zoom[1] - ranges.zoom[0]) / 2
     angle, zoom = draws[0] * radians(ranges.rotation_deg), middle + draws[1] * half
     shift = draws[2:4] * 2 * ranges.shift  # the sampling grid is 2 wide
-    mirrored = torch.rand(count, generator=generator) < ranges.mirror if ranges.mirror else torch.zeros(count) > 0
-    side = torch.where(mirrored, -1.0, 1.0)
+    side = torch.where(moves.mirrored, -1.0, 1.0)
     theta = torch.stack(
         (
             torch.stack((side * angle.cos() / zoom, -side * angle.sin() / zoom, shift[0]), dim=1),
@@ -66,20 +83,24 @@ def augment(films: Tensor, ranges: Augmentation, generator: torch.Generator) -> 
     return ((moved - mean) * contrast + mean + brightness).clamp(0, 1)
 
 
-def mix(films: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Blend each film with another of the batch (mixup; Zhang et al. 2018).
+def draw_mixture(count: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Draw how the films of a batch are blended with each other (mixup; Zhang et al. 2018).
 
     Args:
-        films: (B, ...) float.
+        count: of films, B.
         alpha: of the Beta(alpha, alpha) that the share is drawn from, once a batch; 0 leaves the films as they are.
         generator: on the CPU.
 
     Returns:
-        films (B, ...); partners (B,), the film that was blended in; the share that each film keeps, 0 to 1.
+        partners (B,), the film that is blended in; the share that each film keeps, 0 to 1.
     """
     if alpha == 0:
-        return films, torch.arange(len(films)), 1.0
+        return torch.arange(count), 1.0
     seed = int(torch.randint(2**31, (1,), generator=generator))  # torch draws no Beta from a generator
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    partners = torch.randperm(len(films), generator=generator)
-    return share * films + (1 - share) * films[partners.to(films.device)], partners, share
+    return torch.randperm(count, generator=generator), share
+
+
+def mix(films: Tensor, others: Tensor, share: float) -> Tensor:
+    """Return `share` of `films` (B, ...) and the rest of `others` (B, ...), film by film."""
+    return share * films + (1 - share) * others

@@ -3,11 +3,16 @@
 Imports torch, torchvision, numpy and scikit-learn and nothing of the platform, so the same loop runs
 on a machine that has only these. A run that is killed goes on from its last epoch and, on a CPU,
 ends with the same bits: order and augmentation of an epoch depend on the seed and its number alone.
+
+Several processes train one network together when `fit` is given their crew: the batches are those of one process,
+shared out, and the gradients are the same but for rounding. Dropout alone draws otherwise.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from cxr.augment import Augmentation, augment, mix
+from cxr.augment import Augmentation, Moves, augment, draw_mixture, draw_moves, mix
 from cxr.checkpoint import load_checkpoint, save_checkpoint
-from cxr.errors import DataError, TrainingError
+from cxr.distributed import Crew, check_batch_norm
+from cxr.errors import DataError, ParamsError, TrainingError
 from cxr.inference import choose_device, to_input
 from cxr.optimisation import (
     check_frozen,
@@ -32,6 +38,7 @@ from cxr.optimisation import (
     set_mode,
     warm_cosine,
 )
+from cxr.sampling import class_weights, epoch_order
 from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, WeightsReport, build, check_image_size, load_weights
 
 if TYPE_CHECKING:
@@ -94,23 +101,28 @@ class Trained:
     precision: str
 
 
-def fit(data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener: Listener) -> Trained:
+def fit(
+    data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener: Listener, crew: Crew | None = None
+) -> Trained:
     """Train a network, or go on with a training that was cut off.
 
     Args:
         data: films and rows.
         recipe: see TrainParams; any object with its attributes will do.
         checkpoints: folder of this very training (same data, same recipe); what is there is continued.
-        listener: whom to tell.
+        listener: whom to tell; each process tells its own.
+        crew: the processes that train together; this one alone if none is given. All of them call `fit` alike
+            and return alike; one of them writes the checkpoints.
 
     Returns:
         The averaged weights of the epoch with the best validation macro-F1.
 
     Raises:
         DataError: there is nothing to train or to validate on.
-        ParamsError: the films are smaller than the network can take.
+        ParamsError: the films are smaller than the network can take, or the recipe cannot be shared by the crew.
         WeightsError: starting weights cannot be loaded, or random parts are frozen.
-        TrainingError: the loss is no longer finite; the last epoch's checkpoint is kept.
+        TrainingError: the loss is no longer finite, and the last epoch's checkpoint is kept; or the processes see
+            different films or checkpoints.
     """
     if not len(data.train_rows) or not len(data.validation_rows):
         raise DataError(
@@ -118,11 +130,13 @@ def fit(data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener:
             f"{len(data.validation_rows)}; look at the split's shares and quotas in params.yaml"
         )
     check_image_size(recipe.backbone, data.images.shape[1])
-    training = _Training(data, recipe)
+    training = _Training(data, recipe, crew or Crew())
     load_checkpoint(training, checkpoints, Epoch)
+    training.check_alike()
     while len(training.history) < recipe.epochs and not training.has_stalled():
         training.run_epoch(listener)
-        save_checkpoint(training, checkpoints)
+        if training.crew.leads:
+            save_checkpoint(training, checkpoints)
         listener.on_epoch(training.history[-1])
     return Trained(
         training.best_state,
@@ -165,23 +179,28 @@ class _Films:
 class _Training:
     """A training between two epochs: what a checkpoint holds, and what the next epoch needs."""
 
-    def __init__(self, data: TrainingData, recipe: TrainParams) -> None:
-        self.data, self.recipe = data, recipe
-        self.device = choose_device(recipe.device)
+    def __init__(self, data: TrainingData, recipe: TrainParams, crew: Crew) -> None:
+        self.data, self.recipe, self.crew = data, recipe, crew
+        self.device = crew.device(choose_device(recipe.device))
         self.precision = choose_precision(recipe.precision, self.device)
         torch.manual_seed(recipe.seed)  # random weights, the head's at least
         self.model = build(recipe.backbone, len(data.classes))
         self.weights = load_weights(self.model, recipe.weights)
         check_frozen(self.weights, recipe)
         self.model.to(self.device)
+        # Nearly equal batches: a last batch of one film would break batch norm.
+        self._steps = max(1, round(len(data.train_rows) / recipe.batch_size))
+        if crew.size > 1:
+            self._prepare_for_several()
         self.average = running_average(self.model, recipe.ema_decay)
         self.optimizer = make_optimizer(self.model, recipe)
         self.history: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch = 0
         self._films = _Films(data.images, self.device)
-        self._forward = torch.compile(self.model) if recipe.compile else self.model
-        self._class_weights = _class_weights(data, recipe).to(self.device)
+        self._forward: Callable[[Tensor], Tensor] = self.model
+        self._forward_learns: list[str] | None = None
+        self._class_weights = class_weights(data, recipe).to(self.device)
         self._ranges = Augmentation(
             rotation_deg=recipe.rotation_deg,
             zoom=(recipe.zoom[0], recipe.zoom[1]),
@@ -190,6 +209,24 @@ class _Training:
             brightness_jitter=recipe.brightness_jitter,
             mirror=recipe.mirror,
         )
+
+    def _prepare_for_several(self) -> None:
+        smallest = len(self.data.train_rows) // self._steps
+        if smallest < self.crew.size:
+            raise ParamsError(
+                f"train.batch_size gives batches of {smallest} films, fewer than the {self.crew.size} processes; "
+                "raise it or start fewer"
+            )
+        set_mode(self.model, self.weights, self.recipe, epoch=0)
+        check_batch_norm(self.model, self.device)
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        self.model = convert(self.model)  # acts on GPUs alone
+
+    def check_alike(self) -> None:
+        """Refuse to go on when another process of the crew has other films or stands at another epoch."""
+        data = self.data
+        rows = np.concatenate((data.train_rows, data.validation_rows, data.labels))
+        self.crew.check_alike(epochs=len(self.history), films=zlib.crc32(rows.tobytes()))
 
     def has_stalled(self) -> bool:
         """Say whether validation has not improved for as long as the recipe waits."""
@@ -226,13 +263,12 @@ class _Training:
 
     def _train(self, number: int, listener: Listener) -> float:
         """Take the steps of epoch `number` (from 0); return the mean loss."""
-        set_mode(self.model, self.weights, self.recipe, epoch=number)
+        self._set_mode(number)
         seed = self.recipe.seed * 100_003 + number
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(seed + (self.crew.rank << 32))  # dropout
         generator = torch.Generator().manual_seed(seed)
-        order = _order(self.data, self.recipe, generator)
-        # Nearly equal batches: a last batch of one film would break batch norm.
-        steps = max(1, round(len(order) / self.recipe.batch_size))
+        order = epoch_order(self.data, self.recipe, generator)
+        steps = self._steps
         total = torch.zeros((), device=self.device)
         for index, rows in enumerate(np.array_split(order, steps)):
             factor = warm_cosine(
@@ -243,80 +279,78 @@ class _Training:
             set_learning_rates(self.optimizer, factor)
             total += self._step(rows, generator) * len(rows)
             listener.on_batch(len(rows))
-        return float(total) / len(order)
+        return float(self.crew.total(total)) / len(order)
+
+    def _set_mode(self, number: int) -> None:
+        """Make the parts learn or rest as epoch `number` (from 0) asks, and wrap the network for what learns."""
+        set_mode(self.model, self.weights, self.recipe, epoch=number)
+        learns = [name for name, value in self.model.named_parameters() if value.requires_grad]
+        if self._forward_learns is None or (self.crew.size > 1 and learns != self._forward_learns):
+            shared = self.crew.share_gradients(self.model)
+            self._forward = torch.compile(shared) if self.recipe.compile else shared
+            self._forward_learns = learns
 
     def _step(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        films = augment(self._films.batch(rows), self._ranges, generator)
-        targets = torch.from_numpy(self.data.labels[rows]).to(self.device)
-        films, partners, share = mix(films, self.recipe.mixup, generator)
+        """Learn from the films of one global batch; return this process's part of the loss, in nats."""
+        moves = draw_moves(len(rows), self._ranges, generator)
+        partners, share = draw_mixture(len(rows), self.recipe.mixup, generator)
+        own = self.crew.part(len(rows))
+        films = self._moved(rows, moves, own)
+        if share < 1:
+            # Of several processes, another may have a film's partner.
+            alone = self.crew.size == 1
+            others = films[partners.to(self.device)] if alone else self._moved(rows, moves, partners[own])
+            films = mix(films, others, share)
         with self._autocast():
             scores = self._forward(to_input(films, IMAGENET_MEAN, IMAGENET_STD)).float()
-        loss = self._loss(scores, targets)
+        labels = torch.from_numpy(self.data.labels[rows])
+        loss = self._loss(scores, labels, own)
         if share < 1:
-            loss = share * loss + (1 - share) * self._loss(scores, targets[partners.to(self.device)])
+            loss = share * loss + (1 - share) * self._loss(scores, labels[partners], own)
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * self.crew.size)  # the mean over the processes is the sum of their parts
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return loss.detach()
 
-    def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            scores, targets, weight=self._class_weights, label_smoothing=self.recipe.label_smoothing
-        )
+    def _moved(self, rows: NDArray[np.int64], moves: Moves, positions: Tensor) -> Tensor:
+        return augment(self._films.batch(rows[positions.numpy()]), self._ranges, moves.of(positions))
+
+    def _loss(self, scores: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+        """Return what the films `own` add to the mean loss of a global batch with these labels."""
+        targets, weights = labels.to(self.device), self._class_weights
+        smoothing = self.recipe.label_smoothing
+        if self.crew.size == 1:
+            return functional.cross_entropy(scores, targets, weight=weights, label_smoothing=smoothing)
+        mine = targets[own.to(self.device)]
+        added = functional.cross_entropy(scores, mine, weight=weights, label_smoothing=smoothing, reduction="sum")
+        return added / weights[targets].sum()
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
         """Return loss, accuracy and macro-F1 of the average on the validation films."""
-        average = self.average.module.eval()
         rows = self.data.validation_rows
-        scores = []
-        for chunk in np.array_split(rows, max(1, round(len(rows) / _VALIDATION_BATCH))):
-            films = self._films.batch(chunk).unsqueeze(1)
-            with self._autocast():
-                scores.append(average(to_input(films, IMAGENET_MEAN, IMAGENET_STD)).float().cpu())
-        logits, labels = torch.cat(scores), torch.from_numpy(self.data.labels[rows])
+        logits, labels = self._validation_logits(rows), torch.from_numpy(self.data.labels[rows])
         predicted = logits.argmax(dim=1)
         classes = range(len(self.data.classes))
         macro_f1 = f1_score(labels, predicted, average="macro", labels=classes, zero_division=0.0)
         accuracy = (predicted == labels).float().mean()
         return float(functional.cross_entropy(logits, labels)), float(accuracy), float(macro_f1)
 
+    def _validation_logits(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return the average's scores (N, C) of the films `rows`, on the CPU; each process computes its part."""
+        average = self.average.module.eval()
+        own = self.crew.part(len(rows))
+        logits = torch.zeros((len(rows), len(self.data.classes)), device=self.device)
+        for chunk in own.tensor_split(max(1, round(len(own) / _VALIDATION_BATCH))):
+            if len(chunk):
+                films = self._films.batch(rows[chunk.numpy()]).unsqueeze(1)
+                with self._autocast():
+                    scores = average(to_input(films, IMAGENET_MEAN, IMAGENET_STD)).float()
+                logits[chunk.to(self.device)] = scores
+        return self.crew.total(logits).cpu()  # adding zeros changes no bit
+
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
-
-
-def _order(data: TrainingData, recipe: TrainParams, generator: torch.Generator) -> NDArray[np.int64]:
-    """Return the rows of one epoch: shuffled, or drawn with replacement so that strata are equally likely."""
-    rows = data.train_rows
-    if recipe.class_balance in {"none", "weights"}:
-        chosen = torch.randperm(len(rows), generator=generator)
-    else:
-        weights = torch.from_numpy(_sampling_weights(data, by_source=recipe.class_balance == "sampling_by_source"))
-        chosen = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
-    return np.asarray(rows[chosen.numpy()], np.int64)
-
-
-def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.float64]:
-    """Return a weight for each training film: each class weighs the same and, if asked, each source within it."""
-    labels = data.labels[data.train_rows]
-    weights = 1.0 / np.bincount(labels, minlength=len(data.classes))[labels]
-    if not by_source:
-        return weights
-    if data.sources is None:
-        raise DataError("train.class_balance sampling_by_source needs the source of each film, and none is known")
-    _, stratum, counts = np.unique(
-        np.stack([labels, data.sources[data.train_rows]]), axis=1, return_inverse=True, return_counts=True
-    )
-    sources_of_class = np.bincount(np.unique(np.stack([labels, stratum.ravel()]), axis=1)[0])
-    return 1.0 / (counts[stratum.ravel()] * sources_of_class[labels])
-
-
-def _class_weights(data: TrainingData, recipe: TrainParams) -> Tensor:
-    """Return a weight a class: all one, or the inverse of its share, with the mean over films one."""
-    if recipe.class_balance != "weights":
-        return torch.ones(len(data.classes))
-    counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))
-    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)

@@ -10,6 +10,8 @@ worktree of its own in .runs, over the same cache and tracking store. Rows of a 
 the test set; of the others only the validation films are ever looked at. A finished row is marked on its
 training run, with the digest of its settings, and is not run again until those change; a row that was cut off
 goes on from its last epoch.
+
+With CXR_RAY_ADDRESS set the trials run on that Ray cluster, still at most `--workers` at a time: see flows.runners.
 """
 
 import hashlib
@@ -18,22 +20,21 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from threading import Lock
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from cxr import tracking
 from cxr.command import command_parser, run_command
 from cxr.errors import CxrError, ParamsError
 from cxr.files import read_json
+from cxr.locks import any_file_lock, file_lock
 from cxr.params import read_params, with_overrides
 from cxr.study import Group, Row, Study, read_study
+from flows.runners import runner
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
 from flows.supervised import run_supervised
 from flows.workspaces import open_workspace, shared_environment
@@ -43,7 +44,8 @@ DIGEST_TAG = "study_digest"
 DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
 """What makes two trials the same; how the test set is measured is no part of a recipe."""
 
-_GIT = Lock()  # worktrees are made and moved one at a time
+_LOCKS = Path(".dvc", "tmp")  # git does not look there
+_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,8 @@ def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
     """Run the trials, `workers` at a time; what fails does not stop the others and is named at the end."""
     root = Path.cwd()
     tracking.experiment_id()  # a new store is made once, before several trials ask for it
-    workspaces: Queue[str] = Queue()
-    for number in range(workers):
-        workspaces.put(f"study-{number + 1}")
     submitted = [
-        (trial, run_trial.with_options(task_run_name=trial.name).submit(trial, root, workspaces, workers))
-        for trial in todo
+        (trial, run_trial.with_options(task_run_name=trial.name).submit(trial, root, workers)) for trial in todo
     ]
     failed = []
     for trial, future in submitted:
@@ -152,25 +150,25 @@ def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
 
 
 @task(cache_policy=NO_CACHE)
-def run_trial(trial: Trial, root: Path, workspaces: "Queue[str]", workers: int) -> State[None]:
+def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
     """Run one trial in a worktree that no other trial is using, unless a run of another row is the same."""
     try:
         twin = tracking.find_run(DIGEST_TAG, trial.digest)
-        run_id = twin or _run_through_dvc(trial, root, workspaces, workers)
+        run_id = twin or _run_through_dvc(trial, root, workers)
         tracking.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
     except CxrError as error:
         return Failed(message=str(error))
     return Completed(name="Cached" if twin else "Completed", message=f"run {run_id[:8]}")
 
 
-def _run_through_dvc(trial: Trial, root: Path, workspaces: "Queue[str]", workers: int) -> str:
+def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
     """Return the run of the trial's training. Raises StageFailedError with the step's own last words."""
-    name = workspaces.get()
-    try:
-        with _GIT:
-            workspace = open_workspace(root, run=name, overrides=trial.settings, keep=workers)
-        threads = str(max(1, (os.cpu_count() or 1) // workers))
-        environment = child_environment({**shared_environment(root), "OMP_NUM_THREADS": threads})
+    with any_file_lock([root / _LOCKS / f"study-{number + 1}.lock" for number in range(workers)]) as held:
+        with file_lock(root / _LOCKS / "worktrees.lock"):  # they are made and moved one at a time
+            workspace = open_workspace(root, run=held.stem, overrides=trial.settings, keep=workers)
+        # A cluster says how many cores a task has by this very variable.
+        threads = os.environ.get(_THREADS) or str(max(1, (os.cpu_count() or 1) // workers))
+        environment = child_environment({**shared_environment(root), _THREADS: threads})
         lines: list[str] = []
 
         def keep(line: str) -> None:
@@ -182,11 +180,8 @@ def _run_through_dvc(trial: Trial, root: Path, workspaces: "Queue[str]", workers
         code = run_supervised(command, folder=workspace, on_line=keep, environment=environment)
         if code != 0:
             raise StageFailedError(last_words(lines, code))
-        return str(
-            read_json(workspace / read_params(workspace / "params.yaml").paths.model / "training.json")["run_id"]
-        )
-    finally:
-        workspaces.put(name)
+        model = read_params(workspace / "params.yaml").paths.model
+        return str(read_json(workspace / model / "training.json")["run_id"])
 
 
 def _weights(given: list[str]) -> dict[str, str]:
@@ -226,8 +221,8 @@ def main() -> int:
     if not todo:
         return 0
     signal.signal(signal.SIGINT, _stop_at_once)
-    runner: Any = ThreadPoolTaskRunner(max_workers=arguments.workers)
-    ended = study_flow.with_options(task_runner=runner)(todo, arguments.workers, return_state=True)
+    study_run: Any = study_flow.with_options(task_runner=runner(arguments.workers))
+    ended = study_run(todo, arguments.workers, return_state=True)
     if ended.is_failed():
         raise StageFailedError(str(ended.message))
     return 0

@@ -6,6 +6,9 @@ Tracks  an MLflow run with parameters, curves and system metrics
 
 A checkpoint is written after every epoch; a training that was killed goes on from it when the same
 command is run again, and ends with the same weights.
+
+With CXR_TORCHRUN="--nproc-per-node 2", or any other options of torchrun, it trains in that many processes, each with
+its GPU or its cores, on this machine or several.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +29,7 @@ from cxr.command import run_step
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cxr.distributed import Crew
     from cxr.packed import PackedFilms
     from cxr.params import Paths, TrainParams
     from cxr.tracking import TrainingRun
@@ -35,7 +41,23 @@ _CSV: dict[str, Any] = {"index": False, "lineterminator": "\n"}
 
 
 def train(params: TrainParams, paths: Paths) -> None:
-    """Train, or go on with a training that was cut off."""
+    """Train, or go on with a training that was cut off; in several processes where the environment asks for them."""
+    from cxr.distributed import is_started_by_torchrun, joined
+
+    options = os.environ.get("CXR_TORCHRUN")
+    if options and not is_started_by_torchrun():
+        from cxr.torchrun import run_processes
+
+        run_processes("tasks.train", sys.argv[1:], options)
+        return
+    with joined() as crew:
+        if crew.leads:
+            _train(params, paths, crew)
+        else:
+            _help(params, paths, crew)
+
+
+def _train(params: TrainParams, paths: Paths, crew: Crew) -> None:
     from cxr.files import read_json, whole_folder, write_json
     from cxr.lineage import lineage
     from cxr.packed import read_packed
@@ -52,14 +74,26 @@ def train(params: TrainParams, paths: Paths) -> None:
         run.log_params({"train": params.model_dump(), "split": split, "preprocess": asdict(packed.preprocessing)})
         manifest = paths.raw / "manifest.parquet"
         run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
-        members = _fit_members(data, params, checkpoints, run)
+        members = _fit_members(data, params, checkpoints, run, crew)
         with whole_folder(paths.model) as folder:
             _write_bundle(members, params, packed, split, folder)
             _validation_table(folder, packed, held_out).to_csv(folder / "validation.csv", **_CSV)
             _curves(members).to_csv(folder / "curves.csv", **_CSV)
-            write_json(folder / "training.json", _summary(members, params, run.run_id))
+            write_json(folder / "training.json", _summary(members, params, run.run_id, crew.size))
         run.log_files([paths.model / name for name in ("curves.csv", "training.json", "validation.csv")])
     shutil.rmtree(checkpoints)
+
+
+def _help(params: TrainParams, paths: Paths, crew: Crew) -> None:
+    """Do another process's part of a training that the first one records; a machine's fit has no parts."""
+    from cxr.files import read_json
+    from cxr.packed import read_packed
+
+    if params.head == "svm":
+        return
+    classes = tuple(read_json(paths.split / "split.json")["classes"])
+    data = _training_data(read_packed(paths.images), _films(paths), classes)
+    _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, crew)
 
 
 def _films(paths: Paths) -> pd.DataFrame:
@@ -84,7 +118,9 @@ def _training_data(packed: PackedFilms, films: pd.DataFrame, classes: tuple[str,
     return TrainingData(packed.images, labels, train, validation, classes, sources)
 
 
-def _fit_members(data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun) -> list[Trained]:
+def _fit_members(
+    data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun | None, crew: Crew
+) -> list[Trained]:
     """Train the network, or each member of a committee, which differ by their seed alone."""
     from cxr.training import fit
 
@@ -92,13 +128,14 @@ def _fit_members(data: TrainingData, params: TrainParams, checkpoints: Path, run
     for member in range(params.members):
         recipe = params.model_copy(update={"seed": params.seed + member})
         label = f"_member{member + 1}" if params.members > 1 else ""
-        with _ProgressLine(run, films=len(data.train_rows), epochs=params.epochs, label=label) as listener:
+        with _listener(run, films=len(data.train_rows), epochs=params.epochs, label=label) as listener:
             if params.head == "svm":
                 from cxr.svm import train_svm
 
                 members.append(train_svm(data, recipe, listener=listener))
             else:
-                members.append(fit(data, recipe, checkpoints=checkpoints / f"member{member + 1}", listener=listener))
+                folder = checkpoints / f"member{member + 1}"
+                members.append(fit(data, recipe, checkpoints=folder, listener=listener, crew=crew))
     return members
 
 
@@ -125,6 +162,26 @@ def _remember_run(checkpoints: Path, run_id: str) -> None:
 
     with whole_file(checkpoints / "run_id") as partial:
         partial.write_text(run_id, encoding="utf-8")
+
+
+def _listener(run: TrainingRun | None, *, films: int, epochs: int, label: str) -> _ProgressLine | _Silence:
+    return _ProgressLine(run, films=films, epochs=epochs, label=label) if run else _Silence()
+
+
+class _Silence:
+    """A process that records nothing: the first one does."""
+
+    def __enter__(self) -> _Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+
+    def on_batch(self, films: int) -> None:
+        """Say nothing."""
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """Say nothing."""
 
 
 class _ProgressLine:
@@ -210,7 +267,7 @@ def _validation_table(folder: Path, packed: PackedFilms, films: pd.DataFrame) ->
     return films.assign(**{f"p_{name}": values for name, values in columns})
 
 
-def _summary(members: list[Trained], params: TrainParams, run_id: str) -> dict[str, Any]:
+def _summary(members: list[Trained], params: TrainParams, run_id: str, processes: int) -> dict[str, Any]:
     first, epochs = members[0], [epoch for member in members for epoch in member.history]
     best = [member.history[member.best_epoch - 1].validation_macro_f1 for member in members]
     return {
@@ -220,6 +277,7 @@ def _summary(members: list[Trained], params: TrainParams, run_id: str) -> dict[s
         "device": first.device,
         "precision": first.precision,
         "hardware": _hardware(first.device),
+        "processes": processes,
         "epochs_run": len(epochs) // len(members),
         "best_epoch": first.best_epoch,
         "best_epochs": [member.best_epoch for member in members],

@@ -2,13 +2,18 @@
 
 import torch
 
-from cxr.augment import Augmentation, augment, mix
+from cxr import augment as subject
+from cxr.augment import Augmentation, draw_mixture, draw_moves, mix
 
 STILL = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def augment(films: torch.Tensor, ranges: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    return subject.augment(films, ranges, draw_moves(len(films), ranges, generator))
 
 
 def dot(row: int, column: int, size: int = 65) -> torch.Tensor:
@@ -80,19 +85,28 @@ def test_mirror_turns_that_share_of_the_films_left_to_right() -> None:
     assert 70 < mirrored < 130
 
 
+def test_films_that_are_moved_apart_move_as_they_do_together() -> None:
+    ranges = Augmentation(20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0.1, brightness_jitter=0.1, mirror=0.5)
+    films = torch.rand(6, 16, 16)
+    moves = draw_moves(6, ranges, seeded())
+    positions = torch.tensor([4, 1])
+    alone = subject.augment(films[positions], ranges, moves.of(positions))
+    assert torch.allclose(alone, subject.augment(films, ranges, moves)[positions], atol=1e-6)
+
+
 def test_mixed_films_are_the_stated_share_of_themselves_and_the_rest_of_their_partner() -> None:
     films = torch.rand(8, 1, 4, 4)
-    mixed, partners, share = mix(films, 0.4, seeded(1))
+    partners, share = draw_mixture(8, 0.4, seeded(1))
     assert 0 < share < 1
-    assert torch.allclose(mixed, share * films + (1 - share) * films[partners])
-    assert mix(films, 0.4, seeded(1))[2] == share
-    assert mix(films, 0.4, seeded(2))[2] != share
+    assert sorted(partners.tolist()) == list(range(8))
+    assert torch.allclose(mix(films, films[partners], share), share * films + (1 - share) * films[partners])
+    assert draw_mixture(8, 0.4, seeded(1))[1] == share
+    assert draw_mixture(8, 0.4, seeded(2))[1] != share
 
 
 def test_without_mixing_films_and_the_generator_stay_as_they_are() -> None:
-    films, generator = torch.rand(3, 1, 4, 4), seeded(1)
+    generator = seeded(1)
     before = generator.get_state()
-    mixed, _, share = mix(films, 0.0, generator)
-    assert share == 1
-    assert torch.equal(mixed, films)
+    partners, share = draw_mixture(3, 0.0, generator)
+    assert (partners.tolist(), share) == ([0, 1, 2], 1)
     assert torch.equal(generator.get_state(), before)

@@ -13,7 +13,8 @@ import torch
 from cxr.errors import DataError, ParamsError, TrainingError, WeightsError
 from cxr.inference import choose_device
 from cxr.params import TrainParams, read_params
-from cxr.training import Epoch, Trained, TrainingData, _order, choose_precision, fit
+from cxr.sampling import epoch_order
+from cxr.training import Epoch, Trained, TrainingData, choose_precision, fit
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("normal", "viral", "bacterial")
@@ -168,7 +169,7 @@ def test_sampling_by_source_draws_each_source_of_a_class_equally_often(tmp_path:
     data = TrainingData(images, labels, rows, rows[:3], CLASSES, sources)
     drawn = np.concatenate(
         [
-            _order(data, recipe(class_balance="sampling_by_source"), torch.Generator().manual_seed(seed))
+            epoch_order(data, recipe(class_balance="sampling_by_source"), torch.Generator().manual_seed(seed))
             for seed in range(20)
         ]
     )
