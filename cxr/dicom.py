@@ -62,11 +62,12 @@ def decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     with refusing(name):
         dataset = read_dicom(data, FILM_TAGS)
         header = header_of(dataset, max_pixels)
-        samples = _samples(dataset, header)
-        return header.turn.apply(header.square(_rules(dataset, header).apply(samples)))
+        samples = samples_of(dataset, header)
+        return header.turn.apply(header.square(grey_rules(dataset, header).apply(samples)))
 
 
-def _rules(dataset: "Dataset", header: DicomHeader) -> GreyRules:
+def grey_rules(dataset: "Dataset", header: DicomHeader) -> GreyRules:
+    """Return how the samples of a film become grey levels; raises what `refusing` turns into an ImageError."""
     little_endian = header.transfer_syntax != BIG_ENDIAN
 
     def lut(keyword: str, *, signed: bool) -> Table | None:
@@ -124,7 +125,7 @@ def _padding(dataset: "Dataset", header: DicomHeader) -> tuple[int, int] | None:
     return min(one, other), max(one, other)
 
 
-def _samples(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
+def samples_of(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
     """Return the bit patterns of the samples, shifted and masked to the bits stored."""
     if header.transfer_syntax in NATIVE:
         patterns = _native(dataset, header) >> np.uint16(header.high_bit + 1 - header.bits_stored)

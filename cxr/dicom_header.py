@@ -164,8 +164,8 @@ def header_of(dataset: "Dataset", max_pixels: int) -> DicomHeader:
 
 def _refuse_other_objects(dataset: "Dataset") -> None:
     modality = word(dataset, "Modality")
-    without = word(dataset, "SOPClassUID") == _DIRECTORY or modality in _WITHOUT_PIXELS
-    if without or ("PixelData" not in dataset and modality in MODALITIES):
+    is_directory = word(dataset.file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
+    if is_directory or modality in _WITHOUT_PIXELS or ("PixelData" not in dataset and modality in MODALITIES):
         raise UnfitError("no pixels", "has no picture, as a report or DICOMDIR has none; give the films")
     if modality not in MODALITIES:
         named = _OTHER_MODALITIES.get(modality, "not named, or of a kind unknown here")

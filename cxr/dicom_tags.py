@@ -27,7 +27,7 @@ _PREFIX_AT, _PREFIX = 128, b"DICM"
 _PIXEL_DATA = 0x7FE00010
 _ELEMENTS_AT_MOST = 20_000
 _INFLATED_BYTES_AT_MOST = 1 << 28
-_PYDICOM = r"pydicom\."
+_LIBRARIES = ("pydicom", "highdicom")
 
 
 class UnfitError(Exception):
@@ -66,7 +66,7 @@ def read_dicom(data: bytes, keywords: Sequence[str]) -> "Dataset":
     from pydicom.filereader import read_dataset, read_partial
     from pydicom.uid import UID
 
-    _quiet_pydicom()
+    _quiet_libraries()
     tags = [tag for tag in map(tag_for_keyword, keywords) if tag is not None]
     inflated = _inflated(data)
     stream = io.BytesIO(data if inflated is None else inflated)
@@ -88,17 +88,21 @@ def read_dicom(data: bytes, keywords: Sequence[str]) -> "Dataset":
     return dataset
 
 
-def _quiet_pydicom() -> None:
-    """Silence pydicom for good: its warnings and log lines quote values. A lasting filter is safe among threads."""
+def _quiet_libraries() -> None:
+    """Silence pydicom and highdicom for good: their warnings and log lines quote values.
+
+    A filter that stays is safe among threads; one that is set and taken back is not.
+    """
     from pydicom import config
 
     config.settings.reading_validation_mode = config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    if not any(
-        action == "ignore" and module is not None and module.pattern == _PYDICOM
-        for action, _, _, module, _ in warnings.filters[:4]
-    ):
-        warnings.filterwarnings("ignore", module=_PYDICOM)
+    for library in _LIBRARIES:
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+        pattern = rf"{library}\."
+        if not any(
+            entry[0] == "ignore" and getattr(entry[3], "pattern", None) == pattern for entry in warnings.filters
+        ):
+            warnings.filterwarnings("ignore", module=pattern)
 
 
 def _ends_file_meta(tag: "BaseTag", vr: str | None, length: int) -> bool:

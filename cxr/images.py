@@ -87,7 +87,7 @@ def is_film_file(path: Path) -> bool:
     if any(letter.isalpha() for letter in suffix):
         return False
     with path.open("rb") as file:
-        return _is_dicom(file.read(_DICOM_PREFIX_AT + len(_DICOM_PREFIX)))
+        return is_dicom(file.read(_DICOM_PREFIX_AT + len(_DICOM_PREFIX)))
 
 
 def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
@@ -98,7 +98,7 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
     """
     if not data:
         raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
-    if _is_dicom(data):
+    if is_dicom(data):
         return _read_dicom_header(data, name=name, max_pixels=max_pixels)
     reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
     try:
@@ -137,7 +137,7 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
     Raises:
         ImageError: see read_header; also when the decoder fails ("not an image").
     """
-    if _is_dicom(data):
+    if is_dicom(data):
         _refuse_two_formats(data, name)
         from cxr.dicom import decode_dicom
 
@@ -188,7 +188,7 @@ def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> 
     return prepare(grey, preprocessing)
 
 
-def _is_dicom(data: bytes) -> bool:
+def is_dicom(data: bytes) -> bool:
     """Tell a DICOM file; of one without preamble the first element is of group 2 or 8, and its length is plausible."""
     if data[_DICOM_PREFIX_AT : _DICOM_PREFIX_AT + len(_DICOM_PREFIX)] == _DICOM_PREFIX:
         return True
@@ -206,7 +206,8 @@ def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
 
 
 def _refuse_two_formats(data: bytes, name: str) -> None:
-    if any(data.startswith(signature) for signature in _READERS):
+    # Scanners of one maker begin the preamble of plain DICOM files like a TIFF; nobody begins it like the others.
+    if any(data.startswith(signature) for signature, reader in _READERS.items() if reader is not TiffImageFile):
         raise ImageError(f"{name} is two formats in one file; export the film again as one", reason="not an image")
 
 
