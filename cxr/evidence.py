@@ -102,7 +102,7 @@ class Evidence:
         probabilities = self.films.filter(regex="^p_")
         if probabilities.empty:
             return [*found, f"{PREDICTIONS_FILE} has no probabilities"]
-        likeliest = probabilities.idxmax(axis=1).str.removeprefix("p_")
+        likeliest = probabilities.idxmax(axis=1).str.slice(len("p_"))
         if wrong := int((likeliest != self.films["predicted_class"]).sum()):
             found.append(f"{PREDICTIONS_FILE} calls {wrong} films other than their most probable class")
         return found
@@ -143,7 +143,7 @@ def _read_films(path: Path) -> pd.DataFrame | None:
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "str"), keep_default_na=False)
         films = table[table["split"] == "test"].reset_index(drop=True)
-        probabilities = [name for name in films if name.startswith("p_")]
+        probabilities = [str(name) for name in films if str(name).startswith("p_")]
         return films.astype(dict.fromkeys(probabilities, "float64")) if set(_TEXT_COLUMNS) <= set(films) else None
     except (FileNotFoundError, KeyError, ValueError):  # pandas's own errors are ValueErrors
         return None

@@ -73,20 +73,32 @@ def predict(
         films: columns image_id, split ("validation" or "test"), source, patient_id, label.
         fit_bias: fit a bias a class beside the temperature.
     """
-    logits = _logits(model, spec, packed, packed.rows(films["image_id"].tolist()))
-    labels = np.array([spec.classes.index(label) for label in films["label"]], dtype=np.int64)
+    logits, labels = _logits(model, spec, packed, packed.rows(films["image_id"].tolist())), _labels(spec, films)
     is_validation = (films["split"] == "validation").to_numpy()
     final = _calibrated_spec(spec, logits[is_validation], labels[is_validation], fit_bias=fit_bias)
-    both = Predictions(
+    both = _predictions(final, films, logits)
+    return both.where(is_validation), both.where(~is_validation), final
+
+
+def predict_as_served(model: nn.Module, spec: ModelSpec, packed: PackedFilms, films: pd.DataFrame) -> Predictions:
+    """Return what a finished model says of films, with the calibration it has; arguments as of `predict`."""
+    return _predictions(spec, films, _logits(model, spec, packed, packed.rows(films["image_id"].tolist())))
+
+
+def _predictions(spec: ModelSpec, films: pd.DataFrame, logits: NDArray[np.float32]) -> Predictions:
+    return Predictions(
         classes=spec.classes,
         image_ids=films["image_id"].to_numpy(object),
         sources=films["source"].to_numpy(object),
         patients=films["patient_id"].to_numpy(object),
-        labels=labels,
+        labels=_labels(spec, films),
         uncalibrated=softmax_with_temperature(logits, 1.0),
-        calibrated=calibrated(logits, final),
+        calibrated=calibrated(logits, spec),
     )
-    return both.where(is_validation), both.where(~is_validation), final
+
+
+def _labels(spec: ModelSpec, films: pd.DataFrame) -> Ints:
+    return np.array([spec.classes.index(label) for label in films["label"]], dtype=np.int64)
 
 
 def _calibrated_spec(spec: ModelSpec, logits: NDArray[np.float32], labels: Ints, *, fit_bias: bool) -> ModelSpec:

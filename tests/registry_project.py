@@ -47,12 +47,17 @@ def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pyte
     (tmp_path / "cxr" / "code.py").write_text("x = 1\n")
 
 
-def write_model(*, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic: bool = True) -> None:
+def write_model(
+    *, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic: bool = True, of_class: str = ""
+) -> None:
     """Write what training, evaluation and split leave: `wrong` of the test films are called the next class.
+
+    The first ones, or the first ones `of_class` where it is given.
 
     A patient a film. Other films train and validate, one each, the same whatever the test films are.
     """
-    rows = [(f"film{i}", CLASSES[i % 3], CLASSES[(i + (i < wrong)) % 3]) for i in range(films)]
+    missed = [i for i in range(films) if of_class in {"", CLASSES[i % 3]}][:wrong]
+    rows = [(f"film{i}", CLASSES[i % 3], CLASSES[(i + (i in missed)) % 3]) for i in range(films)]
     digest = hashlib.sha256("\n".join(sorted(f"{name},{label}" for name, label, _ in rows)).encode()).hexdigest()
     write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
     write_json(

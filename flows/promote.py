@@ -1,0 +1,161 @@
+"""Ask the promotion gate, and a person where the gate cannot decide.
+
+    python -m flows.promote                                    # here and now; a question waits in this process
+    prefect deployment run promote/on-demand --param ask=true  # a question suspends the run: no process waits
+
+The verdict is an artifact of the run, a line a check. Where the evidence does not decide (HOLD), and with `ask` also
+where it does, the run waits for an answer on its page in Prefect: yes or no, who, and why. Who and why end in the
+record of champions. A rejection is not asked about. Without an answer in time the run fails and nothing was changed.
+
+A champion that was measured on other test films is measured on the present ones first. Ends as `Promoted`, `Champion
+already`, `Refused` (by the gate), `Declined` (by a person) or `Held` (another promotion came first).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, pause_flow_run, suspend_flow_run, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.input import RunInput
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from cxr.command import command_parser, run_command
+from cxr.errors import CxrError, ParamsError, PromotionHeldError, PromotionRefusedError
+from flows.stages import StageFailedError
+from flows.steps import StepRun, run_step
+
+ANSWERS = {PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
+_POLL_SECONDS = 2
+
+
+class Answer(RunInput):
+    """What a person says about a version; `why` goes on record beside `who`."""
+
+    approve: bool = False
+    who: Annotated[str, Field(min_length=1)]
+    why: Annotated[str, Field(min_length=1)]
+
+
+@flow(name="promote", persist_result=True)  # a suspended run starts again from the top and finds what it was told
+def promote(
+    version: str | None = None, ask: bool = False, remeasure: bool = True, answer_within_hours: float = 72
+) -> State[Any]:
+    """Make a version champion if gate, and where asked a person, agree.
+
+    Args:
+        version: a version other than the challenger.
+        ask: ask a person also when the gate passes.
+        remeasure: measure the champion on the present test films where it was measured on others.
+        answer_within_hours: a question that nobody answers by then changes nothing.
+    """
+    root = Path.cwd()
+    if not (root / "params.yaml").is_file():
+        raise ParamsError(f"{root} holds no params.yaml; start the flow in the project's root")
+    verdict = weigh(root, version)
+    if remeasure and _on_other_films(verdict) and measure_champion_again(root):
+        verdict = weigh(root, version)
+    create_markdown_artifact(key="promotion", markdown=as_table(verdict))
+    if verdict["decision"] == "CHAMPION":
+        return Completed(name="Champion already", message=f"version {verdict['version']}")
+    if verdict["decision"] == "REJECT":
+        return Completed(name="Refused", message=_reasons(verdict, "failed"))
+    arguments = [f"--version={verdict['version']}"]
+    if verdict["decision"] == "HOLD" or ask:
+        answer = _ask(verdict, int(answer_within_hours * 3600))
+        if not answer.approve:
+            return Completed(name="Declined", message=f"{answer.who}: {answer.why}")
+        arguments += [f"--who={answer.who}", f"--why={answer.why}"]
+        arguments += ["--approve-held"] if verdict["decision"] == "HOLD" else []
+    else:
+        arguments.append(f"--why=passed the gate, flow run {flow_run.name}")
+    moved: State[Any] = move_alias(root, arguments, return_state=True)
+    return moved
+
+
+@task(cache_policy=NO_CACHE)
+def weigh(root: Path, version: str | None) -> dict[str, Any]:
+    """Return the verdict as a dry run gives it."""
+    named = [f"--version={version}"] if version else []
+    done = run_step("promote", "--dry-run", "--json", *named, folder=root)
+    found = [line for line in done.lines if line.startswith('{"decision"')]
+    if done.code not in {0, *ANSWERS} or not found:
+        raise StageFailedError(f"promote: {done.last_words}")
+    verdict: dict[str, Any] = json.loads(found[-1])
+    return verdict
+
+
+@task(cache_policy=NO_CACHE)
+def measure_champion_again(root: Path) -> bool:
+    """Say whether the champion has evidence of the present test films now; where not, the log says why."""
+    done = run_step("remeasure", folder=root)
+    if done.code not in {0, PromotionHeldError.exit_code}:
+        raise StageFailedError(f"remeasure: {done.last_words}")
+    return done.code == 0
+
+
+@task(cache_policy=NO_CACHE)
+def move_alias(root: Path, arguments: list[str]) -> State[None]:
+    """Promote for real; the gate decides again, about the version that was shown."""
+    done: StepRun = run_step("promote", *arguments, folder=root)
+    if done.code in ANSWERS:
+        return Completed(name=ANSWERS[done.code], message=done.last_words)
+    if done.code:
+        error = StageFailedError(f"promote: {done.last_words}")
+        return Failed(message=str(error), data=error)
+    return Completed(name="Promoted", message=done.lines[-1])
+
+
+def as_table(verdict: dict[str, Any]) -> str:
+    """Return a verdict in Markdown."""
+    against = f"champion {verdict['champion']}" if verdict.get("champion") else "floors only, no champion yet"
+    rows = [f"**{verdict['decision']}**: version {verdict['version']}, {against}", ""]
+    rows += ["| | check | seen | required |", "|---|---|---|---|"]
+    for check in verdict.get("reasons", ()):
+        cells = (check[name].replace("|", "/") for name in ("outcome", "name", "observed", "required"))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _ask(verdict: dict[str, Any], seconds: int) -> Answer:
+    """Wait for a person; the question's key holds what it is about, so that no answer serves another verdict."""
+    form = Answer.with_initial_data(description=as_table(verdict), approve=False)
+    key = f"version-{verdict['version']}-after-{verdict['champion'] or 0}-{verdict['decision']}".lower()
+    if deployment.id:
+        return suspend_flow_run(wait_for_input=form, timeout=seconds, key=key)
+    return pause_flow_run(wait_for_input=form, timeout=seconds, key=key, poll_interval=_POLL_SECONDS)
+
+
+def _on_other_films(verdict: dict[str, Any]) -> bool:
+    return any(check["name"] == "test set" and check["outcome"] == "held" for check in verdict.get("reasons", ()))
+
+
+def _reasons(verdict: dict[str, Any], outcome: str) -> str:
+    return "; ".join(
+        f"{check['name']}: {check['observed']}, required {check['required']}"
+        for check in verdict["reasons"]
+        if check["outcome"] == outcome
+    )
+
+
+def main() -> int:
+    """Run the flow once from the command line; the exit code says what came of it."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--version", metavar="N", help="a version other than the challenger")
+    parser.add_argument("--ask", action="store_true", help="ask a person also when the gate passes")
+    arguments = parser.parse_args()
+    state = promote(version=arguments.version, ask=arguments.ask, return_state=True)
+    print(f"{state.name}: {state.message}")
+    if not state.is_completed():
+        raise CxrError(f"the flow run ended as {state.name}: {state.message}")
+    codes = {name: code for code, name in ANSWERS.items()} | {"Declined": PromotionRefusedError.exit_code}
+    return codes.get(str(state.name), 0)
+
+
+if __name__ == "__main__":
+    run_command(main)

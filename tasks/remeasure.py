@@ -1,0 +1,196 @@
+"""Measure the champion on the present test films, so that a challenger can be compared with it film by film.
+
+Reads   the champion from the registry; data/split, data/raw, and data/images where it prepares films alike
+Writes  evidence of this test set into the store, under the champion's run and by tags of its version
+
+Needed when the test set has changed: the gate compares on the same films alone. Films that the champion was trained
+or tuned on are no test of it: where the present test set holds such films, or other films of their patients, or
+where it is not known what the champion was trained on, nothing is measured.
+
+Exit code 0: the champion has evidence of this test set, now or already. 11: it cannot be measured on it fairly.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cxr.command import command_parser, run_command
+from cxr.errors import DataError, ImageError, PromotionHeldError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cxr.bundle import ModelSpec
+    from cxr.packed import PackedFilms
+    from cxr.params import Params, Paths
+    from cxr.predictions import Predictions
+    from cxr.registry import Version
+
+log = logging.getLogger("cxr.remeasure")
+
+
+def remeasure(params: Params, *, which: str) -> None:
+    """Measure a version on the test films of data/split and keep the evidence.
+
+    Raises:
+        PromotionHeldError: the version has seen some of them, or nobody knows, or it tells other classes apart.
+        RegistryError: there is no such version.
+        DataError: a file is missing; the films are not those of the split.
+    """
+    from cxr.bundle import read_bundle
+    from cxr.predictions import predict_as_served
+    from cxr.registry import fetch_bundle, get_version
+    from cxr.stored_evidence import evidence_of
+
+    version, paths = get_version(which), params.paths
+    split, films = _split(paths), _test_films(paths)
+    test_set = str(split["test_set_sha256"])
+    known = evidence_of(version, test_set)
+    if known.test_set_sha256 == test_set and not known.problems():
+        log.info("remeasure: version %s is measured on the test set %s already", version.number, test_set[:12])
+        return
+    _require_unseen(version, films)
+    model, spec = read_bundle(fetch_bundle(version))
+    if spec.classes != tuple(split["classes"]):
+        raise PromotionHeldError(
+            f"version {version.number} tells {', '.join(spec.classes)} apart and the present split "
+            f"{', '.join(split['classes'])}: there is nothing to compare; a person decides"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        found = predict_as_served(model, spec, _prepared(spec, films, params, Path(scratch)), films)
+        _keep(version, found, spec, split, params)
+
+
+def _split(paths: Paths) -> dict[str, Any]:
+    from cxr.files import read_json
+
+    path = paths.split / "split.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run `dvc repro split` to make it")
+    return dict(read_json(path))
+
+
+def _test_films(paths: Paths) -> pd.DataFrame:
+    """Return the test rows of splits.csv with source and path of each film."""
+    from cxr.manifest import read_manifest, read_splits
+
+    table = read_splits(paths.split)
+    test = table[table["split"] == "test"]
+    manifest = read_manifest(paths.raw)[["image_id", "source", "path"]]
+    films = test.merge(manifest, on="image_id", how="left", validate="one_to_one")
+    if lost := int(films["path"].isna().sum()):
+        raise DataError(f"{lost} test films of {paths.split} are not in {paths.raw}; run `dvc repro split`")
+    return films
+
+
+def _require_unseen(version: Version, films: pd.DataFrame) -> None:
+    from cxr.stored_evidence import training_films
+
+    seen = training_films(version)
+    if seen is None:
+        raise PromotionHeldError(
+            f"it is not known which films version {version.number} was trained on, so all {len(films)} test films may "
+            "be among them; it was not measured on them. A person decides"
+        )
+    same = films["image_id"].isin(seen["image_id"])
+    of_patients = films["patient_id"].isin(seen["patient_id"]) & ~same
+    if same.any() or of_patients.any():
+        raise PromotionHeldError(
+            f"version {version.number} was trained or tuned on {int(same.sum())} of the {len(films)} test films, and "
+            f"on other films of the patients of {int(of_patients.sum())} more; it was not measured on them. "
+            "A person decides"
+        )
+
+
+def _prepared(spec: ModelSpec, films: pd.DataFrame, params: Params, scratch: Path) -> PackedFilms:
+    """Return the films as this model takes them: from data/images, or prepared again where that differs."""
+    from cxr.packed import read_packed
+
+    if (params.paths.images / "preprocessing.json").is_file():
+        packed = read_packed(params.paths.images)
+        if packed.preprocessing == spec.preprocessing:
+            return packed
+    log.info("remeasure: %d films are prepared again, as this model was trained on them", len(films))
+    return _prepare_again(spec, films, params, scratch)
+
+
+def _prepare_again(spec: ModelSpec, films: pd.DataFrame, params: Params, scratch: Path) -> PackedFilms:
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from cxr.images import film_from_bytes
+    from cxr.packed import PackedFilms
+    from cxr.shards import Shards
+
+    names, size = films["path"].tolist(), spec.preprocessing.image_size_px
+    shards = Shards(params.paths.raw / "films")
+    images = np.lib.format.open_memmap(
+        scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(names), size, size)
+    )
+
+    def fill_row(row: int) -> None:
+        images[row] = film_from_bytes(shards.read(names[row]), spec.preprocessing, name=names[row])
+
+    workers = params.preprocess.workers or os.cpu_count() or 1
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(names), unit=" films", desc="prepare", disable=None) as bar,
+    ):
+        try:
+            for _ in pool.map(fill_row, range(len(names))):
+                bar.update()
+        except ImageError as error:
+            raise DataError(f"a test film cannot be prepared for this model: {error}") from error
+    return PackedFilms(images, films["image_id"].tolist(), spec.preprocessing)
+
+
+def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str, Any], params: Params) -> None:
+    from cxr.calibration import measure_calibration
+    from cxr.evaluation import Settings, summarize
+    from cxr.evidence import METRICS_FILE, PREDICTIONS_FILE
+    from cxr.files import write_json
+    from cxr.registry import tag_version
+    from cxr.stored_evidence import keep_evidence
+
+    asked = params.evaluate
+    settings = Settings(asked.bootstrap_resamples, asked.seed, asked.calibration_bins)
+    errors = measure_calibration(found.labels, found.calibrated, bins=settings.bins).to_json()
+    calibration = {"test": {"after": errors}, "temperature": spec.temperature, "bias": list(spec.bias)}
+    metrics = summarize(found, calibration=calibration, split=split, settings=settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_json(folder / METRICS_FILE, metrics)
+        found.to_table("test").to_csv(folder / PREDICTIONS_FILE, index=False, lineterminator="\n")
+        test_set = str(split["test_set_sha256"])
+        tag_version(version.number, keep_evidence(version.run_id, sorted(folder.iterdir()), test_set_sha256=test_set))
+    log.info(
+        "remeasure: version %s on the test set %s: accuracy %.3f, macro-F1 %.3f of %d films",
+        version.number,
+        test_set[:12],
+        metrics["accuracy"],
+        metrics["macro_f1"],
+        metrics["n_test"],
+    )
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    parser.add_argument("--version", metavar="N", default="champion", help="another version (%(default)s)")
+    given = parser.parse_args()
+
+    from cxr.params import read_params
+
+    remeasure(read_params(given.params), which=given.version)
+
+
+if __name__ == "__main__":
+    run_command(main)
