@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check data serve doctor bench clean
+.PHONY: help setup run test check audit data serve doctor bench clean
 
 DATA ?=
 WEIGHTS ?=
@@ -31,12 +31,16 @@ run: setup ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PR
 test: setup ## the test suite, with the coverage floor
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 --cov --cov-report=term
 
-check: setup ## ruff, mypy, import contracts, architecture tests
+check: setup ## ruff, mypy, import contracts, architecture tests, secret scan
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	pytest tests/test_architecture.py
+	infra/secret-scan.sh
+
+audit: setup ## secrets in tracked files, known weaknesses of the locked packages (asks PyPI)
+	@infra/audit.sh
 
 data: setup ## download both real sets from their public homes
 	@python -m tasks.data

@@ -1,6 +1,7 @@
 """What infra/ promises to a team: it parses, every image is pinned, nothing is open, and no password has a default."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tomllib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import hcl2
@@ -240,3 +242,26 @@ def test_terraform_holds_no_password_no_wildcard_action_and_pins_its_provider() 
     assert not re.search(r'"\w+:[A-Za-z]*\*"', text)
     assert not re.search(r"^\s*(master_)?password\s*=", text, re.MULTILINE)
     assert re.search(r'version\s*=\s*"~> \d+\.\d+"', text)
+
+
+def test_a_secret_in_a_tracked_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "infra").mkdir()
+    for file in ("infra/secret-scan.sh", ".secrets.baseline"):
+        (tmp_path / file).write_bytes((PROJECT / file).read_bytes())
+    planted = tmp_path / "settings.py"
+    planted.write_text("region = 'eu-central-1'\n")
+    for command in (["init", "--quiet"], ["add", "--all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    scan = ["bash", str(tmp_path / "infra" / "secret-scan.sh")]
+
+    def scanned() -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PATH": path}
+        return subprocess.run(scan, env=environment, capture_output=True, text=True, check=False)
+
+    assert scanned().returncode == 0
+    planted.write_text(f"aws_secret_access_key = '{token_urlsafe(30)}'\n")
+    found = scanned()
+    assert found.returncode == 1
+    assert "settings.py" in found.stdout
+    assert found.stderr.startswith("error: this looks like a secret")
