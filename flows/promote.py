@@ -25,8 +25,9 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from cxr.command import command_parser, run_command
+from cxr.command import command_parser
 from cxr.errors import CxrError, ParamsError, PromotionHeldError, PromotionRefusedError
+from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.steps import StepRun, run_step
 
@@ -158,4 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_flow_command(main)

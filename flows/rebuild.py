@@ -24,10 +24,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
-from cxr.command import command_parser, run_command
+from cxr.command import command_parser
 from cxr.errors import ParamsError, PromotionHeldError, PromotionRefusedError
 from cxr.params import read_params
 from flows.run_page import publish
+from flows.server_errors import run_flow_command
 from flows.stages import (
     StageBusyError,
     StageFailedError,
@@ -150,4 +151,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_flow_command(main)

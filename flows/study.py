@@ -28,13 +28,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from cxr import tracking
-from cxr.command import command_parser, run_command
+from cxr.command import command_parser
 from cxr.errors import CxrError, ParamsError
 from cxr.files import read_json
 from cxr.locks import any_file_lock, file_lock
 from cxr.params import read_params, with_overrides
 from cxr.study import Group, Row, Study, read_study
 from flows.runners import runner
+from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
 from flows.supervised import run_supervised
 from flows.workspaces import open_workspace, shared_environment
@@ -229,4 +230,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_flow_command(main)
