@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import cv2
 import httpx
+import numpy as np
 import pytest
 
 from tests.clones import Clone, make_clone
@@ -169,7 +171,8 @@ def test_another_clone_pulls_everything_and_runs_nothing(
     said = colleague.run("flows.rebuild")
     ended = [line.split() for line in said.splitlines()]
     assert all([stage, "Cached"] in ended for stage in STAGES)
-    film = next(path for path in sorted((root / "data" / "raw" / "films").rglob("*")) if path.is_file())
+    film = root / "ramp.png"
+    assert cv2.imwrite(str(film), np.tile(np.linspace(0, 255, 200).astype(np.uint8), (200, 1)))
     answer = json.loads(colleague.ask("tasks.predict", "--json", str(film)))
     assert answer["model_version"] == "1"
     assert len(colleague.ask("tasks.history", "--csv").strip().splitlines()) == 2
