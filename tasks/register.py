@@ -122,7 +122,7 @@ def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
     known = registry.find_version(spec)
     for run_id in (known.run_id if known else None, training["run_id"]):
         if tracking.run_exists(run_id):
-            _complete(run_id, paths)
+            _complete(str(run_id), paths)
             return str(run_id)
     found = tracking.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
     _complete(found, paths)
