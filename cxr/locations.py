@@ -29,6 +29,7 @@ class FilmFile:
 class Location:
     """The films of a location in the order of their paths, and how one of them is read.
 
+    `name` is the same with and without a slash at its end.
     `read` takes a path and may be called from several threads. It raises OSError when a film cannot be opened and
     SourceError when the location no longer answers.
     """
@@ -80,15 +81,23 @@ def _folder(location: str) -> Location:
         state = file.stat()
         return FilmFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
 
-    return Location(location, tuple(map(listed, _films(folder))), lambda path: (folder / path).read_bytes())
+    def read(path: str) -> bytes:
+        return (folder / path).read_bytes()
+
+    return Location(str(Path(location)), tuple(map(listed, _films(folder))), read)
 
 
 def _bucket(location: str) -> Location:
     """List by name alone: to look into objects without an ending would cost a request each."""
-    prefix = Prefix(location)
+    name = location.rstrip("/")
+    prefix = Prefix(name)
     objects = {path: item for path, item in prefix.objects().items() if _is_film_name(path)}
     films = tuple(FilmFile(path, objects[path].size_bytes, objects[path].etag) for path in sorted(objects))
-    return Location(location, films, lambda path: prefix.read(objects[path].key))
+
+    def read(path: str) -> bytes:
+        return prefix.read(objects[path].key)
+
+    return Location(name, films, read)
 
 
 def _is_film_name(path: str) -> bool:

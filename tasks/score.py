@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 DISCLAIMER = "Research software, not for clinical use."
 
+_NAMED_BAD_FILMS = 50
+
 log = logging.getLogger("cxr.score")
 
 
@@ -67,6 +69,7 @@ class Tally:
 
     found, known     films of the shard; those of them that this version had scored before
     scored, bad      films scored now; films that could not be read
+    bad_films        path -> error of the first of them
     referred         of the scored ones; None where the model has no threshold or had nothing to do
     classes          predicted class -> films
     seconds          of reading and scoring, without loading the model
@@ -79,6 +82,7 @@ class Tally:
     known: int
     scored: int = 0
     bad: int = 0
+    bad_films: dict[str, str] = field(default_factory=dict)
     referred: int | None = None
     classes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -89,6 +93,8 @@ class Tally:
         for row in batch.rows:
             if row["error"] is not None:
                 self.bad += 1
+                if len(self.bad_films) < _NAMED_BAD_FILMS:
+                    self.bad_films[row["path"]] = row["error"]
                 continue
             self.scored += 1
             self.classes[row["predicted_class"]] += 1

@@ -1,0 +1,172 @@
+"""Score the films that came in with the champion: every night, in one process or shared by several.
+
+    python -m flows.score                                           # what params.yaml names
+    python -m flows.score s3://hospital/incoming --shards 4
+
+A shard is a task that runs `python -m tasks.score --shard i/n`; shards run side by side on this machine, or on
+a Ray cluster where `CXR_RAY_ADDRESS` names one (flows/runners.py), which has to share the output's folder. A film that
+cannot be read is a row and no failure. The run's page shows what was scored, and the first films that could not be
+read. A failed task is tried again only where films come over a network; it goes on after the last part it wrote.
+"""
+
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+
+from cxr.command import command_parser, run_command
+from cxr.errors import ImageError
+from cxr.files import read_json
+from cxr.locations import BUCKET_SCHEME
+from cxr.params import read_params
+from flows.runners import runner
+from flows.stages import StageFailedError
+from flows.steps import run_step
+from flows.workspaces import shared_environment
+
+RETRIES = 3
+RETRY_DELAY_SECONDS = 30
+SHOWN_BAD_FILMS = 50
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What all shards of a run did together; the fields are those of tasks.score.Tally."""
+
+    location: str
+    version: str
+    found: int
+    known: int
+    scored: int
+    bad: int
+    bad_films: dict[str, str]
+    referred: int | None
+    classes: dict[str, int]
+    seconds: float
+
+    @property
+    def films_per_second(self) -> float:
+        """Films read a second by all shards together, without loading the model."""
+        return (self.scored + self.bad) / self.seconds if self.seconds else 0.0
+
+
+@flow(name="score")
+def score(
+    location: str | None = None, output: str | None = None, model: str = "champion", shards: int | None = None
+) -> Scoring | State[Any]:
+    """Score the films of a location that the champion has not scored, and show on the run's page what came out.
+
+    Args:
+        location: a folder or s3://bucket/prefix; None, here and below: what params.yaml says.
+        output: folder of the parts.
+        model: alias or version number.
+        shards: tasks that share the films.
+    """
+    root = Path.cwd()
+    params = read_params(root / "params.yaml")
+    where, count = location or params.score.location, shards or params.score.shards
+    folder = (root / (output or params.paths.scores)).resolve()
+    # A flow of its own: only there can the number of tasks at once, or a cluster, be chosen by parameters.
+    fan_out = score_shards.with_options(task_runner=runner(count))
+    ended: State[Any] = fan_out(str(root), where, str(folder), model, count, return_state=True)
+    if not ended.is_completed():
+        return Failed(message=ended.message)
+    done = _together(ended.result())
+    publish(done, folder)
+    if done.bad and not done.scored + done.known:
+        return Failed(message=f"not one of the {done.found} films in {where} could be read")
+    return done
+
+
+@flow(name="score-shards")
+def score_shards(root: str, location: str, output: str, model: str, shards: int) -> list[dict[str, Any]] | State[Any]:
+    """Run all shards side by side; return each one's tally. One that fails does not stop the others."""
+    retries = RETRIES if location.startswith(BUCKET_SCHEME) else 0
+    futures = [
+        score_shard.with_options(task_run_name=f"{number} of {shards}", retries=retries).submit(
+            root, location, output, model, f"{number}/{shards}"
+        )
+        for number in range(1, shards + 1)
+    ]
+    for future in futures:
+        future.wait()
+    if failed := {str(future.state.message): None for future in futures if not future.state.is_completed()}:
+        return Failed(message="; ".join(failed))
+    tallies: list[Any] = [future.result() for future in futures]
+    return tallies
+
+
+@task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS)
+def score_shard(root: str, location: str, output: str, model: str, shard: str) -> dict[str, Any] | State[Any]:
+    """Score one share of the films; its lines are this task run's log. No film that can be read is an answer, too."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tally = Path(scratch) / "tally.json"
+        arguments = [location, "--output", output, "--model", model, "--shard", shard, "--tally", str(tally)]
+        done = run_step("score", *arguments, folder=Path(root), environment=shared_environment(Path(root)))
+        if done.code not in {0, ImageError.exit_code} or not tally.is_file():
+            error = StageFailedError(f"score {shard}: {done.last_words}")
+            return Failed(message=str(error), data=error)
+        found: dict[str, Any] = read_json(tally)
+    return found
+
+
+def publish(done: Scoring, folder: Path) -> None:
+    """Show counts and classes, and the first films that could not be read, on the flow run's page."""
+    counts = {
+        "found": done.found,
+        "scored": done.scored,
+        "scored before": done.known,
+        "bad": done.bad,
+        "referred to a reader": "no threshold" if done.referred is None else done.referred,
+        **{f"called {name}": number for name, number in sorted(done.classes.items())},
+        "films a second": f"{done.films_per_second:.1f}",
+    }
+    rows = ["| films | |", "|---|---|", *(f"| {name} | {value} |" for name, value in counts.items())]
+    title = f"Version {done.version} on {done.location}, in {folder}\n\nResearch software, not for clinical use.\n\n"
+    create_markdown_artifact(key="scores", markdown=title + "\n".join(rows))
+    if done.bad_films:
+        shown = list(done.bad_films.items())[:SHOWN_BAD_FILMS]
+        create_table_artifact(key="bad-films", table=[{"path": path, "error": error} for path, error in shown])
+
+
+def _together(tallies: list[dict[str, Any]]) -> Scoring:
+    referred = [tally["referred"] for tally in tallies if tally["referred"] is not None]
+    classes: Counter[str] = Counter()
+    for tally in tallies:
+        classes.update(tally["classes"])
+    return Scoring(
+        location=tallies[0]["location"],
+        version=tallies[0]["version"],
+        **{name: sum(tally[name] for tally in tallies) for name in ("found", "known", "scored", "bad")},
+        bad_films={path: error for tally in tallies for path, error in tally["bad_films"].items()},
+        referred=sum(referred) if referred else None,
+        classes=dict(classes),
+        seconds=max(tally["seconds"] for tally in tallies),
+    )
+
+
+def main() -> None:
+    """Run the flow once from the command line."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
+    parser.add_argument("--output", help="folder of the parts")
+    parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
+    parser.add_argument("--shards", type=int, help="tasks that share the films")
+    given = parser.parse_args()
+    ended: State[Any] = score(given.location, given.output, given.model, given.shards, return_state=True)
+    if not ended.is_completed():
+        raise StageFailedError(str(ended.message))
+    done = ended.result()
+    print(f"{done.found} films: {done.scored} scored by version {done.version}, {done.known} before, {done.bad} bad")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,304 @@
+"""Scoring a folder or a bucket in one go: every film once, the same numbers as predict, whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cxr import champions, registry, tracking
+from cxr.bundle import write_bundle
+from cxr.drift import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference
+from cxr.errors import ImageError, ParamsError, SourceError
+from cxr.images import read_film
+from cxr.scoring import read_scores
+from cxr.zoo import build
+from tasks import predict, score
+from tests.registry_project import CLASSES, PROJECT, call, enter_project, spec
+from tests.servers import ACCESS_KEY, SECRET_KEY, serve_s3
+
+BUCKET = "films"
+N_FILMS = 21  # more than a batch, and the last one not full
+PREPROCESSING = spec(image_size_px=32).preprocessing
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+def make_champion(*, seed: int = 1, refer_below: float | None = 0.4, with_reference: bool = True) -> None:
+    """Register a network with random weights whose answers differ from film to film, and make it champion."""
+    from dataclasses import replace
+
+    torch.manual_seed(seed)
+    state = build("small_cnn", 3).state_dict()
+    state["fc.weight"] = state["fc.weight"] * 20
+    folder = Path(f"made-{seed}")
+    described = replace(spec(image_size_px=32, backbone="small_cnn"), refer_below=refer_below)
+    written = write_bundle(folder, state, described)
+    if with_reference:
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 255, (20, 32, 32), np.uint8)
+        reference = make_reference(
+            classes=CLASSES,
+            images=np.column_stack(list(image_measures(images).values())),
+            features=rng.normal(size=(20, 256)).astype(np.float32),
+            probabilities=rng.dirichlet((1, 1, 1), 20),
+            patients=np.arange(20).astype(object),
+        )
+        write_reference(folder / REFERENCE_FILE, reference)
+    run_id = tracking.start_run(run_id=None, name="n", tags={})
+    before = registry.champion()
+    version, _ = registry.register_version(folder, written, run_id=run_id, lineage={}, evidence={})
+    champions.move_champion(
+        version.number, instead_of=before.number if before else "", kind="promote", who="ann", why="test"
+    )
+
+
+def film(number: int) -> bytes:
+    coarse = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+    return bytes(cv2.imencode(".png", cv2.resize(coarse, (48, 40), interpolation=cv2.INTER_CUBIC))[1])
+
+
+@pytest.fixture
+def films() -> Path:
+    """Films in two folders, one that is empty, and a file that is none."""
+    folder = Path("films")
+    (folder / "deeper").mkdir(parents=True)
+    for number in range(N_FILMS):
+        (folder / ("deeper" if number % 2 else ".") / f"{number:02}.png").write_bytes(film(number))
+    (folder / "broken.jpeg").write_bytes(b"")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+def scores() -> pd.DataFrame:
+    return read_scores(Path("scores"))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    call(monkeypatch, score.main, *arguments, "--output", "scores")
+
+
+def test_every_film_is_a_row_with_the_numbers_of_predict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    make_champion()
+    run(monkeypatch, "films")
+    told = capsys.readouterr().out.splitlines()
+    with pytest.raises(ImageError):
+        call(monkeypatch, predict.main, "--json", str(films))
+    predicted = {line["path"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    rows = scores()
+    assert sorted(f"films/{path}" for path in rows["path"]) == sorted(predicted)
+    assert len(rows) == N_FILMS + 1
+    for row in rows[rows["error"].isna()].to_dict("records"):
+        said = predicted[f"films/{row['path']}"]
+        assert {name: row[f"p_{name}"] for name in CLASSES} == said["probabilities"]  # to the last bit
+        assert (row["predicted_class"], row["refer"]) == (said["predicted_class"], said["refer"])
+        assert row["confidence"] == max(said["probabilities"].values())
+        assert row["refer"] == (row["confidence"] < 0.4)
+    referred = int(rows["refer"].eq(True).sum())
+    assert 0 < referred < N_FILMS
+    assert told[0].startswith(
+        f"{N_FILMS + 1} films in films: {N_FILMS} scored by version 1, {referred} referred to a reader, 1 bad, "
+        "0 scored before; "
+    )
+    assert told[1] == "Research software, not for clinical use."
+
+
+def test_a_part_says_which_model_and_code_made_it_and_measures_every_film(
+    monkeypatch: pytest.MonkeyPatch, films: Path
+) -> None:
+    make_champion()
+    run(monkeypatch, "films")
+    (part,) = Path("scores/version-1").glob("*.parquet")
+    metadata = pq.read_schema(part).metadata
+    assert metadata[b"model"] == b"chest-xray-pneumonia"
+    assert metadata[b"weights_sha256"].decode() == registry.get_version("1").tags["weights_sha256"]
+    assert len(metadata[b"code_sha256"]) == 64
+    rows = scores().set_index("path")
+    expected = image_measures(read_film(films / "00.png", PREPROCESSING)[None])
+    assert rows.loc["00.png", "m_brightness"] == pytest.approx(expected["brightness"][0])
+    assert rows.loc["00.png", [f"m_{name}" for name in MEASURES]].notna().all()
+
+
+def test_a_film_that_cannot_be_read_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+    make_champion()
+    (films / "deeper" / "text.png").write_text("no film")
+    run(monkeypatch, "films")
+    bad = scores().query("error.notna()").set_index("path")["error"]
+    assert bad["broken.jpeg"] == "broken.jpeg is empty; copy it again from its source"
+    assert bad["deeper/text.png"].startswith("deeper/text.png is not an image")
+    assert len(bad) == 2
+
+
+def test_without_one_film_that_can_be_read_the_exit_code_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_champion()
+    Path("films").mkdir()
+    Path("films/a.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"not one of the 1 films in films could be read"):
+        run(monkeypatch, "films")
+    assert len(scores()) == 1
+
+
+def test_an_empty_folder_is_nothing_to_do_and_a_missing_one_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_champion(with_reference=False)
+    Path("films").mkdir()
+    run(monkeypatch, "films")
+    assert capsys.readouterr().out.startswith("0 films in films: 0 scored by version 1, 0 bad, 0 scored before; ")
+    assert scores().empty
+    with pytest.raises(SourceError, match="missing: there is no such folder; make it and put films into it"):
+        run(monkeypatch, "missing")
+
+
+def test_a_film_is_scored_again_only_when_its_bytes_or_the_version_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    make_champion(with_reference=False)
+    run(monkeypatch, "films")
+    capsys.readouterr()
+    (films / "new.png").write_bytes(film(100))
+    (films / "00.png").write_bytes(film(101))  # another film under an old name
+    os.utime(films / "02.png", ns=(1, 1))  # touched: read, and found to be the same
+    run(monkeypatch, "films")
+    assert f"2 scored by version 1, 0 referred to a reader, 0 bad, {N_FILMS} scored before" in capsys.readouterr().out
+    assert scores()["path"].value_counts()[["00.png", "02.png", "new.png"]].tolist() == [2, 1, 1]
+    make_champion(seed=2, refer_below=None, with_reference=False)
+    run(monkeypatch, "films")
+    rows = scores()
+    assert rows["model_version"].value_counts().to_dict() == {"1": N_FILMS + 3, "2": N_FILMS + 2}
+    assert rows.query("model_version == '2'")["refer"].isna().all()
+    assert rows["scored_at"].is_monotonic_increasing
+
+
+def test_shards_share_the_films_and_leave_none_out(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+    make_champion(with_reference=False)
+    counts = []
+    for number in (1, 2, 3):
+        run(monkeypatch, "films", "--shard", f"{number}/3")
+        counts.append(len(scores()))
+    assert 0 < counts[0] < counts[1] < counts[2] == N_FILMS + 1
+    assert scores()["path"].is_unique
+    run(monkeypatch, "films")
+    assert len(scores()) == N_FILMS + 1
+    assert films.is_dir()
+
+
+@pytest.mark.parametrize("given", ["0/2", "3/2", "1", "a/b"])
+def test_a_shard_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    with pytest.raises(ParamsError, match="counted from 1"):
+        run(monkeypatch, "films", "--shard", given)
+
+
+@pytest.mark.usefixtures("films")
+def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_champion(with_reference=False)
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("films_per_part: 500", "films_per_part: 1"))
+    # The second batch waits for a film that never comes: a FIFO is a file whose reader waits.
+    os.mkfifo("fifo")
+    hold = "import cxr.locations as l, sys; real = l._folder\n"
+    hold += "def slow(where):\n    found = real(where)\n    def read(path):\n"
+    hold += "        open('fifo').read() if path == found.films[-1].path else None\n        return found.read(path)\n"
+    hold += "    return l.Location(found.name, found.films, read)\nl._folder = slow\n"
+    hold += "sys.argv = ['score', 'films', '--output', 'scores']\nfrom tasks.score import main; main()\n"
+    process = subprocess.Popen([sys.executable, "-c", hold], env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    try:
+        for _ in range(3000):
+            if list(Path("scores").rglob("*.parquet")) or process.poll() is not None:
+                break
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = len(scores())
+    assert 0 < kept < N_FILMS + 1
+    run(monkeypatch, "films")
+    assert f"{kept} scored before" in capsys.readouterr().out
+    assert scores()["path"].is_unique
+    assert len(scores()) == N_FILMS + 1
+
+
+# --- s3 ---
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve_s3(tmp_path_factory.mktemp("weed"), BUCKET) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    for number in range(3):
+        client.put_object(Bucket=BUCKET, Key=f"night/ward/{number}.png", Body=film(number))
+    client.put_object(Bucket=BUCKET, Key="night/_SUCCESS", Body=b"")
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_prefix_is_scored_like_a_folder_once_and_nothing_is_kept_of_its_films(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    make_champion(with_reference=False)
+    before = {path for path in Path().rglob("*") if path.suffix == ".png"}
+    run(monkeypatch, f"s3://{BUCKET}/night")
+    run(monkeypatch, f"s3://{BUCKET}/night/")
+    assert "3 films in s3://films/night: 0 scored by version 1, 0 bad, 3 scored before" in capsys.readouterr().out
+    assert {path for path in Path().rglob("*") if path.suffix == ".png"} == before
+    in_bucket = scores()
+    assert in_bucket["path"].tolist() == ["ward/0.png", "ward/1.png", "ward/2.png"]
+    run(monkeypatch, str(films))
+    in_folder = scores().query("location == 'films'").set_index("sha256")
+    for row in in_bucket.to_dict("records"):
+        assert [row[f"p_{name}"] for name in CLASSES] == in_folder.loc[
+            row["sha256"], [f"p_{name}" for name in CLASSES]
+        ].tolist()
+    kept = b"".join(path.read_bytes() for path in Path("scores").rglob("*.parquet"))
+    assert SECRET_KEY.encode() not in kept
+
+
+@pytest.mark.parametrize(
+    ("environment", "location", "said"),
+    [
+        ({}, "s3://no-such-bucket/night", "NoSuchBucket"),
+        ({"AWS_SECRET_ACCESS_KEY": "planted-secret"}, f"s3://{BUCKET}/night", "SignatureDoesNotMatch"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, f"s3://{BUCKET}/night", "127.0.0.1:9"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_refuses_is_one_line_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], location: str, said: str
+) -> None:
+    make_champion(with_reference=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SourceError) as caught:
+        run(monkeypatch, location)
+    message = str(caught.value)
+    assert message.startswith(f"{location}: ")
+    assert said in message
+    assert "\n" not in message
+    assert "planted-secret" not in message
+    assert not Path("scores").exists()
