@@ -29,7 +29,7 @@ SMALL = {
     "preprocess.image_size_px": 32,
     "train.backbone": "small_cnn",
     "train.epochs": 1,
-    "evaluate.bootstrap_resamples": 50,
+    "evaluate.bootstrap_resamples": 100,
     "evaluate.gradcam_per_class": 1,
     "evaluate.attention_films": 6,
     "evaluate.sanity_films": 2,
