@@ -172,7 +172,8 @@ def fit_space(features: NDArray[np.float32]) -> FeatureSpace:
     from sklearn.decomposition import PCA
 
     count = max(1, min(_DIRECTIONS, len(features) // _FILMS_A_DIRECTION, features.shape[1] - 1))
-    fitted = PCA(count, svd_solver="randomized", random_state=0).fit(features.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # a share of no variance, which is not used
+        fitted = PCA(count, svd_solver="randomized", random_state=0).fit(features.astype(np.float64))
     moved = features - fitted.mean_
     outside = (moved**2).sum(1) - ((moved @ fitted.components_.T) ** 2).sum(1)
     tiny = 1e-6 * max(float(np.abs(features).max()), 1e-6)  # features that never vary: no division by zero

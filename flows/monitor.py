@@ -1,0 +1,109 @@
+"""Compare the films scored lately with those that the champion was judged on; changed films start a rebuild.
+
+    python -m flows.monitor                # here and now; no server needed
+    python -m flows.monitor --report-only  # never starts a rebuild
+    make serve                             # on the schedule of prefect.yaml
+
+A rebuild is started once for the same windows: the store remembers the last of them at the champion's version, and
+Prefect takes no second run with the same key. What the rebuild makes still has to pass the gate of promotion.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, Failed
+
+from cxr import registry, tracking_store
+from cxr.command import command_parser, run_command
+from cxr.files import read_json
+from cxr.params import read_params
+from flows.stages import StageFailedError
+from flows.steps import run_step
+
+REBUILD = "rebuild/weekly"
+TIME_LIMIT_SECONDS = 3600
+RETRIES, RETRY_DELAY_SECONDS = 2, 30
+
+
+@flow(name="monitor", timeout_seconds=TIME_LIMIT_SECONDS)
+def monitor(start_rebuild: bool = True) -> State[Any]:
+    """Compare, publish the table, and on drift start the deployment of the rebuild.
+
+    Args:
+        start_rebuild: whether drift starts a rebuild, or is only said.
+    """
+    root = Path.cwd()
+    state = compare(root, return_state=True)
+    if not state.is_completed():
+        return Failed(message=str(state.message), data=StageFailedError(str(state.message)))
+    found = read_json(root / read_params(root / "params.yaml").paths.monitor)
+    create_markdown_artifact(key="drift", markdown=found["markdown"])
+    if not found["drift"]:
+        return Completed(message=found["headline"])
+    answer = (
+        rebuild_once(found["version"], found["windows"][-1]["last"]) if start_rebuild else "no rebuild was asked for"
+    )
+    return Completed(name="Drift", message=f"{found['headline']} {answer}")
+
+
+def _store_is_remote(*_: object) -> bool:
+    return not tracking_store.tracking_uri().startswith("sqlite")
+
+
+@task(
+    task_run_name="compare",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=_store_is_remote,
+)
+def compare(folder: Path) -> State[None]:
+    """Run `python -m tasks.monitor`; its lines are this task run's log."""
+    done = run_step("monitor", folder=folder)
+    if done.code:
+        return Failed(message=done.last_words, data=StageFailedError(done.last_words))
+    return Completed(message=done.lines[-1])
+
+
+def rebuild_once(version: str, last: str) -> str:
+    """Start the rebuild for the windows of `version` up to the time `last`; return what was done, in words.
+
+    The store is told after the start: a cut in between asks again, and the key keeps Prefect from starting twice.
+    """
+    try:
+        key = f"drift-{version}-{last}"
+        started: Any = run_deployment(REBUILD, timeout=0, as_subflow=False, idempotency_key=key)
+    except ObjectNotFound:
+        said = (
+            f"No rebuild was started: Prefect at {os.environ.get('PREFECT_API_URL', 'no address')} knows no deployment "
+            f"{REBUILD}; run `make serve`, or rebuild with `python -m flows.rebuild`"
+        )
+        get_run_logger().warning(said)
+        return said
+    registry.tag_version(version, {registry.DRIFT_TAG: last})
+    said = f"Started {REBUILD} as {started.name}; its model still has to pass the gate"
+    get_run_logger().info(said)
+    return said
+
+
+def main() -> int:
+    """Run the flow here; the exit code is that of a failed comparison, or 0."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--report-only", action="store_true", help="say it and start nothing")
+    ended = monitor(start_rebuild=not parser.parse_args().report_only, return_state=True)
+    if ended.is_failed():
+        raise StageFailedError(str(ended.message))
+    print(ended.message)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
