@@ -284,6 +284,7 @@ def _s3(team: Team) -> Service:
 def _mlflow(team: Team) -> Service:
     environment = {
         **team.s3,
+        "AWS_MAX_ATTEMPTS": "2",  # while S3 is away a test need not wait for long
         "MLFLOW_BACKEND_STORE_URI": team.database("mlflow", driver="pg8000"),
         "MLFLOW_AUTH_DATABASE_URI": team.database("mlflow_auth", driver="pg8000"),
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
