@@ -22,6 +22,8 @@ cat >"$MLFLOW_AUTH_CONFIG_PATH" <<END
 default_permission = READ
 database_uri = ${MLFLOW_AUTH_DATABASE_URI//%/%%}
 admin_username = ${MLFLOW_AUTH_ADMIN_USERNAME:-admin}
+# Without this every request hashes the password anew. A changed password holds at once on the server that changed it.
+auth_cache_ttl_seconds = 60
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 END
 umask 022
