@@ -69,7 +69,7 @@ class Crew:
         device = next(model.parameters()).device
         # Statistics are equal already: frozen, or summed over the processes as they are taken.
         return DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            model, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
         )
 
     def device(self, chosen: torch.device) -> torch.device:

@@ -75,7 +75,7 @@ def _as_one_line(failures: dict[int, ProcessFailure]) -> TrainingError:
     first = sorted(failures.items(), key=lambda failure: failure[1].timestamp)
     own = [failure for failure in first if not failure[1].message.startswith(PeerLostError.__name__)]
     rank, cause = (own or first)[0]
-    left_message = bool(cause.error_file_data.get("message"))
+    left_message = Path(cause.error_file).is_file()
     if cause.exitcode < 0:
         said = f"process {rank} of the training was ended by {cause.signal_name()}, and the others with it"
         said += "; run the same command again to go on from the last whole epoch"

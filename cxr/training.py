@@ -219,8 +219,9 @@ class _Training:
             )
         set_mode(self.model, self.weights, self.recipe, epoch=0)
         check_batch_norm(self.model, self.device)
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        self.model = convert(self.model)  # acts on GPUs alone
+        if self.device.type == "cuda":
+            convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.model = convert(self.model)
 
     def check_alike(self) -> None:
         """Refuse to go on when another process of the crew has other films or stands at another epoch."""
