@@ -10,7 +10,7 @@ import pytest
 from cxr import champions, registry, tracking
 from cxr.bundle import read_bundle, write_bundle
 from cxr.errors import ImageError, RegistryError, SourceError
-from cxr.images import read_film
+from cxr.images import SUFFIXES, read_film
 from cxr.inference import classify
 from cxr.zoo import build
 from tasks import predict
@@ -56,7 +56,7 @@ def test_a_folder_without_images_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SourceError) as caught:
         call(monkeypatch, predict.main, "empty")
     assert str(caught.value) == (
-        "empty has no images: expected files that end in .bmp, .jpeg, .jpg, .png, .tif, .tiff; name another folder"
+        f"empty has no images: expected files that end in {', '.join(sorted(SUFFIXES))}; name another folder"
     )
 
 
@@ -81,7 +81,8 @@ def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
     }
     assert told[3]["error"] == "missing.png does not exist; check the path"
     for line in (told[0], told[2]):
-        assert list(line) == ["path", "predicted_class", "probabilities", "model_version"]
+        assert list(line) == ["path", "predicted_class", "probabilities", "refer", "model_version"]
+        assert line["refer"] is None  # this model was saved without a threshold
         assert list(line["probabilities"]) == list(CLASSES)
         assert sum(line["probabilities"].values()) == pytest.approx(1)
         assert line["probabilities"][line["predicted_class"]] == max(line["probabilities"].values())
@@ -109,10 +110,11 @@ def test_the_table_is_for_people_and_ends_with_the_disclaimer(
     assert title == (
         "chest-xray-pneumonia, version 1, trained on synthetic films: its answers say nothing about patients"
     )
-    assert heading.split() == ["file", "class", *CLASSES]
+    assert heading.split() == ["file", "class", *CLASSES, "refer"]
     assert first.split()[0] == "films/a.png"
     assert first.split()[1] in CLASSES
-    assert len(first.split()) == 5
+    assert len(first.split()) == 6
+    assert first.split()[-1] == "-"
     assert second.endswith("error: films/broken.jpeg is empty; copy it again from its source")
     assert end == "Research software, not for clinical use."
 
