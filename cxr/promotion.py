@@ -123,19 +123,20 @@ def _bundle_is_whole(broken: str) -> Check:
 
 
 def _floors(evidence: Evidence, params: PromoteParams) -> list[Check]:
-    checks = [_bounded(name, evidence.metric(name), at_least=floor) for name, floor in sorted(params.floors.items())]
-    checks += [
-        _bounded(f"recall of {name}", evidence.recall(name), at_least=params.min_class_recall)
-        for name in evidence.classes
+    values = {name: (evidence.metric(name), floor) for name, floor in sorted(params.floors.items())}
+    values |= {f"recall of {name}": (evidence.recall(name), params.min_class_recall) for name in evidence.classes}
+    checks = [
+        _measured(name, value, f"at least {floor:.3f}", good=value is not None and value >= floor)
+        for name, (value, floor) in values.items()
     ]
-    return [*checks, _bounded("calibration error", evidence.metric("calibration", "ece"), at_most=params.max_ece)]
+    ece, most = evidence.metric("calibration", "ece"), params.max_ece
+    return [*checks, _measured("calibration error", ece, f"at most {most:.3f}", good=ece is not None and ece <= most)]
 
 
-def _bounded(name: str, value: float | None, *, at_least: float = 0.0, at_most: float = 1.0) -> Check:
-    required = f"at most {at_most:.3f}" if at_most < 1 else f"at least {at_least:.3f}"
+def _measured(name: str, value: float | None, required: str, *, good: bool) -> Check:
     if value is None:
         return Check(name, "held", "missing or not a finite number", required)
-    return Check(name, "passed" if at_least <= value <= at_most else "failed", f"{value:.3f}", required)
+    return Check(name, "passed" if good else "failed", f"{value:.3f}", required)
 
 
 def _against_champion(challenger: Evidence, champion: Evidence, params: PromoteParams) -> list[Check]:

@@ -1,13 +1,17 @@
 """Who is champion: the record of every move, a killed command, and two commands at once, in a real registry."""
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cxr import champions, registry, tracking_store
@@ -107,7 +111,52 @@ def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> No
     assert registry.get_version("champion").number == "2"
 
 
-def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """An MLflow server over the project's store, on a free loopback port; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
+            while not answers(f"{address}/health"):
+                assert time.monotonic() < deadline, (folder / "server.log").read_text()
+                time.sleep(0.2)
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(address).is_success
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("through_a_server", [False, True])
+def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(
+    through_a_server: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if through_a_server:
+            monkeypatch.setenv(tracking_store.STORE_VARIABLE, stack.enter_context(mlflow_server(tmp_path)))
+        promote_two_at_once(tmp_path)
+
+
+def promote_two_at_once(tmp_path: Path) -> None:
     versions(3)
     move("1", "")
     both = [
