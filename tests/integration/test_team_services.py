@@ -138,9 +138,9 @@ def share(clone: Clone) -> None:
     clone.run("dvc", "remote", "add", "--local", "--default", "team", f"s3://{BUCKET}/dvc")
 
 
-def mlflow(team: Team, path: str, **query: Any) -> Any:
+def mlflow(team: Team, endpoint: str, /, **query: Any) -> Any:
     """Ask MLflow's server; GET with `query`."""
-    address = f"http://127.0.0.1:{team.ports['mlflow']}/api/2.0/mlflow/{path}"
+    address = f"http://127.0.0.1:{team.ports['mlflow']}/api/2.0/mlflow/{endpoint}"
     answer = httpx.get(address, params=query, auth=("admin", team.secrets.mlflow_password), timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()
