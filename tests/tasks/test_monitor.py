@@ -1,0 +1,170 @@
+"""The monitor on a real store and scored Parquet: it judges the champion's films, once each, and says what lacks."""
+
+import logging
+import shutil
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cxr import champions, registry, tracking_store
+from cxr.drift import MEASURES, REFERENCE_FILE
+from cxr.errors import RegistryError, WeightsError
+from cxr.files import read_json
+from cxr.params import MonitorParams, read_params
+from cxr.scoring import PartWriter, schema, version_folder
+from tasks.monitor import monitor
+from tests.registry_project import CLASSES, enter_project, reference, register, write_model
+
+PARAMS = MonitorParams(
+    window_films=20, alarm_windows=2, of_windows=5, false_alarm_share=0.05, max_failed_share=0.2, resamples=200, seed=1
+)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+def make_champion() -> registry.Version:
+    write_model()
+    version = register()
+    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    return version
+
+
+def write_scores(films: Iterable[tuple[int, dict[str, Any]]], *, version: str = "1") -> None:
+    """Write films as scoring does: those of the reference again, with what is given put over them."""
+    usual = reference()
+    writer = PartWriter(
+        version_folder(Path("data/scores"), version), schema(CLASSES, MEASURES, {}), films_per_part=1000, shard="1of1"
+    )
+    writer.add(row(number, version, usual, changed) for number, changed in films)
+    writer.close()
+
+
+def row(number: int, version: str, usual: Any, changed: dict[str, Any]) -> dict[str, Any]:
+    of = number * 7 % len(usual.predicted)  # 7 and 60 share no factor: every film comes up
+    confidence = float(usual.confidence[of])
+    predicted = CLASSES[usual.predicted[of]]
+    return {
+        "location": "films", "path": f"film-{number:04d}.png", "sha256": f"{number:064x}", "size_bytes": 1,
+        "scored_at": START + timedelta(minutes=number), "model_version": version, "predicted_class": predicted,
+        "confidence": confidence, "refer": False, "error": None,
+        **{f"p_{name}": confidence if name == predicted else (1 - confidence) / 2 for name in CLASSES},
+        **{f"m_{name}": float(usual.measures[of, i]) for i, name in enumerate(MEASURES)},
+    } | changed  # fmt: skip
+
+
+UNREADABLE: dict[str, Any] = dict.fromkeys(
+    ["sha256", "predicted_class", "confidence", "refer", *(f"p_{name}" for name in CLASSES)]
+    + [f"m_{name}" for name in MEASURES]
+) | {"error": "truncated"}
+
+
+def run() -> dict[str, Any]:
+    paths = read_params(Path("params.yaml")).paths
+    monitor(PARAMS, paths)
+    assert paths.monitor.with_suffix(".html").is_file()
+    found: dict[str, Any] = read_json(paths.monitor)
+    return found
+
+
+def test_films_like_the_reference_are_no_drift_and_what_is_left_over_waits(caplog: pytest.LogCaptureFixture) -> None:
+    make_champion()
+    write_scores((number, {}) for number in range(67))
+    with caplog.at_level(logging.INFO):
+        found = run()
+    assert (found["drift"], len(found["windows"]), found["waiting"], found["version"]) == (False, 3, 7, "1")
+    assert caplog.messages[-1] == "drift: false"
+
+
+def test_two_windows_of_brighter_films_are_drift_until_a_rebuild_was_started_for_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_champion()
+    write_scores((number, {"m_brightness": 2.0} if number >= 60 else {}) for number in range(100))
+    with caplog.at_level(logging.INFO):
+        found = run()
+    assert found["drift"]
+    assert caplog.messages[-1] == "drift: true"
+    assert [window["alarm"] for window in found["windows"]] == [False, False, False, True, True]
+    assert found["windows"][-1]["speaking"] == ["brightness"]
+    assert "films are brighter" in found["markdown"]
+    assert found["windows"][-1]["last"] == "2026-01-01T01:39:00.000000+00:00"
+    registry.tag_version("1", {registry.DRIFT_TAG: found["windows"][-1]["last"]})
+    assert not run()["drift"]
+    write_scores((number, {"m_brightness": 2.0}) for number in range(100, 140))
+    assert run()["drift"]
+
+
+def test_only_what_the_champion_scored_counts_and_a_bad_film_once() -> None:
+    make_champion()
+    write_scores(((number, {"m_brightness": 2.0}) for number in range(100)), version="7")
+    again = [(500 + night, {"path": "bad.png", **UNREADABLE}) for night in range(30)]
+    write_scores([*((number, {}) for number in range(59)), *again])
+    found = run()
+    assert (found["drift"], len(found["windows"]), found["waiting"]) == (False, 3, 0)
+    assert found["windows"][-1]["distances"]["failed_films"] == pytest.approx(1 / 20)
+
+
+def test_films_scored_before_there_was_a_reference_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    make_champion()
+    unmeasured = {f"m_{name}": None for name in MEASURES}
+    write_scores((number, unmeasured if number < 20 else {}) for number in range(45))
+    found = run()
+    assert (len(found["windows"]), found["waiting"]) == (1, 5)
+    assert "20 films were scored before version 1 had reference statistics" in caplog.text
+
+
+def test_with_no_film_scored_there_is_nothing_to_judge() -> None:
+    make_champion()
+    found = run()
+    assert (found["drift"], found["windows"]) == (False, [])
+    assert found["headline"].startswith("Nothing to judge yet: 0 of 20 films")
+
+
+def test_without_a_champion_it_says_how_to_get_one() -> None:
+    with pytest.raises(RegistryError, match="no champion"):
+        run()
+
+
+def test_a_version_without_a_reference_says_what_to_do_and_registering_again_adds_it() -> None:
+    made = make_champion()
+    client = tracking_store.client()
+    client.delete_model_version_tag(registry.MODEL, made.number, "reference_sha256")
+    shutil.rmtree("mlruns/cache", ignore_errors=True)
+    with pytest.raises(WeightsError, match=r"registered without reference statistics.*tasks\.register"):
+        run()
+    assert register().number == made.number
+    assert run()["drift"] is False
+
+
+def test_a_reference_that_was_changed_in_the_store_is_not_used() -> None:
+    make_champion()
+    (stored,) = Path("mlruns").rglob(f"bundle/{REFERENCE_FILE}")
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    with pytest.raises(WeightsError, match=REFERENCE_FILE):
+        run()
+
+
+def test_registering_never_takes_evidence_without_a_reference() -> None:
+    write_model()
+    (Path("reports/evidence") / REFERENCE_FILE).unlink()
+    with pytest.raises(WeightsError, match=r"dvc repro -f -s evaluate"):
+        register()
+
+
+def test_a_windows_distances_are_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    make_champion()
+    write_scores((number, UNREADABLE | {"path": f"bad-{number}"}) for number in range(40))
+    found = run()
+    assert found["drift"]
+    assert all(np.isfinite(list(window["distances"].values())).all() for window in found["windows"])
+    assert "100% of the films could not be read" in caplog.text or "100% of the films" in found["markdown"]
