@@ -187,7 +187,6 @@ def test_another_clone_pulls_everything_and_runs_nothing(
     colleague = Clone(root, team.environment)
     share(colleague)
     colleague.run("dvc", "pull")
-    assert "Running stage" not in colleague.run("dvc", "repro")
     said = colleague.run("flows.rebuild")
     ended = [line.split() for line in said.splitlines()]
     assert all([stage, "Cached"] in ended for stage in STAGES)
