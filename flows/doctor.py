@@ -5,8 +5,7 @@
 
 Versions, tracking store, champion, DVC's remote, S3, disk, DVC's locks, GPU; and of Prefect: server, worker,
 deployments, late and stuck runs, concurrency slots. The server is PREFECT_API_URL, else the one that `make serve`
-started in this checkout; without one the checks of Prefect are left out with a warning. Nothing is changed, but for
-the copy of the champion's files that a first look at them leaves in mlruns/cache.
+started in this checkout; without one the checks of Prefect are left out with a warning. Nothing is changed.
 
 Exit code 0: nothing failed. 1: something did.
 """
@@ -82,7 +81,7 @@ def check_versions(root: Path) -> Iterator[Finding]:
 
 def check_tracking(_root: Path) -> Iterator[Finding]:
     """Ask the tracking store for the champion and its files."""
-    from cxr import registry
+    from cxr import champions, registry
 
     where = tracking_store.public_uri()
     local = tracking_store.tracking_uri().removeprefix("sqlite:///")
@@ -100,12 +99,14 @@ def check_tracking(_root: Path) -> Iterator[Finding]:
         advice = "`make run`, or `python -m tasks.promote` where a challenger is registered"
         yield warning("champion", "there is none yet", advice)
         return
-    try:
-        registry.fetch_bundle(champion)
-    except CxrError as error:
-        yield failed("champion", str(error), "python -m tasks.rollback, or restore the store from its backup")
+    fault = registry.bundle_fault(champion)
+    if fault:
+        yield failed("champion", fault, "python -m tasks.rollback, or restore the store from its backup")
     else:
         yield ok("champion", f"version {champion.number}; its files are as registered")
+    if move := champions.unfinished():
+        said = f"version {move.after} was to become champion, and the command was killed in the middle"
+        yield warning("champion", said, "the next promotion or rollback finishes it; python -m tasks.history")
 
 
 def check_remote(root: Path) -> Iterator[Finding]:
