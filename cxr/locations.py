@@ -1,6 +1,7 @@
 """Where films wait to be scored: a folder or `s3://bucket/prefix`, listed first and read one film at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +78,16 @@ def _folder(location: str) -> Location:
             "or s3://bucket/prefix"
         )
 
-    def listed(file: Path) -> FilmFile:
-        state = file.stat()
-        return FilmFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
+    def listed() -> Iterator[FilmFile]:
+        for file in _films(folder):
+            with suppress(FileNotFoundError):  # it was moved away since
+                state = file.stat()
+                yield FilmFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
 
     def read(path: str) -> bytes:
         return (folder / path).read_bytes()
 
-    return Location(str(Path(location)), tuple(map(listed, _films(folder))), read)
+    return Location(str(Path(location)), tuple(listed()), read)
 
 
 def _bucket(location: str) -> Location:

@@ -84,8 +84,10 @@ def test_what_a_film_gets_does_not_depend_on_the_films_beside_it(nothing_known: 
     together = scored(films, by, nothing_known)
     for path in ("00", f"{BATCH_SIZE + 1}"):
         alone = scored({path: films[path]}, by, nothing_known)[path]
-        assert {f"m_{name}" for name in MEASURES} <= alone.keys()
-        assert alone | {"scored_at": 0} == together[path] | {"scored_at": 0}
+        answer = [*(f"p_{name}" for name in CLASSES), "confidence", "refer", "predicted_class"]
+        assert [alone[name] for name in answer] == [together[path][name] for name in answer]  # to the last bit
+        measured = [f"m_{name}" for name in MEASURES]
+        assert [alone[name] for name in measured] == pytest.approx([together[path][name] for name in measured])
 
 
 def test_a_film_that_cannot_be_opened_or_is_far_too_large_is_a_row_and_the_others_are_scored(
