@@ -172,9 +172,9 @@ def _content(film: "Dataset", answer: Answer) -> "MeasurementReport":
         ),
         finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
         algorithm_id=sr.AlgorithmIdentification(name=answer.model_name, version=answer.model_version),
+        finding_type=_finding(answer.predicted_class),
         measurements=measurements,
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(codes.DCM.Finding, _finding(answer.predicted_class)),
             sr.QualitativeEvaluation(_ours("REFER", "To a reader first"), _yes_or_no(answer.refer)),
         ],
         source_images=[sr.SourceImageForMeasurementGroup(film.SOPClassUID, film.SOPInstanceUID)],

@@ -116,7 +116,16 @@ class _Watch:
     def __init__(self, stream: io.BytesIO) -> None:
         self._stream, self._size = stream, stream.getbuffer().nbytes
         self._elements = 0
-        self.saw_pixels = self.cut_short = False
+        self._ends_at: int | None = None
+        self.saw_pixels = self._stopped = False
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the last element runs past the file's end, or the file goes on with less than an element."""
+        if self._ends_at is None:
+            return False
+        goes_on = not self.saw_pixels and not self._stopped
+        return self._ends_at > self._size or (goes_on and self._ends_at < self._size)
 
     def __call__(self, tag: "BaseTag", vr: str | None, length: int) -> bool:
         del vr  # pydicom passes it
@@ -124,9 +133,10 @@ class _Watch:
         if self._elements > _ELEMENTS_AT_MOST:
             raise UnfitError("not an image", f"has more than {_ELEMENTS_AT_MOST:,} DICOM elements; export it again")
         self.saw_pixels |= tag == _PIXEL_DATA
-        if length != 0xFFFFFFFF and self._stream.tell() + length > self._size:
-            self.cut_short = True
-        return int(tag) > _PIXEL_DATA
+        self._stopped = int(tag) > _PIXEL_DATA
+        if not self._stopped:
+            self._ends_at = None if length == 0xFFFFFFFF else self._stream.tell() + length
+        return self._stopped
 
 
 def cut_short() -> UnfitError:

@@ -1,12 +1,15 @@
 """DICOM films made for tests: in every transfer syntax, with a patient whose tags must turn up nowhere."""
 
 import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
 import gdcm
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
@@ -67,11 +70,14 @@ def dicom_film(
         film.PixelData = _encoded(samples, film, syntax)
         film["PixelData"].VR = "OW" if film.BitsAllocated == 16 else "OB"
     film.file_meta = FileMetaDataset()
-    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = film.SOPClassUID, UID("1.2.3.4.5")
+    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = (
+        film.SOPClassUID,
+        UID("1.2.3.4.5"),
+    )
     film.file_meta.TransferSyntaxUID = UID(syntax)
     written = io.BytesIO()
     film.save_as(written, enforce_file_format=preamble)
-    return written.getvalue() if preamble else written.getvalue()[132:]
+    return written.getvalue()
 
 
 def _encoded(samples: NDArray[Any], film: Dataset, syntax: str) -> bytes:
@@ -81,23 +87,33 @@ def _encoded(samples: NDArray[Any], film: Dataset, syntax: str) -> bytes:
         return native + b"\0" * (len(native) % 2)
     if syntax == BASELINE:
         return encapsulate([cv2.imencode(".jpg", samples.astype(np.uint8))[1].tobytes()])
-    return encapsulate([_compressed(native, film, syntax)])
+    return _compressed(samples, film, syntax)
 
 
-def _compressed(native: bytes, film: Dataset, syntax: str) -> bytes:
-    pixels = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    pixels.SetByteStringValue(native)
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((film.Columns, film.Rows, 1))
-    image.SetDataElement(pixels)
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
-    image.SetPixelFormat(gdcm.PixelFormat(1, film.BitsAllocated, film.BitsStored, film.HighBit, 0))
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
-    change.SetInput(image)
-    if not change.Change():
-        raise RuntimeError(f"GDCM cannot write {syntax}")
-    fragment = change.GetOutput().GetDataElement().GetSequenceOfFragments().GetFragment(0)
-    return bytes(fragment.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape"))
+def _compressed(samples: NDArray[Any], film: Dataset, syntax: str) -> bytes:
+    """Return the pixel data that GDCM writes; through files, which its Python objects survive."""
+    plain = Dataset()
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "SOPClassUID", "SOPInstanceUID"):
+        setattr(plain, keyword, film[keyword].value)
+    plain.SamplesPerPixel, plain.PhotometricInterpretation, plain.PixelRepresentation = 1, "MONOCHROME2", 0
+    plain.PixelData = samples.astype("<u2" if film.BitsAllocated == 16 else "u1").tobytes()
+    plain["PixelData"].VR = "OW"
+    plain.file_meta = FileMetaDataset()
+    plain.file_meta.TransferSyntaxUID = UID(EXPLICIT)
+    with TemporaryDirectory() as folder:
+        before, after = str(Path(folder, "before")), str(Path(folder, "after"))
+        plain.save_as(before, enforce_file_format=True)
+        reader = gdcm.ImageReader()
+        reader.SetFileName(before)
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+        writer = gdcm.ImageWriter()
+        read = reader.Read()
+        change.SetInput(reader.GetImage())
+        changed = change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(after)
+        if not (read and changed and writer.Write()):
+            raise RuntimeError(f"GDCM cannot write {syntax}")
+        return bytes(dcmread(after).PixelData)
