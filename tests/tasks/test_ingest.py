@@ -149,7 +149,8 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp
         ),
         f"{name}/NORMAL/.DS_Store": (
             "not an image",
-            "train/NORMAL/.DS_Store is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again",
+            "train/NORMAL/.DS_Store is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; "
+            "remove it or export it again",
         ),
         f"{name}/NORMAL/IM-0001-0001.jpeg": (
             "larger than the pixel limit",
