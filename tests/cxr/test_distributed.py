@@ -38,8 +38,11 @@ TINY: dict[str, Any] = {
 }
 """Class weights, smoothing and mixup: what makes the loss of a batch more than the mean of its films' losses."""
 
-TOLERANCE = 1e-4
-"""Measured differences stand in docs/decisions.md; sums of floats in another order, through four layers and AdamW."""
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 0.01
+"""Relative, of the losses and of the way that the weights have gone. Measured: 2e-6 and 0.0012.
+
+AdamW divides a gradient by its own size: where that is nearly zero, rounding in another order is felt.
+"""
 
 PROCESS = """
 import os, sys
@@ -133,12 +136,16 @@ def test_two_processes_end_with_the_weights_and_losses_of_one(start: Path, two: 
     assert first["size"] == 2
     for key in ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "learning_rate"):
         alone = [getattr(epoch, key) for epoch in one.history]
-        assert [epoch[key] for epoch in first["history"]] == pytest.approx(alone, rel=TOLERANCE, abs=TOLERANCE), key
+        assert [epoch[key] for epoch in first["history"]] == pytest.approx(alone, rel=LOSS_TOLERANCE), key
     begun = torch.load(start / "start.pth", weights_only=True)
-    moved = {name: value - begun[name] for name, value in one.state.items() if value.is_floating_point()}
-    assert max(float(change.abs().max()) for change in moved.values()) > 100 * TOLERANCE, "the weights have moved"
-    far = {name: float((value - first["state"][name]).abs().max()) for name, value in one.state.items()}
-    assert max(far.values()) < TOLERANCE, max(far, key=lambda name: far[name])
+    learnt = [name for name, value in one.state.items() if value.is_floating_point()]
+    gone = distance({name: one.state[name] - begun[name] for name in learnt})
+    apart = distance({name: one.state[name] - first["state"][name] for name in learnt})
+    assert apart < WEIGHT_TOLERANCE * gone
+
+
+def distance(changes: dict[str, torch.Tensor]) -> float:
+    return float(sum(change.double().square().sum() for change in changes.values())) ** 0.5
 
 
 def test_both_processes_hold_the_same_bits(two: Path) -> None:
