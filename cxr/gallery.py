@@ -16,6 +16,8 @@ from cxr.predictions import Predictions
 from cxr.report import GalleryItem
 
 _JPEG_QUALITY = 88
+_SHEET_COLUMNS = 3
+_CAPTION_PX = 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,30 @@ def pick_surest_errors(labels: Ints, probabilities: Floats, *, at_most: int) -> 
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")[:at_most]]
     return [Pick(int(row), False) for row in surest]
+
+
+def contact_sheet(items: list[GalleryItem]) -> bytes:
+    """Return one JPEG of the films, each beside its Grad-CAM, three in a row; below each what it is and is called."""
+    tiles = [_tile(item) for item in items]
+    blank = np.full_like(tiles[0], 255)
+    tiles += [blank] * (-len(tiles) % _SHEET_COLUMNS)
+    rows = [np.hstack(tiles[first : first + _SHEET_COLUMNS]) for first in range(0, len(tiles), _SHEET_COLUMNS)]
+    _, encoded = cv2.imencode(".jpg", np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return encoded.tobytes()
+
+
+def _tile(item: GalleryItem) -> NDArray[np.uint8]:
+    pair = np.hstack([_decoded(item.film), _decoded(item.overlay)])
+    caption = np.full((_CAPTION_PX, pair.shape[1], 3), 255, np.uint8)
+    text = f"{item.actual}, called {item.predicted} {item.probability:.0%}"
+    cv2.putText(caption, text, (2, 11), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)
+    tile: NDArray[np.uint8] = np.vstack([pair, caption])
+    return tile
+
+
+def _decoded(address: str) -> NDArray[np.uint8]:
+    data = np.frombuffer(base64.b64decode(address.partition(",")[2]), np.uint8)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
 def jpeg_address(picture: NDArray[np.uint8]) -> str:

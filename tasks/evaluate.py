@@ -62,8 +62,11 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     findings = {"metrics": metrics, "calibration": calibration, **inspected}
     drawn = _draw(test, findings, paths)
     reference = measure_reference(model, spec, packed, (validation, test))
-    _write_evidence(validation, test, findings | records, drawn, reference, paths.evidence)
-    _write_report(findings | records, drawn, _galleries(model, spec, packed, test, params), paths.report)
+    galleries = _galleries(model, spec, packed, test, params)
+    _write_evidence(
+        validation, test, findings | records, drawn, reference, paths.evidence, gallery=galleries["gallery"]
+    )
+    _write_report(findings | records, drawn, galleries, paths.report)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
     _track(records["training"]["run_id"], metrics, paths)
@@ -189,6 +192,8 @@ def _write_evidence(
     drawn: Mapping[str, str],
     reference: Reference,
     folder: Path,
+    *,
+    gallery: list[GalleryItem],
 ) -> None:
     """Write tables, figures, cards, reference and what was found; `content` holds the findings and the records."""
     import pandas as pd
@@ -197,6 +202,7 @@ def _write_evidence(
     from cxr.drift import REFERENCE_FILE, write_reference
     from cxr.evaluation import plot_tables
     from cxr.files import whole_folder, write_json
+    from cxr.gallery import contact_sheet
 
     predictions = pd.concat([validation.to_table("validation"), test.to_table("test")])
     tables = {"predictions": predictions, **plot_tables(test, bins=content["calibration"]["bins"])}
@@ -209,6 +215,7 @@ def _write_evidence(
         write_reference(partial / REFERENCE_FILE, reference)
         for name, svg in drawn.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
+        (partial / "gradcam.jpg").write_bytes(contact_sheet(gallery))
 
 
 def _write_report(

@@ -5,7 +5,8 @@ import base64
 import cv2
 import numpy as np
 
-from cxr.gallery import Pick, jpeg_address, pick_films, pick_surest_errors
+from cxr.gallery import Pick, contact_sheet, jpeg_address, pick_films, pick_surest_errors
+from cxr.report import GalleryItem
 
 
 def test_right_films_are_drawn_by_seed_and_errors_are_the_surest() -> None:
@@ -42,3 +43,20 @@ def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
     data = base64.b64decode(jpeg_address(picture).removeprefix("data:image/jpeg;base64,"))
     read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(read.astype(int) - picture).max() < 8
+
+
+def test_a_sheet_shows_each_film_beside_its_heat_three_in_a_row() -> None:
+    def item(grey: int) -> GalleryItem:
+        film, heat = np.full((40, 60), grey, np.uint8), np.full((40, 60, 3), (grey, 0, 0), np.uint8)
+        return GalleryItem(jpeg_address(film), jpeg_address(heat), "viral", "normal", 0.75, False, "one")
+
+    greys = (50, 100, 150, 200)
+    sheet = cv2.imdecode(np.frombuffer(contact_sheet([item(grey) for grey in greys]), np.uint8), cv2.IMREAD_COLOR)
+    assert sheet is not None
+    height = sheet.shape[0] // 2
+    assert sheet.shape[1] == 3 * 2 * 60
+    for number, grey in enumerate(greys):
+        top, left = height * (number // 3), 120 * (number % 3)
+        np.testing.assert_allclose(sheet[top + 20, left + 30], [grey] * 3, atol=4)
+        np.testing.assert_allclose(sheet[top + 20, left + 90], [0, 0, grey], atol=12)
+    assert sheet[height + 20, 200].min() > 250  # no fifth film

@@ -1,0 +1,53 @@
+"""What stands on the page of a rebuild: figures beside the champion's, and links into MLflow where it has a page."""
+
+from pathlib import Path
+
+import pytest
+
+from cxr.files import write_json
+from cxr.tracking_store import STORE_VARIABLE
+from flows.run_page import metrics_table, mlflow_links
+from flows.serve import MLFLOW_PAGE_VARIABLE
+
+METRICS = {
+    "accuracy": 0.75,
+    "calibration": {"ece": 0.125},
+    "per_class": {"viral": {"recall": 0.5}},
+    "ci95": {"accuracy": [0.5, 0.9]},
+    "test_set_sha256": "a",
+}
+
+
+def test_each_figure_stands_beside_the_champions_with_the_difference() -> None:
+    champion = {"accuracy": 0.5, "ece": 0.25, "recall": {"viral": 0.625}, "test_set_sha256": "a"}
+    assert metrics_table(METRICS, champion).splitlines() == [
+        "| metric | this model | 95% interval | champion | difference |",
+        "|---|---|---|---|---|",
+        "| accuracy | 0.750 | 0.500 to 0.900 | 0.500 | +0.250 |",
+        "| ece | 0.125 |  | 0.250 | -0.125 |",
+        "| recall of viral | 0.500 |  | 0.625 | -0.125 |",
+    ]
+
+
+def test_without_a_champion_there_is_no_column_for_one() -> None:
+    assert metrics_table(METRICS, None).splitlines()[0] == "| metric | this model | 95% interval |"
+
+
+def test_figures_of_the_synthetic_sample_say_so() -> None:
+    assert metrics_table({**METRICS, "synthetic": True}, None).startswith("Synthetic sample")
+
+
+def test_links_lead_to_the_version_and_its_report_without_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = tmp_path / "registration.json"
+    write_json(receipt, {"name": "films", "version": "3", "run_id": "abc"})
+    monkeypatch.delenv(STORE_VARIABLE, raising=False)
+    monkeypatch.delenv(MLFLOW_PAGE_VARIABLE, raising=False)
+    assert mlflow_links(receipt) == {}
+    monkeypatch.setenv(MLFLOW_PAGE_VARIABLE, "http://127.0.0.1:5000")
+    assert mlflow_links(receipt)["version"] == "http://127.0.0.1:5000/#/models/films/versions/3"
+    monkeypatch.setenv(STORE_VARIABLE, "https://me:secret@mlflow.team/")
+    links = mlflow_links(receipt)
+    assert links["version"] == "https://mlflow.team/#/models/films/versions/3"
+    assert links["report"] == "https://mlflow.team/get-artifact?path=evaluation%2Freport.html&run_uuid=abc"
