@@ -101,5 +101,8 @@ def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _data_address(picture: Path) -> str:
-    encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
+    data = picture.read_bytes()
+    if picture.suffix == ".svg":  # black letters on nothing: unreadable on Prefect's dark page
+        data = data.replace(b"<svg ", b'<svg style="background: white" ', 1)
+    encoded = base64.b64encode(data).decode("ascii")
     return f"data:{_MIME_TYPES[picture.suffix]};base64,{encoded}"
