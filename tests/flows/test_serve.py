@@ -138,7 +138,7 @@ def test_a_worker_killed_in_the_middle_of_a_stage_leaves_nothing_locked_for_the_
     wait_for(lambda: not psutil.pid_exists(stage), seconds=60)
     (served.root / "hang-train").unlink()
     served.wait_for_state(waiting, "Completed")
-    assert served.stages_of(waiting) == {"ingest": "Cached", "train": "Completed", "evaluate": "Completed"}
+    assert served.stages_of(waiting) == CACHED | {"train": "Completed"}  # and what it makes is what was there before
     slots = served.api("GET", "deployments/name/rebuild/weekly")["global_concurrency_limit"]["active_slots"]
     assert slots == 0
 
