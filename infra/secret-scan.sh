@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Look for secrets in every tracked file. What only looks like one stands in .secrets.baseline; after a look at it:
-#   git ls-files -z | xargs -0 detect-secrets scan --slim --exclude-files 'uv\.lock$' >.secrets.baseline
+#   git ls-files -z ':!.secrets.baseline' | xargs -0 detect-secrets scan --slim --exclude-files 'uv\.lock$' >baseline
+#   mv baseline .secrets.baseline
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
