@@ -101,8 +101,8 @@ def write_cards(
         "sources": {name: _public_set(name, ingest) for name in ingest["sources"]},
     }
     environment = _environment()
-    for name in (MODEL_CARD, DATA_CARD):
-        text = environment.get_template(f"{name}.j2").render(content)
+    for name, template in ((MODEL_CARD, "model_card.md.j2"), (DATA_CARD, "data_card.md.j2")):
+        text = environment.get_template(template).render(content)
         (folder / name).write_text(text, encoding="utf-8")
 
 

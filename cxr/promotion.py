@@ -123,7 +123,9 @@ def _bundle_is_whole(broken: str) -> Check:
 
 
 def _floors(evidence: Evidence, params: PromoteParams) -> list[Check]:
-    values = {name: (evidence.metric(name), floor) for name, floor in sorted(params.floors.items())}
+    values: dict[str, tuple[float | None, float]] = {
+        name: (evidence.metric(name), floor) for name, floor in sorted(params.floors.items())
+    }
     values |= {f"recall of {name}": (evidence.recall(name), params.min_class_recall) for name in evidence.classes}
     checks = [
         _measured(name, value, f"at least {floor:.3f}", good=value is not None and value >= floor)

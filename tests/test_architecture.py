@@ -55,8 +55,14 @@ def code_of(stage: str) -> set[str]:
         new = {target for module in new for target in imports().find_modules_directly_imported_by(module)}
         new -= found | aside
     files = {f"{module.replace('.', '/')}.py" for module in found}
-    templates = {str(path.relative_to(PROJECT)) for path in (PROJECT / "cxr").glob("*.j2")}
-    return files | (templates if "cxr/report.py" in files else set())
+    return files | templates_named_in(files)
+
+
+def templates_named_in(files: set[str]) -> set[str]:
+    """Return the templates whose names occur in these files or in templates that do."""
+    text = "".join((PROJECT / file).read_text() for file in sorted(files))
+    named = {f"cxr/{path.name}" for path in (PROJECT / "cxr").glob("*.j2") if path.name in text} - files
+    return named | templates_named_in(named | files) if named else set()
 
 
 def test_the_seven_stages_stand_in_dvc_yaml_in_order() -> None:
