@@ -1,0 +1,79 @@
+"""The flow `monitor` with Prefect's own server: drift starts the rebuild's deployment, once for the same windows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from cxr import registry, tracking_store
+from flows.monitor import monitor
+from flows.rebuild import rebuild
+from tests.registry_project import enter_project
+
+LAST = "2026-01-02T00:00:00.000000+00:00"
+
+STEP = """
+import json, os, pathlib, sys
+if os.path.exists("broken"):
+    sys.exit("error: there is no champion")
+drift = os.path.exists("shifted")
+said = {"drift": drift, "version": "1", "headline": "It was judged.", "markdown": "| window |", "windows": [
+    {"last": "%s"}]}
+pathlib.Path("reports").mkdir(exist_ok=True)
+pathlib.Path("reports/monitor.json").write_text(json.dumps(said))
+print("drift: " + str(drift).lower())
+"""
+
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A project whose step answers as files tell it to, and a registered version 1."""
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    Path("tasks").mkdir()
+    Path("tasks/monitor.py").write_text(STEP % LAST)
+    client = tracking_store.client()
+    client.create_registered_model(registry.MODEL)
+    client.create_model_version(registry.MODEL, (tmp_path / "made").as_uri())
+
+
+def _runs_of_rebuild() -> int:
+    with get_client(sync_client=True) as client:
+        return len([run for run in client.read_flow_runs() if (run.idempotency_key or "").startswith("drift-")])
+
+
+def test_films_that_have_not_changed_start_nothing() -> None:
+    ended = monitor(return_state=True)
+    assert (ended.name, ended.message) == ("Completed", "It was judged.")
+
+
+def test_a_comparison_that_fails_is_a_failure_with_the_steps_own_words() -> None:
+    Path("broken").touch()
+    ended = monitor(return_state=True)
+    assert ended.is_failed()
+    assert "there is no champion" in str(ended.message)
+
+
+def test_drift_without_a_deployment_says_what_to_start_and_is_asked_again_the_next_day() -> None:
+    Path("shifted").touch()
+    ended = monitor(return_state=True)
+    assert ended.name == "Drift"
+    assert "python -m flows.rebuild" in str(ended.message)
+    assert registry.DRIFT_TAG not in registry.get_version("1").tags
+    assert "no rebuild was asked for" in str(monitor(start_rebuild=False, return_state=True).message)
+
+
+def test_drift_starts_the_rebuild_once_for_the_same_windows() -> None:
+    deployment: Any = rebuild.to_deployment("weekly")
+    deployment.apply()
+    Path("shifted").touch()
+    ended = monitor(return_state=True)
+    assert ended.name == "Drift"
+    assert "Started rebuild/weekly" in str(ended.message)
+    assert registry.get_version("1").tags[registry.DRIFT_TAG] == LAST
+    assert _runs_of_rebuild() == 1
+    monitor(return_state=True)  # as after a cut between the start and the tag
+    assert _runs_of_rebuild() == 1
