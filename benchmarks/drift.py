@@ -31,6 +31,7 @@ from cxr.files import read_json
 from cxr.images import Preprocessing, decode_grey, prepare
 from cxr.inference import BATCH_SIZE, calibrated, predict_with_features
 from cxr.manifest import read_manifest, read_splits
+from cxr.shards import Shards
 
 Images = NDArray[np.uint8]
 SHIFTED_FILMS = 220
@@ -75,7 +76,7 @@ class Project:
     def __init__(self, root: Path) -> None:
         # Only the paths: a project of another version may lack parameters that this one has.
         paths = {name: root / path for name, path in YAML(typ="safe").load(root / "params.yaml")["paths"].items()}
-        self.raw = paths["raw"]
+        self.shards = Shards(paths["raw"] / "films")
         self.model, spec = read_bundle(paths["model"])
         found = read_json(paths["evidence"] / "calibration.json")
         self.spec: ModelSpec = replace(spec, temperature=found["temperature"], bias=tuple(found["bias"]))
@@ -85,7 +86,7 @@ class Project:
     def see(self, films: pd.DataFrame, shift: Callable[[Images], Images], name: str) -> Films:
         """Read, shift, prepare and classify films, a batch at a time."""
         images, features, probabilities = [], [], []
-        paths = [self.raw / path for path in films["path"]]
+        paths = films["path"].tolist()
         for start in tqdm(range(0, len(paths), BATCH_SIZE), desc=name, mininterval=10):
             batch = np.stack([self._film(path, shift) for path in paths[start : start + BATCH_SIZE]])
             measured = image_measures(batch)
@@ -100,10 +101,10 @@ class Project:
             *(films[name].to_numpy(str) for name in ("patient_id", "label", "source")),
         )
 
-    def _film(self, path: Path, shift: Callable[[Images], Images]) -> Images:
+    def _film(self, path: str, shift: Callable[[Images], Images]) -> Images:
         whole: Preprocessing = self.spec.preprocessing
         grey = decode_grey(
-            path.read_bytes(), name=path.name, max_pixels=whole.max_pixels, smallest_side_px=2 * whole.image_size_px
+            self.shards.read(path), name=path, max_pixels=whole.max_pixels, smallest_side_px=2 * whole.image_size_px
         )
         sized = prepare(grey, replace(whole, contrast="none"))
         return prepare(shift(sized), replace(whole, border_crop=0.0))
