@@ -146,7 +146,7 @@ def test_a_worker_killed_in_the_middle_of_a_stage_leaves_nothing_locked_for_the_
 def test_an_interrupt_ends_every_process_and_the_run_under_way(served: Served) -> None:
     override(served.root / "params.yaml", {"train.epochs": 4})
     said = served.root / "models" / "pid"
-    said.unlink()
+    said.unlink(missing_ok=True)
     (served.root / "hang-train").touch()
     served.start_run()
     wait_for(lambda: said.exists() and said.read_text(), log=served.told, seconds=600)
