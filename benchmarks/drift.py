@@ -5,7 +5,8 @@ Run   python -m benchmarks.drift PROJECT [--films 200] [--splits 60] [--keep FOL
 PROJECT is a project after `make run`: its prepared films, split, trained model and evidence are read, nothing is
 changed. Validation and test films are divided by patient, again and again: half of the patients are the reference,
 windows are drawn from the others, patient by patient. The shifts are made on the film as it is after resizing and
-before the contrast step; their windows come from a part of the test films, and the reference from all other patients.
+before the contrast step; their windows come from 220 test films, so they share most of their films and the intervals
+of their rows say little; the reference comes from all other patients.
 KEEP holds what the network said, for a second run.
 """
 
@@ -189,7 +190,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     """Return the 95% interval of a share."""
     z, share = 1.96, hits / total
     middle, width = share + z * z / (2 * total), z * np.sqrt(share * (1 - share) / total + z * z / (4 * total**2))
-    return float((middle - width) / (1 + z * z / total)), float((middle + width) / (1 + z * z / total))
+    return max(0.0, float((middle - width) / (1 + z * z / total))), float((middle + width) / (1 + z * z / total))
 
 
 def unshifted(judged: Films, classes: tuple[str, ...], rules: Rules, splits: int) -> list[Outcome]:
