@@ -7,16 +7,21 @@ This file is also the small process in between: `python supervised.py GRACE COMM
 when its own standard input closes, which the death of the asking process does whatever the cause.
 """
 
+import codecs
+import io
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 GRACE_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+_CHUNK_BYTES = 1 << 16
 
 
 def run_supervised(
@@ -35,8 +40,9 @@ def run_supervised(
     between = start_supervised(command, folder=folder, environment=environment, grace_seconds=grace_seconds)
     with between:
         try:
-            for line in between.stdout or ():
-                on_line(line.rstrip("\n"))
+            if between.stdout:
+                for line in _lines(between.stdout.fileno()):
+                    on_line(line)
             return between.wait()
         finally:
             stop_supervised(between)
@@ -66,6 +72,23 @@ def start_supervised(
         errors="replace",
         start_new_session=True,  # a Ctrl-C in the terminal reaches the command once, through us
     )
+
+
+def _lines(pipe: int) -> Iterator[str]:
+    """Yield the lines of a pipe, and come back to Python every second.
+
+    A time limit set in another thread is an exception that waits for that; in a blocked read it would wait for ever.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
+    rest, data = "", b"unread"
+    while data:
+        if not select.select([pipe], [], [], _LOOK_SECONDS)[0]:
+            continue
+        data = os.read(pipe, _CHUNK_BYTES)
+        *lines, rest = (rest + decoder.decode(data, final=not data)).split("\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def stop_supervised(between: "subprocess.Popen[str]") -> int:

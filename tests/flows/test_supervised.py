@@ -39,6 +39,18 @@ def test_lines_of_both_streams_arrive_with_the_exit_code(tmp_path: Path) -> None
     assert lines == ["out", "err"]
 
 
+def test_lines_come_whole_however_they_were_written(tmp_path: Path) -> None:
+    lines: list[str] = []
+    script = """
+import os, time
+for part in (b"one\\r", b"\\ntwo \\xc3", b"\\xa4\\rthree\\n\\nlast \\xff"):
+    os.write(1, part)
+    time.sleep(0.2)
+"""
+    run_supervised([sys.executable, "-c", script], folder=tmp_path, on_line=lines.append)
+    assert lines == ["one", "two \u00e4", "three", "", "last \ufffd"]
+
+
 def test_a_command_killed_by_a_signal_says_which(tmp_path: Path) -> None:
     script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     code = run_supervised([sys.executable, "-c", script], folder=tmp_path, on_line=print)
