@@ -73,16 +73,22 @@ def _on_this_machine(folder: Path) -> list[str]:
 def _as_one_line(failures: dict[int, ProcessFailure]) -> TrainingError:
     """Return the cause: the first that failed by itself, not because another was gone."""
     first = sorted(failures.items(), key=lambda failure: failure[1].timestamp)
-    own = [failure for failure in first if not failure[1].message.startswith(PeerLostError.__name__)]
+    own = [failure for failure in first if not _message(failure[1]).startswith(PeerLostError.__name__)]
     rank, cause = (own or first)[0]
     left_message = Path(cause.error_file).is_file()
     if cause.exitcode < 0:
         said = f"process {rank} of the training was ended by {cause.signal_name()}, and the others with it"
         said += "; run the same command again to go on from the last whole epoch"
     elif left_message:
-        said = cause.message.partition(": ")[2]
+        said = _message(cause).partition(": ")[2]
     else:
         said = f"process {rank} of the training ended with exit code {cause.exitcode}; its own words stand above"
     error = TrainingError(said)
     error.exit_code = cause.exitcode if left_message and cause.exitcode > 0 else TrainingError.exit_code
     return error
+
+
+def _message(failure: ProcessFailure) -> str:
+    """Return "Type: text" of the error that a process left, else torch's words; torch keeps the first as a dict."""
+    message: Any = failure.message
+    return str(message["message"] if isinstance(message, dict) else message)

@@ -40,7 +40,8 @@ def paths_in(root: Path) -> Paths:
         downloads=root / "downloads", raw=root / "raw", validation=reports / "validation.json",
         data_docs=reports / "docs", split=root / "split", images=root / "images", model=root / "model",
         checkpoints=root / "checkpoints", metrics=reports / "metrics.json", report=reports / "report.html",
-        evidence=reports / "evidence", registration=reports / "registration.json",
+        evidence=reports / "evidence", registration=reports / "registration.json", scores=root / "scores",
+        monitor=reports / "monitor.json",
     )  # fmt: skip
 
 

@@ -1,0 +1,119 @@
+"""A study on a real Ray cluster of two nodes gives what the same study gives in threads."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.settings import PREFECT_API_URL
+
+from flows.runners import ADDRESS_VARIABLE
+
+DVC_YAML = """
+stages:
+  train:
+    cmd: python step.py
+    params: [train, split]
+    outs: ["${paths.model}"]
+"""
+
+STEP = """
+import hashlib, json, os, pathlib, time
+from cxr import tracking
+from cxr.params import read_params
+params = read_params(pathlib.Path("params.yaml"))
+meeting = pathlib.Path("../../meeting")  # beside .runs
+meeting.mkdir(exist_ok=True)
+meeting.joinpath(str(params.train.epochs)).touch()
+deadline = time.monotonic() + 300
+while len(list(meeting.iterdir())) < 2:  # both trials run at the same time, or this one fails
+    if time.monotonic() > deadline:
+        raise SystemExit("error: the other trial did not come")
+    time.sleep(0.1)
+recipe = hashlib.sha256(params.train.model_dump_json().encode()).hexdigest()
+run = tracking.start_run(run_id=None, name="tiny", tags={"recipe": recipe, "node": os.environ.get("RAY_RAYLET_PID", "")})
+params.paths.model.mkdir(parents=True, exist_ok=True)
+(params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
+"""
+
+# Ray listens on the machine's own address, whatever it is told: only who holds the token is let in.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+cluster.add_node(**node)
+cluster.wait_for_nodes(timeout=200)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_study_on_two_ray_nodes_gives_what_threads_give(tiny: Path, tmp_path: Path) -> None:
+    commit_study(tiny)
+    in_threads = run_study(tiny, tmp_path / "threads", {})
+    with two_nodes() as settings:
+        on_nodes = run_study(tiny, tmp_path / "nodes", settings)
+    assert len(in_threads) == 2
+    assert {trial: tags["recipe"] for trial, tags in on_nodes.items()} == {
+        trial: tags["recipe"] for trial, tags in in_threads.items()
+    }
+    assert {tags["node"] for tags in in_threads.values()} == {""}
+    assert len({tags["node"] for tags in on_nodes.values()} - {""}) == 2, "one trial on each node"
+
+
+def commit_study(root: Path) -> None:
+    rows = [{"name": str(n), "label": "l", "set": {"train.epochs": n}} for n in (1, 2)]
+    group = {"name": "few", "title": "t", "text": "t", "tested": False, "seeds": [1], "rows": rows}
+    (root / "study.yaml").write_text(json.dumps({"groups": [group]}))
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "step.py").write_text(STEP)
+    (root / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/meeting/\n__pycache__/\n")
+    subprocess.run(["git", "add", "--all"], cwd=root, check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, "commit", "-qm", "two trials"], cwd=root, check=True)
+
+
+def run_study(root: Path, folder: Path, settings: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Run the study into a store of its own; return each trial's tag -> the tags of the run that it marks."""
+    folder.mkdir()
+    for used in (root / ".runs", root / ".dvc" / "cache", root / "meeting"):  # DVC restores a result that it knows
+        shutil.rmtree(used, ignore_errors=True)
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    own = {"MLFLOW_TRACKING_URI": store, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    command = [sys.executable, "-m", "flows.study", "--workers", "2"]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, **own, **settings}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(store)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return {key: run.data.tags for run in runs for key in run.data.tags if key.startswith("study.")}
+
+
+@contextmanager
+def two_nodes() -> Iterator[dict[str, str]]:
+    """Start a head and a second node of one core each; yield the environment that leads a flow to them."""
+    guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env={**os.environ, **guarded},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as cluster:
+        assert cluster.stdout is not None
+        address = next((line.strip() for line in cluster.stdout if line[:1].isdigit()), "")
+        assert address, "the cluster did not come up"
+        yield {**guarded, ADDRESS_VARIABLE: address}
+        cluster.communicate(timeout=120)
