@@ -22,9 +22,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
 
 from cxr import registry, tracking_store
-from cxr.command import command_parser, run_command
+from cxr.command import command_parser
 from cxr.files import read_json
 from cxr.params import read_params
+from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.steps import run_step
 
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_flow_command(main)

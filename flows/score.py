@@ -22,12 +22,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from cxr.command import command_parser, run_command
+from cxr.command import command_parser
 from cxr.errors import ImageError
 from cxr.files import read_json
 from cxr.locations import BUCKET_SCHEME
 from cxr.params import read_params
 from flows.runners import runner
+from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.steps import run_step
 from flows.workspaces import shared_environment
@@ -169,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_flow_command(main)

@@ -20,6 +20,7 @@ fi
 
 python -m dvc repro
 python -m tasks.register # where DVC took that stage from its cache, the challenger may be another model: name this one
+python -m tasks.remeasure || [ $? -eq 11 ] # a champion that cannot be compared is the gate's to judge
 
 code=0
 python -m tasks.promote || code=$?
@@ -38,7 +39,9 @@ Data Docs    $PWD/reports/data_docs/index.html
 Promotion    $PWD/reports/promotion.json
 Prefect, MLflow pages: make serve
 END
-if [ "$promoted" -ne 0 ]; then
+if [ "$promoted" -eq 11 ]; then
+    echo "The gate holds the new model (reasons above): look, then \`python -m tasks.promote --approve-held\`." >&2
+elif [ "$promoted" -ne 0 ]; then
     echo "The new model was not promoted (reasons above); whatever was champion stays champion." >&2
 fi
 exit "$code"

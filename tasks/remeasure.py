@@ -7,7 +7,8 @@ Needed when the test set has changed: the gate compares on the same films alone.
 or tuned on are no test of it: where the present test set holds such films, or other films of their patients, or
 where it is not known what the champion was trained on, nothing is measured.
 
-Exit code 0: the champion has evidence of this test set, now or already. 11: it cannot be measured on it fairly.
+Exit code 0: the champion has evidence of this test set, now or already; or needs none, because there is no champion
+yet or it learnt from the synthetic sample. 11: it cannot be measured on it fairly.
 """
 
 from __future__ import annotations
@@ -43,12 +44,18 @@ def remeasure(params: Params, *, which: str) -> None:
     """
     from cxr.bundle import read_bundle
     from cxr.predictions import predict_as_served
-    from cxr.registry import fetch_bundle, get_version
+    from cxr.registry import CHAMPION, champion, fetch_bundle, get_version
     from cxr.stored_evidence import evidence_of
 
+    if which == CHAMPION and champion() is None:
+        log.info("remeasure: there is no champion yet, so there is nothing to compare with")
+        return
     version, paths = get_version(which), params.paths
     split, films = _split(paths), _test_films(paths)
     test_set = str(split["test_set_sha256"])
+    if version.tags.get("synthetic") == "true" and not split["synthetic"]:
+        log.info("remeasure: version %s learnt from the synthetic sample, no match for real films", version.number)
+        return
     known = evidence_of(version, test_set)
     if known.test_set_sha256 == test_set and not known.problems():
         log.info("remeasure: version %s is measured on the test set %s already", version.number, test_set[:12])

@@ -37,7 +37,8 @@ while len(list(meeting.iterdir())) < 2:  # both trials run at the same time, or 
         raise SystemExit("error: the other trial did not come")
     time.sleep(0.1)
 recipe = hashlib.sha256(params.train.model_dump_json().encode()).hexdigest()
-run = tracking.start_run(run_id=None, name="tiny", tags={"recipe": recipe, "node": os.environ.get("RAY_RAYLET_PID", "")})
+tags = {"recipe": recipe, "node": os.environ.get("RAY_RAYLET_PID", "")}
+run = tracking.start_run(run_id=None, name="tiny", tags=tags)
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
 """

@@ -186,3 +186,27 @@ def test_without_a_split_or_its_films_the_command_says_what_to_run(
     Path("data/split/split.json").unlink()
     with pytest.raises(DataError, match=r"split.json is missing; run `dvc repro split` to make it"):
         call(monkeypatch, remeasure.main)
+
+
+@pytest.mark.usefixtures("pixels")
+def test_without_a_champion_there_is_nothing_to_measure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    call(monkeypatch, remeasure.main)
+    assert caplog.messages == ["remeasure: there is no champion yet, so there is nothing to compare with"]
+
+
+@pytest.mark.usefixtures("pixels")
+def test_a_champion_of_the_synthetic_sample_is_not_measured_on_real_films(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
+    registry.tag_version("1", {"synthetic": "true"})
+    before = registry.get_version("1")
+    split = pd.read_json("data/split/split.json", typ="series").to_dict()
+    write_json(Path("data/split/split.json"), split | {"synthetic": False})
+    caplog.set_level(logging.INFO)
+    call(monkeypatch, remeasure.main)
+    assert "remeasure: version 1 learnt from the synthetic sample, no match for real films" in caplog.messages
+    assert registry.get_version("1") == before
