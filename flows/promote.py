@@ -32,6 +32,7 @@ from flows.stages import StageFailedError
 from flows.steps import StepRun, run_step
 
 ANSWERS = {PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
+TIME_LIMIT_SECONDS = 6 * 3600  # of each step; a person has `answer_within_hours`
 _POLL_SECONDS = 2
 
 
@@ -81,7 +82,7 @@ def promote(
     return ended(name=str(moved.name), message=moved.message)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, timeout_seconds=TIME_LIMIT_SECONDS)
 def weigh(root: Path, version: str | None) -> dict[str, Any]:
     """Return the verdict as a dry run gives it."""
     named = [f"--version={version}"] if version else []
@@ -93,7 +94,7 @@ def weigh(root: Path, version: str | None) -> dict[str, Any]:
     return verdict
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, timeout_seconds=TIME_LIMIT_SECONDS)
 def measure_champion_again(root: Path) -> bool:
     """Say whether the champion has evidence of the present test films now; where not, the log says why."""
     done = run_step("remeasure", folder=root)
@@ -102,7 +103,7 @@ def measure_champion_again(root: Path) -> bool:
     return done.code == 0
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, timeout_seconds=TIME_LIMIT_SECONDS)
 def move_alias(root: Path, arguments: list[str]) -> State[None]:
     """Promote for real; the gate decides again, about the version that was shown."""
     done: StepRun = run_step("promote", *arguments, folder=root)

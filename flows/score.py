@@ -35,6 +35,7 @@ from flows.workspaces import shared_environment
 
 RETRIES = 3
 RETRY_DELAY_SECONDS = 30
+TIME_LIMIT_SECONDS = 12 * 3600  # of a shard; what it has scored by then is kept, and the next night goes on
 SHOWN_BAD_FILMS = 50
 
 
@@ -105,7 +106,7 @@ def score_shards(root: str, location: str, output: str, model: str, shards: int)
     return tallies
 
 
-@task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS)
+@task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS, timeout_seconds=TIME_LIMIT_SECONDS)
 def score_shard(root: str, location: str, output: str, model: str, shard: str) -> dict[str, Any] | State[Any]:
     """Score one share of the films; its lines are this task run's log. No film that can be read is an answer, too."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect.utilities.timeout import timeout
 
 from flows.supervised import run_supervised
 
@@ -76,6 +78,28 @@ def test_an_interruption_stops_the_command_and_its_children(tmp_path: Path, mann
     command = [sys.executable, "-c", PARENT_AND_CHILD, manner]
     with pytest.raises(KeyboardInterrupt):
         run_supervised(command, folder=tmp_path, on_line=interrupt, grace_seconds=1)
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_time_limit_holds_in_a_thread_where_tasks_of_a_fan_out_run(tmp_path: Path) -> None:
+    pids: list[int] = []
+    ended: list[BaseException] = []
+
+    def limited() -> None:
+        try:
+            with timeout(3):
+                command = [sys.executable, "-c", PARENT_AND_CHILD]
+                run_supervised(
+                    command, folder=tmp_path, on_line=lambda line: pids.extend(map(int, line.split())), grace_seconds=1
+                )
+        except TimeoutError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=limited)
+    thread.start()
+    thread.join(60)
+    assert len(ended) == 1
+    assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
 
 
