@@ -22,6 +22,9 @@ from cxr.images import is_dicom
 from cxr.labels import LABELS, Label
 from cxr.layouts import Placement, Refusal
 
+LABELLED = "labelled"
+"""The layout's name in params.yaml."""
+
 LABELS_FILE = "labels.csv"
 NOT_LABELLED = "not in labels.csv"
 

@@ -22,6 +22,7 @@ from cxr.errors import SourceError
 from cxr.labels import Label
 
 LayoutName = Literal["chest_xray", "covid19"]
+"""Of the public sets; a hospital's own folder has the layout `labelled`, see cxr.labelled."""
 
 UNKNOWN_FOLDER = "unknown class folder"
 UNKNOWN_NAME = "unknown class in the file name"
@@ -43,7 +44,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Placement:
-    """What the path of a film says: `patient` is unique inside its `official_split` only."""
+    """What is known of a film beside its pixels; `patient` is unique in its source."""
 
     label: Label
     official_split: str
@@ -67,7 +68,7 @@ class Layout:
         if len(folders) != 2 or folders[0] not in self.parts or folders[1] not in self.class_folders:
             return Refusal(UNKNOWN_FOLDER, f"lies in {'/'.join(path.parts[:-1]) or '.'}; expected {self.expected}")
         named = self.place_name(folders[1], path.stem)
-        return named if isinstance(named, Refusal) else Placement(named[0], folders[0], named[1])
+        return named if isinstance(named, Refusal) else Placement(named[0], folders[0], f"{folders[0]}/{named[1]}")
 
     @property
     def expected(self) -> str:

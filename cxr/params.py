@@ -63,7 +63,7 @@ class Source(Section):
     """One set of raw films: where it is and how it is laid out."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    layout: Literal["chest_xray", "covid19"]
+    layout: Literal["chest_xray", "covid19", "labelled"]
     location: str
     sha256: str | None
 

@@ -106,11 +106,13 @@ def stage(name: str, folder: Path, environment: dict[str, str]) -> State[None]:
 def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cached: bool) -> State[None]:
     """Ask the gate whether the challenger becomes champion; a refusal is an answer with its reasons.
 
-    A cached receipt may be of an older model than the challenger of this store: it is registered again first.
+    A cached receipt may be of an older model than the challenger of this store: it is registered again first. A
+    champion that was measured on other films is measured on the present ones; where it cannot be, the gate says so.
     """
-    for step in ("register", "promote") if receipt_is_cached else ("promote",):
+    fine = {"register": {0}, "remeasure": {0, PromotionHeldError.exit_code}, "promote": set(VERDICTS)}
+    for step in list(fine)[0 if receipt_is_cached else 1 :]:
         done = run_step(step, folder=folder, environment=environment)
-        if done.code not in (VERDICTS if step == "promote" else {0}):
+        if done.code not in fine[step]:
             error = StageFailedError(f"{step}: {done.last_words}")
             return Failed(message=str(error), data=error)
     create_markdown_artifact(key="promotion", markdown="\n".join(["```", *done.lines, "```"]))

@@ -6,4 +6,5 @@ pool=${CXR_POOL:-local}
 
 prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create "$pool" --type process
 prefect --no-prompt deploy --all
+python -m flows.upkeep # what a dead worker left ends; of missed runs the newest is the catch-up
 exec prefect worker start --pool "$pool"

@@ -22,7 +22,7 @@ from cxr.errors import ParamsError, SourceError, WeightsError
 if TYPE_CHECKING:
     import argparse
 
-SOURCE_NAMES = {"chest_xray": "kermany", "covid19": "covid19"}
+SOURCE_NAMES = {"chest_xray": "kermany", "covid19": "covid19", "labelled": "hospital"}
 """Layout -> the name that its source gets where params.yaml has none."""
 
 ADDRESS_PREFIXES = ("http://", "https://", "s3://")
@@ -122,15 +122,19 @@ def _locations(sources: list[dict[str, Any]], location: str) -> dict[str, Any]:
 
 def _layouts_in(path: Path) -> set[str]:
     """Return the layouts of the sets that `path` holds, or is."""
+    from cxr.labelled import LABELLED, LABELS_FILE
     from cxr.layouts import LAYOUTS
 
+    if (path / LABELS_FILE).is_file():
+        return {LABELLED}
     folders = {layout.folder: name for name, layout in LAYOUTS.items()}
     tops = {path.name, *_top_folders(path)}
     held: set[str] = {name for folder, name in folders.items() if folder in tops}
     if not held:
         found = ", ".join(sorted(tops - {path.name})[:5]) or "no folder"
         raise SourceError(
-            f"{path}: expected a folder {' or '.join(folders)} in it, as Kaggle's archives unpack; found {found}"
+            f"{path}: expected a folder {' or '.join(folders)} in it, as Kaggle's archives unpack, or a {LABELS_FILE}; "
+            f"found {found}"
         )
     return held
 

@@ -43,7 +43,7 @@ def ingest(params: IngestParams, paths: Paths) -> None:
         result = sort_out(taken, same_film=params.same_film_correlation, look_alike=params.look_alike_correlation)
         refused += result.refused
         counts = _account(files, refused, result)
-        _pack(result.kept, raw / "films", params.workers or os.cpu_count() or 1)
+        _pack(result.kept, raw / "films", params)
         _write(raw, result, refused, counts, _origin(params))
     _log_summary(counts, refused, result)
 
@@ -78,7 +78,7 @@ def _take_in(files: list[RawFile], params: IngestParams) -> tuple[list[Taken], l
     return taken, refused
 
 
-def _pack(kept: list[Taken], folder: Path, workers: int) -> None:
+def _pack(kept: list[Taken], folder: Path, params: IngestParams) -> None:
     from tqdm import tqdm
 
     from cxr.intake import read_again
@@ -86,8 +86,12 @@ def _pack(kept: list[Taken], folder: Path, workers: int) -> None:
 
     films = {_film_path(film): film for film in kept}
     sizes = {path: film.film.bytes for path, film in films.items()}
+
+    def read(path: str) -> bytes:
+        return read_again(films[path], max_pixels=params.max_pixels)
+
     with tqdm(total=len(films), desc="pack", unit="film", disable=None) as progress:
-        for packed in write_shards(folder, sizes, lambda path: read_again(films[path]), workers=workers):
+        for packed in write_shards(folder, sizes, read, workers=params.workers or os.cpu_count() or 1):
             progress.update(packed)
 
 

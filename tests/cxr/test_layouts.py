@@ -25,7 +25,7 @@ KERMANY, COVID19 = LAYOUTS["chest_xray"], LAYOUTS["covid19"]
     ],
 )
 def test_a_kermany_path_tells_label_part_and_patient(path: str, label: Label, part: str, patient: str) -> None:
-    assert KERMANY.place(PurePosixPath(path)) == Placement(label, part, patient)
+    assert KERMANY.place(PurePosixPath(path)) == Placement(label, part, f"{part}/{patient}")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_kermany_path_tells_label_part_and_patient(path: str, label: Label, pa
     ],
 )
 def test_a_covid19_path_tells_label_part_and_patient(path: str, label: Label, part: str, patient: str) -> None:
-    assert COVID19.place(PurePosixPath(path)) == Placement(label, part, patient)
+    assert COVID19.place(PurePosixPath(path)) == Placement(label, part, f"{part}/{patient}")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_patients_have_several_films_and_numbers_restart_between_the_parts(sampl
     kermany = [at for name, at in placements(sample).items() if name.startswith("chest_xray")]
     films = Counter((at.official_split, at.patient) for at in kermany)
     assert max(films.values()) >= 3
-    assert {("train", "person1"), ("test", "person1")} <= set(films)
+    assert {("train", "train/person1"), ("test", "test/person1")} <= set(films)
     kinds = {patient: {at.label for at in kermany if at.patient == patient} for _, patient in films}
     assert any(len(labels) == 2 for labels in kinds.values()), "some person numbers have films of both kinds"
 

@@ -77,8 +77,8 @@ def test_a_bundle_that_the_store_has_lost_is_one_clear_line() -> None:
     with pytest.raises(RegistryError) as caught:
         registry.fetch_bundle(version)
     assert str(caught.value) == (
-        "the tracking store sqlite:///mlruns/mlflow.db has lost model.safetensors, model.json of version 1; "
-        "restore the store from its backup, or go back with `python -m tasks.rollback`"
+        "the tracking store sqlite:///mlruns/mlflow.db has lost model.safetensors, model.json, reference.safetensors "
+        "of version 1; restore the store from its backup, or go back with `python -m tasks.rollback`"
     )
     shutil.rmtree("mlruns/artifacts")
     with pytest.raises(RegistryError, match=r"failed while fetching version 1: .*; check that it runs"):

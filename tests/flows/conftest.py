@@ -78,6 +78,7 @@ def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "step.py").write_text(STEP)
     (root / "films.txt").write_text("films")
     (root / "tasks" / "promote.py").write_text(PROMOTE)
+    (root / "tasks" / "remeasure.py").write_text("")  # there is no champion
     (root / ".gitignore").write_text(IGNORED)
     commit_everything(root)
     return root

@@ -116,13 +116,22 @@ def test_an_address_is_pinned_by_its_digest_and_not_watched() -> None:
     }
 
 
+def test_a_folder_with_a_table_of_labels_is_a_hospitals_own(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    assert data_settings(str(tmp_path), BOTH) == {
+        "ingest.watch": str(tmp_path),
+        "ingest.sources": [{"name": "hospital", "layout": "labelled", "location": str(tmp_path), "sha256": None}],
+    }
+
+
 def test_data_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     sets_below(tmp_path / "other", "cats")
     (tmp_path / "notes.txt").write_text("not a zip")
     rows: dict[str, str] = {
-        "other": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack; found cats",
-        "other/cats/train": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack;"
-        " found no folder",
+        "other": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack, or a "
+        "labels.csv; found cats",
+        "other/cats/train": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack, or a "
+        "labels.csv; found no folder",
         "absent": "there is no such folder or zip of films",
         "notes.txt": "neither a folder nor a zip",
     }

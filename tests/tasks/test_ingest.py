@@ -23,6 +23,7 @@ from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, re
 from cxr.params import IngestParams, Paths, Source, read_params
 from cxr.sameness import Sorted
 from tasks.ingest import _account, ingest
+from tests.dicom_films import SECRETS, dicom_film, picture
 from tests.raw_folder import unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,6 +336,57 @@ def test_class_folders_without_a_file_stop_with_the_layout_that_was_expected(tmp
     (tmp_path / COVID_NORMAL / "9998.jpeg").unlink()
     with pytest.raises(SourceError, match="no films of the set found; expected Covid19-dataset/"):
         ingest(settings_for(tmp_path), paths_in(tmp_path))
+
+
+def hospital(folder: Path, table: str, films: dict[str, bytes]) -> IngestParams:
+    """Lay out a folder with labels.csv, and return the parameters that read it alone."""
+    folder.mkdir()
+    for name, data in films.items():
+        (folder / name).write_bytes(data)
+    (folder / "labels.csv").write_text(table)
+    own = Source(name="hospital", layout="labelled", location=str(folder), sha256=None)
+    return DEFAULTS.ingest.model_copy(update={"sources": [own], "workers": 2})
+
+
+def test_a_hospitals_folder_of_dicom_films_is_taken_in_without_its_patients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXR_PATIENT_KEY", "k" * 32)
+    caplog.set_level(logging.DEBUG)
+    films = {
+        "IM1": dicom_film(picture(), PatientID="8675309"),
+        "IM2": dicom_film(picture()[::-1], PatientID="8675309"),
+        "IM3": dicom_film(picture(64, 64)[:, ::-1], PatientID="55512"),
+        "CT1": dicom_film(picture(48, 64), Modality="CT"),
+        "extra.png": film(3, suffix=".png"),
+    }
+    table = "path,label,official_split\nIM1,viral,train\nIM2,viral,test\nIM3,normal,\nCT1,normal,\n"
+    ingest(hospital(tmp_path / "ward", table, films), paths_in(tmp_path))
+    manifest = read_manifest(tmp_path / "raw").set_index("path")
+    assert sorted(manifest.index) == [f"films/hospital/IM{number}" for number in (1, 2, 3)]
+    one, two, three = (manifest.loc[f"films/hospital/IM{number}"] for number in (1, 2, 3))
+    assert one["patient_id"] == two["patient_id"] != three["patient_id"], "one person, whatever the part"
+    assert (one["label"], one["official_split"], three["official_split"]) == ("viral", "train", "all")
+    reasons = {path: reason for path, (reason, _) in quarantine(tmp_path / "raw").items()}
+    assert reasons == {"hospital/CT1": "other modality", "hospital/extra.png": "not in labels.csv"}
+    written = b"".join(path.read_bytes() for path in (tmp_path / "raw").rglob("*") if path.is_file())
+    assert not [secret for secret in SECRETS if secret.encode() in written or secret in caplog.text]
+
+
+def test_a_label_without_its_film_and_a_missing_key_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = hospital(
+        tmp_path / "ward", "path,label\na.png,viral\ngone.png,normal\n", {"a.png": film(1, suffix=".png")}
+    )
+    monkeypatch.delenv("CXR_PATIENT_KEY", raising=False)
+    with pytest.raises(SourceError, match="CXR_PATIENT_KEY"):
+        ingest(params, paths_in(tmp_path))
+    monkeypatch.setenv("CXR_PATIENT_KEY", "k" * 32)
+    with pytest.raises(SourceError) as caught:
+        ingest(params, paths_in(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}/ward/labels.csv names 1 files that are not there, such as gone.png; "
+        "put them there or take their lines out"
+    )
 
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
