@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cxr import registry, tracking
+from cxr import champions, registry, tracking
 from cxr.architectures import ARCHITECTURES
 from cxr.bundle import read_bundle, write_bundle
 from cxr.explain import grad_cam_of_films
@@ -56,7 +56,7 @@ def test_it_trains_and_predicts_through_the_registry(backbone: str, head: str) -
     written = write_bundle(Path("made"), trained.state, described)
     run_id = tracking.start_run(run_id=None, name=backbone, tags={})
     version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    registry.move_champion(version.number, kind="promote", who="ann", why="test")
+    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     shutil.rmtree("made")
     model, read = read_bundle(registry.fetch_bundle(registry.get_version("champion")))
     trained_network = build(backbone, len(CLASSES), head=head).eval()
