@@ -228,9 +228,10 @@ def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
     Path("params.yaml").write_text(text.replace("films_per_part: 500", "films_per_part: 1"))
     # The second batch waits for a film that never comes: a FIFO is a file whose reader waits.
     os.mkfifo("fifo")
-    hold = "import cxr.locations as l, sys; real = l._folder\n"
+    hold = "import cxr.locations as l, sys; real = l._folder\nfrom tasks.score import _mixed\n"
     hold += "def slow(where):\n    found = real(where)\n    def read(path):\n"
-    hold += "        open('fifo').read() if path == found.films[-1].path else None\n        return found.read(path)\n"
+    hold += "        open('fifo').read() if path == max(found.films, key=_mixed).path else None\n"
+    hold += "        return found.read(path)\n"
     hold += "    return l.Location(found.name, found.films, read)\nl._folder = slow\n"
     hold += "sys.argv = ['score', 'films', '--output', 'scores']\nfrom tasks.score import main; main()\n"
     process = subprocess.Popen([sys.executable, "-c", hold], env={**os.environ, "PYTHONPATH": str(PROJECT)})
@@ -248,6 +249,15 @@ def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
     assert f"{kept} scored before" in capsys.readouterr().out
     assert scores()["path"].is_unique
     assert len(scores()) == N_FILMS + 1
+
+
+@pytest.mark.usefixtures("films")
+def test_films_are_scored_in_an_order_that_their_names_say_nothing_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("films_per_part: 500", "films_per_part: 1"))
+    run(monkeypatch, "films")
+    paths = scores()["path"].tolist()
+    assert len(paths) == N_FILMS + 1
+    assert paths != sorted(paths)
 
 
 # --- s3 ---
@@ -281,7 +291,7 @@ def test_a_prefix_is_scored_like_a_folder_once_and_nothing_is_kept_of_its_films(
     assert "3 films in s3://films/night: 0 scored by version 1, 0 bad, 3 scored before" in capsys.readouterr().out
     assert {path for path in Path().rglob("*") if path.suffix == ".png"} == before
     in_bucket = scores()
-    assert in_bucket["path"].tolist() == ["ward/0.png", "ward/1.png", "ward/2.png"]
+    assert sorted(in_bucket["path"]) == ["ward/0.png", "ward/1.png", "ward/2.png"]
     run(monkeypatch, str(films))
     in_folder = scores().query("location == 'films'").set_index("sha256")
     for row in in_bucket.to_dict("records"):
