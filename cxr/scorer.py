@@ -16,38 +16,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from cxr.bundle import ModelSpec
-from cxr.drift import MEASURES, Reference, measure
+from cxr.classifier import Answer, Classifier
 from cxr.errors import ImageError
 from cxr.films import bytes_at_most
-from cxr.images import film_from_bytes
-from cxr.inference import BATCH_SIZE, calibrated, predict_with_features, referred
+from cxr.inference import BATCH_SIZE
 from cxr.locations import FilmFile, Location
 from cxr.scoring import Scored
 
 _BATCHES_AHEAD = 2
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A model of the registry, ready: `network` in evaluation mode on its device, `number` of its version.
-
-    `reference` is None where the version was registered without one: its films are not measured.
-    """
-
-    network: nn.Module
-    spec: ModelSpec
-    number: str
-    reference: Reference | None
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of what each film is measured by."""
-        return MEASURES if self.reference else ()
 
 
 @dataclass(frozen=True)
@@ -70,12 +49,12 @@ class _Prepared:
 
 
 def score_films(
-    scorer: Scorer, location: Location, films: Sequence[FilmFile], *, scored: Scored, workers: int
+    classifier: Classifier, location: Location, films: Sequence[FilmFile], *, scored: Scored, workers: int
 ) -> Generator[ScoredBatch, None, None]:
     """Score `films` of `location`, a batch at a time and in their order.
 
     Args:
-        scorer: the model.
+        classifier: the model.
         location: where the films are read.
         films: of the location, those that are not known to be scored.
         scored: to leave out films whose bytes were scored before.
@@ -89,17 +68,17 @@ def score_films(
     try:
         for start in range(0, len(films), BATCH_SIZE):
             batch = films[start : start + BATCH_SIZE]
-            waiting.append([pool.submit(_prepare, film, location, scorer.spec, scored) for film in batch])
+            waiting.append([pool.submit(_prepare, film, location, classifier, scored) for film in batch])
             if len(waiting) > _BATCHES_AHEAD:
-                yield _score(scorer, location, [future.result() for future in waiting.popleft()])
+                yield _score(classifier, location, [future.result() for future in waiting.popleft()])
         while waiting:
-            yield _score(scorer, location, [future.result() for future in waiting.popleft()])
+            yield _score(classifier, location, [future.result() for future in waiting.popleft()])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _prepare(film: FilmFile, location: Location, spec: ModelSpec, scored: Scored) -> _Prepared:
-    limit = bytes_at_most(spec.preprocessing.max_pixels)
+def _prepare(film: FilmFile, location: Location, classifier: Classifier, scored: Scored) -> _Prepared:
+    limit = bytes_at_most(classifier.spec.preprocessing.max_pixels)
     if film.size_bytes > limit:  # not even read: it would be in memory as a whole
         return _Prepared(
             film, error=f"{film.path} has {film.size_bytes} bytes, a film that may be read {limit} at most"
@@ -114,14 +93,14 @@ def _prepare(film: FilmFile, location: Location, spec: ModelSpec, scored: Scored
     if scored.has_bytes(film.path, sha256):
         return _Prepared(film, sha256)
     try:
-        return _Prepared(film, sha256, film_from_bytes(data, spec.preprocessing, name=film.path))
+        return _Prepared(film, sha256, classifier.read(data, name=film.path))
     except ImageError as error:
         return _Prepared(film, sha256, error=str(error))
 
 
-def _score(scorer: Scorer, location: Location, batch: list[_Prepared]) -> ScoredBatch:
+def _score(classifier: Classifier, location: Location, batch: list[_Prepared]) -> ScoredBatch:
     images = [one.image for one in batch if one.image is not None]
-    answers = iter(_answers(scorer, np.stack(images)) if images else ())
+    answers = iter(classifier.answer(np.stack(images)) if images else ())
     now = datetime.now(UTC)
     rows = []
     for one in batch:
@@ -135,28 +114,19 @@ def _score(scorer: Scorer, location: Location, batch: list[_Prepared]) -> Scored
                 "size_bytes": one.film.size_bytes,
                 "changed": one.film.changed if one.opened else None,
                 "scored_at": now,
-                "model_version": scorer.number,
+                "model_version": classifier.number,
                 "error": one.error,
-                **(next(answers) if one.image is not None else {}),
+                **(_columns(next(answers)) if one.image is not None else {}),
             }
         )
     return ScoredBatch(rows, known=len(batch) - len(rows))
 
 
-def _answers(scorer: Scorer, images: NDArray[np.uint8]) -> list[Row]:
-    """Return what the model says of prepared films (N, H, W), and what they measure."""
-    spec = scorer.spec
-    logits, features = predict_with_features(scorer.network, images, mean=spec.mean, std=spec.std)
-    probabilities = calibrated(logits, spec)
-    measured = measure(images, features, scorer.reference) if scorer.reference else {}
-    refer = referred(probabilities, spec)
-    return [
-        {
-            "predicted_class": spec.classes[int(shares.argmax())],
-            **{f"p_{name}": float(share) for name, share in zip(spec.classes, shares, strict=True)},
-            "confidence": float(shares.max()),
-            "refer": refer[number],
-            **{f"m_{name}": float(values[number]) for name, values in measured.items()},
-        }
-        for number, shares in enumerate(probabilities)
-    ]
+def _columns(answer: Answer) -> Row:
+    return {
+        "predicted_class": answer.predicted_class,
+        **{f"p_{name}": share for name, share in answer.probabilities.items()},
+        "confidence": answer.confidence,
+        "refer": answer.refer,
+        **{f"m_{name}": value for name, value in answer.measures.items()},
+    }

@@ -1,6 +1,6 @@
 """The registered model as MLflow loads and serves it: this file itself, never a pickle.
 
-MLflow runs this file ("models from code") and asks the `Classifier` below for predictions. In goes a table with
+MLflow runs this file ("models from code") and asks the `ServedModel` below for predictions. In goes a table with
 the column `film` (a whole image file as bytes: JPEG, PNG, BMP or TIFF), out comes one row a film:
 `predicted_class` and a calibrated probability `p_<class>` for each class. Preprocessing, class order and
 temperature are those saved with the weights, whose hash is checked before they are loaded.
@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from cxr.bundle import read_bundle
-from cxr.images import film_from_bytes
-from cxr.inference import BATCH_SIZE, classify
+from cxr.classifier import Answer, load_classifier
+from cxr.inference import BATCH_SIZE
 
 with warnings.catch_warnings():  # of the type hints of MLflow's own agent classes, at every import
     warnings.filterwarnings("ignore", message=".*hint is inferred as AnyType", category=UserWarning)
@@ -29,12 +28,12 @@ BUNDLE_ARTIFACT = "bundle"
 _EXAMPLE_SIDE_PX = 64
 
 
-class Classifier(PythonModel):
+class ServedModel(PythonModel):
     """A saved bundle behind MLflow's interface."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle; raises WeightsError when the weights are not those that were registered."""
-        self.model, self.spec = read_bundle(Path(context.artifacts[BUNDLE_ARTIFACT]))
+        self.classifier = load_classifier(Path(context.artifacts[BUNDLE_ARTIFACT]), number="")
 
     def predict(
         self,
@@ -43,21 +42,20 @@ class Classifier(PythonModel):
         params: dict[str, Any] | None = None,  # noqa: ARG002  and this one
     ) -> pd.DataFrame:
         """Classify the films in the column `film`; raises ImageError naming the row of a file that is no film."""
-        answers = [
-            self._classify(model_input[FILM_COLUMN].iloc[start : start + BATCH_SIZE], first_row=start)
-            for start in range(0, len(model_input), BATCH_SIZE)
-        ]
-        probabilities = np.concatenate(answers) if answers else np.zeros((0, len(self.spec.classes)))
-        table = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in self.spec.classes])
-        table.insert(0, "predicted_class", [self.spec.classes[best] for best in probabilities.argmax(axis=1)])
-        return table
+        films = model_input[FILM_COLUMN]
+        answers: list[Answer] = []
+        for start in range(0, len(films), BATCH_SIZE):  # a few prepared films are in memory, however long the table
+            answers += self._classify(films.iloc[start : start + BATCH_SIZE], first_row=start)
+        columns = {
+            f"p_{name}": [answer.probabilities[name] for answer in answers] for name in self.classifier.spec.classes
+        }
+        return pd.DataFrame({"predicted_class": [answer.predicted_class for answer in answers], **columns})
 
-    def _classify(self, films: "pd.Series[Any]", *, first_row: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _classify(self, films: "pd.Series[Any]", *, first_row: int) -> list[Answer]:
         images = [
-            film_from_bytes(bytes(film), self.spec.preprocessing, name=f"film in row {first_row + row}")
-            for row, film in enumerate(films)
+            self.classifier.read(bytes(film), name=f"film in row {first_row + row}") for row, film in enumerate(films)
         ]
-        return classify(self.model, self.spec, np.stack(images))
+        return self.classifier.answer(np.stack(images))
 
 
 def signature(classes: tuple[str, ...]) -> ModelSignature:
@@ -73,4 +71,4 @@ def input_example() -> pd.DataFrame:
     return pd.DataFrame({FILM_COLUMN: films})
 
 
-set_model(Classifier())
+set_model(ServedModel())

@@ -25,38 +25,32 @@ from cxr.errors import ImageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
 
     from cxr.bundle import ModelSpec
+    from cxr.classifier import Answer, Classifier
 
 DISCLAIMER = "Research software, not for clinical use."
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model says of one file: `probabilities` by class and whether to `refer` it, or an `error` and none."""
+class Told:
+    """What is told of one file: an `answer`, or an `error` and none."""
 
     path: str
-    probabilities: dict[str, float]
-    refer: bool | None = None
+    answer: Answer | None = None
     error: str | None = None
-
-    @property
-    def predicted_class(self) -> str:
-        """The most probable class."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
 
     def to_json(self, version: str) -> str:
         """Return one line of JSON."""
         said: dict[str, Any] = {"path": self.path}
-        if self.error is None:
-            said |= {
-                "predicted_class": self.predicted_class,
-                "probabilities": self.probabilities,
-                "refer": self.refer,
-            }
-        else:
+        if self.answer is None:
             said["error"] = self.error
+        else:
+            said |= {
+                "predicted_class": self.answer.predicted_class,
+                "probabilities": dict(self.answer.probabilities),
+                "refer": self.answer.refer,
+            }
         return json.dumps(said | {"model_version": version})
 
 
@@ -73,21 +67,19 @@ def predict(paths: list[Path], *, model: str, as_json: bool) -> None:
     files = [file for path in paths for file in films_below(path)]
     from tqdm import tqdm
 
-    from cxr.bundle import read_bundle
-    from cxr.inference import choose_device
+    from cxr.classifier import load_classifier
     from cxr.registry import fetch_bundle, get_version
 
     version = get_version(model)
-    network, spec = read_bundle(fetch_bundle(version))
-    network.to(choose_device("auto"))
-    width = max(len(str(file)) for file in files)
+    classifier = load_classifier(fetch_bundle(version), number=version.number)
+    spec, width = classifier.spec, max(len(str(file)) for file in files)
     failed = 0
     with tqdm(total=len(files), unit=" films", leave=False, disable=None if len(files) > 1 else True) as bar:
         if not as_json:
             bar.write(f"chest-xray-pneumonia, version {version.number}{_synthetic(spec)}\n{_heading(spec, width)}")
-        for answer in _answers(files, network, spec):
-            failed += answer.error is not None
-            bar.write(answer.to_json(version.number) if as_json else _row(answer, spec, width))
+        for told in _classified(files, classifier):
+            failed += told.answer is None
+            bar.write(told.to_json(version.number) if as_json else _row(told, spec, width))
             bar.update()
     if not as_json:
         print(DISCLAIMER)
@@ -97,31 +89,24 @@ def predict(paths: list[Path], *, model: str, as_json: bool) -> None:
         )
 
 
-def _answers(files: list[Path], network: nn.Module, spec: ModelSpec) -> Iterator[Answer]:
-    """Yield an answer a file, in order; a batch of films is in memory at a time."""
+def _classified(files: list[Path], classifier: Classifier) -> Iterator[Told]:
+    """Yield what is told of each file, in order; a batch of films is in memory at a time."""
     import numpy as np
 
-    from cxr.inference import BATCH_SIZE, classify, referred
+    from cxr.inference import BATCH_SIZE
 
     for start in range(0, len(files), BATCH_SIZE):
-        batch = [(file, *_prepared(file, spec)) for file in files[start : start + BATCH_SIZE]]
+        batch = [(file, *_prepared(file, classifier)) for file in files[start : start + BATCH_SIZE]]
         images = [image for _, image, _ in batch if image is not None]
-        probabilities = classify(network, spec, np.stack(images)) if images else np.zeros((0, 0))
-        answers = iter(zip(probabilities.tolist(), referred(probabilities, spec) if images else [], strict=True))
+        answers = iter(classifier.answer(np.stack(images)) if images else ())
         for file, image, error in batch:
-            if image is None:
-                yield Answer(str(file), {}, error=error)
-            else:
-                shares, refer = next(answers)
-                yield Answer(str(file), dict(zip(spec.classes, shares, strict=True)), refer)
+            yield Told(str(file), error=error) if image is None else Told(str(file), next(answers))
 
 
-def _prepared(file: Path, spec: ModelSpec) -> tuple[NDArray[np.uint8] | None, str | None]:
+def _prepared(file: Path, classifier: Classifier) -> tuple[NDArray[np.uint8] | None, str | None]:
     """Return the film as the model takes it, or why it cannot be read."""
-    from cxr.images import read_film
-
     try:
-        return read_film(file, spec.preprocessing), None
+        return classifier.read(file.read_bytes(), name=str(file)), None
     except ImageError as error:
         return None, str(error)
     except FileNotFoundError:
@@ -138,12 +123,12 @@ def _heading(spec: ModelSpec, width: int) -> str:
     return "  ".join([f"{'file':<{width}}", f"{'class':<{_class_width(spec)}}", *spec.classes, "refer"])
 
 
-def _row(answer: Answer, spec: ModelSpec, width: int) -> str:
-    if answer.error is not None:
-        return f"{answer.path:<{width}}  error: {answer.error}"
-    told = [f"{answer.probabilities[name]:>{len(name)}.3f}" for name in spec.classes]
-    refer = {True: "yes", False: "no", None: "-"}[answer.refer]
-    return "  ".join([f"{answer.path:<{width}}", f"{answer.predicted_class:<{_class_width(spec)}}", *told, refer])
+def _row(told: Told, spec: ModelSpec, width: int) -> str:
+    if told.answer is None:
+        return f"{told.path:<{width}}  error: {told.error}"
+    shares = [f"{told.answer.probabilities[name]:>{len(name)}.3f}" for name in spec.classes]
+    refer = {True: "yes", False: "no", None: "-"}[told.answer.refer]
+    return "  ".join([f"{told.path:<{width}}", f"{told.answer.predicted_class:<{_class_width(spec)}}", *shares, refer])
 
 
 def _class_width(spec: ModelSpec) -> int:

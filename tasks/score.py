@@ -34,10 +34,11 @@ from cxr.errors import ImageError, ParamsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cxr.classifier import Classifier
     from cxr.locations import FilmFile, Location
     from cxr.params import ScoreParams
     from cxr.registry import Version
-    from cxr.scorer import ScoredBatch, Scorer
+    from cxr.scorer import ScoredBatch
     from cxr.scoring import PartWriter, Scored
 
 DISCLAIMER = "Research software, not for clinical use."
@@ -136,10 +137,10 @@ def score(params: ScoreParams, output: Path, *, model: str = "champion", shard: 
     todo = sorted((film for film in films if not scored.is_unchanged(film)), key=_mixed)
     tally = Tally(location.name, str(folder), version.number, found=len(films), known=len(films) - len(todo))
     if todo:
-        scorer = _load(version)
-        tally.referred = None if scorer.spec.refer_below is None else 0
-        writer = _writer(scorer, version, folder, films_per_part=params.films_per_part, share=share)
-        _score_all(scorer, location, todo, scored=scored, writer=writer, tally=tally, workers=params.workers)
+        classifier = _load(version)
+        tally.referred = None if classifier.spec.refer_below is None else 0
+        writer = _writer(classifier, version, folder, films_per_part=params.films_per_part, share=share)
+        _score_all(classifier, location, todo, scored=scored, writer=writer, tally=tally, workers=params.workers)
     return tally
 
 
@@ -151,23 +152,17 @@ def _mixed(film: FilmFile) -> bytes:
     return hashlib.blake2b(film.path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
-def _load(version: Version) -> Scorer:
-    from cxr.bundle import read_bundle
-    from cxr.drift import REFERENCE_FILE, read_reference
-    from cxr.inference import choose_device
+def _load(version: Version) -> Classifier:
+    from cxr.classifier import load_classifier
     from cxr.registry import fetch_bundle
-    from cxr.scorer import Scorer
 
-    folder = fetch_bundle(version)
-    network, spec = read_bundle(folder)
-    has_reference = (folder / REFERENCE_FILE).is_file()
-    if not has_reference:
+    classifier = load_classifier(fetch_bundle(version), number=version.number)
+    if classifier.reference is None:
         log.warning("version %s has no reference statistics: its films are not measured for drift", version.number)
-    reference = read_reference(folder / REFERENCE_FILE) if has_reference else None
-    return Scorer(network.to(choose_device("auto")), spec, version.number, reference)
+    return classifier
 
 
-def _writer(scorer: Scorer, version: Version, folder: Path, *, films_per_part: int, share: Shard) -> PartWriter:
+def _writer(classifier: Classifier, version: Version, folder: Path, *, films_per_part: int, share: Shard) -> PartWriter:
     from cxr.lineage import lineage
     from cxr.registry import MODEL
     from cxr.scoring import PartWriter, schema
@@ -179,12 +174,12 @@ def _writer(scorer: Scorer, version: Version, folder: Path, *, films_per_part: i
         **{name: version.tags[name] for name in ("weights_sha256", "spec_sha256")},
         **{name: code[name] for name in ("git_commit", "code_sha256", "torch_version")},
     }
-    columns = schema(scorer.spec.classes, scorer.measures, metadata)
+    columns = schema(classifier.spec.classes, classifier.measures, metadata)
     return PartWriter(folder, columns, films_per_part=films_per_part, shard=str(share))
 
 
 def _score_all(
-    scorer: Scorer,
+    classifier: Classifier,
     location: Location,
     films: Sequence[FilmFile],
     *,
@@ -199,7 +194,7 @@ def _score_all(
 
     from cxr.scorer import score_films
 
-    batches = score_films(scorer, location, films, scored=scored, workers=workers or os.cpu_count() or 1)
+    batches = score_films(classifier, location, films, scored=scored, workers=workers or os.cpu_count() or 1)
     started = time.monotonic()
     with logging_redirect_tqdm(), tqdm(total=len(films), desc="score", unit=" films", disable=None) as bar:
         try:

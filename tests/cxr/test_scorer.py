@@ -8,11 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cxr.classifier import Classifier
 from cxr.drift import MEASURES, Reference, image_measures, make_reference
 from cxr.errors import SourceError
 from cxr.inference import BATCH_SIZE
 from cxr.locations import FilmFile, Location
-from cxr.scorer import Row, Scorer, score_films
+from cxr.scorer import Row, score_films
 from cxr.scoring import Scored
 from cxr.zoo import build
 from tests.registry_project import CLASSES, spec
@@ -40,13 +41,13 @@ def location(films: dict[str, bytes | Exception]) -> tuple[Location, list[str]]:
     return Location("memory", listed, bring), read
 
 
-def scorer(*, members: int = 1, reference: Reference | None = None) -> Scorer:
+def scorer(*, members: int = 1, reference: Reference | None = None) -> Classifier:
     torch.manual_seed(0)
     network = build("small_cnn", 3, members=members).eval()
-    return Scorer(network, SPEC, "1", reference)
+    return Classifier(network, SPEC, "1", reference)
 
 
-def scored(films: dict[str, bytes | Exception], by: Scorer, known: Scored) -> dict[str, Row]:
+def scored(films: dict[str, bytes | Exception], by: Classifier, known: Scored) -> dict[str, Row]:
     where, _ = location(films)
     batches = score_films(by, where, where.films, scored=known, workers=2)
     return {row["path"]: row for batch in batches for row in batch.rows}

@@ -69,7 +69,7 @@ def test_a_bundle_is_classified_in_batches_and_a_bad_film_is_named_by_its_row(
 
     write_bundle(tmp_path, build("resnet50", 3).state_dict(), spec(image_size_px=32))
     context = PythonModelContext({"bundle": str(tmp_path)}, None)
-    classifier = serving.Classifier()
+    classifier = serving.ServedModel()
     classifier.load_context(context)
     films = serving.input_example()
     whole = classifier.predict(context, films)

@@ -119,9 +119,11 @@ def test_the_table_is_for_people_and_ends_with_the_disclaimer(
     assert end == "Research software, not for clinical use."
 
 
-def test_a_file_that_cannot_be_opened_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("cxr.images.read_film", refuse)
-    assert predict._prepared(Path("a.png"), spec()) == (None, "a.png cannot be opened: Permission denied")
+@pytest.mark.usefixtures("champion")
+def test_a_file_that_cannot_be_opened_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.png").symlink_to("a.png")
+    with pytest.raises(ImageError):
+        call(monkeypatch, predict.main, "--json", "a.png")
+    assert json.loads(capsys.readouterr().out)["error"].startswith("a.png cannot be opened: ")
