@@ -71,19 +71,12 @@ def audit(
     images = packed.images[packed.rows(test["image_id"].tolist())]
     labels = np.array([spec.classes.index(label) for label in test["label"]], np.int64)
     outlines = outline(images)
-    answers = {name: _in_batches(model, spec, images, outlines.thorax, view=name) for name in VIEWS}
-    views = {
-        name: {"title": TITLES[name]}
-        | headline_scores(
-            labels,
-            answer,
-            test["patient_id"].tolist(),
-            spec.classes,
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
-        for name, answer in answers.items()
-    }
+    patients = test["patient_id"].tolist()
+
+    def scored(view: str) -> dict[str, Any]:
+        answer = _in_batches(model, spec, images, outlines.thorax, view=view)
+        return headline_scores(labels, answer, patients, spec.classes, resamples=settings.resamples, seed=settings.seed)
+
     counts = np.bincount(labels, minlength=len(spec.classes))
     content: dict[str, Any] = {
         "films": len(test),
@@ -93,7 +86,7 @@ def audit(
         "largest_class": spec.classes[int(counts.argmax())],
         "largest_class_share": float(counts.max() / counts.sum()),
         "outline": _outline_summary(outlines),
-        "views": views,
+        "views": {name: {"title": TITLES[name], **scored(name)} for name in VIEWS},
         "probe": _probed(model, spec, packed, films, settings),
         "sources": _classes_by_source(films),
     }

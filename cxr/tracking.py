@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr.errors import RegistryError
-from cxr.tracking_store import client, mlruns_folder, public_uri, store_errors, tracking_uri
+from cxr.tracking_store import client, is_server, mlruns_folder, public_uri, store_errors, tracking_uri
 
 EXPERIMENT = "chest-xray-pneumonia"
 TRAINING_FOLDER = "training"
@@ -43,7 +43,7 @@ def experiment_id(name: str = EXPERIMENT) -> str:
 def _artifact_location() -> str | None:
     """Return where a new experiment keeps its files: beside a local database; a server decides for itself."""
     uri = tracking_uri()
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return None
     folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else mlruns_folder()
     return (folder / "artifacts").resolve().as_uri()

@@ -53,6 +53,11 @@ def tracking_uri() -> str:
     return os.environ.get(STORE_VARIABLE) or f"sqlite:///{mlruns_folder() / 'mlflow.db'}"
 
 
+def is_server(uri: str) -> bool:
+    """Say whether an address is that of an MLflow server, not of a database."""
+    return uri.startswith(("http://", "https://"))
+
+
 def public_uri() -> str:
     """Return the address of the store as it may be printed and written: no user, no password, no query.
 

@@ -186,7 +186,9 @@ def check_locks(root: Path) -> Iterator[Finding]:
         said = f"paths are held for process {strangers[0]}, which is no DVC command (a number that was used again)"
         yield failed("DVC's locks", said, advice)
         return
-    busy = sorted({f"process {holder['pid']}: {holder['cmd']}" for holder in holders if _lives(int(holder["pid"]))})
+    busy = sorted(
+        {f"process {holder['pid']}: {holder['cmd']}" for holder in holders if psutil.pid_exists(int(holder["pid"]))}
+    )
     yield ok("DVC's locks", f"in use by {', '.join(busy)}" if busy else "none held")
 
 
@@ -257,10 +259,6 @@ def _is_stranger(pid: int) -> bool:
         return not any("dvc" in word for word in psutil.Process(pid).cmdline())
     except psutil.Error:
         return False
-
-
-def _lives(pid: int) -> bool:
-    return psutil.pid_exists(pid)
 
 
 def _first_line(error: Exception) -> str:

@@ -29,9 +29,8 @@ from cxr.command import command_parser
 from cxr.errors import CxrError, ParamsError, PromotionHeldError, PromotionRefusedError
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
-from flows.steps import StepRun, run_step
+from flows.steps import VERDICTS, StepRun, run_step
 
-ANSWERS = {PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
 TIME_LIMIT_SECONDS = 6 * 3600  # of each step; a person has `answer_within_hours`
 _POLL_SECONDS = 2
 
@@ -88,7 +87,7 @@ def weigh(root: Path, version: str | None) -> dict[str, Any]:
     named = [f"--version={version}"] if version else []
     done = run_step("promote", "--dry-run", "--json", *named, folder=root)
     found = [line for line in done.lines if line.startswith('{"decision"')]
-    if done.code not in {0, *ANSWERS} or not found:
+    if done.code not in VERDICTS or not found:
         raise StageFailedError(f"promote: {done.last_words}")
     verdict: dict[str, Any] = json.loads(found[-1])
     return verdict
@@ -107,12 +106,10 @@ def measure_champion_again(root: Path) -> bool:
 def move_alias(root: Path, arguments: list[str]) -> State[None]:
     """Promote for real; the gate decides again, about the version that was shown."""
     done: StepRun = run_step("promote", *arguments, folder=root)
-    if done.code in ANSWERS:
-        return Completed(name=ANSWERS[done.code], message=done.last_words)
-    if done.code:
+    if done.code not in VERDICTS:
         error = StageFailedError(f"promote: {done.last_words}")
         return Failed(message=str(error), data=error)
-    return Completed(name="Promoted", message=done.lines[-1])
+    return Completed(name=VERDICTS[done.code], message=done.last_words if done.code else done.lines[-1])
 
 
 def as_table(verdict: dict[str, Any]) -> str:
@@ -136,7 +133,10 @@ def _ask(verdict: dict[str, Any], seconds: int) -> Answer:
 
 
 def _on_other_films(verdict: dict[str, Any]) -> bool:
-    return any(check["name"] == "test set" and check["outcome"] == "held" for check in verdict.get("reasons", ()))
+    from cxr.promotion import OTHER_TEST_SET
+
+    checks = verdict.get("reasons", ())
+    return any(check["name"] == OTHER_TEST_SET and check["outcome"] == "held" for check in checks)
 
 
 def _reasons(verdict: dict[str, Any], outcome: str) -> str:
@@ -157,7 +157,7 @@ def main() -> int:
     print(f"{state.name}: {state.message}")
     if not state.is_completed():
         raise CxrError(f"the flow run ended as {state.name}: {state.message}")
-    codes = {name: code for code, name in ANSWERS.items()} | {"Declined": PromotionRefusedError.exit_code}
+    codes = {name: code for code, name in VERDICTS.items()} | {"Declined": PromotionRefusedError.exit_code}
     return codes.get(str(state.name), 0)
 
 

@@ -25,7 +25,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
 from cxr.command import command_parser
-from cxr.errors import ParamsError, PromotionHeldError, PromotionRefusedError
+from cxr.errors import ParamsError, PromotionHeldError
 from cxr.params import read_params
 from flows.run_page import publish
 from flows.server_errors import run_flow_command
@@ -36,14 +36,13 @@ from flows.stages import (
     run_stage,
     stages_in_order,
 )
-from flows.steps import run_step
+from flows.steps import VERDICTS, run_step
 from flows.workspaces import open_workspace, shared_environment
 from tasks.configure import parse_setting
 
 RETRIES = 3
 RETRY_DELAY_SECONDS = 10
 TIME_LIMIT_SECONDS = 24 * 3600
-VERDICTS = {0: "Promoted", PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from cxr.files import read_json
 from cxr.params import Paths
-from cxr.tracking_store import STORE_VARIABLE, without_credentials
+from cxr.tracking_store import STORE_VARIABLE, is_server, without_credentials
 from flows.serve import MLFLOW_PAGE_VARIABLE
 
 _PICTURES = {"confusion-matrix": "confusion_matrix.svg", "grad-cam": "gradcam.jpg"}
@@ -65,7 +65,7 @@ def metrics_table(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None
 def mlflow_links(registration: Path) -> dict[str, str]:
     """Return the addresses of the version's page and of its report in MLflow; empty where MLflow has no page."""
     store = os.environ.get(STORE_VARIABLE, "")
-    page = store if store.startswith(("http://", "https://")) else os.environ.get(MLFLOW_PAGE_VARIABLE, "")
+    page = store if is_server(store) else os.environ.get(MLFLOW_PAGE_VARIABLE, "")
     if not page or not registration.is_file():
         return {}
     receipt = read_json(registration)

@@ -29,7 +29,7 @@ import requests
 from cxr.command import command_parser, run_command
 from cxr.errors import CxrError
 from cxr.files import write_json
-from cxr.tracking_store import tracking_uri
+from cxr.tracking_store import is_server, tracking_uri
 from flows.stages import child_environment
 from flows.supervised import start_supervised, stop_supervised
 
@@ -134,7 +134,7 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
     Raises:
         ServeError: a port is taken, or a part does not start or stay up.
     """
-    own_mlflow = not tracking_uri().startswith(("http://", "https://"))
+    own_mlflow = not is_server(tracking_uri())
     _require_free(prefect_port, "PREFECT_PORT")
     if own_mlflow:
         _require_free(mlflow_port, "MLFLOW_PORT")
@@ -147,7 +147,8 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
         _run_once(root, environment, "prefect", "--no-prompt", *arguments)
 
     def order() -> None:
-        _run_once(root, environment, "flows.upkeep", "--pool", POOL)
+        if told := _run_once(root, environment, "flows.upkeep", "--pool", POOL):
+            print(told, flush=True)
 
     try:
         servers = [_server(prefect, prefect_port, logs)]
@@ -201,7 +202,8 @@ def _module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", name, *arguments]
 
 
-def _run_once(root: Path, environment: Mapping[str, str], name: str, *arguments: str) -> None:
+def _run_once(root: Path, environment: Mapping[str, str], name: str, *arguments: str) -> str:
+    """Run `python -m NAME ARGUMENTS` and return what it printed."""
     done = subprocess.run(
         _module(name, *arguments),
         cwd=root,
@@ -214,8 +216,7 @@ def _run_once(root: Path, environment: Mapping[str, str], name: str, *arguments:
     if done.returncode:
         last = " | ".join(done.stdout.strip().splitlines()[-_LAST_LINES:])
         raise ServeError(f"`{shlex.join([name, *arguments])}` failed: {last}")
-    if name == "flows.upkeep" and done.stdout.strip():
-        print(done.stdout.strip(), flush=True)
+    return done.stdout.strip()
 
 
 def _ok(address: str) -> bool:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from prefect import get_run_logger
 
+from cxr.errors import PromotionHeldError, PromotionRefusedError
 from flows.stages import child_environment, last_words
 from flows.supervised import run_supervised
+
+VERDICTS = {0: "Promoted", PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
+"""Exit code of `tasks.promote` -> the state of whoever asked it: all three are answers, none is a failure."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,16 @@ def serve_s3(folder: Path, bucket: str) -> Iterator[str]:
             process.wait()
 
 
+def s3_settings(endpoint: str) -> dict[str, str]:
+    """Return the environment that leads boto3 to a server of `serve_s3`, with its keys."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 def s3_command(folder: Path, bucket: str) -> tuple[list[str], int]:
     """Return the command of an S3 server over `folder` on free ports, and the port of S3.
 

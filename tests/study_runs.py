@@ -10,6 +10,15 @@ from cxr.metrics import measure
 from cxr.study import Group, Row, Study
 from cxr.study_results import RunRecord
 
+ONE_STAGE = """
+stages:
+  train:
+    cmd: python step.py
+    params: [train, split]
+    outs: ["${paths.model}"]
+"""
+"""A dvc.yaml whose training is any step.py."""
+
 CLASSES = ("normal", "viral", "bacterial")
 INTERVAL = [0.5, 0.9]
 

@@ -4,10 +4,8 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,9 @@ import pytest
 from cxr import champions, registry, tracking_store
 from cxr.errors import PromotionHeldError, RegistryError
 from cxr.ledger import Kind, Move
+from tests.prefect_servers import wait_for
 from tests.registry_project import enter_project
+from tests.servers import free_ports
 
 PROJECT = Path(__file__).parents[2]
 
@@ -114,9 +114,7 @@ def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> No
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
     """An MLflow server over the project's store, on a free loopback port; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)[0]
     store = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -129,41 +127,32 @@ def mlflow_server(folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
-            while not answers(f"{address}/health"):
-                assert time.monotonic() < deadline, (folder / "server.log").read_text()
-                time.sleep(0.2)
+            address = f"http://127.0.0.1:{port}"
+            wait_for(lambda: httpx.get(f"{address}/health").is_success, log=folder / "server.log")
             yield address
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(address).is_success
-    except httpx.TransportError:
-        return False
-
-
-@pytest.mark.parametrize("through_a_server", [False, True])
-def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(
-    through_a_server: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(params=["database", "server"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The project's store, reached directly or through a server of MLflow's."""
     with contextlib.ExitStack() as stack:
-        if through_a_server:
+        if request.param == "server":
             monkeypatch.setenv(tracking_store.STORE_VARIABLE, stack.enter_context(mlflow_server(tmp_path)))
-        promote_two_at_once(tmp_path)
+        yield
 
 
-def promote_two_at_once(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
     versions(3)
     move("1", "")
     both = [
         subprocess.Popen([sys.executable, "-c", MOVE, number, "1"], stderr=subprocess.PIPE, text=True)
         for number in ("2", "3")
     ]
-    wait_for_files(tmp_path / "ready-2", tmp_path / "ready-3")
+    wait_for(lambda: (tmp_path / "ready-2").exists() and (tmp_path / "ready-3").exists())
     (tmp_path / "go").touch()
     said = {number: process.communicate()[1] for number, process in zip(("2", "3"), both, strict=True)}
     codes = dict(zip(("2", "3"), (process.returncode for process in both), strict=True))
@@ -174,13 +163,6 @@ def promote_two_at_once(tmp_path: Path) -> None:
     assert registry.get_version("champion").number == winner
     assert [(entry.before, entry.after) for entry in champions.history()] == [("", "1"), ("1", winner)]
     assert names_of_claims() == []
-
-
-def wait_for_files(*paths: Path) -> None:
-    deadline = time.monotonic() + 300
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, "the processes did not start"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("step", ["set_registered_model_tag", "set_registered_model_alias", "delete_experiment"])

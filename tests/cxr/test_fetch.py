@@ -12,7 +12,7 @@ from cxr.archives import unpack
 from cxr.download import download
 from cxr.errors import SourceError
 from cxr.fetch import Sample, fetch
-from tests.servers import ACCESS_KEY, SECRET_KEY, Web, serve_s3, serve_web
+from tests.servers import Web, s3_settings, serve_s3, serve_web
 
 SAMPLE = Sample(patients_per_class=5, seed=1)
 BUCKET = "films"
@@ -33,10 +33,8 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in s3_settings(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
     return s3_endpoint
 
 

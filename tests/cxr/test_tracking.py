@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from cxr import tracking, tracking_store
 from cxr.errors import RegistryError
 from tests.registry_project import enter_project
+from tests.servers import free_ports
 
 PASSWORD = "s3cr3t-w0rd"
 ADVICE = "check that it runs and that MLFLOW_TRACKING_URI is right, then run the same command again"
@@ -25,9 +25,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 @pytest.fixture
 def dead_server(monkeypatch: pytest.MonkeyPatch) -> str:
     """Point to a port where nobody listens, with a password; return the address without it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)[0]
     monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"http://ann:{PASSWORD}@127.0.0.1:{port}")
     return f"http://127.0.0.1:{port}"
 

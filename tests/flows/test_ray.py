@@ -14,14 +14,7 @@ from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
 from flows.runners import ADDRESS_VARIABLE
-
-DVC_YAML = """
-stages:
-  train:
-    cmd: python step.py
-    params: [train, split]
-    outs: ["${paths.model}"]
-"""
+from tests.study_runs import ONE_STAGE
 
 STEP = """
 import hashlib, json, os, pathlib, time
@@ -76,7 +69,7 @@ def commit_study(root: Path) -> None:
     rows = [{"name": str(n), "label": "l", "set": {"train.epochs": n}} for n in (1, 2)]
     group = {"name": "few", "title": "t", "text": "t", "tested": False, "seeds": [1], "rows": rows}
     (root / "study.yaml").write_text(json.dumps({"groups": [group]}))
-    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "dvc.yaml").write_text(ONE_STAGE)
     (root / "step.py").write_text(STEP)
     (root / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/meeting/\n__pycache__/\n")
     subprocess.run(["git", "add", "--all"], cwd=root, check=True)

@@ -8,6 +8,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cxr.errors import ParamsError
 from flows.runners import ADDRESS_VARIABLE, CPUS_VARIABLE, ClusterError, runner
+from tests.servers import free_ports
 
 
 def test_threads_run_the_tasks_unless_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +19,7 @@ def test_threads_run_the_tasks_unless_a_cluster_is_named(monkeypatch: pytest.Mon
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv(ADDRESS_VARIABLE, address)
     with pytest.raises(ClusterError) as caught:
         runner(1)
@@ -47,8 +48,3 @@ def test_a_missing_package_and_a_wrong_number_are_said(monkeypatch: pytest.Monke
         monkeypatch.delitem(sys.modules, "flows.ray_runner", raising=False)
         with pytest.raises(ClusterError, match=r"prefect_ray.* is not installed; `uv sync --group cluster`"):
             runner(1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

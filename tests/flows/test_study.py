@@ -20,6 +20,7 @@ from cxr.params import override
 from cxr.study import Study, read_study
 from flows.study import Trial, is_done, study_flow, trials
 from tasks.configure import read_profile
+from tests.study_runs import ONE_STAGE
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = PROJECT / "params.yaml"
@@ -37,14 +38,6 @@ if params.train.epochs == 99:
 run = tracking.start_run(run_id=None, name="tiny", tags={"epochs": str(params.train.epochs)})
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
-"""
-
-DVC_YAML = """
-stages:
-  train:
-    cmd: python step.py
-    params: [train, split]
-    outs: ["${paths.model}"]
 """
 
 
@@ -130,7 +123,7 @@ def test_the_study_of_this_project_fits_the_real_profile(tmp_path: Path) -> None
 @pytest.fixture
 def small(tiny: Path) -> Path:
     """The tiny project with one stage that opens a run."""
-    (tiny / "dvc.yaml").write_text(DVC_YAML)
+    (tiny / "dvc.yaml").write_text(ONE_STAGE)
     (tiny / "step.py").write_text(TRAIN)
     (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/pid\n__pycache__/\n")
     subprocess.run(["git", "add", "--all"], cwd=tiny, check=True)

@@ -28,7 +28,7 @@ from cxr.scoring import read_scores
 from cxr.zoo import build
 from tasks import predict, score
 from tests.registry_project import CLASSES, PROJECT, call, enter_project, spec
-from tests.servers import ACCESS_KEY, SECRET_KEY, serve_s3
+from tests.servers import SECRET_KEY, s3_settings, serve_s3
 
 BUCKET = "films"
 N_FILMS = 21  # more than a batch, and the last one not full
@@ -271,10 +271,8 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in s3_settings(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=s3_endpoint)
     for number in range(3):
         client.put_object(Bucket=BUCKET, Key=f"night/ward/{number}.png", Body=film(number))
