@@ -17,11 +17,12 @@ from torch import nn
 
 from cxr.bundle import ModelSpec, read_bundle
 from cxr.drift import MEASURES, REFERENCE_FILE, Reference, measure, read_reference
+from cxr.explain import grad_cam_of_films
 from cxr.images import film_from_bytes
 from cxr.inference import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Answer:
 
     probabilities  by class, each 0 to 1, calibrated
     refer          a reader should see the film, for the model is not sure enough of it; None: no threshold for that
+    warning        why the answer may mean nothing: the film is unlike those that the model was judged on; None: it is not
     measures       what the film measures, by the names of `cxr.drift.MEASURES`; empty without reference statistics
     """
 
     probabilities: Mapping[str, float]
     refer: bool | None
+    warning: str | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -77,6 +80,11 @@ class Classifier:
         batches = [films[start : start + BATCH_SIZE] for start in range(0, len(films), BATCH_SIZE)]
         return [answer for batch in batches for answer in self._answer_batch(batch)]
 
+    def heat(self, films: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
+        """Return where films (N, H, W) speak for `classes`, one named for each film: Grad-CAM, (N, H, W), 0 to 1."""
+        wanted = np.array([self.spec.classes.index(name) for name in classes], np.int64)
+        return grad_cam_of_films(self.network, films, wanted, mean=self.spec.mean, std=self.spec.std)
+
     def _answer_batch(self, films: NDArray[np.uint8]) -> list[Answer]:
         logits, features = predict_with_features(self.network, films, mean=self.spec.mean, std=self.spec.std)
         probabilities = calibrated(logits, self.spec)
@@ -85,7 +93,7 @@ class Classifier:
             Answer(
                 dict(zip(self.spec.classes, shares, strict=True)),
                 refer,
-                {name: float(values[number]) for name, values in measured.items()},
+                measures={name: float(values[number]) for name, values in measured.items()},
             )
             for number, (shares, refer) in enumerate(
                 zip(probabilities.tolist(), referred(probabilities, self.spec), strict=True)
