@@ -31,7 +31,7 @@ class Answer:
 
     probabilities  by class, each 0 to 1, calibrated
     refer          a reader should see the film, for the model is not sure enough of it; None: no threshold for that
-    warning        why the answer may mean nothing: the film is unlike those that the model was judged on; None: it is not
+    warning        why the answer may mean nothing: the film is unlike those that the model was judged on
     measures       what the film measures, by the names of `cxr.drift.MEASURES`; empty without reference statistics
     """
 
