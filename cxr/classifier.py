@@ -56,12 +56,14 @@ class Classifier:
     """A registered model: `network` in evaluation mode on its device, `number` of its version.
 
     `reference` is None where the version was registered without one: its films are not measured.
+    `engine` computes the answers: "torch", to the bit as the evaluation did, or "openvino" and its precision.
     """
 
     network: nn.Module
     spec: ModelSpec
     number: str
     reference: Reference | None
+    engine: str = "torch"
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -101,8 +103,13 @@ class Classifier:
         ]
 
 
-def load_classifier(bundle: Path, *, number: str) -> Classifier:
+def load_classifier(bundle: Path, *, number: str, fast: bool = False) -> Classifier:
     """Load the version `number` from its bundle, a folder that `cxr.registry.fetch_bundle` gave.
+
+    Args:
+        bundle: the folder.
+        number: of the version.
+        fast: answer through the exported network where the version has one, else through torch.
 
     Raises:
         WeightsError: a file is missing, changed or damaged.
