@@ -5,6 +5,10 @@ objects carry the patient's tags of their film, for they belong to the same stud
 
 UIDs are derived from the film's and the model's, so that an answer that is sent twice is one object to a PACS. Their
 modalities are SR and OT: what reads films (cxr/dicom.py) refuses both, and never scores an answer.
+
+Codes of DCM, of UCUM and 17621005, 39607008, 373066001, 373067005 of SNOMED CT stand in PS3.16 (pydicom's tables).
+The others of SNOMED CT were looked up: 53084003 in SNOMED's own guide, 75570004 in OMOP's vocabulary, 399208008 in
+public FHIR resources, 882784691000119100 in HL7's value set covid-19-snomed-diagnosis-vs.
 """
 
 import hashlib
@@ -12,7 +16,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +24,17 @@ from numpy.typing import NDArray
 from cxr.dicom_tags import UnfitError, read_dicom, refusing, text
 
 if TYPE_CHECKING:
-    from highdicom.sr import CodedConcept, MeasurementReport
+    from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations
     from pydicom.dataset import Dataset
     from pydicom.sr.coding import Code
 
+    from cxr.bundle import ModelSpec
+    from cxr.classifier import Answer
+
 NOT_CLINICAL = "Research use only. Not for diagnosis."
-MANUFACTURER = "chest-xray-pneumonia"
+SYNTHETIC = "This model was trained on synthetic films: its answers say nothing about patients."
+MODEL = "chest-xray-pneumonia"
+"""What `cxr.registry.MODEL` says, which tests compare; a report needs no registry."""
 
 _REPORT_SERIES, _OVERLAY_SERIES = 9901, 9902
 _OUR_CODES = "99CXR"  # designators that begin with 99 are private (PS3.16, 8)
@@ -44,30 +53,26 @@ _FINDINGS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model says of one film.
+class Author:
+    """Which model answers: a version's number, and what tells it from another registry's version of that number."""
 
-    probabilities  by class, each 0 to 1, calibrated
-    refer          too unsure: a reader should see the film first
-    """
+    version: str
+    weights_sha256: str
+    synthetic: bool
 
-    probabilities: Mapping[str, float]
-    refer: bool
-    model_name: str
-    model_version: str
-
-    @property
-    def predicted_class(self) -> str:
-        """The most probable class."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
+    @classmethod
+    def of(cls, version: str, spec: "ModelSpec") -> "Author":
+        """Return the author that `cxr.classifier.Classifier` is, from its `number` and `spec`."""
+        return cls(version, spec.weights_sha256, spec.synthetic)
 
 
-def structured_report(source: bytes, answer: Answer, *, name: str, made_at: datetime) -> bytes:
+def structured_report(source: bytes, answer: "Answer", *, author: Author, name: str, made_at: datetime) -> bytes:
     """Return the answer as a Comprehensive SR of the film's study.
 
     Args:
         source: the DICOM film's bytes; its pixels are not read.
         answer: what the model says.
+        author: which model says it.
         name: what errors call the film.
         made_at: the report's date and time, as the hospital's clock shows it.
 
@@ -79,27 +84,28 @@ def structured_report(source: bytes, answer: Answer, *, name: str, made_at: date
     film = _film(source, name)
     report = ComprehensiveSR(
         evidence=[film],
-        content=_content(film, answer)[0],
-        series_instance_uid=_uid(film.StudyInstanceUID, answer, "report series"),
+        content=_content(film, answer, author)[0],
+        series_instance_uid=_uid(film.StudyInstanceUID, author, "report series"),
         series_number=_REPORT_SERIES,
-        sop_instance_uid=answer_uid(film.SOPInstanceUID, answer, "report"),
+        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "report"),
         instance_number=_instance_number(film),
-        manufacturer=MANUFACTURER,
+        manufacturer=MODEL,
         is_complete=True,
     )
     report.SeriesDescription = f"AI result. {NOT_CLINICAL}"
-    return _written(report, answer, made_at)
+    return _written(report, author, made_at)
 
 
 def secondary_capture(
-    source: bytes, overlay: NDArray[np.uint8], answer: Answer, *, name: str, made_at: datetime
+    source: bytes, overlay: NDArray[np.uint8], answer: "Answer", *, author: Author, name: str, made_at: datetime
 ) -> bytes:
     """Return the film with the model's heat over it as a Secondary Capture of the film's study.
 
     Args:
         source: the DICOM film's bytes; its pixels are not read.
         overlay: (height, width, 3), red, green, blue.
-        answer: whose heat it is.
+        answer: what the model says; the heat is that of its predicted class.
+        author: which model says it.
         name: what errors call the film.
         made_at: the picture's date and time, as the hospital's clock shows it.
 
@@ -115,28 +121,29 @@ def secondary_capture(
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        series_instance_uid=_uid(film.StudyInstanceUID, answer, "overlay series"),
+        series_instance_uid=_uid(film.StudyInstanceUID, author, "overlay series"),
         series_number=_OVERLAY_SERIES,
-        sop_instance_uid=answer_uid(film.SOPInstanceUID, answer, "overlay"),
+        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "overlay"),
         instance_number=_instance_number(film),
-        manufacturer=MANUFACTURER,
+        manufacturer=MODEL,
         patient_orientation=("L", "F"),
         transfer_syntax_uid="1.2.840.10008.1.2.1",
     )
     capture.SeriesDescription = f"AI heat map. {NOT_CLINICAL}"
-    capture.DerivationDescription = f"Grad-CAM of {answer.model_name} {answer.model_version}. {NOT_CLINICAL}"
+    shown = f"Grad-CAM for {_meaning(answer.predicted_class)}, {MODEL} version {author.version}."
+    capture.DerivationDescription = " ".join([shown, *_cautions(answer, author)])[:1024]
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.SourceImageSequence = [_reference(film)]
-    return _written(capture, answer, made_at)
+    return _written(capture, author, made_at)
 
 
-def answer_uid(sop_uid: str, answer: Answer, kind: str) -> str:
+def answer_uid(sop_uid: str, author: Author, kind: Literal["report", "overlay"]) -> str:
     """Return the UID of the answer to the film `sop_uid`: the same film, model and kind have the same."""
-    return _uid(sop_uid, answer, kind)
+    return _uid(sop_uid, author, kind)
 
 
-def _uid(of: str, answer: Answer, kind: str) -> str:
-    named = "\0".join((of, answer.model_name, answer.model_version, kind))
+def _uid(of: str, author: Author, kind: str) -> str:
+    named = "\0".join((of, MODEL, author.version, author.weights_sha256, kind))
     return f"2.25.{int.from_bytes(hashlib.sha256(named.encode()).digest()[:16], 'big')}"  # PS3.5 B.2
 
 
@@ -158,7 +165,30 @@ def _instance_number(film: "Dataset") -> int:
     return max(1, int(number)) if number.isascii() and number.isdigit() and len(number) <= 9 else 1
 
 
-def _content(film: "Dataset", answer: Answer) -> "MeasurementReport":
+def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementReport":
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=_uid("device", author, "device"), name=f"{MODEL} {author.version}", manufacturer_name=MODEL
+    )
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
+        procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain chest X-ray"),
+        imaging_measurements=[_group(film, answer, author)],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    report[0].ContentSequence.append(
+        sr.TextContentItem(
+            name=codes.DCM.Summary,
+            value=_summary(answer, author),
+            relationship_type=sr.RelationshipTypeValues.CONTAINS,
+        )
+    )
+    return report
+
+
+def _group(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementsAndQualitativeEvaluations":
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -166,34 +196,34 @@ def _content(film: "Dataset", answer: Answer) -> "MeasurementReport":
         sr.Measurement(_probability_of(label), round(probability, 6), unit=codes.UCUM.NoUnits)
         for label, probability in answer.probabilities.items()
     ]
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=answer_uid(film.SOPInstanceUID, answer, "tracking"), identifier=answer.model_name
-        ),
+    evaluations = [(_ours("REFER", "To a reader first"), answer.refer)] if answer.refer is not None else []
+    evaluations.append((_ours("UNLIKE", "Film unlike those the model was judged on"), answer.warning is not None))
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=_uid(film.SOPInstanceUID, author, "tracking"), identifier=MODEL),
         finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
-        algorithm_id=sr.AlgorithmIdentification(name=answer.model_name, version=answer.model_version),
+        algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=author.version),
         finding_type=_finding(answer.predicted_class),
         measurements=measurements,
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(_ours("REFER", "To a reader first"), _yes_or_no(answer.refer)),
-        ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(name, _yes_or_no(said)) for name, said in evaluations],
         source_images=[sr.SourceImageForMeasurementGroup(film.SOPClassUID, film.SOPInstanceUID)],
     )
-    device = sr.DeviceObserverIdentifyingAttributes(
-        uid=_uid("device", answer, "device"),
-        name=f"{answer.model_name} {answer.model_version}",
-        manufacturer_name=MANUFACTURER,
-    )
-    report = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
-        procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[group],
-        title=codes.DCM.ImagingMeasurementReport,
-    )
-    contains = sr.RelationshipTypeValues.CONTAINS
-    comment = sr.TextContentItem(name=codes.DCM.Comment, value=NOT_CLINICAL, relationship_type=contains)
-    report[0].ContentSequence.append(comment)
-    return report
+
+
+def _summary(answer: "Answer", author: Author) -> str:
+    """Return what a person reads first: every probability, whether to look, and what the answer is not."""
+    likely = sorted(answer.probabilities.items(), key=lambda each: -each[1])
+    shares = ", ".join(f"{_meaning(label)} {probability:.1%}" for label, probability in likely)
+    referred = ["The model is not sure: a reader should see this film first."] if answer.refer else []
+    return " ".join([f"Model's probabilities: {shares}.", *referred, *_cautions(answer, author)])
+
+
+def _cautions(answer: "Answer", author: Author) -> list[str]:
+    warning = [answer.warning if answer.warning.endswith(".") else f"{answer.warning}."] if answer.warning else []
+    return [*warning, *([SYNTHETIC] if author.synthetic else []), NOT_CLINICAL]
+
+
+def _meaning(label: str) -> str:
+    return _FINDINGS[label][1] if label in _FINDINGS else label
 
 
 def _ours(value: str, meaning: str) -> "CodedConcept":
@@ -203,8 +233,7 @@ def _ours(value: str, meaning: str) -> "CodedConcept":
 
 
 def _probability_of(label: str) -> "CodedConcept":
-    meaning = _FINDINGS[label][1] if label in _FINDINGS else label
-    return _ours(f"P_{label.upper()}"[:16], f"Probability: {meaning}"[:64])
+    return _ours(f"P_{label.upper()}"[:16], f"Probability: {_meaning(label)}"[:64])
 
 
 def _finding(label: str) -> "CodedConcept":
@@ -212,7 +241,7 @@ def _finding(label: str) -> "CodedConcept":
 
     if label not in _FINDINGS:
         return _ours(label.upper()[:16], label)
-    return CodedConcept(_FINDINGS[label][0], "SCT", _FINDINGS[label][1][:64])
+    return CodedConcept(_FINDINGS[label][0], "SCT", _meaning(label)[:64])
 
 
 def _yes_or_no(yes: bool) -> "Code":
@@ -230,7 +259,7 @@ def _reference(film: "Dataset") -> "Dataset":
     return reference
 
 
-def _written(dataset: "Dataset", answer: Answer, made_at: datetime) -> bytes:
+def _written(dataset: "Dataset", author: Author, made_at: datetime) -> bytes:
     day, clock = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S")
     dataset.ContentDate = dataset.InstanceCreationDate = day
     dataset.ContentTime = dataset.InstanceCreationTime = clock
@@ -238,8 +267,8 @@ def _written(dataset: "Dataset", answer: Answer, made_at: datetime) -> bytes:
         dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = day, clock
     for equipment in dataset.ContributingEquipmentSequence:
         equipment.ContributionDateTime = day + clock  # or the same answer would not give the same bytes
-    dataset.ManufacturerModelName = answer.model_name[:64]
-    dataset.SoftwareVersions = answer.model_version[:64]
+    dataset.ManufacturerModelName = MODEL
+    dataset.SoftwareVersions = author.version[:64]
     written = io.BytesIO()
     dataset.save_as(written, enforce_file_format=True)
     return written.getvalue()
