@@ -2,13 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check audit data serve doctor bench clean
+.PHONY: help setup run test check audit data serve app doctor bench clean
 
 DATA ?=
 WEIGHTS ?=
 PROTOCOL ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
+PORT ?= 8000
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DO_NOT_TRACK := true
@@ -47,6 +48,9 @@ data: setup ## download both real sets from their public homes
 
 serve: setup ## Prefect, worker, schedules and MLflow on this machine until Ctrl-C [PREFECT_PORT=4200] [MLFLOW_PORT=5000]
 	@python -m flows.serve --prefect-port "$(PREFECT_PORT)" --mlflow-port "$(MLFLOW_PORT)"
+
+app: setup ## the reader's page on this machine until Ctrl-C: drop films, see what the champion says [PORT=8000]
+	@python -m tasks.app --port "$(PORT)"
 
 doctor: setup ## check all that running this needs, and say what to do about what is not well
 	@python -m flows.doctor

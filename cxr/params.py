@@ -287,6 +287,26 @@ class MonitorParams(Section):
         return self
 
 
+class AppParams(Section):
+    """Limits of the reader's page; what each means stands in cxr.page.limits."""
+
+    upload_mb: Positive
+    waiting: Count
+    waiting_mb: Positive
+    batch_films: Count
+    read_workers: Count
+    upload_seconds: Positive
+    read_seconds: Positive
+    answer_seconds: Positive
+    registry_seconds: Positive
+
+    @model_validator(mode="after")
+    def _one_film_fits(self) -> "AppParams":
+        if self.waiting_mb < self.upload_mb:
+            raise ValueError(f"waiting_mb ({self.waiting_mb:g}) must hold one film of upload_mb ({self.upload_mb:g})")
+        return self
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -301,6 +321,7 @@ class Params(Section):
     promote: PromoteParams
     score: ScoreParams
     monitor: MonitorParams
+    app: AppParams
 
     def section(self, name: str) -> Section:
         """Return the section that stands as `name:` in params.yaml."""
