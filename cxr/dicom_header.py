@@ -162,6 +162,12 @@ def header_of(dataset: "Dataset", max_pixels: int) -> DicomHeader:
     )
 
 
+def shows_other_part(part: str) -> bool:
+    """Say whether a body part, as a header names it, is another than the chest; one that is not named is none."""
+    named = part.upper()
+    return bool(named) and ("SPINE" in named or not any(chest in named for chest in _CHEST_WORDS))
+
+
 def _refuse_other_objects(dataset: "Dataset") -> None:
     modality = word(dataset, "Modality")
     is_directory = word(dataset.file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
@@ -179,7 +185,7 @@ def _refuse_other_objects(dataset: "Dataset") -> None:
 
 def _refuse_other_views(dataset: "Dataset") -> None:
     part = word(dataset, "BodyPartExamined") or meanings(dataset, "AnatomicRegionSequence")
-    if part and ("SPINE" in part or not any(chest in part for chest in _CHEST_WORDS)):
+    if shows_other_part(part):
         raise UnfitError(
             "other body part", "shows another part of the body than the chest, its header says; leave it out"
         )

@@ -37,6 +37,7 @@ MODEL = "chest-xray-pneumonia"
 """What `cxr.registry.MODEL` says, which tests compare; a report needs no registry."""
 
 _REPORT_SERIES, _OVERLAY_SERIES = 9901, 9902
+_TRACKED = "What the model takes the film for"
 _OUR_CODES = "99CXR"  # designators that begin with 99 are private (PS3.16, 8)
 _LINKS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _COPIED = (
@@ -79,21 +80,8 @@ def structured_report(source: bytes, answer: "Answer", *, author: Author, name: 
     Raises:
         ImageError: the film's header cannot be read, or lacks what links a report to it.
     """
-    from highdicom.sr import ComprehensiveSR
-
-    film = _film(source, name)
-    report = ComprehensiveSR(
-        evidence=[film],
-        content=_content(film, answer, author)[0],
-        series_instance_uid=_uid(film.StudyInstanceUID, author, "report series"),
-        series_number=_REPORT_SERIES,
-        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "report"),
-        instance_number=_instance_number(film),
-        manufacturer=MODEL,
-        is_complete=True,
-    )
-    report.SeriesDescription = f"AI result. {NOT_CLINICAL}"
-    return _written(report, author, made_at)
+    with refusing(name):  # highdicom's errors may quote a patient's tag too
+        return _report(_film(source), answer, author, made_at)
 
 
 def secondary_capture(
@@ -112,16 +100,56 @@ def secondary_capture(
     Raises:
         ImageError: the film's header cannot be read, or lacks what links a picture to it.
     """
+    with refusing(name):
+        return _capture(_film(source), overlay, answer, author, made_at)
+
+
+def answer_uid(sop_uid: str, author: Author, kind: Literal["report", "overlay"]) -> str:
+    """Return the UID of the answer to the film `sop_uid`: the same film, model and kind have the same."""
+    return _uid(sop_uid, author, kind)
+
+
+def answers_uid(sop_uid: str, kind: Literal["report", "overlay"]) -> str:
+    """Return the UID of the series with every answer of this kind to the film `sop_uid`, whichever version gave it."""
+    return _derived(sop_uid, MODEL, f"{kind} series")
+
+
+def _uid(of: str, author: Author, kind: str) -> str:
+    return _derived(of, MODEL, author.version, author.weights_sha256, kind)
+
+
+def _derived(*parts: str) -> str:
+    named = "\0".join(parts)
+    return f"2.25.{int.from_bytes(hashlib.sha256(named.encode()).digest()[:16], 'big')}"  # PS3.5 B.2
+
+
+def _report(film: "Dataset", answer: "Answer", author: Author, made_at: datetime) -> bytes:
+    from highdicom.sr import ComprehensiveSR
+
+    report = ComprehensiveSR(
+        evidence=[film],
+        content=_content(film, answer, author)[0],
+        series_instance_uid=answers_uid(film.SOPInstanceUID, "report"),
+        series_number=_REPORT_SERIES,
+        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "report"),
+        instance_number=_instance_number(film),
+        manufacturer=MODEL,
+        is_complete=True,
+    )
+    report.SeriesDescription = f"AI result. {NOT_CLINICAL}"
+    return _written(report, author, made_at)
+
+
+def _capture(film: "Dataset", overlay: NDArray[np.uint8], answer: "Answer", author: Author, made_at: datetime) -> bytes:
     from highdicom.sc import SCImage
 
-    film = _film(source, name)
     capture = SCImage.from_ref_dataset(
         film,
         pixel_array=np.ascontiguousarray(overlay),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        series_instance_uid=_uid(film.StudyInstanceUID, author, "overlay series"),
+        series_instance_uid=answers_uid(film.SOPInstanceUID, "overlay"),
         series_number=_OVERLAY_SERIES,
         sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "overlay"),
         instance_number=_instance_number(film),
@@ -137,27 +165,16 @@ def secondary_capture(
     return _written(capture, author, made_at)
 
 
-def answer_uid(sop_uid: str, author: Author, kind: Literal["report", "overlay"]) -> str:
-    """Return the UID of the answer to the film `sop_uid`: the same film, model and kind have the same."""
-    return _uid(sop_uid, author, kind)
-
-
-def _uid(of: str, author: Author, kind: str) -> str:
-    named = "\0".join((of, MODEL, author.version, author.weights_sha256, kind))
-    return f"2.25.{int.from_bytes(hashlib.sha256(named.encode()).digest()[:16], 'big')}"  # PS3.5 B.2
-
-
-def _film(source: bytes, name: str) -> "Dataset":
-    with refusing(name):
-        film = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
-        missing = [keyword for keyword in _LINKS if not text(film, keyword)]
-        if missing:
-            raise UnfitError("not an image", f"has no {', '.join(missing)}, so no answer can be filed beside it")
-        film.decode()  # names in the film's character set: highdicom writes UTF-8
-        for keyword in _COPIED:
-            if keyword not in film:
-                setattr(film, keyword, None)  # of type 2 in every object: there, and empty where nobody knows
-        return film
+def _film(source: bytes) -> "Dataset":
+    film = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
+    missing = [keyword for keyword in _LINKS if not text(film, keyword)]
+    if missing:
+        raise UnfitError("not an image", f"has no {', '.join(missing)}, so no answer can be filed beside it")
+    film.decode()  # names in the film's character set: highdicom writes UTF-8
+    for keyword in _COPIED:
+        if keyword not in film:
+            setattr(film, keyword, None)  # of type 2 in every object: there, and empty where nobody knows
+    return film
 
 
 def _instance_number(film: "Dataset") -> int:
@@ -170,7 +187,7 @@ def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementR
     from pydicom.sr.codedict import codes
 
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=_uid("device", author, "device"), name=f"{MODEL} {author.version}", manufacturer_name=MODEL
+        uid=_uid("device", author, "device"), name=f"{MODEL} version {author.version}", manufacturer_name=MODEL
     )
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
@@ -178,13 +195,14 @@ def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementR
         imaging_measurements=[_group(film, answer, author)],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    report[0].ContentSequence.append(
-        sr.TextContentItem(
-            name=codes.DCM.Summary,
-            value=_summary(answer, author),
-            relationship_type=sr.RelationshipTypeValues.CONTAINS,
-        )
+    summary = sr.TextContentItem(
+        name=codes.DCM.Summary,
+        value=_summary(answer, author),
+        relationship_type=sr.RelationshipTypeValues.CONTAINS,
     )
+    items = report[0].ContentSequence
+    first = next(place for place, item in enumerate(items) if item.ValueType == "CONTAINER")
+    items.insert(first, summary)  # before the numbers: what a person reads first
     return report
 
 
@@ -196,10 +214,12 @@ def _group(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementsAn
         sr.Measurement(_probability_of(label), round(probability, 6), unit=codes.UCUM.NoUnits)
         for label, probability in answer.probabilities.items()
     ]
-    evaluations = [(_ours("REFER", "To a reader first"), answer.refer)] if answer.refer is not None else []
+    evaluations = [(_ours("REFER", "Refer to a reader first"), answer.refer)] if answer.refer is not None else []
     evaluations.append((_ours("UNLIKE", "Film unlike those the model was judged on"), answer.warning is not None))
     return sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=_uid(film.SOPInstanceUID, author, "tracking"), identifier=MODEL),
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid(film.SOPInstanceUID, author, "tracking"), identifier=_TRACKED
+        ),
         finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
         algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=author.version),
         finding_type=_finding(answer.predicted_class),

@@ -57,7 +57,7 @@ def test_a_report_holds_each_probability_by_code_the_finding_and_the_referral() 
         "P_BACTERIAL": 0.25,
     }
     said = {evaluation.name.meaning: evaluation.value.meaning for evaluation in group.get_qualitative_evaluations()}
-    assert said == {"To a reader first": "Yes", "Film unlike those the model was judged on": "No"}
+    assert said == {"Refer to a reader first": "Yes", "Film unlike those the model was judged on": "No"}
     assert group.finding_type.meaning == "Viral pneumonia"
     assert [image.referenced_sop_instance_uid for image in group.source_images] == ["1.2.3.4.5"]
 
@@ -87,6 +87,7 @@ def test_an_answer_that_is_made_again_is_the_same_object_and_another_models_is_n
     uids = {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in answers}
     uids |= {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in (report(film), capture(film))}
     assert len(uids) == 4
+    assert len({pydicom.dcmread(io.BytesIO(data)).SeriesInstanceUID for data in answers}) == 1
     assert all(len(uid) <= 64 and uid.is_valid for uid in uids)
 
 
