@@ -40,5 +40,5 @@ class Counted:
         finally:
             self.metrics.requests.labels(method, path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
-            if status >= 500:
-                log.warning("page: %s %s was answered with %d", method, path, status)
+            if status == 500:
+                log.warning("page: %s %s failed", method, path)

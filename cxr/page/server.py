@@ -68,6 +68,7 @@ def serve_page(
         lifespan="off",
         access_log=False,  # it would tell what a client wrote into the address
         log_config=None,
+        log_level="warning",
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_IDLE_SECONDS,

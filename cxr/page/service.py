@@ -22,14 +22,9 @@ from cxr.page.watch import ChampionWatch
 from cxr.registry import MODEL
 
 _STATIC = Path(__file__).parent / "static"
-PAGE_FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/film.js": ("film.js", "text/javascript"),
-    "/table.js": ("table.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PAGE_FILES = {f"/{path.name}": path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA_TYPES}
+PAGE_FILES["/"] = PAGE_FILES.pop("/index.html")
 PATHS = frozenset({*PAGE_FILES, "/predict", "/health", "/ready", "/metrics", "/model", "/openapi.json"})
 _FILM_BODY = {
     "requestBody": {
@@ -69,8 +64,8 @@ class Service:
         app.get("/ready", responses=_errors(421, 503), summary="The model is loaded")(self.ready)
         app.get("/model", responses=_errors(421, 503), summary="The version that answers, and its card")(self.model)
         app.get("/metrics", responses=_errors(421), response_class=Response, summary="For Prometheus")(self.metrics)
-        for path, (name, media_type) in PAGE_FILES.items():
-            app.add_api_route(path, _file(_STATIC / name, media_type), include_in_schema=False)
+        for path, file in PAGE_FILES.items():
+            app.add_api_route(path, _file(file), include_in_schema=False)
         return app
 
     async def predict(
@@ -156,8 +151,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": REASONS[status]} for status in statuses}
 
 
-def _file(path: Path, media_type: str) -> Any:
-    content = path.read_bytes()  # once: no request names a file
+def _file(path: Path) -> Any:
+    content, media_type = path.read_bytes(), _MEDIA_TYPES[path.suffix]  # once: no request names a file
 
     async def answer() -> Response:
         return Response(content, media_type=media_type)
