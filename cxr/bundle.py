@@ -4,17 +4,20 @@
 `model.json`         the ModelSpec, with the SHA-256 of the tensors' file
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from cxr.errors import WeightsError
 from cxr.files import read_json, sha256_of, write_json
 from cxr.images import Preprocessing
-from cxr.zoo import build
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
@@ -50,6 +53,8 @@ class ModelSpec:
 
 def write_bundle(folder: Path, state: dict[str, Tensor], spec: ModelSpec) -> ModelSpec:
     """Write weights and spec into `folder`; return the spec with the digest of the weights."""
+    from safetensors.torch import save_file  # imports torch, for which those who read a spec alone must not wait
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
     return write_spec(folder, spec)
@@ -82,6 +87,10 @@ def read_bundle(folder: Path) -> tuple[nn.Module, ModelSpec]:
     Raises:
         WeightsError: a file is missing, the weights' hash is not the recorded one, or they do not fit.
     """
+    from safetensors.torch import load_file
+
+    from cxr.zoo import build
+
     spec = read_spec(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():

@@ -2,27 +2,36 @@
 
 `predict`, `score`, the reader's page, the link to a PACS and MLflow's server all answer through `Classifier`, so that
 the same film gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the
-weights; no parameter of this checkout has a say.
+weights; no parameter of this checkout has a say. Answers are torch's, to the bit those of the evaluation, or where it
+is asked for those of the faster exported network (cxr/runtime.py), which imports no torch.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from cxr.bundle import ModelSpec, read_bundle
+from cxr.bundle import ModelSpec, read_bundle, read_spec
 from cxr.drift import MEASURES, REFERENCE_FILE, Reference, measure, read_reference
-from cxr.explain import grad_cam_of_films
 from cxr.images import film_from_bytes
 from cxr.inference import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred
+from cxr.runtime import Runtime, load_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
+
+TORCH = "torch"
+"""The engine whose answers are those of the evaluation, bit for bit."""
+
+log = logging.getLogger("cxr.classifier")
 
 
 @dataclass(frozen=True)
@@ -53,17 +62,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A registered model: `network` in evaluation mode on its device, `number` of its version.
+    """A registered model, the version `number`.
 
     `reference` is None where the version was registered without one: its films are not measured.
-    `engine` computes the answers: "torch", to the bit as the evaluation did, or "openvino" and its precision.
+    `load_network` gives the network in evaluation mode on its device; it is called once, when it is first needed.
+    `runtime` answers in the network's place where it is given.
     """
 
-    network: nn.Module
     spec: ModelSpec
     number: str
     reference: Reference | None
-    engine: str = "torch"
+    load_network: Callable[[], nn.Module]
+    runtime: Runtime | None = None
+
+    @property
+    def engine(self) -> str:
+        """What computes the answers: "torch", or "openvino" and its precision."""
+        return self.runtime.name if self.runtime else TORCH
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network in torch."""
+        return self.load_network()
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -84,11 +104,13 @@ class Classifier:
 
     def heat(self, films: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
         """Return where films (N, H, W) speak for `classes`, one named for each film: Grad-CAM, (N, H, W), 0 to 1."""
+        from cxr.explain import grad_cam_of_films
+
         wanted = np.array([self.spec.classes.index(name) for name in classes], np.int64)
         return grad_cam_of_films(self.network, films, wanted, mean=self.spec.mean, std=self.spec.std)
 
     def _answer_batch(self, films: NDArray[np.uint8]) -> list[Answer]:
-        logits, features = predict_with_features(self.network, films, mean=self.spec.mean, std=self.spec.std)
+        logits, features = self._logits_and_features(films)
         probabilities = calibrated(logits, self.spec)
         measured = measure(films, features, self.reference) if self.reference else {}
         return [
@@ -102,6 +124,11 @@ class Classifier:
             )
         ]
 
+    def _logits_and_features(self, films: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self.runtime:
+            return self.runtime.logits_and_features(films)
+        return predict_with_features(self.network, films, mean=self.spec.mean, std=self.spec.std)
+
 
 def load_classifier(bundle: Path, *, number: str, fast: bool = False) -> Classifier:
     """Load the version `number` from its bundle, a folder that `cxr.registry.fetch_bundle` gave.
@@ -109,11 +136,23 @@ def load_classifier(bundle: Path, *, number: str, fast: bool = False) -> Classif
     Args:
         bundle: the folder.
         number: of the version.
-        fast: answer through the exported network where the version has one, else through torch.
+        fast: answer through the exported network where the version has one that may be used on this processor, else
+            through torch, and say so.
 
     Raises:
         WeightsError: a file is missing, changed or damaged.
     """
-    network, spec = read_bundle(bundle)
+    spec = read_spec(bundle)
     reference = read_reference(bundle / REFERENCE_FILE) if (bundle / REFERENCE_FILE).is_file() else None
-    return Classifier(network.to(choose_device("auto")), spec, number, reference)
+    runtime = load_runtime(bundle) if fast else None
+    if runtime:
+        return Classifier(spec, number, reference, partial(_load_network, bundle), runtime)
+    if fast:
+        log.warning("version %s has no faster network that was accepted for this processor: torch answers", number)
+    network = _load_network(bundle)
+    return Classifier(spec, number, reference, lambda: network)
+
+
+def _load_network(bundle: Path) -> nn.Module:
+    network, _ = read_bundle(bundle)
+    return network.to(choose_device("auto"))

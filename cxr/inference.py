@@ -1,16 +1,20 @@
-"""From prepared films to probabilities: the one path that evaluation, registration and prediction share."""
+"""From prepared films to probabilities: the one path that evaluation, registration and prediction share.
+
+Torch is imported where it computes: what answers through another engine must not wait seconds for it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from cxr.zoo import logits_and_features
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from cxr.bundle import ModelSpec
 
 BATCH_SIZE = 16
@@ -22,6 +26,8 @@ Two cores need 5% more time a film than for 32, and a single film costs half of 
 
 def choose_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" takes cuda, mps or the CPU, the first there is."""
+    import torch
+
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -39,6 +45,8 @@ def to_input(films: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     Returns:
         (B, 3, H, W) float, normalised, channels last in memory.
     """
+    import torch
+
     shape = (1, 3, 1, 1)
     centre, scale = films.new_tensor(mean).view(shape), films.new_tensor(std).view(shape)
     return ((films - centre) / scale).contiguous(memory_format=torch.channels_last)
@@ -48,6 +56,8 @@ def films_to_input(
     images: NDArray[np.uint8], device: torch.device, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
     """Bring prepared films (N, H, W), which may be memory-mapped, to `device` as the network expects them."""
+    import torch
+
     return to_input(torch.from_numpy(np.array(images)).to(device).unsqueeze(1).float() / 255, mean, std)
 
 
@@ -98,6 +108,10 @@ def _answer(
     model: nn.Module, films: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return scores and features of at most `batch_size` films, computed among as many."""
+    import torch
+
+    from cxr.zoo import logits_and_features
+
     filled = np.zeros((batch_size, *films.shape[1:]), np.uint8)
     filled[: len(films)] = films
     device = next(model.parameters()).device
@@ -116,17 +130,17 @@ def softmax_with_temperature(
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
 
 
-def calibrated(logits: NDArray[np.floating], spec: "ModelSpec") -> NDArray[np.float64]:
+def calibrated(logits: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.float64]:
     """Return probabilities (N, C) from raw scores by the spec's temperature and class bias."""
     return softmax_with_temperature(logits, spec.temperature, spec.bias)
 
 
-def classify(model: nn.Module, spec: "ModelSpec", images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def classify(model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the calibrated probabilities (N, C) of prepared films (N, H, W), classes in the spec's order."""
     return calibrated(predict_logits(model, images, mean=spec.mean, std=spec.std), spec)
 
 
-def referred(probabilities: NDArray[np.float64], spec: "ModelSpec") -> list[bool | None]:
+def referred(probabilities: NDArray[np.float64], spec: ModelSpec) -> list[bool | None]:
     """Say of each film with calibrated `probabilities` (N, C) whether a reader should see it.
 
     None for all where the validation films gave no such threshold (`spec.refer_below`).

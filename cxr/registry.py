@@ -32,7 +32,14 @@ DRIFT_TAG = "drift_rebuild_until"
 """On a version: a rebuild was started for its scored films up to this time."""
 _BUNDLE_PATH = "artifacts/bundle"
 _BUNDLE_FILES = {"weights_sha256": "model.safetensors", "spec_sha256": "model.json"}
-_REFERENCE = {"reference_sha256": "reference.safetensors"}  # versions of earlier days have none
+_REFERENCE = {"reference_sha256": "reference.safetensors"}
+_RUNTIME = {
+    "runtime_graph_sha256": "runtime.xml",
+    "runtime_weights_sha256": "runtime.weights",
+    "runtime_sha256": "runtime.json",
+}
+_OPTIONAL = (_REFERENCE, _RUNTIME)
+"""Groups of files that not every version has; a group counts when its last tag is set, and comes whole."""
 _SERVING_PACKAGES = (
     "mlflow",
     "numpy",
@@ -62,7 +69,7 @@ def register_version(
 
     Args:
         bundle: folder with model.safetensors and model.json, the temperature and the bias in it, and where there are
-            some, the reference statistics (cxr.drift).
+            some, the reference statistics (cxr.drift) and the exported network (cxr.runtime).
         spec: what model.json says.
         run_id: the run of the training.
         lineage: tags of a new version; a version that is there already keeps its own.
@@ -81,15 +88,21 @@ def register_version(
         "refer_below": repr(spec.refer_below),
         "spec_sha256": sha256_of(bundle / _BUNDLE_FILES["spec_sha256"]),
     }
-    reference = {tag: sha256_of(bundle / name) for tag, name in _REFERENCE.items() if (bundle / name).is_file()}
     found = find_version(spec)
     if found:
         number = found.number
-        if not found.tags.keys() & reference.keys():
-            _add_reference(found, bundle, reference)
+        for group in _OPTIONAL:
+            if not _has(found, group) and _lies_in(bundle, group):
+                _add_files(found, bundle, group)
         tag_version(number, evidence)
     else:
-        number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evidence, **identity, **reference})
+        added = {
+            tag: sha256_of(bundle / name)
+            for group in _OPTIONAL
+            if _lies_in(bundle, group)
+            for tag, name in group.items()
+        }
+        number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evidence, **identity, **added})
     client = tracking_store.client()
     with tracking_store.store_errors(f"naming version {number} {CHALLENGER}"):
         client.set_registered_model_alias(MODEL, CHALLENGER, number)
@@ -184,16 +197,29 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
     return str(made.version)
 
 
-def _add_reference(version: Version, bundle: Path, digests: Mapping[str, str]) -> None:
-    """Put the reference statistics beside a version that was registered without; the tag, set last, vouches for them.
+def has_runtime(version: Version) -> bool:
+    """Say whether an exported network was accepted for the version (cxr.runtime)."""
+    return _has(version, _RUNTIME)
 
-    A version that has some keeps them: what was scored since was measured by them.
+
+def _has(version: Version, group: Mapping[str, str]) -> bool:
+    return list(group)[-1] in version.tags
+
+
+def _lies_in(bundle: Path, group: Mapping[str, str]) -> bool:
+    return all((bundle / name).is_file() for name in group.values())
+
+
+def _add_files(version: Version, bundle: Path, group: Mapping[str, str]) -> None:
+    """Put files beside a version that was registered without them; the tag that is set last vouches for them.
+
+    A version that has them keeps its own: what was scored since was measured, or computed, by them.
     """
     client = tracking_store.client()
-    with tracking_store.store_errors(f"adding reference statistics to version {version.number}"):
-        for tag in digests:
-            client.log_model_artifact(version.model_id, str(bundle / _REFERENCE[tag]), _BUNDLE_PATH)
-    tag_version(version.number, digests)
+    with tracking_store.store_errors(f"adding {', '.join(group.values())} to version {version.number}"):
+        for name in group.values():
+            client.log_model_artifact(version.model_id, str(bundle / name), _BUNDLE_PATH)
+    tag_version(version.number, {tag: sha256_of(bundle / name) for tag, name in group.items()})
 
 
 def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
@@ -268,7 +294,8 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
     with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
         fetched = _download_bundle(version, Path(scratch))
         _check_fetched(fetched, version)
-        shutil.copytree(fetched, partial, dirs_exist_ok=True)
+        for name in _files_of(version).values():  # and no other: nobody vouches for what a killed command left
+            shutil.copy2(fetched / name, partial)
     return folder
 
 
@@ -307,7 +334,10 @@ def _download_bundle(version: Version, target: Path) -> Path:
 
 def _files_of(version: Version) -> dict[str, str]:
     """Return the files that make up the version's bundle by the tag with their digest."""
-    return _BUNDLE_FILES | {tag: name for tag, name in _REFERENCE.items() if tag in version.tags}
+    files = dict(_BUNDLE_FILES)
+    for group in _OPTIONAL:
+        files |= group if _has(version, group) else {}
+    return files
 
 
 def _wrong_files(folder: Path, version: Version) -> list[str]:

@@ -44,7 +44,7 @@ def location(films: dict[str, bytes | Exception]) -> tuple[Location, list[str]]:
 def scorer(*, members: int = 1, reference: Reference | None = None) -> Classifier:
     torch.manual_seed(0)
     network = build("small_cnn", 3, members=members).eval()
-    return Classifier(network, SPEC, "1", reference)
+    return Classifier(SPEC, "1", reference, lambda: network)
 
 
 def scored(films: dict[str, bytes | Exception], by: Classifier, known: Scored) -> dict[str, Row]:
