@@ -233,10 +233,20 @@ class EvaluateParams(Section):
     audit_films: Count
 
 
+class RuntimeBounds(Section):
+    """How far from torch's the answers of the exported network may be; see cxr.runtime_export.Agreement."""
+
+    probability: Share
+    changed_share: Share
+    accuracy: Share
+    macro_f1: Share
+
+
 class RegisterParams(Section):
     """What every registered version carries besides its lineage."""
 
     tags: dict[str, str]
+    runtime_bounds: RuntimeBounds
 
 
 class PromoteParams(Section):

@@ -1,12 +1,17 @@
 """Register the trained and measured model as the challenger.
 
-Reads   models/trained, reports/metrics.json, reports/report.html, reports/evidence, data/split/split.json
+Reads   models/trained, reports/metrics.json, reports/report.html, reports/evidence, data/split/split.json, and the
+        validation films in data/images
 Writes  reports/registration.json, the receipt
 Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, in its run the evidence
         and the list of its training films
 
+The network is exported for fast answers on a CPU, and the export goes with the version where on the validation films
+it stays within `runtime_bounds` of torch; else the tag `runtime` says why not, and torch alone answers.
+
 The same weights with the same calibration never make a second version, so this can be run again at any time:
-also where DVC restored the receipt from a cache and this store has no such version yet.
+also where DVC restored the receipt from a cache and this store has no such version yet. A version that has an export
+keeps it; one of earlier days, or one that was refused, is tried again.
 """
 
 from __future__ import annotations
@@ -19,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import run_step
-from cxr.errors import DataError, WeightsError
+from cxr.errors import CxrError, DataError, WeightsError
 
 if TYPE_CHECKING:
     from cxr.bundle import ModelSpec
-    from cxr.params import Paths, RegisterParams
+    from cxr.params import Paths, RegisterParams, RuntimeBounds
+    from cxr.runtime_export import Judged
 
 RESTORED_TAG = "restored_from"
 
@@ -42,7 +48,8 @@ def register(params: RegisterParams, paths: Paths) -> None:
         spec = _final_bundle(paths.model, calibration, Path(scratch))
         _add_reference(paths.evidence, Path(scratch))
         run_id = _run_of(training, spec, paths)
-        evidence = _log_evidence(run_id, paths) | _scores(metrics)
+        runtime = _add_runtime(params.runtime_bounds, spec, paths, Path(scratch))
+        evidence = _log_evidence(run_id, paths) | _scores(metrics) | runtime
         lineage = {**params.tags, **_lineage(run_id, spec, split, training), **_training_films(run_id, paths)}
         version, is_new = registry.register_version(
             Path(scratch), spec, run_id=run_id, lineage=lineage, evidence=evidence
@@ -113,6 +120,58 @@ def _add_reference(evidence: Path, folder: Path) -> None:
 
     read_reference(evidence / REFERENCE_FILE)
     shutil.copy2(evidence / REFERENCE_FILE, folder)
+
+
+def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: Path) -> dict[str, str]:
+    """Export the network of the bundle in `folder` beside it; return tags that say what came of it.
+
+    A model is registered without an export rather than not at all.
+    """
+    from cxr import registry
+    from cxr.bundle import read_bundle
+    from cxr.runtime_export import Agreement, accept_runtime, export_runtime, remove_runtime, tags_of
+
+    known = registry.find_version(spec)
+    if known and registry.has_runtime(known):
+        return {}
+    most = Agreement(**bounds.model_dump())
+    try:
+        judged = _validation_films(spec, paths)
+        network, _ = read_bundle(folder)
+        export_runtime(network, spec, folder)
+        tags = tags_of(accept_runtime(folder, spec, judged, most), most)
+    except CxrError as error:
+        tags = {"runtime": f"none: {error}"}
+    log.info(
+        "register: exported network: %s; %s", tags["runtime"], tags.get("runtime_agreement", "torch alone answers")
+    )
+    if tags["runtime"].startswith("none"):
+        remove_runtime(folder)
+    return tags
+
+
+def _validation_films(spec: ModelSpec, paths: Paths) -> Judged:
+    """Return the packed validation films and what the evaluation said of them."""
+    import numpy as np
+    import pandas as pd
+
+    from cxr.evidence import PREDICTIONS_FILE
+    from cxr.packed import read_packed
+    from cxr.runtime_export import Judged
+
+    packed = read_packed(paths.images)
+    if packed.preprocessing != spec.preprocessing:
+        raise DataError(
+            f"{paths.images} is prepared in another way than the model was trained on; run `dvc repro train`"
+        )
+    table = pd.read_csv(paths.evidence / PREDICTIONS_FILE, dtype={"image_id": "str"})
+    films = table[table["split"] == "validation"]
+    return Judged(
+        images=packed.images,
+        rows=packed.rows(films["image_id"].tolist()),
+        labels=np.array([spec.classes.index(label) for label in films["label"]], np.int64),
+        probabilities=films[[f"p_{name}" for name in spec.classes]].to_numpy(np.float64),
+    )
 
 
 def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
