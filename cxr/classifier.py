@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from cxr.bundle import ModelSpec, read_bundle, read_spec
 from cxr.drift import MEASURES, REFERENCE_FILE, Reference, measure, read_reference
-from cxr.images import film_from_bytes
 from cxr.inference import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred
+from cxr.likeness import Likeness, likeness_of
 from cxr.runtime import Runtime, load_runtime
+from cxr.suitability import read_chest_film
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,8 @@ class Answer:
     """What a model says of one film.
 
     probabilities  by class, each 0 to 1, calibrated
-    refer          a reader should see the film, for the model is not sure enough of it; None: no threshold for that
+    refer          a reader should see the film, for the model is not sure enough of it or there is a warning; None: no
+                   threshold for that and no warning
     warning        why the answer may mean nothing: the film is unlike those that the model was judged on
     measures       what the film measures, by the names of `cxr.drift.MEASURES`; empty without reference statistics
     """
@@ -91,8 +93,12 @@ class Classifier:
         return MEASURES if self.reference else ()
 
     def read(self, data: bytes, *, name: str) -> NDArray[np.uint8]:
-        """Return a film (H, W) as the model takes it, from a file's bytes. Raises ImageError, naming it `name`."""
-        return film_from_bytes(data, self.spec.preprocessing, name=name)
+        """Return a film (H, W) as the model takes it, from a file's bytes.
+
+        Raises:
+            ImageError: the file cannot be read, or shows no chest film (cxr/suitability.py); names it `name`.
+        """
+        return read_chest_film(data, self.spec.preprocessing, name=name)
 
     def answer(self, films: NDArray[np.uint8]) -> list[Answer]:
         """Return what the model says of films (N, H, W) that `read` made, in their order; N may be 0.
@@ -113,16 +119,22 @@ class Classifier:
         logits, features = self._logits_and_features(films)
         probabilities = calibrated(logits, self.spec)
         measured = measure(films, features, self.reference) if self.reference else {}
+        warnings = self._likeness.warnings(films, features) if self._likeness else [None] * len(films)
         return [
             Answer(
                 dict(zip(self.spec.classes, shares, strict=True)),
-                refer,
+                True if warning else refer,
+                warning,
                 measures={name: float(values[number]) for name, values in measured.items()},
             )
-            for number, (shares, refer) in enumerate(
-                zip(probabilities.tolist(), referred(probabilities, self.spec), strict=True)
+            for number, (shares, refer, warning) in enumerate(
+                zip(probabilities.tolist(), referred(probabilities, self.spec), warnings, strict=True)
             )
         ]
+
+    @cached_property
+    def _likeness(self) -> Likeness | None:
+        return likeness_of(self.reference) if self.reference else None
 
     def _logits_and_features(self, films: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self.runtime:

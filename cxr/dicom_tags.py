@@ -6,7 +6,6 @@ good, and whatever it raises becomes an ImageError without its words.
 
 import io
 import logging
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from cxr.errors import ImageError
+from cxr.quiet import ignore_warnings_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset
@@ -89,20 +89,13 @@ def read_dicom(data: bytes, keywords: Sequence[str]) -> "Dataset":
 
 
 def _quiet_libraries() -> None:
-    """Silence pydicom and highdicom for good: their warnings and log lines quote values.
-
-    A filter that stays is safe among threads; one that is set and taken back is not.
-    """
+    """Silence pydicom and highdicom for good: their warnings and log lines quote values."""
     from pydicom import config
 
     config.settings.reading_validation_mode = config.IGNORE
     for library in _LIBRARIES:
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-        pattern = rf"{library}\."
-        if not any(
-            entry[0] == "ignore" and getattr(entry[3], "pattern", None) == pattern for entry in warnings.filters
-        ):
-            warnings.filterwarnings("ignore", module=pattern)
+        ignore_warnings_of(library)
 
 
 def _ends_file_meta(tag: "BaseTag", vr: str | None, length: int) -> bool:

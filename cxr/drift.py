@@ -68,6 +68,18 @@ class FeatureSpace:
         squares = ((along / self.spread) ** 2).sum(1) + outside
         return np.asarray(np.sqrt(squares / (len(self.spread) + 1)), np.float32)
 
+    def outside(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how much of features (N, D) no film of the reference explains, (N,), about 0 to 1.
+
+        Their length outside the directions as a share of their whole length. A picture of another kind excites a
+        network less than a film: it lies near the centre, where `distance` sees nothing, and off the directions.
+        """
+        moved = features.astype(np.float32) - self.centre
+        along = moved @ self.directions.T
+        outside = np.sqrt(np.maximum((moved**2).sum(1) - (along**2).sum(1), 0))
+        length = np.linalg.norm(features.astype(np.float32), axis=1)
+        return np.asarray(outside / np.maximum(length, 1e-12), np.float32)
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -79,6 +91,8 @@ class Reference:
     confidence  (N,) largest calibrated probability
     predicted   (N,) index into `classes`
     patients    (N,) number of the film's patient, counted from 0; no name
+    outside     (N,) `FeatureSpace.outside` of each film, in a space fitted without its patient; None in references
+                of before there was such a thing
     """
 
     classes: tuple[str, ...]
@@ -87,6 +101,7 @@ class Reference:
     confidence: NDArray[np.float32]
     predicted: NDArray[np.int64]
     patients: NDArray[np.int64]
+    outside: NDArray[np.float32] | None = None
 
 
 def measure(
@@ -156,7 +171,7 @@ def make_reference(
         patients: (N,) whose film it is.
     """
     _, numbers = np.unique(patients.astype(str), return_inverse=True)
-    distance = _held_out_distance(features, numbers)
+    distance, outside = _held_out(features, numbers)
     return Reference(
         classes=classes,
         space=fit_space(features),
@@ -164,6 +179,7 @@ def make_reference(
         confidence=probabilities.max(axis=1).astype(np.float32),
         predicted=probabilities.argmax(axis=1).astype(np.int64),
         patients=numbers.astype(np.int64),
+        outside=outside,
     )
 
 
@@ -185,16 +201,24 @@ def fit_space(features: NDArray[np.float32]) -> FeatureSpace:
     )
 
 
-def _held_out_distance(features: NDArray[np.float32], patients: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return each film's distance in a space fitted without its patient: a film lies too near in its own."""
-    fold = np.random.default_rng(0).permutation(int(patients.max()) + 1)[patients] % _FOLDS
-    distance = np.zeros(len(features), np.float32)
+def folds_of(patients: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each film (N,) which of five folds its patient is in, drawn by chance."""
+    return np.random.default_rng(0).permutation(int(patients.max()) + 1)[patients] % _FOLDS
+
+
+def _held_out(
+    features: NDArray[np.float32], patients: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return each film's distance and outside share in a space fitted without its patient: its own fits too well."""
+    fold = folds_of(patients)
+    distance, outside = np.zeros(len(features), np.float32), np.zeros(len(features), np.float32)
     for number in range(_FOLDS):
         held_out = fold == number
         if held_out.any():
-            others = features[~held_out] if (~held_out).sum() > 1 else features
-            distance[held_out] = fit_space(others).distance(features[held_out])
-    return distance
+            space = fit_space(features[~held_out] if (~held_out).sum() > 1 else features)
+            distance[held_out] = space.distance(features[held_out])
+            outside[held_out] = space.outside(features[held_out])
+    return distance, outside
 
 
 def write_reference(path: Path, reference: Reference) -> str:
@@ -207,7 +231,7 @@ def write_reference(path: Path, reference: Reference) -> str:
         "confidence": reference.confidence,
         "predicted": reference.predicted,
         "patients": reference.patients,
-    }
+    } | ({} if reference.outside is None else {"outside": reference.outside})
     described = {"classes": reference.classes, "measures": MEASURES, "residual": reference.space.residual}
     # One key: the order of several in the file is not fixed.
     with whole_file(path) as partial:

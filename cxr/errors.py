@@ -40,7 +40,7 @@ class ImageError(CxrError):
 
     `reason` is one of "empty", "truncated", "not an image", "larger than the pixel limit"; of a DICOM file also
     "no pixels", "several frames", "colour", "other modality", "other body part", "lateral view", "for processing",
-    "unsupported encoding".
+    "unsupported encoding"; of a film that is asked about also "colour" and "not a chest film" (cxr/suitability.py).
     """
 
     exit_code = 4

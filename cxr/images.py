@@ -22,12 +22,15 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from cxr.errors import ImageError
+from cxr.quiet import ignore_warnings_of
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "DICOM")
 # By signature, not through Image.open: that warns of large films, and warnings cannot be silenced safely in threads.
 _READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
-    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    _PNG_SIGNATURE: PngImageFile,
     b"BM": BmpImageFile,
     b"II*\x00": TiffImageFile,
     b"MM\x00*": TiffImageFile,
@@ -38,13 +41,19 @@ _DICOM_PREFIX_AT, _DICOM_PREFIX = 128, b"DICM"
 _FIRST_VRS = {b"UL", b"UI", b"CS", b"OB", b"SH", b"LO", b"DA"}
 _FIRST_LENGTH_AT_MOST = 64
 
-_REDUCED_GREY = {
+_GREY = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}
+_COLOUR = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
 }
 _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_PNG_END = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
     if is_dicom(data):
         return _read_dicom_header(data, name=name, max_pixels=max_pixels)
     reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
+    ignore_warnings_of("PIL")  # it warns of what the file's tags lack, and what matters of that is refused here
     try:
         if reader is None:
             raise SyntaxError("no known signature")
@@ -138,23 +148,38 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
         ImageError: see read_header; also when the decoder fails ("not an image").
     """
     if is_dicom(data):
-        _refuse_two_formats(data, name)
-        from cxr.dicom import decode_dicom
-
-        return decode_dicom(data, name=name, max_pixels=max_pixels)
+        return _decode_dicom(data, name=name, max_pixels=max_pixels)
     header = read_header(data, name=name, max_pixels=max_pixels)
-    flag = cv2.IMREAD_GRAYSCALE
-    if header.mode == "L16":
-        flag = cv2.IMREAD_ANYDEPTH
-    elif smallest_side_px is not None and header.format == "JPEG":
-        flag = _reduced(min(header.width, header.height), smallest_side_px)
-    try:
-        grey = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:
-        grey = None
-    if grey is None:
-        raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
-    return np.asarray(grey, np.uint8) if grey.dtype == np.uint8 else _to_8_bit(np.asarray(grey))
+    return _grey(data, name, header, _reduction(header, smallest_side_px))
+
+
+def decode_with_colour(
+    data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Decode a film as decode_grey does, and where it has any colour, the same picture in colour.
+
+    Most colour files hold grey alone. Their three channels are equal, and equal to what decode_grey returns, so that
+    such a film is decoded once.
+
+    Returns:
+        (height, width) uint8, and None: all is grey, or (height, width, 3) uint8, blue first.
+
+    Raises:
+        ImageError: see decode_grey.
+    """
+    if is_dicom(data):
+        return _decode_dicom(data, name=name, max_pixels=max_pixels), None
+    header = read_header(data, name=name, max_pixels=max_pixels)
+    reduction = _reduction(header, smallest_side_px)
+    if header.mode in {"L", "L16"}:
+        return _grey(data, name, header, reduction), None
+    colour = _pixels(data, name, _COLOUR[reduction])
+    if colour.ndim != 3 or colour.dtype != np.uint8:
+        return _grey(data, name, header, reduction), None
+    blue, green, red = cv2.split(np.asarray(colour, np.uint8))
+    if np.array_equal(blue, green) and np.array_equal(green, red):
+        return np.asarray(blue, np.uint8), None
+    return _grey(data, name, header, reduction), np.asarray(colour, np.uint8)
 
 
 def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -183,9 +208,15 @@ def read_film(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 
 def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
     """Decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
-    smallest = math.ceil(preprocessing.image_size_px / (1 - 2 * preprocessing.border_crop))
-    grey = decode_grey(data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest)
+    grey = decode_grey(
+        data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
+    )
     return prepare(grey, preprocessing)
+
+
+def smallest_side(preprocessing: Preprocessing) -> int:
+    """Return how long the shorter side of a decoded film has to be, in pixels, for nothing to be lost."""
+    return math.ceil(preprocessing.image_size_px / (1 - 2 * preprocessing.border_crop))
 
 
 def is_dicom(data: bytes) -> bool:
@@ -233,14 +264,53 @@ def _is_cut_short(data: bytes, image_format: str) -> bool:
     if image_format == "JPEG":
         end = data.rfind(_JPEG_END)
         return end < 0 or data.find(_JPEG_START_OF_SCAN, end) >= 0
-    return image_format == "PNG" and _PNG_END not in data
+    return image_format == "PNG" and not _is_whole_png(data)
 
 
-def _reduced(shorter_side: int, smallest_side_px: int) -> int:
-    for factor, flag in _REDUCED_GREY.items():
-        if shorter_side // factor >= smallest_side_px:
-            return flag
-    return int(cv2.IMREAD_GRAYSCALE)
+def _is_whole_png(data: bytes) -> bool:
+    """Tell whether every chunk up to the last lies in the file: OpenCV makes room for as much as a chunk claims."""
+    at, size = len(_PNG_SIGNATURE), len(data)
+    while at + 12 <= size:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            return True
+        if kind == b"IHDR" and at > len(_PNG_SIGNATURE):  # a second one would be another size than what was checked
+            return False
+        at += 12 + int(length)
+    return False
+
+
+def _decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    _refuse_two_formats(data, name)
+    from cxr.dicom import decode_dicom
+
+    return decode_dicom(data, name=name, max_pixels=max_pixels)
+
+
+def _reduction(header: Header, smallest_side_px: int | None) -> int:
+    """Return by what a JPEG may be reduced; 1 for all else."""
+    if smallest_side_px is None or header.format != "JPEG":
+        return 1
+    shorter = min(header.width, header.height)
+    return next((factor for factor in _GREY if shorter // factor >= smallest_side_px), 1)
+
+
+def _grey(data: bytes, name: str, header: Header, reduction: int) -> NDArray[np.uint8]:
+    grey = _pixels(data, name, cv2.IMREAD_ANYDEPTH if header.mode == "L16" else _GREY[reduction])
+    return np.asarray(grey, np.uint8) if grey.dtype == np.uint8 else _to_8_bit(grey)
+
+
+def _pixels(data: bytes, name: str, flag: int) -> NDArray[np.generic]:
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # else OpenCV writes a line, of some files thousands, for what is said here
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
+    return np.asarray(pixels)
 
 
 def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
