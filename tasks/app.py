@@ -29,19 +29,12 @@ def app(params: AppParams, *, host: str, port: int, names: list[str], model: str
         RegistryError: there is no such version, or the store does not answer.
         PageError: the port is taken.
     """
-    from cxr.page.server import serve_page
+    from cxr.page.server import Page, serve_page
     from cxr.registry import get_version
 
     get_version(model)  # before it listens: without a champion there is nothing to wait for
-    serve_page(
-        _limits(params),
-        host=host,
-        port=port,
-        names=names,
-        model=model,
-        fast=not exact,
-        every_seconds=params.registry_seconds,
-    )
+    page = Page(_limits(params), names=names, model=model, fast=not exact, registry_seconds=params.registry_seconds)
+    serve_page(page, host=host, port=port)
 
 
 def _limits(params: AppParams) -> Limits:

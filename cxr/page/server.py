@@ -30,59 +30,58 @@ class PageError(CxrError):
     """The service cannot listen."""
 
 
-def serve_page(
-    limits: Limits,
-    *,
-    host: str,
-    port: int,
-    names: Sequence[str],
-    model: str,
-    fast: bool,
-    every_seconds: float,
-) -> None:
-    """Serve until the process is asked to end (SIGINT, SIGTERM).
+class Page:
+    """The parts of a service, put together: `app` is for a server of ASGI."""
 
-    Args:
-        limits: of uploads, requests and time.
-        host, port: where to listen.
-        names: host names, beside addresses and `localhost`, by which it may be called.
-        model: alias or number of the version that answers.
-        fast: answer through the exported network where the version has one.
-        every_seconds: between two looks at the registry.
+    def __init__(
+        self, limits: Limits, *, names: Sequence[str], model: str, fast: bool, registry_seconds: float
+    ) -> None:
+        metrics = Metrics()
+        self.engine, self.reader = Engine(limits, metrics), FilmReader(limits)
+        self.watch = ChampionWatch(self.engine, model=model, fast=fast, every_seconds=registry_seconds)
+        service = Service(self.engine, self.reader, self.watch, limits)
+        self.app = Counted(Guard(service.app(), names=names), metrics, paths=PATHS)
+        self.limits = limits
+
+    def config(self, host: str, port: int) -> uvicorn.Config:
+        """Return how it is served."""
+        return uvicorn.Config(
+            self.app,
+            host=host,
+            port=port,
+            http="h11",  # it bounds the size of headers
+            h11_max_incomplete_event_size=_HEADER_BYTES,
+            ws="none",
+            lifespan="off",
+            access_log=False,  # it would tell what a client wrote into the address
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=int(self.limits.answer_seconds),
+        )
+
+    def close(self) -> None:
+        """Answer what was let in, begin nothing."""
+        self.watch.stop()
+        self.reader.close()
+        self.engine.stop()
+
+
+def serve_page(page: Page, *, host: str, port: int) -> None:
+    """Serve until the process is asked to end (SIGINT, SIGTERM).
 
     Raises:
         PageError: the port is taken, or the address is none of this machine.
     """
-    metrics = Metrics()
-    engine, reader = Engine(limits, metrics), FilmReader(limits)
-    watch = ChampionWatch(engine, model=model, fast=fast, every_seconds=every_seconds)
-    service = Service(engine, reader, watch, limits)
-    app = Counted(Guard(service.app(), names=names), metrics, paths=PATHS)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http="h11",  # it bounds the size of headers
-        h11_max_incomplete_event_size=_HEADER_BYTES,
-        ws="none",
-        lifespan="off",
-        access_log=False,  # it would tell what a client wrote into the address
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=int(limits.answer_seconds),
-    )
     _announce(host, port)
-    engine.start()
-    watch.start()
+    page.engine.start()
+    page.watch.start()
     try:
-        _run(uvicorn.Server(config), host, port)
+        _run(uvicorn.Server(page.config(host, port)), host, port)
     finally:
-        watch.stop()
-        reader.close()
-        engine.stop()
+        page.close()
 
 
 def _run(server: uvicorn.Server, host: str, port: int) -> None:

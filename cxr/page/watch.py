@@ -78,10 +78,15 @@ class ChampionWatch:
             self._refused = (version, time.monotonic())
             return
         self._refused = None
-        self.card = card
-        self.engine.use(classifier)
+        self.use(classifier, card)
         self.engine.metrics.reloads.labels("loaded").inc()
         log.info("page: version %s answers, computed by %s", version.number, classifier.engine)
+        _ = classifier.network  # heat is always computed by torch; loaded now, the first reader need not wait for it
+
+    def use(self, classifier: Classifier, card: Card) -> None:
+        """Answer new films with `classifier`."""
+        self.card = card
+        self.engine.use(classifier)
 
     def _stays(self) -> str:
         current = self.engine.current
