@@ -1,17 +1,17 @@
 """Films in, scored rows out, in bounded memory: threads read and decode the next films while the network computes.
 
 At any moment a few batches of prepared films are in memory and, for each thread, the bytes of one film, however many
-films there are. OpenCV decodes, and hashlib hashes, beside other threads.
+films there are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,8 @@ from cxr.errors import ImageError
 from cxr.films import bytes_at_most
 from cxr.inference import BATCH_SIZE
 from cxr.locations import FilmFile, Location
+from cxr.read_ahead import prepared_batches
 from cxr.scoring import Scored
-
-_BATCHES_AHEAD = 2
 
 Row = dict[str, Any]
 
@@ -63,21 +62,15 @@ def score_films(
     Raises:
         SourceError: the location no longer answers; what was yielded stands.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="film")
-    waiting: deque[list[Future[_Prepared]]] = deque()
-    try:
-        for start in range(0, len(films), BATCH_SIZE):
-            batch = films[start : start + BATCH_SIZE]
-            waiting.append([pool.submit(_prepare, film, location, classifier, scored) for film in batch])
-            if len(waiting) > _BATCHES_AHEAD:
-                yield _score(classifier, location, [future.result() for future in waiting.popleft()])
-        while waiting:
-            yield _score(classifier, location, [future.result() for future in waiting.popleft()])
-    finally:
-        pool.shutdown(cancel_futures=True)
+    prepared = prepared_batches(
+        films, partial(_prepare, location, classifier, scored), batch_size=BATCH_SIZE, workers=workers
+    )
+    with closing(prepared) as batches:
+        for batch in batches:
+            yield _score(classifier, location, batch)
 
 
-def _prepare(film: FilmFile, location: Location, classifier: Classifier, scored: Scored) -> _Prepared:
+def _prepare(location: Location, classifier: Classifier, scored: Scored, film: FilmFile) -> _Prepared:
     limit = bytes_at_most(classifier.spec.preprocessing.max_pixels)
     if film.size_bytes > limit:  # not even read: it would be in memory as a whole
         return _Prepared(
@@ -128,5 +121,6 @@ def _columns(answer: Answer) -> Row:
         **{f"p_{name}": share for name, share in answer.probabilities.items()},
         "confidence": answer.confidence,
         "refer": answer.refer,
+        "warning": answer.warning,
         **{f"m_{name}": value for name, value in answer.measures.items()},
     }

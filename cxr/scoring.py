@@ -11,10 +11,12 @@
     p_<class>                calibrated probability, a column a class in the model's order
     confidence               the largest of them
     refer                    a reader should see the film; null where the model has no threshold
+    warning                  why the answer may mean nothing, else null; parts of earlier days have no such column
     m_<measure>              see cxr.drift.MEASURES; no such column where the model was saved without a reference
     error                    why the film cannot be read, else null
 
-The schema's metadata name the model, its version, the digests of its weights and its spec, and the code that scored.
+The schema's metadata name the model, its version, the digests of its weights and its spec, the code that scored, and
+`engine`, what computed: "torch", or "openvino" and its precision.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[st
         *(pa.field(f"p_{name}", pa.float64()) for name in classes),
         pa.field("confidence", pa.float64()),
         pa.field("refer", pa.bool_()),
+        pa.field("warning", pa.string()),
         *(pa.field(f"m_{name}", pa.float32()) for name in measures),
         pa.field("error", pa.string()),
     ]

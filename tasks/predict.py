@@ -1,40 +1,76 @@
 """Classify chest films with the champion.
 
     python -m tasks.predict film.jpeg folder/ ...
+    python -m tasks.predict - < film.dcm
+    python -m tasks.predict folder/ --overlay looked/ --sr reports/
 
-Reads   image files, and folders of them (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom) down to the last subfolder
-Prints  a table; with --json one object a line: path, predicted_class, probabilities, refer, model_version, and for a
-        file that cannot be read `error` in place of the prediction. `refer`: a reader should see the film, for the
-        model is not sure enough of it; null where the model has no threshold for that
+Reads   image files, and folders of them (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom) down to the last subfolder; `-`
+        is one film from standard input
+Prints  a table; with --json one object a line: path, predicted_class, probabilities, refer, warning, model_version,
+        and for a file that cannot be read `error` in place of the prediction. `refer`: a reader should see the film,
+        for the model is not sure enough of it; null where the model has no threshold for that. `warning`: why the
+        answer may mean nothing; null when all is well
+Writes  --overlay FOLDER: <film>.overlay.png, where the model looked
+        --sr FOLDER: <film>.sr.dcm, a Structured Report for each DICOM film; with --overlay also <film>.overlay.dcm, a
+        Secondary Capture. Both hold the patient's tags of their film, for they belong to its study
 
-Preprocessing, classes and calibration are those saved with the model. Exit code 4 when a file could not be read.
+Preprocessing, classes and calibration are those saved with the model. Answers are to the bit those of the evaluation;
+with --fast they come from the exported network, several times sooner, within the bounds that the version's tags name.
+
+Exit codes  0 every film was answered; 2 the command cannot be carried out as it is written; 3 a folder has no films;
+            4 a film could not be read, or its report not be made (all others were answered); 7 the model's files are
+            damaged; 9 the registry has no such version or does not answer; 130 interrupted
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import command_parser, run_command
-from cxr.errors import ImageError
+from cxr.errors import ImageError, ParamsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from cxr.answer_files import AnswerFiles
     from cxr.bundle import ModelSpec
     from cxr.classifier import Answer, Classifier
 
 DISCLAIMER = "Research software, not for clinical use."
+STANDARD_INPUT = Path("-")
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film to be read: `path` as it is told, `name` of the files that are written for it."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A film as it was read: an image, or an error and none; `dicom` holds the file where a report is asked for."""
+
+    film: Film
+    image: NDArray[np.uint8] | None = None
+    dicom: bytes | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of one file: an `answer`, or an `error` and none."""
+    """What is told of one film: an `answer`, an `error`, or both where its files could not be written."""
 
     path: str
     answer: Answer | None = None
@@ -43,80 +79,160 @@ class Told:
     def to_json(self, version: str) -> str:
         """Return one line of JSON."""
         said: dict[str, Any] = {"path": self.path}
-        if self.answer is None:
-            said["error"] = self.error
-        else:
+        if self.answer is not None:
             said |= {
                 "predicted_class": self.answer.predicted_class,
                 "probabilities": dict(self.answer.probabilities),
                 "refer": self.answer.refer,
+                "warning": self.answer.warning,
             }
+        if self.error is not None:
+            said["error"] = self.error
         return json.dumps(said | {"model_version": version})
 
 
-def predict(paths: list[Path], *, model: str, as_json: bool) -> None:
-    """Classify files and print the answers as they come, a batch at a time.
+def predict(
+    paths: list[Path], *, model: str, as_json: bool, fast: bool, overlays: Path | None, reports: Path | None
+) -> None:
+    """Classify films and print the answers as they come, a batch at a time.
 
     Raises:
-        ImageError: at the end, when a file could not be read.
+        ImageError: at the end, when a film could not be read.
         SourceError: a folder has no images.
-        RegistryError: there is no such version.
+        ParamsError: two films would write one file, or a folder to write into lies among those that are read.
+        RegistryError, WeightsError: there is no such version, or it is not as it was registered.
     """
-    from cxr.locations import films_below
-
-    files = [file for path in paths for file in films_below(path)]
+    films = _films(paths, [folder for folder in (overlays, reports) if folder is not None])
     from tqdm import tqdm
 
+    from cxr.answer_files import AnswerFiles
     from cxr.classifier import load_classifier
     from cxr.registry import fetch_bundle, get_version
 
     version = get_version(model)
-    classifier = load_classifier(fetch_bundle(version), number=version.number)
-    spec, width = classifier.spec, max(len(str(file)) for file in files)
+    classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
+    spec, width = classifier.spec, max(len(str(film.path)) for film in films)
     failed = 0
-    with tqdm(total=len(files), unit=" films", leave=False, disable=None if len(files) > 1 else True) as bar:
+    with tqdm(total=len(films), unit=" films", leave=False, disable=None if len(films) > 1 else True) as bar:
         if not as_json:
-            bar.write(f"chest-xray-pneumonia, version {version.number}{_synthetic(spec)}\n{_heading(spec, width)}")
-        for told in _classified(files, classifier):
-            failed += told.answer is None
+            bar.write(f"{_title(classifier)}\n{_heading(spec, width)}")
+        for told in _classified(films, classifier, AnswerFiles(overlays, reports)):
+            failed += told.error is not None
             bar.write(told.to_json(version.number) if as_json else _row(told, spec, width))
             bar.update()
     if not as_json:
         print(DISCLAIMER)
     if failed:
         raise ImageError(
-            f"{failed} of {len(files)} files could not be read; the lines above say why", reason="not an image"
+            f"{failed} of {len(films)} files could not be read; the lines above say why", reason="not an image"
         )
 
 
-def _classified(files: list[Path], classifier: Classifier) -> Iterator[Told]:
-    """Yield what is told of each file, in order; a batch of films is in memory at a time."""
+def _films(paths: list[Path], targets: list[Path]) -> list[Film]:
+    """Return the films to read; refuse what would write one file twice, or among the films."""
+    from cxr.locations import films_below
+
+    for folder, target in [(path, target) for path in paths if path.is_dir() for target in targets]:
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise ParamsError(
+                f"{target} lies in {folder}, where films are read: what is written there would be taken for films the "
+                "next time; name a folder outside"
+            )
+    films = [Film(file, _name(file, path)) for path in paths for file in films_below(path)]
+    of_name = {film.name: film.path for film in films}
+    for film in films if targets else []:
+        if of_name[film.name].resolve() != film.path.resolve():
+            raise ParamsError(
+                f"{film.path} and {of_name[film.name]} would write the same files; ask for them one after the other, "
+                "with folders of their own"
+            )
+    if sum(film.path == STANDARD_INPUT for film in films) > 1:
+        raise ParamsError("standard input holds one film; name - once")
+    return films
+
+
+def _name(file: Path, given: Path) -> str:
+    """Return the way of a film below the folder that was given, or its name."""
+    if file == STANDARD_INPUT:
+        return "film"
+    return file.name if file == given else file.relative_to(given).as_posix()
+
+
+def _classified(films: list[Film], classifier: Classifier, files: AnswerFiles) -> Iterator[Told]:
+    """Yield what is told of each film, in order; a few batches of films are in memory at a time."""
     import numpy as np
 
     from cxr.inference import BATCH_SIZE
+    from cxr.read_ahead import prepared_batches
 
-    for start in range(0, len(files), BATCH_SIZE):
-        batch = [(file, *_prepared(file, classifier)) for file in files[start : start + BATCH_SIZE]]
-        images = [image for _, image, _ in batch if image is not None]
-        answers = iter(classifier.answer(np.stack(images)) if images else ())
-        for file, image, error in batch:
-            yield Told(str(file), error=error) if image is None else Told(str(file), next(answers))
+    prepare = partial(_prepared, classifier, files)
+    with closing(
+        prepared_batches(films, prepare, batch_size=BATCH_SIZE, workers=min(os.cpu_count() or 1, len(films)))
+    ) as batches:
+        for batch in batches:
+            images = [one.image for one in batch if one.image is not None]
+            answers = iter(classifier.answer(np.stack(images)) if images else ())
+            for one in batch:
+                if one.image is None:
+                    yield Told(str(one.film.path), error=one.error)
+                else:
+                    yield _written(one, one.image, next(answers), classifier, files)
 
 
-def _prepared(file: Path, classifier: Classifier) -> tuple[NDArray[np.uint8] | None, str | None]:
+def _prepared(classifier: Classifier, files: AnswerFiles, film: Film) -> Prepared:
     """Return the film as the model takes it, or why it cannot be read."""
+    from cxr.images import is_dicom
+
+    shown = "standard input" if film.path == STANDARD_INPUT else str(film.path)
     try:
-        return classifier.read(file.read_bytes(), name=str(file)), None
+        data = _bytes_of(film.path, shown, classifier.spec.preprocessing.max_pixels)
+        image = classifier.read(data, name=shown)
+        return Prepared(film, image, data if files.reports is not None and is_dicom(data) else None)
     except ImageError as error:
-        return None, str(error)
+        return Prepared(film, error=str(error))
     except FileNotFoundError:
-        return None, f"{file} does not exist; check the path"
+        return Prepared(film, error=f"{shown} does not exist; check the path")
     except OSError as error:
-        return None, f"{file} cannot be opened: {error.strerror}"
+        return Prepared(film, error=f"{shown} cannot be opened: {error.strerror}")
 
 
-def _synthetic(spec: ModelSpec) -> str:
-    return ", trained on synthetic films: its answers say nothing about patients" if spec.synthetic else ""
+def _bytes_of(path: Path, shown: str, max_pixels: int) -> bytes:
+    """Return a whole file, never more of it than a film that may be read can have."""
+    from cxr.films import bytes_at_most
+
+    limit = bytes_at_most(max_pixels)
+    if path == STANDARD_INPUT:
+        data = sys.stdin.buffer.read(limit + 1)
+    else:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ImageError(
+            f"{shown} has more than {limit} bytes, the most that a film of {max_pixels} pixels can have; export it "
+            "smaller",
+            reason="larger than the pixel limit",
+        )
+    return data
+
+
+def _written(
+    one: Prepared, image: NDArray[np.uint8], answer: Answer, classifier: Classifier, files: AnswerFiles
+) -> Told:
+    """Write the files that are asked for and return what is told."""
+    try:
+        files.write(one.film.name, image, answer, classifier, dicom=one.dicom)
+    except ImageError as error:
+        return Told(str(one.film.path), answer, str(error))
+    return Told(str(one.film.path), answer)
+
+
+def _title(classifier: Classifier) -> str:
+    said = f"chest-xray-pneumonia, version {classifier.number}"
+    if classifier.runtime:
+        said += f", {classifier.engine}"
+    if classifier.spec.synthetic:
+        said += ", trained on synthetic films: its answers say nothing about patients"
+    return said
 
 
 def _heading(spec: ModelSpec, width: int) -> str:
@@ -128,7 +244,9 @@ def _row(told: Told, spec: ModelSpec, width: int) -> str:
         return f"{told.path:<{width}}  error: {told.error}"
     shares = [f"{told.answer.probabilities[name]:>{len(name)}.3f}" for name in spec.classes]
     refer = {True: "yes", False: "no", None: "-"}[told.answer.refer]
-    return "  ".join([f"{told.path:<{width}}", f"{told.answer.predicted_class:<{_class_width(spec)}}", *shares, refer])
+    said = "  ".join([f"{told.path:<{width}}", f"{told.answer.predicted_class:<{_class_width(spec)}}", *shares, refer])
+    notes = [("warning", told.answer.warning), ("error", told.error)]
+    return said + "".join(f"\n{'':<{width}}  {kind}: {text}" for kind, text in notes if text)
 
 
 def _class_width(spec: ModelSpec) -> int:
@@ -138,11 +256,21 @@ def _class_width(spec: ModelSpec) -> int:
 def main() -> None:
     """Read the command line and classify."""
     parser = command_parser(sys.modules[__name__])
-    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image file or folder")
+    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="image file, folder, or - (standard input)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
+    parser.add_argument("--fast", action="store_true", help="by the exported network, within its bounds of torch")
+    parser.add_argument("--overlay", metavar="FOLDER", type=Path, help="write where the model looked")
+    parser.add_argument("--sr", metavar="FOLDER", type=Path, help="write Structured Reports of DICOM films")
     given = parser.parse_args()
-    predict(given.paths, model=given.model, as_json=given.json)
+    predict(
+        given.paths,
+        model=given.model,
+        as_json=given.json,
+        fast=given.fast,
+        overlays=given.overlay,
+        reports=given.sr,
+    )
 
 
 if __name__ == "__main__":

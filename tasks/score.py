@@ -116,8 +116,12 @@ class Tally:
         )
 
 
-def score(params: ScoreParams, output: Path, *, model: str = "champion", shard: Shard | None = None) -> Tally:
+def score(
+    params: ScoreParams, output: Path, *, model: str = "champion", shard: Shard | None = None, fast: bool = False
+) -> Tally:
     """Score the films of `params.location` that version `model` has not scored into `output`.
+
+    `fast`: by the exported network where the version has one; what torch scored before is not scored again.
 
     Raises:
         SourceError: the location does not exist, or does not answer any more; parts that were written stand.
@@ -137,7 +141,7 @@ def score(params: ScoreParams, output: Path, *, model: str = "champion", shard: 
     todo = sorted((film for film in films if not scored.is_unchanged(film)), key=_mixed)
     tally = Tally(location.name, str(folder), version.number, found=len(films), known=len(films) - len(todo))
     if todo:
-        classifier = _load(version)
+        classifier = _load(version, fast=fast)
         tally.referred = None if classifier.spec.refer_below is None else 0
         writer = _writer(classifier, version, folder, films_per_part=params.films_per_part, share=share)
         _score_all(classifier, location, todo, scored=scored, writer=writer, tally=tally, workers=params.workers)
@@ -152,11 +156,11 @@ def _mixed(film: FilmFile) -> bytes:
     return hashlib.blake2b(film.path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
-def _load(version: Version) -> Classifier:
+def _load(version: Version, *, fast: bool) -> Classifier:
     from cxr.classifier import load_classifier
     from cxr.registry import fetch_bundle
 
-    classifier = load_classifier(fetch_bundle(version), number=version.number)
+    classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
     if classifier.reference is None:
         log.warning("version %s has no reference statistics: its films are not measured for drift", version.number)
     return classifier
@@ -171,6 +175,7 @@ def _writer(classifier: Classifier, version: Version, folder: Path, *, films_per
     metadata = {
         "model": MODEL,
         "model_version": version.number,
+        "engine": classifier.engine,
         **{name: version.tags[name] for name in ("weights_sha256", "spec_sha256")},
         **{name: code[name] for name in ("git_commit", "code_sha256", "torch_version")},
     }
@@ -223,6 +228,7 @@ def main() -> None:
     parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
     parser.add_argument("--output", type=Path, help="folder of the parts")
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
+    parser.add_argument("--fast", action="store_true", help="by the exported network, within its bounds of torch")
     parser.add_argument("--shard", default="1/1", help="which share of the films, such as 2/8 (%(default)s)")
     parser.add_argument("--tally", type=Path, help="file for what was done, as JSON")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
@@ -234,7 +240,8 @@ def main() -> None:
     params = read_params(given.params)
     wanted: dict[str, Any] = {"location": given.location} if given.location else {}
     section = params.score.model_copy(update=wanted)
-    tally = score(section, given.output or params.paths.scores, model=given.model, shard=_shard(given.shard))
+    folder, share = given.output or params.paths.scores, _shard(given.shard)
+    tally = score(section, folder, model=given.model, shard=share, fast=given.fast)
     if given.tally:
         write_json(given.tally, asdict(tally) | {"films_per_second": tally.films_per_second})
     print(tally)
