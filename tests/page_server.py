@@ -27,7 +27,7 @@ from cxr.page.server import Page
 from cxr.phantom_film import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
 from cxr.zoo import build
 from tests.prefect_servers import wait_for
-from tests.registry_project import PROJECT, spec
+from tests.registry_project import PROJECT, artifacts, spec
 from tests.servers import free_ports
 
 LIMITS = Limits(
@@ -96,14 +96,21 @@ def phantom(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[np.
     return draw_film(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng)
 
 
-def register_champion(seed: int, *, instead_of: str = "") -> registry.Version:
-    """Register a small network with random weights in the store of this project and make it champion."""
+def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False) -> registry.Version:
+    """Register a small network with random weights in the store of this project and make it champion.
+
+    Of a damaged one the stored weights are changed before anybody can fetch them.
+    """
+    known = set(artifacts())
     torch.manual_seed(seed)
     described = spec(image_size_px=32, backbone="small_cnn")
     made = Path(f"made-{seed}")
     written = write_bundle(made, build("small_cnn", 3).state_dict(), described)
     run_id = tracking.start_run(run_id=None, name="n", tags={})
     version, _ = registry.register_version(made, written, run_id=run_id, lineage={}, evidence={})
+    for path in set(artifacts()) - known if damaged else ():
+        if path.name == "model.safetensors":
+            path.write_bytes(path.read_bytes()[:-4] + b"evil")
     champions.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
     shutil.rmtree(made)
     return version

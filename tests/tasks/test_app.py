@@ -1,0 +1,118 @@
+"""`python -m tasks.app`: the page as a process over a registry."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import httpx
+import pytest
+
+from cxr import champions
+from cxr.errors import RegistryError
+from cxr.params import override, read_params
+from tasks import app
+from tests.page_server import BYTES, Process, phantom, register_champion, serve_process, until
+from tests.registry_project import PROJECT, call, enter_project
+
+FILM = cv2.imencode(".png", phantom())[1].tobytes()
+SECRET = "Sorrowful-Jane"
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    override(Path("params.yaml"), {"app.registry_seconds": 0.2})
+
+
+def test_without_a_champion_it_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RegistryError, match="there is no champion"):
+        call(monkeypatch, app.main)
+
+
+def test_one_film_must_fit() -> None:
+    with pytest.raises(Exception, match="waiting_mb"):
+        override(Path("params.yaml"), {"app.waiting_mb": 1.0})
+    assert read_params(Path("params.yaml")).app.waiting_mb > 1
+
+
+class Clients:
+    """Clients that ask without a pause, and what they were told."""
+
+    def __init__(self, served: Process, count: int) -> None:
+        self.told: list[tuple[int, str]] = []
+        self.ended = threading.Event()
+        self.address = served.address
+        self.threads = [threading.Thread(target=self._ask) for _ in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=120) as client:
+            while not self.ended.is_set():
+                response = client.post(
+                    f"{self.address}/predict", params={"heat": "true", "name": SECRET}, content=FILM, headers=BYTES
+                )
+                self.told.append((response.status_code, response.json().get("model_version", "")))
+
+    def end(self) -> list[tuple[int, str]]:
+        """Stop asking, return all that was told."""
+        self.ended.set()
+        for thread in self.threads:
+            thread.join()
+        return self.told
+
+    def versions(self) -> set[str]:
+        """Return who has answered up to now."""
+        return {version for _, version in self.told}
+
+
+def test_a_new_champion_takes_over_without_a_dropped_request_and_a_wrong_one_does_not() -> None:
+    """The champion moves twice under load: to a version that is well, then to one that was changed."""
+    first = register_champion(1)
+    with serve_process() as served:
+        clients = Clients(served, 3)
+        until(lambda: "1" in clients.versions())
+        second = register_champion(2, instead_of=first.number)
+        until(lambda: second.number in clients.versions())
+
+        damaged = register_champion(3, instead_of=second.number, damaged=True)
+        until(lambda: f"version {damaged.number} cannot be used" in served.log.read_text())
+        answered = len(clients.told)
+        until(lambda: len(clients.told) > answered + 5)
+
+        champions.move_champion(first.number, instead_of=damaged.number, kind="rollback", who="ann", why="test")
+        told_by_now = len(clients.told)
+        until(lambda: "1" in {version for _, version in clients.told[told_by_now:]})
+        Path("mlruns/mlflow.db").rename("mlruns/away.db")
+        Path("mlruns/mlflow.db").mkdir()  # a store that does not open
+        until(lambda: "goes on answering" in served.log.read_text().splitlines()[-1])
+        told_by_now = len(clients.told)
+        until(lambda: len(clients.told) > told_by_now + 5)
+        told = clients.end()
+        metrics = httpx.get(f"{served.address}/metrics").text
+        assert served.interrupt() == 0
+        log = served.log.read_text()
+    assert {status for status, _ in told} == {200}
+    assert {version for _, version in told} == {first.number, second.number}
+    assert log.count("failed while") == 1  # the store that is away is told of once
+    assert log.count(f"version {damaged.number} cannot be used") == 1
+    assert "Traceback" not in log
+    assert SECRET not in log + metrics
+    assert f'path="/predict",status="200"}} {float(len(told))}' in metrics
+
+
+def test_a_port_that_is_taken_and_an_open_address_are_told_of_plainly() -> None:
+    register_champion(1)
+    with serve_process("--host", "0.0.0.0", "--exact") as served:
+        assert "there is no login" in served.log.read_text()
+        port = served.address.rpartition(":")[2]
+        command = [sys.executable, "-m", "tasks.app", "--port", port, "--host", "0.0.0.0"]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"error: cannot listen on 0.0.0.0 port {port}")
+        answer = httpx.post(f"{served.address}/predict", content=FILM, headers=BYTES, timeout=60).json()
+        assert answer["engine"] == "torch"
