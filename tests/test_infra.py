@@ -75,7 +75,7 @@ def test_compose_follows_the_compose_specification() -> None:
 
 
 def test_the_services_of_a_team_are_there() -> None:
-    assert SERVICES == ["mlflow", "postgresql", "prefect", "s3", "worker", "worker-gpu"]
+    assert SERVICES == ["app", "mlflow", "orthanc", "pacs", "postgresql", "prefect", "s3", "worker", "worker-gpu"]
     device = service("worker-gpu")["deploy"]["resources"]["reservations"]["devices"][0]
     assert device["capabilities"] == ["gpu"]
 
@@ -120,7 +120,7 @@ def test_secrets_are_drawn_once_for_the_owner_alone(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     written = (tmp_path / ".env").read_text()
     drawn = dict(line.split("=", 1) for line in written.splitlines())
-    assert len(set(drawn.values())) == len(drawn) == 8
+    assert len(set(drawn.values())) == len(drawn) == 9
     assert all(re.fullmatch(r"(admin:)?[0-9a-f]{48}", value) for value in drawn.values())
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     assert subprocess.run(command, check=False, capture_output=True).returncode == 1
@@ -132,6 +132,31 @@ def test_accounts_are_on() -> None:
     assert service("mlflow")["command"] == ["/opt/cxr/mlflow.sh"]
     assert "PREFECT_SERVER_API_AUTH_STRING" in service("prefect")["environment"]
     assert "scram-sha-256" in service("postgresql")["environment"]["POSTGRES_INITDB_ARGS"]
+    pacs = json.loads((INFRA / "orthanc.json").read_text())
+    assert pacs["AuthenticationEnabled"] is True
+    assert pacs["RegisteredUsers"] == {service("pacs")["environment"]["CXR_PACS_USER"]: "${ORTHANC_PASSWORD}"}
+
+
+def test_the_link_follows_the_pacs_of_the_set_which_keeps_the_first_object_of_a_uid() -> None:
+    pacs = json.loads((INFRA / "orthanc.json").read_text())
+    assert pacs["OverwriteInstances"] is False
+    assert service("pacs")["environment"]["CXR_PACS_URL"] == f"http://orthanc:{pacs['HttpPort']}"
+    assert service("orthanc")["ports"] == [f"127.0.0.1:{pacs[port]}:{pacs[port]}" for port in ("HttpPort", "DicomPort")]
+    volume, _, folder = service("orthanc")["volumes"][0].partition(":")
+    assert volume in compose()["volumes"]
+    assert all(pacs[kept].startswith(f"{folder}/") for kept in ("StorageDirectory", "IndexDirectory"))
+    (configuration,) = [mount for mount in service("orthanc")["volumes"] if mount.startswith("./orthanc.json:")]
+    assert configuration.split(":")[1:] == [*service("orthanc")["command"], "ro"]
+
+
+@pytest.mark.parametrize("name", ["app", "pacs"])
+def test_what_reads_films_starts_when_told_and_writes_nothing_into_the_checkout(name: str) -> None:
+    described = service(name)
+    assert described["profiles"] == ["films"]
+    assert "..:/project:ro" in described["volumes"]
+    assert described["command"][:2] == ["python", "-m"]
+    assert (PROJECT / f"{described['command'][2].replace('.', '/')}.py").is_file()
+    assert described["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
 
 
 def test_images_hold_what_the_lock_file_says() -> None:
@@ -139,6 +164,7 @@ def test_images_hold_what_the_lock_file_says() -> None:
     dockerfile = (INFRA / "Dockerfile").read_text()
     assert "uv sync --frozen" in dockerfile, "MLflow, Prefect and the worker take their versions from uv.lock"
     assert service("mlflow")["image"] == service("prefect")["image"] == service("worker")["image"]
+    assert service("app")["image"] == service("pacs")["image"] == service("worker")["image"]
     uv = re.search(r"^UV_VERSION=(\S+)$", (INFRA / "setup.sh").read_text(), re.MULTILINE)
     assert uv is not None
     assert f"ghcr.io/astral-sh/uv:{uv[1]} " in dockerfile
