@@ -9,17 +9,19 @@ import os
 import resource
 import sys
 
-MEMORY_LIMIT_BYTES = 4 << 30
+_MEMORY_BYTES, _MEMORY_BYTES_A_PIXEL = 1 << 30, 48  # of address space; GDCM and its codecs need about 20 a pixel
 
 _BY_PRECISION = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 
 
 def _decode(request: bytes) -> bytes:
-    import gdcm
-
     line, _, frame = request.partition(b"\n")
     syntax, *numbers = line.decode().split()
     columns, rows, bits_allocated, bits_stored, signed = map(int, numbers)
+    _limit_memory(_MEMORY_BYTES + _MEMORY_BYTES_A_PIXEL * rows * columns)  # a frame may claim to be larger than that
+
+    import gdcm
+
     if syntax in _BY_PRECISION:
         bits_allocated = 8 if bits_stored <= 8 else 16
     fragment = gdcm.Fragment()
@@ -38,12 +40,15 @@ def _decode(request: bytes) -> bytes:
     return bytes(image.GetBuffer().encode("utf-8", "surrogateescape"))  # GDCM hands out char* as str
 
 
+def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a lower limit is set already
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def _main() -> None:
     answer = os.dup(sys.stdout.fileno())
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what GDCM prints is no part of the answer
-    with contextlib.suppress(OSError, ValueError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     decoded = _decode(sys.stdin.buffer.read())
     with os.fdopen(answer, "wb") as out:
         out.write(decoded)

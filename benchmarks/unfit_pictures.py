@@ -1,0 +1,179 @@
+"""What becomes of pictures that are no chest film, and of real films that nobody trained or set a limit on.
+
+Run   python -m benchmarks.unfit_pictures PROJECT [--films 120] [--model champion]
+
+PROJECT is a project after `make run`: its films, split and store are read, nothing is changed. The limits of a warning
+come from its validation films alone, so that its test films are held out from training and limits alike. The version
+in the store has limits from validation and test films together.
+
+refused   an error with its reason, no answer
+warned    an answer with a warning, referred to a reader
+silent    an answer like any other
+
+The other pictures come from what scikit-image, scikit-learn, matplotlib and pydicom ship, are drawn, or are --films of
+the test films that something went wrong with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.unfit_sets import Files, changed_films, drawn_sets, shipped_sets
+from cxr.classifier import Classifier, load_classifier
+from cxr.drift import MEASURES, Reference, image_measures, make_reference
+from cxr.errors import ImageError
+from cxr.images import decode_grey
+from cxr.inference import BATCH_SIZE, calibrated, predict_with_features
+from cxr.manifest import read_manifest, read_splits
+from cxr.registry import fetch_bundle, get_version
+from cxr.shards import Shards
+
+_TRAINING_FILMS = 500
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What became of a set of pictures, counted."""
+
+    refused: int
+    warned: int
+    silent: int
+    reasons: Counter[str]
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return self.refused + self.warned + self.silent
+
+    def __add__(self, other: Rates) -> Rates:
+        return Rates(
+            self.refused + other.refused,
+            self.warned + other.warned,
+            self.silent + other.silent,
+            self.reasons + other.reasons,
+        )
+
+
+def main() -> None:
+    """Read the command line, measure, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--films", type=int, default=120)
+    parser.add_argument("--model", default="champion")
+    given = parser.parse_args()
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{given.project.resolve()}/mlruns/mlflow.db")
+    version = get_version(given.model)
+    stored = load_classifier(fetch_bundle(version), number=version.number)
+    films = _films(given.project / "data")
+    shards = Shards(given.project / "data" / "raw" / "films")
+    classifier = replace(stored, reference=_reference(stored, films[films["split"] == "validation"], shards))
+    _print_real(classifier, films, shards)
+    _print_others(classifier, _others(films[films["split"] == "test"], shards, given.films))
+
+
+def _films(data: Path) -> pd.DataFrame:
+    return read_manifest(data / "raw").merge(read_splits(data / "split")[["image_id", "split"]], on="image_id")
+
+
+def _reference(classifier: Classifier, films: pd.DataFrame, shards: Shards) -> Reference:
+    """Return the reference that these films alone give."""
+    spec = classifier.spec
+    read = [classifier.read(shards.read(path), name=path) for path in tqdm(films["path"], desc="validation")]
+    images, logits, features = np.stack(read), [], []
+    for start in tqdm(range(0, len(images), BATCH_SIZE), desc="reference"):
+        answer = predict_with_features(
+            classifier.network, images[start : start + BATCH_SIZE], mean=spec.mean, std=spec.std
+        )
+        logits.append(answer[0])
+        features.append(answer[1])
+    measured = image_measures(images)
+    return make_reference(
+        classes=spec.classes,
+        images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
+        features=np.concatenate(features),
+        probabilities=calibrated(np.concatenate(logits), spec),
+        patients=films["patient_id"].to_numpy(),
+    )
+
+
+def _others(test: pd.DataFrame, shards: Shards, count: int) -> dict[str, Files]:
+    drawn = test.sample(min(count, len(test)), random_state=0)
+    films: dict[str, NDArray[np.uint8]] = {
+        str(image): decode_grey(shards.read(path), name=path, max_pixels=50_000_000)
+        for image, path in zip(drawn["image_id"], drawn["path"], strict=True)
+    }
+    return shipped_sets() | drawn_sets() | changed_films(films)
+
+
+def _print_real(classifier: Classifier, films: pd.DataFrame, shards: Shards) -> None:
+    print("| films | films | refused, % (95%) | warned, % (95%) | why |\n|---|---|---|---|---|")
+    held_out = films[films["split"].isin(("test", "unused"))]
+    of_all = Rates(0, 0, 0, Counter())
+    for (split, source, label), group in held_out.groupby(["split", "source", "label"]):
+        rates = rates_of(classifier, _bytes_of(group, shards))
+        _print_rates(f"{split}, {source}, {label}", rates)
+        of_all = of_all + rates if split == "test" else of_all
+    _print_rates("**all test films**", of_all)
+    trained_on = films[films["split"] == "train"]
+    drawn = trained_on.sample(min(_TRAINING_FILMS, len(trained_on)), random_state=0)
+    _print_rates("training films, for comparison", rates_of(classifier, _bytes_of(drawn, shards)))
+
+
+def _bytes_of(films: pd.DataFrame, shards: Shards) -> Files:
+    return {path: shards.read(path) for path in films["path"]}
+
+
+def _print_rates(name: str, rates: Rates) -> None:
+    refused, warned = (_share(count, rates.pictures) for count in (rates.refused, rates.warned))
+    print(f"| {name} | {rates.pictures} | {refused} | {warned} | {_reasons(rates)} |", flush=True)
+
+
+def _print_others(classifier: Classifier, sets: dict[str, Files]) -> None:
+    print("\n| pictures | pictures | refused | warned | silent | why |\n|---|---|---|---|---|---|")
+    for name, files in sets.items():
+        rates = rates_of(classifier, files)
+        print(
+            f"| {name} | {rates.pictures} | {rates.refused} | {rates.warned} | {rates.silent} | {_reasons(rates)} |",
+            flush=True,
+        )
+
+
+def _reasons(rates: Rates) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in rates.reasons.most_common(4))
+
+
+def rates_of(classifier: Classifier, files: Files) -> Rates:
+    """Ask about each file, as a user would, and count."""
+    reasons: Counter[str] = Counter()
+    read = []
+    for name, data in files.items():
+        try:
+            read.append(classifier.read(data, name=name))
+        except ImageError as error:
+            reasons[error.reason] += 1
+    refused = sum(reasons.values())
+    answers = classifier.answer(np.stack(read)) if read else []
+    warned = [answer.warning for answer in answers if answer.warning]
+    reasons.update(warning.split(",")[0].split(":")[0][:38] for warning in warned)
+    return Rates(refused, len(warned), len(answers) - len(warned), reasons)
+
+
+def _share(count: int, of: int) -> str:
+    """Return a share with its exact interval (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, of).proportion_ci(method="exact")
+    return f"{100 * count / of:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+if __name__ == "__main__":
+    main()
