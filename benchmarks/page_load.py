@@ -1,0 +1,140 @@
+"""The reader's page under load: 32 clients that never pause, then one alone.
+
+    python -m benchmarks.page_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
+
+FOLDER has films, sent as they are. Starts `python -m tasks.app` over the store that MLFLOW_TRACKING_URI names,
+and reads its memory from /metrics. Prints the answers by status, films a second, latencies, and resident memory after
+the warm-up, in the middle and at the end; ends with 1 where an answer was neither 200 nor 429.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+HEADERS = {"Content-Type": "application/octet-stream"}
+FILMS = 200
+
+
+@dataclass
+class Tally:
+    """What clients were told, and how long each answer took."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    versions: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, status: str, seconds: float, version: str = "") -> None:
+        """Count one answer."""
+        with self.lock:
+            self.statuses[status] += 1
+            if status == "200":
+                self.seconds.append(seconds)
+                self.versions.add(version)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--exact", action="store_true")
+    given = parser.parse_args()
+    files = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in {".jpeg", ".jpg", ".png"})
+    films = [path.read_bytes() for path in files[:: max(1, len(files) // FILMS)][:FILMS]]
+    address = f"http://127.0.0.1:{given.port}"
+    command = [sys.executable, "-m", "tasks.app", "--port", str(given.port), *(["--exact"] if given.exact else [])]
+    began = time.perf_counter()
+    with subprocess.Popen(command) as server:
+        try:
+            _wait(address, server)
+            print(f"ready after {time.perf_counter() - began:.1f} s, engine {_engine(address)}, {len(films)} films")
+            return _measure(address, films, seconds=given.seconds, clients=given.clients)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _measure(address: str, films: list[bytes], *, seconds: float, clients: int) -> int:
+    _load(address, films, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their size
+    memory = [_resident_mb(address)]
+    halves = []
+    for _ in range(2):
+        halves.append(_load(address, films, seconds=seconds / 2, clients=clients))
+        memory.append(_resident_mb(address))
+    alone = _load(address, films, seconds=seconds / 6, clients=1)
+    statuses = sum((half.statuses for half in halves), Counter())
+    together = [one for half in halves for one in half.seconds]
+    print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(together) / seconds:.1f} films/s")
+    print(f"  seconds: {_percentiles(together)}")
+    print(f"  resident MB: {', '.join(f'{one:.0f}' for one in memory)} (after warm-up, middle, end)")
+    print(f"1 client: {json.dumps(alone.statuses)}, {len(alone.seconds) / (seconds / 6):.1f} films/s")
+    print(f"  seconds: {_percentiles(alone.seconds)}")
+    return int(bool((statuses | alone.statuses).keys() - {"200", "429"}))
+
+
+def _load(address: str, films: list[bytes], *, seconds: float, clients: int) -> Tally:
+    tally, until = Tally(), time.perf_counter() + seconds
+
+    def ask(number: int) -> None:
+        with httpx.Client(timeout=120) as client:
+            while time.perf_counter() < until:
+                began = time.perf_counter()
+                film = films[number % len(films)]
+                try:
+                    response = client.post(f"{address}/predict", content=film, headers=HEADERS)
+                    version = response.json().get("model_version", "")
+                    tally.add(str(response.status_code), time.perf_counter() - began, version)
+                    if response.status_code == 429:
+                        time.sleep(0.2)
+                except httpx.HTTPError as error:
+                    tally.add(type(error).__name__, 0.0)
+                number += clients
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return tally
+
+
+def _percentiles(seconds: list[float]) -> str:
+    cuts = statistics.quantiles(seconds, n=100)
+    return f"p50 {cuts[49]:.3f}, p95 {cuts[94]:.3f}, p99 {cuts[98]:.3f}, longest {max(seconds):.3f}"
+
+
+def _resident_mb(address: str) -> float:
+    found = re.search(r"^process_resident_memory_bytes (\S+)", httpx.get(f"{address}/metrics").text, re.MULTILINE)
+    return float(found.group(1)) / 1e6 if found else float("nan")
+
+
+def _engine(address: str) -> str:
+    return str(httpx.get(f"{address}/model").json()["engine"])
+
+
+def _wait(address: str, server: "subprocess.Popen[bytes]") -> None:
+    while server.poll() is None:
+        try:
+            if httpx.get(f"{address}/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("the service ended before it was ready")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
