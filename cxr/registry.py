@@ -46,7 +46,11 @@ _SERVING_PACKAGES = (
     "opencv-python-headless",
     "pandas",
     "pillow",
+    "pydicom",
+    "python-gdcm",
     "safetensors",
+    "scikit-learn",
+    "timm",
     "torch",
     "torchvision",
 )

@@ -1,9 +1,10 @@
 """The registered model as MLflow loads and serves it: this file itself, never a pickle.
 
 MLflow runs this file ("models from code") and asks the `ServedModel` below for predictions. In goes a table with
-the column `film` (a whole image file as bytes: JPEG, PNG, BMP or TIFF), out comes one row a film:
-`predicted_class` and a calibrated probability `p_<class>` for each class. Preprocessing, class order and
-temperature are those saved with the weights, whose hash is checked before they are loaded.
+the column `film` (a whole file as bytes: JPEG, PNG, BMP, TIFF or DICOM), out comes one row a film: `predicted_class`,
+a calibrated probability `p_<class>` for each class, `refer` and `warning`, as `python -m tasks.predict` tells them.
+Preprocessing, class order and temperature are those saved with the weights, whose hash is checked before they are
+loaded.
 """
 
 import warnings
@@ -49,7 +50,8 @@ class ServedModel(PythonModel):
         columns = {
             f"p_{name}": [answer.probabilities[name] for answer in answers] for name in self.classifier.spec.classes
         }
-        return pd.DataFrame({"predicted_class": [answer.predicted_class for answer in answers], **columns})
+        told = {name: pd.Series([getattr(one, name) for one in answers], dtype=object) for name in ("refer", "warning")}
+        return pd.DataFrame({"predicted_class": [answer.predicted_class for answer in answers], **columns, **told})
 
     def _classify(self, films: "pd.Series[Any]", *, first_row: int) -> list[Answer]:
         images = [
@@ -60,7 +62,12 @@ class ServedModel(PythonModel):
 
 def signature(classes: tuple[str, ...]) -> ModelSignature:
     """Return what goes in and comes out."""
-    outputs: list[Any] = [ColSpec("string", "predicted_class"), *(ColSpec("double", f"p_{name}") for name in classes)]
+    outputs: list[Any] = [
+        ColSpec("string", "predicted_class"),
+        *(ColSpec("double", f"p_{name}") for name in classes),
+        ColSpec("boolean", "refer", required=False),  # null where the model has no threshold
+        ColSpec("string", "warning", required=False),
+    ]
     return ModelSignature(inputs=Schema([ColSpec("binary", FILM_COLUMN)]), outputs=Schema(outputs))
 
 

@@ -81,7 +81,7 @@ def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
     }
     assert told[3]["error"] == "missing.png does not exist; check the path"
     for line in (told[0], told[2]):
-        assert list(line) == ["path", "predicted_class", "probabilities", "refer", "model_version"]
+        assert list(line) == ["path", "predicted_class", "probabilities", "refer", "warning", "model_version"]
         assert line["refer"] is None  # this model was saved without a threshold
         assert list(line["probabilities"]) == list(CLASSES)
         assert sum(line["probabilities"].values()) == pytest.approx(1)
