@@ -5,6 +5,7 @@ films by Orthanc's own ID, a digest.
 """
 
 import os
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,10 +15,11 @@ import requests
 
 from cxr.errors import SourceError
 
-USER_VARIABLE, PASSWORD_VARIABLE = "CXR_PACS_USER", "CXR_PACS_PASSWORD"  # names of variables
+ACCOUNT_VARIABLES = ("CXR_PACS_USER", "CXR_PACS_PASSWORD")
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 120
-_REFUSED = {400, 404, 409, 415, 422}
+_LOST = 500  # also what Orthanc says of a file that its storage has lost: the others are well
+_REFUSED = frozenset({400, 404, 409, 415, 422})
 """Statuses that speak of one object; any other, such as 507 for a full disk, stops the link until it is mended."""
 
 
@@ -77,9 +79,10 @@ class Orthanc:
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy is given a film, and no .netrc another password
         self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-        user = os.environ.get(USER_VARIABLE) or unquote(parts.username or "")
+        given = [os.environ.get(name) for name in ACCOUNT_VARIABLES]
+        user = given[0] or unquote(parts.username or "")
         if user:
-            password = os.environ.get(PASSWORD_VARIABLE) or unquote(parts.password or "")
+            password = given[1] or unquote(parts.password or "")
             self._session.auth = (_utf_8(user), _utf_8(password))
         self._series = lru_cache(maxsize=256)(self._read_series)
 
@@ -109,9 +112,9 @@ class Orthanc:
         return Instance(str(found["MainDicomTags"].get("SOPInstanceUID", "")), modality, body_part)
 
     def file(self, resource: str) -> bytes | None:
-        """Return an instance's DICOM file; None where it has been deleted."""
-        answer = self._asked("GET", f"/instances/{quote(resource)}/file")
-        return None if answer.status_code in _REFUSED else answer.content
+        """Return an instance's DICOM file; None where it has been deleted, or is lost from the storage."""
+        answer = self._asked("GET", f"/instances/{quote(resource)}/file", may_be=_REFUSED | {_LOST})
+        return answer.content if answer.ok else None
 
     def has(self, uid: str) -> bool:
         """Say whether something with this UID is stored: a study, a series or an instance."""
@@ -145,7 +148,9 @@ class Orthanc:
         except requests.JSONDecodeError:
             raise SourceError(f"{self.address} answers like no Orthanc: not in JSON; check the address") from None
 
-    def _asked(self, method: str, path: str, body: bytes | None = None) -> requests.Response:
+    def _asked(
+        self, method: str, path: str, body: bytes | None = None, *, may_be: Set[int] = _REFUSED
+    ) -> requests.Response:
         times = (_CONNECT_SECONDS, _ANSWER_SECONDS)
         try:
             answer = self._session.request(method, self.address + path, data=body, timeout=times, allow_redirects=False)
@@ -154,10 +159,10 @@ class Orthanc:
             raise OrthancAwayError(f"{self.address} does not answer ({kind}); start Orthanc there") from None
         if answer.status_code in {401, 403}:
             raise SourceError(
-                f"{self.address} refuses user and password; set {USER_VARIABLE} and {PASSWORD_VARIABLE} to those of "
+                f"{self.address} refuses user and password; set {' and '.join(ACCOUNT_VARIABLES)} to those of "
                 "RegisteredUsers in Orthanc's configuration"
             )
-        if not answer.ok and answer.status_code not in _REFUSED:
+        if not answer.ok and answer.status_code not in may_be:
             raise OrthancAwayError(f"{self.address} cannot do its work now ({answer.status_code}); see Orthanc's log")
         return answer
 

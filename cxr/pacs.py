@@ -200,7 +200,7 @@ class Link:
     def _read(self, film: _Film, classifier: Classifier) -> tuple[bytes, NDArray[np.uint8]] | None:
         source = self.orthanc.file(film.line.resource)
         if source is None:
-            self.tally.passed += 1  # deleted since
+            self._refuse(film, "the PACS has no file of it, or has lost it")
             return None
         try:
             return source, classifier.read(source, name="the film")

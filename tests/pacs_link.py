@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,8 @@ def main() -> int:
     """Follow the feed with overlays until the moment comes; return how many processes were killed."""
     url, place, moment, times = sys.argv[1:]
     start_process()
+    for slow in ("highdicom.sc", "highdicom.sr"):
+        import_module(slow)  # once, not in each child
     killed = 0
     for _ in range(int(times)):
         child = os.fork()

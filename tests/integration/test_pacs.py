@@ -16,22 +16,23 @@ import pytest
 
 from cxr import champions, registry, tracking
 from cxr.bundle import write_bundle
-from cxr.errors import SourceError
-from cxr.orthanc import PASSWORD_VARIABLE, USER_VARIABLE
+from cxr.errors import ParamsError, RegistryError, SourceError
+from cxr.orthanc import ACCOUNT_VARIABLES, Orthanc
 from cxr.pacs import TRIES
 from cxr.zoo import build
+from tasks import pacs
 from tests.dicom_films import SECRETS
 from tests.orthanc import USER, OrthancServer, serve_orthanc
 from tests.pacs_link import CT, UID_ROOT, Spoilt, classifier, film, follow, link
 from tests.prefect_servers import wait_for
-from tests.registry_project import PROJECT, enter_project, spec
+from tests.registry_project import PROJECT, call, enter_project, spec
 
 
 @pytest.fixture
 def orthanc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OrthancServer]:
     with serve_orthanc(tmp_path / "orthanc") as server:
-        monkeypatch.setenv(USER_VARIABLE, USER)
-        monkeypatch.setenv(PASSWORD_VARIABLE, server.password)
+        for name, value in zip(ACCOUNT_VARIABLES, (USER, server.password), strict=True):
+            monkeypatch.setenv(name, value)
         yield server
 
 
@@ -56,17 +57,31 @@ def assert_tells_nothing(text: str, server: OrthancServer) -> None:
     assert not [secret for secret in (*SECRETS, UID_ROOT, server.password) if secret in text]
 
 
-def test_the_command_answers_each_film_once_through_an_outage_and_tells_no_ones_name(
-    orthanc: OrthancServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Be in a project with a registry; what the command does to signals is undone."""
     (tmp_path / "project").mkdir()
     enter_project(tmp_path / "project", monkeypatch, tmp_path_factory)
-    written = write_bundle(
-        Path("made"), build("small_cnn", 3).state_dict(), spec(image_size_px=32, backbone="small_cnn")
-    )
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def make_champion(*, instead_of: str = "") -> str:
+    """Register a small network of random weights and make it champion; return its number."""
+    described = spec(image_size_px=32, backbone="small_cnn")
+    written = write_bundle(Path("made"), build("small_cnn", 3).state_dict(), described)
     run_id = tracking.start_run(run_id=None, name="n", tags={})
     version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    champions.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
+    return version.number
+
+
+@pytest.mark.usefixtures("project")
+def test_the_command_answers_each_film_once_through_an_outage_and_tells_no_ones_name(orthanc: OrthancServer) -> None:
+    number = make_champion()
     orthanc.send(film(1), film(2, **CT), film(3, ViewPosition="LL"), film(4, BodyPartExamined="HAND"))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "tasks.pacs", orthanc.url, "--overlay", "--every", "0.2", "--place", "place.json"]
@@ -91,8 +106,46 @@ def test_the_command_answers_each_film_once_through_an_outage_and_tells_no_ones_
     (report,) = [one for one in orthanc.instances(Modality="SR") if orthanc.file(one).count(b"7770.1.1.1") > 0]
     read = highdicom.sr.srread(io.BytesIO(orthanc.file(report)))
     (group,) = read.content.get_image_measurement_groups()
-    assert (str(read.PatientID), read.SoftwareVersions) == ("MRN-8675309", version.number)
+    assert (str(read.PatientID), read.SoftwareVersions) == ("MRN-8675309", number)
     assert [image.referenced_sop_instance_uid for image in group.source_images] == [f"{UID_ROOT}.1.1.1"]
+
+
+@pytest.mark.usefixtures("project")
+def test_once_ends_at_the_end_of_the_feed_and_a_newer_champion_takes_over(
+    orthanc: OrthancServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orthanc.send(film(1))
+    with pytest.raises(RegistryError, match="there is no champion"):
+        call(monkeypatch, pacs.main, orthanc.url, "--once")
+    older = make_champion()
+    call(monkeypatch, pacs.main, orthanc.url, "--once")
+    newer = make_champion(instead_of=older)
+    orthanc.send(film(2))
+    monkeypatch.setenv(pacs.ADDRESS_VARIABLE, orthanc.url)
+    call(monkeypatch, pacs.main, "--once")
+    reports = [pydicom.dcmread(io.BytesIO(orthanc.file(one))) for one in orthanc.instances(Modality="SR")]
+    said = {(str(one.StudyInstanceUID), one.SoftwareVersions) for one in reports}
+    assert said == {(f"{UID_ROOT}.1", older), (f"{UID_ROOT}.2", newer)}
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "1 films answered, 0 answered before, 0 without an answer, 1 other objects"
+    )
+    orthanc.kill()
+    with pytest.raises(SourceError) as caught:
+        call(monkeypatch, pacs.main, "--once")
+    assert str(caught.value) == f"{orthanc.url} does not answer (ConnectionError); start Orthanc there"
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1", "http://127.0.0.1:port", "cxr:word@host"])
+def test_what_is_no_address_is_not_repeated(address: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        Orthanc(address)
+    assert str(caught.value) == ("expected a PACS such as http://127.0.0.1:8042, got something else; check the address")
+
+
+def test_without_an_address_the_command_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(pacs.ADDRESS_VARIABLE, raising=False)
+    with pytest.raises(ParamsError, match="or set CXR_PACS_URL"):
+        call(monkeypatch, pacs.main)
 
 
 @pytest.mark.parametrize("moment", ["before 1", "after 1", "after 2"])
@@ -162,6 +215,21 @@ def test_a_film_that_the_model_cannot_take_is_named_by_its_id_and_holds_up_no_ot
     assert_tells_nothing(caplog.text, orthanc)
 
 
+def test_a_film_whose_file_the_pacs_has_lost_holds_up_no_other(
+    orthanc: OrthancServer, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    orthanc.send(film(1))
+    (lost,) = orthanc.instances(Modality="DX")
+    orthanc.kill()
+    for file in (orthanc.folder / "db").glob("*/*/*"):
+        file.unlink()
+    orthanc.start()  # with nothing in memory
+    orthanc.send(film(2))
+    tally = follow(link(orthanc.url, place)).tally
+    assert (tally.answered, tally.refused) == (1, 1)
+    assert f"pacs: film {lost} gets no answer: the PACS has no file of it" in caplog.text
+
+
 def test_a_film_over_which_the_process_dies_each_time_is_passed_over(orthanc: OrthancServer, place: Path) -> None:
     orthanc.send(film(1), film(2))
     assert killed(orthanc, place, "before 1", times=TRIES) == TRIES
@@ -174,8 +242,8 @@ def test_a_film_over_which_the_process_dies_each_time_is_passed_over(orthanc: Or
 def test_a_wrong_password_ends_it_with_what_to_set_and_without_the_password(
     orthanc: OrthancServer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(USER_VARIABLE)
-    monkeypatch.delenv(PASSWORD_VARIABLE)
+    for name in ACCOUNT_VARIABLES:
+        monkeypatch.delenv(name)
     by_address = f"http://{USER}:{orthanc.password}@127.0.0.1:{orthanc.http_port}"
     assert follow(link(by_address, place)).tally.answered == 0
     with pytest.raises(SourceError) as caught:
