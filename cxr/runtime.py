@@ -84,8 +84,10 @@ def load_runtime(folder: Path) -> Runtime | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return what OpenVINO says first: the lines that follow name places in its source."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    """Return the line of OpenVINO's error that says what is wrong: others name places in its source."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
+    telling = [line for line in lines if not line.startswith(("Check ", "Exception from ", "FrontEnd API"))]
+    return next((line for line in telling if "No conversion rule" in line), (telling or lines)[0])[:300]
 
 
 def _core() -> Core:

@@ -1,0 +1,128 @@
+"""Films answered a second: the exported network and torch of ours, an eager fp32 loop, and MLflow's server.
+
+    python -m benchmarks.prediction PROJECT FILMS [--rounds 5] [--eager-films 8]
+
+PROJECT is a project folder with a registered challenger (its store, its cache); FILMS a folder of image files. All
+contestants answer the same films with the same network in turn, round by round; ratios are round by round, with the
+smallest and the largest. `network` starts from prepared films, `whole` from a file's bytes.
+
+The eager loop is what one writes with torch alone: the network in its usual memory layout, fp32, the batch as it comes.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.mlflow_served import served
+from cxr.classifier import Classifier, load_classifier
+from cxr.command import start_process
+from cxr.images import is_film_file
+from cxr.registry import fetch_bundle, get_version
+
+Contest = dict[str, Callable[[], object]]
+
+
+def main() -> None:
+    """Read the command line, measure, print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("films", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--no-server", action="store_true", help="leave MLflow's server out")
+    given = parser.parse_args()
+    start_process()
+    files = [file.resolve() for file in sorted(given.films.rglob("*")) if file.is_file() and is_film_file(file)]
+    os.chdir(given.project)
+    version = get_version("challenger")
+    bundle = fetch_bundle(version)
+    fast, exact = (load_classifier(bundle, number=version.number, fast=asked) for asked in (True, False))
+    print(f"{fast.engine}; load average {os.getloadavg()[0]:.1f}; {given.rounds} rounds\n")
+    with served(version.number, on=not given.no_server) as ask_server:
+        for size in given.sizes:
+            data = [file.read_bytes() for file in files[:size]]
+            films = np.stack([exact.read(one, name="film") for one in data])
+            _compare(f"network alone, {size} a time", _networks(fast, exact, films), size, given.rounds)
+            whole = _whole(fast, exact, data)
+            if ask_server is not None:
+                whole["mlflow models serve (HTTP)"] = lambda data=data: ask_server(data)
+            _compare(f"file to answer, {size} a time", whole, size, given.rounds)
+    _cold_starts(files[0], given.rounds)
+
+
+def _networks(fast: Classifier, exact: Classifier, films: NDArray[np.uint8]) -> Contest:
+    eager = _eager(exact)
+    return {
+        f"ours, {fast.engine}": lambda: fast.answer(films),
+        "ours, torch": lambda: exact.answer(films),
+        "eager fp32 torch": lambda: eager(films),
+    }
+
+
+def _whole(fast: Classifier, exact: Classifier, data: list[bytes]) -> Contest:
+    eager = _eager(exact)
+
+    def read(model: Classifier) -> NDArray[np.uint8]:
+        return np.stack([model.read(one, name="film") for one in data])
+
+    return {
+        f"ours, {fast.engine}": lambda: fast.answer(read(fast)),
+        "ours, torch": lambda: exact.answer(read(exact)),
+        "eager fp32 torch": lambda: eager(read(exact)),
+    }
+
+
+def _eager(model: Classifier) -> Callable[[NDArray[np.uint8]], object]:
+    import copy
+
+    import torch
+
+    network = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.spec.mean, model.spec.std))
+
+    def answer(films: NDArray[np.uint8]) -> object:
+        with torch.inference_mode():
+            return torch.softmax(network((torch.from_numpy(films)[:, None] / 255 - mean) / std), dim=1).numpy()
+
+    return answer
+
+
+def _compare(title: str, contest: Contest, films: int, rounds: int) -> None:
+    """Print films a second of each, and how many times as many the first answers, round by round."""
+    for ask in contest.values():
+        ask()
+    seconds: dict[str, list[float]] = {name: [] for name in contest}
+    for _ in range(rounds):
+        for name, ask in contest.items():
+            started = time.perf_counter()
+            ask()
+            seconds[name].append(time.perf_counter() - started)
+    first = next(iter(seconds.values()))
+    print(f"| {title} | films/s | ms a film | the first against it |\n|---|---|---|---|")
+    for name, taken in seconds.items():
+        median, ratios = statistics.median(taken), [other / ours for other, ours in zip(taken, first, strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {films / median:.2f} | {1000 * median / films:.1f} | {spread} |", flush=True)
+    print()
+
+
+def _cold_starts(film: Path, rounds: int) -> None:
+    """Print the seconds from the command to its first answer."""
+    command = [sys.executable, "-m", "tasks.predict", "--model", "challenger", "--json", str(film)]
+    contest: Contest = {
+        name: lambda extra=extra: subprocess.run([*command, *extra], check=True, capture_output=True)
+        for name, extra in (("tasks.predict --fast", ["--fast"]), ("tasks.predict", []))
+    }
+    _compare("command to answer", contest, 1, rounds)
+
+
+if __name__ == "__main__":
+    main()
