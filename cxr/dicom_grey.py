@@ -70,12 +70,16 @@ class GreyRules:
         """Return the grey levels of `samples` (height, width), bit patterns of `bits_stored` bits; padding is 0."""
         values = self._values()
         padded = self._padded(values)
-        used = np.bincount(samples.ravel(), minlength=len(values)) > 0
-        levels = np.rint(self._levels(self._measured(values), used & ~padded)).astype(np.uint8)
+        shown = ~padded
+        if self.voi is None:  # else nobody asks which samples there are
+            used = np.zeros(len(values), np.bool_)
+            used[samples.ravel()] = True
+            shown &= used
+        levels = np.rint(self._levels(self._measured(values), shown)).astype(np.uint8)
         if self.inverted:
             levels = 255 - levels
         levels[padded] = 0
-        return np.asarray(levels[samples], np.uint8)
+        return np.asarray(np.take(levels, samples), np.uint8)
 
     def _values(self) -> NDArray[np.int64]:
         patterns = np.arange(1 << self.bits_stored)

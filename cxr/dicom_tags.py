@@ -107,7 +107,8 @@ class _Watch:
     """Is asked before each element: stops after the pixels, and sees whether the file ends inside an element."""
 
     def __init__(self, stream: io.BytesIO) -> None:
-        self._stream, self._size = stream, stream.getbuffer().nbytes
+        self._stream, self._size = stream, stream.seek(0, io.SEEK_END)
+        stream.seek(0)
         self._elements = 0
         self._ends_at: int | None = None
         self.saw_pixels = self._stopped = False
@@ -149,9 +150,9 @@ def _file_meta(data: bytes) -> "tuple[FileMetaDataset, int]":
 
 def _inflated(data: bytes) -> bytes | None:
     """Return the data set of a deflated file, or None: not deflated. A film inflates to less than its limit."""
-    if DEFLATED.encode() not in data:  # pydicom would inflate without a limit: only what surely is not comes to it
-        return None
     meta, start = _file_meta(data)
+    if DEFLATED.encode() not in data[:start]:  # pydicom would inflate without a limit: only what surely is not goes on
+        return None
     if str(meta.get("TransferSyntaxUID", "")) != DEFLATED:
         raise UnfitError("not an image", "names two transfer syntaxes; export it again")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -177,7 +177,7 @@ def decode_with_colour(
     if colour.ndim != 3 or colour.dtype != np.uint8:
         return _grey(data, name, header, reduction), None
     blue, green, red = cv2.split(np.asarray(colour, np.uint8))
-    if np.array_equal(blue, green) and np.array_equal(green, red):
+    if cv2.norm(blue, green, cv2.NORM_INF) == 0 and cv2.norm(green, red, cv2.NORM_INF) == 0:
         return np.asarray(blue, np.uint8), None
     return _grey(data, name, header, reduction), np.asarray(colour, np.uint8)
 

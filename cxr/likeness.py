@@ -26,7 +26,7 @@ _RIDGE = 1e-3  # of each measure's variance: one that hardly varies must not dec
 _GREY = tuple(name for name in MEASURES if name != "feature_distance")
 
 OF_ANOTHER_KIND = "not like the films this model was judged on: it may be no frontal chest film, or not upright"
-INVERTED = "looks inverted, with dark bones on a bright ground: give it with bright bones"
+INVERTED = "looks inverted, with dark bones on a bright ground, or is no chest film: give it with bright bones"
 OTHER_GREY_LEVELS = "grey levels not like those of the films this model was judged on: photographed, cropped or edited?"
 
 

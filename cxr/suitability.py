@@ -21,7 +21,7 @@ from cxr.images import Preprocessing, decode_with_colour, prepare, smallest_side
 NOT_A_CHEST_FILM = "not a chest film"
 
 _GRID = 64  # side of the small copy that colour and contrast are measured on
-_SAMPLES_A_SIDE = 512  # of the picture, at most, for its histogram
+_SAMPLES_A_SIDE = 512  # of the shorter one, more or less: every so many pixels, that large films cost no more
 _SHORTER_SIDE_AT_LEAST_PX = 32  # below, no rib is wider than a pixel
 _LONGER_TO_SHORTER_AT_MOST = 4.0  # real films up to 2.4
 _SPREAD_AT_LEAST = 5.0  # grey levels; real films from 19 up, blank ones with scanner noise below 1
@@ -83,14 +83,16 @@ def refuse_flat(grey: NDArray[np.uint8], *, name: str) -> None:
         raise _refusal(
             name, f"is a strip of {width} x {height}", f"sides of at most {_LONGER_TO_SHORTER_AT_MOST:.0f} to 1"
         )
-    spread = float(cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).std())
+    step = max(1, min(height, width) // _SAMPLES_A_SIDE)
+    sampled = np.ascontiguousarray(grey[::step, ::step])
+    spread = float(cv2.resize(sampled, (_GRID, _GRID), interpolation=cv2.INTER_AREA).std())
     if spread < _SPREAD_AT_LEAST:
         raise _refusal(
             name,
             f"is blank or nearly so: its grey levels vary by {spread:.1f}",
             f"{_SPREAD_AT_LEAST:.0f} or more of 255",
         )
-    flat = _share_of_few_levels(grey)
+    flat = _share_of_few_levels(sampled)
     if flat > _FLAT_AT_MOST:
         raise _refusal(
             name,
@@ -108,8 +110,7 @@ def _second_hue(small: NDArray[np.uint8]) -> float:
 
 def _share_of_few_levels(grey: NDArray[np.uint8]) -> float:
     """Return the share of pixels that have one of the most frequent grey levels."""
-    step = max(1, -(-min(grey.shape) // _SAMPLES_A_SIDE))
-    counts = np.bincount(grey[::step, ::step].ravel(), minlength=256)
+    counts = np.bincount(grey.ravel(), minlength=256)
     return float(np.sort(counts)[-_FLAT_LEVELS:].sum() / counts.sum())
 
 
