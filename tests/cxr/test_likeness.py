@@ -21,7 +21,7 @@ def films(count: int, seed: int) -> Images:
     rows, columns = np.mgrid[-1:1:32j, -1:1:32j]
     middle = np.exp(-(rows**2 + columns**2) * 3)
     levels = 40 + 120 * middle * rng.uniform(0.8, 1.2, (count, 1, 1)) + rng.normal(0, 12, (count, 32, 32))
-    return levels.clip(0, 255).astype(np.uint8)
+    return np.asarray(levels.clip(0, 255), np.uint8)
 
 
 def features(count: int, seed: int, *, along: bool = True) -> Features:
