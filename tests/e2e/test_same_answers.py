@@ -1,0 +1,130 @@
+"""The same film gets the same answer everywhere: evaluation, predict, score and MLflow's server; the export is near."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.mlflow_served import served
+from cxr import champions, registry
+from cxr.bundle import write_bundle
+from cxr.drift import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference
+from cxr.files import write_json
+from cxr.images import film_from_bytes
+from cxr.inference import classify, predict_with_features
+from cxr.packed import write_index
+from cxr.phantom_film import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
+from cxr.scoring import read_scores
+from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build
+from tasks import predict, score
+from tests.registry_project import CLASSES, call, enter_project, register, spec, write_model
+
+SIDE_PX = 64
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
+BOUND = 0.05
+PROBABILITIES = [f"p_{name}" for name in CLASSES]
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registered champion of a tiny project, packed films and the evaluation's predictions; the films' folder."""
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    write_model()
+    torch.manual_seed(0)
+    network, described = build("small_cnn", 3).eval(), spec(backbone="small_cnn", image_size_px=SIDE_PX)
+    write_bundle(Path("models/trained"), network.state_dict(), described)
+    rng = np.random.default_rng(0)
+    names = [f"film{number:02d}" for number in range(21)]
+    labels = [CLASSES[number % 3] for number in range(21)]
+    Path("films").mkdir()
+    for name, label in zip(names, labels, strict=True):
+        cv2.imwrite(f"films/{name}.png", draw_film(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng))
+    prepared = np.stack(
+        [film_from_bytes(Path(f"films/{n}.png").read_bytes(), described.preprocessing, name=n) for n in names]
+    )
+    Path("data/images").mkdir(parents=True)
+    np.save("data/images/images.npy", prepared)
+    write_index(Path("data/images"), names, described.preprocessing)
+    fitted = {"temperature": 1.5, "bias": [0.0, 0.0, 0.0], "refer_below": 0.5}
+    write_json(Path("reports/evidence/calibration.json"), fitted)
+    said = classify(network, replace(described, temperature=1.5), prepared)
+    _write_reference(network, prepared, said)
+    table = pd.DataFrame({"image_id": names, "split": ["validation", "test", "test"] * 7, "label": labels})
+    table["source"], table["patient_id"] = "kermany", names
+    table["predicted_class"] = [CLASSES[best] for best in said.argmax(axis=1)]
+    table[PROBABILITIES] = said
+    table.to_csv("reports/evidence/predictions.csv", index=False)
+    version = register()
+    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    return Path("films")
+
+
+def _write_reference(network: nn.Module, films: NDArray[np.uint8], said: NDArray[np.float64]) -> None:
+    batches = [predict_with_features(network, films[start : start + 16], mean=MEAN, std=STD) for start in (0, 16)]
+    measured = image_measures(films)
+    reference = make_reference(
+        classes=CLASSES,
+        images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
+        features=np.concatenate([features for _, features in batches]),
+        probabilities=said,
+        patients=np.array([f"p{number}" for number in range(len(films))], object),
+    )
+    write_reference(Path("reports/evidence") / REFERENCE_FILE, reference)
+
+
+def _evaluated() -> dict[str, list[float]]:
+    table = pd.read_csv("reports/evidence/predictions.csv").set_index("image_id")
+    return {str(name): list(row) for name, row in table[PROBABILITIES].iterrows()}
+
+
+def _predicted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path, *options: str
+) -> dict[str, list[float]]:
+    capsys.readouterr()
+    call(monkeypatch, predict.main, "--json", *options, str(films))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return {Path(line["path"]).stem: list(line["probabilities"].values()) for line in told}
+
+
+def _scored(monkeypatch: pytest.MonkeyPatch, films: Path, output: str, *options: str) -> pd.DataFrame:
+    call(monkeypatch, score.main, str(films), "--output", output, *options)
+    return read_scores(Path(output))
+
+
+def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    expected = _evaluated()
+    assert _predicted(monkeypatch, capsys, films) == expected
+    one = films / "film05.png"
+    assert _predicted(monkeypatch, capsys, one) == {"film05": expected["film05"]}  # alone as among others
+    rows = _scored(monkeypatch, films, "scores")
+    assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == expected
+    names, files = zip(*((file.stem, file.read_bytes()) for file in sorted(films.iterdir())), strict=True)
+    with served(registry.get_version("champion").number) as ask:
+        assert ask is not None
+        told = ask([*files])
+    assert {name: [row[column] for column in PROBABILITIES] for name, row in zip(names, told, strict=True)} == expected
+    by_path = {Path(row.path).stem: row for _, row in rows.iterrows()}
+    for name, row in zip(names, told, strict=True):
+        assert (row["refer"], row["warning"]) == (by_path[name].refer, by_path[name].warning or None)
+
+
+def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    assert registry.get_version("champion").tags["runtime"].startswith("openvino")
+    expected = _evaluated()
+    told = _predicted(monkeypatch, capsys, films, "--fast")
+    assert told != expected  # it is another engine that answers
+    rows = _scored(monkeypatch, films, "scores", "--fast")
+    assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == told
+    difference = np.abs(np.array([told[name] for name in expected]) - np.array(list(expected.values())))
+    assert difference.max() <= BOUND
