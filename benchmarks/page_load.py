@@ -69,16 +69,18 @@ def main() -> int:
 
 def _measure(address: str, films: list[bytes], *, seconds: float, clients: int) -> int:
     _load(address, films, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their size
-    memory = [_resident_mb(address)]
+    memory, processor = [_resident_mb(address)], _of_process(address, "cpu_seconds_total")
     halves = []
     for _ in range(2):
         halves.append(_load(address, films, seconds=seconds / 2, clients=clients))
         memory.append(_resident_mb(address))
+    processor = _of_process(address, "cpu_seconds_total") - processor
     alone = _load(address, films, seconds=seconds / 6, clients=1)
     statuses = sum((half.statuses for half in halves), Counter())
     together = [one for half in halves for one in half.seconds]
     print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(together) / seconds:.1f} films/s")
     print(f"  seconds: {_percentiles(together)}")
+    print(f"  processor time of the service: {1000 * processor / max(1, len(together)):.0f} ms a film")
     print(f"  resident MB: {', '.join(f'{one:.0f}' for one in memory)} (after warm-up, middle, end)")
     print(f"1 client: {json.dumps(alone.statuses)}, {len(alone.seconds) / (seconds / 6):.1f} films/s")
     print(f"  seconds: {_percentiles(alone.seconds)}")
@@ -117,8 +119,12 @@ def _percentiles(seconds: list[float]) -> str:
 
 
 def _resident_mb(address: str) -> float:
-    found = re.search(r"^process_resident_memory_bytes (\S+)", httpx.get(f"{address}/metrics").text, re.MULTILINE)
-    return float(found.group(1)) / 1e6 if found else float("nan")
+    return _of_process(address, "resident_memory_bytes") / 1e6
+
+
+def _of_process(address: str, name: str) -> float:
+    found = re.search(rf"^process_{name} (\S+)", httpx.get(f"{address}/metrics").text, re.MULTILINE)
+    return float(found.group(1)) if found else float("nan")
 
 
 def _engine(address: str) -> str:
