@@ -1,19 +1,22 @@
 """Predictions by the champion, for people and for programs."""
 
+import io
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from cxr import champions, registry, tracking
 from cxr.bundle import read_bundle, write_bundle
-from cxr.errors import ImageError, RegistryError, SourceError
+from cxr.errors import ImageError, ParamsError, RegistryError, SourceError
 from cxr.images import SUFFIXES, read_film
 from cxr.inference import classify
 from cxr.zoo import build
 from tasks import predict
+from tests.dicom_films import PATIENT, dicom_film, picture
 from tests.registry_project import CLASSES, call, enter_project, spec
 
 
@@ -127,3 +130,51 @@ def test_a_file_that_cannot_be_opened_is_told_as_such(
     with pytest.raises(ImageError):
         call(monkeypatch, predict.main, "--json", "a.png")
     assert json.loads(capsys.readouterr().out)["error"].startswith("a.png cannot be opened: ")
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_film_from_standard_input_is_answered_as_its_file_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+) -> None:
+    call(monkeypatch, predict.main, "--json", str(films / "a.png"))
+    of_file = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((films / "a.png").read_bytes())))
+    call(monkeypatch, predict.main, "--json", "-")
+    assert json.loads(capsys.readouterr().out) == of_file | {"path": "-"}
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(ImageError):
+        call(monkeypatch, predict.main, "--json", "-")
+    assert json.loads(capsys.readouterr().out)["error"] == "standard input is empty; copy it again from its source"
+
+
+@pytest.mark.usefixtures("champion")
+def test_overlays_and_reports_are_named_after_their_films(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+    (films / "broken.jpeg").unlink()
+    (films / "deeper" / "film.dcm").write_bytes(dicom_film(picture(), **PATIENT))
+    call(monkeypatch, predict.main, str(films), "--overlay", "looked", "--sr", "reports")
+    written = sorted(str(path) for folder in ("looked", "reports") for path in Path(folder).rglob("*.*"))
+    assert written == [
+        "looked/a.png.overlay.png",
+        "looked/deeper/b.JPG.overlay.png",
+        "looked/deeper/film.dcm.overlay.png",
+        "reports/deeper/film.dcm.overlay.dcm",
+        "reports/deeper/film.dcm.sr.dcm",
+    ]
+    assert cv2.imread("looked/a.png.overlay.png").shape == (448, 448, 3)
+    report = dcmread("reports/deeper/film.dcm.sr.dcm")
+    assert (report.Modality, report.StudyInstanceUID, report.PatientID) == ("SR", "1.2.3", PATIENT["PatientID"])
+
+
+@pytest.mark.usefixtures("champion")
+def test_what_is_written_never_lies_among_the_films_nor_twice_in_one_place(
+    monkeypatch: pytest.MonkeyPatch, films: Path
+) -> None:
+    with pytest.raises(ParamsError, match="lies in films, where films are read"):
+        call(monkeypatch, predict.main, str(films), "--overlay", str(films / "looked"))
+    Path("other").mkdir()
+    Path("other/a.png").write_bytes((films / "a.png").read_bytes())
+    with pytest.raises(ParamsError, match="would write the same files"):
+        call(monkeypatch, predict.main, "other", str(films), "--overlay", "looked")
+    Path("file").write_text("")
+    with pytest.raises(ParamsError, match=r"file/a.png.overlay.png cannot be written"):
+        call(monkeypatch, predict.main, "other", "--overlay", "file")
