@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr import registry
+from cxr import registry, tracking_store
+from cxr.bundle import read_spec
 from cxr.errors import RegistryError, WeightsError
 from cxr.files import sha256_of
 from tests.registry_project import artifacts, enter_project, register, write_model
@@ -91,3 +92,32 @@ def test_a_bundle_that_cannot_be_served_says_what_is_wrong_with_it() -> None:
     assert registry.bundle_fault(version) == ""
     next(path for path in artifacts() if path.name == "model.safetensors").write_bytes(b"damaged")
     assert "has been changed since it was registered: model.safetensors" in registry.bundle_fault(version)
+
+
+def _export(folder: Path, mark: str) -> None:
+    for name in ("runtime.xml", "runtime.weights", "runtime.json"):
+        (folder / name).write_text(f"{name} {mark}")
+
+
+def test_an_exported_network_is_added_once_to_a_version_that_has_none_and_is_vouched_for(tmp_path: Path) -> None:
+    write_model()
+    version = register()
+    assert not registry.has_runtime(version)
+    bundle = Path(shutil.copytree(registry.fetch_bundle(version), tmp_path / "bundle"))
+    described = read_spec(bundle)
+    # What a command leaves that was killed after the files: nobody vouches for them, and nobody gets them.
+    tracking_store.client().log_model_artifact(version.model_id, str(bundle / "model.json"), "artifacts/bundle")
+    _export(bundle, "killed")
+    tracking_store.client().log_model_artifact(version.model_id, str(bundle / "runtime.json"), "artifacts/bundle")
+    registry.tag_version(version.number, {"runtime_graph_sha256": "0" * 64})
+    partly = registry.get_version(version.number)
+    assert not (registry.fetch_bundle(partly, tmp_path / "one") / "runtime.json").exists()
+    for mark in ("first", "second"):
+        _export(bundle, mark)
+        added, new = registry.register_version(bundle, described, run_id=version.run_id, lineage={}, evidence={})
+        assert (added.number, new, registry.has_runtime(added)) == (version.number, False, True)
+    fetched = registry.fetch_bundle(added, tmp_path / "two")
+    assert (fetched / "runtime.xml").read_text() == "runtime.xml first"
+    next(path for path in artifacts() if path.name == "runtime.weights").write_text("changed")
+    with pytest.raises(WeightsError, match=r"changed since it was registered: runtime\.weights"):
+        registry.fetch_bundle(added, tmp_path / "three")
