@@ -18,7 +18,7 @@ from tests.page_server import BYTES, Process, phantom, register_champion, serve_
 from tests.registry_project import PROJECT, call, enter_project
 
 FILM = cv2.imencode(".png", phantom())[1].tobytes()
-SECRET = "Sorrowful-Jane"
+PLANTED = "Sorrowful-Jane"
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ class Clients:
         with httpx.Client(timeout=120) as client:
             while not self.ended.is_set():
                 response = client.post(
-                    f"{self.address}/predict", params={"heat": "true", "name": SECRET}, content=FILM, headers=BYTES
+                    f"{self.address}/predict", params={"heat": "true", "name": PLANTED}, content=FILM, headers=BYTES
                 )
                 self.told.append((response.status_code, response.json().get("model_version", "")))
 
@@ -100,7 +100,7 @@ def test_a_new_champion_takes_over_without_a_dropped_request_and_a_wrong_one_doe
     assert log.count("failed while") == 1  # the store that is away is told of once
     assert log.count(f"version {damaged.number} cannot be used") == 1
     assert "Traceback" not in log
-    assert SECRET not in log + metrics
+    assert PLANTED not in log + metrics
     assert f'path="/predict",status="200"}} {float(len(told))}' in metrics
 
 
