@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr.buckets import Prefix
 from cxr.errors import SourceError
 from cxr.images import SUFFIXES, is_film_file
 
@@ -92,6 +91,8 @@ def _folder(location: str) -> Location:
 
 def _bucket(location: str) -> Location:
     """List by name alone: to look into objects without an ending would cost a request each."""
+    from cxr.buckets import Prefix  # boto3 takes a second that nobody should wait for who reads a folder
+
     name = location.rstrip("/")
     prefix = Prefix(name)
     objects = {path: item for path, item in prefix.objects().items() if _is_film_name(path)}

@@ -112,9 +112,10 @@ def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
         assert ask is not None
         told = ask([*files])
     assert {name: [row[column] for column in PROBABILITIES] for name, row in zip(names, told, strict=True)} == expected
-    by_path = {Path(row.path).stem: row for _, row in rows.iterrows()}
-    for name, row in zip(names, told, strict=True):
-        assert (row["refer"], row["warning"]) == (by_path[name].refer, by_path[name].warning or None)
+    flags = {
+        Path(row.path).stem: (row.refer, None if pd.isna(row.warning) else row.warning) for _, row in rows.iterrows()
+    }
+    assert {name: (row["refer"], row["warning"]) for name, row in zip(names, told, strict=True)} == flags
 
 
 def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
