@@ -1,6 +1,6 @@
 """Films answered a second: the exported network and torch of ours, an eager fp32 loop, and MLflow's server.
 
-    python -m benchmarks.prediction PROJECT FILMS [--rounds 5] [--eager-films 8]
+    python -m benchmarks.prediction PROJECT FILMS [--rounds 5] [--sizes 1 16 32 96]
 
 PROJECT is a project folder with a registered challenger (its store, its cache); FILMS a folder of image files. All
 contestants answer the same films with the same network in turn, round by round; ratios are round by round, with the
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,13 @@ from benchmarks.mlflow_served import served
 from cxr.classifier import Classifier, load_classifier
 from cxr.command import start_process
 from cxr.images import is_film_file
+from cxr.inference import BATCH_SIZE
+from cxr.read_ahead import prepared_batches
 from cxr.registry import fetch_bundle, get_version
 
 Contest = dict[str, Callable[[], object]]
+
+_EAGER_BATCH = 32  # films at most that the loop computes together
 
 
 def main() -> None:
@@ -36,7 +41,7 @@ def main() -> None:
     parser.add_argument("project", type=Path)
     parser.add_argument("films", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 32, 96])
     parser.add_argument("--no-server", action="store_true", help="leave MLflow's server out")
     given = parser.parse_args()
     start_process()
@@ -68,15 +73,22 @@ def _networks(fast: Classifier, exact: Classifier, films: NDArray[np.uint8]) -> 
 
 
 def _whole(fast: Classifier, exact: Classifier, data: list[bytes]) -> Contest:
+    """Ours reads ahead in threads, as `predict`, `score` and the page do; the loop reads, then computes."""
     eager = _eager(exact)
 
-    def read(model: Classifier) -> NDArray[np.uint8]:
-        return np.stack([model.read(one, name="film") for one in data])
+    def ours(model: Classifier) -> object:
+        read = partial(model.read, name="film")
+        batches = prepared_batches(data, read, batch_size=BATCH_SIZE, workers=os.cpu_count() or 1)
+        return [model.answer(np.stack(batch)) for batch in batches]
+
+    def loop() -> object:
+        batches = [data[start : start + _EAGER_BATCH] for start in range(0, len(data), _EAGER_BATCH)]
+        return [eager(np.stack([exact.read(one, name="film") for one in batch])) for batch in batches]
 
     return {
-        f"ours, {fast.engine}": lambda: fast.answer(read(fast)),
-        "ours, torch": lambda: exact.answer(read(exact)),
-        "eager fp32 torch": lambda: eager(read(exact)),
+        f"ours, {fast.engine}": lambda: ours(fast),
+        "ours, torch": lambda: ours(exact),
+        "eager fp32 torch": loop,
     }
 
 
