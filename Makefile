@@ -55,7 +55,7 @@ app: setup ## the reader's page on this machine until Ctrl-C: drop films, see wh
 doctor: setup ## check all that running this needs, and say what to do about what is not well
 	@python -m flows.doctor
 
-bench: setup ## the measurements of docs/benchmarks.md on DATA=folder of films (of their original size)
+bench: setup ## measurements that need no model, on DATA=folder of films of their original size (docs/benchmarks.md)
 	python -m benchmarks.preprocessing "$(DATA)"
 	python -m benchmarks.training "$(DATA)"
 	python -m benchmarks.tracking_files
