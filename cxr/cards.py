@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cxr.report import NOT_CLINICAL, PROTOCOLS, SYNTHETIC
+from cxr.disclaimer import NOT_CLINICAL
+from cxr.report import PROTOCOLS, SYNTHETIC
 
 MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-NOT_CLINICAL = "Research software, not for clinical use."
+from cxr.disclaimer import NOT_CLINICAL
+
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
 
 PROTOCOLS = {

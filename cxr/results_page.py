@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cxr.bootstrap import HEADLINES
+from cxr.disclaimer import NOT_CLINICAL
 from cxr.results_findings import findings
 from cxr.results_text import NAMES, NOT_RUN, NOTHING, bullets, count, difference_text, distinct, figure_text, table
 from cxr.study import TAG_PREFIX, Study
@@ -37,7 +38,7 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
         "# Results",
         f"Written by `python -m tasks.results` from {count(len(used), 'tracked run')}; no number here was typed, so "
         "edit `study.yaml` and not this page. `python -m flows.study` runs what is missing.",
-        "Research software, not for clinical use.",
+        NOT_CLINICAL,
         bullets(
             f"{done} of {wanted} trials have been run (a trial is a row with one of its seeds). Seeds: "
             f"{', '.join(map(str, seeds)) or 'none'}.",

@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from cxr.command import command_parser
+from cxr.disclaimer import NOT_CLINICAL
 from cxr.errors import ImageError
 from cxr.files import read_json
 from cxr.locations import BUCKET_SCHEME
@@ -132,7 +133,7 @@ def publish(done: Scoring, folder: Path) -> None:
         "films a second": f"{done.films_per_second:.1f}",
     }
     rows = ["| films | |", "|---|---|", *(f"| {name} | {value} |" for name, value in counts.items())]
-    title = f"Version {done.version} on {done.location}, in {folder}\n\nResearch software, not for clinical use.\n\n"
+    title = f"Version {done.version} on {done.location}, in {folder}\n\n{NOT_CLINICAL}\n\n"
     create_markdown_artifact(key="scores", markdown=title + "\n".join(rows))
     if done.bad_films:
         shown = list(done.bad_films.items())[:SHOWN_BAD_FILMS]

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import command_parser, run_command
+from cxr.disclaimer import NOT_CLINICAL
 from cxr.errors import ImageError, ParamsError
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from cxr.bundle import ModelSpec
     from cxr.classifier import Answer, Classifier
 
-DISCLAIMER = "Research software, not for clinical use."
 STANDARD_INPUT = Path("-")
 
 
@@ -121,7 +121,7 @@ def predict(
             bar.write(told.to_json(version.number) if as_json else _row(told, spec, width))
             bar.update()
     if not as_json:
-        print(DISCLAIMER)
+        print(NOT_CLINICAL)
     if failed:
         raise ImageError(
             f"{failed} of {len(films)} files could not be read; the lines above say why", reason="not an image"

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr.command import command_parser, run_command
+from cxr.disclaimer import NOT_CLINICAL
 from cxr.errors import ImageError, ParamsError
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from cxr.scorer import ScoredBatch
     from cxr.scoring import PartWriter, Scored
 
-DISCLAIMER = "Research software, not for clinical use."
 
 _NAMED_BAD_FILMS = 50
 
@@ -245,7 +245,7 @@ def main() -> None:
     if given.tally:
         write_json(given.tally, asdict(tally) | {"films_per_second": tally.films_per_second})
     print(tally)
-    print(DISCLAIMER)
+    print(NOT_CLINICAL)
     if tally.bad and not tally.scored + tally.known:
         raise ImageError(
             f"not one of the {tally.found} films in {tally.location} could be read; the column `error` in "

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,12 +145,3 @@ def serve_process(*options: str) -> Iterator[Process]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-def until(condition: Any, *, seconds: float = 120.0) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain")
-        time.sleep(0.05)

@@ -50,5 +50,5 @@ def wait_for(condition: Callable[[], object], *, log: Path | None = None, second
         with contextlib.suppress(httpx.TransportError):
             if condition():
                 return
-        time.sleep(0.25)
+        time.sleep(0.05)
     pytest.fail(f"waited for {seconds} s in vain; the log ends: {log.read_text()[-2000:] if log else ''}")

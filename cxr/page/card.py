@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field
 
 from cxr.bundle import ModelSpec
 from cxr.classifier import Classifier
+from cxr.disclaimer import NOT_CLINICAL
 from cxr.errors import CxrError
 from cxr.registry import MODEL, Version
 from cxr.stored_evidence import evidence_of
 
-DISCLAIMER = "Research software, not for clinical use."
 SYNTHETIC = "Trained on synthetic films: its answers say nothing about patients."
 _LINEAGE = ("protocol", "task", "git_commit", "manifest_sha256", "test_set_sha256", "weights_sha256")
 _OVERALL = {
@@ -98,7 +98,7 @@ def read_card(version: Version, classifier: Classifier) -> Card:
 
 def card_disclaimer(spec: ModelSpec) -> str:
     """Return what must stand beside every answer of a model."""
-    return f"{DISCLAIMER} {SYNTHETIC}" if spec.synthetic else DISCLAIMER
+    return f"{NOT_CLINICAL} {SYNTHETIC}" if spec.synthetic else NOT_CLINICAL
 
 
 def _measured(version: Version) -> Measured | None:

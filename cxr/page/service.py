@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from cxr.classifier import Classifier
+from cxr.disclaimer import NOT_CLINICAL
 from cxr.page.answers import REASONS, Bounds, ErrorAnswer, HeatPicture, ModelAnswer, Prediction, Status
-from cxr.page.card import DISCLAIMER, card_disclaimer
+from cxr.page.card import card_disclaimer
 from cxr.page.engine import Engine, Told
 from cxr.page.films import FilmReader
 from cxr.page.guard import refusal_response
@@ -49,7 +50,7 @@ class Service:
         app = FastAPI(
             title="Chest film reader",
             version="1",
-            description=f"{DISCLAIMER} One film in, a calibrated probability for each class out.",
+            description=f"{NOT_CLINICAL} One film in, a calibrated probability for each class out.",
             docs_url=None,  # FastAPI's own pages load scripts from another host
             redoc_url=None,
         )

@@ -15,10 +15,12 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cxr.page.service import PAGE_FILES
 from tests.dicom_films import SECRETS, dicom_film
-from tests.page_server import BYTES, LIMITS, Served, phantom, serve_here, tiny_classifier, until, use
+from tests.page_server import BYTES, LIMITS, Served, phantom, serve_here, tiny_classifier, use
+from tests.prefect_servers import wait_for
 from tests.registry_project import CLASSES
 
 FILM = cv2.imencode(".png", phantom())[1].tobytes()
@@ -71,7 +73,7 @@ def test_pictures_come_when_asked_and_the_heat_has_the_shape_of_the_film(served:
     assert heat.shape[0] / heat.shape[1] == pytest.approx(film.shape[0] / film.shape[1], rel=0.02)
 
 
-def picture(data_url: str) -> np.ndarray:  # type: ignore[type-arg]
+def picture(data_url: str) -> NDArray[np.uint8]:
     encoded = base64.b64decode(data_url.partition("base64,")[2])
     return np.asarray(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED))
 
@@ -246,7 +248,7 @@ def slow_upload(served: Served) -> socket.socket:
 def test_a_full_service_says_busy_and_answers_again_when_there_is_room() -> None:
     with serve_here(tiny_classifier(), limits=replace(LIMITS, waiting=1)) as served:
         with slow_upload(served) as client:
-            until(lambda: served.metric("cxr_page_requests_in_work") == 1)
+            wait_for(lambda: served.metric("cxr_page_requests_in_work") == 1)
             busy = send(served, FILM)
             assert (busy.status_code, reason(busy)) == (429, "busy")
             assert int(busy.headers["retry-after"]) > 0
@@ -259,7 +261,7 @@ def test_a_full_service_says_busy_and_answers_again_when_there_is_room() -> None
 def test_films_in_work_have_their_bytes_counted() -> None:
     room_for_one = replace(LIMITS, waiting_bytes=len(FILM) + 10)
     with serve_here(tiny_classifier(), limits=room_for_one) as served, slow_upload(served):
-        until(lambda: served.metric("cxr_page_requests_in_work") == 1)
+        wait_for(lambda: served.metric("cxr_page_requests_in_work") == 1)
         assert send(served, FILM).status_code == 429
 
 
@@ -272,7 +274,8 @@ def test_an_upload_that_does_not_arrive_is_given_up() -> None:
 def test_a_client_that_goes_away_leaves_its_place() -> None:
     with serve_here(tiny_classifier(), limits=replace(LIMITS, waiting=1)) as served:
         slow_upload(served).close()
-        until(lambda: send(served, FILM).status_code == 200)
+        wait_for(lambda: send(served, FILM).status_code == 200)
+        assert served.metric("cxr_page_requests_in_work") == 0
 
 
 def test_films_on_their_way_are_answered_by_the_version_they_were_made_for() -> None:
@@ -289,7 +292,7 @@ def test_films_on_their_way_are_answered_by_the_version_they_were_made_for() -> 
         for thread in threads:
             thread.start()
         for number in range(20):
-            until(lambda number=number: len(told) > 4 * number or not threads[0].is_alive())
+            wait_for(lambda number=number: len(told) > 4 * number or not threads[0].is_alive())
             use(served.page, (new, old)[number % 2])
         for thread in threads:
             thread.join()

@@ -14,7 +14,8 @@ from cxr import champions
 from cxr.errors import RegistryError
 from cxr.params import override, read_params
 from tasks import app
-from tests.page_server import BYTES, Process, phantom, register_champion, serve_process, until
+from tests.page_server import BYTES, Process, phantom, register_champion, serve_process
+from tests.prefect_servers import wait_for
 from tests.registry_project import PROJECT, call, enter_project
 
 FILM = cv2.imencode(".png", phantom())[1].tobytes()
@@ -74,23 +75,23 @@ def test_a_new_champion_takes_over_without_a_dropped_request_and_a_wrong_one_doe
     first = register_champion(1)
     with serve_process() as served:
         clients = Clients(served, 3)
-        until(lambda: "1" in clients.versions())
+        wait_for(lambda: "1" in clients.versions())
         second = register_champion(2, instead_of=first.number)
-        until(lambda: second.number in clients.versions())
+        wait_for(lambda: second.number in clients.versions())
 
         damaged = register_champion(3, instead_of=second.number, damaged=True)
-        until(lambda: f"version {damaged.number} cannot be used" in served.log.read_text())
+        wait_for(lambda: f"version {damaged.number} cannot be used" in served.log.read_text())
         answered = len(clients.told)
-        until(lambda: len(clients.told) > answered + 5)
+        wait_for(lambda: len(clients.told) > answered + 5)
 
         champions.move_champion(first.number, instead_of=damaged.number, kind="rollback", who="ann", why="test")
         told_by_now = len(clients.told)
-        until(lambda: "1" in {version for _, version in clients.told[told_by_now:]})
+        wait_for(lambda: "1" in {version for _, version in clients.told[told_by_now:]})
         Path("mlruns/mlflow.db").rename("mlruns/away.db")
         Path("mlruns/mlflow.db").mkdir()  # a store that does not open
-        until(lambda: "goes on answering" in served.log.read_text().splitlines()[-1])
+        wait_for(lambda: "goes on answering" in served.log.read_text().splitlines()[-1])
         told_by_now = len(clients.told)
-        until(lambda: len(clients.told) > told_by_now + 5)
+        wait_for(lambda: len(clients.told) > told_by_now + 5)
         told = clients.end()
         metrics = httpx.get(f"{served.address}/metrics").text
         assert served.interrupt() == 0
