@@ -21,18 +21,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from cxr.imaging.preprocess import Preprocessing, prepare
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from cxr.bundle import ModelSpec, read_bundle
-from cxr.drift import MEASURES, Reference, image_measures, make_reference
-from cxr.drift_windows import Rules, Window, find_limits, is_drift, judge
-from cxr.files import read_json
-from cxr.images import Preprocessing, decode_grey, prepare
-from cxr.inference import BATCH_SIZE, calibrated, predict_with_features
-from cxr.manifest import read_manifest, read_splits
-from cxr.shards import Shards
+from cxr.common.files import read_json
+from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.shards import Shards
+from cxr.imaging.decode import decode_grey
+from cxr.models.bundle import ModelSpec, read_bundle
+from cxr.models.forward import BATCH_SIZE, calibrated, predict_with_features
+from cxr.models.reference import MEASURES, Reference, image_measures, make_reference
+from cxr.monitoring.drift import Rules, Window, find_limits, is_drift, judge
 
 Images = NDArray[np.uint8]
 SHIFTED_FILMS = 220

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 
 import requests
 
-from cxr import tracking_store
-from cxr.errors import CxrError
-from cxr.registry import MODEL
+from cxr.common.errors import CxrError
+from cxr.registry import tracking_store
+from cxr.registry.versions import MODEL
 
 _STARTS_WITHIN_SECONDS = 300
 

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.mlflow_served import served
-from cxr.classifier import Classifier, load_classifier
-from cxr.command import start_process
-from cxr.images import is_film_file
-from cxr.inference import BATCH_SIZE
-from cxr.read_ahead import prepared_batches
-from cxr.registry import fetch_bundle, get_version
+from cxr.common.cli import start_process
+from cxr.imaging.decode import is_film_file
+from cxr.inference.classifier import Classifier, load_classifier
+from cxr.inference.prefetch import prepared_batches
+from cxr.models.forward import BATCH_SIZE
+from cxr.registry.versions import fetch_bundle, get_version
 
 Contest = dict[str, Callable[[], object]]
 

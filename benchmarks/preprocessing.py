@@ -21,12 +21,13 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from cxr.imaging.preprocess import Preprocessing, prepare
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from cxr.images import SUFFIXES, Preprocessing, decode_grey, prepare, read_film
+from cxr.imaging.decode import SUFFIXES, decode_grey, read_film
 
 Contrast = Literal["clahe", "equalize", "none"]
 SIZE_PX = 224

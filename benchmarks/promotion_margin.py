@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cxr.comparison import compare
-from cxr.study import TAG_PREFIX
-from cxr.tracked_runs import read_artifacts, runs_with_tag_prefix
+from cxr.evaluation.comparison import compare
+from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
+from cxr.study.spec import TAG_PREFIX
 
 _PREDICTIONS = "evaluation/predictions.csv"
 _FIGURES = ("accuracy", "macro_f1")

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr.shards import SHARD_BYTES, write_shards
-from tests.servers import ACCESS_KEY, SECRET_KEY, serve_s3
+from cxr.dataset.shards import SHARD_BYTES, write_shards
+from tests.support.servers import ACCESS_KEY, SECRET_KEY, serve_s3
 
 FILM_BYTES = 8 * 1024
 FILMS_PER_FOLDER = 1000

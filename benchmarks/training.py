@@ -21,16 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from cxr.imaging.preprocess import Preprocessing
+from cxr.training.data import TrainingData
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet50
 from torchvision.transforms import v2
 
-from cxr.images import SUFFIXES, Preprocessing, read_film
-from cxr.params import TrainParams, read_params
-from cxr.training import Epoch, TrainingData, fit
-from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.common.params import TrainParams, read_params
+from cxr.imaging.decode import SUFFIXES, read_film
+from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.training.loop import Epoch, fit
 
 SIZE_PX = 224
 BATCH = 32
@@ -106,7 +108,7 @@ def _loader(films: list[Path]) -> Iterator[Any]:
 
 
 def ours(data: TrainingData, recipe: TrainParams) -> float:
-    """Return the films a second of cxr.training, checkpoints and validation left out."""
+    """Return the films a second of cxr.training.loop, checkpoints and validation left out."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         fit(data, recipe, checkpoints=Path(folder), listener=clock)

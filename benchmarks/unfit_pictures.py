@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.unfit_sets import Files, changed_films, drawn_sets, shipped_sets
-from cxr.classifier import Classifier, load_classifier
-from cxr.drift import MEASURES, Reference, image_measures, make_reference
-from cxr.errors import ImageError
-from cxr.images import decode_grey
-from cxr.inference import BATCH_SIZE, calibrated, predict_with_features
-from cxr.manifest import read_manifest, read_splits
-from cxr.registry import fetch_bundle, get_version
-from cxr.shards import Shards
+from cxr.common.errors import ImageError
+from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.shards import Shards
+from cxr.imaging.decode import decode_grey
+from cxr.inference.classifier import Classifier, load_classifier
+from cxr.models.forward import BATCH_SIZE, calibrated, predict_with_features
+from cxr.models.reference import MEASURES, Reference, image_measures, make_reference
+from cxr.registry.versions import fetch_bundle, get_version
 
 _TRAINING_FILMS = 500
 

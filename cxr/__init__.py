@@ -1,1 +1,1 @@
-"""The domain: films, labels, splits, models, honest measurement. Knows no scheduler and no platform."""
+"""Chest X-rays, from raw sets to answers; docs/architecture.md draws the rooms and who may import whom."""

@@ -27,10 +27,10 @@ from packaging.markers import Marker
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from cxr import tracking_store
-from cxr.command import command_parser, run_command
-from cxr.errors import CxrError
-from cxr.params import read_params
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import CxrError
+from cxr.common.params import read_params
+from cxr.registry import tracking_store
 from flows.findings import Finding, failed, ok, warning
 from flows.serve import STATE
 
@@ -81,7 +81,7 @@ def check_versions(root: Path) -> Iterator[Finding]:
 
 def check_tracking(_root: Path) -> Iterator[Finding]:
     """Ask the tracking store for the champion and its files."""
-    from cxr import champions, registry
+    from cxr.registry import aliases, versions
 
     where = tracking_store.public_uri()
     local = tracking_store.tracking_uri().removeprefix("sqlite:///")
@@ -89,7 +89,7 @@ def check_tracking(_root: Path) -> Iterator[Finding]:
         yield warning("tracking store", f"{where} is not there yet", "make run")
         return
     try:
-        champion = registry.champion()
+        champion = versions.champion()
     except CxrError as error:
         advice = f"start that server, or unset {tracking_store.STORE_VARIABLE} for the store of this folder"
         yield failed("tracking store", str(error), advice)
@@ -99,12 +99,12 @@ def check_tracking(_root: Path) -> Iterator[Finding]:
         advice = "`make run`, or `python -m tasks.promote` where a challenger is registered"
         yield warning("champion", "there is none yet", advice)
         return
-    fault = registry.bundle_fault(champion)
+    fault = versions.bundle_fault(champion)
     if fault:
         yield failed("champion", fault, "python -m tasks.rollback, or restore the store from its backup")
     else:
         yield ok("champion", f"version {champion.number}; its files are as registered")
-    if move := champions.unfinished():
+    if move := aliases.unfinished():
         said = f"version {move.after} was to become champion, and the command was killed in the middle"
         yield warning("champion", said, "the next promotion or rollback finishes it; python -m tasks.history")
 

@@ -21,10 +21,10 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
 
-from cxr import registry, tracking_store
-from cxr.command import command_parser
-from cxr.files import read_json
-from cxr.params import read_params
+from cxr.common.cli import command_parser
+from cxr.common.files import read_json
+from cxr.common.params import read_params
+from cxr.registry import tracking_store, versions
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.steps import run_step
@@ -89,7 +89,7 @@ def rebuild_once(version: str, last: str) -> str:
         )
         get_run_logger().warning(said)
         return said
-    registry.tag_version(version, {registry.DRIFT_TAG: last})
+    versions.tag_version(version, {versions.DRIFT_TAG: last})
     said = f"Started {REBUILD} as {started.name}; its model still has to pass the gate"
     get_run_logger().info(said)
     return said

@@ -25,8 +25,8 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from cxr.command import command_parser
-from cxr.errors import CxrError, ParamsError, PromotionHeldError, PromotionRefusedError
+from cxr.common.cli import command_parser
+from cxr.common.errors import CxrError, ParamsError, PromotionHeldError, PromotionRefusedError
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.steps import VERDICTS, StepRun, run_step
@@ -133,7 +133,7 @@ def _ask(verdict: dict[str, Any], seconds: int) -> Answer:
 
 
 def _on_other_films(verdict: dict[str, Any]) -> bool:
-    from cxr.promotion import OTHER_TEST_SET
+    from cxr.registry.promotion import OTHER_TEST_SET
 
     checks = verdict.get("reasons", ())
     return any(check["name"] == OTHER_TEST_SET and check["outcome"] == "held" for check in checks)

@@ -24,9 +24,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
-from cxr.command import command_parser
-from cxr.errors import ParamsError, PromotionHeldError
-from cxr.params import read_params
+from cxr.common.cli import command_parser
+from cxr.common.errors import ParamsError, PromotionHeldError
+from cxr.common.params import read_params
 from flows.run_page import publish
 from flows.server_errors import run_flow_command
 from flows.stages import (

@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from cxr.files import read_json
-from cxr.params import Paths
-from cxr.tracking_store import STORE_VARIABLE, is_server, without_credentials
+from cxr.common.files import read_json
+from cxr.common.params import Paths
+from cxr.registry.tracking_store import STORE_VARIABLE, is_server, without_credentials
 from flows.serve import MLFLOW_PAGE_VARIABLE
 
 _PICTURES = {"confusion-matrix": "confusion_matrix.svg", "grad-cam": "gradcam.jpg"}

@@ -2,7 +2,7 @@
 
 Threads share this process; on a cluster every task runs in a process of its own, on any of the machines:
 
-- what a task is given must pickle, and locks and queues of `threading` and `queue` do not; `cxr.locks` holds some
+- what a task is given must pickle, and locks and queues of `threading` and `queue` do not; `cxr.common.locks` holds some
   that are files and reach across processes and machines;
 - its working directory is not the project's root, so paths are given absolute;
 - the project's folder must lie under the same path on every machine, on a file system they share.
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from cxr.errors import CxrError, ParamsError
-from cxr.tracking_store import FOLDER_VARIABLE, STORE_VARIABLE, mlruns_folder
+from cxr.common.errors import CxrError, ParamsError
+from cxr.registry.tracking_store import FOLDER_VARIABLE, STORE_VARIABLE, mlruns_folder
 
 ADDRESS_VARIABLE = "CXR_RAY_ADDRESS"
 CPUS_VARIABLE = "CXR_RAY_CPUS"

@@ -22,12 +22,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from cxr.command import command_parser
-from cxr.disclaimer import NOT_CLINICAL
-from cxr.errors import ImageError
-from cxr.files import read_json
-from cxr.locations import BUCKET_SCHEME
-from cxr.params import read_params
+from cxr.common.cli import command_parser
+from cxr.common.errors import ImageError
+from cxr.common.files import read_json
+from cxr.common.notices import NOT_CLINICAL
+from cxr.common.params import read_params
+from cxr.inference.image_source import BUCKET_SCHEME
 from flows.runners import runner
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError

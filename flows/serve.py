@@ -26,10 +26,10 @@ from typing import Any, NoReturn
 
 import requests
 
-from cxr.command import command_parser, run_command
-from cxr.errors import CxrError
-from cxr.files import write_json
-from cxr.tracking_store import is_server, tracking_uri
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import CxrError
+from cxr.common.files import write_json
+from cxr.registry.tracking_store import is_server, tracking_uri
 from flows.stages import child_environment
 from flows.supervised import start_supervised, stop_supervised
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from cxr.command import run_command
-from cxr.errors import CxrError
-from cxr.tracking_store import without_credentials
+from cxr.common.cli import run_command
+from cxr.common.errors import CxrError
+from cxr.registry.tracking_store import without_credentials
 
 _UNREACHABLE = "Failed to reach API"
 

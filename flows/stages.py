@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr.command import TELEMETRY_OFF
-from cxr.errors import CxrError
-from cxr.params import IngestParams
+from cxr.common.cli import TELEMETRY_OFF
+from cxr.common.errors import CxrError
+from cxr.common.params import IngestParams
 from flows.supervised import run_supervised
 
 SKIPPED = ("didn't change, skipping", "is cached - skipping run")

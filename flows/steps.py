@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect import get_run_logger
 
-from cxr.errors import PromotionHeldError, PromotionRefusedError
+from cxr.common.errors import PromotionHeldError, PromotionRefusedError
 from flows.stages import child_environment, last_words
 from flows.supervised import run_supervised
 

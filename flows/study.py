@@ -27,13 +27,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from cxr import tracking
-from cxr.command import command_parser
-from cxr.errors import CxrError, ParamsError
-from cxr.files import read_json
-from cxr.locks import any_file_lock, file_lock
-from cxr.params import read_params, with_overrides
-from cxr.study import Group, Row, Study, read_study
+from cxr.common.cli import command_parser
+from cxr.common.errors import CxrError, ParamsError
+from cxr.common.files import read_json
+from cxr.common.locks import any_file_lock, file_lock
+from cxr.common.params import read_params, with_overrides
+from cxr.registry import runs
+from cxr.study.spec import Group, Row, Study, read_study
 from flows.runners import runner
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
@@ -131,14 +131,14 @@ def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, s
 
 def is_done(trial: Trial) -> bool:
     """Say whether a run of these very settings is marked in the tracking store."""
-    return tracking.find_run(trial.tag, trial.digest) is not None
+    return runs.find_run(trial.tag, trial.digest) is not None
 
 
 @flow(name="study", validate_parameters=False)
 def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
     """Run the trials, `workers` at a time; what fails does not stop the others and is named at the end."""
     root = Path.cwd()
-    tracking.experiment_id()  # a new store is made once, before several trials ask for it
+    runs.experiment_id()  # a new store is made once, before several trials ask for it
     submitted = [
         (trial, run_trial.with_options(task_run_name=trial.name).submit(trial, root, workers)) for trial in todo
     ]
@@ -154,9 +154,9 @@ def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
 def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
     """Run one trial in a worktree that no other trial is using, unless a run of another row is the same."""
     try:
-        twin = tracking.find_run(DIGEST_TAG, trial.digest)
+        twin = runs.find_run(DIGEST_TAG, trial.digest)
         run_id = twin or _run_through_dvc(trial, root, workers)
-        tracking.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
+        runs.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
     except CxrError as error:
         return Failed(message=str(error))
     return Completed(name="Cached" if twin else "Completed", message=f"run {run_id[:8]}")

@@ -39,8 +39,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
 
-from cxr.command import command_parser, run_command
-from cxr.errors import CxrError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import CxrError
 from flows.serve import POOL
 
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)

@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from cxr.errors import CxrError, ParamsError
-from cxr.params import override, read_params
+from cxr.common.errors import CxrError, ParamsError
+from cxr.common.params import override, read_params
 
 FOLDER = ".runs"
 CARRIED = ("params.yaml", "dvc.lock")

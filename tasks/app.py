@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr.command import command_parser, run_command
+from cxr.common.cli import command_parser, run_command
 
 if TYPE_CHECKING:
-    from cxr.page.limits import Limits
-    from cxr.params import AppParams
+    from cxr.common.params import AppParams
+    from cxr.webapp.limits import Limits
 
 
 def app(params: AppParams, *, host: str, port: int, names: list[str], model: str, exact: bool) -> None:
@@ -29,8 +29,8 @@ def app(params: AppParams, *, host: str, port: int, names: list[str], model: str
         RegistryError: there is no such version, or the store does not answer.
         PageError: the port is taken.
     """
-    from cxr.page.server import Page, serve_page
-    from cxr.registry import get_version
+    from cxr.registry.versions import get_version
+    from cxr.webapp.server import Page, serve_page
 
     get_version(model)  # before it listens: without a champion there is nothing to wait for
     page = Page(_limits(params), names=names, model=model, fast=not exact, registry_seconds=params.registry_seconds)
@@ -38,7 +38,7 @@ def app(params: AppParams, *, host: str, port: int, names: list[str], model: str
 
 
 def _limits(params: AppParams) -> Limits:
-    from cxr.page.limits import MEGABYTE, Limits
+    from cxr.webapp.limits import MEGABYTE, Limits
 
     return Limits(
         upload_bytes=round(params.upload_mb * MEGABYTE),
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     given = parser.parse_args()
 
-    from cxr.params import read_params  # after parsing: --help must not wait for pydantic
+    from cxr.common.params import read_params  # after parsing: --help must not wait for pydantic
 
     app(
         read_params(given.params).app,

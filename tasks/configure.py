@@ -16,8 +16,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import command_parser, run_command
-from cxr.errors import ParamsError, SourceError, WeightsError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import ParamsError, SourceError, WeightsError
 
 if TYPE_CHECKING:
     import argparse
@@ -37,7 +37,7 @@ def configure(path: Path, values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     Raises:
         ParamsError: a name is unknown or a value does not fit; the file stays as it was.
     """
-    from cxr.params import override, read_params
+    from cxr.common.params import override, read_params
 
     before = read_params(path).model_dump(mode="json", by_alias=True)
     unknown = [name for name in values if _value_at(before, name) is _MISSING]
@@ -122,8 +122,8 @@ def _locations(sources: list[dict[str, Any]], location: str) -> dict[str, Any]:
 
 def _layouts_in(path: Path) -> set[str]:
     """Return the layouts of the sets that `path` holds, or is."""
-    from cxr.labelled import LABELLED, LABELS_FILE
-    from cxr.layouts import LAYOUTS
+    from cxr.dataset.labelled_folder import LABELLED, LABELS_FILE
+    from cxr.dataset.layouts import LAYOUTS
 
     if (path / LABELS_FILE).is_file():
         return {LABELLED}
@@ -173,7 +173,7 @@ def _parse(text: str, *, name: str) -> Any:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    from cxr.params import read_params
+    from cxr.common.params import read_params
 
     settings: dict[str, Any] = {}
     for profile in arguments.profile:

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr.command import command_parser, run_command
-from cxr.errors import SourceError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import SourceError
 
 if TYPE_CHECKING:
-    from cxr.layouts import Layout
+    from cxr.dataset.layouts import Layout
 
 KERMANY_URL = (
     "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
@@ -55,7 +55,7 @@ def main() -> None:
     """Download what `arguments.only` names, or both sets."""
     arguments = _arguments()
 
-    from cxr.params import read_params
+    from cxr.common.params import read_params
 
     downloads = read_params(arguments.params).paths.downloads
     sets = downloads / "sets"
@@ -78,7 +78,7 @@ def _arguments() -> argparse.Namespace:
 
 def _origins(arguments: argparse.Namespace, sets: Path) -> list[Origin]:
     """Return what is wanted and not there yet; a set's folder that is there is complete, since it appears whole."""
-    from cxr.layouts import LAYOUTS
+    from cxr.dataset.layouts import LAYOUTS
 
     origins = []
     for name, layout in (("kermany", LAYOUTS["chest_xray"]), ("covid19", LAYOUTS["covid19"])):
@@ -135,9 +135,9 @@ def _read_kaggle_json(path: Path) -> tuple[str, str]:
 def _bring(origin: Origin, downloads: Path, folder: Path) -> None:
     import shutil
 
-    from cxr.archives import DamagedArchiveError, unpack
-    from cxr.download import download
-    from cxr.layouts import find_set
+    from cxr.common.archives import DamagedArchiveError, unpack
+    from cxr.common.download import download
+    from cxr.dataset.layouts import find_set
 
     archive = downloads / origin.archive
     digest = download(origin.url, archive, sha256=origin.sha256, headers=origin.headers)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
-from cxr.errors import DataError
+from cxr.common.cli import run_step
+from cxr.common.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from cxr.bundle import ModelSpec
-    from cxr.drift import Reference
-    from cxr.packed import PackedFilms
-    from cxr.params import EvaluateParams, Paths
-    from cxr.predictions import Predictions
-    from cxr.report import GalleryItem
+    from cxr.common.params import EvaluateParams, Paths
+    from cxr.dataset.image_array import PackedFilms
+    from cxr.evaluation.predictions import Predictions
+    from cxr.models.bundle import ModelSpec
+    from cxr.models.reference import Reference
+    from cxr.reporting.report import GalleryItem
 
 log = logging.getLogger("cxr.evaluate")
 
 
 def evaluate(params: EvaluateParams, paths: Paths) -> None:
     """Predict, calibrate, measure, and write evidence, report and metrics."""
-    from cxr.bundle import read_bundle, read_spec
-    from cxr.evaluation import Settings, calibration_summary, summarize
-    from cxr.files import write_json
-    from cxr.packed import read_packed
-    from cxr.predictions import predict
-    from cxr.reference import measure_reference
-    from cxr.trust import headlines
+    from cxr.audit.trust import headlines
+    from cxr.common.files import write_json
+    from cxr.dataset.image_array import read_packed
+    from cxr.evaluation.predictions import predict
+    from cxr.evaluation.reference_set import measure_reference
+    from cxr.evaluation.summary import Settings, calibration_summary, summarize
+    from cxr.models.bundle import read_bundle, read_spec
 
     _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
@@ -87,8 +87,8 @@ def _require_inputs(paths: Paths) -> None:
 
 def _records(paths: Paths) -> dict[str, Any]:
     """Return what the earlier steps wrote about themselves."""
-    from cxr.bundle import SPEC_FILE
-    from cxr.files import read_json
+    from cxr.common.files import read_json
+    from cxr.models.bundle import SPEC_FILE
 
     return {
         "ingest": read_json(paths.raw / "ingest.json"),
@@ -100,8 +100,8 @@ def _records(paths: Paths) -> dict[str, Any]:
 
 def _films(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
     """Return the validation and test rows of splits.csv with the source of each film."""
-    from cxr.manifest import read_manifest, read_splits
-    from cxr.splits import test_set_sha256
+    from cxr.dataset.manifest import read_manifest, read_splits
+    from cxr.dataset.splits import test_set_sha256
 
     table = read_splits(paths.split)
     if test_set_sha256(table) != split["test_set_sha256"]:
@@ -137,8 +137,8 @@ def _inspect(
     params: EvaluateParams,
 ) -> dict[str, Any]:
     """Return trust.json and audit.json: what thresholds reach, where it looks, what shortcuts it takes."""
-    from cxr.audit import AuditSettings, audit
-    from cxr.trust import TrustSettings, measure_trust
+    from cxr.audit.shortcuts import AuditSettings, audit
+    from cxr.audit.trust import TrustSettings, measure_trust
 
     settings = TrustSettings(
         specificities=params.specificities,
@@ -159,10 +159,8 @@ def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[
     """Return every figure as SVG by name."""
     import pandas as pd
 
-    from cxr.audit import audit_figures
-    from cxr.evaluation import draw_figures
-    from cxr.files import read_json
-    from cxr.trust import trust_figures
+    from cxr.common.files import read_json
+    from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
 
     curves, best_epoch = pd.read_csv(paths.model / "curves.csv"), read_json(paths.model / "training.json")["best_epoch"]
     return {
@@ -176,7 +174,7 @@ def _galleries(
     model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, params: EvaluateParams
 ) -> dict[str, list[GalleryItem]]:
     """Return the films that the page shows: some of each class, and the surest errors of all."""
-    from cxr.gallery import make_gallery, pick_films, pick_surest_errors
+    from cxr.reporting.gallery import make_gallery, pick_films, pick_surest_errors
 
     picks = {
         "gallery": pick_films(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
@@ -198,11 +196,11 @@ def _write_evidence(
     """Write tables, figures, cards, reference and what was found; `content` holds the findings and the records."""
     import pandas as pd
 
-    from cxr.cards import write_cards
-    from cxr.drift import REFERENCE_FILE, write_reference
-    from cxr.evaluation import plot_tables
-    from cxr.files import whole_folder, write_json
-    from cxr.gallery import contact_sheet
+    from cxr.common.files import whole_folder, write_json
+    from cxr.evaluation.summary import plot_tables
+    from cxr.models.reference import REFERENCE_FILE, write_reference
+    from cxr.reporting.cards import write_cards
+    from cxr.reporting.gallery import contact_sheet
 
     predictions = pd.concat([validation.to_table("validation"), test.to_table("test")])
     tables = {"predictions": predictions, **plot_tables(test, bins=content["calibration"]["bins"])}
@@ -221,8 +219,8 @@ def _write_evidence(
 def _write_report(
     content: Mapping[str, Any], drawn: Mapping[str, str], galleries: Mapping[str, list[GalleryItem]], path: Path
 ) -> None:
-    from cxr.files import whole_file
-    from cxr.report import ReportContent, render_report
+    from cxr.common.files import whole_file
+    from cxr.reporting.report import ReportContent, render_report
 
     digests = {
         "manifest (SHA-256)": content["split"]["manifest_sha256"],
@@ -258,8 +256,8 @@ def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:
 
 
 def _track(run_id: str, metrics: Mapping[str, Any], paths: Paths) -> None:
-    from cxr.evaluation import flat_metrics
-    from cxr.tracking import log_evaluation
+    from cxr.evaluation.summary import flat_metrics
+    from cxr.registry.runs import log_evaluation
 
     files = [paths.metrics, paths.report, *sorted(paths.evidence.iterdir())]
     log_evaluation(run_id, flat_metrics(metrics), files)

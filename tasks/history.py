@@ -11,12 +11,12 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cxr.command import command_parser, run_command
+from cxr.common.cli import command_parser, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cxr.ledger import Move
+    from cxr.registry.audit_log import Move
 
 COLUMNS = ("number", "time", "kind", "before", "after", "who", "why", "overruled")
 
@@ -25,16 +25,16 @@ log = logging.getLogger("cxr.history")
 
 def history(*, as_csv: bool) -> None:
     """Print the record, the oldest move first."""
-    from cxr import champions, registry
+    from cxr.registry import aliases, versions
 
-    moves, champion = champions.history(), registry.champion()
+    moves, champion = aliases.history(), versions.champion()
     if as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(move) for move in moves)
     else:
         print(_table(moves) if moves else "no version was champion yet; `python -m tasks.promote` asks the gate")
-    if begun := champions.unfinished():
+    if begun := aliases.unfinished():
         log.warning(
             "entry %d, version %s as champion, was cut off; `python -m tasks.promote` or `python -m tasks.rollback` "
             "finishes it first",

@@ -1,8 +1,8 @@
 """Take in raw films: merge the sets into one folder, and account for every file.
 
 Reads the sources in params.yaml (a folder, a zip, https://, s3:// or the synthetic sample).
-Writes data/raw whole or not at all: films/ (packed, see cxr/shards.py), manifest.parquet, statistics.parquet,
-duplicates.csv, lookalikes.csv, quarantine.csv, ingest.json (see cxr/manifest.py). Run it with
+Writes data/raw whole or not at all: films/ (packed, see cxr/dataset/shards.py), manifest.parquet, statistics.parquet,
+duplicates.csv, lookalikes.csv, quarantine.csv, ingest.json (see cxr/dataset/manifest.py). Run it with
 
     python -m tasks.ingest
 """
@@ -14,15 +14,15 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
-from cxr.errors import DataError, ParamsError
+from cxr.common.cli import run_step
+from cxr.common.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cxr.intake import RawFile, Refused, Taken
-    from cxr.params import IngestParams, Paths
-    from cxr.sameness import Duplicate, Sorted
+    from cxr.common.params import IngestParams, Paths
+    from cxr.dataset.deduplicate import Duplicate, Sorted
+    from cxr.dataset.ingest import RawFile, Refused, Taken
 
 log = logging.getLogger("cxr.ingest")
 
@@ -34,8 +34,8 @@ def ingest(params: IngestParams, paths: Paths) -> None:
         SourceError: a source cannot be fetched or holds no films of its layout.
         DataError: kept + quarantined + duplicates is not the number of files that came in.
     """
-    from cxr.files import whole_folder
-    from cxr.sameness import sort_out
+    from cxr.common.files import whole_folder
+    from cxr.dataset.deduplicate import sort_out
 
     files = _all_files(params, paths)
     with whole_folder(paths.raw) as raw:
@@ -49,8 +49,8 @@ def ingest(params: IngestParams, paths: Paths) -> None:
 
 
 def _all_files(params: IngestParams, paths: Paths) -> list[RawFile]:
-    from cxr.fetch import Sample, fetch
-    from cxr.intake import list_files
+    from cxr.dataset.ingest import list_files
+    from cxr.dataset.sources import Sample, fetch
 
     names = [source.name for source in params.sources]
     if len(set(names)) < len(names):
@@ -66,7 +66,7 @@ def _all_files(params: IngestParams, paths: Paths) -> list[RawFile]:
 def _take_in(files: list[RawFile], params: IngestParams) -> tuple[list[Taken], list[Refused]]:
     from tqdm import tqdm
 
-    from cxr.intake import Taken, take_in
+    from cxr.dataset.ingest import Taken, take_in
 
     taken, refused = [], []
     results = take_in(files, max_pixels=params.max_pixels, workers=params.workers)
@@ -81,8 +81,8 @@ def _take_in(files: list[RawFile], params: IngestParams) -> tuple[list[Taken], l
 def _pack(kept: list[Taken], folder: Path, params: IngestParams) -> None:
     from tqdm import tqdm
 
-    from cxr.intake import read_again
-    from cxr.shards import write_shards
+    from cxr.dataset.ingest import read_again
+    from cxr.dataset.shards import write_shards
 
     films = {_film_path(film): film for film in kept}
     sizes = {path: film.film.bytes for path, film in films.items()}
@@ -129,9 +129,9 @@ def _write(
 ) -> None:
     import pandas as pd
 
-    from cxr.files import sha256_of, write_json
-    from cxr.labels import LABELS
-    from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
+    from cxr.common.classes import LABELS
+    from cxr.common.files import sha256_of, write_json
+    from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
 
     def write_csv(name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
         pd.DataFrame(rows, columns=columns).to_csv(raw / name, index=False, lineterminator="\n")

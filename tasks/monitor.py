@@ -15,17 +15,17 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
-from cxr.errors import WeightsError
+from cxr.common.cli import run_step
+from cxr.common.errors import WeightsError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cxr.drift import Reference
-    from cxr.drift_windows import Window
-    from cxr.monitor_page import MonitorPage
-    from cxr.params import MonitorParams, Paths
-    from cxr.registry import Version
+    from cxr.common.params import MonitorParams, Paths
+    from cxr.models.reference import Reference
+    from cxr.monitoring.drift import Window
+    from cxr.monitoring.page import MonitorPage
+    from cxr.registry.versions import Version
 
 SHOWN = 40
 """Windows on the page and in the JSON: the last ones."""
@@ -35,13 +35,13 @@ log = logging.getLogger("cxr.monitor")
 
 def monitor(params: MonitorParams, paths: Paths) -> None:
     """Judge the last windows of scored films and write page and JSON."""
-    from cxr import registry
-    from cxr.drift_windows import is_drift
+    from cxr.monitoring.drift import is_drift
+    from cxr.registry import versions
 
-    version = registry.get_version(registry.CHAMPION)
+    version = versions.get_version(versions.CHAMPION)
     reference = _reference(version)
     windows, limits, waiting = _judge(_scores(paths, version), reference, params)
-    since = version.tags.get(registry.DRIFT_TAG, "")
+    since = version.tags.get(versions.DRIFT_TAG, "")
     drift = is_drift(windows, alarm_windows=params.alarm_windows, of_windows=params.of_windows, after=since)
     page = _page(version, reference, params, drift=drift, windows=windows, limits=limits, waiting=waiting, since=since)
     _write(page, paths)
@@ -53,8 +53,8 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
 
 def _reference(version: Version) -> Reference:
     """Return the version's reference; a version registered before there were any says what to do."""
-    from cxr.drift import REFERENCE_FILE, read_reference
-    from cxr.registry import fetch_bundle
+    from cxr.models.reference import REFERENCE_FILE, read_reference
+    from cxr.registry.versions import fetch_bundle
 
     folder = fetch_bundle(version)
     if "reference_sha256" not in version.tags:
@@ -71,7 +71,7 @@ def _scores(paths: Paths, version: Version) -> pd.DataFrame:
 
     A film that cannot be opened is tried again every night, and is a row each time: the first counts.
     """
-    from cxr.scoring import read_scores, version_folder
+    from cxr.inference.score_store import read_scores, version_folder
 
     scores = read_scores(version_folder(paths.scores, version.number))
     scores = scores[scores["model_version"] == version.number].drop_duplicates(["location", "path", "sha256"])
@@ -91,7 +91,7 @@ def _judge(
     """Return the last windows, the limits, and how many films wait for their window."""
     from tqdm import tqdm
 
-    from cxr.drift_windows import Rules, cut_windows, find_limits, judge
+    from cxr.monitoring.drift import Rules, cut_windows, find_limits, judge
 
     rules = Rules(
         films=params.window_films,
@@ -115,7 +115,7 @@ def _page(
 ) -> MonitorPage:
     import numpy as np
 
-    from cxr.monitor_page import MonitorPage
+    from cxr.monitoring.page import MonitorPage
 
     counts = np.bincount(reference.predicted, minlength=len(reference.classes))
     return MonitorPage(
@@ -132,8 +132,8 @@ def _page(
 
 def _write(page: MonitorPage, paths: Paths) -> None:
     """Write the page, then the JSON: who finds the one finds the other."""
-    from cxr.files import whole_file, write_json
-    from cxr.monitor_page import render_page, to_markdown
+    from cxr.common.files import whole_file, write_json
+    from cxr.monitoring.page import render_page, to_markdown
 
     with whole_file(paths.monitor.with_suffix(".html")) as partial:
         partial.write_text(render_page(page), encoding="utf-8")

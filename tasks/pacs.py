@@ -27,12 +27,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cxr.command import command_parser, run_command
-from cxr.errors import ParamsError, RegistryError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import ParamsError, RegistryError
 
 if TYPE_CHECKING:
-    from cxr.classifier import Classifier
-    from cxr.pacs import Link
+    from cxr.inference.classifier import Classifier
+    from cxr.pacs.worker import Link
 
 ADDRESS_VARIABLE = "CXR_PACS_URL"
 PLACE = Path(".checkpoints/pacs.json")
@@ -53,7 +53,7 @@ def pacs(link: Link, *, once: bool, every_seconds: float) -> None:
         SourceError: Orthanc refuses the password, or with `once` does not answer.
         RegistryError: with `once`, the registry does not answer or has no champion.
     """
-    from cxr.orthanc import OrthancAwayError
+    from cxr.pacs.orthanc import OrthancAwayError
 
     failures = 0
     while True:
@@ -81,8 +81,8 @@ def pacs(link: Link, *, once: bool, every_seconds: float) -> None:
 
 def champion(*, fast: bool) -> Callable[[], Classifier]:
     """Return a function that returns the champion, loaded anew when it is another version."""
-    from cxr.classifier import load_classifier
-    from cxr.registry import CHAMPION, Version, fetch_bundle, get_version
+    from cxr.inference.classifier import load_classifier
+    from cxr.registry.versions import CHAMPION, Version, fetch_bundle, get_version
 
     loaded: tuple[Version, Classifier] | None = None
 
@@ -121,9 +121,9 @@ def main() -> None:
     if not address:
         raise ParamsError(f"which PACS? give an address such as http://127.0.0.1:8042, or set {ADDRESS_VARIABLE}")
 
-    from cxr.locks import file_lock
-    from cxr.orthanc import Orthanc
-    from cxr.pacs import Link
+    from cxr.common.locks import file_lock
+    from cxr.pacs.orthanc import Orthanc
+    from cxr.pacs.worker import Link
 
     signal.signal(signal.SIGTERM, _stop)
     with file_lock(given.place.with_suffix(".lock")):

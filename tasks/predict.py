@@ -33,9 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import command_parser, run_command
-from cxr.disclaimer import NOT_CLINICAL
-from cxr.errors import ImageError, ParamsError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import ImageError, ParamsError
+from cxr.common.notices import NOT_CLINICAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cxr.answer_files import AnswerFiles
-    from cxr.bundle import ModelSpec
-    from cxr.classifier import Answer, Classifier
+    from cxr.inference.classifier import Answer, Classifier
+    from cxr.inference.outputs import AnswerFiles
+    from cxr.models.bundle import ModelSpec
 
 STANDARD_INPUT = Path("-")
 
@@ -105,9 +105,9 @@ def predict(
     films = _films(paths, [folder for folder in (overlays, reports) if folder is not None])
     from tqdm import tqdm
 
-    from cxr.answer_files import AnswerFiles
-    from cxr.classifier import load_classifier
-    from cxr.registry import fetch_bundle, get_version
+    from cxr.inference.classifier import load_classifier
+    from cxr.inference.outputs import AnswerFiles
+    from cxr.registry.versions import fetch_bundle, get_version
 
     version = get_version(model)
     classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
@@ -130,7 +130,7 @@ def predict(
 
 def _films(paths: list[Path], targets: list[Path]) -> list[Film]:
     """Return the films to read; refuse what would write one file twice, or among the films."""
-    from cxr.locations import films_below
+    from cxr.inference.image_source import films_below
 
     for folder, target in [(path, target) for path in paths if path.is_dir() for target in targets]:
         if target.resolve().is_relative_to(folder.resolve()):
@@ -162,8 +162,8 @@ def _classified(films: list[Film], classifier: Classifier, files: AnswerFiles) -
     """Yield what is told of each film, in order; a few batches of films are in memory at a time."""
     import numpy as np
 
-    from cxr.inference import BATCH_SIZE
-    from cxr.read_ahead import prepared_batches
+    from cxr.inference.prefetch import prepared_batches
+    from cxr.models.forward import BATCH_SIZE
 
     prepare = partial(_prepared, classifier, files)
     with closing(
@@ -181,7 +181,7 @@ def _classified(films: list[Film], classifier: Classifier, files: AnswerFiles) -
 
 def _prepared(classifier: Classifier, files: AnswerFiles, film: Film) -> Prepared:
     """Return the film as the model takes it, or why it cannot be read."""
-    from cxr.images import is_dicom
+    from cxr.imaging.decode import is_dicom
 
     shown = "standard input" if film.path == STANDARD_INPUT else str(film.path)
     try:
@@ -198,7 +198,7 @@ def _prepared(classifier: Classifier, files: AnswerFiles, film: Film) -> Prepare
 
 def _bytes_of(path: Path, shown: str, max_pixels: int) -> bytes:
     """Return a whole file, never more of it than a film that may be read can have."""
-    from cxr.films import bytes_at_most
+    from cxr.imaging.decode import bytes_at_most
 
     limit = bytes_at_most(max_pixels)
     if path == STANDARD_INPUT:

@@ -12,18 +12,18 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from cxr.command import run_step
-from cxr.errors import DataError, ImageError
+from cxr.common.cli import run_step
+from cxr.common.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
+    from cxr.imaging.preprocess import Preprocessing
     from numpy.typing import NDArray
 
-    from cxr.images import Preprocessing
-    from cxr.params import Paths, PreprocessParams
-    from cxr.shards import Shards
+    from cxr.common.params import Paths, PreprocessParams
+    from cxr.dataset.shards import Shards
 
 log = logging.getLogger("cxr.preprocess")
 
@@ -38,12 +38,12 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
         DataError: a film is missing, its shard is damaged, or it cannot be prepared.
     """
     import numpy as np
+    from cxr.imaging.preprocess import Preprocessing
 
-    from cxr.files import whole_folder
-    from cxr.images import Preprocessing
-    from cxr.manifest import read_manifest
-    from cxr.packed import write_index
-    from cxr.shards import Shards
+    from cxr.common.files import whole_folder
+    from cxr.dataset.image_array import write_index
+    from cxr.dataset.manifest import read_manifest
+    from cxr.dataset.shards import Shards
 
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
     manifest = read_manifest(paths.raw)
@@ -70,7 +70,7 @@ def _fill(
     import cv2
     from tqdm import tqdm
 
-    from cxr.images import film_from_bytes
+    from cxr.imaging.decode import film_from_bytes
 
     def fill_row(row: int) -> ImageError | None:
         data = shards.read(films[row])

@@ -20,15 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import command_parser, run_command
-from cxr.errors import ParamsError, PromotionHeldError, PromotionRefusedError
-from cxr.ledger import present_user
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRefusedError
+from cxr.registry.audit_log import present_user
 
 if TYPE_CHECKING:
-    from cxr.evidence import Evidence
-    from cxr.params import PromoteParams
-    from cxr.promotion import Decision
-    from cxr.registry import Version
+    from cxr.common.params import PromoteParams
+    from cxr.registry.evidence import Evidence
+    from cxr.registry.promotion import Decision
+    from cxr.registry.versions import Version
 
 VERDICT_TAG = "promotion"
 
@@ -66,13 +66,13 @@ def promote(params_file: Path, request: Request) -> None:
         PromotionHeldError: the evidence does not decide it, or another move came first; the champion stays.
         RegistryError: there is no such version.
     """
-    from cxr import champions, registry
-    from cxr.params import read_params
+    from cxr.common.params import read_params
+    from cxr.registry import aliases, versions
 
     params = read_params(params_file)
     receipt = params.paths.registration.with_name("promotion.json")
     _settle(dry_run=request.dry_run)
-    version, champion = registry.get_version(request.named or registry.CHALLENGER), registry.champion()
+    version, champion = versions.get_version(request.named or versions.CHALLENGER), versions.champion()
     _note_other_receipt(params.paths.registration, version)
     if champion and champion.number == version.number:
         _stay(version, receipt, request)
@@ -86,7 +86,7 @@ def promote(params_file: Path, request: Request) -> None:
     if request.dry_run:
         log.info("dry run: version %s would become champion; nothing was changed", version.number)
         return
-    champions.move_champion(
+    aliases.move_champion(
         version.number,
         instead_of=champion.number if champion else "",
         kind="promote",
@@ -99,11 +99,11 @@ def promote(params_file: Path, request: Request) -> None:
 
 def _settle(*, dry_run: bool) -> None:
     """Finish what a killed command has left half done; a dry run only says so."""
-    from cxr import champions
+    from cxr.registry import aliases
 
     if not dry_run:
-        champions.settle()
-    elif move := champions.unfinished():
+        aliases.settle()
+    elif move := aliases.unfinished():
         log.warning(
             "entry %d of the record, version %s as champion, was cut off; the next command that moves the alias "
             "finishes it first",
@@ -113,10 +113,10 @@ def _settle(*, dry_run: bool) -> None:
 
 
 def _judge(version: Version, champion: Version | None, params: PromoteParams) -> _Case:
-    from cxr import champions, ledger
-    from cxr.promotion import decide
-    from cxr.registry import bundle_fault
-    from cxr.stored_evidence import evidence_of
+    from cxr.registry import aliases, audit_log
+    from cxr.registry.evidence_store import evidence_of
+    from cxr.registry.promotion import decide
+    from cxr.registry.versions import bundle_fault
 
     evidence = evidence_of(version)
     against = evidence_of(champion, evidence.test_set_sha256) if champion else None
@@ -124,7 +124,7 @@ def _judge(version: Version, champion: Version | None, params: PromoteParams) ->
         evidence,
         against,
         params,
-        rolled_back=ledger.rolled_back_by(champions.history(), version.number),
+        rolled_back=audit_log.rolled_back_by(aliases.history(), version.number),
         broken_bundle=bundle_fault(version),
     )
     return _Case(version, champion, evidence, against, decision)
@@ -132,7 +132,7 @@ def _judge(version: Version, champion: Version | None, params: PromoteParams) ->
 
 def _overruled(case: _Case, request: Request) -> str:
     """Return what held the version back and is overruled, "" where nothing did; raise what stops it."""
-    from cxr.promotion import sentence
+    from cxr.registry.promotion import sentence
 
     said, against = case.decision.decision, sentence(case.decision.against)
     if said == "REJECT":
@@ -151,7 +151,7 @@ def _stays(champion: Version | None) -> str:
 
 def _note_other_receipt(receipt: Path, version: Version) -> None:
     """Say so where the newest challenger is not the model that stands in this folder."""
-    from cxr.files import read_json
+    from cxr.common.files import read_json
 
     if receipt.is_file() and (here := read_json(receipt)["weights_sha256"]) != version.tags.get("weights_sha256"):
         log.info(
@@ -163,7 +163,7 @@ def _note_other_receipt(receipt: Path, version: Version) -> None:
 
 
 def _stay(version: Version, receipt: Path, request: Request) -> None:
-    from cxr.files import write_json
+    from cxr.common.files import write_json
 
     said = f"version {version.number} is champion already; nothing to do"
     print(json.dumps({"decision": "CHAMPION", "version": version.number}) if request.as_json else said)
@@ -187,7 +187,7 @@ def _table(case: _Case) -> str:
 
 
 def _record(case: _Case, request: Request) -> dict[str, Any]:
-    from cxr.registry import MODEL
+    from cxr.registry.versions import MODEL
 
     return {
         "decision": case.decision.decision,
@@ -218,10 +218,10 @@ def _summary(evidence: Evidence) -> dict[str, Any]:
 
 
 def _keep(record: dict[str, Any], version: Version, receipt: Path) -> None:
-    from cxr import registry
-    from cxr.files import write_json
+    from cxr.common.files import write_json
+    from cxr.registry import versions
 
-    registry.tag_version(version.number, {VERDICT_TAG: json.dumps(record), "promotion_decision": record["decision"]})
+    versions.tag_version(version.number, {VERDICT_TAG: json.dumps(record), "promotion_decision": record["decision"]})
     write_json(receipt, record)
 
 

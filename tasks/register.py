@@ -23,13 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
-from cxr.errors import CxrError, DataError, WeightsError
+from cxr.common.cli import run_step
+from cxr.common.errors import CxrError, DataError, WeightsError
 
 if TYPE_CHECKING:
-    from cxr.bundle import ModelSpec
-    from cxr.params import Paths, RegisterParams, RuntimeBounds
-    from cxr.runtime_export import Judged
+    from cxr.common.params import Paths, RegisterParams, RuntimeBounds
+    from cxr.inference.openvino_export import Judged
+    from cxr.models.bundle import ModelSpec
 
 RESTORED_TAG = "restored_from"
 
@@ -38,8 +38,8 @@ log = logging.getLogger("cxr.register")
 
 def register(params: RegisterParams, paths: Paths) -> None:
     """Register the model of models/trained and write the receipt."""
-    from cxr import registry, tracking_store
-    from cxr.files import write_json
+    from cxr.common.files import write_json
+    from cxr.registry import tracking_store, versions
 
     metrics, calibration = _read(paths.metrics), _read(paths.evidence / "calibration.json")
     split, training = _read(paths.split / "split.json"), _read(paths.model / "training.json")
@@ -51,28 +51,28 @@ def register(params: RegisterParams, paths: Paths) -> None:
         runtime = _add_runtime(params.runtime_bounds, spec, paths, Path(scratch))
         evidence = _log_evidence(run_id, paths) | _scores(metrics) | runtime
         lineage = {**params.tags, **_lineage(run_id, spec, split, training), **_training_films(run_id, paths)}
-        version, is_new = registry.register_version(
+        version, is_new = versions.register_version(
             Path(scratch), spec, run_id=run_id, lineage=lineage, evidence=evidence
         )
     if is_new:
         test_metrics = {f"test_{name}": float(value) for name, value in _scores(metrics).items()}
-        registry.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
+        versions.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
     log.info("register: version %s is %s and challenger", version.number, "new" if is_new else "registered already")
     write_json(
         paths.registration,
         {
-            "name": registry.MODEL,
+            "name": versions.MODEL,
             "version": version.number,
             "run_id": version.run_id,
             "weights_sha256": spec.weights_sha256,
-            "alias": registry.CHALLENGER,
+            "alias": versions.CHALLENGER,
             "tracking_uri": tracking_store.public_uri(),
         },
     )
 
 
 def _read(path: Path) -> Any:
-    from cxr.files import read_json
+    from cxr.common.files import read_json
 
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro` to make it")
@@ -93,7 +93,7 @@ def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: 
 
 def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> ModelSpec:
     """Copy the model into `folder` with its temperature, bias and referral; the weights' hash is checked on the way."""
-    from cxr.bundle import SPEC_FILE, WEIGHTS_FILE, read_spec, write_spec
+    from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, read_spec, write_spec
 
     spec = read_spec(model)
     if not (model / WEIGHTS_FILE).is_file():
@@ -116,7 +116,7 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
 
 def _add_reference(evidence: Path, folder: Path) -> None:
     """Copy what films of today measure into `folder`; it is read before, so that what is registered can be used."""
-    from cxr.drift import REFERENCE_FILE, read_reference
+    from cxr.models.reference import REFERENCE_FILE, read_reference
 
     read_reference(evidence / REFERENCE_FILE)
     shutil.copy2(evidence / REFERENCE_FILE, folder)
@@ -127,12 +127,12 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
 
     A model is registered without an export rather than not at all.
     """
-    from cxr import registry
-    from cxr.bundle import read_bundle
-    from cxr.runtime_export import Agreement, accept_runtime, export_runtime, remove_runtime, tags_of
+    from cxr.inference.openvino_export import Agreement, accept_runtime, export_runtime, remove_runtime, tags_of
+    from cxr.models.bundle import read_bundle
+    from cxr.registry import versions
 
-    known = registry.find_version(spec)
-    if known and registry.has_runtime(known):
+    known = versions.find_version(spec)
+    if known and versions.has_runtime(known):
         return {}
     most = Agreement(**bounds.model_dump())
     try:
@@ -155,9 +155,9 @@ def _validation_films(spec: ModelSpec, paths: Paths) -> Judged:
     import numpy as np
     import pandas as pd
 
-    from cxr.evidence import PREDICTIONS_FILE
-    from cxr.packed import read_packed
-    from cxr.runtime_export import Judged
+    from cxr.dataset.image_array import read_packed
+    from cxr.inference.openvino_export import Judged
+    from cxr.registry.evidence import PREDICTIONS_FILE
 
     packed = read_packed(paths.images)
     if packed.preprocessing != spec.preprocessing:
@@ -176,25 +176,25 @@ def _validation_films(spec: ModelSpec, paths: Paths) -> Judged:
 
 def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
     """Return the training's run, or one that stands for it where the training came from DVC's cache."""
-    from cxr import registry, tracking
+    from cxr.registry import runs, versions
 
-    known = registry.find_version(spec)
+    known = versions.find_version(spec)
     for run_id in (known.run_id if known else None, training["run_id"]):
-        if tracking.run_exists(run_id):
+        if runs.run_exists(run_id):
             _complete(str(run_id), paths)
             return str(run_id)
-    found = tracking.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
+    found = runs.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
     _complete(found, paths)
     return found
 
 
 def _start_restored_run(training: dict[str, Any]) -> str:
     """Begin a run for a training that this store has not seen."""
-    from cxr import tracking
+    from cxr.registry import runs
 
     tags = {RESTORED_TAG: str(training["run_id"])}
-    run_id = tracking.start_run(run_id=None, name="restored training", tags=tags)
-    tracking.log_params(run_id, {"train": training["params"]})
+    run_id = runs.start_run(run_id=None, name="restored training", tags=tags)
+    runs.log_params(run_id, {"train": training["params"]})
     log.info("register: the training's run %s is not in this store; run %s stands for it", *tags.values(), run_id)
     return run_id
 
@@ -203,21 +203,21 @@ def _complete(run_id: str, paths: Paths) -> None:
     """Give a run that is still open what the training's files know: the store was away as the training ended."""
     import csv
 
-    from cxr import tracking
+    from cxr.registry import runs
 
-    if tracking.is_finished(run_id):
+    if runs.is_finished(run_id):
         return
     with (paths.model / "curves.csv").open(encoding="utf-8", newline="") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     epochs = {int(row.pop("epoch")): row for row in rows}
     files = [paths.model / name for name in ("curves.csv", "training.json", "validation.csv")]
-    tracking.complete_run(run_id, epochs, [file for file in files if file.is_file()])
+    runs.complete_run(run_id, epochs, [file for file in files if file.is_file()])
 
 
 def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
     """Put the evidence into the run, under a name of its own for each measurement; return the tags that find it."""
-    from cxr.evidence import METRICS_FILE, PREDICTIONS_FILE
-    from cxr.stored_evidence import keep_evidence
+    from cxr.registry.evidence import METRICS_FILE, PREDICTIONS_FILE
+    from cxr.registry.evidence_store import keep_evidence
 
     files = [paths.evidence / PREDICTIONS_FILE, paths.evidence / "calibration.json", paths.split / "split.json"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -233,8 +233,8 @@ def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
 
 
 def _training_films(run_id: str, paths: Paths) -> dict[str, str]:
-    from cxr.manifest import read_splits
-    from cxr.stored_evidence import keep_training_films
+    from cxr.dataset.manifest import read_splits
+    from cxr.registry.evidence_store import keep_training_films
 
     return keep_training_films(run_id, read_splits(paths.split))
 
@@ -248,11 +248,11 @@ def _scores(metrics: dict[str, Any]) -> dict[str, str]:
 
 def _lineage(run_id: str, spec: ModelSpec, split: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
     """Return where the model comes from: the project as it stood when the training began, where that is known."""
-    from cxr import tracking
-    from cxr.lineage import lineage
+    from cxr.registry import runs
+    from cxr.registry.lineage import lineage
 
     now = lineage(Path())
-    then = tracking.run_tags(run_id)
+    then = runs.run_tags(run_id)
     return {
         **{name: then.get(name, value) for name, value in now.items()},
         **{name: str(split[name]) for name in ("protocol", "task", "manifest_sha256", "test_set_sha256")},

@@ -19,17 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import command_parser, run_command
-from cxr.errors import DataError, ImageError, PromotionHeldError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import DataError, ImageError, PromotionHeldError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cxr.bundle import ModelSpec
-    from cxr.packed import PackedFilms
-    from cxr.params import Params, Paths
-    from cxr.predictions import Predictions
-    from cxr.registry import Version
+    from cxr.common.params import Params, Paths
+    from cxr.dataset.image_array import PackedFilms
+    from cxr.evaluation.predictions import Predictions
+    from cxr.models.bundle import ModelSpec
+    from cxr.registry.versions import Version
 
 log = logging.getLogger("cxr.remeasure")
 
@@ -42,10 +42,10 @@ def remeasure(params: Params, *, which: str) -> None:
         RegistryError: there is no such version.
         DataError: a file is missing; the films are not those of the split.
     """
-    from cxr.bundle import read_bundle
-    from cxr.predictions import predict_as_served
-    from cxr.registry import CHAMPION, champion, fetch_bundle, get_version
-    from cxr.stored_evidence import evidence_of
+    from cxr.evaluation.predictions import predict_as_served
+    from cxr.models.bundle import read_bundle
+    from cxr.registry.evidence_store import evidence_of
+    from cxr.registry.versions import CHAMPION, champion, fetch_bundle, get_version
 
     if which == CHAMPION and champion() is None:
         log.info("remeasure: there is no champion yet, so there is nothing to compare with")
@@ -73,7 +73,7 @@ def remeasure(params: Params, *, which: str) -> None:
 
 
 def _split(paths: Paths) -> dict[str, Any]:
-    from cxr.files import read_json
+    from cxr.common.files import read_json
 
     path = paths.split / "split.json"
     if not path.is_file():
@@ -83,7 +83,7 @@ def _split(paths: Paths) -> dict[str, Any]:
 
 def _test_films(paths: Paths) -> pd.DataFrame:
     """Return the test rows of splits.csv with source and path of each film."""
-    from cxr.manifest import read_manifest, read_splits
+    from cxr.dataset.manifest import read_manifest, read_splits
 
     table = read_splits(paths.split)
     test = table[table["split"] == "test"]
@@ -95,7 +95,7 @@ def _test_films(paths: Paths) -> pd.DataFrame:
 
 
 def _require_unseen(version: Version, films: pd.DataFrame) -> None:
-    from cxr.stored_evidence import training_films
+    from cxr.registry.evidence_store import training_films
 
     seen = training_films(version)
     if seen is None:
@@ -115,7 +115,7 @@ def _require_unseen(version: Version, films: pd.DataFrame) -> None:
 
 def _prepared(spec: ModelSpec, films: pd.DataFrame, params: Params, scratch: Path) -> PackedFilms:
     """Return the films as this model takes them: from data/images, or prepared again where that differs."""
-    from cxr.packed import read_packed
+    from cxr.dataset.image_array import read_packed
 
     if (params.paths.images / "preprocessing.json").is_file():
         packed = read_packed(params.paths.images)
@@ -132,9 +132,9 @@ def _prepare_again(spec: ModelSpec, films: pd.DataFrame, params: Params, scratch
     import numpy as np
     from tqdm import tqdm
 
-    from cxr.images import film_from_bytes
-    from cxr.packed import PackedFilms
-    from cxr.shards import Shards
+    from cxr.dataset.image_array import PackedFilms
+    from cxr.dataset.shards import Shards
+    from cxr.imaging.decode import film_from_bytes
 
     names, size = films["path"].tolist(), spec.preprocessing.image_size_px
     shards = Shards(params.paths.raw / "films")
@@ -159,12 +159,12 @@ def _prepare_again(spec: ModelSpec, films: pd.DataFrame, params: Params, scratch
 
 
 def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str, Any], params: Params) -> None:
-    from cxr.calibration import measure_calibration
-    from cxr.evaluation import Settings, summarize
-    from cxr.evidence import METRICS_FILE, PREDICTIONS_FILE
-    from cxr.files import write_json
-    from cxr.registry import tag_version
-    from cxr.stored_evidence import keep_evidence
+    from cxr.common.files import write_json
+    from cxr.evaluation.calibration import measure_calibration
+    from cxr.evaluation.summary import Settings, summarize
+    from cxr.registry.evidence import METRICS_FILE, PREDICTIONS_FILE
+    from cxr.registry.evidence_store import keep_evidence
+    from cxr.registry.versions import tag_version
 
     asked = params.evaluate
     settings = Settings(asked.bootstrap_resamples, asked.seed, asked.calibration_bins)
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--version", metavar="N", default="champion", help="another version (%(default)s)")
     given = parser.parse_args()
 
-    from cxr.params import read_params
+    from cxr.common.params import read_params
 
     remeasure(read_params(given.params), which=given.version)
 

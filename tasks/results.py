@@ -19,15 +19,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr.command import command_parser, run_command
+from cxr.common.cli import command_parser, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
 
-    from cxr.study_results import GroupResult, RunRecord
-    from cxr.tracked_runs import TrackedRun
+    from cxr.registry.tracked_runs import TrackedRun
+    from cxr.study.results import GroupResult, RunRecord
 
 _TRAINING, _VALIDATION = "training/training.json", "training/validation.csv"
 _METRICS, _PREDICTIONS = "evaluation/metrics.json", "evaluation/predictions.csv"
@@ -42,12 +42,12 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
         ParamsError: study.yaml or params.yaml is not as it should be.
         RegistryError: the tracking store does not answer.
     """
-    from cxr.files import whole_file
-    from cxr.params import read_params
-    from cxr.results_page import render_page
-    from cxr.study import TAG_PREFIX, read_study
-    from cxr.study_results import Settings, study_results
-    from cxr.tracked_runs import runs_with_tag_prefix
+    from cxr.common.files import whole_file
+    from cxr.common.params import read_params
+    from cxr.registry.tracked_runs import runs_with_tag_prefix
+    from cxr.study.page import render_page
+    from cxr.study.results import Settings, study_results
+    from cxr.study.spec import TAG_PREFIX, read_study
 
     study, evaluate = read_study(study_file), read_params(params_file).evaluate
     settings = Settings(resamples=evaluate.bootstrap_resamples, seed=evaluate.seed)
@@ -63,8 +63,8 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
 
 def _record(run: TrackedRun) -> RunRecord | None:
     """Read a run's files; None, with a warning, where it has no training.json."""
-    from cxr.study_results import RunRecord
-    from cxr.tracked_runs import read_artifacts
+    from cxr.registry.tracked_runs import read_artifacts
+    from cxr.study.results import RunRecord
 
     files = read_artifacts(run.run_id, [_TRAINING, _VALIDATION, _METRICS, _PREDICTIONS])
     if _TRAINING not in files:
@@ -89,9 +89,9 @@ def _films(content: bytes | None) -> pd.DataFrame | None:
 
 
 def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
-    from cxr.figures import learning_curve, standing_alone
-    from cxr.files import whole_file
-    from cxr.results_findings import LEARNING_CURVE, learning_curve_points
+    from cxr.common.files import whole_file
+    from cxr.reporting.figures import learning_curve, standing_alone
+    from cxr.study.findings import LEARNING_CURVE, learning_curve_points
 
     for result in groups:
         if result.group.name == "learning_curve" and (points := learning_curve_points(result)):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from cxr.command import command_parser, run_command
-from cxr.ledger import present_user
+from cxr.common.cli import command_parser, run_command
+from cxr.registry.audit_log import present_user
 
 
 def rollback(*, who: str, why: str) -> None:
@@ -20,11 +20,11 @@ def rollback(*, who: str, why: str) -> None:
         RegistryError: there is none to go back to.
         PromotionHeldError: somebody else moved the alias at the same moment.
     """
-    from cxr import champions, registry
+    from cxr.registry import aliases, versions
 
-    champions.settle()
-    target, present = champions.previous_champion(), registry.champion()
-    move = champions.move_champion(
+    aliases.settle()
+    target, present = aliases.previous_champion(), versions.champion()
+    move = aliases.move_champion(
         target.number, instead_of=present.number if present else "", kind="rollback", who=who, why=why
     )
     print(f"version {move.after} is champion again; it was version {move.before}")

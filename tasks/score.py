@@ -5,7 +5,7 @@
     python -m tasks.score /mnt/films --shard 2/8                   # one of eight processes or machines, each its own
 
 Reads   films, a few at a time: whole sets are neither copied nor held in memory
-Writes  <output>/version-<n>/*.parquet, a row a film; its columns are told in cxr/scoring.py
+Writes  <output>/version-<n>/*.parquet, a row a film; its columns are told in cxr/inference/score_store.py
 Prints  how many films were found, scored, known, bad and referred to a reader, and films a second
 
 A film is scored once by each version: run the same command again after any interruption. A film that has the path,
@@ -28,19 +28,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import command_parser, run_command
-from cxr.disclaimer import NOT_CLINICAL
-from cxr.errors import ImageError, ParamsError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import ImageError, ParamsError
+from cxr.common.notices import NOT_CLINICAL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cxr.classifier import Classifier
-    from cxr.locations import FilmFile, Location
-    from cxr.params import ScoreParams
-    from cxr.registry import Version
-    from cxr.scorer import ScoredBatch
-    from cxr.scoring import PartWriter, Scored
+    from cxr.common.params import ScoreParams
+    from cxr.inference.batch import ScoredBatch
+    from cxr.inference.classifier import Classifier
+    from cxr.inference.image_source import FilmFile, Location
+    from cxr.inference.score_store import PartWriter, Scored
+    from cxr.registry.versions import Version
 
 
 _NAMED_BAD_FILMS = 50
@@ -60,7 +60,7 @@ class Shard:
 
     def holds(self, path: str) -> bool:
         """Say whether the film at `path` is in this share."""
-        from cxr.shards import shard_of
+        from cxr.dataset.shards import shard_of
 
         return shard_of(path, self.of) == self.number - 1
 
@@ -128,9 +128,9 @@ def score(
         RegistryError, WeightsError: the model cannot be fetched as it was registered.
         DataError: a part in `output` is damaged.
     """
-    from cxr.locations import open_location
-    from cxr.registry import get_version
-    from cxr.scoring import Scored, version_folder
+    from cxr.inference.image_source import open_location
+    from cxr.inference.score_store import Scored, version_folder
+    from cxr.registry.versions import get_version
 
     share = shard or Shard(1, 1)
     version = get_version(model)
@@ -157,8 +157,8 @@ def _mixed(film: FilmFile) -> bytes:
 
 
 def _load(version: Version, *, fast: bool) -> Classifier:
-    from cxr.classifier import load_classifier
-    from cxr.registry import fetch_bundle
+    from cxr.inference.classifier import load_classifier
+    from cxr.registry.versions import fetch_bundle
 
     classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
     if classifier.reference is None:
@@ -167,9 +167,9 @@ def _load(version: Version, *, fast: bool) -> Classifier:
 
 
 def _writer(classifier: Classifier, version: Version, folder: Path, *, films_per_part: int, share: Shard) -> PartWriter:
-    from cxr.lineage import lineage
-    from cxr.registry import MODEL
-    from cxr.scoring import PartWriter, schema
+    from cxr.inference.score_store import PartWriter, schema
+    from cxr.registry.lineage import lineage
+    from cxr.registry.versions import MODEL
 
     code = lineage(Path())
     metadata = {
@@ -197,7 +197,7 @@ def _score_all(
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from cxr.scorer import score_films
+    from cxr.inference.batch import score_films
 
     batches = score_films(classifier, location, films, scored=scored, workers=workers or os.cpu_count() or 1)
     started = time.monotonic()
@@ -234,8 +234,8 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     given = parser.parse_args()
 
-    from cxr.files import write_json
-    from cxr.params import read_params
+    from cxr.common.files import write_json
+    from cxr.common.params import read_params
 
     params = read_params(given.params)
     wanted: dict[str, Any] = {"location": given.location} if given.location else {}

@@ -20,15 +20,15 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
+from cxr.common.cli import run_step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
 
-    from cxr.params import Paths, SplitParams
-    from tasks.expectations import Check, Table
+    from cxr.common.params import Paths, SplitParams
+    from tasks.quality.expectations import Check, Table
 
 log = logging.getLogger("cxr.split")
 
@@ -40,9 +40,9 @@ def split(params: SplitParams, paths: Paths) -> None:
         DataError: an input is missing, or the films cannot be split as asked.
         GateError: what was written fails a check; `paths.split` does not exist then.
     """
-    from cxr.files import read_json, whole_folder, write_json
-    from cxr.manifest import read_manifest
-    from cxr.splits import assign
+    from cxr.common.files import read_json, whole_folder, write_json
+    from cxr.dataset.manifest import read_manifest
+    from cxr.dataset.splits import assign
 
     manifest = read_manifest(paths.raw)
     look_alikes = read_look_alikes(paths.raw)
@@ -64,7 +64,7 @@ def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame,
     """
     import pandas as pd
 
-    from tasks.expectations import check_tables, enforce
+    from tasks.quality.expectations import check_tables, enforce
 
     table = pd.read_csv(folder / "splits.csv", dtype={"image_id": str, "patient_id": str})
     films = _films(table, manifest, look_alikes, params)
@@ -74,9 +74,9 @@ def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame,
 
 
 def _films(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Table:
-    from cxr.splits import SPLITS
-    from cxr.thinning import UNUSED
-    from tasks.expectations import Check, Table
+    from cxr.dataset.splits import SPLITS
+    from cxr.dataset.subsample import UNUSED
+    from tasks.quality.expectations import Check, Table
 
     rows = manifest[["image_id", "source"]].merge(table, on="image_id", how="outer", indicator=True)
     how = rows["_merge"].astype(str).map({"both": "once", "left_only": "never", "right_only": "not in the manifest"})
@@ -115,10 +115,10 @@ def _class_counts(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.D
     """
     import pandas as pd
 
-    from cxr.labels import CLASSES
-    from cxr.splits import SPLITS, target_shares
-    from cxr.thinning import has_quotas
-    from tasks.expectations import Table
+    from cxr.common.classes import CLASSES
+    from cxr.dataset.splits import SPLITS, target_shares
+    from cxr.dataset.subsample import has_quotas
+    from tasks.quality.expectations import Table
 
     films = table.groupby(["split", "label"]).size().to_dict()
     names = list(SPLITS if has_quotas(params) else target_shares(params))
@@ -137,8 +137,8 @@ def _class_counts(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.D
 
 def _quota_check(rows: pd.DataFrame, params: SplitParams) -> Check:
     """Add the column `quota` and return the check on it."""
-    from cxr.thinning import kept_of, quotas_of
-    from tasks.expectations import Check
+    from cxr.dataset.subsample import kept_of, quotas_of
+    from tasks.quality.expectations import Check
 
     quotas = quotas_of(params)
     quotas["train"] = {label: kept_of(quota, params.train_share) for label, quota in quotas["train"].items()}
@@ -149,8 +149,8 @@ def _quota_check(rows: pd.DataFrame, params: SplitParams) -> Check:
 
 def _share_check(rows: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Check:
     """Add the columns `share` and `off_by` and return the check on them."""
-    from cxr.splits import films_to_share, target_shares
-    from tasks.expectations import Check
+    from cxr.dataset.splits import films_to_share, target_shares
+    from tasks.quality.expectations import Check
 
     shares = target_shares(params)
     shares["train"] *= params.train_share
@@ -169,7 +169,7 @@ def read_look_alikes(raw: Path) -> pd.DataFrame:
 
 
 def _existing(path: Path) -> Path:
-    from cxr.errors import DataError
+    from cxr.common.errors import DataError
 
     if not path.is_file():
         raise DataError(f"{path} is missing; run `python -m tasks.ingest` to make it")
@@ -177,9 +177,9 @@ def _existing(path: Path) -> Path:
 
 
 def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any]) -> dict[str, Any]:
-    from cxr.labels import CLASSES
-    from cxr.splits import SPLITS, count_films, crossing, leakage, test_set_sha256
-    from cxr.thinning import has_quotas
+    from cxr.common.classes import CLASSES
+    from cxr.dataset.splits import SPLITS, count_films, crossing, leakage, test_set_sha256
+    from cxr.dataset.subsample import has_quotas
 
     return {
         "protocol": params.protocol,
@@ -202,7 +202,7 @@ def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any])
 
 
 def _report(table: pd.DataFrame, params: SplitParams) -> None:
-    from cxr.splits import count_films, leakage
+    from cxr.dataset.splits import count_films, leakage
 
     for name, films in count_films(table, params).items():
         each = ", ".join(f"{n} {label}" for label, n in films.items())

@@ -24,16 +24,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
+from cxr.common.cli import run_step
 
 if TYPE_CHECKING:
     import pandas as pd
+    from cxr.training.data import TrainingData
 
-    from cxr.distributed import Crew
-    from cxr.packed import PackedFilms
-    from cxr.params import Paths, TrainParams
-    from cxr.tracking import TrainingRun
-    from cxr.training import Epoch, Trained, TrainingData
+    from cxr.common.params import Paths, TrainParams
+    from cxr.dataset.image_array import PackedFilms
+    from cxr.registry.runs import TrainingRun
+    from cxr.training.distributed import Crew
+    from cxr.training.loop import Epoch, Trained
 
 log = logging.getLogger("cxr.train")
 
@@ -42,11 +43,11 @@ _CSV: dict[str, Any] = {"index": False, "lineterminator": "\n"}
 
 def train(params: TrainParams, paths: Paths) -> None:
     """Train, or go on with a training that was cut off; in several processes where the environment asks for them."""
-    from cxr.distributed import is_started_by_torchrun, joined
+    from cxr.training.distributed import is_started_by_torchrun, joined
 
     options = os.environ.get("CXR_TORCHRUN")
     if options and not is_started_by_torchrun():
-        from cxr.torchrun import run_processes
+        from cxr.training.launcher import run_processes
 
         run_processes("tasks.train", sys.argv[1:], options)
         return
@@ -58,10 +59,10 @@ def train(params: TrainParams, paths: Paths) -> None:
 
 
 def _train(params: TrainParams, paths: Paths, crew: Crew) -> None:
-    from cxr.files import read_json, whole_folder, write_json
-    from cxr.lineage import lineage
-    from cxr.packed import read_packed
-    from cxr.tracking import training_run
+    from cxr.common.files import read_json, whole_folder, write_json
+    from cxr.dataset.image_array import read_packed
+    from cxr.registry.lineage import lineage
+    from cxr.registry.runs import training_run
 
     packed, split, films = read_packed(paths.images), read_json(paths.split / "split.json"), _films(paths)
     data = _training_data(packed, films, tuple(split["classes"]))
@@ -86,8 +87,8 @@ def _train(params: TrainParams, paths: Paths, crew: Crew) -> None:
 
 def _help(params: TrainParams, paths: Paths, crew: Crew) -> None:
     """Do another process's part of a training that the first one records; a machine's fit has no parts."""
-    from cxr.files import read_json
-    from cxr.packed import read_packed
+    from cxr.common.files import read_json
+    from cxr.dataset.image_array import read_packed
 
     if params.head == "svm":
         return
@@ -98,7 +99,7 @@ def _help(params: TrainParams, paths: Paths, crew: Crew) -> None:
 
 def _films(paths: Paths) -> pd.DataFrame:
     """Return the films that train and validate: image_id, split, label, patient_id, source."""
-    from cxr.manifest import read_manifest, read_splits
+    from cxr.dataset.manifest import read_manifest, read_splits
 
     table = read_splits(paths.split)
     used = table[table["split"].isin(("train", "validation"))]
@@ -107,8 +108,7 @@ def _films(paths: Paths) -> pd.DataFrame:
 
 def _training_data(packed: PackedFilms, films: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
     import numpy as np
-
-    from cxr.training import TrainingData
+    from cxr.training.data import TrainingData
 
     labels, sources = (np.full(len(packed.image_ids), -1, np.int64) for _ in range(2))
     rows = packed.rows(films["image_id"].tolist())
@@ -122,7 +122,7 @@ def _fit_members(
     data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun | None, crew: Crew
 ) -> list[Trained]:
     """Train the network, or each member of a committee, which differ by their seed alone."""
-    from cxr.training import fit
+    from cxr.training.loop import fit
 
     members = []
     for member in range(params.members):
@@ -130,7 +130,7 @@ def _fit_members(
         label = f"_member{member + 1}" if params.members > 1 else ""
         with _listener(run, films=len(data.train_rows), epochs=params.epochs, label=label) as listener:
             if params.head == "svm":
-                from cxr.svm import train_svm
+                from cxr.training.svm import train_svm
 
                 members.append(train_svm(data, recipe, listener=listener))
             else:
@@ -141,7 +141,7 @@ def _fit_members(
 
 def _fingerprint(params: TrainParams, paths: Paths) -> str:
     """Return a name for this very training: a checkpoint of other data or another recipe must not be continued."""
-    from cxr.files import sha256_of
+    from cxr.common.files import sha256_of
 
     files = [paths.images / name for name in ("images.npy", "index.csv", "preprocessing.json")]
     files += [paths.split / "splits.csv", paths.raw / "manifest.parquet"]
@@ -158,7 +158,7 @@ def _remembered_run(checkpoints: Path) -> str | None:
 
 
 def _remember_run(checkpoints: Path, run_id: str) -> None:
-    from cxr.files import whole_file
+    from cxr.common.files import whole_file
 
     with whole_file(checkpoints / "run_id") as partial:
         partial.write_text(run_id, encoding="utf-8")
@@ -225,8 +225,8 @@ class _ProgressLine:
 def _write_bundle(
     members: list[Trained], params: TrainParams, packed: PackedFilms, split: dict[str, Any], folder: Path
 ) -> None:
-    from cxr.bundle import ModelSpec, write_bundle
-    from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, committee_state
+    from cxr.models.bundle import ModelSpec, write_bundle
+    from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, committee_state
 
     classes, views = tuple(split["classes"]), tuple(params.views)
     spec = ModelSpec(
@@ -257,8 +257,8 @@ def _curves(members: list[Trained]) -> pd.DataFrame:
 
 def _validation_table(folder: Path, packed: PackedFilms, films: pd.DataFrame) -> pd.DataFrame:
     """Return what the finished model in `folder` says of the validation films, before any calibration."""
-    from cxr.bundle import read_bundle
-    from cxr.inference import choose_device, predict_logits, softmax_with_temperature
+    from cxr.models.bundle import read_bundle
+    from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
 
     model, spec = read_bundle(folder)
     images = packed.images[packed.rows(films["image_id"].tolist())]

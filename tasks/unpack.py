@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr.command import command_parser, run_command
-from cxr.errors import DataError
+from cxr.common.cli import command_parser, run_command
+from cxr.common.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +26,8 @@ def main() -> None:
     """Unpack what the arguments name."""
     arguments = _arguments()
 
-    from cxr.manifest import read_manifest
-    from cxr.params import read_params
+    from cxr.common.params import read_params
+    from cxr.dataset.manifest import read_manifest
 
     raw = read_params(arguments.params).paths.raw
     if arguments.folder.resolve().is_relative_to(raw.resolve()):
@@ -48,7 +48,7 @@ def unpack(films: pd.DataFrame, raw: Path, folder: Path) -> None:
 
     from tqdm import tqdm
 
-    from cxr.shards import Shards
+    from cxr.dataset.shards import Shards
 
     shards = Shards(raw / "films")
     rows = zip(films["path"], films["sha256"], strict=True)

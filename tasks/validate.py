@@ -15,8 +15,8 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from cxr.command import run_step
-from cxr.errors import DataError
+from cxr.common.cli import run_step
+from cxr.common.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from cxr.params import Paths, ValidateParams
-    from cxr.shards import Shards
-    from tasks.expectations import Outcome, Table
+    from cxr.common.params import Paths, ValidateParams
+    from cxr.dataset.shards import Shards
+    from tasks.quality.expectations import Outcome, Table
 
 log = logging.getLogger("cxr.validate")
 
@@ -39,8 +39,8 @@ def validate(params: ValidateParams, paths: Paths) -> None:
         GateError: a check of severity "error" failed; neither of the two outputs exists then.
         ParamsError: `warn_only` names a check that does not exist.
     """
-    from cxr.files import whole_folder, write_json
-    from tasks.expectations import enforce
+    from cxr.common.files import whole_folder, write_json
+    from tasks.quality.expectations import enforce
 
     failed_docs = paths.data_docs.with_name(f"{paths.data_docs.name}_failed")
     for earlier in (paths.data_docs, failed_docs):
@@ -63,11 +63,11 @@ def _check(params: ValidateParams, raw: Path, docs: Path) -> list[Outcome]:
     """Check the schema first: nothing else can be asked of a manifest without its columns."""
     import pandas as pd
 
-    from cxr.files import read_json
-    from cxr.manifest import STATISTICS_COLUMNS, read_table
-    from cxr.shards import Shards
-    from tasks.data_docs import make_self_contained
-    from tasks.expectations import check_tables
+    from cxr.common.files import read_json
+    from cxr.dataset.manifest import STATISTICS_COLUMNS, read_table
+    from cxr.dataset.shards import Shards
+    from tasks.quality.data_docs import make_self_contained
+    from tasks.quality.expectations import check_tables
 
     for name in ("manifest.parquet", "ingest.json"):
         if not (raw / name).is_file():
@@ -92,8 +92,8 @@ def _schema(manifest: pd.DataFrame) -> Table:
     """Return a row for each column that the manifest should have or has."""
     import pandas as pd
 
-    from cxr.manifest import MANIFEST_COLUMNS
-    from tasks.expectations import Check, Table
+    from cxr.dataset.manifest import MANIFEST_COLUMNS
+    from tasks.quality.expectations import Check, Table
 
     found = {str(name): str(dtype) for name, dtype in manifest.dtypes.items()}
     names = list(dict.fromkeys([*MANIFEST_COLUMNS, *found]))
@@ -105,13 +105,13 @@ def _schema(manifest: pd.DataFrame) -> Table:
         }
     )
     equal = {"column_A": "found", "column_B": "expected"}
-    check = Check("schema", "ColumnPairValuesToBeEqual", equal, "the columns and dtypes of cxr/manifest.py")
+    check = Check("schema", "ColumnPairValuesToBeEqual", equal, "the columns and dtypes of cxr/dataset/manifest.py")
     return Table("schema", rows, ("column",), (check,))
 
 
 def _films(films: pd.DataFrame, params: ValidateParams) -> Table:
-    from cxr.labels import LABELS
-    from tasks.expectations import Check, Table
+    from cxr.common.classes import LABELS
+    from tasks.quality.expectations import Check, Table
 
     def between(name: str, column: str, limits: Sequence[float], unit: str = "") -> Check:
         low, high = limits
@@ -142,7 +142,7 @@ def _films(films: pd.DataFrame, params: ValidateParams) -> Table:
 def _classes(films: pd.DataFrame, params: ValidateParams) -> Table:
     import pandas as pd
 
-    from tasks.expectations import Check, Table
+    from tasks.quality.expectations import Check, Table
 
     counts = films["label"].value_counts().to_dict()
     rows = pd.DataFrame(
@@ -162,7 +162,7 @@ def _sources(films: pd.DataFrame, ingested: dict[str, Any], params: ValidatePara
     """Return a row for each source and one for all: the account of its files, and how its grey levels differ."""
     import pandas as pd
 
-    from tasks.expectations import Check, Table
+    from tasks.quality.expectations import Check, Table
 
     counts = {"all": ingested, **ingested["sources"]}
     kinds = ["total", "kept", "quarantined", "duplicates"]

@@ -6,17 +6,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cxr.training.data import TrainingData
 
-from cxr import champions, registry, tracking
-from cxr.architectures import ARCHITECTURES
-from cxr.bundle import read_bundle, write_bundle
-from cxr.explain import grad_cam_of_films
-from cxr.inference import classify, predict_logits
-from cxr.params import TrainParams, read_params
-from cxr.svm import train_svm
-from cxr.training import TrainingData, fit
-from cxr.zoo import build, smallest_image_px
-from tests.registry_project import CLASSES, enter_project, spec
+from cxr.common.params import TrainParams, read_params
+from cxr.models.backbones import ARCHITECTURES
+from cxr.models.bundle import read_bundle, write_bundle
+from cxr.models.factory import build, smallest_image_px
+from cxr.models.forward import classify, predict_logits
+from cxr.models.grad_cam import grad_cam_of_films
+from cxr.registry import aliases, runs, versions
+from cxr.training.loop import fit
+from cxr.training.svm import train_svm
+from tests.support.registry_project import CLASSES, enter_project, spec
 
 pytestmark = pytest.mark.slow
 
@@ -54,11 +55,11 @@ def test_it_trains_and_predicts_through_the_registry(backbone: str, head: str) -
         shutil.rmtree("checkpoints")
     described = spec(backbone=backbone, head=head, image_size_px=data.images.shape[1])
     written = write_bundle(Path("made"), trained.state, described)
-    run_id = tracking.start_run(run_id=None, name=backbone, tags={})
-    version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    run_id = runs.start_run(run_id=None, name=backbone, tags={})
+    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
+    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     shutil.rmtree("made")
-    model, read = read_bundle(registry.fetch_bundle(registry.get_version("champion")))
+    model, read = read_bundle(versions.fetch_bundle(versions.get_version("champion")))
     trained_network = build(backbone, len(CLASSES), head=head).eval()
     trained_network.load_state_dict(trained.state)
     expected = predict_logits(trained_network, data.images, mean=read.mean, std=read.std)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import PROJECT, make_clone
+from tests.support.clones import PROJECT, make_clone
 
 FILMS = Path(os.environ.get("CXR_REAL_FILMS", PROJECT.parent / "shared" / "data")) / "raw"
 FILMS_PER_CLASS = 30

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.mlflow_served import served
-from cxr import champions, registry
-from cxr.bundle import write_bundle
-from cxr.drift import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference
-from cxr.files import write_json
-from cxr.images import film_from_bytes
-from cxr.inference import classify, predict_with_features
-from cxr.packed import write_index
-from cxr.phantom_film import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
-from cxr.scoring import read_scores
-from cxr.zoo import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.common.files import write_json
+from cxr.dataset.image_array import write_index
+from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
+from cxr.imaging.decode import film_from_bytes
+from cxr.inference.score_store import read_scores
+from cxr.models.bundle import write_bundle
+from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.models.forward import classify, predict_with_features
+from cxr.models.reference import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference
+from cxr.registry import aliases, versions
 from tasks import predict, score
-from tests.registry_project import CLASSES, call, enter_project, register, spec, write_model
+from tests.support.registry_project import CLASSES, call, enter_project, register, spec, write_model
 
 SIDE_PX = 64
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
@@ -62,7 +62,7 @@ def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
     table[PROBABILITIES] = said
     table.to_csv("reports/evidence/predictions.csv", index=False)
     version = register()
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     return Path("films")
 
 
@@ -108,7 +108,7 @@ def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
     rows = _scored(monkeypatch, films, "scores")
     assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == expected
     names, files = zip(*((file.stem, file.read_bytes()) for file in sorted(films.iterdir())), strict=True)
-    with served(registry.get_version("champion").number) as ask:
+    with served(versions.get_version("champion").number) as ask:
         assert ask is not None
         told = ask([*files])
     assert {name: [row[column] for column in PROBABILITIES] for name, row in zip(names, told, strict=True)} == expected
@@ -121,7 +121,7 @@ def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
 def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
 ) -> None:
-    assert registry.get_version("champion").tags["runtime"].startswith("openvino")
+    assert versions.get_version("champion").tags["runtime"].startswith("openvino")
     expected = _evaluated()
     told = _predicted(monkeypatch, capsys, films, "--fast")
     assert told != expected  # it is another engine that answers

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cxr.phantom import DUPLICATE, KEPT, PLANTED
-from tests.clones import Clone, make_clone
+from cxr.dataset.synthetic import DUPLICATE, KEPT, PLANTED
+from tests.support.clones import Clone, make_clone
 
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 CHANCE = 1 / 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prefect_servers import serve_prefect
+from tests.support.prefect_servers import serve_prefect
 
 PROJECT = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running, Scheduled
 
-from cxr import champions, tracking_store
-from cxr.params import override
+from cxr.common.params import override
+from cxr.registry import aliases, tracking_store
 from flows.doctor import (
     check_disk,
     check_locks,
@@ -32,8 +32,8 @@ from flows.doctor import (
 from flows.doctor_prefect import check_server
 from flows.findings import Finding
 from flows.serve import POOL
-from tests.registry_project import enter_project, register, write_model
-from tests.servers import free_ports
+from tests.support.registry_project import enter_project, register, write_model
+from tests.support.servers import free_ports
 
 
 def only(findings: Iterator[Finding], check: str) -> Finding:
@@ -82,7 +82,7 @@ def test_a_champion_whose_files_were_changed_is_found(
     assert only(check_tracking(tmp_path), "champion").level == "warning"
     write_model()
     version = register()
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     assert only(check_tracking(tmp_path), "champion").level == "ok"
     stored = next((tmp_path / "mlruns" / "artifacts").rglob("model.safetensors"))
     stored.write_bytes(b"other weights")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 
-from cxr import registry, tracking_store
+from cxr.registry import tracking_store, versions
 from flows.monitor import monitor
 from flows.rebuild import rebuild
-from tests.registry_project import enter_project
+from tests.support.registry_project import enter_project
 
 LAST = "2026-01-02T00:00:00.000000+00:00"
 
@@ -36,8 +36,8 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     Path("tasks").mkdir()
     Path("tasks/monitor.py").write_text(STEP % LAST)
     client = tracking_store.client()
-    client.create_registered_model(registry.MODEL)
-    client.create_model_version(registry.MODEL, (tmp_path / "made").as_uri())
+    client.create_registered_model(versions.MODEL)
+    client.create_model_version(versions.MODEL, (tmp_path / "made").as_uri())
 
 
 def _runs_of_rebuild() -> int:
@@ -62,7 +62,7 @@ def test_drift_without_a_deployment_says_what_to_start_and_is_asked_again_the_ne
     ended = monitor(return_state=True)
     assert ended.name == "Drift"
     assert "python -m flows.rebuild" in str(ended.message)
-    assert registry.DRIFT_TAG not in registry.get_version("1").tags
+    assert versions.DRIFT_TAG not in versions.get_version("1").tags
     assert "no rebuild was asked for" in str(monitor(start_rebuild=False, return_state=True).message)
 
 
@@ -73,7 +73,7 @@ def test_drift_starts_the_rebuild_once_for_the_same_windows() -> None:
     ended = monitor(return_state=True)
     assert ended.name == "Drift"
     assert "Started rebuild/weekly" in str(ended.message)
-    assert registry.get_version("1").tags[registry.DRIFT_TAG] == LAST
+    assert versions.get_version("1").tags[versions.DRIFT_TAG] == LAST
     assert _runs_of_rebuild() == 1
     monitor(return_state=True)  # as after a cut between the start and the tag
     assert _runs_of_rebuild() == 1

@@ -18,9 +18,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from cxr import champions, registry
+from cxr.registry import aliases, versions
 from flows.promote import promote
-from tests.registry_project import enter_project, register, write_model
+from tests.support.registry_project import enter_project, register, write_model
 
 PROJECT = Path(__file__).parents[2]
 
@@ -65,14 +65,14 @@ def test_the_gate_decides_alone_where_it_can() -> None:
     register()
     state = promote(return_state=True)
     assert (state.name, state.message) == ("Promoted", "version 1 is champion")
-    assert champions.history()[0].why.startswith("passed the gate, flow run ")
+    assert aliases.history()[0].why.startswith("passed the gate, flow run ")
     assert promote(return_state=True).name == "Champion already"
     write_model(seed=2, wrong=5, of_class="viral")
     register()
     state = promote(ask=True, return_state=True)  # nobody is asked about what was refused
     assert state.name == "Refused"
     assert "recall of viral against the champion: 0.500" in str(state.message)
-    assert registry.get_version("champion").number == "1"
+    assert versions.get_version("champion").number == "1"
 
 
 def test_a_person_may_say_no_to_what_passed() -> None:
@@ -80,8 +80,8 @@ def test_a_person_may_say_no_to_what_passed() -> None:
     register()
     state = answered({"approve": False, "who": "ann", "why": "the readers are on holiday"}, ask=True)
     assert (state.name, state.message) == ("Declined", "ann: the readers are on holiday")
-    assert registry.champion() is None
-    assert champions.history() == []
+    assert versions.champion() is None
+    assert aliases.history() == []
 
 
 def test_a_question_that_nobody_answers_changes_nothing() -> None:
@@ -89,7 +89,7 @@ def test_a_question_that_nobody_answers_changes_nothing() -> None:
     register()
     state = promote(ask=True, answer_within_hours=4 / 3600, return_state=True)
     assert state.is_failed()
-    assert registry.champion() is None
+    assert versions.champion() is None
 
 
 def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(t
         write_model(seed=seed, films=films)
         register()
         if seed == 1:
-            champions.move_champion("1", instead_of="", kind="promote", who="ann", why="first")
+            aliases.move_champion("1", instead_of="", kind="promote", who="ann", why="first")
     environment = {**os.environ, "PREFECT_API_URL": api_url(), "PYTHONPATH": str(tmp_path)}
 
     def prefect(*arguments: str) -> None:
@@ -115,13 +115,13 @@ def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(t
             run = wait_for_question()
             assert run.state is not None
             assert run.state.name == "Suspended"
-            assert registry.get_version("champion").number == "1"
+            assert versions.get_version("champion").number == "1"
             resume_flow_run(run.id, run_input={"approve": True, "who": "ben", "why": "read all 33 films"})
             ended = wait_for_end(run, tmp_path / "worker.log")
         finally:
             worker.kill()  # asked to end while a run ends, it may wait for ever
     assert (ended.name, ended.message) == ("Promoted", "version 2 is champion")
-    last = champions.history()[-1]
+    last = aliases.history()[-1]
     assert (last.before, last.after, last.who, last.why) == ("1", "2", "ben", "read all 33 films")
     assert last.overruled.startswith("test set: ")
 

@@ -14,12 +14,12 @@ from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
 from flows.runners import ADDRESS_VARIABLE
-from tests.study_runs import ONE_STAGE
+from tests.support.study_runs import ONE_STAGE
 
 STEP = """
 import hashlib, json, os, pathlib, time
 from cxr import tracking
-from cxr.params import read_params
+from cxr.common.params import read_params
 params = read_params(pathlib.Path("params.yaml"))
 meeting = pathlib.Path("../../meeting")  # beside .runs
 meeting.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
 from flows.rebuild import Rebuild, rebuild
-from tests.prefect_servers import wait_for
+from tests.support.prefect_servers import wait_for
 
 PROJECT = Path(__file__).parents[2]
 

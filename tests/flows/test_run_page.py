@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr.files import write_json
-from cxr.tracking_store import STORE_VARIABLE
+from cxr.common.files import write_json
+from cxr.registry.tracking_store import STORE_VARIABLE
 from flows.run_page import metrics_table, mlflow_links
 from flows.serve import MLFLOW_PAGE_VARIABLE
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from cxr.errors import ParamsError
+from cxr.common.errors import ParamsError
 from flows.runners import ADDRESS_VARIABLE, CPUS_VARIABLE, ClusterError, runner
-from tests.servers import free_ports
+from tests.support.servers import free_ports
 
 
 def test_threads_run_the_tasks_unless_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.prefect_servers import wait_for
+from tests.support.prefect_servers import wait_for
 
 PROJECT = Path(__file__).parents[2]
 

@@ -16,10 +16,10 @@ import httpx
 import psutil
 import pytest
 
-from cxr.params import override
+from cxr.common.params import override
 from flows.serve import ServeError, serve
-from tests.prefect_servers import clean_environment, wait_for
-from tests.servers import free_ports
+from tests.support.prefect_servers import clean_environment, wait_for
+from tests.support.servers import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.params import override, read_params
+from cxr.common.params import override, read_params
 from flows.stages import (
     StageBusyError,
     StageFailedError,

@@ -14,13 +14,13 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from cxr import tracking
-from cxr.errors import ParamsError
-from cxr.params import override
-from cxr.study import Study, read_study
+from cxr.common.errors import ParamsError
+from cxr.common.params import override
+from cxr.registry import runs
+from cxr.study.spec import Study, read_study
 from flows.study import Trial, is_done, study_flow, trials
 from tasks.configure import read_profile
-from tests.study_runs import ONE_STAGE
+from tests.support.study_runs import ONE_STAGE
 
 PROJECT = Path(__file__).parents[2]
 PARAMS = PROJECT / "params.yaml"
@@ -28,14 +28,14 @@ PARAMS = PROJECT / "params.yaml"
 TRAIN = """
 import json, os, pathlib, time
 from cxr import tracking
-from cxr.params import read_params
+from cxr.common.params import read_params
 params = read_params(pathlib.Path("params.yaml"))
 if params.train.epochs == 13:
     raise SystemExit("error: thirteen epochs are unlucky")
 if params.train.epochs == 99:
     pathlib.Path("../../pid").write_text(str(os.getpid()))
     time.sleep(600)
-run = tracking.start_run(run_id=None, name="tiny", tags={"epochs": str(params.train.epochs)})
+run = runs.start_run(run_id=None, name="tiny", tags={"epochs": str(params.train.epochs)})
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
 """
@@ -144,11 +144,11 @@ def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
     assert ended.is_failed()
     assert ended.message == "short/unlucky/1: thirteen epochs are unlucky"
     assert (is_done(unlucky), is_done(two), is_done(twin)) == (False, True, False)
-    run_id = tracking.find_run(two.tag, two.digest)
+    run_id = runs.find_run(two.tag, two.digest)
     assert run_id is not None
-    assert tracking.run_tags(run_id)["epochs"] == "2"
+    assert runs.run_tags(run_id)["epochs"] == "2"
     assert study_flow([twin], 1, return_state=True).is_completed()
-    assert tracking.find_run(twin.tag, twin.digest) == run_id
+    assert runs.find_run(twin.tag, twin.digest) == run_id
     assert subprocess.run(["git", "status", "--porcelain"], cwd=small, capture_output=True, check=True).stdout == b""
 
 

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 
 from flows.upkeep import AUTOMATION, Slots, missed_runs, on_this_machine, put_in_order, runs_in, slots_of_deployments
-from tests.prefect_servers import wait_for
+from tests.support.prefect_servers import wait_for
 
 POOL = "upkeep"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr.errors import ParamsError
-from cxr.params import override, read_params
+from cxr.common.errors import ParamsError
+from cxr.common.params import override, read_params
 from flows.stages import run_stage
 from flows.workspaces import WorkspaceError, open_workspace
 

@@ -14,18 +14,18 @@ import highdicom
 import pydicom
 import pytest
 
-from cxr import champions, registry, tracking
-from cxr.bundle import write_bundle
-from cxr.errors import ParamsError, RegistryError, SourceError
-from cxr.orthanc import ACCOUNT_VARIABLES, Orthanc
-from cxr.pacs import TRIES
-from cxr.zoo import build
+from cxr.common.errors import ParamsError, RegistryError, SourceError
+from cxr.models.bundle import write_bundle
+from cxr.models.factory import build
+from cxr.pacs.orthanc import ACCOUNT_VARIABLES, Orthanc
+from cxr.pacs.worker import TRIES
+from cxr.registry import aliases, runs, versions
 from tasks import pacs
-from tests.dicom_films import SECRETS
-from tests.orthanc import USER, OrthancServer, serve_orthanc
-from tests.pacs_link import CT, UID_ROOT, Spoilt, classifier, film, follow, link
-from tests.prefect_servers import wait_for
-from tests.registry_project import PROJECT, call, enter_project, spec
+from tests.support.dicom_images import SECRETS
+from tests.support.orthanc import USER, OrthancServer, serve_orthanc
+from tests.support.pacs_worker import CT, UID_ROOT, Spoilt, classifier, film, follow, link
+from tests.support.prefect_servers import wait_for
+from tests.support.registry_project import PROJECT, call, enter_project, spec
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def answers(server: OrthancServer, modality: str = "SR") -> Counter[str]:
 
 def killed(server: OrthancServer, place: Path, moment: str, *, times: int = 1) -> int:
     """Run a link that kills itself at a moment, so many times; return how often it did."""
-    command = [sys.executable, "-m", "tests.pacs_link", server.url, str(place), moment, str(times)]
+    command = [sys.executable, "-m", "tests.support.pacs_worker", server.url, str(place), moment, str(times)]
     return subprocess.run(command, cwd=PROJECT, check=False, timeout=300).returncode
 
 
@@ -73,9 +73,9 @@ def make_champion(*, instead_of: str = "") -> str:
     """Register a small network of random weights and make it champion; return its number."""
     described = spec(image_size_px=32, backbone="small_cnn")
     written = write_bundle(Path("made"), build("small_cnn", 3).state_dict(), described)
-    run_id = tracking.start_run(run_id=None, name="n", tags={})
-    version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    champions.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
+    aliases.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
     return version.number
 
 

@@ -17,8 +17,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.clones import Clone, make_clone
-from tests.team import BUCKET, Team, serve_team
+from tests.support.clones import Clone, make_clone
+from tests.support.team import BUCKET, Team, serve_team
 
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 MODEL = "chest-xray-pneumonia"

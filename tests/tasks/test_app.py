@@ -10,13 +10,13 @@ import cv2
 import httpx
 import pytest
 
-from cxr import champions
-from cxr.errors import RegistryError
-from cxr.params import override, read_params
+from cxr.common.errors import RegistryError
+from cxr.common.params import override, read_params
+from cxr.registry import aliases
 from tasks import app
-from tests.page_server import BYTES, Process, phantom, register_champion, serve_process
-from tests.prefect_servers import wait_for
-from tests.registry_project import PROJECT, call, enter_project
+from tests.support.prefect_servers import wait_for
+from tests.support.registry_project import PROJECT, call, enter_project
+from tests.support.webapp_server import BYTES, Process, phantom, register_champion, serve_process
 
 FILM = cv2.imencode(".png", phantom())[1].tobytes()
 PLANTED = "Sorrowful-Jane"
@@ -84,7 +84,7 @@ def test_a_new_champion_takes_over_without_a_dropped_request_and_a_wrong_one_doe
         answered = len(clients.told)
         wait_for(lambda: len(clients.told) > answered + 5)
 
-        champions.move_champion(first.number, instead_of=damaged.number, kind="rollback", who="ann", why="test")
+        aliases.move_champion(first.number, instead_of=damaged.number, kind="rollback", who="ann", why="test")
         told_by_now = len(clients.told)
         wait_for(lambda: "1" in {version for _, version in clients.told[told_by_now:]})
         Path("mlruns/mlflow.db").rename("mlruns/away.db")

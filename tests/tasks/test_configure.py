@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cxr.errors import ParamsError, SourceError, WeightsError
-from cxr.params import read_params
+from cxr.common.errors import ParamsError, SourceError, WeightsError
+from cxr.common.params import read_params
 from tasks.configure import configure, data_settings, main, parse_setting, read_profile, weights_setting
 
 PROJECT = Path(__file__).parents[2]

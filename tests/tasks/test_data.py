@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from cxr.errors import SourceError
+from cxr.common.errors import SourceError
 from tasks.data import NO_TOKEN, kaggle_authorization, main
-from tests.servers import Web, serve_web
+from tests.support.servers import Web, serve_web
 
 ROOT = Path(__file__).resolve().parents[2]
 COVID19 = "/api/datasets/download/pranavraikokte/covid19-image-dataset"

@@ -10,19 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cxr.imaging.preprocess import Preprocessing
 
-from cxr.bundle import ModelSpec, read_bundle, write_bundle
-from cxr.errors import DataError
-from cxr.files import read_json, write_json
-from cxr.images import Preprocessing
-from cxr.inference import predict_logits, softmax_with_temperature
-from cxr.manifest import MANIFEST_COLUMNS, write_table
-from cxr.metrics import measure
-from cxr.packed import write_index
-from cxr.params import EvaluateParams, Paths
-from cxr.splits import test_set_sha256 as sha256_of_test_set
-from cxr.tracking import start_run
-from cxr.zoo import build
+from cxr.common.errors import DataError
+from cxr.common.files import read_json, write_json
+from cxr.common.params import EvaluateParams, Paths
+from cxr.dataset.image_array import write_index
+from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
+from cxr.dataset.splits import test_set_sha256 as sha256_of_test_set
+from cxr.evaluation.metrics import measure
+from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
+from cxr.models.factory import build
+from cxr.models.forward import predict_logits, softmax_with_temperature
+from cxr.registry.runs import start_run
 from tasks.evaluate import evaluate
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -224,7 +224,7 @@ def test_the_cards_stand_beside_the_evidence(evaluated: Paths) -> None:
 
 
 def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> None:
-    from cxr.tracking_store import client
+    from cxr.registry.tracking_store import client
 
     run_id = read_json(evaluated.model / "training.json")["run_id"]
     data = client().get_run(run_id).data

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from cxr.errors import DataError, ParamsError, SourceError
-from cxr.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
-from cxr.params import IngestParams, Paths, Source, read_params
-from cxr.sameness import Sorted
+from cxr.common.errors import DataError, ParamsError, SourceError
+from cxr.common.params import IngestParams, Paths, Source, read_params
+from cxr.dataset.deduplicate import Sorted
+from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
 from tasks.ingest import _account, ingest
-from tests.dicom_films import SECRETS, dicom_film, picture
-from tests.raw_folder import unpacked
+from tests.support.dicom_images import SECRETS, dicom_film, picture
+from tests.support.raw_folder import unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = read_params(ROOT / "params.yaml")
@@ -397,7 +397,7 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_count_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
-    from cxr.intake import list_files
+    from cxr.dataset.ingest import list_files
 
     lay_out(tmp_path, {})
     files = list_files("kermany", "chest_xray", tmp_path, all_of_it=False)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr import champions, registry, tracking_store
-from cxr.drift import MEASURES, REFERENCE_FILE
-from cxr.errors import RegistryError, WeightsError
-from cxr.files import read_json
-from cxr.params import MonitorParams, read_params
-from cxr.scoring import PartWriter, schema, version_folder
+from cxr.common.errors import RegistryError, WeightsError
+from cxr.common.files import read_json
+from cxr.common.params import MonitorParams, read_params
+from cxr.inference.score_store import PartWriter, schema, version_folder
+from cxr.models.reference import MEASURES, REFERENCE_FILE
+from cxr.registry import aliases, tracking_store, versions
 from tasks.monitor import monitor
-from tests.registry_project import CLASSES, enter_project, reference, register, write_model
+from tests.support.registry_project import CLASSES, enter_project, reference, register, write_model
 
 PARAMS = MonitorParams(
     window_films=20, alarm_windows=2, of_windows=5, false_alarm_share=0.05, max_failed_share=0.2, resamples=200, seed=1
@@ -30,10 +30,10 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
 
 
-def make_champion() -> registry.Version:
+def make_champion() -> versions.Version:
     write_model()
     version = register()
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     return version
 
 
@@ -96,7 +96,7 @@ def test_two_windows_of_brighter_films_are_drift_until_a_rebuild_was_started_for
     assert found["windows"][-1]["speaking"] == ["brightness"]
     assert "films are brighter" in found["markdown"]
     assert found["windows"][-1]["last"] == "2026-01-01T01:39:00.000000+00:00"
-    registry.tag_version("1", {registry.DRIFT_TAG: found["windows"][-1]["last"]})
+    versions.tag_version("1", {versions.DRIFT_TAG: found["windows"][-1]["last"]})
     assert not run()["drift"]
     write_scores((number, {"m_brightness": 2.0}) for number in range(100, 140))
     assert run()["drift"]
@@ -136,7 +136,7 @@ def test_without_a_champion_it_says_how_to_get_one() -> None:
 def test_a_version_without_a_reference_says_what_to_do_and_registering_again_adds_it() -> None:
     made = make_champion()
     client = tracking_store.client()
-    client.delete_model_version_tag(registry.MODEL, made.number, "reference_sha256")
+    client.delete_model_version_tag(versions.MODEL, made.number, "reference_sha256")
     shutil.rmtree("mlruns/cache", ignore_errors=True)
     with pytest.raises(WeightsError, match=r"registered without reference statistics.*tasks\.register"):
         run()

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from cxr import champions, registry, tracking
-from cxr.bundle import read_bundle, write_bundle
-from cxr.errors import ImageError, ParamsError, RegistryError, SourceError
-from cxr.images import SUFFIXES, read_film
-from cxr.inference import classify
-from cxr.zoo import build
+from cxr.common.errors import ImageError, ParamsError, RegistryError, SourceError
+from cxr.imaging.decode import SUFFIXES, read_film
+from cxr.models.bundle import read_bundle, write_bundle
+from cxr.models.factory import build
+from cxr.models.forward import classify
+from cxr.registry import aliases, runs, versions
 from tasks import predict
-from tests.dicom_films import PATIENT, dicom_film, picture
-from tests.registry_project import CLASSES, call, enter_project, spec
+from tests.support.dicom_images import PATIENT, dicom_film, picture
+from tests.support.registry_project import CLASSES, call, enter_project, spec
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,9 @@ def films() -> Path:
 def champion() -> Path:
     """Register a real network with random weights and make it champion; return its bundle."""
     written = write_bundle(Path("made"), build("resnet50", 3).state_dict(), spec(image_size_px=32))
-    run_id = tracking.start_run(run_id=None, name="n", tags={})
-    version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
+    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     return Path("made")
 
 
@@ -94,7 +94,7 @@ def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
 def test_the_answers_are_those_of_the_registered_bundle(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path, champion: Path
 ) -> None:
-    monkeypatch.setattr("cxr.inference.BATCH_SIZE", 1)  # more than one batch
+    monkeypatch.setattr("cxr.models.forward.BATCH_SIZE", 1)  # more than one batch
     paths = [films / "a.png", films / "deeper" / "b.JPG"]
     call(monkeypatch, predict.main, "--json", "--model", "1", *map(str, paths))
     told = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]

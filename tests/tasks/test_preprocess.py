@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from cxr.imaging.preprocess import Preprocessing
 
-from cxr.errors import DataError
-from cxr.images import Preprocessing, film_from_bytes
-from cxr.manifest import MANIFEST_COLUMNS, write_table
-from cxr.packed import read_packed
-from cxr.params import Paths, PreprocessParams, override, read_params
+from cxr.common.errors import DataError
+from cxr.common.params import Paths, PreprocessParams, override, read_params
+from cxr.dataset.image_array import read_packed
+from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
+from cxr.imaging.decode import film_from_bytes
 from tasks.preprocess import preprocess
-from tests.raw_folder import pack, unpacked
+from tests.support.raw_folder import pack, unpacked
 
 ROOT = Path(__file__).parents[2]
 PARAMS = PreprocessParams(

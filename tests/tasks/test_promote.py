@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from cxr import champions, registry, tracking_store
-from cxr.errors import ParamsError, PromotionHeldError, PromotionRefusedError, RegistryError
-from cxr.files import read_json, sha256_of
-from cxr.ledger import Move
-from cxr.stored_evidence import keep_evidence
+from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRefusedError, RegistryError
+from cxr.common.files import read_json, sha256_of
+from cxr.registry import aliases, tracking_store, versions
+from cxr.registry.audit_log import Move
+from cxr.registry.evidence_store import keep_evidence
 from tasks import history, promote, rollback
-from tests.registry_project import artifacts, call, enter_project, register, write_model
+from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
 
 @pytest.fixture(autouse=True)
@@ -78,20 +78,20 @@ def test_a_pass_moves_the_alias_and_leaves_verdict_receipt_and_record(
     register()
     call(monkeypatch, promote.main, "--who", "ann", "--why", "first model")
     assert capsys.readouterr().out.endswith("version 1 is champion\n")
-    champion = registry.get_version("champion")
+    champion = versions.get_version("champion")
     receipt = read_json(RECEIPT)
     assert (receipt["decision"], receipt["version"], receipt["champion"]) == ("PROMOTE", "1", None)
     assert {check["name"]: check["outcome"] for check in receipt["reasons"]}["accuracy"] == "passed"
     assert receipt["approved_by_a_person"] is False
     assert receipt["evidence"]["version"]["recall"] == {"normal": 1.0, "viral": 1.0, "bacterial": 1.0}
     assert champion.tags["promotion_decision"] == "PROMOTE"
-    assert [(move.after, move.who, move.why) for move in champions.history()] == [("1", "ann", "first model")]
+    assert [(move.after, move.who, move.why) for move in aliases.history()] == [("1", "ann", "first model")]
 
     RECEIPT.unlink()
     call(monkeypatch, promote.main)
     assert capsys.readouterr().out == "version 1 is champion already; nothing to do\n"
     assert read_json(RECEIPT) == receipt
-    assert len(champions.history()) == 1
+    assert len(aliases.history()) == 1
 
 
 def test_a_worse_viral_recall_is_rejected_with_that_reason_and_nobody_may_overrule_it(
@@ -111,8 +111,8 @@ def test_a_worse_viral_recall_is_rejected_with_that_reason_and_nobody_may_overru
             r"recall of viral against the champion: 0\.500, required at least 0\.\d+ \(champion 1.000\)", said
         )
     assert "FAILED  recall of viral against the champion" in capsys.readouterr().out
-    assert registry.get_version("champion").number == "1"
-    assert registry.get_version("2").tags["promotion_decision"] == "REJECT"
+    assert versions.get_version("champion").number == "1"
+    assert versions.get_version("2").tags["promotion_decision"] == "REJECT"
     assert read_json(RECEIPT)["decision"] == "REJECT"
 
 
@@ -126,7 +126,7 @@ def test_lost_evidence_holds(monkeypatch: pytest.MonkeyPatch) -> None:
         "version 1 was held, there is still no champion: evidence: metrics.json is missing or not JSON; "
         "predictions.csv is missing or not a table of predictions, required "
     )
-    assert registry.get_version("1").tags["promotion_decision"] == "HOLD"
+    assert versions.get_version("1").tags["promotion_decision"] == "HOLD"
 
 
 def test_a_model_that_the_store_has_lost_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,15 +151,15 @@ def test_another_test_set_holds_until_the_champion_is_measured_on_it(
         PromotionHeldError, match=r"test set: \w{12}, required the champion's, \w{12}; `python -m tasks.rem"
     ):
         call(monkeypatch, promote.main)
-    champion, test_set = registry.get_version("champion"), challenger.tags["test_set_sha256"]
+    champion, test_set = versions.get_version("champion"), challenger.tags["test_set_sha256"]
     folder = tmp_path / "again"
     folder.mkdir()
     shutil.copy2("reports/metrics.json", folder)
     shutil.copy2("reports/evidence/predictions.csv", folder)
     tags = keep_evidence(champion.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
-    registry.tag_version(champion.number, tags)
+    versions.tag_version(champion.number, tags)
     call(monkeypatch, promote.main)
-    assert registry.get_version("champion").number == "2"
+    assert versions.get_version("champion").number == "2"
 
 
 def test_a_person_may_overrule_what_holds_a_version_and_the_record_says_so(
@@ -173,8 +173,8 @@ def test_a_person_may_overrule_what_holds_a_version_and_the_record_says_so(
     with pytest.raises(ParamsError, match="say --who looked at the version and --why it is good enough"):
         call(monkeypatch, promote.main, "--approve-held", "--who", "ben")
     call(monkeypatch, promote.main, "--approve-held", "--who", "ben", "--why", "read all 33 films")
-    assert registry.get_version("champion").number == "2"
-    first, second = champions.history()
+    assert versions.get_version("champion").number == "2"
+    first, second = aliases.history()
     assert first.overruled == ""
     assert (second.who, second.why) == ("ben", "read all 33 films")
     assert second.overruled.startswith("test set: ")
@@ -201,11 +201,11 @@ def test_a_move_that_was_cut_off_is_finished_before_the_gate_is_asked(
     assert any(message.startswith(begun) for message in caplog.messages)
     call(monkeypatch, history.main)
     assert any(message.startswith("entry 1, version 1 as champion, was cut off") for message in caplog.messages)
-    assert registry.champion() is None
+    assert versions.champion() is None
     capsys.readouterr()
     call(monkeypatch, promote.main)
     assert capsys.readouterr().out == "version 1 is champion already; nothing to do\n"
-    assert champions.history() == [claimed]
+    assert aliases.history() == [claimed]
 
 
 def test_a_synthetic_champion_gives_way_to_real_films(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_a_synthetic_champion_gives_way_to_real_films(monkeypatch: pytest.Monkey
     write_model(seed=2, films=33, wrong=3, synthetic=False)
     register()
     call(monkeypatch, promote.main)
-    assert registry.get_version("champion").number == "2"
+    assert versions.get_version("champion").number == "2"
 
 
 def test_a_challenger_that_is_not_this_folders_model_is_pointed_out(
@@ -244,7 +244,7 @@ def test_rollback_goes_back_and_the_gate_does_not_undo_it_unasked(
         call(monkeypatch, promote.main, "--who", "ann")
     call(monkeypatch, rollback.main, "--who", "ben", "--why", "misses effusions")
     assert capsys.readouterr().out.endswith("version 1 is champion again; it was version 2\n")
-    assert registry.get_version("champion").number == "1"
+    assert versions.get_version("champion").number == "1"
     for named in ([], ["--version", "2"]):
         with pytest.raises(PromotionHeldError, match=r"record: rolled back on .* by ben \(misses effusions\)"):
             call(monkeypatch, promote.main, *named)
@@ -269,7 +269,7 @@ def test_rollback_without_a_champion_before_is_an_error(monkeypatch: pytest.Monk
     assert str(caught.value) == (
         "there is no champion to go back to; `python -m tasks.history` shows what was champion"
     )
-    assert registry.get_version("champion").number == "1"
+    assert versions.get_version("champion").number == "1"
 
 
 def test_history_is_a_table_and_notices_an_alias_moved_past_the_gate(
@@ -286,6 +286,6 @@ def test_history_is_a_table_and_notices_an_alias_moved_past_the_gate(
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split() == ["time", "(UTC)", "move", "version", "before", "who", "why"]
     assert row.split()[1:] == ["promote", "1", "-", "ann", "first"]
-    tracking_store.client().set_registered_model_alias(registry.MODEL, "champion", "2")
+    tracking_store.client().set_registered_model_alias(versions.MODEL, "champion", "2")
     call(monkeypatch, history.main)
     assert any("the alias champion is on version 2, the record says 1" in message for message in caplog.messages)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cxr import registry, tracking, tracking_store
-from cxr.bundle import read_spec
-from cxr.errors import DataError, WeightsError
-from cxr.files import read_json, write_json
-from cxr.stored_evidence import evidence_of
-from tests.registry_project import enter_project, register, write_model
+from cxr.common.errors import DataError, WeightsError
+from cxr.common.files import read_json, write_json
+from cxr.models.bundle import read_spec
+from cxr.registry import runs, tracking_store, versions
+from cxr.registry.evidence_store import evidence_of
+from tests.support.registry_project import enter_project, register, write_model
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 
 def _versions() -> int:
-    return len(tracking_store.client().search_model_versions(f"name = '{registry.MODEL}'"))
+    return len(tracking_store.client().search_model_versions(f"name = '{versions.MODEL}'"))
 
 
 def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() -> None:
@@ -37,7 +37,7 @@ def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() 
         "alias": "challenger",
         "tracking_uri": "sqlite:///mlruns/mlflow.db",
     }
-    assert registry.get_version("challenger") == version
+    assert versions.get_version("challenger") == version
     expected = {
         "weights_sha256": receipt["weights_sha256"],
         "temperature": "1.5",
@@ -52,7 +52,7 @@ def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() 
     }
     assert expected.items() <= version.tags.items()
     assert len(version.tags["code_sha256"]) == len(version.tags["params_sha256"]) == 64
-    fetched = read_spec(registry.fetch_bundle(version))
+    fetched = read_spec(versions.fetch_bundle(version))
     assert (fetched.temperature, fetched.bias, fetched.refer_below) == (1.5, (0.0, 0.25, -0.25), 0.625)
     model = tracking_store.client().get_logged_model(version.model_id)
     assert {metric.key for metric in model.metrics} == {
@@ -96,11 +96,11 @@ def test_an_older_model_registered_again_is_the_challenger_again() -> None:
     register()
     write_model(seed=1)
     register()
-    assert registry.get_version("challenger").number == "1"
+    assert versions.get_version("challenger").number == "1"
 
 
 def test_the_trainings_own_run_and_its_lineage_are_used_where_the_store_has_it() -> None:
-    with tracking.training_run(name="n", tags={"git_commit": "of the training", "code_sha256": "c" * 64}) as run:
+    with runs.training_run(name="n", tags={"git_commit": "of the training", "code_sha256": "c" * 64}) as run:
         pass
     training = read_json(Path("models/trained/training.json"))
     write_json(Path("models/trained/training.json"), training | {"run_id": run.run_id})
@@ -115,7 +115,7 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     run = tracking_store.client().get_run(version.run_id)
     assert run.data.params == {"train.epochs": "2"}
     assert [m.value for m in tracking_store.client().get_metric_history(version.run_id, "train_loss")] == [0.5, 0.4]
-    assert tracking.run_tags(version.run_id) == {"restored_from": f"{1:032x}"}
+    assert runs.run_tags(version.run_id) == {"restored_from": f"{1:032x}"}
     assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
         caplog.messages
     )
@@ -174,6 +174,6 @@ def test_weights_changed_after_training_are_refused() -> None:
 
 def test_a_password_in_the_stores_address_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"sqlite:///{tmp_path}/mlruns/mlflow.db?password=s3cr3t")
-    monkeypatch.setattr(tracking, "tracking_uri", lambda: f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    monkeypatch.setattr(runs, "tracking_uri", lambda: f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     register()
     assert "s3cr3t" not in Path("reports/registration.json").read_text()

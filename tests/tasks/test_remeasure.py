@@ -10,20 +10,20 @@ import pandas as pd
 import pytest
 import torch
 
-from cxr import champions, registry, tracking
-from cxr.bundle import write_bundle
-from cxr.errors import DataError, PromotionHeldError
-from cxr.evidence import Evidence
-from cxr.files import write_json
-from cxr.images import film_from_bytes
-from cxr.inference import classify
-from cxr.manifest import MANIFEST_COLUMNS, write_table
-from cxr.packed import write_index
-from cxr.shards import write_shards
-from cxr.stored_evidence import evidence_of, keep_training_films
-from cxr.zoo import build
+from cxr.common.errors import DataError, PromotionHeldError
+from cxr.common.files import write_json
+from cxr.dataset.image_array import write_index
+from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
+from cxr.dataset.shards import write_shards
+from cxr.imaging.decode import film_from_bytes
+from cxr.models.bundle import write_bundle
+from cxr.models.factory import build
+from cxr.models.forward import classify
+from cxr.registry import aliases, runs, versions
+from cxr.registry.evidence import Evidence
+from cxr.registry.evidence_store import evidence_of, keep_training_films
 from tasks import remeasure
-from tests.registry_project import CLASSES, call, enter_project, spec, write_splits
+from tests.support.registry_project import CLASSES, call, enter_project, spec, write_splits
 
 N_FILMS = 12
 
@@ -75,16 +75,16 @@ def pixels() -> dict[str, bytes]:
     return pixels
 
 
-def champion(**seen: list[str]) -> registry.Version:
+def champion(**seen: list[str]) -> versions.Version:
     """Register a small network with random weights, trained on films of those ids and patients; make it champion."""
     torch.manual_seed(1)
     written = write_bundle(
         Path("made"), build("small_cnn", 3).state_dict(), spec(backbone="small_cnn", image_size_px=32)
     )
-    run_id = tracking.start_run(run_id=None, name="n", tags={})
+    run_id = runs.start_run(run_id=None, name="n", tags={})
     lineage = keep_training_films(run_id, pd.DataFrame({**seen, "split": "train"})) if seen else {}
-    version, _ = registry.register_version(Path("made"), written, run_id=run_id, lineage=lineage, evidence={})
-    champions.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage=lineage, evidence={})
+    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     return version
 
 
@@ -94,7 +94,7 @@ def test_the_champion_is_measured_as_it_prepares_films_itself_and_only_once(
     version = champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
     assert evidence_of(version).metrics is None
     call(monkeypatch, remeasure.main)
-    version = registry.get_version("champion")
+    version = versions.get_version("champion")
     test_set = pd.read_json("data/split/split.json", typ="series")["test_set_sha256"]
     found = evidence_of(version, test_set)
     assert found.problems() == []
@@ -114,7 +114,7 @@ def test_the_champion_is_measured_as_it_prepares_films_itself_and_only_once(
     caplog.set_level(logging.INFO)
     call(monkeypatch, remeasure.main)
     assert f"remeasure: version 1 is measured on the test set {test_set[:12]} already" in caplog.messages
-    assert registry.get_version("champion") == version
+    assert versions.get_version("champion") == version
 
 
 def test_films_that_are_prepared_alike_are_taken_as_they_are(
@@ -128,13 +128,13 @@ def test_films_that_are_prepared_alike_are_taken_as_they_are(
     for preprocessing, answers in ((replace(own, border_crop=0.1), N_FILMS), (own, 1)):
         write_index(Path("data/images"), [f"film{n}" for n in range(N_FILMS)], preprocessing)
         call(monkeypatch, remeasure.main)
-        version = registry.get_version("champion")
+        version = versions.get_version("champion")
         films = evidence_of(version, pd.read_json("data/split/split.json", typ="series")["test_set_sha256"]).films
         assert films is not None
         assert films["p_normal"].nunique() == answers
         for tag in version.tags:
             if tag.startswith("evidence"):
-                registry.tag_version(version.number, {tag: ""})  # so that it is measured again
+                versions.tag_version(version.number, {tag: ""})  # so that it is measured again
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def test_films_that_the_champion_may_have_seen_are_no_test(
     seen: dict[str, list[str]], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion(**seen)
-    before = registry.get_version("1")
+    before = versions.get_version("1")
     with pytest.raises(PromotionHeldError) as caught:
         call(monkeypatch, remeasure.main)
     assert str(caught.value) == reason
-    assert registry.get_version("1") == before
+    assert versions.get_version("1") == before
 
 
 @pytest.mark.usefixtures("pixels")
@@ -202,11 +202,11 @@ def test_a_champion_of_the_synthetic_sample_is_not_measured_on_real_films(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
-    registry.tag_version("1", {"synthetic": "true"})
-    before = registry.get_version("1")
+    versions.tag_version("1", {"synthetic": "true"})
+    before = versions.get_version("1")
     split = pd.read_json("data/split/split.json", typ="series").to_dict()
     write_json(Path("data/split/split.json"), split | {"synthetic": False})
     caplog.set_level(logging.INFO)
     call(monkeypatch, remeasure.main)
     assert "remeasure: version 1 learnt from the synthetic sample, no match for real films" in caplog.messages
-    assert registry.get_version("1") == before
+    assert versions.get_version("1") == before

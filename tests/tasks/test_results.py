@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from cxr import tracking
-from cxr.errors import ParamsError
-from cxr.study import Study, read_study
-from cxr.study_results import RunRecord
-from cxr.tracked_runs import read_artifacts, runs_with_tag_prefix
+from cxr.common.errors import ParamsError
+from cxr.registry import runs
+from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
+from cxr.study.results import RunRecord
+from cxr.study.spec import Study, read_study
 from tasks.results import results
-from tests.raw_folder import ROOT
-from tests.registry_project import enter_project
-from tests.study_runs import record, small_study
+from tests.support.raw_folder import ROOT
+from tests.support.registry_project import enter_project
+from tests.support.study_runs import record, small_study
 
 PARAMS, STUDY, OUTPUT = Path("params.yaml"), Path("study.yaml"), Path("docs/results.md")
 
@@ -36,8 +36,8 @@ def write_study(study: Study) -> Study:
 
 def track(run: RunRecord) -> str:
     """Record a run in the store as a training and an evaluation do; return its id there."""
-    run_id = tracking.start_run(run_id=None, name="row", tags=run.tags)
-    tracking.log_params(run_id, run.params)
+    run_id = runs.start_run(run_id=None, name="row", tags=run.tags)
+    runs.log_params(run_id, run.params)
     folder = Path("written") / run_id
     files = {"training/training.json": json.dumps(run.training)}
     if run.validation is not None:
@@ -50,8 +50,8 @@ def track(run: RunRecord) -> str:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-        tracking.log_files(run_id, [path], path.parent.name)
-    tracking.finish_run(run_id, "FINISHED")
+        runs.log_files(run_id, [path], path.parent.name)
+    runs.finish_run(run_id, "FINISHED")
     return run_id
 
 
@@ -60,13 +60,13 @@ def test_the_page_and_the_curve_come_from_the_stores_runs_alone() -> None:
     study = small_study(name="learning_curve", tested=True, seeds=[1], baseline="all", rows=rows)
     (group,) = write_study(study).groups
     films = {"half": "450", "all": "900"}
-    runs = [
+    made = [
         record(group, row, 1, skill=2.0, params={"split.counts.train.normal": films[row.name]}) for row in group.rows
     ]
-    ids = [track(run) for run in runs]
+    ids = [track(run) for run in made]
     results(STUDY, PARAMS, OUTPUT)
     page, curve = OUTPUT.read_text(), (OUTPUT.parent / "results-learning-curve.svg").read_text()
-    for run_id, run in zip(ids, runs, strict=True):
+    for run_id, run in zip(ids, made, strict=True):
         assert run.metrics is not None
         assert f"`{run_id[:8]}`" in page
         assert f"{run.metrics['accuracy']:.3f} (0.500 to 0.900)" in page
@@ -88,7 +88,7 @@ def test_rows_of_an_empty_store_are_not_run_and_no_curve_is_drawn() -> None:
 
 def test_a_run_whose_files_are_missing_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     (group,) = write_study(small_study()).groups
-    run_id = tracking.start_run(run_id=None, name="row", tags={group.tag(group.rows[0], 1): "digest"})
+    run_id = runs.start_run(run_id=None, name="row", tags={group.tag(group.rows[0], 1): "digest"})
     with caplog.at_level(logging.WARNING):
         results(STUDY, PARAMS, OUTPUT)
     assert f"run {run_id} has no training/training.json and is left out" in caplog.text
@@ -96,8 +96,8 @@ def test_a_run_whose_files_are_missing_is_left_out_with_a_warning(caplog: pytest
 
 
 def test_only_runs_with_the_prefix_are_listed_the_oldest_first_and_absent_files_are_no_error() -> None:
-    tracking.start_run(run_id=None, name="other", tags={"team": "radiology"})
-    wanted = [tracking.start_run(run_id=None, name="row", tags={f"study.a.b.{n}": "x"}) for n in range(3)]
+    runs.start_run(run_id=None, name="other", tags={"team": "radiology"})
+    wanted = [runs.start_run(run_id=None, name="row", tags={f"study.a.b.{n}": "x"}) for n in range(3)]
     found = runs_with_tag_prefix("study.")
     assert sorted(run.run_id for run in found) == sorted(wanted)
     assert [run.started_ms for run in found] == sorted(run.started_ms for run in found)

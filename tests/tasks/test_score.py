@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cxr import champions, registry, tracking, tracking_store
-from cxr.bundle import write_bundle
-from cxr.drift import MEASURES, REFERENCE_FILE, Reference, image_measures, make_reference, write_reference
-from cxr.errors import ImageError, ParamsError, SourceError
-from cxr.images import read_film
-from cxr.scoring import read_scores
-from cxr.zoo import build
+from cxr.common.errors import ImageError, ParamsError, SourceError
+from cxr.imaging.decode import read_film
+from cxr.inference.score_store import read_scores
+from cxr.models.bundle import write_bundle
+from cxr.models.factory import build
+from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, image_measures, make_reference, write_reference
+from cxr.registry import aliases, runs, tracking_store, versions
 from tasks import predict, score
-from tests.registry_project import CLASSES, PROJECT, call, enter_project, spec
-from tests.servers import SECRET_KEY, s3_settings, serve_s3
+from tests.support.registry_project import CLASSES, PROJECT, call, enter_project, spec
+from tests.support.servers import SECRET_KEY, s3_settings, serve_s3
 
 BUCKET = "films"
 N_FILMS = 21  # more than a batch, and the last one not full
@@ -65,10 +65,10 @@ def make_champion(*, seed: int, refer_below: float | None, with_reference: bool)
     written = write_bundle(folder, state, described)
     if with_reference:
         write_reference(folder / REFERENCE_FILE, some_reference())
-    run_id = tracking.start_run(run_id=None, name="n", tags={})
-    before = registry.champion()
-    version, _ = registry.register_version(folder, written, run_id=run_id, lineage={}, evidence={})
-    champions.move_champion(
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    before = versions.champion()
+    version, _ = versions.register_version(folder, written, run_id=run_id, lineage={}, evidence={})
+    aliases.move_champion(
         version.number, instead_of=before.number if before else "", kind="promote", who="ann", why="test"
     )
 
@@ -143,7 +143,7 @@ def test_a_part_says_which_model_and_code_made_it_and_measures_every_film(
     (part,) = Path("scores/version-1").glob("*.parquet")
     metadata = pq.read_schema(part).metadata
     assert metadata[b"model"] == b"chest-xray-pneumonia"
-    assert metadata[b"weights_sha256"].decode() == registry.get_version("1").tags["weights_sha256"]
+    assert metadata[b"weights_sha256"].decode() == versions.get_version("1").tags["weights_sha256"]
     assert len(metadata[b"code_sha256"]) == 64
     rows = scores().set_index("path")
     expected = image_measures(read_film(films / "00.png", PREPROCESSING)[None])
@@ -228,7 +228,7 @@ def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
     Path("params.yaml").write_text(text.replace("films_per_part: 500", "films_per_part: 1"))
     # The second batch waits for a film that never comes: a FIFO is a file whose reader waits.
     os.mkfifo("fifo")
-    hold = "import cxr.locations as l, sys; real = l._folder\nfrom tasks.score import _mixed\n"
+    hold = "import cxr.inference.image_source as l, sys; real = l._folder\nfrom tasks.score import _mixed\n"
     hold += "def slow(where):\n    found = real(where)\n    def read(path):\n"
     hold += "        open('fifo').read() if path == max(found.films, key=_mixed).path else None\n"
     hold += "        return found.read(path)\n"

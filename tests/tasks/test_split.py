@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cxr.errors import DataError, GateError
-from cxr.files import sha256_of
-from cxr.params import Paths, SplitParams
+from cxr.common.errors import DataError, GateError
+from cxr.common.files import sha256_of
+from cxr.common.params import Paths, SplitParams
 from tasks.split import check_split, split
-from tests.raw_folder import ROOT, RawFolder, paths_below, project_params, raw_folder
+from tests.support.raw_folder import ROOT, RawFolder, paths_below, project_params, raw_folder
 
 SMALL_QUOTAS = {
     "paper_train": {"normal": 20, "viral": 20, "bacterial": 20},

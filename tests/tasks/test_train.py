@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cxr.imaging.preprocess import Preprocessing
 from mlflow import MlflowClient
 
-from cxr.bundle import read_bundle
-from cxr.files import write_json
-from cxr.images import Preprocessing
-from cxr.inference import predict_logits, softmax_with_temperature
-from cxr.manifest import MANIFEST_COLUMNS, write_table
-from cxr.packed import read_packed, write_index
-from cxr.params import Paths, override, read_params
+from cxr.common.files import write_json
+from cxr.common.params import Paths, override, read_params
+from cxr.dataset.image_array import read_packed, write_index
+from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
+from cxr.models.bundle import read_bundle
+from cxr.models.forward import predict_logits, softmax_with_temperature
 
 ROOT = Path(__file__).parents[2]
 FILMS = 36

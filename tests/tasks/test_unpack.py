@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cxr.errors import DataError
-from cxr.params import override
+from cxr.common.errors import DataError
+from cxr.common.params import override
 from tasks.unpack import main
-from tests.raw_folder import ROOT, RawFolder, pack, raw_folder, unpacked
+from tests.support.raw_folder import ROOT, RawFolder, pack, raw_folder, unpacked
 
 
 @pytest.fixture

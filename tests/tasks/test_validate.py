@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cxr.errors import DataError, GateError, ParamsError
-from cxr.params import Paths, ValidateParams
-from tasks.data_docs import make_self_contained
-from tasks.expectations import Check, Outcome, Table, check_tables
+from cxr.common.errors import DataError, GateError, ParamsError
+from cxr.common.params import Paths, ValidateParams
+from tasks.quality.data_docs import make_self_contained
+from tasks.quality.expectations import Check, Outcome, Table, check_tables
 from tasks.validate import validate
-from tests.raw_folder import ROOT, RawFolder, pack, paths_below, project_params, raw_folder, unpacked
+from tests.support.raw_folder import ROOT, RawFolder, pack, paths_below, project_params, raw_folder, unpacked
 
 CHECKS = [
     "schema",

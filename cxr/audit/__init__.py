@@ -1,0 +1,1 @@
+"""Is the model right for the right reason? Shortcuts, saliency, source probe."""

@@ -1,0 +1,215 @@
+"""Whether heat maps can be believed: do they depend on the weights, and do they lie on the thorax?
+
+A map that stays the same when the network's weights are drawn anew shows edges of the film and nothing that was
+learnt (Adebayo et al. 2018, "Sanity Checks for Saliency Maps"). A map that lies beside the thorax shows a shortcut.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr.audit.thorax_mask import thorax_mask
+from cxr.evaluation.bootstrap import Interval, Resampling, pair
+from cxr.evaluation.metrics import Floats, Ints
+from cxr.models.factory import parts_of
+from cxr.models.grad_cam import grad_cam_of_films
+from cxr.models.modules import Committee
+
+Heat = NDArray[np.float32]
+Films = NDArray[np.uint8]
+
+STILL_ALIKE = 0.5
+"""Rank correlation from which on two maps count as alike. Maps of one film that share nothing are near 0."""
+
+_DRAWS = 2  # random networks a step: one may by chance look where the trained one does
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of the three channels, on the scale 0 to 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class MedianOfFilms:
+    """The median of a figure over films with its 95% interval over patients."""
+
+    value: float
+    interval: Interval | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {"value": self.value, "ci95": pair(self.interval)}
+
+
+@dataclass(frozen=True)
+class RandomisedStep:
+    """How alike (rank correlation, -1 to 1) maps are to the trained model's after `redrawn`, the last of several."""
+
+    redrawn: str
+    similarity: MedianOfFilms
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {"redrawn": self.redrawn, "similarity": self.similarity.to_json()}
+
+
+@dataclass(frozen=True)
+class SanityCheck:
+    """The cascade from the head to all parts, on so many films; no steps where no film had a map."""
+
+    films: int
+    steps: tuple[RandomisedStep, ...]
+
+    @property
+    def depends_on_weights(self) -> bool | None:
+        """Whether the maps of a wholly random network are unlike the trained one's; None without a map."""
+        return self.steps[-1].similarity.value < STILL_ALIKE if self.steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts and numbers."""
+        return {
+            "films": self.films,
+            "steps": [step.to_json() for step in self.steps],
+            "depends_on_weights": self.depends_on_weights,
+            "still_alike_from": STILL_ALIKE,
+        }
+
+
+@dataclass(frozen=True)
+class AttentionShare:
+    """How much of the heat lies in the thorax, against how much of the film the thorax is; medians over films.
+
+    `excess` is the median of the differences. `without_heat` films had an empty map and are not counted in `films`.
+    """
+
+    films: int
+    without_heat: int
+    heat_inside: MedianOfFilms
+    area_inside: MedianOfFilms
+    excess: MedianOfFilms
+
+    @property
+    def keeps_to_the_thorax(self) -> bool | None:
+        """Whether the heat prefers the thorax beyond chance; None where too few patients tell."""
+        return None if self.excess.interval is None else self.excess.interval.low > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts and numbers."""
+        medians = {name: getattr(self, name).to_json() for name in ("heat_inside", "area_inside", "excess")}
+        return {
+            "films": self.films,
+            "without_heat": self.without_heat,
+            **medians,
+            "keeps_to_the_thorax": self.keeps_to_the_thorax,
+        }
+
+
+def randomisation_check(
+    model: nn.Module,
+    films: Films,
+    class_indices: Ints,
+    *,
+    scale: Normalisation,
+    draws: Resampling,
+    parts: Callable[[nn.Module], Mapping[str, nn.Module]] = parts_of,
+) -> SanityCheck:
+    """Compare maps of the model with those of copies whose parts are drawn anew, from the head downwards.
+
+    Args:
+        model: in evaluation mode; of a Committee the last member is looked at.
+        films: (N, H, W) prepared films.
+        class_indices: (N,) the classes whose maps are compared.
+        scale: of the channels.
+        draws: of the films' patients; its seed draws the weights too.
+        parts: the model's parts from the film to the answer.
+    """
+    network = model.members[-1] if isinstance(model, Committee) else model
+    trained = grad_cam_of_films(network, films, class_indices, **asdict(scale))
+    has_map = np.any(trained, axis=(1, 2))
+    if not has_map.any():
+        return SanityCheck(0, ())
+    kept = draws.where(has_map)
+    similar: dict[str, list[Floats]] = {}
+    for draw in range(_DRAWS):
+        for name, redrawn in _cascade(network, parts, seed=draws.seed + draw):
+            heat = grad_cam_of_films(redrawn, films[has_map], class_indices[has_map], **asdict(scale))
+            similar.setdefault(name, []).append(rank_correlations(trained[has_map], heat))
+    steps = [RandomisedStep(name, _median(np.mean(values, axis=0), kept)) for name, values in similar.items()]
+    return SanityCheck(int(has_map.sum()), tuple(steps))
+
+
+def rank_correlations(first: Heat, second: Heat) -> Floats:
+    """Return Spearman's correlation of each pair of maps (N, H, W); 0 where one says nothing (is constant)."""
+    from scipy.stats import rankdata
+
+    flat = [np.nan_to_num(maps.reshape(len(maps), -1)) for maps in (first, second)]
+    ranks = [rankdata(maps, axis=1) for maps in flat]
+    centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
+    lengths = np.sqrt(np.prod([(rank**2).sum(axis=1) for rank in centred], axis=0))
+    products = (centred[0] * centred[1]).sum(axis=1)
+    return np.asarray(np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), 0.0))
+
+
+def attention_in_thorax(heat: Heat, films: Films, draws: Resampling) -> AttentionShare | None:
+    """Measure how much of the maps (N, H, W) of the films (N, H, W) lies in the thorax; None without any heat."""
+    return share_inside(heat, thorax_mask(films), draws)
+
+
+def share_inside(heat: Heat, inside: NDArray[np.bool_], draws: Resampling) -> AttentionShare | None:
+    """Measure how much of the maps (N, H, W) lies where `inside` (N, H, W) is True; None without any heat."""
+    total = heat.sum(axis=(1, 2), dtype=np.float64)
+    has_heat = total > 0
+    if not has_heat.any():
+        return None
+    heat_share = np.where(inside, heat, 0).sum(axis=(1, 2), dtype=np.float64)[has_heat] / total[has_heat]
+    area_share = inside[has_heat].mean(axis=(1, 2))
+    kept = draws.where(has_heat)
+    return AttentionShare(
+        films=int(has_heat.sum()),
+        without_heat=int((~has_heat).sum()),
+        heat_inside=_median(heat_share, kept),
+        area_inside=_median(area_share, kept),
+        excess=_median(heat_share - area_share, kept),
+    )
+
+
+def _median(values: Floats, draws: Resampling) -> MedianOfFilms:
+    return MedianOfFilms(float(np.median(values)), draws.median(values))
+
+
+def _cascade(
+    network: nn.Module, parts: Callable[[nn.Module], Mapping[str, nn.Module]], *, seed: int
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a copy of the network with its head drawn anew, then with the next part too, until nothing is left."""
+    copied = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(seed)
+    for name, part in reversed(list(parts(copied).items())):
+        _redraw(part, generator)
+        yield name, copied
+
+
+@torch.no_grad()
+def _redraw(part: nn.Module, generator: torch.Generator) -> None:
+    """Draw every filter and matrix anew; layers that normalise start afresh, other vectors stay.
+
+    Filters get the spread that keeps a deep network's signal alive (He et al. 2015), matrices keep their own: those
+    of a support vector machine are measured in its units.
+    """
+    for module in part.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+            module.reset_parameters()
+            continue
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.dim() > 1 and tensor.numel() > 1:
+                spread = (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 2 else float(tensor.std())
+                drawn = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(drawn * spread)

@@ -1,0 +1,173 @@
+"""What a clinician asks before trusting a model: all of it measured, from predictions, heat maps and random weights.
+
+The result is trust.json. Where a question cannot be answered, `why_not` says why in a sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr.audit.saliency import Normalisation, attention_in_thorax, randomisation_check
+from cxr.dataset.image_array import PackedFilms
+from cxr.evaluation.bootstrap import Resampling
+from cxr.evaluation.clinical_utility import (
+    MIN_KEPT,
+    Flags,
+    abstention_curve,
+    decision_curve,
+    decisions_of,
+    operating_point,
+    refer,
+    refer_confidence,
+    threshold_at_specificity,
+)
+from cxr.evaluation.metrics import Floats
+from cxr.evaluation.predictions import Predictions
+from cxr.models.bundle import ModelSpec
+from cxr.models.grad_cam import grad_cam_of_films
+
+
+@dataclass(frozen=True)
+class TrustSettings:
+    """What is asked for, and on how many test films the costly parts are measured."""
+
+    specificities: Sequence[float]
+    refer_accuracy: float
+    attention_films: int
+    sanity_films: int
+    resamples: int
+    seed: int
+
+
+def measure_trust(
+    model: nn.Module,
+    spec: ModelSpec,
+    packed: PackedFilms,
+    *,
+    validation: Predictions,
+    test: Predictions,
+    settings: TrustSettings,
+) -> dict[str, Any]:
+    """Return trust.json.
+
+    Args:
+        model: in evaluation mode, on any device.
+        spec: its description.
+        packed: the prepared films.
+        validation: what thresholds are chosen on.
+        test: what they are measured on.
+        settings: targets and numbers of films.
+    """
+    return {
+        "operating_points": operating_points(validation, test, settings),
+        "referral": referral(validation, test, settings),
+        "decisions": decisions(test, settings),
+        **_attention(model, spec, packed, test, settings),
+    }
+
+
+def operating_points(validation: Predictions, test: Predictions, settings: TrustSettings) -> dict[str, Any]:
+    """Return thresholds for pneumonia against normal from validation films, and what they reach on test films."""
+    chosen_on, measured_on = (question_scores(films, "pneumonia") for films in (validation, test))
+    if chosen_on is None or measured_on is None:
+        return _no_points("the model does not tell normal films from others")
+    scores, ill = chosen_on
+    n_normal, n_ill = int((~ill).sum()), int(ill.sum())
+    if not n_normal:
+        return _no_points("no validation film is normal, so no threshold can be chosen")
+    draws = _draws(test, settings)
+    points = []
+    for target in settings.specificities:
+        threshold = threshold_at_specificity(scores, ill, target)
+        if threshold is not None:
+            point = operating_point(*measured_on, threshold=threshold, target_specificity=target, draws=draws)
+            points.append(point.to_json())
+    return {"why_not": None, "validation_normal": n_normal, "validation_ill": n_ill, "points": points}
+
+
+def referral(validation: Predictions, test: Predictions, settings: TrustSettings) -> dict[str, Any]:
+    """Return the abstention curve of the test films, and the referral threshold that validation films give."""
+    confidence, right = _confidence(test)
+    draws = _draws(test, settings)
+    threshold = refer_confidence(*_confidence(validation), accuracy=settings.refer_accuracy)
+    found = None if threshold is None else refer(confidence, right, threshold=threshold, draws=draws).to_json()
+    why_not = (
+        f"at no threshold are {settings.refer_accuracy:.0%} of the validation films above it right, "
+        f"with at least {MIN_KEPT} films above it"
+    )
+    return {
+        "target_accuracy": settings.refer_accuracy,
+        "why_not": why_not if found is None else None,
+        "validation_films": len(validation.labels),
+        "found": found,
+        "curve": [point.to_json() for point in abstention_curve(confidence, right, draws)],
+    }
+
+
+def decisions(test: Predictions, settings: TrustSettings) -> dict[str, Any]:
+    """Return the decision curve of each yes-or-no question of the classes, with the share of test films that is ill."""
+    questions = decisions_of(test.classes, test.labels, test.calibrated)
+    draws = _draws(test, settings)
+    return {
+        name: {"share_ill": float(ill.mean()), **decision_curve(scores, ill, draws).to_json()}
+        for name, (scores, ill) in questions.items()
+    }
+
+
+def headlines(trust: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what metrics.json says of trust.json."""
+    attention, sanity = trust["attention"], trust["sanity"]
+    return {
+        "operating_points": trust["operating_points"]["points"],
+        "refer": trust["referral"]["found"],
+        "attention": {
+            "heat_inside_thorax": attention["heat_inside"] if attention else None,
+            "area_inside_thorax": attention["area_inside"] if attention else None,
+            "keeps_to_the_thorax": attention["keeps_to_the_thorax"] if attention else None,
+            "depends_on_weights": sanity["depends_on_weights"],
+        },
+    }
+
+
+def _attention(
+    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, settings: TrustSettings
+) -> dict[str, Any]:
+    """Return `attention` (None without any heat) and `sanity`, on test films drawn at random."""
+    order = np.random.default_rng(settings.seed).permutation(len(test.labels))
+    scale = Normalisation(spec.mean, spec.std)
+    films, predicted, drawn = _drawn(packed, test, order[: settings.attention_films])
+    heat = grad_cam_of_films(model, films, predicted, mean=spec.mean, std=spec.std)
+    attention = attention_in_thorax(heat, films, _draws(drawn, settings))
+    films, predicted, drawn = _drawn(packed, test, order[: settings.sanity_films])
+    sanity = randomisation_check(model, films, predicted, scale=scale, draws=_draws(drawn, settings))
+    return {"attention": attention.to_json() if attention else None, "sanity": sanity.to_json()}
+
+
+def _drawn(
+    packed: PackedFilms, test: Predictions, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], Predictions]:
+    """Return the pixels, the predicted classes and the rest of what is known of some films, in their order."""
+    drawn = test.where(np.sort(rows))
+    films = np.array(packed.images[packed.rows(drawn.image_ids.tolist())])
+    return films, drawn.calibrated.argmax(axis=1), drawn
+
+
+def question_scores(films: Predictions, name: str) -> tuple[Floats, Flags] | None:
+    return decisions_of(films.classes, films.labels, films.calibrated).get(name)
+
+
+def _confidence(films: Predictions) -> tuple[Floats, Flags]:
+    """Return the probability of the predicted class, and whether it is the true one; both (N,)."""
+    return films.calibrated.max(axis=1), films.calibrated.argmax(axis=1) == films.labels
+
+
+def _draws(films: Predictions, settings: TrustSettings) -> Resampling:
+    return Resampling(films.patients, settings.resamples, settings.seed)
+
+
+def _no_points(why_not: str) -> dict[str, Any]:
+    return {"why_not": why_not, "validation_normal": 0, "validation_ill": 0, "points": []}

@@ -1,0 +1,76 @@
+"""Unpacking zips that came from elsewhere: whole or not at all, and never outside their folder."""
+
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from cxr.common.errors import SourceError
+from cxr.common.files import sha256_of, whole_folder
+
+
+class DamagedArchiveError(SourceError):
+    """A file that is no zip or whose bytes are damaged; fetching it again may help."""
+
+
+def unpack(archive: Path, downloads: Path, *, sha256: str | None = None) -> Path:
+    """Unpack a zip below `downloads`, in a folder named by the zip's digest; done once for each digest.
+
+    Args:
+        archive: the zip.
+        downloads: where unpacked zips are kept.
+        sha256: the digest the zip must have, where it is known.
+
+    Returns:
+        The folder that holds the entries.
+
+    Raises:
+        SourceError: the zip has another digest, is corrupt or encrypted, does not fit on the disk, or
+            has entries that would leave the folder.
+    """
+    try:
+        digest = sha256_of(archive)
+    except OSError as error:
+        raise SourceError(f"{archive} cannot be read ({error.strerror}); mend its permissions") from error
+    if sha256 is not None and digest != sha256.lower():
+        raise SourceError(
+            f"{archive} has the sha256 {digest}, expected {sha256.lower()}; fetch it again, or correct ingest.sources"
+        )
+    folder = downloads / f"unpacked-{digest[:16]}"
+    if not folder.is_dir():
+        with whole_folder(folder) as partial:
+            _unpack(archive, partial)
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            _check(archive, entries, free_bytes=shutil.disk_usage(folder).free)
+            for entry in tqdm(entries, desc=f"unpack {archive.name}", unit="file", disable=None):
+                path = folder / entry.filename
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(entry) as packed, path.open("xb") as file:
+                    shutil.copyfileobj(packed, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise DamagedArchiveError(f"{archive} is no zip or is damaged ({error}); fetch it again") from error
+    except OSError as error:
+        raise SourceError(f"{archive} cannot be unpacked ({error.strerror}: {error.filename})") from error
+
+
+def _check(archive: Path, entries: list[zipfile.ZipInfo], *, free_bytes: int) -> None:
+    for entry in entries:
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            raise SourceError(f"{archive}: the entry {entry.filename!r} would leave the folder; nothing was unpacked")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise SourceError(f"{archive}: the entry {entry.filename!r} is a link; nothing was unpacked")
+        if entry.flag_bits & 1:
+            raise SourceError(f"{archive}: the entry {entry.filename!r} is encrypted; unpack it and name the folder")
+    size = sum(entry.file_size for entry in entries)
+    if size > free_bytes:
+        raise SourceError(f"{archive} unpacks to {size:,} bytes and {free_bytes:,} are free; make room first")

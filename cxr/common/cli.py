@@ -1,0 +1,75 @@
+"""The command line that all steps share: parameters in, one clear line and an exit code out."""
+
+import argparse
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cxr.common.errors import CxrError, ParamsError
+
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+log = logging.getLogger("cxr")
+
+
+def start_process() -> None:
+    """Set what every process of ours wants: no telemetry, plain log lines on standard error."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main`; turn its CxrError into one line on standard error, and its answer into the exit code."""
+    start_process()
+    try:
+        sys.exit(main() or 0)
+    except CxrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_step(step: Callable[[Any, Any], None]) -> NoReturn:
+    """Run the pipeline step `step(section, paths)` with its own section of params.yaml.
+
+    The function's name is the name of the stage, of the section and of the module; the module's
+    docstring is the help text.
+    """
+
+    def main() -> None:
+        parser = command_parser(inspect.getmodule(step))
+        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+        arguments = parser.parse_args()
+
+        from cxr.common.params import read_params  # after parsing: --help must not wait for pydantic
+
+        params = read_params(arguments.params)
+        step(params.section(step.__name__), params.paths)
+
+    run_command(main)
+
+
+def command_parser(module: Any) -> argparse.ArgumentParser:
+    """Return a parser whose program name and help text come from `module`."""
+    if module is None or not module.__doc__:
+        raise ParamsError("a command needs a module docstring for its help text")
+    name = module.__spec__.name if module.__spec__ else module.__name__
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -1,0 +1,418 @@
+"""The parameters of every step, strict: an unknown key or a wrong type is an error that names it.
+
+A section of params.yaml, a stage of dvc.yaml, a module of tasks and a class here share one name.
+Defaults stand in params.yaml alone.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cxr.common.classes import CLASSES, Label, Task
+from cxr.common.errors import ParamsError
+from cxr.common.files import whole_file
+
+ProjectPath = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Backbone = Literal[
+    "alexnet",
+    "densenet121",
+    "inception_v3",
+    "mobilenet_v2",
+    "resnet50",
+    "small_cnn",
+    "vgg16",
+    "vgg19",
+    "xception",
+]
+Part = Literal["head", "layer4", "layer3", "layer2", "layer1", "stem"]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, nothing extra."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Paths(Section):
+    """Where every step reads and writes, relative to the project's root."""
+
+    downloads: ProjectPath
+    raw: ProjectPath
+    validation: ProjectPath
+    data_docs: ProjectPath
+    split: ProjectPath
+    images: ProjectPath
+    model: ProjectPath
+    checkpoints: ProjectPath
+    metrics: ProjectPath
+    report: ProjectPath
+    evidence: ProjectPath
+    registration: ProjectPath
+    scores: ProjectPath
+    monitor: ProjectPath
+
+
+class Source(Section):
+    """One set of raw films: where it is and how it is laid out."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    layout: Literal["chest_xray", "covid19", "labelled"]
+    location: str
+    sha256: str | None
+
+
+class IngestParams(Section):
+    """Which sets are merged, and what counts as the same film."""
+
+    watch: str
+    sources: Annotated[list[Source], Field(min_length=1)]
+    sample_patients_per_class: Count
+    sample_seed: int
+    max_pixels: Count
+    same_film_correlation: Share
+    look_alike_correlation: Share
+    workers: Annotated[int, Field(ge=0)]
+
+
+class ValidateParams(Section):
+    """Thresholds of the gate after ingest."""
+
+    min_images_per_class: dict[Label, int]
+    side_px: Annotated[list[int], Field(min_length=2, max_length=2)]
+    aspect: Range
+    max_quarantined_share: Share
+    grey_mean: Range
+    min_grey_std: float
+    max_source_grey_mean_gap: float
+    warn_only: list[str]
+
+
+class SplitParams(Section):
+    """Which films train, validate and test."""
+
+    protocol: Literal["paper", "patient", "official", "cv"]
+    task: Task
+    films: Literal["all", "paper_quotas"]
+    train_share: Annotated[float, Field(gt=0, le=1)]
+    train_sources: list[str]
+    seed: int
+    validation_share: Share
+    test_share: Share
+    share_tolerance: Share
+    folds: Annotated[int, Field(ge=2)]
+    fold: Annotated[int, Field(ge=0)]
+    paper_train: dict[Label, int]
+    paper_test: dict[Label, int]
+    paper_validation: dict[Label, int]
+    official_source: str
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> "SplitParams":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: there are {self.folds}, counted from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _every_split_gets_films(self) -> "SplitParams":
+        test_share = 1 / self.folds if self.protocol == "cv" else self.test_share
+        if not (self.validation_share > 0 and test_share > 0 and self.validation_share + test_share < 1):
+            raise ValueError(
+                f"validation ({self.validation_share:g}) and test ({test_share:g}) must each get a share above 0 and "
+                "leave one for training"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_official_test_set_stays_whole(self) -> "SplitParams":
+        if self.protocol == "official" and self.films == "paper_quotas":
+            raise ValueError(
+                "films paper_quotas would thin the official test set, which is given; use films all, or protocol "
+                "patient, cv or paper"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_quota_for_each_class(self) -> "SplitParams":
+        asked = self.protocol == "paper" or self.films == "paper_quotas"
+        for name in ("paper_train", "paper_test", "paper_validation"):
+            absent = [label for label in CLASSES[self.task] if getattr(self, name).get(label, 0) < 1]
+            if asked and absent:
+                raise ValueError(f"{name} needs a quota of at least 1 for {', '.join(absent)}")
+        return self
+
+
+class PreprocessParams(Section):
+    """The way of a film to the model's door."""
+
+    image_size_px: Annotated[int, Field(ge=32, le=1024)]
+    border_crop: Annotated[float, Field(ge=0, le=0.25)]
+    fit: Literal["stretch", "letterbox"]
+    contrast: Literal["clahe", "equalize", "none"]
+    clahe_clip_limit: Positive
+    clahe_tiles: Count
+    max_pixels: Count
+    workers: Annotated[int, Field(ge=0)]
+
+
+class SvmParams(Section):
+    """The machines that are fitted on a network's features; the best on the validation films is kept."""
+
+    kernels: Annotated[list[Literal["linear", "rbf"]], Field(min_length=1)]
+    c: Annotated[list[Positive], Field(min_length=1)]
+
+
+class TrainParams(Section):
+    """The training recipe."""
+
+    backbone: Backbone
+    head: Literal["linear", "svm"]
+    svm: SvmParams
+    members: Count
+    views: Annotated[list[Positive], Field(min_length=1)]
+    weights: str
+    seed: int
+    epochs: Count
+    batch_size: Count
+    frozen: list[Literal["stem", "layer1", "layer2", "layer3", "layer4"]]
+    freeze_batchnorm_statistics: bool
+    head_only_epochs: Annotated[int, Field(ge=0)]
+    learning_rates: dict[Part, Positive]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_balance: Literal["none", "weights", "sampling", "sampling_by_source"]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    early_stopping_patience: Annotated[int, Field(ge=0)]
+    rotation_deg: Annotated[float, Field(ge=0, le=180)]
+    zoom: Range
+    shift: Share
+    contrast_jitter: Share
+    brightness_jitter: Share
+    mirror: Share
+    mixup: Annotated[float, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: bool
+
+    @model_validator(mode="after")
+    def _last_view_is_the_film_as_it_is(self) -> "TrainParams":
+        if self.views[-1] != 1:
+            raise ValueError(f"views must end with 1.0, the film as it is, and end with {self.views[-1]:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_machine_sees_the_film_as_it_is(self) -> "TrainParams":
+        if self.head == "svm" and (self.members != 1 or self.views != [1.0]):
+            raise ValueError(
+                "head svm takes members 1 and views [1.0]: its scores are no probabilities to average, and it is the "
+                f"same for every seed; got members {self.members} and views {self.views}"
+            )
+        return self
+
+
+class EvaluateParams(Section):
+    """How the test set is measured."""
+
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    seed: int
+    calibration_bins: Annotated[int, Field(ge=2)]
+    fit_bias: bool
+    gradcam_per_class: Count
+    surest_errors: Count
+    specificities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    refer_accuracy: Annotated[float, Field(gt=0, le=1)]
+    attention_films: Count
+    sanity_films: Count
+    audit_films: Count
+
+
+class RuntimeBounds(Section):
+    """How far from torch's the answers of the exported network may be; see cxr.inference.openvino_export.Agreement."""
+
+    probability: Share
+    changed_share: Share
+    accuracy: Share
+    macro_f1: Share
+
+
+class RegisterParams(Section):
+    """What every registered version carries besides its lineage."""
+
+    tags: dict[str, str]
+    runtime_bounds: RuntimeBounds
+
+
+class PromoteParams(Section):
+    """What a challenger must show before it becomes champion."""
+
+    floors: dict[Literal["accuracy", "macro_f1", "macro_auroc"], Share]
+    min_class_recall: Share
+    max_recall_drop: Share
+    max_ece: Share
+    max_loss: dict[Literal["accuracy", "macro_f1"], Share]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: int
+
+
+class ScoreParams(Section):
+    """Which films are scored every night, and how the work is cut up."""
+
+    location: str
+    films_per_part: Count
+    workers: Annotated[int, Field(ge=0)]
+    shards: Count
+
+
+class MonitorParams(Section):
+    """When scored films count as changed."""
+
+    window_films: Annotated[int, Field(ge=20)]
+    alarm_windows: Count
+    of_windows: Count
+    false_alarm_share: Annotated[float, Field(gt=0, lt=0.5)]
+    max_failed_share: Share
+    resamples: Annotated[int, Field(ge=100)]
+    seed: int
+
+    @model_validator(mode="after")
+    def _the_rule_can_be_met(self) -> "MonitorParams":
+        if self.alarm_windows > self.of_windows:
+            raise ValueError(f"{self.alarm_windows} alarms of {self.of_windows} windows can never be; raise of_windows")
+        return self
+
+    @model_validator(mode="after")
+    def _the_draws_reach_the_quantile(self) -> "MonitorParams":
+        if self.resamples * self.false_alarm_share < 5:
+            raise ValueError(
+                f"{self.resamples} draws are too few for a false alarm share of {self.false_alarm_share:g}; raise "
+                f"resamples to {round(5 / self.false_alarm_share)} or more"
+            )
+        return self
+
+
+class AppParams(Section):
+    """Limits of the reader's page; what each means stands in cxr.webapp.limits."""
+
+    upload_mb: Positive
+    waiting: Count
+    waiting_mb: Positive
+    batch_films: Count
+    read_workers: Count
+    upload_seconds: Positive
+    read_seconds: Positive
+    answer_seconds: Positive
+    registry_seconds: Positive
+
+    @model_validator(mode="after")
+    def _one_film_fits(self) -> "AppParams":
+        if self.waiting_mb < self.upload_mb:
+            raise ValueError(f"waiting_mb ({self.waiting_mb:g}) must hold one film of upload_mb ({self.upload_mb:g})")
+        return self
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    paths: Paths
+    ingest: IngestParams
+    validate_: Annotated[ValidateParams, Field(alias="validate")]  # BaseModel has a `validate` of its own
+    split: SplitParams
+    preprocess: PreprocessParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    register_: Annotated[RegisterParams, Field(alias="register")]  # and a `register`
+    promote: PromoteParams
+    score: ScoreParams
+    monitor: MonitorParams
+    app: AppParams
+
+    def section(self, name: str) -> Section:
+        """Return the section that stands as `name:` in params.yaml."""
+        fields = {field.alias or key: key for key, field in type(self).model_fields.items()}
+        section: Section = getattr(self, fields[name])
+        return section
+
+
+def read_params(path: Path) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        ParamsError: the file is missing, not YAML, or a key is unknown, missing or wrong; names each such key.
+    """
+    try:
+        return Params.model_validate(_load(path))
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_readable(error)}") from error
+
+
+def override(path: Path, values: dict[str, Any]) -> None:
+    """Set dotted names to new values in a parameter file; comments and order stay.
+
+    The file changes only when the result is valid as a whole.
+
+    Raises:
+        ParamsError: a name is unknown or a value does not fit.
+    """
+    tree, _ = _overridden(path, values)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        _yaml().dump(tree, file)
+
+
+def with_overrides(path: Path, values: dict[str, Any]) -> Params:
+    """Return what `override` would make of a parameter file, which stays as it is. Raises ParamsError."""
+    return _overridden(path, values)[1]
+
+
+def _overridden(path: Path, values: dict[str, Any]) -> tuple[Any, Params]:
+    tree = _load(path)
+    for name, value in values.items():
+        _set(tree, name, value)
+    try:
+        return tree, Params.model_validate(tree)
+    except ValidationError as error:
+        raise ParamsError(_readable(error)) from error
+
+
+def _set(tree: Any, name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    try:
+        for part in parents:
+            tree = tree[_key(tree, part)]
+        tree[_key(tree, last)]  # only what is there can be set
+        tree[_key(tree, last)] = value
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
+
+
+def _key(tree: Any, part: str) -> str | int:
+    return int(part) if isinstance(tree, list) else part
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _load(path: Path) -> Any:
+    try:
+        return _yaml().load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing; run from the project's root, where params.yaml is") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _readable(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}"
+        for problem in error.errors()
+    )

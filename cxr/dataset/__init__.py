@@ -1,0 +1,1 @@
+"""From raw sets to one manifest, splits and an image array; the synthetic sample."""

@@ -1,0 +1,87 @@
+"""One file as it came in: is it a film, and what describes it (digest, perceptual hash, grey levels)."""
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.common.errors import ImageError
+from cxr.dataset.layouts import Refusal
+from cxr.imaging.decode import Header, decode_grey, read_header
+
+THUMBNAIL_SIDE_PX = 32
+_HASH_SIDE = 8
+# Statistics, hash and thumbnail need no more; large JPEG films decode several times faster at reduced scale.
+_DECODED_SIDE_PX = 256
+
+
+@dataclass(frozen=True)
+class Film:
+    """A file that is a readable film.
+
+    phash          64-bit perceptual hash
+    width, height  pixels as stored
+    grey_*         of the decoded film on the 8-bit scale; saturated_share: pixels that are 0 or 255
+    thumbnail      (32, 32) uint8, area-averaged
+    """
+
+    sha256: str
+    phash: int
+    width: int
+    height: int
+    mode: str
+    bytes: int
+    grey_mean: float
+    grey_std: float
+    grey_p01: float
+    grey_p99: float
+    saturated_share: float
+    thumbnail: NDArray[np.uint8]
+
+
+def examine(data: bytes, *, name: str, max_pixels: int) -> Film | Refusal:
+    """Return what describes the film in `data`, or why it is not one.
+
+    The header is read before anything is decoded, so that a small file that claims a huge picture costs nothing.
+    """
+    try:
+        header = read_header(data, name=name, max_pixels=max_pixels)
+        grey = decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=_DECODED_SIDE_PX)
+    except ImageError as error:
+        return Refusal(error.reason, str(error))
+    return _describe(data, grey, header)
+
+
+def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Film:
+    side = THUMBNAIL_SIDE_PX
+    thumbnail = np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+    shares = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
+    levels = np.arange(256)
+    mean = float(shares @ levels)
+    cumulated = np.cumsum(shares)
+    return Film(
+        sha256=hashlib.sha256(data).hexdigest(),
+        phash=perceptual_hash(thumbnail),
+        width=header.width,
+        height=header.height,
+        mode=header.mode,
+        bytes=len(data),
+        grey_mean=mean,
+        grey_std=float(np.sqrt(shares @ (levels - mean) ** 2)),
+        grey_p01=float(np.searchsorted(cumulated, 0.01)),
+        grey_p99=float(np.searchsorted(cumulated, 0.99)),
+        saturated_share=float(shares[0] + shares[255]),
+        thumbnail=thumbnail,
+    )
+
+
+def perceptual_hash(thumbnail: NDArray[np.uint8]) -> int:
+    """Return the 64-bit hash of a (32, 32) thumbnail: signs of its 8 x 8 lowest DCT terms about their median.
+
+    The constant term is left out of the median, so that exposure does not move it.
+    """
+    lowest = cv2.dct(thumbnail.astype(np.float32))[:_HASH_SIDE, :_HASH_SIDE].ravel()
+    bits = np.packbits(lowest > np.median(lowest[1:]))
+    return int.from_bytes(bits.tobytes(), "big")

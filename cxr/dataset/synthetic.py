@@ -1,0 +1,178 @@
+"""The embedded sample: synthetic films in the folders and under the names that the real sets use.
+
+    chest_xray/{train,test}/{NORMAL,PNEUMONIA}              several films a patient; numbers restart in test
+    Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}   fewer films, another hospital's look
+
+No film shows a person. Files that a gate must catch are planted among them, see PLANTED.
+The same seed writes the same bytes.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.common.classes import Label
+from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, Look, draw_anatomy, draw_film, draw_finding
+
+Grey = NDArray[np.uint8]
+
+_KERMANY, _COVID19 = "chest_xray", "Covid19-dataset"
+_FIRST_NORMAL = 115  # the real set's first numbers
+_COVID19_FOLDERS: dict[Label, str] = {"covid": "Covid", "normal": "Normal", "viral": "Viral Pneumonia"}
+_FILMS_A_PATIENT = (1, 1, 2, 2, 3)
+_TEST_ONE_IN = 5
+_COVID19_ONE_IN = 3
+
+KEPT, DUPLICATE = "kept", "duplicate"
+PLANTED: dict[str, str] = {
+    "chest_xray/train/PNEUMONIA/person9001_bacteria_1.jpeg": DUPLICATE,
+    "chest_xray/train/NORMAL/NORMAL2-IM-9002-0001.jpeg": DUPLICATE,
+    "Covid19-dataset/train/Normal/0900.jpeg": DUPLICATE,
+    "chest_xray/train/NORMAL/IM-9003-0001.jpeg": "conflicting labels",
+    "chest_xray/train/PNEUMONIA/person9003_virus_1.jpeg": "conflicting labels",
+    "chest_xray/train/PNEUMONIA/person9004_virus_1.jpeg": "truncated",
+    "chest_xray/train/PNEUMONIA/person9005_bacteria_1.jpeg": "empty",
+    "Covid19-dataset/train/Covid/0901.jpeg": "not an image",
+    "chest_xray/train/UNSURE/person9006_virus_1.jpeg": "unknown class folder",
+    "Covid19-dataset/train/Covid/0902.png": KEPT,
+    "chest_xray/train/PNEUMONIA/person9007_virus_1.jpeg": KEPT,
+}
+"""Path of a planted file -> what must become of it: kept, duplicate, or the reason of its quarantine.
+
+The first two duplicates are byte for byte a film of their own set, the third is a film of the other set, encoded
+anew. The two files with conflicting labels hold the same bytes. Of the two that are kept one has 16 bits a pixel, and
+one looks much like the first viral film without being the same: no split may part them.
+"""
+
+
+def write_sample(folder: Path, *, patients_per_class: int, seed: int) -> None:
+    """Write both synthetic sets into `folder`.
+
+    A patient has one to three films. One patient in five is in the test parts; the second set has a third as many
+    patients as the first. `PLANTED` files come on top: with fewer than 25 patients a class their share is above
+    what `validate` lets pass by default.
+
+    Args:
+        folder: made if it is missing; files of the same names are replaced.
+        patients_per_class: at least 2.
+        seed: of everything that is drawn.
+    """
+    if patients_per_class < 2:
+        raise ValueError(f"a sample needs at least 2 patients of each class, got {patients_per_class}")
+    _write_kermany(folder, patients_per_class, seed)
+    _write_covid19(folder, max(patients_per_class // _COVID19_ONE_IN, 2), seed)
+    _plant(folder, seed)
+
+
+def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
+    films_written = {"bacteria": 0, "virus": 0}
+
+    def normal(number: int, film: int) -> str:
+        prefix = "NORMAL2-" if number % 2 else ""
+        return f"NORMAL/{prefix}IM-{number + _FIRST_NORMAL:04d}-{film + 1:04d}.jpeg"
+
+    def pneumonia(agent: str) -> Callable[[int, int], str]:
+        def name(number: int, _film: int) -> str:
+            films_written[agent] += 1
+            return f"PNEUMONIA/person{number}_{agent}_{films_written[agent]}.jpeg"
+
+        return name
+
+    for part, count in _parts(n_patients):
+        # As in the real set, some person numbers have films of both kinds.
+        first_viral = count - count // 10 + 1
+        root = folder / _KERMANY / part
+        _write_patients(root, "normal", range(1, count + 1), normal, seed)
+        _write_patients(root, "bacterial", range(1, count + 1), pneumonia("bacteria"), seed)
+        _write_patients(root, "viral", range(first_viral, first_viral + count), pneumonia("virus"), seed)
+
+
+def _write_patients(root: Path, label: Label, numbers: range, name: Callable[[int, int], str], seed: int) -> None:
+    """Write all films of the patients `numbers` of one class; a number with pneumonia is one person, of either kind."""
+    for number in numbers:
+        person = _rng(seed, root.name, "normal" if label == "normal" else "pneumonia", number)
+        anatomy = draw_anatomy(person)
+        films = _rng(seed, root.name, label, number)
+        finding = draw_finding(label, films)
+        for film in range(int(films.choice(_FILMS_A_PATIENT))):
+            _write(root / name(number, film), draw_film(anatomy, finding, KERMANY_LOOK, films))
+
+
+def _write_covid19(folder: Path, n_patients: int, seed: int) -> None:
+    """One film a patient; PNG and JPEG, grey and RGB in turn; the same names in every folder."""
+    for part, count in _parts(n_patients):
+        for label, class_folder in _COVID19_FOLDERS.items():
+            for number in range(1, count + 1):
+                film = _one_film(label, COVID19_LOOK, _rng(seed, part, class_folder, number))
+                suffix = "png" if number % 4 == 0 else "jpeg"
+                pixels = np.repeat(film[:, :, None], 3, axis=2) if number % 3 == 0 else film
+                _write(folder / _COVID19 / part / class_folder / f"0{number}.{suffix}", pixels)
+
+
+def _plant(folder: Path, seed: int) -> None:
+    """Write the files of PLANTED."""
+    (twin, normal_twin, across, conflict, conflict_too, truncated, empty, text, unsure, deep, alike) = (
+        folder / path for path in PLANTED
+    )
+    train = folder / _KERMANY / "train"
+    _write_bytes(twin, _first(train, "PNEUMONIA/person1_bacteria_*.jpeg").read_bytes())
+    first_normal = _first(train, "NORMAL/*IM-*.jpeg")
+    _write_bytes(normal_twin, first_normal.read_bytes())
+    _write(across, _read(first_normal), quality=80)
+    whole = [_encoded(_one_film("viral", KERMANY_LOOK, _rng(seed, "planted", "film", n)), ".jpeg") for n in range(3)]
+    _write_bytes(conflict, whole[0])
+    _write_bytes(conflict_too, whole[0])
+    _write_bytes(truncated, whole[1][: len(whole[1]) // 2])
+    _write_bytes(empty, b"")
+    _write_bytes(text, b"Film not found in the archive.\n")
+    _write_bytes(unsure, whole[2])
+    covid = _one_film("covid", COVID19_LOOK, _rng(seed, "planted", "deep", 0))
+    _write(deep, covid.astype(np.uint16) * 257)
+    _write(alike, _shifted(_read(_first(train, "PNEUMONIA/*_virus_*.jpeg"))))
+
+
+def _shifted(film: Grey) -> Grey:
+    """Cut rows and columns off until small copies of both films correlate below 0.99: alike, and not the same."""
+    small = [cv2.resize(film[cut:, cut:], (32, 32), interpolation=cv2.INTER_AREA).ravel() for cut in range(40)]
+    return next((film[cut:, cut:] for cut in range(40) if np.corrcoef(small[0], small[cut])[0, 1] < 0.99), film)
+
+
+def _parts(n_patients: int) -> Iterator[tuple[str, int]]:
+    n_test = max(n_patients // _TEST_ONE_IN, 1)
+    yield "train", n_patients - n_test
+    yield "test", n_test
+
+
+def _one_film(label: Label, look: Look, rng: np.random.Generator) -> Grey:
+    anatomy, finding = draw_anatomy(rng), draw_finding(label, rng)
+    return draw_film(anatomy, finding, look, rng)
+
+
+def _rng(seed: int, part: str, kind: str, number: int) -> np.random.Generator:
+    """Return a generator of its own for each patient, so that more patients do not change those there were."""
+    return np.random.default_rng([seed, *f"{part}/{kind}".encode(), number])
+
+
+def _first(folder: Path, pattern: str) -> Path:
+    return min(folder.glob(pattern))
+
+
+def _read(path: Path) -> Grey:
+    return np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE), dtype=np.uint8)
+
+
+def _encoded(pixels: NDArray[np.uint8] | NDArray[np.uint16], suffix: str, quality: int = 92) -> bytes:
+    _, data = cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpeg" else [])
+    return data.tobytes()
+
+
+def _write(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16], quality: int = 92) -> None:
+    _write_bytes(path, _encoded(pixels, path.suffix, quality))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

@@ -1,0 +1,200 @@
+"""DICOM films to grey levels: the usual way up, in square pixels, bone bright.
+
+Only the tags in `FILM_TAGS` are ever read here, and none of them is the patient's. For those of a study and its patient
+there is cxr/dicom/deidentify.py, for whoever asks.
+"""
+
+import math
+import struct
+from typing import TYPE_CHECKING, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.dicom.codec import FrameError, decompress
+from cxr.dicom.greyscale import GreyRules, Table, Window, WindowKind, table
+from cxr.dicom.header import BASELINE, NATIVE, RLE, DicomHeader, header_of
+from cxr.dicom.tags import BIG_ENDIAN, UnfitError, cut_short, integers, items, numbers, read_dicom, refusing, word
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+FILM_TAGS = (
+    "SOPClassUID", "Modality", "BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence",
+    "PresentationIntentType", "PatientOrientation", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
+    "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
+    "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "PresentationLUTShape", "PixelData",
+)  # fmt: skip
+
+
+def read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> DicomHeader:
+    """Read what the picture is like, without decoding it, and refuse what is no chest film.
+
+    Args:
+        data: the file's bytes.
+        name: what errors call the file.
+        max_pixels: refuse larger films.
+
+    Raises:
+        ImageError: see the reasons there; the message has no value of the patient's tags.
+    """
+    with refusing(name):
+        return header_of(read_dicom(data, FILM_TAGS), max_pixels)
+
+
+def decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a DICOM film to grey levels, the usual way up, in square pixels.
+
+    Args:
+        data: the file's bytes.
+        name: what errors call the file.
+        max_pixels: refuse larger films before decoding.
+
+    Returns:
+        (height, width) uint8, as in the header; bone is bright, air and padding are dark.
+
+    Raises:
+        ImageError: see read_dicom_header; also when the pixels are cut short or damaged.
+    """
+    with refusing(name):
+        dataset = read_dicom(data, FILM_TAGS)
+        header = header_of(dataset, max_pixels)
+        samples = samples_of(dataset, header)
+        return header.turn.apply(header.square(grey_rules(dataset, header).apply(samples)))
+
+
+def grey_rules(dataset: "Dataset", header: DicomHeader) -> GreyRules:
+    """Return how the samples of a film become grey levels; raises what `refusing` turns into an ImageError."""
+    little_endian = header.transfer_syntax != BIG_ENDIAN
+
+    def lut(keyword: str, *, signed: bool) -> Table | None:
+        for item in items(dataset, keyword):
+            descriptor = integers(item["LUTDescriptor"].value, little_endian=little_endian)
+            data = item["LUTData"].value
+            numbers = data if isinstance(data, bytes) else integers(data, little_endian=little_endian)
+            return table(descriptor, numbers, signed=signed, little_endian=little_endian)
+        return None
+
+    modality = lut("ModalityLUTSequence", signed=header.signed)
+    rescale = numbers(dataset, "RescaleSlope")[:1] + numbers(dataset, "RescaleIntercept")[:1]
+    usable = len(rescale) == 2 and all(map(math.isfinite, rescale)) and rescale[0] != 0
+    slope, intercept = (rescale[0], rescale[1]) if usable else (1.0, 0.0)
+    measured_signed = modality is None and (header.signed or intercept < 0 or slope < 0)
+    return GreyRules(
+        bits_stored=header.bits_stored,
+        signed=header.signed,
+        modality=modality or (slope, intercept),
+        voi=lut("VOILUTSequence", signed=measured_signed) or _window(dataset),
+        padding=_padding(dataset, header),
+        inverted=header.inverted,
+    )
+
+
+def _window(dataset: "Dataset") -> Window | None:
+    """Return the first window; one that no width or centre is usable of counts as none."""
+    centre, width = numbers(dataset, "WindowCenter")[:1], numbers(dataset, "WindowWidth")[:1]
+    if not (centre and width and math.isfinite(centre[0]) and math.isfinite(width[0])):
+        return None
+    said = word(dataset, "VOILUTFunction")
+    kind = cast(WindowKind, said if said in {"LINEAR_EXACT", "SIGMOID"} else "LINEAR")
+    if width[0] < 1.0 if kind == "LINEAR" else width[0] <= 0.0:
+        return None
+    return Window(centre[0], width[0], kind)
+
+
+def _padding(dataset: "Dataset", header: DicomHeader) -> tuple[int, int] | None:
+    little_endian = header.transfer_syntax != BIG_ENDIAN
+
+    def value(keyword: str) -> int | None:
+        if keyword not in dataset:
+            return None
+        found = integers(dataset[keyword].value, little_endian=little_endian)
+        if not found:
+            return None
+        pattern = found[0] % (1 << header.bits_stored)
+        negative = header.signed and pattern >> (header.bits_stored - 1)
+        return pattern - (1 << header.bits_stored) if negative else pattern
+
+    one, other = value("PixelPaddingValue"), value("PixelPaddingRangeLimit")
+    if one is None:
+        return None
+    other = one if other is None else other
+    return min(one, other), max(one, other)
+
+
+def samples_of(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
+    """Return the bit patterns of the samples, shifted and masked to the bits stored."""
+    if header.transfer_syntax in NATIVE:
+        patterns = _native(dataset, header) >> np.uint16(header.high_bit + 1 - header.bits_stored)
+    else:
+        patterns = _decompressed(dataset, header)
+    return patterns & np.uint16((1 << header.bits_stored) - 1)
+
+
+def _native(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
+    element = dataset["PixelData"]
+    big_endian = header.transfer_syntax == BIG_ENDIAN
+    expected = header.rows * header.columns * (header.bits_allocated // 8)
+    data = element.value
+    if not isinstance(data, bytes) or len(data) < expected:
+        raise cut_short()
+    if header.bits_allocated == 16:
+        stored = np.frombuffer(data[:expected], ">u2" if big_endian else "<u2")
+    elif big_endian and element.VR == "OW":  # two samples a word, and the word is swapped
+        stored = np.frombuffer(data[: len(data) // 2 * 2], np.uint8).reshape(-1, 2)[:, ::-1].ravel()[:expected]
+    else:
+        stored = np.frombuffer(data[:expected], np.uint8)
+    if stored.size < header.rows * header.columns:
+        raise cut_short()
+    return stored.astype(np.uint16).reshape(header.rows, header.columns)
+
+
+def _decompressed(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
+    from pydicom.encaps import get_frame
+
+    frame = get_frame(dataset["PixelData"].value, 0, number_of_frames=1)
+    if header.transfer_syntax != RLE:
+        frame = frame.rstrip(b"\0")
+        if not frame.endswith(b"\xff\xd9"):  # the end of every JPEG, JPEG-LS and JPEG 2000 codestream
+            raise cut_short()
+    try:
+        if header.transfer_syntax == BASELINE:
+            return _baseline(frame, header)
+        return decompress(
+            frame,
+            header.transfer_syntax,
+            rows=header.rows,
+            columns=header.columns,
+            bits_allocated=header.bits_allocated,
+            bits_stored=header.bits_stored,
+            signed=header.signed,
+        )
+    except FrameError as error:
+        raise UnfitError("not an image", f"has damaged pixels ({error}); copy it again") from None
+
+
+def _baseline(frame: bytes, header: DicomHeader) -> NDArray[np.uint16]:
+    if _jpeg_size(frame) != (header.rows, header.columns, 1):
+        raise FrameError("the JPEG in it is of another size or in colour")
+    try:
+        grey = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        grey = None
+    if grey is None or grey.shape != (header.rows, header.columns):
+        raise FrameError("the decoder refused it")
+    return np.asarray(grey).astype(np.uint16)
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Return rows, columns and components from a JPEG's frame header, before anything is decoded."""
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):
+            rows, columns, components = struct.unpack(">HHB", frame[at + 5 : at + 10])
+            return rows, columns, components
+        at += 2 + length
+    return None

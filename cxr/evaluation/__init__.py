@@ -1,0 +1,1 @@
+"""Numbers: metrics, calibration, bootstrap, comparison, clinical utility."""

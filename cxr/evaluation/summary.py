@@ -1,0 +1,141 @@
+"""What an evaluation says: predictions in; metrics, calibration, figures and tables out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxr.evaluation.bootstrap import Intervals, bootstrap_intervals
+from cxr.evaluation.calibration import measure_calibration, reliability_table
+from cxr.evaluation.metrics import Metrics, measure, roc_curves
+from cxr.evaluation.predictions import Predictions
+
+_HEADLINES = ("accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix")
+_OF_THE_SPLIT = ("protocol", "task", "classes", "synthetic", "test_set_sha256")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How intervals and calibration are measured."""
+
+    resamples: int
+    seed: int
+    bins: int
+
+
+def calibration_summary(
+    validation: Predictions, test: Predictions, *, temperature: float, bias: Sequence[float], settings: Settings
+) -> dict[str, Any]:
+    """Return calibration.json: temperature and bias, and the errors before and after them on both splits."""
+
+    def errors(of: Predictions) -> dict[str, Any] | None:
+        if not len(of.labels):
+            return None
+        return {
+            name: measure_calibration(of.labels, probabilities, bins=settings.bins).to_json()
+            for name, probabilities in (("before", of.uncalibrated), ("after", of.calibrated))
+        }
+
+    return {
+        "temperature": temperature,
+        "bias": list(bias),
+        "n_validation": len(validation.labels),
+        "bins": settings.bins,
+        "validation": errors(validation),
+        "test": errors(test),
+    }
+
+
+def summarize(
+    test: Predictions, *, calibration: Mapping[str, Any], split: Mapping[str, Any], settings: Settings
+) -> dict[str, Any]:
+    """Return metrics.json: every metric of the test films from calibrated probabilities, with 95% intervals.
+
+    Args:
+        test: the test films.
+        calibration: from calibration_summary.
+        split: split.json.
+        settings: seed, resamples and bins.
+
+    Raises:
+        DataError: there are no test films.
+    """
+    measured, intervals = _measured(test, settings)
+    values = measured.to_json()
+    return {
+        **{key: values[key] for key in _HEADLINES},
+        "calibration": {
+            **calibration["test"]["after"],
+            "temperature": calibration["temperature"],
+            "bias": calibration["bias"],
+            "bins": settings.bins,
+        },
+        "ci95": intervals.to_json(),
+        "bootstrap": {"resamples": intervals.resamples, "resamples_missing_a_class": intervals.incomplete},
+        **{key: split[key] for key in _OF_THE_SPLIT},
+        "seed": settings.seed,
+        "n_test": measured.n,
+        "n_patients": intervals.patients,
+        "per_source": {
+            str(source): _slice(test.where(test.sources == source), settings) for source in np.unique(test.sources)
+        },
+    }
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the defined numbers of metrics.json under the names that a tracking store shows."""
+    flat = {f"test_{key}": metrics[key] for key in ("accuracy", "macro_f1", "macro_auroc")}
+    flat |= {f"test_{key}": metrics["calibration"][key] for key in ("ece", "brier", "nll")}
+    for name, values in metrics["per_class"].items():
+        flat |= {f"test_{name}_{figure}": value for figure, value in values.items() if figure != "support"}
+    trust = metrics["trust"]
+    for point in trust["operating_points"]:
+        flat[f"test_sensitivity_at_specificity_{point['target_specificity']:g}"] = point["sensitivity"]["value"]
+    if trust["refer"]:
+        flat |= {f"test_refer_{name}": trust["refer"][name]["value"] for name in ("coverage", "accuracy_on_kept")}
+    if trust["attention"]["heat_inside_thorax"]:
+        flat["test_heat_inside_thorax"] = trust["attention"]["heat_inside_thorax"]["value"]
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def plot_tables(test: Predictions, *, bins: int) -> dict[str, pd.DataFrame]:
+    """Return the tables that `dvc plots` draws: confusion, roc and reliability."""
+    names = np.array(test.classes, dtype=object)
+    curves = roc_curves(test.labels, test.calibrated, test.classes)
+    roc = [
+        pd.DataFrame({"class": name, "fpr": curve.false_positive_rate, "tpr": curve.true_positive_rate})
+        for name, curve in curves.items()
+    ]
+    return {
+        "confusion": pd.DataFrame({"actual": names[test.labels], "predicted": names[test.calibrated.argmax(axis=1)]}),
+        "roc": pd.concat(roc) if roc else pd.DataFrame(columns=["class", "fpr", "tpr"]),
+        "reliability": pd.DataFrame([vars(row) for row in reliability_table(test.labels, test.calibrated, bins=bins)]),
+    }
+
+
+def _measured(films: Predictions, settings: Settings) -> tuple[Metrics, Intervals]:
+    return measure(films.labels, films.calibrated, films.classes), bootstrap_intervals(
+        films.labels,
+        films.calibrated,
+        films.patients.tolist(),
+        films.classes,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        bins=settings.bins,
+    )
+
+
+def _slice(films: Predictions, settings: Settings) -> dict[str, Any]:
+    """Return the metrics of one source; its macro F1 is over the classes it has."""
+    measured, intervals = _measured(films, settings)
+    ci95 = intervals.to_json()
+    return {
+        "n": measured.n,
+        "patients": intervals.patients,
+        "accuracy": measured.accuracy,
+        "macro_f1": measured.macro_f1,
+        "missing_classes": list(measured.missing_classes),
+        "ci95": {name: ci95[name] for name in ("accuracy", "macro_f1")},
+    }

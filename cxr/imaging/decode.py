@@ -1,0 +1,288 @@
+"""The way of a film: bytes, grey levels, border, size, contrast.
+
+The steps are those of Pham and Nguyen 2023 (section 3.1): grey, contrast raised, 224 x 224. Cutting the border
+off is ours: letters, tubes and collimation live there, and a network learns from them what they should not tell. The
+third channel is made at the model's door, never stored.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from cxr.common.errors import ImageError
+from cxr.common.warning_filters import ignore_warnings_of
+from cxr.imaging.preprocess import Preprocessing, prepare, smallest_side
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "DICOM")
+# By signature, not through Image.open: that warns of large films, and warnings cannot be silenced safely in threads.
+_READERS: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\xff\xd8\xff": JpegImageFile,
+    _PNG_SIGNATURE: PngImageFile,
+    b"BM": BmpImageFile,
+    b"II*\x00": TiffImageFile,
+    b"MM\x00*": TiffImageFile,
+}
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"})
+
+_DICOM_PREFIX_AT, _DICOM_PREFIX = 128, b"DICM"
+_FIRST_VRS = {b"UL", b"UI", b"CS", b"OB", b"SH", b"LO", b"DA"}
+_FIRST_LENGTH_AT_MOST = 64
+
+_GREY = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}
+_COLOUR = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
+_JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a film's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS.
+
+    Size as stored; of a DICOM film as it is decoded: the usual way up, in square pixels.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def is_film_file(path: Path) -> bool:
+    """Tell by its name whether a file of a folder may be a film; where the name ends in no letters, by its signature.
+
+    A PACS writes DICOM files as IM000001 or 1.2.840.113.5.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if any(letter.isalpha() for letter in suffix):
+        return False
+    with path.open("rb") as file:
+        return is_dicom(file.read(_DICOM_PREFIX_AT + len(_DICOM_PREFIX)))
+
+
+def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
+    """Read size and mode without decoding, and refuse what should not be decoded.
+
+    Raises:
+        ImageError: empty, not one of FORMATS, cut short, or more than `max_pixels` pixels; names the file `name`.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
+    if is_dicom(data):
+        return _read_dicom_header(data, name=name, max_pixels=max_pixels)
+    reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
+    ignore_warnings_of("PIL")  # it warns of what the file's tags lack, and what matters of that is refused here
+    try:
+        if reader is None:
+            raise SyntaxError("no known signature")
+        with reader(io.BytesIO(data)) as image:
+            header = Header(image.width, image.height, _mode(image.mode), image.format or "")
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise ImageError(
+            f"{name} is not an image: expected {', '.join(FORMATS)}; remove it or export it again",
+            reason="not an image",
+        ) from error
+    if header.width * header.height > max_pixels:
+        raise _too_large(name, f"{header.width} x {header.height} pixels", max_pixels)
+    if _is_cut_short(data, header.format):
+        raise ImageError(f"{name} is truncated: its end is missing; copy it again from its source", reason="truncated")
+    return header
+
+
+def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None) -> NDArray[np.uint8]:
+    """Decode a film to grey levels.
+
+    Colour becomes luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit
+    films are stretched from their own darkest and brightest level to 0 and 255.
+
+    Args:
+        data: the file's bytes.
+        name: what errors call the file.
+        max_pixels: refuse larger films before decoding.
+        smallest_side_px: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT
+            domain) as long as its shorter side stays at least this long.
+
+    Returns:
+        (height, width) uint8.
+
+    Raises:
+        ImageError: see read_header; also when the decoder fails ("not an image").
+    """
+    if is_dicom(data):
+        return _decode_dicom(data, name=name, max_pixels=max_pixels)
+    header = read_header(data, name=name, max_pixels=max_pixels)
+    return _grey(data, name, header, _reduction(header, smallest_side_px))
+
+
+def decode_with_colour(
+    data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Decode a film as decode_grey does, and where it has any colour, the same picture in colour.
+
+    Most colour files hold grey alone. Their three channels are equal, and equal to what decode_grey returns, so that
+    such a film is decoded once.
+
+    Returns:
+        (height, width) uint8, and None: all is grey, or (height, width, 3) uint8, blue first.
+
+    Raises:
+        ImageError: see decode_grey.
+    """
+    if is_dicom(data):
+        return _decode_dicom(data, name=name, max_pixels=max_pixels), None
+    header = read_header(data, name=name, max_pixels=max_pixels)
+    reduction = _reduction(header, smallest_side_px)
+    if header.mode in {"L", "L16"}:
+        return _grey(data, name, header, reduction), None
+    colour = _pixels(data, name, _COLOUR[reduction])
+    if colour.ndim != 3 or colour.dtype != np.uint8:
+        return _grey(data, name, header, reduction), None
+    blue, green, red = cv2.split(np.asarray(colour, np.uint8))
+    if cv2.norm(blue, green, cv2.NORM_INF) == 0 and cv2.norm(green, red, cv2.NORM_INF) == 0:
+        return np.asarray(blue, np.uint8), None
+    return _grey(data, name, header, reduction), np.asarray(colour, np.uint8)
+
+
+def read_film(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Read, decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
+    return film_from_bytes(path.read_bytes(), preprocessing, name=str(path))
+
+
+def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
+    """Decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
+    grey = decode_grey(
+        data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
+    )
+    return prepare(grey, preprocessing)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Tell a DICOM file; of one without preamble the first element is of group 2 or 8, and its length is plausible."""
+    if data[_DICOM_PREFIX_AT : _DICOM_PREFIX_AT + len(_DICOM_PREFIX)] == _DICOM_PREFIX:
+        return True
+    if len(data) < 12 or data[:2] not in {b"\x02\x00", b"\x08\x00"} or data[3] != 0:
+        return False
+    return data[4:6] in _FIRST_VRS or int.from_bytes(data[4:8], "little") <= _FIRST_LENGTH_AT_MOST
+
+
+def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
+    from cxr.dicom.pixels import (
+        read_dicom_header,  # pydicom takes a fifth of a second to import, and most films need none
+    )
+
+    _refuse_two_formats(data, name)
+    header = read_dicom_header(data, name=name, max_pixels=max_pixels)
+    return Header(header.width, header.height, "L" if header.bits_stored <= 8 else "L16", "DICOM")
+
+
+def _refuse_two_formats(data: bytes, name: str) -> None:
+    # Scanners of one maker begin the preamble of plain DICOM files like a TIFF; nobody begins it like the others.
+    if any(data.startswith(signature) for signature, reader in _READERS.items() if reader is not TiffImageFile):
+        raise ImageError(f"{name} is two formats in one file; export the film again as one", reason="not an image")
+
+
+def _mode(pillow_mode: str) -> str:
+    if pillow_mode.startswith("I"):
+        return "L16"
+    if pillow_mode in {"1", "L", "LA", "F"}:
+        return "L"
+    return "RGBA" if pillow_mode in {"RGBA", "PA"} else "RGB"
+
+
+def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
+    return ImageError(
+        f"{name} is larger than the pixel limit: {size}, allowed {max_pixels}; "
+        "raise max_pixels in params.yaml if such films are expected",
+        reason="larger than the pixel limit",
+    )
+
+
+def _is_cut_short(data: bytes, image_format: str) -> bool:
+    # Inside a JPEG's compressed data every 0xff is stuffed, so these markers cannot occur by chance:
+    # a whole file has an end after its last scan, also when a thumbnail with its own end comes first.
+    if image_format == "JPEG":
+        end = data.rfind(_JPEG_END)
+        return end < 0 or data.find(_JPEG_START_OF_SCAN, end) >= 0
+    return image_format == "PNG" and not _is_whole_png(data)
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Tell whether every chunk up to the last lies in the file: OpenCV makes room for as much as a chunk claims."""
+    at, size = len(_PNG_SIGNATURE), len(data)
+    while at + 12 <= size:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            return True
+        if kind == b"IHDR" and at > len(_PNG_SIGNATURE):  # a second one would be another size than what was checked
+            return False
+        at += 12 + int(length)
+    return False
+
+
+def _decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    _refuse_two_formats(data, name)
+    from cxr.dicom.pixels import decode_dicom
+
+    return decode_dicom(data, name=name, max_pixels=max_pixels)
+
+
+def _reduction(header: Header, smallest_side_px: int | None) -> int:
+    """Return by what a JPEG may be reduced; 1 for all else."""
+    if smallest_side_px is None or header.format != "JPEG":
+        return 1
+    shorter = min(header.width, header.height)
+    return next((factor for factor in _GREY if shorter // factor >= smallest_side_px), 1)
+
+
+def _grey(data: bytes, name: str, header: Header, reduction: int) -> NDArray[np.uint8]:
+    grey = _pixels(data, name, cv2.IMREAD_ANYDEPTH if header.mode == "L16" else _GREY[reduction])
+    return np.asarray(grey, np.uint8) if grey.dtype == np.uint8 else _to_8_bit(grey)
+
+
+def _pixels(data: bytes, name: str, flag: int) -> NDArray[np.generic]:
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # else OpenCV writes a line, of some files thousands, for what is said here
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
+    return np.asarray(pixels)
+
+
+def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+    low, high = int(grey.min()), int(grey.max())
+    scale = 255.0 / max(high - low, 1)
+    return np.asarray(np.rint((grey.astype(np.float32) - low) * scale), np.uint8)
+
+
+_BYTES_PER_PIXEL_AT_MOST = 8  # 16-bit RGBA, not compressed
+
+
+def bytes_at_most(max_pixels: int) -> int:
+    """Return the size beyond which a file cannot be a film of at most `max_pixels`, metadata included."""
+    return max_pixels * _BYTES_PER_PIXEL_AT_MOST + (1 << 20)

@@ -1,0 +1,170 @@
+"""A version of the registry, ready to be asked: the one way from a film to an answer.
+
+`predict`, `score`, the reader's page, the link to a PACS and MLflow's server all answer through `Classifier`, so that
+the same film gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the
+weights; no parameter of this checkout has a say. Answers are torch's, to the bit those of the evaluation, or where it
+is asked for those of the faster exported network (cxr/inference/openvino.py), which imports no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.inference.input_checks import read_chest_film
+from cxr.inference.ood import Likeness, likeness_of
+from cxr.inference.openvino import Runtime, load_runtime
+from cxr.models.bundle import ModelSpec, read_bundle, read_spec
+from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred
+from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, measure, read_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
+
+TORCH = "torch"
+"""The engine whose answers are those of the evaluation, bit for bit."""
+
+log = logging.getLogger("cxr.inference.classifier")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one film.
+
+    probabilities  by class, each 0 to 1, calibrated
+    refer          a reader should see the film, for the model is not sure enough of it or there is a warning; None: no
+                   threshold for that and no warning
+    warning        why the answer may mean nothing: the film is unlike those that the model was judged on
+    measures       what the film measures, by the names of `cxr.models.reference.MEASURES`; empty without reference statistics
+    """
+
+    probabilities: Mapping[str, float]
+    refer: bool | None
+    warning: str | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def predicted_class(self) -> str:
+        """The most probable class."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability."""
+        return max(self.probabilities.values())
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A registered model, the version `number`.
+
+    `reference` is None where the version was registered without one: its films are not measured.
+    `load_network` gives the network in evaluation mode on its device; it is called once, when it is first needed.
+    `runtime` answers in the network's place where it is given.
+    """
+
+    spec: ModelSpec
+    number: str
+    reference: Reference | None
+    load_network: Callable[[], nn.Module]
+    runtime: Runtime | None = None
+
+    @property
+    def engine(self) -> str:
+        """What computes the answers: "torch", or "openvino" and its precision."""
+        return self.runtime.name if self.runtime else TORCH
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network in torch."""
+        return self.load_network()
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what each film is measured by."""
+        return MEASURES if self.reference else ()
+
+    def read(self, data: bytes, *, name: str) -> NDArray[np.uint8]:
+        """Return a film (H, W) as the model takes it, from a file's bytes.
+
+        Raises:
+            ImageError: the file cannot be read, or shows no chest film (cxr/inference/input_checks.py); names it `name`.
+        """
+        return read_chest_film(data, self.spec.preprocessing, name=name)
+
+    def answer(self, films: NDArray[np.uint8]) -> list[Answer]:
+        """Return what the model says of films (N, H, W) that `read` made, in their order; N may be 0.
+
+        An answer does not depend on the films beside it.
+        """
+        batches = [films[start : start + BATCH_SIZE] for start in range(0, len(films), BATCH_SIZE)]
+        return [answer for batch in batches for answer in self._answer_batch(batch)]
+
+    def heat(self, films: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
+        """Return where films (N, H, W) speak for `classes`, one named for each film: Grad-CAM, (N, H, W), 0 to 1."""
+        from cxr.models.grad_cam import grad_cam_of_films
+
+        wanted = np.array([self.spec.classes.index(name) for name in classes], np.int64)
+        return grad_cam_of_films(self.network, films, wanted, mean=self.spec.mean, std=self.spec.std)
+
+    def _answer_batch(self, films: NDArray[np.uint8]) -> list[Answer]:
+        logits, features = self._logits_and_features(films)
+        probabilities = calibrated(logits, self.spec)
+        measured = measure(films, features, self.reference) if self.reference else {}
+        warnings = self._likeness.warnings(films, features) if self._likeness else [None] * len(films)
+        return [
+            Answer(
+                dict(zip(self.spec.classes, shares, strict=True)),
+                True if warning else refer,
+                warning,
+                measures={name: float(values[number]) for name, values in measured.items()},
+            )
+            for number, (shares, refer, warning) in enumerate(
+                zip(probabilities.tolist(), referred(probabilities, self.spec), warnings, strict=True)
+            )
+        ]
+
+    @cached_property
+    def _likeness(self) -> Likeness | None:
+        return likeness_of(self.reference) if self.reference else None
+
+    def _logits_and_features(self, films: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self.runtime:
+            return self.runtime.logits_and_features(films)
+        return predict_with_features(self.network, films, mean=self.spec.mean, std=self.spec.std)
+
+
+def load_classifier(bundle: Path, *, number: str, fast: bool = False) -> Classifier:
+    """Load the version `number` from its bundle, a folder that `cxr.registry.versions.fetch_bundle` gave.
+
+    Args:
+        bundle: the folder.
+        number: of the version.
+        fast: answer through the exported network where the version has one that may be used on this processor, else
+            through torch, and say so.
+
+    Raises:
+        WeightsError: a file is missing, changed or damaged.
+    """
+    spec = read_spec(bundle)
+    reference = read_reference(bundle / REFERENCE_FILE) if (bundle / REFERENCE_FILE).is_file() else None
+    runtime = load_runtime(bundle) if fast else None
+    if runtime:
+        return Classifier(spec, number, reference, partial(_load_network, bundle), runtime)
+    if fast:
+        log.warning("version %s has no faster network that was accepted for this processor: torch answers", number)
+    network = _load_network(bundle)
+    return Classifier(spec, number, reference, lambda: network)
+
+
+def _load_network(bundle: Path) -> nn.Module:
+    network, _ = read_bundle(bundle)
+    return network.to(choose_device("auto"))

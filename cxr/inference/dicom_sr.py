@@ -1,0 +1,294 @@
+"""A model's answer as DICOM objects of the film's own study: a Structured Report, and a picture of where it looked.
+
+The report follows TID 1500, which viewers show as a list and programs read by code: one measurement a class. Its
+objects carry the patient's tags of their film, for they belong to the same study; nothing else of ours does.
+
+UIDs are derived from the film's and the model's, so that an answer that is sent twice is one object to a PACS. Their
+modalities are SR and OT: what reads films (cxr/dicom/pixels.py) refuses both, and never scores an answer.
+
+Codes of DCM, of UCUM and 17621005, 39607008, 373066001, 373067005 of SNOMED CT stand in PS3.16 (pydicom's tables).
+The others of SNOMED CT were looked up: 53084003 in SNOMED's own guide, 75570004 in OMOP's vocabulary, 399208008 in
+public FHIR resources, 882784691000119100 in HL7's value set covid-19-snomed-diagnosis-vs.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.dicom.tags import UnfitError, read_dicom, refusing, text
+
+if TYPE_CHECKING:
+    from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations
+    from pydicom.dataset import Dataset
+    from pydicom.sr.coding import Code
+
+    from cxr.inference.classifier import Answer
+    from cxr.models.bundle import ModelSpec
+
+NOT_CLINICAL = "Research use only. Not for diagnosis."
+SYNTHETIC = "This model was trained on synthetic films: its answers say nothing about patients."
+MODEL = "chest-xray-pneumonia"
+"""What `cxr.registry.versions.MODEL` says, which tests compare; a report needs no registry."""
+
+_REPORT_SERIES, _OVERLAY_SERIES = 9901, 9902
+_TRACKED = "What the model takes the film for"
+_OUR_CODES = "99CXR"  # designators that begin with 99 are private (PS3.16, 8)
+_LINKS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_COPIED = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+# SNOMED CT: what a class says of a film, and what is said of a film without it.
+_FINDINGS: Mapping[str, tuple[str, str]] = {
+    "normal": ("17621005", "Normal"),
+    "viral": ("75570004", "Viral pneumonia"),
+    "bacterial": ("53084003", "Bacterial pneumonia"),
+    "covid": ("882784691000119100", "Pneumonia caused by severe acute respiratory syndrome coronavirus 2"),
+}
+
+
+@dataclass(frozen=True)
+class Author:
+    """Which model answers: a version's number, and what tells it from another registry's version of that number."""
+
+    version: str
+    weights_sha256: str
+    synthetic: bool
+
+    @classmethod
+    def of(cls, version: str, spec: "ModelSpec") -> "Author":
+        """Return the author that `cxr.inference.classifier.Classifier` is, from its `number` and `spec`."""
+        return cls(version, spec.weights_sha256, spec.synthetic)
+
+
+def structured_report(source: bytes, answer: "Answer", *, author: Author, name: str, made_at: datetime) -> bytes:
+    """Return the answer as a Comprehensive SR of the film's study.
+
+    Args:
+        source: the DICOM film's bytes; its pixels are not read.
+        answer: what the model says.
+        author: which model says it.
+        name: what errors call the film.
+        made_at: the report's date and time, as the hospital's clock shows it.
+
+    Raises:
+        ImageError: the film's header cannot be read, or lacks what links a report to it.
+    """
+    with refusing(name):  # highdicom's errors may quote a patient's tag too
+        return _report(_film(source), answer, author, made_at)
+
+
+def secondary_capture(
+    source: bytes, overlay: NDArray[np.uint8], answer: "Answer", *, author: Author, name: str, made_at: datetime
+) -> bytes:
+    """Return the film with the model's heat over it as a Secondary Capture of the film's study.
+
+    Args:
+        source: the DICOM film's bytes; its pixels are not read.
+        overlay: (height, width, 3), red, green, blue.
+        answer: what the model says; the heat is that of its predicted class.
+        author: which model says it.
+        name: what errors call the film.
+        made_at: the picture's date and time, as the hospital's clock shows it.
+
+    Raises:
+        ImageError: the film's header cannot be read, or lacks what links a picture to it.
+    """
+    with refusing(name):
+        return _capture(_film(source), overlay, answer, author, made_at)
+
+
+def answer_uid(sop_uid: str, author: Author, kind: Literal["report", "overlay"]) -> str:
+    """Return the UID of the answer to the film `sop_uid`: the same film, model and kind have the same."""
+    return _uid(sop_uid, author, kind)
+
+
+def answers_uid(sop_uid: str, kind: Literal["report", "overlay"]) -> str:
+    """Return the UID of the series with every answer of this kind to the film `sop_uid`, whichever version gave it."""
+    return _derived(sop_uid, MODEL, f"{kind} series")
+
+
+def _uid(of: str, author: Author, kind: str) -> str:
+    return _derived(of, MODEL, author.version, author.weights_sha256, kind)
+
+
+def _derived(*parts: str) -> str:
+    named = "\0".join(parts)
+    return f"2.25.{int.from_bytes(hashlib.sha256(named.encode()).digest()[:16], 'big')}"  # PS3.5 B.2
+
+
+def _report(film: "Dataset", answer: "Answer", author: Author, made_at: datetime) -> bytes:
+    from highdicom.sr import ComprehensiveSR
+
+    report = ComprehensiveSR(
+        evidence=[film],
+        content=_content(film, answer, author)[0],
+        series_instance_uid=answers_uid(film.SOPInstanceUID, "report"),
+        series_number=_REPORT_SERIES,
+        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "report"),
+        instance_number=_instance_number(film),
+        manufacturer=MODEL,
+        is_complete=True,
+    )
+    report.SeriesDescription = f"AI result. {NOT_CLINICAL}"
+    return _written(report, author, made_at)
+
+
+def _capture(film: "Dataset", overlay: NDArray[np.uint8], answer: "Answer", author: Author, made_at: datetime) -> bytes:
+    from highdicom.sc import SCImage
+
+    capture = SCImage.from_ref_dataset(
+        film,
+        pixel_array=np.ascontiguousarray(overlay),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        series_instance_uid=answers_uid(film.SOPInstanceUID, "overlay"),
+        series_number=_OVERLAY_SERIES,
+        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "overlay"),
+        instance_number=_instance_number(film),
+        manufacturer=MODEL,
+        patient_orientation=("L", "F"),
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+    )
+    capture.SeriesDescription = f"AI heat map. {NOT_CLINICAL}"
+    shown = f"Grad-CAM for {_meaning(answer.predicted_class)}, {MODEL} version {author.version}."
+    capture.DerivationDescription = " ".join([shown, *_cautions(answer, author)])[:1024]
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.SourceImageSequence = [_reference(film)]
+    return _written(capture, author, made_at)
+
+
+def _film(source: bytes) -> "Dataset":
+    film = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
+    missing = [keyword for keyword in _LINKS if not text(film, keyword)]
+    if missing:
+        raise UnfitError("not an image", f"has no {', '.join(missing)}, so no answer can be filed beside it")
+    film.decode()  # names in the film's character set: highdicom writes UTF-8
+    for keyword in _COPIED:
+        if keyword not in film:
+            setattr(film, keyword, None)  # of type 2 in every object: there, and empty where nobody knows
+    return film
+
+
+def _instance_number(film: "Dataset") -> int:
+    number = text(film, "InstanceNumber")
+    return max(1, int(number)) if number.isascii() and number.isdigit() and len(number) <= 9 else 1
+
+
+def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementReport":
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=_uid("device", author, "device"), name=f"{MODEL} version {author.version}", manufacturer_name=MODEL
+    )
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
+        procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain chest X-ray"),
+        imaging_measurements=[_group(film, answer, author)],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    summary = sr.TextContentItem(
+        name=codes.DCM.Summary,
+        value=_summary(answer, author),
+        relationship_type=sr.RelationshipTypeValues.CONTAINS,
+    )
+    items = report[0].ContentSequence
+    first = next(place for place, item in enumerate(items) if item.ValueType == "CONTAINER")
+    items.insert(first, summary)  # before the numbers: what a person reads first
+    return report
+
+
+def _group(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementsAndQualitativeEvaluations":
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    measurements = [
+        sr.Measurement(_probability_of(label), round(probability, 6), unit=codes.UCUM.NoUnits)
+        for label, probability in answer.probabilities.items()
+    ]
+    evaluations = [(_ours("REFER", "Refer to a reader first"), answer.refer)] if answer.refer is not None else []
+    evaluations.append((_ours("UNLIKE", "Film unlike those the model was judged on"), answer.warning is not None))
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid(film.SOPInstanceUID, author, "tracking"), identifier=_TRACKED
+        ),
+        finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
+        algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=author.version),
+        finding_type=_finding(answer.predicted_class),
+        measurements=measurements,
+        qualitative_evaluations=[sr.QualitativeEvaluation(name, _yes_or_no(said)) for name, said in evaluations],
+        source_images=[sr.SourceImageForMeasurementGroup(film.SOPClassUID, film.SOPInstanceUID)],
+    )
+
+
+def _summary(answer: "Answer", author: Author) -> str:
+    """Return what a person reads first: every probability, whether to look, and what the answer is not."""
+    likely = sorted(answer.probabilities.items(), key=lambda each: -each[1])
+    shares = ", ".join(f"{_meaning(label)} {probability:.1%}" for label, probability in likely)
+    referred = ["The model is not sure: a reader should see this film first."] if answer.refer else []
+    return " ".join([f"Model's probabilities: {shares}.", *referred, *_cautions(answer, author)])
+
+
+def _cautions(answer: "Answer", author: Author) -> list[str]:
+    warning = [answer.warning if answer.warning.endswith(".") else f"{answer.warning}."] if answer.warning else []
+    return [*warning, *([SYNTHETIC] if author.synthetic else []), NOT_CLINICAL]
+
+
+def _meaning(label: str) -> str:
+    return _FINDINGS[label][1] if label in _FINDINGS else label
+
+
+def _ours(value: str, meaning: str) -> "CodedConcept":
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(value, _OUR_CODES, meaning)
+
+
+def _probability_of(label: str) -> "CodedConcept":
+    return _ours(f"P_{label.upper()}"[:16], f"Probability: {_meaning(label)}"[:64])
+
+
+def _finding(label: str) -> "CodedConcept":
+    from highdicom.sr import CodedConcept
+
+    if label not in _FINDINGS:
+        return _ours(label.upper()[:16], label)
+    return CodedConcept(_FINDINGS[label][0], "SCT", _meaning(label)[:64])
+
+
+def _yes_or_no(yes: bool) -> "Code":
+    from pydicom.sr.codedict import codes
+
+    answer: Code = codes.SCT.Yes if yes else codes.SCT.No
+    return answer
+
+
+def _reference(film: "Dataset") -> "Dataset":
+    from pydicom.dataset import Dataset
+
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = film.SOPClassUID, film.SOPInstanceUID
+    return reference
+
+
+def _written(dataset: "Dataset", author: Author, made_at: datetime) -> bytes:
+    day, clock = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S")
+    dataset.ContentDate = dataset.InstanceCreationDate = day
+    dataset.ContentTime = dataset.InstanceCreationTime = clock
+    if "DateOfSecondaryCapture" in dataset:
+        dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = day, clock
+    for equipment in dataset.ContributingEquipmentSequence:
+        equipment.ContributionDateTime = day + clock  # or the same answer would not give the same bytes
+    dataset.ManufacturerModelName = MODEL
+    dataset.SoftwareVersions = author.version[:64]
+    written = io.BytesIO()
+    dataset.save_as(written, enforce_file_format=True)
+    return written.getvalue()

@@ -1,0 +1,109 @@
+"""Where films wait to be scored: a folder or `s3://bucket/prefix`, listed first and read one film at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxr.common.errors import SourceError
+from cxr.imaging.decode import SUFFIXES, is_film_file
+
+BUCKET_SCHEME = "s3://"
+
+
+@dataclass(frozen=True, slots=True)
+class FilmFile:
+    """A film as it was listed.
+
+    path        below the location, with slashes
+    size_bytes  as listed
+    changed     modification time in nanoseconds, or the ETag of an object: another one means other bytes
+    """
+
+    path: str
+    size_bytes: int
+    changed: str
+
+
+@dataclass(frozen=True)
+class Location:
+    """The films of a location in the order of their paths, and how one of them is read.
+
+    `name` is the same with and without a slash at its end.
+    `read` takes a path and may be called from several threads. It raises OSError when a film cannot be opened and
+    SourceError when the location no longer answers.
+    """
+
+    name: str
+    films: tuple[FilmFile, ...]
+    read: Callable[[str], bytes]
+
+
+def open_location(location: str) -> Location:
+    """List the films of a folder, down to its last subfolder, or of an S3 prefix; there may be none.
+
+    Raises:
+        SourceError: there is no such folder, or the bucket cannot be reached or refuses.
+    """
+    return _bucket(location) if location.startswith(BUCKET_SCHEME) else _folder(location)
+
+
+def films_below(path: Path) -> list[Path]:
+    """Return the films in a folder and its subfolders, sorted, hidden files left out; a file as it is.
+
+    Raises:
+        SourceError: the folder has no films.
+    """
+    if not path.is_dir():
+        return [path]
+    found = _films(path)
+    if not found:
+        endings = ", ".join(sorted(SUFFIXES))
+        raise SourceError(f"{path} has no images: expected files that end in {endings}; name another folder")
+    return found
+
+
+def _films(folder: Path) -> list[Path]:
+    return sorted(
+        file for file in folder.rglob("*") if not file.name.startswith(".") and file.is_file() and is_film_file(file)
+    )
+
+
+def _folder(location: str) -> Location:
+    folder = Path(location).expanduser()
+    if not folder.is_dir():
+        raise SourceError(
+            f"{location}: there is no such folder; make it and put films into it, or name another location: a folder "
+            "or s3://bucket/prefix"
+        )
+
+    def listed() -> Iterator[FilmFile]:
+        for file in _films(folder):
+            with suppress(FileNotFoundError):  # it was moved away since
+                state = file.stat()
+                yield FilmFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
+
+    def read(path: str) -> bytes:
+        return (folder / path).read_bytes()
+
+    return Location(str(Path(location)), tuple(listed()), read)
+
+
+def _bucket(location: str) -> Location:
+    """List by name alone: to look into objects without an ending would cost a request each."""
+    from cxr.common.s3 import Prefix  # boto3 takes a second that nobody should wait for who reads a folder
+
+    name = location.rstrip("/")
+    prefix = Prefix(name)
+    objects = {path: item for path, item in prefix.objects().items() if _is_film_name(path)}
+    films = tuple(FilmFile(path, objects[path].size_bytes, objects[path].etag) for path in sorted(objects))
+
+    def read(path: str) -> bytes:
+        return prefix.read(objects[path].key)
+
+    return Location(name, films, read)
+
+
+def _is_film_name(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES

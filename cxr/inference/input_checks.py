@@ -1,0 +1,122 @@
+"""Pictures that are no chest film at all, told before a network is asked: cheap checks on what was decoded.
+
+A network answers to any picture. Here are refused colour photographs, blank pictures, pages and screenshots of a few
+flat grey levels, strips and thumbnails. What passes and is still unlike the films a model was judged on gets a warning
+(cxr/inference/ood.py). Each limit stands between what 2,000 real films and what such pictures measure, with the figures
+beside it; they are of any film, so they do not move with the model.
+
+Only films that somebody asks about come here. What ingest takes in, and so what a model is trained and judged on, is
+a matter of its manifest and its gates.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.common.errors import ImageError
+from cxr.imaging.decode import decode_with_colour
+from cxr.imaging.preprocess import Preprocessing, prepare, smallest_side
+
+NOT_A_CHEST_FILM = "not a chest film"
+
+_GRID = 64  # side of the small copy that colour and contrast are measured on
+_SAMPLES_A_SIDE = 512  # of the shorter one, more or less: every so many pixels, that large films cost no more
+_SHORTER_SIDE_AT_LEAST_PX = 32  # below, no rib is wider than a pixel
+_LONGER_TO_SHORTER_AT_MOST = 4.0  # real films up to 2.4
+_SPREAD_AT_LEAST = 5.0  # grey levels; real films from 19 up, blank ones with scanner noise below 1
+_FLAT_LEVELS, _FLAT_AT_MOST = 4, 0.65  # real films up to 0.33, screenshots from 0.69 and text pages from 0.80 up
+_STRONG_CHROMA = 40  # of 255: well above the tint of a scanned or toned film
+_COLOURED_AT_MOST = 0.7  # real films up to 0.44, where half of the picture was marked in green
+_SECOND_HUE_AT_MOST = 4.0  # of 255; films, marked in one colour, up to 1.8; photographs of several colours 4.9 to 45
+
+
+def read_chest_film(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
+    """Decode and prepare one film, as cxr.imaging.decode.film_from_bytes does to the bit, or refuse what is none.
+
+    Returns:
+        (image_size_px, image_size_px) uint8.
+
+    Raises:
+        ImageError: cannot be read; or with the reason "colour" or NOT_A_CHEST_FILM.
+    """
+    grey, colour = decode_with_colour(
+        data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
+    )
+    refuse_colour(colour, name=name)
+    refuse_flat(grey, name=name)
+    return prepare(grey, preprocessing)
+
+
+def refuse_colour(colour: NDArray[np.uint8] | None, *, name: str) -> None:
+    """Refuse a picture (H, W, 3), blue first, of several hues or coloured nearly everywhere; None is all grey.
+
+    A film may be tinted, and marked or painted over in one colour: that is one hue. Two are a photograph.
+
+    Raises:
+        ImageError: with the reason "colour".
+    """
+    if colour is None:
+        return
+    small = cv2.resize(colour, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
+    coloured = float((np.ptp(small, axis=2) > _STRONG_CHROMA).mean())
+    second_hue = _second_hue(np.asarray(small, np.uint8))
+    if coloured > _COLOURED_AT_MOST or second_hue > _SECOND_HUE_AT_MOST:
+        seen = "several colours" if second_hue > _SECOND_HUE_AT_MOST else f"{coloured:.0%} of it strongly coloured"
+        raise ImageError(
+            f"{name} is a colour picture ({seen}); expected a chest film in grey, marked in one colour at most; "
+            "export it from its source in grey",
+            reason="colour",
+        )
+
+
+def refuse_flat(grey: NDArray[np.uint8], *, name: str) -> None:
+    """Refuse a picture (H, W) that is too small or too long, blank, or of a few flat grey levels.
+
+    Raises:
+        ImageError: with the reason NOT_A_CHEST_FILM.
+    """
+    height, width = grey.shape
+    if min(height, width) < _SHORTER_SIDE_AT_LEAST_PX:
+        raise _refusal(name, f"has {width} x {height} pixels", f"at least {_SHORTER_SIDE_AT_LEAST_PX} a side")
+    if max(height, width) > _LONGER_TO_SHORTER_AT_MOST * min(height, width):
+        raise _refusal(
+            name, f"is a strip of {width} x {height}", f"sides of at most {_LONGER_TO_SHORTER_AT_MOST:.0f} to 1"
+        )
+    step = max(1, min(height, width) // _SAMPLES_A_SIDE)
+    sampled = np.ascontiguousarray(grey[::step, ::step])
+    spread = float(cv2.resize(sampled, (_GRID, _GRID), interpolation=cv2.INTER_AREA).std())
+    if spread < _SPREAD_AT_LEAST:
+        raise _refusal(
+            name,
+            f"is blank or nearly so: its grey levels vary by {spread:.1f}",
+            f"{_SPREAD_AT_LEAST:.0f} or more of 255",
+        )
+    flat = _share_of_few_levels(sampled)
+    if flat > _FLAT_AT_MOST:
+        raise _refusal(
+            name,
+            f"looks like a page, a drawing or a screenshot: {_FLAT_LEVELS} grey levels fill {flat:.0%} of it",
+            f"{_FLAT_AT_MOST:.0%} at most",
+        )
+
+
+def _second_hue(small: NDArray[np.uint8]) -> float:
+    """Return the root mean square of the colour beside the main hue, 0 to 255: near 0 for a picture of one hue."""
+    chroma = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_BGR2YCrCb)[..., 1:].reshape(-1, 2) - 0.5
+    moments = chroma.T @ chroma / len(chroma)
+    return 255 * float(np.sqrt(max(np.linalg.eigvalsh(moments)[0], 0)))
+
+
+def _share_of_few_levels(grey: NDArray[np.uint8]) -> float:
+    """Return the share of pixels that have one of the most frequent grey levels."""
+    counts = np.bincount(grey.ravel(), minlength=256)
+    return float(np.sort(counts)[-_FLAT_LEVELS:].sum() / counts.sum())
+
+
+def _refusal(name: str, found: str, expected: str) -> ImageError:
+    return ImageError(
+        f"{name} {found}; expected of a chest film: {expected}; give the film itself, exported from its source",
+        reason=NOT_A_CHEST_FILM,
+    )

@@ -1,0 +1,96 @@
+"""The network on a CPU through OpenVINO, several times faster than torch: loading and asking what was exported.
+
+`runtime.xml`, `runtime.weights`   the graph, from prepared films to scores and features, and its tensors
+`runtime.json`                     in which precisions it was found to say what torch says (cxr/inference/openvino_export.py)
+
+Neither torch nor the weights of the model are loaded here: a first answer does not wait for them. Nothing compiled is
+kept on disk: the graph compiles in less than a second, and a damaged cache would be computed with unnoticed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.common.errors import WeightsError
+from cxr.common.files import read_json
+
+if TYPE_CHECKING:
+    from openvino import Core
+
+GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE = "runtime.xml", "runtime.weights", "runtime.json"
+
+Precision = Literal["bf16", "f32"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "f32")  # the fastest first
+
+
+class Runtime:
+    """An exported network, compiled for this machine's processor; several threads may call it, one is served a time.
+
+    name   for people: "openvino bf16"
+    """
+
+    def __init__(self, folder: Path, precision: Precision) -> None:
+        """Compile the graph in `folder`.
+
+        Raises:
+            WeightsError: the files are missing or damaged.
+        """
+        core = _core()
+        graph, weights = folder / GRAPH_FILE, folder / GRAPH_WEIGHTS_FILE
+        settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            self._request = core.compile_model(
+                core.read_model(model=graph, weights=weights), "CPU", settings
+            ).create_infer_request()
+        except RuntimeError as error:
+            raise WeightsError(f"{graph} cannot be loaded ({first_line(error)}); fetch the model again") from error
+        self._lock = Lock()
+        self.name = f"openvino {precision}"
+
+    def logits_and_features(self, films: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the raw scores (N, C) of prepared films (N, H, W) and what the head saw of them (N, D)."""
+        with self._lock:
+            found = self._request.infer([np.ascontiguousarray(films)])
+            return np.array(found[0], np.float32), np.array(found[1], np.float32)
+
+
+def native_precisions() -> tuple[Precision, ...]:
+    """Return the precisions that this processor computes in without emulation, the fastest first."""
+    able = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(precision for precision in PRECISIONS if precision == "f32" or "BF16" in able)
+
+
+def load_runtime(folder: Path) -> Runtime | None:
+    """Load the exported network of the bundle in `folder` in the fastest precision that may be used here.
+
+    None where the version has none, or none that was found to agree in a precision of this processor.
+
+    Raises:
+        WeightsError: the files are missing or damaged.
+    """
+    if not (folder / RUNTIME_FILE).is_file():
+        return None
+    try:
+        agreed = set(read_json(folder / RUNTIME_FILE)["agrees_in"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / RUNTIME_FILE} is not a runtime's description; fetch the model again") from error
+    usable = [precision for precision in native_precisions() if precision in agreed]
+    return Runtime(folder, usable[0]) if usable else None
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of OpenVINO's error that says what is wrong: others name places in its source."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
+    telling = [line for line in lines if not line.startswith(("Check ", "Exception from ", "FrontEnd API"))]
+    return next((line for line in telling if "No conversion rule" in line), (telling or lines)[0])[:300]
+
+
+def _core() -> Core:
+    from openvino import Core
+
+    return Core()

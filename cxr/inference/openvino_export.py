@@ -1,0 +1,179 @@
+"""Exporting a network to OpenVINO, and finding out whether the export says what torch says.
+
+The graph takes films as they are prepared (grey levels, uint8) and gives scores and features, its tensors are stored
+as float16. It is offered only in precisions in which it stays within bounds on the validation films.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cxr.common.errors import WeightsError
+from cxr.common.files import write_json
+from cxr.evaluation.metrics import measure
+from cxr.inference.openvino import (
+    GRAPH_FILE,
+    GRAPH_WEIGHTS_FILE,
+    RUNTIME_FILE,
+    Precision,
+    Runtime,
+    first_line,
+    native_precisions,
+)
+from cxr.models.factory import logits_and_features
+from cxr.models.forward import BATCH_SIZE, calibrated, to_input
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cxr.models.bundle import ModelSpec
+
+_SAVED_WEIGHTS = ".bin"  # what OpenVINO calls them; here no file has the ending of a pickle
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Validation films and torch's answers to them.
+
+    images         (N, H, W) prepared films; may be memory-mapped
+    rows           (M,) which of them
+    labels         (M,) indices of classes
+    probabilities  (M, C) of torch, calibrated
+    """
+
+    images: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an engine is from torch on the same films, after calibration; also what it may be at most.
+
+    probability    largest difference of any film's probability of any class
+    changed_share  share of the films that get another predicted class
+    accuracy, macro_f1   differences of the metrics
+    """
+
+    probability: float
+    changed_share: float
+    accuracy: float
+    macro_f1: float
+
+    def within(self, bounds: Agreement) -> bool:
+        """Say whether no figure is larger than in `bounds`."""
+        most = asdict(bounds)
+        return all(value <= most[name] for name, value in asdict(self).items())
+
+    def __str__(self) -> str:
+        return (
+            f"probability {self.probability:.4f}, changed classes {self.changed_share:.4f}, "
+            f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}"
+        )
+
+
+def export_runtime(network: nn.Module, spec: ModelSpec, folder: Path) -> None:
+    """Write the graph of `network`, in evaluation mode on the CPU, and its tensors into `folder`.
+
+    Raises:
+        WeightsError: OpenVINO cannot express this network.
+    """
+    import openvino
+
+    side = spec.preprocessing.image_size_px
+    example = torch.zeros((2, side, side), dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of tracing: sizes that are constants of this graph
+        try:
+            graph = openvino.convert_model(_FromFilms(network, spec).eval(), example_input=example)
+            graph.reshape([-1, side, side])
+            openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=True)
+        except Exception as error:  # its converter raises what it likes
+            raise WeightsError(f"OpenVINO cannot express this network: {first_line(error)}") from error
+    (folder / GRAPH_FILE).with_suffix(_SAVED_WEIGHTS).replace(folder / GRAPH_WEIGHTS_FILE)
+
+
+def accept_runtime(folder: Path, spec: ModelSpec, judged: Judged, bounds: Agreement) -> dict[Precision, Agreement]:
+    """Compare the exported graph in `folder` with torch in each precision of this processor.
+
+    Writes RUNTIME_FILE with the precisions within `bounds`, where there is one.
+
+    Returns:
+        What was found, by precision, within bounds or not.
+
+    Raises:
+        WeightsError: the graph cannot be loaded.
+    """
+    found = {precision: _agreement(Runtime(folder, precision), spec, judged) for precision in native_precisions()}
+    agreed = [precision for precision, agreement in found.items() if agreement.within(bounds)]
+    if agreed:
+        described = {name: asdict(agreement) for name, agreement in found.items()}
+        write_json(
+            folder / RUNTIME_FILE,
+            {"agrees_in": agreed, "films": len(judged.rows), "agreement": described, "bounds": asdict(bounds)},
+        )
+    return found
+
+
+def remove_runtime(folder: Path) -> None:
+    """Remove what an export has written into `folder`, whole or in part."""
+    leftover = (folder / GRAPH_FILE).with_suffix(_SAVED_WEIGHTS)
+    for path in (folder / GRAPH_FILE, folder / GRAPH_WEIGHTS_FILE, folder / RUNTIME_FILE, leftover):
+        path.unlink(missing_ok=True)
+
+
+def agreement_of(
+    ours: NDArray[np.float64], torchs: NDArray[np.float64], labels: NDArray[np.int64], spec: ModelSpec
+) -> Agreement:
+    """Compare probabilities (N, C) of the same films, N at least 1, with those of torch."""
+    here, there = measure(labels, ours, spec.classes), measure(labels, torchs, spec.classes)
+    return Agreement(
+        probability=float(np.abs(ours - torchs).max()),
+        changed_share=float((ours.argmax(axis=1) != torchs.argmax(axis=1)).mean()),
+        accuracy=abs(here.accuracy - there.accuracy),
+        macro_f1=abs(here.macro_f1 - there.macro_f1),
+    )
+
+
+def tags_of(found: Mapping[Precision, Agreement], bounds: Agreement) -> dict[str, str]:
+    """Return what was found as tags of a version."""
+    agreed = [precision for precision, agreement in found.items() if agreement.within(bounds)]
+    said = "; ".join(f"{precision}: {agreement}" for precision, agreement in found.items())
+    return {
+        "runtime": f"openvino {', '.join(agreed)}" if agreed else "none: not within the bounds",
+        "runtime_agreement": said,
+        "runtime_bounds": str(bounds),
+    }
+
+
+def _agreement(runtime: Runtime, spec: ModelSpec, judged: Judged) -> Agreement:
+    from tqdm import tqdm
+
+    logits = []
+    with tqdm(total=len(judged.rows), desc=runtime.name, unit=" films", disable=None) as bar:
+        for start in range(0, len(judged.rows), BATCH_SIZE):
+            films = judged.images[judged.rows[start : start + BATCH_SIZE]]
+            logits.append(runtime.logits_and_features(films)[0])
+            bar.update(len(films))
+    return agreement_of(calibrated(np.concatenate(logits), spec), judged.probabilities, judged.labels, spec)
+
+
+class _FromFilms(nn.Module):
+    """A network that takes films as they are prepared."""
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.network, self.mean, self.std = network, spec.mean, spec.std
+
+    def forward(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn (N, H, W) uint8 into scores (N, C) and features (N, D)."""
+        return logits_and_features(self.network, to_input(films.unsqueeze(1).float() / 255, self.mean, self.std))

@@ -1,0 +1,178 @@
+"""Scored films as Parquet parts: what a row holds, what was scored before, and reading all of it again.
+
+`<output>/version-<n>/<time>-<shard>of<shards>-<run>-<part>.parquet`, each written whole, never changed. A row a film:
+
+    location, path           where it was found, and the path below
+    sha256                   of its bytes; null where they were not read
+    size_bytes, changed      as listed: see cxr.inference.image_source.FilmFile; `changed` is null where the film could not be opened
+    scored_at                UTC
+    model_version            as in the registry
+    predicted_class          null for a film that cannot be read, as are all columns but `error` that follow
+    p_<class>                calibrated probability, a column a class in the model's order
+    confidence               the largest of them
+    refer                    a reader should see the film; null where the model has no threshold
+    warning                  why the answer may mean nothing, else null; parts of earlier days have no such column
+    m_<measure>              see cxr.models.reference.MEASURES; no such column where the model was saved without a reference
+    error                    why the film cannot be read, else null
+
+The schema's metadata name the model, its version, the digests of its weights and its spec, the code that scored, and
+`engine`, what computed: "torch", or "openvino" and its precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr.common.errors import DataError
+from cxr.common.files import whole_file
+from cxr.inference.image_source import FilmFile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SCHEMA_VERSION = "1"
+_SPEC_KEY = b"spec_sha256"
+_BEFORE_ANSWER = (
+    pa.field("location", pa.string(), nullable=False),
+    pa.field("path", pa.string(), nullable=False),
+    pa.field("sha256", pa.string()),
+    pa.field("size_bytes", pa.int64(), nullable=False),
+    pa.field("changed", pa.string()),
+    pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    pa.field("model_version", pa.string(), nullable=False),
+    pa.field("predicted_class", pa.string()),
+)
+
+
+def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of a part.
+
+    Args:
+        classes: in the model's order.
+        measures: names without `m_`.
+        metadata: of the model and the code; `spec_sha256` is what tells one model from another.
+    """
+    fields = [
+        *_BEFORE_ANSWER,
+        *(pa.field(f"p_{name}", pa.float64()) for name in classes),
+        pa.field("confidence", pa.float64()),
+        pa.field("refer", pa.bool_()),
+        pa.field("warning", pa.string()),
+        *(pa.field(f"m_{name}", pa.float32()) for name in measures),
+        pa.field("error", pa.string()),
+    ]
+    return pa.schema(fields, metadata={**metadata, "schema_version": _SCHEMA_VERSION})
+
+
+def version_folder(output: Path, number: str) -> Path:
+    """Return where the parts of one model version lie."""
+    return output / f"version-{number}"
+
+
+class PartWriter:
+    """Collects rows and writes a part whenever there are enough; `close` writes what is left."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, *, films_per_part: int, shard: str) -> None:
+        self._folder, self._schema, self._films_per_part = folder, schema, films_per_part
+        # Runs that begin in the same second, on several machines too, must not take each other's names.
+        self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{shard}-{secrets.token_hex(4)}"
+        self._rows: list[Mapping[str, Any]] = []
+        self._written = 0
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> Path | None:
+        """Take rows; return the part that they completed, if they did."""
+        self._rows.extend(rows)
+        return self._write() if len(self._rows) >= self._films_per_part else None
+
+    def close(self) -> Path | None:
+        """Write the rows that no part holds yet, if there are any."""
+        return self._write() if self._rows else None
+
+    def _write(self) -> Path:
+        self._written += 1
+        path = self._folder / f"{self._name}-{self._written:05d}.parquet"
+        with whole_file(path) as partial:
+            pq.write_table(pa.Table.from_pylist(self._rows, self._schema), partial, compression="zstd")
+        self._rows = []
+        return path
+
+
+class Scored:
+    """The films of a location that one model has scored; some 200 bytes of memory a film.
+
+    A film with the path, the size and the modification time or ETag of one that was scored is not even read. One
+    that changed in any of these is read, and not scored when its bytes are those that were scored under its path. A
+    film that could not be opened counts as not scored.
+    """
+
+    def __init__(self, folder: Path, *, spec_sha256: str, location: str) -> None:
+        self._listed: set[bytes] = set()
+        self._held: set[bytes] = set()
+        for part in _parts(folder):
+            with _readable(part) as file:
+                if (file.schema_arrow.metadata or {}).get(_SPEC_KEY) == spec_sha256.encode():
+                    self._remember(file.read(["location", "path", "size_bytes", "changed", "sha256"]), location)
+
+    def is_unchanged(self, film: FilmFile) -> bool:
+        """Say whether the film was scored as it is listed."""
+        return _key(film.path, film.size_bytes, film.changed) in self._listed
+
+    def has_bytes(self, path: str, sha256: str) -> bool:
+        """Say whether these very bytes were scored under this path."""
+        return _key(path, sha256) in self._held
+
+    def _remember(self, table: pa.Table, location: str) -> None:
+        columns = [column.to_pylist() for column in table.columns]
+        for place, path, size_bytes, changed, sha256 in zip(*columns, strict=True):
+            if place == location and changed is not None:
+                self._listed.add(_key(path, size_bytes, changed))
+            if place == location and sha256 is not None:
+                self._held.add(_key(path, sha256))
+
+
+def read_scores(folder: Path) -> pd.DataFrame:
+    """Return every scored film of every version below `folder`, the oldest first; columns as in the module's head.
+
+    Columns that a part does not have are missing values; with no part at all the table is empty.
+
+    Raises:
+        DataError: a part cannot be read; names it.
+    """
+    import pandas as pd
+
+    tables = []
+    for part in _parts(folder):
+        with _readable(part) as file:
+            tables.append(file.read())
+    if not tables:
+        return pd.DataFrame(columns=[field.name for field in schema((), (), {})])
+    merged: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
+    return merged.sort_values("scored_at", kind="stable", ignore_index=True)
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("[!.]*.parquet"))
+
+
+@contextmanager
+def _readable(part: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(part) as file:
+            yield file
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{part} is not a part of scored films ({error}); remove it, its films are scored again"
+        ) from error
+
+
+def _key(*what: object) -> bytes:
+    return hashlib.blake2b(repr(what).encode(), digest_size=16).digest()

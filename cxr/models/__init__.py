@@ -1,0 +1,1 @@
+"""Build, save and run a network: backbones, bundle, Grad-CAM, reference statistics."""

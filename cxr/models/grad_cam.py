@@ -1,0 +1,136 @@
+"""Grad-CAM: which part of a film speaks for a class (Selvaraju et al. 2017).
+
+A coarse map of the last convolution stage (7 x 7 cells for a ResNet at 224 px), enlarged to the film. It shows
+what the model used, not where the disease is.
+"""
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cxr.common.errors import WeightsError
+from cxr.models.factory import evidence_stage
+from cxr.models.forward import films_to_input
+
+
+def last_convolution_stage(model: nn.Module) -> nn.Module:
+    """Return the last part of `model` that computes feature maps, of a Committee that of its last member.
+
+    Networks of cxr.models.factory name theirs (a ResNet's is `layer4`). Of others it is told by type: the last child that
+    holds a convolution, entered as long as it holds a linear layer (a classifier) too.
+
+    Raises:
+        WeightsError: the model has no two-dimensional convolution.
+    """
+    return evidence_stage(model) or _last_stage_by_type(model)
+
+
+def _last_stage_by_type(model: nn.Module) -> nn.Module:
+    stages = [child for child in model.children() if _holds(child, nn.Conv2d)]
+    if isinstance(model, nn.Conv2d):
+        return model
+    if not stages:
+        raise WeightsError(
+            f"Grad-CAM needs a model with a convolution stage, and {type(model).__name__} has none; "
+            "choose a convolutional backbone"
+        )
+    return _last_stage_by_type(stages[-1]) if _holds(stages[-1], nn.Linear) else stages[-1]
+
+
+def grad_cam(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    class_indices: NDArray[np.int64],
+    *,
+    stage: nn.Module | None = None,
+    batch_size: int = 16,
+) -> NDArray[np.float32]:
+    """Return one heat map a film for its class.
+
+    Args:
+        model: in evaluation mode, logits (N, C) out.
+        inputs: (N, channels, H, W), normalised as in training, on the model's device.
+        class_indices: (N,) the class whose evidence is asked for.
+        stage: module whose feature maps are used; by default the last convolution stage.
+        batch_size: films at a time.
+
+    Returns:
+        (N, H, W), 0 to 1; the largest value of a map is 1, or the map is all 0 where nothing speaks for the class.
+
+    Raises:
+        WeightsError: the model has no convolution stage.
+    """
+    stage = last_convolution_stage(model) if stage is None else stage
+    maps = [
+        _grad_cam_of_batch(model, stage, inputs[start : start + batch_size], class_indices[start : start + batch_size])
+        for start in range(0, len(inputs), batch_size)
+    ]
+    return np.concatenate(maps) if maps else np.zeros((0, *inputs.shape[-2:]), np.float32)
+
+
+def grad_cam_of_films(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    class_indices: NDArray[np.int64],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> NDArray[np.float32]:
+    """Return `grad_cam` of prepared films (N, H, W), as `cxr.models.forward.predict_logits` takes them."""
+    device = next(model.parameters()).device
+    return grad_cam(model, films_to_input(images, device, mean=mean, std=std), class_indices)
+
+
+def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32], *, strength: float = 0.6) -> NDArray[np.uint8]:
+    """Lay a heat map over a film; where there is no heat the film stays as it is.
+
+    Args:
+        grey: (H, W) film.
+        heat: (H, W), 0 to 1.
+        strength: opacity of the hottest place, 0 to 1.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
+    levels = np.rint(heat * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB).astype(np.float32)
+    opacity = strength * heat[..., None]
+    return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
+
+
+def _holds(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return any(isinstance(part, kind) for part in module.modules())
+
+
+def _grad_cam_of_batch(
+    model: nn.Module, stage: nn.Module, inputs: torch.Tensor, class_indices: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        # A leaf in the stage's place: frozen weights need no gradient, and nothing below the stage is walked back.
+        leaf = output.detach().requires_grad_()
+        kept.append(leaf)
+        return leaf.clone()  # the next layer may work in place
+
+    handle = stage.register_forward_hook(keep)
+    try:
+        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+            logits = model(inputs.float())
+            wanted = torch.as_tensor(class_indices, device=logits.device)
+            score = logits.gather(1, wanted[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, kept[-1])
+    finally:
+        handle.remove()
+    return _enlarged(gradient, kept[-1].detach(), (inputs.shape[-2], inputs.shape[-1]))
+
+
+def _enlarged(gradient: torch.Tensor, activation: torch.Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    cam = (weights * activation).sum(dim=1, keepdim=True).relu()
+    cam = nn.functional.interpolate(cam, size=size, mode="bilinear", align_corners=False)[:, 0]
+    peak = cam.amax(dim=(1, 2), keepdim=True)
+    heat: NDArray[np.float32] = (cam / torch.where(peak > 0, peak, 1)).cpu().numpy()
+    return heat

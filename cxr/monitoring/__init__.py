@@ -1,0 +1,1 @@
+"""Drift of scored images against a version's reference."""

@@ -1,0 +1,251 @@
+"""The link to a PACS: what its feed of changes tells of is answered once, whatever dies when.
+
+Exactly once rests on the PACS alone. An answer's UIDs are derived from its film's, a film is looked up by them before
+it is scored, and a PACS stores a UID once. The place in the feed only spares going over what was seen: it moves when
+the answers are stored, and may be lost or behind at any time.
+
+The feed's NewInstance lines are followed. Orthanc writes them in the transaction that stores the film. StableSeries,
+a minute of quiet later, is known to its memory alone until then: a crash in that minute loses it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr.common.errors import ImageError
+from cxr.common.files import read_json, write_json
+from cxr.dicom.header import MODALITIES, shows_other_part
+from cxr.inference.dicom_sr import Author, answer_uid, answers_uid, secondary_capture, structured_report
+from cxr.models.forward import BATCH_SIZE
+from cxr.models.grad_cam import overlay
+from cxr.pacs.orthanc import Change, Changes, Orthanc
+
+if TYPE_CHECKING:
+    from cxr.inference.classifier import Answer, Classifier
+
+LINES_A_ROUND = 100
+TRIES = 3
+"""How often the process may die over one film before the film is passed over."""
+
+log = logging.getLogger("cxr")
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far the feed of `server` was followed.
+
+    since         number of the last line that is done with
+    mark          what that line was: another database's feed says something else there
+    tries         how often the lines after it were begun without an end
+    alone_until   up to this line the films are taken one by one, for the process died over a batch of them
+    """
+
+    server: str
+    since: int = 0
+    mark: str = ""
+    tries: int = 0
+    alone_until: int = 0
+
+
+@dataclass
+class Tally:
+    """What became of the objects of the feed.
+
+    answered   an answer was stored
+    known      there was an answer already
+    refused    a film that cannot be answered: unreadable, lateral, too much for the model; a log line says which
+    passed     no radiograph of a chest, our own answers among them, or deleted since
+    """
+
+    answered: int = 0
+    known: int = 0
+    refused: int = 0
+    passed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.answered} films answered, {self.known} answered before, {self.refused} without an answer, "
+            f"{self.passed} other objects"
+        )
+
+
+@dataclass(frozen=True)
+class _Film:
+    line: Change
+    sop_uid: str
+
+
+@dataclass
+class Link:
+    """The way of films from `orthanc` to the champion, and of its answers back.
+
+    champion    returns the champion; asked when there are films to answer, so that a newer one takes over
+    place_file  where the place in the feed is kept, whole or not at all
+    overlay     also store a picture of where the model looked
+    again       also answer films that another version has answered
+    """
+
+    orthanc: Orthanc
+    champion: Callable[[], Classifier]
+    place_file: Path
+    overlay: bool = False
+    again: bool = False
+    tally: Tally = field(default_factory=Tally)
+    _place: Place | None = None
+
+    def round(self) -> bool:
+        """Answer the films of the next lines of the feed; say whether that was the end of it.
+
+        Raises:
+            OrthancAwayError, RegistryError: the same round may be tried again later.
+            SourceError: the PACS refuses the password, or is none.
+        """
+        place = self._place or self._find_place()
+        self._place = None  # found anew after whatever goes wrong below
+        changes = self.orthanc.changes(place.since, LINES_A_ROUND)
+        films = self._chest_films(changes)
+        if films and place.since < place.alone_until:
+            changes, films = _up_to(changes, films[0])
+        if films:
+            self._answer(films, place, changes.last)
+        if changes.lines:
+            mark = changes.lines[-1].mark
+            place = Place(place.server, changes.last, mark, alone_until=place.alone_until)
+            self._keep(place)
+        self._place = place
+        return changes.done
+
+    def _find_place(self) -> Place:
+        kept = self._kept_place()
+        if kept.since == 0:
+            return kept
+        line = self.orthanc.line(kept.since)
+        # A line goes with the object that it told of; then only a feed that ends before it tells of another database.
+        is_other = line.mark != kept.mark if line else self.orthanc.last_change() < kept.since
+        if is_other:
+            log.warning("pacs: %s has a new feed; following it from its beginning", self.orthanc.address)
+            return Place(self.orthanc.address)
+        return kept
+
+    def _kept_place(self) -> Place:
+        fresh = Place(self.orthanc.address)
+        try:
+            kept = Place(**read_json(self.place_file))
+        except (OSError, ValueError, TypeError):
+            return fresh
+        return kept if kept.server == fresh.server else fresh
+
+    def _chest_films(self, changes: Changes) -> list[_Film]:
+        """Return the chest films that the lines tell of, by Orthanc's index alone."""
+        films = []
+        for line in changes.lines:
+            if line.kind != "NewInstance":
+                continue
+            found = self.orthanc.instance(line.resource)
+            if found and found.modality in MODALITIES and not shows_other_part(found.body_part):
+                films.append(_Film(line, found.sop_uid))
+            else:
+                self.tally.passed += 1
+        return films
+
+    def _answer(self, films: list[_Film], place: Place, last: int) -> None:
+        """Answer films, or find out that they are; while it lasts the kept place says that it was begun."""
+        classifier = self.champion()
+        author = Author.of(classifier.number, classifier.spec)
+        new = [film for film in films if not self._is_answered(film, author)]
+        self.tally.known += len(films) - len(new)
+        if not new:
+            return
+        if place.tries >= TRIES and place.since < place.alone_until:
+            self._refuse(new[0], f"the program was stopped {place.tries} times while it answered it")
+            return
+        self._keep(replace(place, tries=place.tries + 1, alone_until=max(place.alone_until, last)))
+        try:
+            for start in range(0, len(new), BATCH_SIZE):
+                self._answer_batch(new[start : start + BATCH_SIZE], classifier, author)
+        except BaseException:
+            self._keep(place)  # stopped in order: the films are not to blame
+            raise
+
+    def _is_answered(self, film: _Film, author: Author) -> bool:
+        by_it = answer_uid(film.sop_uid, author, "report")
+        return self.orthanc.has(by_it if self.again else answers_uid(film.sop_uid, "report"))
+
+    def _answer_batch(self, films: list[_Film], classifier: Classifier, author: Author) -> None:
+        read = [(film, *parts) for film in films if (parts := self._read(film, classifier)) is not None]
+        if not read:
+            return
+        try:
+            prepared = np.stack([picture for _, _, picture in read])
+            answers = classifier.answer(prepared)
+            shown = self._overlays(prepared, answers, classifier)
+        except Exception as error:  # whatever the model met: a film that it cannot take must not hold up the feed
+            if len(films) == 1:
+                self._refuse(films[0], type(error).__name__)
+            else:
+                for film in films:
+                    self._answer_batch([film], classifier, author)
+            return
+        for (film, source, _), answer, picture in zip(read, answers, shown, strict=True):
+            self._store(film, _objects(source, answer, picture, author))
+
+    def _read(self, film: _Film, classifier: Classifier) -> tuple[bytes, NDArray[np.uint8]] | None:
+        source = self.orthanc.file(film.line.resource)
+        if source is None:
+            self._refuse(film, "the PACS has no file of it, or has lost it")
+            return None
+        try:
+            return source, classifier.read(source, name="the film")
+        except ImageError as error:
+            self._refuse(film, error.reason)
+        except Exception as error:  # whatever a decoder met; its words may quote a tag
+            self._refuse(film, type(error).__name__)
+        return None
+
+    def _overlays(
+        self, films: NDArray[np.uint8], answers: list[Answer], classifier: Classifier
+    ) -> list[NDArray[np.uint8] | None]:
+        if not self.overlay:
+            return [None] * len(answers)
+        heats = classifier.heat(films, [answer.predicted_class for answer in answers])
+        return [overlay(film, heat) for film, heat in zip(films, heats, strict=True)]
+
+    def _store(self, film: _Film, objects: Iterator[bytes]) -> None:
+        try:
+            made = list(objects)
+        except ImageError as error:
+            self._refuse(film, error.reason)
+            return
+        if all(self.orthanc.store(each) for each in made):
+            self.tally.answered += 1
+        else:
+            self._refuse(film, "the PACS does not take its answer")
+
+    def _refuse(self, film: _Film, reason: str) -> None:
+        self.tally.refused += 1
+        log.warning("pacs: film %s gets no answer: %s", film.line.resource, reason)
+
+    def _keep(self, place: Place) -> None:
+        write_json(self.place_file, asdict(place))
+
+
+def _objects(source: bytes, answer: Answer, picture: NDArray[np.uint8] | None, author: Author) -> Iterator[bytes]:
+    """Yield what is stored of an answer; the report, by which a film counts as answered, comes last."""
+    now, name = datetime.now(), "the film"
+    if picture is not None:
+        yield secondary_capture(source, picture, answer, author=author, name=name, made_at=now)
+    yield structured_report(source, answer, author=author, name=name, made_at=now)
+
+
+def _up_to(changes: Changes, film: _Film) -> tuple[Changes, list[_Film]]:
+    """Return the lines up to the film's own, and it alone."""
+    lines = tuple(line for line in changes.lines if line.number <= film.line.number)
+    return Changes(lines, film.line.number, done=False), [film]

@@ -1,0 +1,149 @@
+"""What speaks for a version: its test metrics and its predictions, film by film, as they were registered.
+
+A folder of evidence holds metrics.json and predictions.csv of one measurement; a tag keeps their common digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.csv"
+DIGEST_TAG = "evidence_sha256"
+_TEXT_COLUMNS = ("image_id", "split", "patient_id", "label", "predicted_class")
+_AGREEMENT = 1e-3  # between accuracies in metrics.json and from predictions.csv: printed digits, not another result
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Metrics and predictions of the test films, and the version's tags. None: not there, or not readable.
+
+    films    the test rows of predictions.csv, see cxr.evaluation.predictions.Predictions.to_table
+    changed  the files are not those that the version's tag names
+    """
+
+    metrics: Mapping[str, Any] | None
+    films: pd.DataFrame | None
+    tags: Mapping[str, str]
+    changed: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in order; empty without metrics."""
+        return tuple(self.metrics.get("classes", ())) if self.metrics else ()
+
+    @property
+    def synthetic(self) -> bool:
+        """Trained and tested on phantom films."""
+        return self.tags.get("synthetic") == "true"
+
+    @property
+    def test_set_sha256(self) -> str:
+        """Digest of the test films and their labels, as splits are named by; "" without predictions."""
+        if self.films is None or self.films.empty:
+            return ""
+        rows = sorted(self.films["image_id"] + "," + self.films["label"])
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    def metric(self, *names: str) -> float | None:
+        """Return a metric by its path of keys; None where it is missing or not a finite number."""
+        value: Any = self.metrics
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return float(value)
+
+    def recall(self, label: str) -> float | None:
+        """Return the share of a class's test films that were called right; None without any."""
+        if self.films is None:
+            return None
+        of_class = self.films[self.films["label"] == label]
+        return float((of_class["predicted_class"] == label).mean()) if len(of_class) else None
+
+    def problems(self) -> list[str]:
+        """Return what is missing, changed or contradictory, in words; empty where all is well."""
+        found = []
+        if self.metrics is None:
+            found.append(f"{METRICS_FILE} is missing or not JSON")
+        if self.films is None:
+            found.append(f"{PREDICTIONS_FILE} is missing or not a table of predictions")
+        elif self.films.empty:
+            found.append(f"{PREDICTIONS_FILE} has no test films")
+        return found or self._contradictions()
+
+    def _contradictions(self) -> list[str]:
+        found = []
+        if self.changed:
+            found.append("the files were changed after registration")
+        if self.metric("n_test") != (0 if self.films is None else len(self.films)):
+            found.append(f"{METRICS_FILE} counts other test films than {PREDICTIONS_FILE}")
+        if not self.classes:
+            found.append(f"{METRICS_FILE} names no classes")
+        if (self.metrics or {}).get("test_set_sha256") != self.test_set_sha256:
+            found.append(f"{PREDICTIONS_FILE} is of another test set than {METRICS_FILE}")
+        return found + self._contradictory_films()
+
+    def _contradictory_films(self) -> list[str]:
+        if self.films is None:
+            return []
+        found, counted = [], float((self.films["label"] == self.films["predicted_class"]).mean())
+        claimed = self.metric("accuracy")  # a missing metric is a matter of its floor
+        if claimed is not None and abs(claimed - counted) > _AGREEMENT:
+            found.append(f"{METRICS_FILE} says accuracy {claimed:.3f}, {PREDICTIONS_FILE} gives {counted:.3f}")
+        probabilities = self.films.filter(regex="^p_")
+        if probabilities.empty:
+            return [*found, f"{PREDICTIONS_FILE} has no probabilities"]
+        likeliest = probabilities.idxmax(axis=1).str.slice(len("p_"))
+        if wrong := int((likeliest != self.films["predicted_class"]).sum()):
+            found.append(f"{PREDICTIONS_FILE} calls {wrong} films other than their most probable class")
+        return found
+
+
+def read_evidence(folder: Path | None, tags: Mapping[str, str], *, sha256: str) -> Evidence:
+    """Read metrics.json and predictions.csv in `folder`, as far as they are there and can be read.
+
+    Args:
+        folder: where they are; None where the store has none.
+        tags: of the version.
+        sha256: what the store says evidence_digest should be.
+    """
+    if folder is None:
+        return Evidence(None, None, tags)
+    changed = evidence_digest(folder) != sha256
+    return Evidence(_read_metrics(folder / METRICS_FILE), _read_films(folder / PREDICTIONS_FILE), tags, changed=changed)
+
+
+def evidence_digest(folder: Path) -> str:
+    """Return one SHA-256 over metrics.json and predictions.csv; a version's tag keeps it."""
+    digest = hashlib.sha256()
+    for name in (METRICS_FILE, PREDICTIONS_FILE):
+        path = folder / name
+        digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
+    return digest.hexdigest()
+
+
+def _read_metrics(path: Path) -> Mapping[str, Any] | None:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return metrics if isinstance(metrics, dict) else None
+
+
+def _read_films(path: Path) -> pd.DataFrame | None:
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "str"), keep_default_na=False)
+        films = table[table["split"] == "test"].reset_index(drop=True)
+        probabilities = [str(name) for name in films if str(name).startswith("p_")]
+        return films.astype(dict.fromkeys(probabilities, "float64")) if set(_TEXT_COLUMNS) <= set(films) else None
+    except (FileNotFoundError, KeyError, ValueError):  # pandas's own errors are ValueErrors
+        return None

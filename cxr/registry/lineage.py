@@ -1,0 +1,68 @@
+"""Where a model comes from: the commit, the digests of what decides a run, the versions that computed it."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from cxr.common.files import sha256_of
+
+NONE = "none"
+"""Stands where there is nothing to record, so that every version has the same tags."""
+
+_DECIDING_FILES = {"dvc_lock_sha256": "dvc.lock", "params_sha256": "params.yaml", "uv_lock_sha256": "uv.lock"}
+_CODE_FOLDERS = ("cxr", "flows", "tasks")
+_GIT_SECONDS = 30
+
+
+def lineage(root: Path) -> dict[str, str]:
+    """Describe the state of the project at `root` in tags; no names, addresses or secrets.
+
+    Returns:
+        git_commit        40 hexadecimal digits, "none" outside git
+        git_dirty         "true" where tracked files differ from the commit, parameters and lock file aside, which
+                          have digests of their own; "none" outside git
+        code_sha256       of every Python file of the project: says which code ran also where the tree is dirty
+        dvc_lock_sha256, params_sha256, uv_lock_sha256   of those files, "none" where missing
+        python_version, torch_version
+    """
+    return {
+        **_git_state(root),
+        "code_sha256": _code_digest(root),
+        **{tag: _digest(root / name) for tag, name in _DECIDING_FILES.items()},
+        "python_version": platform.python_version(),
+        "torch_version": version("torch"),
+    }
+
+
+def _git_state(root: Path) -> dict[str, str]:
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": NONE, "git_dirty": NONE}
+    aside = [f":(exclude){name}" for name in ("params.yaml", "dvc.lock")]
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *aside)
+    return {"git_commit": commit, "git_dirty": "true" if changes else "false"}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Return what git answers; None where there is no git or no repository."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _digest(path: Path) -> str:
+    return sha256_of(path) if path.is_file() else NONE
+
+
+def _code_digest(root: Path) -> str:
+    files = sorted(path for folder in _CODE_FOLDERS for path in (root / folder).rglob("*.py"))
+    if not files:
+        return NONE
+    listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()

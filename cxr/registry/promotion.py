@@ -1,0 +1,199 @@
+"""The gate before the alias `champion` moves: evidence and thresholds in, a decision with its reasons out.
+
+PROMOTE  every check passed
+REJECT   measured, and not good enough: a floor, the calibration bound, a class's recall, or worse than the champion
+HOLD     the evidence does not decide it, so a person has to look: something is missing, changed, of other films, or
+         the films are too few to tell. A person may overrule a HOLD, never a REJECT
+
+Nothing here reads the registry; see tasks.promote. Recalls are counted from predictions.csv, film by film, and
+metrics.json must agree with them: a number alone carries no promotion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cxr.common.errors import DataError
+from cxr.common.params import PromoteParams
+from cxr.evaluation.comparison import Difference, compare
+from cxr.registry.audit_log import Move
+from cxr.registry.evidence import METRICS_FILE, PREDICTIONS_FILE, Evidence
+from cxr.registry.lineage import NONE
+
+Outcome = Literal["passed", "held", "failed"]
+Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
+
+LINEAGE_TAGS = (
+    "code_sha256",
+    "dvc_lock_sha256",
+    "git_commit",
+    "manifest_sha256",
+    "params_sha256",
+    "protocol",
+    "test_set_sha256",
+    "uv_lock_sha256",
+    "weights_sha256",
+)
+OTHER_TEST_SET = "test set"
+"""Name of the check that the two versions were measured on the same films."""
+_REMEASURE = "`python -m tasks.remeasure` measures the champion on the present test films"
+_ROUNDING = 1e-9  # in floating point 0.95 - 0.05 is more than 0.9: a drop of exactly the margin passes
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the gate, in words."""
+
+    name: str
+    outcome: Outcome
+    observed: str
+    required: str
+
+    def __str__(self) -> str:
+        """Return the check as a sentence's part: name, what was seen, what is needed."""
+        return f"{self.name}: {self.observed}, required {self.required}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict; `reasons` are all checks, whatever came of them."""
+
+    reasons: tuple[Check, ...]
+
+    @property
+    def decision(self) -> Verdict:
+        """One failed check rejects; else one undecided check holds."""
+        outcomes = {check.outcome for check in self.reasons}
+        return "REJECT" if "failed" in outcomes else "HOLD" if "held" in outcomes else "PROMOTE"
+
+    @property
+    def against(self) -> tuple[Check, ...]:
+        """The checks that made the verdict: the failed ones of a REJECT, the undecided ones of a HOLD."""
+        wanted = {"REJECT": "failed", "HOLD": "held", "PROMOTE": ""}[self.decision]
+        return tuple(check for check in self.reasons if check.outcome == wanted)
+
+
+def decide(
+    challenger: Evidence,
+    champion: Evidence | None,
+    params: PromoteParams,
+    *,
+    rolled_back: Move | None = None,
+    broken_bundle: str = "",
+) -> Decision:
+    """Decide whether the challenger becomes champion.
+
+    Args:
+        challenger: its evidence.
+        champion: the present champion's, of the challenger's test set where there is such; None where there is no
+            champion yet, then only the floors count.
+        params: thresholds.
+        rolled_back: the rollback that took the challenger out of service, where there was one.
+        broken_bundle: what is wrong with the challenger's files in the store; "" where they are as registered.
+    """
+    checks = [_evidence_is_whole(challenger), _lineage_is_complete(challenger), _bundle_is_whole(broken_bundle)]
+    checks += _floors(challenger, params)
+    if champion is not None:
+        checks += _against_champion(challenger, champion, params)
+    if rolled_back is not None:
+        checks.append(_was_rolled_back(rolled_back))
+    return Decision(tuple(checks))
+
+
+def _evidence_is_whole(evidence: Evidence) -> Check:
+    found = evidence.problems()
+    required = f"{METRICS_FILE} and {PREDICTIONS_FILE} as registered, agreeing with each other"
+    return Check("evidence", "held" if found else "passed", "; ".join(found) or "complete", required)
+
+
+def _lineage_is_complete(evidence: Evidence) -> Check:
+    """Ask for every digest; of a model of the sample, which serves nobody, no commit."""
+    tags = evidence.tags
+    wanted = [name for name in LINEAGE_TAGS if name != "git_commit" or not evidence.synthetic]
+    found = [f"{name} missing" for name in wanted if tags.get(name, NONE) in {"", NONE}]
+    if tags.get("git_dirty") == "true" and not evidence.synthetic:
+        found.append("the tree differed from git_commit, so its code is in no commit")
+    return Check("lineage", "held" if found else "passed", "; ".join(found) or "complete", ", ".join(wanted))
+
+
+def _bundle_is_whole(broken: str) -> Check:
+    return Check("stored model", "held" if broken else "passed", broken or "as registered", "the registered digests")
+
+
+def _floors(evidence: Evidence, params: PromoteParams) -> list[Check]:
+    values: dict[str, tuple[float | None, float]] = {
+        name: (evidence.metric(name), floor) for name, floor in sorted(params.floors.items())
+    }
+    values |= {f"recall of {name}": (evidence.recall(name), params.min_class_recall) for name in evidence.classes}
+    checks = [
+        _measured(name, value, f"at least {floor:.3f}", good=value is not None and value >= floor)
+        for name, (value, floor) in values.items()
+    ]
+    ece, most = evidence.metric("calibration", "ece"), params.max_ece
+    return [*checks, _measured("calibration error", ece, f"at most {most:.3f}", good=ece is not None and ece <= most)]
+
+
+def _measured(name: str, value: float | None, required: str, *, good: bool) -> Check:
+    if value is None:
+        return Check(name, "held", "missing or not a finite number", required)
+    return Check(name, "passed" if good else "failed", f"{value:.3f}", required)
+
+
+def _against_champion(challenger: Evidence, champion: Evidence, params: PromoteParams) -> list[Check]:
+    if champion.synthetic and not challenger.synthetic:
+        observed = "the champion was trained on the synthetic sample, which is no evidence on real films"
+        return [Check(OTHER_TEST_SET, "passed", observed, "the champion's, or a champion from the synthetic sample")]
+    if missing := champion.problems():
+        return [Check("champion's evidence", "held", "; ".join(missing), "complete, to compare with")]
+    if challenger.test_set_sha256 != champion.test_set_sha256:
+        observed = challenger.test_set_sha256[:12] or "missing"
+        required = f"the champion's, {champion.test_set_sha256[:12]}; {_REMEASURE}"
+        return [Check(OTHER_TEST_SET, "held", observed, required)]
+    same = Check(OTHER_TEST_SET, "passed", challenger.test_set_sha256[:12], "the champion's")
+    recalls = [_recall_kept(name, challenger, champion, params) for name in champion.classes]
+    return [same, *recalls, *_paired(challenger, champion, params)]
+
+
+def _recall_kept(name: str, challenger: Evidence, champion: Evidence, params: PromoteParams) -> Check:
+    new, old = challenger.recall(name), champion.recall(name)
+    title = f"recall of {name} against the champion"
+    if new is None or old is None:
+        return Check(title, "held", "no test film of this class", "films of each class, to compare")
+    least = old - params.max_recall_drop
+    kept = new >= least - _ROUNDING
+    return Check(title, "passed" if kept else "failed", f"{new:.3f}", f"at least {least:.3f} (champion {old:.3f})")
+
+
+def _paired(challenger: Evidence, champion: Evidence, params: PromoteParams) -> list[Check]:
+    """Compare film by film, by a bootstrap over patients; see cxr.evaluation.comparison."""
+    if challenger.films is None or champion.films is None:
+        return []
+    try:
+        found = compare(challenger.films, champion.films, resamples=params.resamples, seed=params.seed)
+    except DataError as error:
+        return [Check("paired comparison", "held", str(error), "the same films, patients and classes")]
+    differences: Mapping[str, Difference] = {"accuracy": found.accuracy, "macro_f1": found.macro_f1}
+    return [_no_worse(name, differences[name], margin) for name, margin in sorted(params.max_loss.items())]
+
+
+def _no_worse(name: str, difference: Difference, margin: float) -> Check:
+    """Pass where a loss beyond the margin is ruled out, fail where the loss is certain, hold in between."""
+    title, required = f"{name} against the champion", f"no loss beyond {margin:.3f}, at 95%"
+    if difference.interval is None:
+        return Check(title, "held", f"{difference.value:+.3f}, too few patients for an interval", required)
+    low, high = difference.interval.low, difference.interval.high
+    observed = f"{difference.value:+.3f} ({low:+.3f} to {high:+.3f})"
+    if low >= -margin - _ROUNDING:
+        return Check(title, "passed", observed, required)
+    return Check(title, "failed" if high < 0 else "held", observed, required)
+
+
+def _was_rolled_back(move: Move) -> Check:
+    return Check("record", "held", f"rolled back on {move.time} by {move.who} ({move.why})", "never rolled back")
+
+
+def sentence(checks: Sequence[Check]) -> str:
+    """Return checks as one line."""
+    return "; ".join(map(str, checks))

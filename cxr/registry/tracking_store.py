@@ -1,0 +1,161 @@
+"""The tracking store itself: where it is, whether it answers, and its errors in words.
+
+The store is `MLFLOW_TRACKING_URI`, or `mlruns/mlflow.db` below the current directory with the artifacts in
+`mlruns/artifacts`. `CXR_MLRUNS` names another `mlruns` folder: a run in a git worktree shares the main checkout's.
+
+MLflow takes seconds to import, so nothing here imports it at module level.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cxr.common.errors import RegistryError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+FOLDER_VARIABLE = "CXR_MLRUNS"
+
+# MLflow's own limits: 7 retries with back-off keep a dead server's client busy for four minutes.
+_CLIENT_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # It prints the address with the password in it as a run ends, and what a stage prints is in Prefect's log.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_CONNECT_SECONDS = 5
+
+
+def mlruns_folder() -> Path:
+    """Return the folder of the local store: `CXR_MLRUNS`, else `mlruns` in the current directory."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "mlruns")
+
+
+def tracking_uri() -> str:
+    """Return the address of the tracking store and registry, credentials and all: never print it."""
+    return os.environ.get(STORE_VARIABLE) or f"sqlite:///{mlruns_folder() / 'mlflow.db'}"
+
+
+def is_server(uri: str) -> bool:
+    """Say whether an address is that of an MLflow server, not of a database."""
+    return uri.startswith(("http://", "https://"))
+
+
+def public_uri() -> str:
+    """Return the address of the store as it may be printed and written: no user, no password, no query.
+
+    The local store is always `sqlite:///mlruns/mlflow.db`, so that a receipt is the same on every machine.
+    """
+    return without_credentials(os.environ.get(STORE_VARIABLE) or "sqlite:///mlruns/mlflow.db")
+
+
+def without_credentials(uri: str) -> str:
+    """Return `uri` without its user, password and query."""
+    return re.sub(r"://[^/]*@", "://", uri).partition("?")[0]
+
+
+def client() -> MlflowClient:
+    """Return a client of the store; the local store is made when it is missing.
+
+    MLflow reads some of its settings as it is imported: callers import its modules after this call.
+
+    Raises:
+        RegistryError: the store does not answer within seconds.
+    """
+    for name, value in _CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    uri = tracking_uri()
+    with store_errors("opening it"):
+        _check_answers(uri)
+        from mlflow import MlflowClient
+
+        # Its warnings of each retry would bury the one line that says what is wrong.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def named_to_mlflow() -> Iterator[None]:
+    """Tell MLflow's own functions which store is meant; some look nowhere else (3.17: versions of logged models).
+
+    MLflow writes the address into the environment for child processes and leaves it there: it is put back.
+    """
+    import mlflow
+
+    given = os.environ.get(STORE_VARIABLE)
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None is its start value
+        if given is not None:
+            os.environ[STORE_VARIABLE] = given
+
+
+@contextmanager
+def store_errors(doing: str) -> Iterator[None]:
+    """Turn whatever the store raises inside the block into a RegistryError without credentials."""
+    try:
+        yield
+    except RegistryError:
+        raise
+    except Exception as error:  # the store may be a file, a database or a server, each with errors of its own
+        if _refused_account(error):
+            raise RegistryError(
+                f"the tracking store {public_uri()} refused the account while {doing}; set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD to an account with the right to do it, then run the same command again"
+            ) from None
+        raise RegistryError(
+            f"the tracking store {public_uri()} failed while {doing}: {_plain(error)}; "
+            f"check that it runs and that {STORE_VARIABLE} is right, then run the same command again"
+        ) from None
+
+
+def _refused_account(error: Exception) -> bool:
+    """Say whether a server answered 401 or 403: no account, a wrong password, or no right."""
+    if getattr(error, "error_code", "") in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return True
+    return bool(re.search(r"failed with error code 40[13]\b|\b40[13] Client Error", str(error)))
+
+
+def _check_answers(uri: str) -> None:
+    """Fail at once where MLflow would go on trying for minutes."""
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path)
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        finally:
+            connection.close()
+    elif parts.hostname:
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
+        if port:
+            socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
+
+
+def _plain(error: Exception) -> str:
+    """Return the first line of an error, short, without any part of the store's credentials."""
+    uri = tracking_uri()
+    text = str(error).strip() or type(error).__name__
+    text = text.replace(uri, public_uri()).splitlines()[0][:300]
+    password = urlsplit(uri).password
+    return without_credentials(text.replace(password, "***") if password else text)

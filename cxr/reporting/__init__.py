@@ -1,0 +1,1 @@
+"""Figures, report, cards and their templates."""

@@ -1,0 +1,145 @@
+"""Model card and data card of a run, in Markdown, every number from the run's own files.
+
+Sections follow Mitchell et al. 2019 (model cards) and Gebru et al. 2021 with Pushkarna et al. 2022 (data cards).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cxr.common.notices import NOT_CLINICAL
+from cxr.reporting.report import PROTOCOLS, SYNTHETIC
+
+MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """What is published about a set that lies in a known layout."""
+
+    name: str
+    creators: str
+    address: str
+    licence: str
+    collected: str
+    labels: str
+    biases: tuple[str, ...]
+
+
+PUBLIC_SETS = {
+    "chest_xray": PublicSet(
+        name="Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, version 2",
+        creators="Kermany, Zhang and Goldbaum, 2018",
+        address="https://doi.org/10.17632/rscbjbr9sj.2",
+        licence="CC BY 4.0",
+        collected="Frontal (anterior-posterior) films of children of one to five years, taken in routine care at the "
+        "Guangzhou Women and Children's Medical Center.",
+        labels="Read by two physicians; a third checked the set's own test part (Kermany et al. 2018).",
+        biases=(
+            "Children of one hospital: says nothing of adults, other hospitals or other machines.",
+            "Bacterial and viral are readings of a film, not results of a culture; readers agree only moderately.",
+            "Several films of one patient; patient numbers restart between the parts, and names do not always tell.",
+            "Neither age, sex nor date of a film is published.",
+        ),
+    ),
+    "covid19": PublicSet(
+        name="Covid-19 Image Dataset",
+        creators="Kaggle, pranavraikokte",
+        address="https://www.kaggle.com/datasets/pranavraikokte/covid19-image-dataset",
+        licence="CC BY-SA 4.0",
+        collected="Films put together from public collections, mostly of adults.",
+        labels="Taken over from those collections; how they were made is not documented.",
+        biases=(
+            "It has no bacterial class: where both sets are merged, the source gives part of the label away.",
+            "Adults here, children in the Kermany set: age, size and text markers tell the source.",
+            "Neither patients, age, sex nor machine are published; each file counts as a patient of its own unless "
+            "its name says otherwise.",
+        ),
+    ),
+}
+"""By the layout that a source was read in. That a folder is laid out like a set does not make it that set."""
+
+
+def write_cards(
+    folder: Path,
+    *,
+    metrics: Json,
+    calibration: Json,
+    training: Json,
+    model: Json,
+    ingest: Json,
+    split: Json,
+    audit: Json,
+    trust: Json,
+) -> None:
+    """Write model_card.md and data_card.md into `folder`; the same content gives the same bytes.
+
+    Args:
+        folder: exists.
+        metrics, calibration, training, model, ingest, split, audit: the JSON files of those names.
+        trust: trust.json: operating points, referral, attention.
+
+    Raises:
+        jinja2.UndefinedError: a file lacks what a card says.
+    """
+    content = {
+        "metrics": metrics,
+        "calibration": calibration,
+        "training": training,
+        "model": model,
+        "ingest": ingest,
+        "split": split,
+        "audit": audit,
+        "trust": trust,
+        "protocol": PROTOCOLS[metrics["protocol"]],
+        "not_clinical": NOT_CLINICAL,
+        "synthetic_sentence": SYNTHETIC,
+        "sources": {name: _public_set(name, ingest) for name in ingest["sources"]},
+    }
+    environment = _environment()
+    for name, template in ((MODEL_CARD, "model_card.md.j2"), (DATA_CARD, "data_card.md.j2")):
+        text = environment.get_template(template).render(content)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=False,  # Markdown, and names of sources are checked by params.yaml
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(score=_score, cell=_cell, count=_count, percent=_percent)
+    return environment
+
+
+def _public_set(name: str, ingest: Json) -> PublicSet | None:
+    """Return what is known of a source; nothing of generated films, or where its layout was not recorded."""
+    return None if ingest["synthetic"] else PUBLIC_SETS.get(ingest.get("layouts", {}).get(name, ""))
+
+
+def _score(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Return a score with its interval; float() is what makes jinja2's Undefined raise its own error."""
+    if value is None:
+        return "not defined"
+    return f"{float(value):.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
+
+
+def _cell(value: object) -> str:
+    """Return a value for a table's cell, where a bar would end it."""
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _count(number: int) -> str:
+    return f"{int(number):,}"
+
+
+def _percent(share: float) -> str:
+    return f"{float(share):.1%}"

@@ -1,0 +1,58 @@
+"""Which figures a report shows, from its tables; how each is drawn stands in cxr/reporting/figures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cxr.audit.trust import question_scores
+from cxr.evaluation.calibration import reliability_table
+from cxr.evaluation.metrics import roc_curves
+from cxr.evaluation.predictions import Predictions
+from cxr.reporting import figures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def draw_figures(
+    test: Predictions, metrics: Mapping[str, Any], *, curves: pd.DataFrame, best_epoch: int
+) -> dict[str, str]:
+    """Return the figures as SVG by name; `curves` is the table curves.csv."""
+    bins, classes = metrics["calibration"]["bins"], test.classes
+    before, after = (reliability_table(test.labels, p, bins=bins) for p in (test.uncalibrated, test.calibrated))
+    auroc = {name: values["auroc"] for name, values in metrics["per_class"].items()}
+    return {
+        "training_curves": figures.training_curves(
+            {str(name): curves[name].tolist() for name in curves}, best_epoch=best_epoch
+        ),
+        "confusion_matrix": figures.confusion_matrix(metrics["confusion_matrix"], classes),
+        "roc": figures.roc(roc_curves(test.labels, test.calibrated, classes), auroc),
+        "reliability": figures.reliability(before, after),
+        "probabilities": figures.probability_histogram(test.labels, test.calibrated, classes),
+    }
+
+
+def trust_figures(trust: Mapping[str, Any], test: Predictions) -> dict[str, str]:
+    """Return the figures of trust.json as SVG by name; those without a question to show are left out."""
+    drawn = {"abstention": figures.abstention(trust["referral"]["curve"], trust["referral"]["found"])}
+    if trust["decisions"]:
+        drawn["decisions"] = figures.decision_curves(trust["decisions"])
+    question = question_scores(test, "pneumonia")
+    if question is not None and trust["operating_points"]["points"]:
+        scores, ill = question
+        pair = np.stack([1 - scores, scores], axis=1)
+        curves = roc_curves(ill.astype(np.int64), pair, ("normal", "pneumonia"))
+        if curves:
+            drawn["operating_points"] = figures.operating_points(
+                curves["pneumonia"], trust["operating_points"]["points"]
+            )
+    return drawn
+
+
+def audit_figures(audit: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures of an audit as SVG by name: audit_views, what is left of each score without a part."""
+    rows = {view["title"]: view for view in audit["views"].values()}
+    return {"audit_views": figures.scores_with_intervals(rows)}

@@ -1,0 +1,130 @@
+"""What stands below a table of docs/results.md: what its rows say together."""
+
+from collections.abc import Mapping
+from itertools import chain
+
+from cxr.evaluation.bootstrap import HEADLINES
+from cxr.evaluation.comparison import MCNEMAR_NOTE, compare, difference_over_seeds
+from cxr.study.results import Figure, GroupResult, RunRecord, Settings, pooled, same_films
+from cxr.study.text import NAMES, NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
+
+LEARNING_CURVE = "results-learning-curve.svg"
+
+
+def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: Settings) -> list[str]:
+    """Return what stands below a group's table besides."""
+    texts = []
+    if result.group.name == "leakage":
+        texts.append(_leakage(result))
+    if result.group.name == "cv":
+        texts.append(_all_folds(result, settings))
+    if result.group.name == "learning_curve" and learning_curve_points(result):
+        texts.append(f"![Accuracy against the number of training films]({LEARNING_CURVE})")
+    if result.group.name == "proxy_full" and "proxy_cheap" in by_name:
+        texts.append(_proxy(by_name["proxy_cheap"], result))
+    if result.group.tested and result.group.baseline:
+        texts.append(_pairwise(result, settings))
+    return texts
+
+
+def learning_curve_points(result: GroupResult) -> list[tuple[int, Figure]]:
+    """Return training films and accuracy of each row that has been run, the fewest films first."""
+    points = []
+    for row in result.rows:
+        figure = row.test.get("accuracy") if result.group.tested else row.validation.get("accuracy")
+        if row.runs and figure is not None:
+            points.append((next(iter(row.runs.values())).train_films, figure))
+    return sorted(points, key=lambda point: point[0])
+
+
+def _leakage(result: GroupResult) -> str:
+    paper, patient = result.row("paper"), result.row("patient")
+    if paper is None or patient is None or not paper.runs or not patient.runs:
+        return f"The difference between `paper` and `patient`: {NOT_RUN}."
+    rows = []
+    for name in HEADLINES:
+        values = [
+            [run.metrics[name] for run in row.runs.values() if run.metrics and run.metrics[name] is not None]
+            for row in (paper, patient)
+        ]
+        if not all(values):
+            continue
+        found = difference_over_seeds(*values)
+        interval = (found.interval.low, found.interval.high) if found.interval else (None, None)
+        rows.append(
+            [f"test {NAMES[name]}", signed_text(found.value, *interval), f"{len(values[0])} and {len(values[1])}"]
+        )
+    heads = [f"{paper.row.label} minus {patient.row.label}", "mean difference (95% interval)", "seeds"]
+    covers = "the draw of the films and the training's randomness"
+    if "split.seed" not in result.group.seeded:
+        covers = "the training's randomness alone, since all seeds have the same films"
+    note = f"Welch's t interval over seeds, unpaired, for the two have different films. It covers {covers}."
+    return f"{table(heads, rows)}\n\n{note}"
+
+
+def _all_folds(result: GroupResult, settings: Settings) -> str:
+    tables = [
+        tested for row in result.rows for run in list(row.runs.values())[:1] if (tested := run.test_films) is not None
+    ]
+    if len(tables) < len(result.rows):
+        return f"All folds together: {len(tables)} of {len(result.rows)} folds have been run."
+    ids = list(chain.from_iterable(tested["image_id"] for tested in tables))
+    if len(set(ids)) < len(ids):
+        return "All folds together: not computed, since a film is in the test sets of two rows."
+    figures = pooled(tables, settings)
+    heads = ["all folds together", *(f"test {NAMES[name]}" for name in HEADLINES)]
+    return table(heads, [[f"{len(ids):,} films, each once", *(figure_text(figures.get(name)) for name in HEADLINES)]])
+
+
+def _proxy(cheap: GroupResult, full: GroupResult) -> str:
+    """Say whether the cheap runs rank recipes as the full runs do."""
+    from scipy.stats import kendalltau, spearmanr
+
+    rows = []
+    for row in full.rows:
+        other = cheap.row(row.row.name)
+        if other is not None and "macro_f1" in other.validation and "macro_f1" in row.validation:
+            rows.append((row.row.label, other.validation["macro_f1"].value, row.validation["macro_f1"].value))
+    if len(rows) < 3:
+        return f"Rank correlation of proxy and full run: {len(rows)} of {len(full.rows)} rows have been run both ways."
+    values = [[row[1] for row in rows], [row[2] for row in rows]]
+    if any(len(set(each)) == 1 for each in values):
+        return "Rank correlation of proxy and full run: not defined, all rows score the same."
+    tau, rho = kendalltau(values[0], values[1]), spearmanr(values[0], values[1])
+    both = table(
+        ["row", "proxy, validation macro-F1", "full, validation macro-F1"],
+        [[label, f"{a:.3f}", f"{b:.3f}"] for label, a, b in rows],
+    )
+    return (
+        f"{both}\n\nRank correlation of proxy and full run over {len(rows)} rows: Kendall's tau {tau.statistic:.2f} "
+        f"(p = {tau.pvalue:.3f}), Spearman's rho {rho.statistic:.2f}."
+    )
+
+
+def _pairwise(result: GroupResult, settings: Settings) -> str:
+    """Compare each row with the baseline on the test films, seed by seed."""
+    base = result.row(result.group.baseline or "")
+    if base is None:
+        return ""
+    rows = [
+        [row.row.label, str(seed), *_against(run, base.runs[seed], settings)]
+        for row in result.rows
+        for seed, run in row.runs.items()
+        if row is not base and seed in base.runs
+    ]
+    if not rows:
+        return f"Each row against {base.row.label} on the test films: {NOT_RUN}."
+    heads = [f"against: {base.row.label}", "seed", *(f"test {NAMES[name]}, difference" for name in HEADLINES)]
+    against = table([*heads, "right alone: row and baseline", "McNemar p"], rows)
+    return f"{against}\n\nPaired bootstrap over patients. {MCNEMAR_NOTE}"
+
+
+def _against(run: RunRecord, baseline: RunRecord, settings: Settings) -> list[str]:
+    """Return the cells of one comparison on the test films."""
+    ours, theirs = run.test_films, baseline.test_films
+    if ours is None or theirs is None or not same_films([ours, theirs]):
+        return ["other test films", *[NOTHING] * (len(HEADLINES) + 1)]
+    found = compare(ours, theirs, resamples=settings.resamples, seed=settings.seed)
+    sides = f"{found.mcnemar.first_alone_right} and {found.mcnemar.second_alone_right}"
+    differences = [difference_text(getattr(found, name)) for name in HEADLINES]
+    return [*differences, sides, f"{found.mcnemar.p_value:.3g}"]

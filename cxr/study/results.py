@@ -1,0 +1,242 @@
+"""What the study's runs say: from run records to figures, intervals and differences. Pure functions.
+
+One seed: the 95% interval by bootstrap over the patients of the films. Several seeds: the mean over them, and the
+lowest and highest. Differences between rows are taken on the same films with the same seed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxr.evaluation.bootstrap import HEADLINES, headline_scores
+from cxr.evaluation.comparison import Difference, compare_over_seeds
+from cxr.evaluation.metrics import Floats, Ints, measure
+from cxr.study.spec import Group, Row, Study
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of the study.
+
+    tags, params   as the tracking store has them; `params` under dotted names
+    training       training.json
+    validation     validation.csv, a row a film; None where the run has none
+    metrics        metrics.json of the test set; None where the row was not tested
+    predictions    predictions.csv; None likewise
+    """
+
+    run_id: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    training: Mapping[str, Any]
+    validation: pd.DataFrame | None
+    metrics: Mapping[str, Any] | None
+    predictions: pd.DataFrame | None
+
+    @property
+    def train_films(self) -> int:
+        """Return how many films trained."""
+        prefix = "split.counts.train."
+        return sum(int(value) for name, value in self.params.items() if name.startswith(prefix))
+
+    @property
+    def test_films(self) -> pd.DataFrame | None:
+        """Return the predictions of the test films; None where there are none."""
+        table = self.predictions
+        return None if table is None else table[table["split"] == "test"].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How intervals are computed."""
+
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its interval (one seed) or its lowest and highest value (several); None where undefined."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row of the study and the run of each of its seeds, as far as it has been run; figures by name.
+
+    validation   macro_f1 and accuracy
+    test         HEADLINES, empty where nothing was tested
+    to_baseline  macro_f1 and nll, on validation; None without a baseline, or where the films differ
+    """
+
+    row: Row
+    seeds: tuple[int, ...]
+    runs: Mapping[int, RunRecord]
+    validation: Mapping[str, Figure]
+    test: Mapping[str, Figure]
+    to_baseline: Mapping[str, Difference] | None
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A group of the study with its rows in order."""
+
+    group: Group
+    rows: tuple[RowResult, ...]
+
+    def row(self, name: str) -> RowResult | None:
+        """Return the row of a name, None where there is none."""
+        return next((row for row in self.rows if row.row.name == name), None)
+
+
+def study_results(study: Study, records: Sequence[RunRecord], settings: Settings) -> list[GroupResult]:
+    """Return every group and row of the study with what its runs say; what has not been run has no runs.
+
+    Args:
+        study: what should be there.
+        records: what is there, the oldest first. A run counts for a row when it carries the row's tag and its
+            recorded parameters are those that the row sets now; of several the newest counts.
+        settings: of the bootstrap.
+    """
+    return [_group_result(group, records, settings) for group in study.groups]
+
+
+def stale_tags(study: Study, records: Sequence[RunRecord]) -> list[str]:
+    """Return the tags of rows that were run, but not with the parameters that the study sets now."""
+    return [
+        group.tag(row, seed)
+        for group in study.groups
+        for row in group.rows
+        for seed in group.seeds_of(row)
+        if any(group.tag(row, seed) in record.tags for record in records) and not _found(group, row, seed, records)
+    ]
+
+
+def same_films(tables: Sequence[pd.DataFrame]) -> bool:
+    """Say whether all tables of predictions are of the same films and classes, so that they can be compared."""
+    keys = [(frozenset(table["image_id"]), tuple(_probability_columns(table))) for table in tables]
+    return all(a == b for a, b in pairwise(keys))
+
+
+def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[str]]:
+    """Return class indices (N,), probabilities (N, C) and the C class names of a table of predictions."""
+    columns = _probability_columns(table)
+    classes = [name.removeprefix("p_") for name in columns]
+    labels = np.array([classes.index(label) for label in table["label"]], dtype=np.int64)
+    return labels, table[columns].to_numpy(np.float64), classes
+
+
+def pooled(tables: Sequence[pd.DataFrame], settings: Settings) -> dict[str, Figure]:
+    """Return the HEADLINES of films that several models predicted, each film by one of them."""
+    return _measured(pd.concat(tables, ignore_index=True), settings)
+
+
+def _group_result(group: Group, records: Sequence[RunRecord], settings: Settings) -> GroupResult:
+    runs = {
+        row.name: {
+            seed: found for seed in group.seeds_of(row) if (found := _found(group, row, seed, records)) is not None
+        }
+        for row in group.rows
+    }
+    base = runs.get(group.baseline) if group.baseline else None
+    rows = [
+        RowResult(
+            row=row,
+            seeds=tuple(group.seeds_of(row)),
+            runs=runs[row.name],
+            validation=_validation(list(runs[row.name].values()), settings),
+            test=_test(list(runs[row.name].values())),
+            to_baseline=_to_baseline(runs[row.name], base, settings) if base and row.name != group.baseline else None,
+        )
+        for row in group.rows
+    ]
+    return GroupResult(group, tuple(rows))
+
+
+def _found(group: Group, row: Row, seed: int, records: Sequence[RunRecord]) -> RunRecord | None:
+    wanted = _flat(group.settings(row, seed))
+    fitting = [
+        record
+        for record in records
+        if group.tag(row, seed) in record.tags
+        and all(_plain(record.params[name]) == value for name, value in wanted.items() if name in record.params)
+        and (record.metrics is not None or not group.tested)
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _plain(recorded: str) -> Any:
+    """Return the value of a recorded parameter: text is recorded as it is, all else as JSON."""
+    try:
+        return json.loads(recorded)
+    except json.JSONDecodeError:
+        return recorded
+
+
+def _validation(runs: Sequence[RunRecord], settings: Settings) -> dict[str, Figure]:
+    tables = [run.validation for run in runs if run.validation is not None]
+    if len(tables) == 1:
+        return {name: figure for name, figure in _measured(tables[0], settings).items() if name != "macro_auroc"}
+    measured = [measure(*labels_and_probabilities(table)) for table in tables]
+    return _over_seeds([{"accuracy": each.accuracy, "macro_f1": each.macro_f1} for each in measured])
+
+
+def _measured(table: pd.DataFrame, settings: Settings) -> dict[str, Figure]:
+    labels, probabilities, classes = labels_and_probabilities(table)
+    patients = table["patient_id"].astype(str).tolist()
+    draws = {"resamples": settings.resamples, "seed": settings.seed}
+    scores = headline_scores(labels, probabilities, patients, classes, **draws)
+    return _figures(scores, scores["ci95"])
+
+
+def _test(runs: Sequence[RunRecord]) -> dict[str, Figure]:
+    metrics = [run.metrics for run in runs if run.metrics is not None]
+    return _figures(metrics[0], metrics[0]["ci95"]) if len(metrics) == 1 else _over_seeds(metrics)
+
+
+def _figures(values: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Figure]:
+    known = [name for name in HEADLINES if values[name] is not None]
+    return {name: Figure(values[name], *(intervals[name] or (None, None))) for name in known}
+
+
+def _over_seeds(values: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    figures = {}
+    for name in HEADLINES:
+        each = [value[name] for value in values if value.get(name) is not None]
+        if each:
+            figures[name] = Figure(float(np.mean(each)), min(each), max(each))
+    return figures
+
+
+def _to_baseline(
+    runs: Mapping[int, RunRecord], baseline: Mapping[int, RunRecord], settings: Settings
+) -> dict[str, Difference] | None:
+    pairs = [
+        (ours, theirs)
+        for seed, run in runs.items()
+        if seed in baseline
+        and (ours := run.validation) is not None
+        and (theirs := baseline[seed].validation) is not None
+    ]
+    if not pairs or not same_films([table for pair in pairs for table in pair]):
+        return None
+    return compare_over_seeds(pairs, resamples=settings.resamples, seed=settings.seed)
+
+
+def _probability_columns(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table if str(name).startswith("p_")]

@@ -1,0 +1,94 @@
+"""Start a training in several processes through torchrun, from the command that starts it in one.
+
+`CXR_TORCHRUN` holds torchrun's own options; `torchrun OPTIONS -m tasks.train` does the same without it.
+
+    CXR_TORCHRUN="--nproc-per-node 2" python -m tasks.train              two processes, or two GPUs, of this machine
+    CXR_TORCHRUN="--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id NAME --rdzv-endpoint HOST:29500"
+                                                                         the same command on both machines
+
+Processes of one machine meet in a file and talk over loopback: no port is open to the network. Those of several
+machines talk over the network that joins them, unencrypted, as torch does: it has to be a private one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from cxr.common.errors import ParamsError, TrainingError
+from cxr.training.distributed import STORE_VARIABLE, PeerLostError
+
+VARIABLE = "CXR_TORCHRUN"
+_ELSEWHERE = ("--nnodes", "--rdzv", "--master", "--standalone")
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+
+
+def run_processes(module: str, arguments: list[str], options: str) -> None:
+    """Run `python -m MODULE ARGUMENTS` in the processes that torchrun's `options` ask for, to their end.
+
+    Raises:
+        TrainingError: one of them failed; with its message and exit code where it left one. All others are stopped.
+        ParamsError: torchrun does not take the options.
+        KeyboardInterrupt: the processes were stopped as this one was to stop.
+    """
+    elastic: Any = importlib.import_module("torch.distributed.run")  # it has no types
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its page about a failure: ours is one line
+    words = shlex.split(options)
+    with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
+        if not any(word.startswith(_ELSEWHERE) for word in words):
+            words += _on_this_machine(Path(folder))
+        try:
+            parsed = elastic.parse_args([*words, "--log-dir", folder, "--module", module, *arguments])
+        except SystemExit as error:
+            raise ParamsError(f"{VARIABLE} holds torchrun's options, and torchrun does not take {options!r}") from error
+        try:
+            elastic.run(parsed)
+        except ChildFailedError as error:
+            raise _as_one_line(error.failures) from error
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from error
+            sys.exit(128 + error.sigval)
+
+
+def _on_this_machine(folder: Path) -> list[str]:
+    """Return options by which the processes meet in files below `folder`; tell them by the environment."""
+    os.environ.update({STORE_VARIABLE: str(folder / "processes"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    for name, value in _LOOPBACK.items():
+        os.environ.setdefault(name, value)
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--rdzv-id", folder.name]
+    return [*meeting, "--rdzv-endpoint", str(folder / "agents"), "--local-addr", "127.0.0.1"]
+
+
+def _as_one_line(failures: dict[int, ProcessFailure]) -> TrainingError:
+    """Return the cause: the first that failed by itself, not because another was gone."""
+    first = sorted(failures.items(), key=lambda failure: failure[1].timestamp)
+    own = [failure for failure in first if not _message(failure[1]).startswith(PeerLostError.__name__)]
+    rank, cause = (own or first)[0]
+    left_message = Path(cause.error_file).is_file()
+    if cause.exitcode < 0:
+        said = f"process {rank} of the training was ended by {cause.signal_name()}, and the others with it"
+        said += "; run the same command again to go on from the last whole epoch"
+    elif left_message:
+        said = _message(cause).partition(": ")[2]
+    else:
+        said = f"process {rank} of the training ended with exit code {cause.exitcode}; its own words stand above"
+    error = TrainingError(said)
+    error.exit_code = cause.exitcode if left_message and cause.exitcode > 0 else TrainingError.exit_code
+    return error
+
+
+def _message(failure: ProcessFailure) -> str:
+    """Return "Type: text" of the error that a process left, else torch's words; torch keeps the first as a dict."""
+    message: Any = failure.message
+    return str(message["message"] if isinstance(message, dict) else message)

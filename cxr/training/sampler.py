@@ -1,0 +1,50 @@
+"""In which order films are learnt from, and how much each class weighs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cxr.common.errors import DataError
+
+if TYPE_CHECKING:
+    from cxr.common.params import TrainParams
+    from cxr.training.data import TrainingData
+
+
+def epoch_order(data: TrainingData, recipe: TrainParams, generator: torch.Generator) -> NDArray[np.int64]:
+    """Return the rows of one epoch: shuffled, or drawn with replacement so that strata are equally likely."""
+    rows = data.train_rows
+    if recipe.class_balance in {"none", "weights"}:
+        chosen = torch.randperm(len(rows), generator=generator)
+    else:
+        weights = torch.from_numpy(_sampling_weights(data, by_source=recipe.class_balance == "sampling_by_source"))
+        chosen = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
+    return np.asarray(rows[chosen.numpy()], np.int64)
+
+
+def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.float64]:
+    """Return a weight for each training film: each class weighs the same and, if asked, each source within it."""
+    labels = data.labels[data.train_rows]
+    weights = 1.0 / np.bincount(labels, minlength=len(data.classes))[labels]
+    if not by_source:
+        return weights
+    if data.sources is None:
+        raise DataError("train.class_balance sampling_by_source needs the source of each film, and none is known")
+    _, stratum, counts = np.unique(
+        np.stack([labels, data.sources[data.train_rows]]), axis=1, return_inverse=True, return_counts=True
+    )
+    sources_of_class = np.bincount(np.unique(np.stack([labels, stratum.ravel()]), axis=1)[0])
+    return 1.0 / (counts[stratum.ravel()] * sources_of_class[labels])
+
+
+def class_weights(data: TrainingData, recipe: TrainParams) -> Tensor:
+    """Return a weight a class: all one, or the inverse of its share, with the mean over films one."""
+    if recipe.class_balance != "weights":
+        return torch.ones(len(data.classes))
+    counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))
+    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)

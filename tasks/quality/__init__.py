@@ -1,0 +1,1 @@
+"""The data gates, by Great Expectations."""

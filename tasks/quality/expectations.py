@@ -1,0 +1,220 @@
+"""What a data-quality gate is made of: named checks on tables, run by Great Expectations.
+
+The only module that imports Great Expectations (inside functions: the import takes seconds). The gates themselves
+are the steps `validate`, after ingest, and `split`.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from cxr.common.errors import GateError, ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+log = logging.getLogger("cxr.gate")
+
+Severity = Literal["error", "warn"]
+_OFFENDERS_SHOWN = 5
+_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)  # the run's time would name a folder: no two runs would write the same
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation on a table.
+
+    name         as params, reports and messages call it
+    kind         class of great_expectations.expectations without its "Expect"
+    arguments    of that class
+    expected     the same for people: "64 to 8000"
+    """
+
+    name: str
+    kind: str
+    arguments: Mapping[str, Any]
+    expected: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to check. `key` names the columns that tell a person which row it is."""
+
+    name: str
+    rows: pd.DataFrame
+    key: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one check ended; `offenders` are the first rows that failed, as "column=value, ..."."""
+
+    name: str
+    severity: Severity
+    passed: bool
+    observed: str
+    expected: str
+    offenders: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of validation.json."""
+        return {
+            "name": self.name,
+            "severity": self.severity,
+            "passed": self.passed,
+            "observed": self.observed,
+            "threshold": self.expected,
+        }
+
+
+def check_tables(
+    tables: Sequence[Table], *, suite: str, notes: str, warn_only: Collection[str] = (), docs: Path | None = None
+) -> list[Outcome]:
+    """Run every check and return what came out, in the order of the checks.
+
+    Args:
+        tables: what to check.
+        suite: name of the gate; each table's suite is "<suite>-<table>".
+        notes: stands above the expectations in Data Docs.
+        warn_only: names of checks whose failure is no error.
+        docs: empty folder for Data Docs as HTML; none are written without.
+
+    Raises:
+        ParamsError: `warn_only` names a check that does not exist.
+    """
+    known = [check.name for table in tables for check in table.checks]
+    unknown = sorted(set(warn_only) - set(known))
+    if unknown:
+        raise ParamsError(f"warn_only names no check of this gate: {', '.join(unknown)}; there are {', '.join(known)}")
+    context = _context(docs)
+    return [outcome for table in tables for outcome in _check_table(context, table, suite, notes, warn_only, docs)]
+
+
+def enforce(outcomes: Sequence[Outcome], *, gate: str, hint: str) -> None:
+    """Log the table of what failed; stop if any of it is an error.
+
+    Args:
+        outcomes: of all checks.
+        gate: what the message calls this gate, "after ingest".
+        hint: what to do now.
+
+    Raises:
+        GateError: at least one check of severity "error" failed.
+    """
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    if failed:
+        log.warning("%s", "\n".join(_failure_table(failed)))
+    errors = [outcome.name for outcome in failed if outcome.severity == "error"]
+    if errors:
+        raise GateError(
+            f"the gate {gate} failed: {', '.join(errors)} ({len(errors)} of {len(outcomes)} checks); {hint}"
+        )
+    log.info(
+        "gate %s: %d checks, %d passed, %d warnings", gate, len(outcomes), len(outcomes) - len(failed), len(failed)
+    )
+
+
+def _failure_table(failed: Iterable[Outcome]) -> list[str]:
+    lines = [f"{'check':<24}{'severity':<10}{'expected':<44}found"]
+    for outcome in failed:
+        expected, *more = textwrap.wrap(outcome.expected, 42) or [""]
+        lines.append(f"{outcome.name:<24}{outcome.severity:<10}{expected:<44}{outcome.observed}")
+        lines += [f"{'':<34}{line}" for line in more]
+        lines += [f"    {offender}" for offender in outcome.offenders]
+    return lines
+
+
+def _context(docs: Path | None) -> Any:
+    """Return a GX context that lives in memory, writes Data Docs to `docs` alone and draws no progress bars."""
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    sites: dict[str, Any] = {}
+    if docs:
+        backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
+        index = {"class_name": "DefaultSiteIndexBuilder"}
+        sites["site"] = {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": backend}
+    config = DataContextConfig(
+        data_docs_sites=sites,
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        progress_bars=ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _check_table(
+    context: Any, table: Table, suite: str, notes: str, warn_only: Collection[str], docs: Path | None
+) -> list[Outcome]:
+    import great_expectations as gx
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    severity: dict[str, Severity] = {
+        check.name: "warn" if check.name in warn_only else "error" for check in table.checks
+    }
+    name = f"{suite}-{table.name}"
+    expectations = context.suites.add(gx.ExpectationSuite(name, notes=notes))
+    for check in table.checks:
+        expectation = getattr(gx.expectations, f"Expect{check.kind}")
+        gx_severity = "warning" if severity[check.name] == "warn" else "critical"
+        named = {"meta": {"check": check.name}, "notes": f"{check.name}: {check.expected}", "severity": gx_severity}
+        expectations.add_expectation(expectation(**check.arguments, **named))
+    asset = context.data_sources.add_pandas(table.name).add_dataframe_asset(table.name)
+    data = asset.add_batch_definition_whole_dataframe("all")
+    definition = gx.ValidationDefinition(name=name, data=data, suite=expectations)
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        actions=[UpdateDataDocsAction(name="docs", site_names=["site"])] if docs else [],
+        result_format={
+            "result_format": "SUMMARY",
+            "unexpected_index_column_names": list(table.key),
+            "partial_unexpected_count": _OFFENDERS_SHOWN,
+        },
+    )
+    run_id = RunIdentifier(run_name=suite, run_time=_NO_TIME)
+    (run,) = checkpoint.run(batch_parameters={"dataframe": table.rows}, run_id=run_id).run_results.values()
+    results: list[Any] = [result.to_json_dict() for result in run.results]
+    by_name = {result["expectation_config"]["meta"]["check"]: result for result in results}
+    return [_outcome(check, table.key, severity[check.name], by_name[check.name]) for check in table.checks]
+
+
+def _outcome(check: Check, key: Sequence[str], severity: Severity, result: dict[str, Any]) -> Outcome:
+    found = result["result"]
+    if "unexpected_count" in found:
+        observed = f"{found['unexpected_count']} of {found['element_count']} rows fail"
+    elif "observed_value" in found:
+        observed = str(found["observed_value"])
+    else:
+        observed = f"the check could not run: {_reason(result['exception_info'])}"
+    rows = found.get("partial_unexpected_index_list") or []
+    offenders = tuple(_as_text(row, key) for row in rows)
+    return Outcome(check.name, severity, bool(result["success"]), observed, check.expected, offenders)
+
+
+def _as_text(row: dict[str, Any], key: Sequence[str]) -> str:
+    """Return the key columns of a row, then those that were checked."""
+    names = [*key, *(name for name in row if name not in key)]
+    return ", ".join(
+        f"{name}={row[name]:.4g}" if isinstance(row[name], float) else f"{name}={row[name]}" for name in names
+    )
+
+
+def _reason(info: dict[str, Any]) -> str:
+    """Return the message in GX's exception info, which may be nested one level under the id of a metric."""
+    nested = [value for value in info.values() if isinstance(value, dict)]
+    return str((nested[0] if nested else info).get("exception_message"))

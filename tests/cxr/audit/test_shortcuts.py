@@ -1,0 +1,203 @@
+"""A model whose reading is known must be found out: one reads only the border, one only the middle of the film."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import cxr.audit.shortcuts
+from cxr.audit.shortcuts import N_EXAMPLES, AuditSettings, audit
+from cxr.audit.verdict import verdict
+from cxr.dataset.image_array import PackedFilms
+from cxr.imaging.preprocess import Preprocessing
+from cxr.models.bundle import ModelSpec
+from cxr.reporting.report_figures import audit_figures
+
+SIDE, N_PATIENTS = 48, 60
+CLASSES = ("normal", "viral", "bacterial")
+GREYS = (60, 120, 180)
+
+
+class Reader(nn.Module):
+    """Answers the class whose grey level is nearest to the mean of one window of the film."""
+
+    def __init__(self, window: tuple[slice, slice]) -> None:
+        super().__init__()
+        self.window = window
+        self.fc = nn.Linear(3, len(CLASSES), bias=False)
+        self.fc.weight.data = torch.eye(len(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.window
+        mean = x[:, 0, rows, columns].mean(dim=(1, 2))
+        greys = torch.tensor(GREYS, dtype=torch.float32) / 255
+        logits: Tensor = self.fc(-((mean[:, None] - greys) ** 2) * 400)
+        return logits
+
+
+CORNER, MIDDLE = (slice(0, 3), slice(0, 3)), (slice(18, 24), slice(10, 16))
+
+
+def spec() -> ModelSpec:
+    preprocessing = Preprocessing(SIDE, "stretch", "none", 2.0, 8, 10_000)
+    return ModelSpec(
+        backbone="resnet50",
+        classes=CLASSES,
+        preprocessing=preprocessing,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        temperature=1.0,
+        synthetic=True,
+        head="linear",
+        members=1,
+        views=(1.0,),
+        bias=(0.0,) * len(CLASSES),
+    )
+
+
+def films(
+    mark: Callable[[NDArray[np.uint8], int], None], sources: tuple[str, ...] = ("here", "there")
+) -> tuple[PackedFilms, pd.DataFrame]:
+    """Return a film a patient, a noisy body with two lungs and what `mark` adds for the class; sources take turns."""
+    x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
+    body = np.where(np.abs(x) < 0.85, 170, 60)
+    for side in (-1, 1):
+        body[np.square((x - side * 0.4) / 0.25) + np.square((y + 0.1) / 0.6) < 1] = 90
+    noise = np.random.default_rng(1).integers(-10, 10, (N_PATIENTS, SIDE, SIDE))
+    images = (body + noise).astype(np.uint8)
+    labels = [n % len(CLASSES) for n in range(N_PATIENTS)]
+    for image, label in zip(images, labels, strict=True):
+        mark(image, label)
+    ids = [f"film-{n}" for n in range(N_PATIENTS)]
+    table = pd.DataFrame(
+        {
+            "image_id": ids,
+            "split": "test",
+            "source": [sources[n // len(CLASSES) % len(sources)] for n in range(N_PATIENTS)],
+            "patient_id": [f"patient-{n}" for n in range(N_PATIENTS)],
+            "label": [CLASSES[label] for label in labels],
+        }
+    )
+    return PackedFilms(images, ids, spec().preprocessing), table
+
+
+def in_corner(image: NDArray[np.uint8], label: int) -> None:
+    image[CORNER] = GREYS[label]
+
+
+def in_middle(image: NDArray[np.uint8], label: int) -> None:
+    image[MIDDLE] = GREYS[label]
+
+
+def audited(model: nn.Module, packed: PackedFilms, table: pd.DataFrame, *, max_films: int = 1000) -> dict[str, Any]:
+    found = audit(model.eval(), spec(), packed, table, AuditSettings(max_films, resamples=200, seed=1))
+    through_json: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
+    return through_json
+
+
+@cache
+def border_reader() -> dict[str, Any]:
+    return audited(Reader(CORNER), *films(in_corner))
+
+
+def levels(found: dict[str, Any]) -> list[str]:
+    return [finding["level"] for finding in found["verdict"]]
+
+
+def test_a_model_that_reads_the_border_keeps_its_score_without_the_thorax_and_is_found_out() -> None:
+    found = deepcopy(border_reader())
+    scores = {name: view["accuracy"] for name, view in found["views"].items()}
+    assert scores["whole"] == scores["thorax_blanked"] == scores["thorax_black"] == scores["border_only"] == 1
+    assert scores["thorax_only"] < 0.6
+    assert levels(found)[:3] == ["bad", "bad", "doubt"]
+
+
+def test_a_model_that_reads_the_lungs_loses_its_score_without_the_thorax_and_is_cleared() -> None:
+    found = audited(Reader(MIDDLE), *films(in_middle))
+    scores = {name: view["accuracy"] for name, view in found["views"].items()}
+    assert scores["whole"] == scores["thorax_only"] == 1
+    assert max(scores["thorax_blanked"], scores["thorax_black"], scores["border_only"]) < 0.6
+    assert found["views"]["thorax_black"]["macro_auroc"] == 0.5
+    assert levels(found)[1:3] == ["good", "good"]
+    assert levels(found)[0] != "bad"
+
+
+def test_the_same_films_and_seed_give_the_same_audit() -> None:
+    assert audited(Reader(CORNER), *films(in_corner)) == border_reader()
+
+
+def test_more_films_than_allowed_are_drawn_from_and_the_audit_says_so() -> None:
+    found = audited(Reader(CORNER), *films(in_corner), max_films=24)
+    assert (found["films"], found["test_films"]) == (24, N_PATIENTS)
+
+
+def test_one_source_is_not_probed_and_says_why() -> None:
+    found = audited(Reader(CORNER), *films(in_corner, sources=("here",)))
+    assert "one source (here)" in found["probe"]["skipped"]
+    assert levels(found)[3] == "unknown"
+
+
+def test_a_source_that_shows_in_the_features_is_told_though_the_label_is_balanced() -> None:
+    packed, table = films(in_middle)
+    there = (table["source"] == "there").to_numpy()
+    packed.images[there, :3, :3] = 250
+    packed.images[~there, :3, :3] = 10
+    marked = audited(Reader(CORNER), packed, table)
+    assert marked["probe"]["features"]["auroc"] > 0.95
+    assert levels(marked)[3] == "doubt"  # both sources have all classes
+    unmarked = audited(Reader(MIDDLE), *films(in_middle))
+    low, high = unmarked["probe"]["features"]["ci95"]
+    assert low <= 0.5 <= high
+
+
+def test_too_few_patients_give_no_interval_and_no_judgement() -> None:
+    packed, table = films(in_corner)
+    found = audited(Reader(CORNER), packed, table.iloc[:8])
+    assert found["views"]["whole"]["ci95"]["macro_auroc"] is None
+    assert levels(found)[:2] == ["unknown", "unknown"]
+
+
+def test_examples_show_each_class_in_each_view() -> None:
+    found = deepcopy(border_reader())
+    assert len(found["examples"]) == N_EXAMPLES
+    assert {example["label"] for example in found["examples"]} == set(CLASSES)
+    for example in found["examples"]:
+        assert set(example["pictures"]) == set(found["views"])
+        assert all(address.startswith("data:image/jpeg;base64,") for address in example["pictures"].values())
+
+
+def test_the_figure_and_the_part_of_the_report_show_every_view_and_finding() -> None:
+    found = deepcopy(border_reader())
+    drawn = audit_figures(found)
+    environment = Environment(
+        loader=FileSystemLoader(Path(cxr.audit.shortcuts.__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters.update(
+        value=lambda x: f"{x:.3f}", count=str, percent="{:.1%}".format, interval=lambda x: "" if x is None else str(x)
+    )
+    html = environment.get_template("audit.html.j2").render(audit=found, figures=drawn)
+    for view in found["views"].values():
+        assert view["title"] in html
+        assert view["title"] in drawn["audit_views"]
+    for finding in found["verdict"]:
+        assert finding["sentence"] in html
+
+
+@pytest.mark.parametrize(
+    ("auroc", "expected"), [(0.95, "bad"), (0.8, "doubt"), (0.55, "good")], ids=["told", "in part", "hardly"]
+)
+def test_telling_the_source_is_bad_only_where_it_gives_a_class_away(auroc: float, expected: str) -> None:
+    found = deepcopy(border_reader())
+    found["probe"]["features"]["auroc"] = auroc
+    found["sources"]["there"].pop("bacterial")
+    assert verdict(found)[3]["level"] == expected

@@ -1,0 +1,52 @@
+"""A file or folder is there whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from cxr.common.files import read_json, sha256_of, whole_file, whole_folder, write_json
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), whole_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"
+
+
+def test_folder_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with whole_folder(folder) as partial:
+        (partial / "one").write_text("1")
+    with pytest.raises(RuntimeError), whole_folder(folder) as partial:
+        (partial / "two").write_text("2")
+        raise RuntimeError
+    assert [file.name for file in folder.iterdir()] == ["one"]
+    with whole_folder(folder) as partial:
+        (partial / "three").write_text("3")
+    assert [file.name for file in folder.iterdir()] == ["three"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_remains_of_a_killed_run_do_not_get_into_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "stale").touch()
+    with whole_folder(tmp_path / "out") as partial:
+        (partial / "fresh").touch()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["fresh"]
+
+
+def test_json_comes_back_and_not_a_number_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert read_json(tmp_path / "a.json") == {"a": [1, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_digest_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

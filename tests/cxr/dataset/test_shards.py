@@ -1,0 +1,146 @@
+"""What is packed is read back byte for byte; one changed film changes one shard; a damaged shard is named."""
+
+import hashlib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxr.common.errors import DataError
+from cxr.dataset.shards import Shards, shard_count, shard_of, write_shards
+
+NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=12)
+FILMS = st.dictionaries(NAMES.map("films/{}".format), st.binary(max_size=60), max_size=30)
+
+
+def packed(folder: Path, films: dict[str, bytes], *, workers: int = 2, shard_bytes: int = 128) -> dict[str, str]:
+    """Pack films; return the digest of each shard."""
+    sizes = {path: len(data) for path, data in films.items()}
+    done = list(write_shards(folder, sizes, films.__getitem__, workers=workers, shard_bytes=shard_bytes))
+    assert sum(done) == len(films)
+    return {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in sorted(folder.iterdir())}
+
+
+def films_of(count: int) -> dict[str, bytes]:
+    return {f"films/kermany/{number:03d}.jpeg": bytes([number]) * 40 for number in range(count)}
+
+
+@settings(max_examples=50, deadline=None)
+@given(films=FILMS)
+def test_every_film_comes_back_byte_for_byte_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, films: dict[str, bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("packed") / "films"
+    packed(folder, films)
+    shards = Shards(folder)
+    assert len(shards) == len(films)
+    assert {path: shards.read(path) for path in films} == films
+    assert "films/of no shard/" not in shards
+
+
+@settings(max_examples=25, deadline=None)
+@given(films=FILMS, data=st.data())
+def test_the_order_of_films_and_the_workers_change_no_byte(
+    tmp_path_factory: pytest.TempPathFactory, films: dict[str, bytes], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    shuffled = {path: films[path] for path in data.draw(st.permutations(sorted(films)))}
+    assert packed(folder / "one", films) == packed(folder / "other", shuffled, workers=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(films=FILMS.filter(bool), data=st.data())
+def test_a_changed_film_changes_its_own_shard_alone(
+    tmp_path_factory: pytest.TempPathFactory, films: dict[str, bytes], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    path = data.draw(st.sampled_from(sorted(films)))
+    changed = films | {path: bytes(byte ^ 1 for byte in films[path]) or b"x"}
+    count = shard_count(sum(map(len, films.values())), shard_bytes=10_000)
+    before = packed(folder / "before", films, shard_bytes=10_000)
+    after = packed(folder / "after", changed, shard_bytes=10_000)
+    assert {name for name in before if before[name] != after[name]} == {f"{shard_of(path, count):04d}.zip"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(total=st.integers(0, 10**15), shard_bytes=st.integers(1, 10**9))
+def test_the_mean_shard_is_no_larger_than_asked_and_half_as_many_would_be(total: int, shard_bytes: int) -> None:
+    count = shard_count(total, shard_bytes=shard_bytes)
+    assert count.bit_count() == 1
+    assert total <= count * shard_bytes
+    assert count == 1 or total > count // 2 * shard_bytes
+
+
+def test_films_spread_over_the_shards_evenly() -> None:
+    counts = [0] * 8
+    for number in range(8000):
+        counts[shard_of(f"films/kermany/train/person{number}_virus_1.jpeg", 8)] += 1
+    assert min(counts) > 850
+    assert max(counts) < 1150
+
+
+def test_any_zip_tool_reads_a_shard(tmp_path: Path) -> None:
+    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
+    with zipfile.ZipFile(tmp_path / "films" / "0000.zip") as opened:
+        opened.extractall(tmp_path / "tree")
+    assert {path: (tmp_path / "tree" / path).read_bytes() for path in films_of(3)} == films_of(3)
+
+
+def test_many_threads_read_at_once(tmp_path: Path) -> None:
+    films = films_of(200)
+    packed(tmp_path / "films", films, shard_bytes=2000)
+    shards = Shards(tmp_path / "films")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(shards.read, list(films) * 5)) == list(films.values()) * 5
+
+
+REPAIR = (
+    "run `dvc checkout --force` to take it from DVC's cache, `dvc pull` where it is not there, or "
+    "`dvc repro --force ingest` to pack the films anew"
+)
+
+
+def test_a_shard_with_a_changed_byte_is_named_with_what_to_do(tmp_path: Path) -> None:
+    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
+    shard = tmp_path / "films" / "0000.zip"
+    shard.write_bytes(shard.read_bytes().replace(b"\1" * 40, b"\1" * 39 + b"\2"))
+    shards = Shards(tmp_path / "films")
+    assert shards.read("films/kermany/000.jpeg") == bytes(40)
+    with pytest.raises(DataError) as raised:
+        shards.read("films/kermany/001.jpeg")
+    assert str(raised.value) == f"{shard} is damaged (films/kermany/001.jpeg has another checksum); {REPAIR}"
+
+
+def test_a_shard_cut_short_is_named_with_what_to_do(tmp_path: Path) -> None:
+    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
+    shard = tmp_path / "films" / "0000.zip"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    with pytest.raises(DataError) as raised:
+        Shards(tmp_path / "films")
+    assert str(raised.value) == f"{shard} is damaged (File is not a zip file); {REPAIR}"
+
+
+def test_a_shard_that_is_gone_after_it_was_listed_is_named(tmp_path: Path) -> None:
+    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
+    shards = Shards(tmp_path / "films")
+    (tmp_path / "films" / "0000.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"0000\.zip is damaged"):
+        shards.read("films/kermany/000.jpeg")
+    (tmp_path / "films" / "0000.zip").unlink()
+    with pytest.raises(DataError, match=r"0000\.zip is damaged .*No such file"):
+        shards.read("films/kermany/000.jpeg")
+
+
+def test_a_folder_without_shards_and_a_film_in_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        Shards(tmp_path)
+    assert str(raised.value) == f"{tmp_path} holds no shards of films (*.zip); run `dvc repro ingest` to make them"
+    packed(tmp_path / "films", {})
+    with pytest.raises(DataError) as raised:
+        Shards(tmp_path / "films").read("films/a.png")
+    assert str(raised.value) == (
+        "films/a.png is in no shard of films; run `dvc repro --force ingest` to pack the films anew"
+    )

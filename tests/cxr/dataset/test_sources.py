@@ -1,0 +1,379 @@
+import hashlib
+import io
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from cxr.common.archives import unpack
+from cxr.common.download import download
+from cxr.common.errors import SourceError
+from cxr.dataset.sources import Sample, fetch
+from tests.support.servers import Web, s3_settings, serve_s3, serve_web
+
+SAMPLE = Sample(patients_per_class=5, seed=1)
+BUCKET = "films"
+BODY = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with serve_web() as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve_s3(tmp_path_factory.mktemp("weed"), BUCKET) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3_settings(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    return s3_endpoint
+
+
+def zip_of(entries: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def message_of(location: str, downloads: Path, digest: str | None = None) -> str:
+    with pytest.raises(SourceError) as caught:
+        fetch(location, downloads=downloads, sample=SAMPLE, sha256=digest)
+    return str(caught.value)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    fetched = fetch(str(tmp_path), downloads=tmp_path / "downloads", sample=SAMPLE)
+    assert (fetched.folder, fetched.is_archive) == (tmp_path, False)
+
+
+def test_a_location_of_no_known_kind_is_named_with_the_kinds(tmp_path: Path) -> None:
+    assert message_of(f"{tmp_path}/none", tmp_path) == (
+        f"{tmp_path}/none: no such folder or file; expected `sample`, a folder, a zip, https://... or "
+        "s3://bucket/prefix"
+    )
+
+
+def test_the_sample_is_written_once_for_its_parameters(tmp_path: Path) -> None:
+    first = fetch("sample", downloads=tmp_path, sample=SAMPLE).folder
+    written = (first / "chest_xray").stat().st_mtime_ns
+    again = fetch("sample", downloads=tmp_path, sample=SAMPLE).folder
+    other = fetch("sample", downloads=tmp_path, sample=Sample(patients_per_class=5, seed=2)).folder
+    assert again == first != other
+    assert (first / "chest_xray").stat().st_mtime_ns == written
+
+
+# --- zips ---
+
+
+def test_a_zip_is_unpacked_once_and_beside_it_nothing_is_left(tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(zip_of({"chest_xray/train/a b.jpeg": b"film", "empty/": b""}))
+    downloads = tmp_path / "downloads"
+    folder = fetch(str(archive), downloads=downloads, sample=SAMPLE).folder
+    assert (folder / "chest_xray/train/a b.jpeg").read_bytes() == b"film"
+    (folder / "kept").touch()
+    assert fetch(str(archive), downloads=downloads, sample=SAMPLE).folder == folder
+    assert (folder / "kept").exists()
+    assert [path.name for path in downloads.iterdir()] == [f"unpacked-{sha256(archive.read_bytes())[:16]}"]
+
+
+@pytest.mark.parametrize("name", ["../out.jpeg", "a/../../out.jpeg", "/out.jpeg", "C:/out.jpeg", "..\\out.jpeg"])
+def test_an_entry_that_would_leave_the_folder_refuses_the_whole_zip(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(zip_of({"train/good.jpeg": b"film", name: b"bad"}))
+    assert message_of(str(archive), tmp_path / "downloads") == (
+        f"{archive}: the entry {name!r} would leave the folder; nothing was unpacked"
+    )
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_an_entry_that_is_a_link_refuses_the_zip(tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    link = zipfile.ZipInfo("train/link.jpeg")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr(link, "/etc/hostname")
+    assert message_of(str(archive), tmp_path) == (
+        f"{archive}: the entry 'train/link.jpeg' is a link; nothing was unpacked"
+    )
+
+
+def test_an_encrypted_zip_is_refused_by_name(tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    content = bytearray(zip_of({"a.jpeg": b"film"}))
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the entry's flag in the directory
+    archive.write_bytes(content)
+    assert message_of(str(archive), tmp_path) == (
+        f"{archive}: the entry 'a.jpeg' is encrypted; unpack it and name the folder"
+    )
+
+
+def test_a_corrupt_zip_leaves_nothing_unpacked(tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        opened.writestr("good.jpeg", b"film")
+        opened.writestr("bad.jpeg", b"changed below")
+    archive.write_bytes(buffer.getvalue().replace(b"changed below", b"CHANGED below"))
+    assert message_of(str(archive), tmp_path / "downloads") == (
+        f"{archive} is no zip or is damaged (Bad CRC-32 for file 'bad.jpeg'); fetch it again"
+    )
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_a_file_that_is_no_zip_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "set.rar"
+    archive.write_bytes(b"Rar!")
+    assert message_of(str(archive), tmp_path) == (
+        f"{archive} is no zip or is damaged (File is not a zip file); fetch it again"
+    )
+
+
+def test_a_zip_of_another_digest_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(zip_of({"a.jpeg": b"film"}))
+    assert message_of(str(archive), tmp_path, "0" * 64) == (
+        f"{archive} has the sha256 {sha256(archive.read_bytes())}, expected {'0' * 64}; fetch it again, or correct "
+        "ingest.sources"
+    )
+
+
+def test_a_zip_larger_than_the_disk_is_refused_before_unpacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(zip_of({"a.jpeg": b"x" * 5000}))
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # a full disk cannot be had here
+    with pytest.raises(SourceError) as caught:
+        unpack(archive, tmp_path)
+    assert str(caught.value) == f"{archive} unpacks to 5,000 bytes and 4,096 are free; make room first"
+
+
+# --- http ---
+
+
+def test_a_download_goes_on_where_it_was_cut(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.cut_after = [30_000, 20_000]
+    digest = download(f"{web.address}/set.zip", tmp_path / "set.zip", sha256=sha256(BODY), backoff_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == BODY
+    assert digest == sha256(BODY)
+    assert web.asked == [("/set.zip", None), ("/set.zip", "bytes=30000-"), ("/set.zip", "bytes=50000-")]
+    assert (tmp_path / "set.zip.sha256").read_text() == f"{digest}  set.zip\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.zip", "set.zip.sha256"]
+
+
+def test_a_later_run_goes_on_from_what_an_earlier_one_kept(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.cut_after = [30_000, 0, 0, 0, 0, 0]
+    with pytest.raises(SourceError) as caught:
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert str(caught.value) == (
+        f"{web.address}/set.zip: the connection was cut, 5 times in a row; 30,000 bytes are kept: "
+        "run the same command again to go on from there"
+    )
+    web.cut_after.clear()
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert web.asked[-1] == ("/set.zip", "bytes=30000-")
+    assert (tmp_path / "set.zip").read_bytes() == BODY
+
+
+def test_a_file_that_changed_at_its_home_meanwhile_is_fetched_from_the_start(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.cut_after = [30_000, 0, 0, 0, 0, 0]
+    with pytest.raises(SourceError):
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    web.cut_after.clear()
+    web.files["/set.zip"], web.etag = BODY[::-1], '"two"'
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == BODY[::-1]
+
+
+@pytest.mark.parametrize(("etag", "ranges"), [(None, True), ('W/"weak"', True), ('"one"', False)])
+def test_a_server_that_cannot_resume_is_asked_for_the_whole_again(
+    web: Web, tmp_path: Path, etag: str | None, ranges: bool
+) -> None:
+    web.files["/set.zip"], web.etag, web.ranges = BODY, etag, ranges
+    web.cut_after = [30_000]
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == BODY
+
+
+def test_a_kill_between_the_last_byte_and_the_rename_costs_no_second_download(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.cut_after = [30_000, 0, 0, 0, 0, 0]
+    with pytest.raises(SourceError):
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    web.cut_after.clear()
+    (tmp_path / ".set.zip.part").write_bytes(BODY)
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == BODY
+    assert web.asked[-1] == ("/set.zip", f"bytes={len(BODY)}-")
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.cut_after = [30_000, 0, 0, 0, 0, 0]
+    with pytest.raises(SourceError):
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    web.cut_after.clear()
+    (tmp_path / ".set.zip.part").write_bytes(BODY + b"more")
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == BODY
+
+
+def test_a_corrupt_download_is_removed_and_named(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY[:-1] + b"?"
+    with pytest.raises(SourceError) as caught:
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", sha256=sha256(BODY), backoff_s=0)
+    assert str(caught.value) == (
+        f"{web.address}/set.zip: what came has the sha256 {sha256(web.files['/set.zip'])}, expected {sha256(BODY)}; "
+        "it was removed: run the same command again, or correct the digest if a new version was published"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_not_fetched_again_unless_it_changed(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    target = tmp_path / "set.zip"
+    download(f"{web.address}/set.zip", target)
+    download(f"{web.address}/set.zip", target)
+    assert len(web.asked) == 1
+    target.write_bytes(b"something else")
+    download(f"{web.address}/set.zip", target)
+    assert len(web.asked) == 2
+    assert target.read_bytes() == BODY
+
+
+def test_an_overloaded_server_is_asked_again_and_a_missing_file_is_not(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    web.statuses = [503, 429]
+    download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    assert len(web.asked) == 3
+    with pytest.raises(SourceError) as caught:
+        download(f"{web.address}/none.zip", tmp_path / "none.zip", backoff_s=0)
+    assert str(caught.value) == f"{web.address}/none.zip: not found (404 Not Found); check the address"
+    assert len(web.asked) == 4
+
+
+def test_a_server_that_stays_overloaded_or_away_is_named(web: Web, tmp_path: Path) -> None:
+    web.statuses = [503] * 5
+    with pytest.raises(SourceError, match="the server answers 503 Service Unavailable, 5 times in a row; 0 bytes"):
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
+    with pytest.raises(SourceError, match="the server cannot be reached, 5 times in a row"):
+        download("http://127.0.0.1:9/set.zip", tmp_path / "set.zip", backoff_s=0)
+
+
+def test_credentials_do_not_follow_to_another_host(web: Web, tmp_path: Path) -> None:
+    with serve_web() as other:
+        web.redirects["/set.zip"] = f"{other.address}/store"
+        other.files["/store"] = BODY
+        other.authorization = "Bearer token"
+        with pytest.raises(SourceError, match=r"refused \(401 Unauthorized\); check the credentials and terms"):
+            download(f"{web.address}/set.zip", tmp_path / "a", headers={"Authorization": "Bearer token"}, backoff_s=0)
+
+
+def test_an_address_is_downloaded_and_unpacked_once(web: Web, tmp_path: Path) -> None:
+    web.files["/films/set.zip"] = zip_of({"train/a.jpeg": b"film"})
+    address = f"{web.address}/films/set.zip?version=2"
+    web.files["/films/set.zip?version=2"] = web.files["/films/set.zip"]
+    first = fetch(address, downloads=tmp_path, sample=SAMPLE, sha256=sha256(web.files["/films/set.zip"]))
+    assert (first.folder / "train/a.jpeg").read_bytes() == b"film"
+    assert first.is_archive
+    assert fetch(address, downloads=tmp_path, sample=SAMPLE) == first
+    assert len(web.asked) == 1
+
+
+def test_a_download_that_is_no_zip_is_removed_so_that_the_next_run_fetches_it_anew(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = b"<html>please log in</html>"
+    message = message_of(f"{web.address}/set.zip", tmp_path)
+    assert message.endswith("set.zip is no zip or is damaged (File is not a zip file); fetch it again")
+    web.files["/set.zip"] = zip_of({"train/a.jpeg": b"film"})
+    assert (fetch(f"{web.address}/set.zip", downloads=tmp_path, sample=SAMPLE).folder / "train/a.jpeg").is_file()
+
+
+# --- s3 ---
+
+
+def put(endpoint: str, objects: dict[str, bytes], *, delete: tuple[str, ...] = ()) -> None:
+    client = boto3.client("s3", endpoint_url=endpoint)
+    for key, content in objects.items():
+        client.put_object(Bucket=BUCKET, Key=key, Body=content)
+    for key in delete:
+        client.delete_object(Bucket=BUCKET, Key=key)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_prefix_is_mirrored_and_later_only_what_changed(s3: str, tmp_path: Path) -> None:
+    put(s3, {"set/train/a.jpeg": b"a", "set/train/b.jpeg": b"b", "set/c.jpeg": b"c", "set-old/d.jpeg": b"d"})
+    folder = fetch(f"s3://{BUCKET}/set", downloads=tmp_path, sample=SAMPLE).folder
+    assert contents(folder) == {"train/a.jpeg": b"a", "train/b.jpeg": b"b", "c.jpeg": b"c"}
+    untouched = (folder / "train/a.jpeg").stat().st_mtime_ns
+    put(s3, {"set/train/b.jpeg": b"changed", "set/new.jpeg": b"new"}, delete=("set/c.jpeg",))
+    assert fetch(f"s3://{BUCKET}/set/", downloads=tmp_path, sample=SAMPLE).folder == folder
+    assert contents(folder) == {"train/a.jpeg": b"a", "train/b.jpeg": b"changed", "new.jpeg": b"new"}
+    assert (folder / "train/a.jpeg").stat().st_mtime_ns == untouched
+
+
+def test_a_prefix_that_is_one_zip_is_unpacked(s3: str, tmp_path: Path) -> None:
+    put(s3, {"zips/set.zip": zip_of({"train/a.jpeg": b"film"})})
+    folder = fetch(f"s3://{BUCKET}/zips/set.zip", downloads=tmp_path, sample=SAMPLE).folder
+    assert contents(folder) == {"train/a.jpeg": b"film"}
+
+
+def test_an_endpoint_that_is_away_is_named_and_later_only_what_is_missing_is_fetched(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(s3, {"cut/a.jpeg": b"a", "cut/b.jpeg": b"b"})
+    folder = fetch(f"s3://{BUCKET}/cut", downloads=tmp_path, sample=SAMPLE).folder
+    first = (folder / "a.jpeg").stat().st_mtime_ns
+    (folder / "b.jpeg").unlink()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    message = message_of(f"s3://{BUCKET}/cut", tmp_path)
+    assert message == (
+        f's3://{BUCKET}/cut: Could not connect to the endpoint URL: "http://127.0.0.1:9/{BUCKET}'
+        '?list-type=2&prefix=cut&encoding-type=url"; '
+        "check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    fetch(f"s3://{BUCKET}/cut", downloads=tmp_path, sample=SAMPLE)
+    assert contents(folder) == {"a.jpeg": b"a", "b.jpeg": b"b"}
+    assert (folder / "a.jpeg").stat().st_mtime_ns == first
+
+
+def test_a_prefix_with_nothing_under_it_is_named(s3: str, tmp_path: Path) -> None:
+    assert s3
+    assert message_of(f"s3://{BUCKET}/none", tmp_path) == (
+        f"s3://{BUCKET}/none: there is nothing under this prefix; check bucket and prefix"
+    )
+
+
+def test_wrong_keys_are_named_with_the_variables_to_check(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert s3
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    message = message_of(f"s3://{BUCKET}/set", tmp_path)
+    assert message.startswith(f"s3://{BUCKET}/set: An error occurred (SignatureDoesNotMatch)")
+    assert message.endswith("; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    assert "wrong" not in message

@@ -1,0 +1,156 @@
+"""The embedded sample: laid out as the real sets, learnable, not by exposure, with known faults."""
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cxr.dataset.layouts import LAYOUTS, Placement
+from cxr.dataset.synthetic import DUPLICATE, KEPT, PLANTED, write_sample
+
+PATIENTS = 24
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder, patients_per_class=PATIENTS, seed=5)
+    return folder
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def placements(folder: Path) -> dict[str, Placement]:
+    """Return what the readers of the real sets say of each film that was not planted."""
+    found = {}
+    for name in all_files(folder):
+        if name not in PLANTED:
+            top, inside = name.split("/", 1)
+            layout = next(layout for layout in LAYOUTS.values() if layout.folder == top)
+            placed = layout.place(PurePosixPath(inside))
+            assert isinstance(placed, Placement), placed
+            found[name] = placed
+    return found
+
+
+def grey(path: Path) -> NDArray[np.uint8]:
+    film = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert film is not None
+    return np.asarray(film, dtype=np.uint8)
+
+
+def thumbnail_correlation(one: Path, other: Path) -> float:
+    thumbnails = [cv2.resize(grey(path), (32, 32), interpolation=cv2.INTER_AREA).ravel() for path in (one, other)]
+    return float(np.corrcoef(*thumbnails)[0, 1])
+
+
+def test_a_seed_writes_the_same_bytes_and_another_seed_other_films(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        write_sample(tmp_path / name, patients_per_class=2, seed=seed)
+    one, again, other = (all_files(tmp_path / name) for name in ("one", "again", "other"))
+    assert one == again
+    assert not [name for name in set(one) & set(other) - set(PLANTED) if one[name] == other[name]]
+
+
+def test_more_patients_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
+    write_sample(tmp_path / "few", patients_per_class=2, seed=1)
+    write_sample(tmp_path / "more", patients_per_class=3, seed=1)
+    name = "chest_xray/train/PNEUMONIA/person1_bacteria_1.jpeg"
+    assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "more" / name).read_bytes()
+
+
+def test_the_real_sets_readers_find_every_class_in_every_part(sample: Path) -> None:
+    counted = Counter((name.split("/")[0], at.official_split, at.label) for name, at in placements(sample).items())
+    for part in ("train", "test"):
+        assert min(counted["chest_xray", part, label] for label in ("normal", "viral", "bacterial")) >= 4
+        assert min(counted["Covid19-dataset", part, label] for label in ("normal", "viral", "covid")) >= 1
+
+
+def test_patients_have_several_films_and_numbers_restart_between_the_parts(sample: Path) -> None:
+    kermany = [at for name, at in placements(sample).items() if name.startswith("chest_xray")]
+    films = Counter((at.official_split, at.patient) for at in kermany)
+    assert max(films.values()) >= 3
+    assert {("train", "train/person1"), ("test", "test/person1")} <= set(films)
+    kinds = {patient: {at.label for at in kermany if at.patient == patient} for _, patient in films}
+    assert any(len(labels) == 2 for labels in kinds.values()), "some person numbers have films of both kinds"
+
+
+def test_films_have_the_sizes_and_formats_of_two_different_sources(sample: Path) -> None:
+    sides = [side for name in list(placements(sample))[::10] for side in grey(sample / name).shape]
+    assert 300 <= min(sides) <= max(sides) <= 420
+    assert {path.suffix for path in (sample / "Covid19-dataset").rglob("*.*")} == {".jpeg", ".png"}
+    for film in list((sample / "Covid19-dataset/train/Covid").glob("0[1-9].*"))[:4]:
+        assert grey(film)[0].max() < 40, "the second source's films have a black border"
+
+
+def test_planted_files_are_what_they_are_said_to_be(sample: Path) -> None:
+    files = all_files(sample)
+    assert set(PLANTED) <= set(files)
+    copies = Counter(files.values())
+    exact = [name for name, fate in PLANTED.items() if fate == DUPLICATE and copies[files[name]] == 2]
+    assert len(exact) == 2
+    (near,) = (name for name, fate in PLANTED.items() if fate == DUPLICATE and name not in exact)
+    original = min((sample / "chest_xray/train/NORMAL").glob("*IM-*.jpeg"))
+    assert files[near] != original.read_bytes()
+    assert thumbnail_correlation(sample / near, original) > 0.999
+    one, other = (files[name] for name, fate in PLANTED.items() if fate == "conflicting labels")
+    assert one == other
+
+
+def test_of_the_planted_files_that_are_kept_one_has_16_bits_and_one_looks_like_another_film(sample: Path) -> None:
+    deep, alike = (sample / name for name, fate in PLANTED.items() if fate == KEPT)
+    film = cv2.imread(str(deep), cv2.IMREAD_UNCHANGED)
+    assert film is not None
+    assert film.dtype == np.uint16
+    assert film.max() > 60_000
+    original = min((sample / "chest_xray/train/PNEUMONIA").glob("*_virus_*.jpeg"))
+    assert 0.98 < thumbnail_correlation(alike, original) < 0.995
+
+
+def test_no_two_other_films_are_taken_for_one(sample: Path) -> None:
+    names = list(placements(sample))
+    thumbnails = [cv2.resize(grey(sample / name), (32, 32), interpolation=cv2.INTER_AREA).ravel() for name in names]
+    correlation = np.triu(np.corrcoef(np.array(thumbnails, dtype=np.float64)), 1)
+    assert correlation.max() < 0.98
+
+
+def test_classes_show_in_shape_and_texture_and_not_in_exposure(sample: Path) -> None:
+    """A sample that grey level alone separates would let any model look good."""
+    kermany = {name: at for name, at in placements(sample).items() if name.startswith("chest_xray")}
+    films = [grey(sample / name) for name in kermany]
+    label = np.array([at.label for at in kermany.values()])
+    is_test = np.array([at.official_split == "test" for at in kermany.values()])
+    exposure = np.array([[film.mean(), film.std()] for film in films])
+    texture = np.array([shape_and_texture(film) for film in films])
+    by_exposure, by_texture = (accuracy(features, label, is_test) for features in (exposure, texture))
+    assert by_exposure < 0.5
+    assert by_texture > by_exposure + 0.15
+
+
+def shape_and_texture(film: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return coarse maps of fine structure, of medium structure, and of left-right difference, free of exposure."""
+    small = cv2.resize(film, (112, 112), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = (small - small.mean()) / small.std()
+    fine = np.abs(small - cv2.GaussianBlur(small, (0, 0), 1.5))
+    medium = np.abs(cv2.GaussianBlur(small, (0, 0), 2) - cv2.GaussianBlur(small, (0, 0), 6))
+    coarse = cv2.resize(small, (8, 8), interpolation=cv2.INTER_AREA)
+    maps = [cv2.resize(plane, (6, 6), interpolation=cv2.INTER_AREA).ravel() for plane in (fine, medium)]
+    return np.concatenate([*maps, np.abs(coarse - coarse[:, ::-1])[:, :4].ravel()])
+
+
+def accuracy(features: NDArray[np.float32], label: NDArray[np.str_], is_test: NDArray[np.bool_]) -> float:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=2000))
+    return float(model.fit(features[~is_test], label[~is_test]).score(features[is_test], label[is_test]))
+
+
+def test_a_sample_of_one_patient_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a sample needs at least 2 patients of each class, got 1"):
+        write_sample(tmp_path, patients_per_class=1, seed=0)

@@ -1,0 +1,81 @@
+"""Who a film is of, told apart without saying it; and films without their patient."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from cxr.common.errors import ImageError, SourceError
+from cxr.dicom.deidentify import KEY_VARIABLE, patient_digest, patient_key, read_identity, without_patient
+from cxr.imaging.decode import decode_grey
+from tests.support.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_film, picture
+
+
+def test_identity_is_read_and_its_repr_says_nothing() -> None:
+    identity = read_identity(dicom_film(picture()), name="film.dcm")
+    assert (identity.study_uid, identity.sop_uid, identity.patient_id) == ("1.2.3", "1.2.3.4.5", "MRN-8675309")
+    assert repr(identity) == "Identity()"
+
+
+def test_a_digest_stays_for_a_patient_and_differs_between_patients_issuers_and_keys() -> None:
+    digests = {
+        patient_digest(patient, issuer=issuer, key=key)
+        for patient in ("1", "2")
+        for issuer in ("", "A")
+        for key in (b"k" * 32, b"l" * 32)
+    }
+    assert len(digests) == 8
+    assert patient_digest("1", issuer="", key=b"k" * 32) in digests
+    assert all(len(digest) == 16 for digest in digests)
+
+
+@pytest.mark.parametrize(("key", "said"), [(None, "not set"), ("short", "too short")])
+def test_a_missing_or_short_key_stops_with_how_to_make_one(
+    monkeypatch: pytest.MonkeyPatch, key: str | None, said: str
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    if key:
+        monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(SourceError, match=f"{KEY_VARIABLE} is {said}.*token_hex"):
+        patient_key()
+
+
+def lut(first: int) -> Sequence:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [256, first % 0x10000, 12])
+    item.add_new("LUTData", "OW", np.linspace(0, 4095, 256).astype("<u2").tobytes())
+    item.LUTExplanation = "for Jane Sorrowful"
+    return Sequence([item])
+
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"bits": 12, "syntax": BIG_ENDIAN},
+    {"bits": 12, "syntax": LOSSLESS["implicit"], "WindowCenter": 100.1234, "WindowWidth": 222.25, "RescaleSlope": 0.1},
+    {"syntax": LOSSLESS["deflated"], "VOILUTSequence": lut(0), "BodyPartExamined": "chest of Jane Sorrowful"},
+    {"ModalityLUTSequence": lut(-10), "PhotometricInterpretation": "MONOCHROME1", "PatientOrientation": ["R", "F"]},
+    {"bits": 16, "syntax": LOSSLESS["JPEG lossless"], "PixelSpacing": [0.143, 0.2]},
+    {"bits": 12, "PixelRepresentation": 1, "PixelPaddingValue": ("SS", -2048), "RescaleIntercept": -7.5},
+    {"bits": 12, "BitsAllocated": 16, "HighBit": 15},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_film_without_its_patient_gives_the_same_levels_and_no_name(kind: dict[str, Any]) -> None:
+    film = dicom_film(picture(bits=kind.get("bits", 8)), **kind)
+    bare = without_patient(film, name="film.dcm", max_pixels=10**6)
+    before = decode_grey(film, name="film.dcm", max_pixels=10**6)
+    assert np.array_equal(decode_grey(bare, name="bare.dcm", max_pixels=10**6), before)
+    assert not [secret for secret in SECRETS if secret.encode() in bare]
+    assert "1.2.3.4.5" not in str(pydicom.dcmread(io.BytesIO(bare)))
+    assert without_patient(film, name="film.dcm", max_pixels=10**6) == bare
+
+
+def test_what_is_no_film_has_nothing_that_could_be_kept() -> None:
+    with pytest.raises(ImageError) as caught:
+        without_patient(dicom_film(picture(), Modality="MR"), name="film.dcm", max_pixels=10**6)
+    assert caught.value.reason == "other modality"

@@ -1,0 +1,171 @@
+"""Operating points, referral and net benefit on films few enough to count by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cxr.evaluation.bootstrap import Resampling
+from cxr.evaluation.clinical_utility import (
+    DECISION_THRESHOLDS,
+    MIN_KEPT,
+    abstention_curve,
+    decision_curve,
+    decisions_of,
+    operating_point,
+    refer,
+    refer_confidence,
+    threshold_at_specificity,
+)
+
+RIGHT = np.array([True] * 9 + [False] + [True] * 6 + [False] * 4)
+CONFIDENCE = np.linspace(0.99, 0.42, 20)
+
+
+def draws(n: int) -> Resampling:
+    return Resampling(np.arange(n), resamples=200, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("specificity", "threshold"),
+    [
+        (0.90, 0.9),  # nine of ten healthy films are at or below it
+        (0.95, 1.0),  # ten are needed
+        (0.85, 0.9),  # 8.5 are needed, so nine
+        (0.05, 0.1),
+        (1.0, 1.0),
+    ],
+)
+def test_the_threshold_leaves_the_wanted_share_of_healthy_films_below(specificity: float, threshold: float) -> None:
+    scores = np.array([0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.9, 0.8, 0.7, 1.0, 0.05])
+    ill = np.arange(11) == 10
+    assert threshold_at_specificity(scores, ill, specificity) == threshold
+
+
+def test_healthy_films_with_the_same_score_stay_on_one_side() -> None:
+    scores, ill = np.array([0.1, 0.2, 0.2, 0.2, 0.9]), np.zeros(5, bool)
+    threshold = threshold_at_specificity(scores, ill, 0.5)
+    assert threshold == 0.2
+    assert (scores <= threshold).mean() == 0.8
+
+
+def test_without_healthy_films_there_is_no_threshold() -> None:
+    assert threshold_at_specificity(np.array([0.4]), np.array([True]), 0.9) is None
+
+
+def test_an_operating_point_counts_what_lies_above_its_threshold() -> None:
+    scores = np.array([0.9, 0.8, 0.5, 0.2, 0.6, 0.5, 0.1, 0.1, 0.1, 0.1])
+    point = operating_point(scores, np.arange(10) < 4, threshold=0.5, target_specificity=0.9, draws=draws(10))
+    assert (point.sensitivity.value, point.sensitivity.of) == (0.5, 4)
+    assert point.specificity.value == pytest.approx(5 / 6)
+    assert point.specificity.of == 6
+    assert point.specificity.interval is not None
+    assert point.specificity.interval.low < 5 / 6 <= point.specificity.interval.high
+
+
+def test_test_films_of_one_kind_leave_the_other_rate_undefined() -> None:
+    point = operating_point(np.full(12, 0.9), np.ones(12, bool), threshold=0.5, target_specificity=0.9, draws=draws(12))
+    assert point.specificity.to_json() == {"value": None, "ci95": None, "of": 0}
+    assert point.sensitivity.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "kept"),
+    [
+        (0.7, 20),  # 15 of 20 are right
+        (0.75, 20),
+        (0.8, 18),  # 15 of 18 are right: 0.83
+        (0.9, 16),  # 15 of 16
+        (0.93, 16),
+    ],
+)
+def test_as_many_films_are_kept_as_the_accuracy_allows(accuracy: float, kept: int) -> None:
+    threshold = refer_confidence(CONFIDENCE, RIGHT, accuracy=accuracy)
+    assert threshold is not None
+    assert np.count_nonzero(threshold <= CONFIDENCE) == kept
+
+
+def test_an_accuracy_that_no_ten_films_reach_has_no_threshold() -> None:
+    assert RIGHT[: MIN_KEPT - 1].all()
+    assert refer_confidence(CONFIDENCE, RIGHT, accuracy=0.95) is None
+    assert refer_confidence(np.zeros(0), np.zeros(0, bool), accuracy=0.5) is None
+
+
+def test_films_that_are_equally_sure_are_kept_or_referred_together() -> None:
+    confidence = np.array([0.9] * 10 + [0.6] * 4)
+    right = np.array([True] * 12 + [False] * 2)
+    assert refer_confidence(confidence, right, accuracy=0.95) == 0.9
+
+
+def test_referral_counts_films_kept_right_ones_and_errors_caught() -> None:
+    referral = refer(CONFIDENCE, RIGHT, threshold=float(CONFIDENCE[11]), draws=draws(20))
+    assert (referral.coverage.value, referral.coverage.of) == (0.6, 20)
+    assert referral.accuracy_on_kept.value == pytest.approx(11 / 12)
+    assert referral.accuracy_on_kept.of == 12
+    assert (referral.errors_caught.value, referral.errors_caught.of) == (0.8, 5)
+    json.dumps(referral.to_json(), allow_nan=False)
+
+
+def test_without_errors_there_is_none_to_catch() -> None:
+    referral = refer(CONFIDENCE, np.ones(20, bool), threshold=0.7, draws=draws(20))
+    assert referral.errors_caught.value is None
+    assert referral.accuracy_on_kept.value == 1.0
+
+
+def test_the_abstention_curve_runs_from_the_surest_films_to_all() -> None:
+    curve = abstention_curve(CONFIDENCE, RIGHT, draws(20))
+    assert [round(point.coverage, 2) for point in curve] == [share / 100 for share in range(5, 101, 5)]
+    accuracy = {round(point.coverage, 2): point.accuracy for point in curve}
+    assert accuracy[0.45] == 1.0
+    assert accuracy[0.5] == pytest.approx(0.9)
+    assert accuracy[1.0] == pytest.approx(0.75)
+    last = curve[-1].interval
+    assert last is not None
+    assert last.low < 0.75 < last.high
+
+
+def test_equally_sure_films_make_one_point_of_the_curve() -> None:
+    curve = abstention_curve(np.full(12, 0.5), np.arange(12) < 6, draws(12))
+    assert [(point.coverage, point.accuracy) for point in curve] == [(1.0, 0.5)]
+
+
+def test_net_benefit_is_true_positives_less_false_ones_at_the_odds_of_the_threshold() -> None:
+    scores = np.array([0.9, 0.9, 0.3, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    curve = decision_curve(scores, np.arange(10) < 3, draws(10))
+    at = DECISION_THRESHOLDS.index(0.2)
+    assert curve.model[at] == pytest.approx(3 / 10 - 1 / 10 * 0.25)
+    assert curve.treat_all[at] == pytest.approx(3 / 10 - 7 / 10 * 0.25)
+    at = DECISION_THRESHOLDS.index(0.5)
+    assert curve.model[at] == pytest.approx(2 / 10 - 1 / 10)
+    assert curve.treat_all[at] == pytest.approx(3 / 10 - 7 / 10)
+
+
+def test_a_good_model_is_useful_over_a_range_and_a_blind_one_nowhere() -> None:
+    ill = np.arange(200) % 2 == 0
+    noise = np.random.default_rng(0).random(200)
+    good = decision_curve(np.clip(0.6 * ill + 0.4 * noise, 0, 1), ill, draws(200))
+    assert good.useful is not None
+    low, high = good.useful
+    assert low < 0.3
+    assert high > 0.6
+    assert decision_curve(noise, ill, draws(200)).useful is None
+    json.dumps(good.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("classes", "questions"),
+    [
+        (("normal", "viral", "bacterial"), ["pneumonia", "bacterial"]),
+        (("normal", "viral", "bacterial", "covid"), ["pneumonia", "bacterial"]),
+        (("normal", "bacterial"), ["pneumonia"]),  # bacterial against the rest is the same question
+        (("viral", "bacterial"), ["bacterial"]),
+        (("viral", "covid"), []),
+        (("normal",), []),
+    ],
+)
+def test_each_set_of_classes_answers_its_questions(classes: tuple[str, ...], questions: list[str]) -> None:
+    n = len(classes)
+    asked = decisions_of(classes, np.arange(n), np.eye(n) * 0.8 + 0.1)
+    assert list(asked) == questions
+    for scores, ill in asked.values():
+        assert ((scores > 0.5) == ill).all()

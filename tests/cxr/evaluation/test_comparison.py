@@ -1,0 +1,183 @@
+"""Model against model: paired intervals that know the difference better than two intervals do, and plain refusals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+
+from cxr.common.errors import DataError
+from cxr.evaluation.bootstrap import Interval
+from cxr.evaluation.comparison import Comparison, compare, compare_over_seeds, difference_over_seeds
+
+CLASSES = ("normal", "viral", "bacterial")
+
+
+def predictions(*, films: int = 240, noise: float = 1.0, skill: float = 1.5, seed: int = 0) -> pd.DataFrame:
+    """Return a table as predictions.csv: two films a patient, the same films and their difficulty for every model."""
+    labels = np.random.default_rng(99).integers(3, size=films)
+    hard = np.random.default_rng(98).normal(size=(films, 3))
+    scores = skill * np.eye(3)[labels] + hard + noise * np.random.default_rng(seed).normal(size=(films, 3))
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    table = pd.DataFrame(
+        {
+            "image_id": [f"film-{n:04d}" for n in range(films)],
+            "patient_id": [f"patient-{n // 2}" for n in range(films)],
+            "label": np.array(CLASSES)[labels],
+        }
+    )
+    return table.assign(**{f"p_{name}": probabilities[:, c] for c, name in enumerate(CLASSES)})
+
+
+def compared(first: pd.DataFrame, second: pd.DataFrame) -> Comparison:
+    return compare(first, second, resamples=400, seed=1)
+
+
+def probabilities_of(table: pd.DataFrame) -> np.ndarray:
+    return table[[f"p_{name}" for name in CLASSES]].to_numpy()
+
+
+def test_differences_are_those_of_scikit_learns_figures() -> None:
+    a, b = predictions(noise=0.2, seed=1), predictions(noise=1.5, seed=2)
+    found, labels = compared(a, b), [CLASSES.index(label) for label in a["label"]]
+    p, q = probabilities_of(a), probabilities_of(b)
+    for name, figure in (
+        ("accuracy", lambda x: accuracy_score(labels, x.argmax(axis=1))),
+        ("macro_f1", lambda x: f1_score(labels, x.argmax(axis=1), average="macro")),
+        ("macro_auroc", lambda x: roc_auc_score(labels, x, multi_class="ovr")),
+        ("nll", lambda x: log_loss(labels, x)),
+    ):
+        assert getattr(found, name).value == pytest.approx(figure(p) - figure(q))
+    assert (found.films, found.patients) == (240, 120)
+
+
+def test_a_better_model_is_found_better_in_nearly_all_resamples() -> None:
+    found = compared(predictions(skill=3.0, seed=1), predictions(skill=0.5, seed=2))
+    for difference in (found.accuracy, found.macro_f1, found.macro_auroc):
+        assert difference.interval is not None
+        assert difference.interval.low > 0
+        assert difference.above_zero == 1
+    assert found.nll.interval is not None
+    assert found.nll.interval.high < 0
+    assert found.mcnemar.p_value < 0.001
+
+
+def test_a_model_against_itself_differs_by_nothing() -> None:
+    found = compared(predictions(), predictions())
+    assert found.accuracy.value == 0
+    assert found.accuracy.interval == Interval(0, 0)
+    assert found.accuracy.above_zero == 0.5
+    assert (found.mcnemar.first_alone_right, found.mcnemar.second_alone_right, found.mcnemar.p_value) == (0, 0, 1)
+
+
+def test_pairing_makes_the_interval_narrower_than_chance_between_films() -> None:
+    a, b = predictions(noise=0.2, seed=1), predictions(noise=0.2, seed=2)
+    paired = compared(a, b).accuracy.interval
+    right = probabilities_of(a).argmax(axis=1) == [CLASSES.index(label) for label in a["label"]]
+    unpaired_width = 2 * 1.96 * np.sqrt(2 * right.var() / len(right))
+    assert paired is not None
+    assert paired.high - paired.low < 0.7 * unpaired_width
+
+
+def test_mcnemar_counts_the_films_that_one_model_alone_gets_right() -> None:
+    a = predictions()
+    b = a.copy()
+    columns = [f"p_{name}" for name in CLASSES]
+    right = np.flatnonzero(probabilities_of(a).argmax(axis=1) == [CLASSES.index(label) for label in a["label"]])
+    for row in right[:5]:
+        b.loc[row, columns] = np.roll(b.loc[row, columns].to_numpy(), 1)
+    found = compared(a, b).mcnemar
+    assert (found.first_alone_right, found.second_alone_right) == (5, 0)
+    assert found.p_value == pytest.approx(2 * 0.5**5)
+
+
+def test_the_order_of_rows_changes_nothing_and_the_seed_decides() -> None:
+    a, b = predictions(seed=1), predictions(seed=2)
+    assert compared(a, b) == compared(a.sample(frac=1, random_state=3), b[::-1])
+    assert compared(a, b) != compare(a, b, resamples=400, seed=2)
+
+
+def test_few_patients_give_a_difference_without_an_interval() -> None:
+    found = compared(predictions(films=12, seed=1), predictions(films=12, seed=2))
+    assert found.accuracy.interval is None
+    assert found.accuracy.above_zero is None
+
+
+def test_two_and_four_classes_are_compared_too() -> None:
+    rng = np.random.default_rng(0)
+    for classes in (("normal", "covid"), ("normal", "viral", "bacterial", "covid")):
+        labels = rng.integers(len(classes), size=80)
+        tables = []
+        for skill in (3.0, 0.1):
+            scores = np.exp(skill * np.eye(len(classes))[labels] + rng.normal(size=(80, len(classes))))
+            table = pd.DataFrame({"image_id": range(80), "patient_id": range(80), "label": np.array(classes)[labels]})
+            p = scores / scores.sum(axis=1, keepdims=True)
+            tables.append(table.assign(**{f"p_{name}": p[:, c] for c, name in enumerate(classes)}))
+        assert compared(*tables).macro_auroc.value > 0.1
+
+
+def changed(table: pd.DataFrame, fault: str) -> pd.DataFrame:
+    table = table.copy()
+    match fault:
+        case "film":
+            table.loc[0, "image_id"] = "elsewhere"
+        case "twice":
+            return pd.concat([table, table.tail(1)])
+        case "label":
+            table.loc[0, "label"] = next(name for name in CLASSES if name != table["label"][0])
+        case "patient":
+            table.loc[0, "patient_id"] = "another"
+        case "class":
+            return table.rename(columns={"p_viral": "p_covid"})
+        case "column":
+            return table.drop(columns="patient_id")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "film",
+            "the predictions are not of the same films: 1 films are in the first table alone and 1 in the second, such "
+            "as film-0000; compare models on one split",
+        ),
+        ("twice", "0 films are in the first table alone and 0 in the second, and one has films twice"),
+        ("label", "1 films have another label in the second table than in the first, such as film-0000"),
+        ("patient", "1 films have another patient_id in the second table than in the first"),
+        ("class", "the models tell different classes apart: normal, viral, bacterial and normal, covid, bacterial"),
+        ("column", "needs image_id, patient_id, label and p_<class>, got image_id, label, p_normal"),
+    ],
+)
+def test_tables_that_cannot_be_compared_are_refused_in_plain_words(fault: str, message: str) -> None:
+    table = predictions()
+    with pytest.raises(DataError, match=message):
+        compared(table, changed(table, fault))
+
+
+def test_over_seeds_the_difference_is_the_mean_of_the_pairs() -> None:
+    pairs = [(predictions(skill=2, seed=n), predictions(skill=1, seed=n + 10)) for n in range(3)]
+    found = compare_over_seeds(pairs, resamples=300, seed=1)
+    singles = [compared(*pair) for pair in pairs]
+    assert found["nll"].value == pytest.approx(np.mean([single.nll.value for single in singles]))
+    assert found["macro_f1"].value == pytest.approx(np.mean([single.macro_f1.value for single in singles]))
+    interval, widest = found["accuracy"].interval, singles[0].accuracy.interval
+    assert interval is not None
+    assert widest is not None
+    assert interval.high - interval.low < widest.high - widest.low
+    with pytest.raises(DataError, match="there is no pair"):
+        compare_over_seeds([], resamples=300, seed=1)
+
+
+def test_difference_over_seeds_is_welchs() -> None:
+    found = difference_over_seeds([0.90, 0.92, 0.91], [0.85, 0.80, 0.84])
+    assert found.value == pytest.approx(0.08)
+    assert found.interval is not None
+    # Standard error 0.01633 on 2.56 degrees of freedom, t(0.975) = 3.5154: by hand from Welch's formula.
+    assert (found.interval.low, found.interval.high) == pytest.approx((0.0226, 0.1374), abs=1e-4)
+
+
+def test_one_seed_or_values_that_do_not_vary_give_no_interval() -> None:
+    assert difference_over_seeds([0.9], [0.8, 0.7]).interval is None
+    assert difference_over_seeds([0.9, 0.9], [0.8, 0.8]).interval is None
+    with pytest.raises(DataError, match="both recipes need a value, there are 0 and 1"):
+        difference_over_seeds([], [0.5])

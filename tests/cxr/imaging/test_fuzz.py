@@ -1,0 +1,97 @@
+"""Bytes that mean harm: they give a film or an ImageError, in bounded memory and time."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr.imaging.decode import is_dicom
+from tests.support.hostile_files import claiming, hostile_file, nested_sequences, read, whole_files
+
+ROOT = Path(__file__).parents[3]
+MEMORY_LIMIT_BYTES = 3 << 30  # of address space, of which Python and its libraries take two thirds
+INPUTS = 300
+
+
+def in_a_process_of_its_own(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the reader of hostile files, which may die of them, with a limit on its memory."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.hostile_files", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        preexec_fn=limit,
+    )
+
+
+def test_hostile_files_give_a_film_or_a_refusal_in_bounded_memory() -> None:
+    done = in_a_process_of_its_own("--inputs", str(INPUTS))
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    assert told["inputs"] == INPUTS
+    assert told["others"] == []
+    assert told["peak_mb"] < 400
+    assert {"film", "truncated", "not an image"} <= set(told["seen"])
+
+
+def test_damaged_files_write_no_line_for_each_of_their_faults() -> None:
+    done = in_a_process_of_its_own("--inputs", "60")
+    assert "Warning" not in done.stderr
+    assert "TIFF_" not in done.stderr
+
+
+def test_every_whole_file_is_a_film_but_those_of_two_or_a_few_grey_levels() -> None:
+    few = {"PNG P {}", "PNG 1 {}", "BMP P {}", "TIFF 1 {'compression': 'group4'}"}
+    expected = {name: "not a chest film" if name in few else "film" for name in whole_files()}
+    assert {name: read(data) for name, data in whole_files().items()} == expected
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "DICOM"])
+@pytest.mark.parametrize("side", [50_000, 65_535])
+def test_a_small_file_that_claims_a_huge_picture_is_refused_for_its_size(kind: str, side: int) -> None:
+    data = claiming(side, side, kind)
+    assert len(data) < 20_000
+    assert read(data) == "larger than the pixel limit"
+
+
+def test_a_png_whose_chunk_claims_more_than_the_file_has_is_truncated() -> None:
+    data = bytearray(whole_files()["cv.png"])
+    at = data.index(b"IDAT")
+    data[at - 4 : at] = (0x7FFF_FFF0).to_bytes(4, "big")  # OpenCV would make room for all of it
+    assert read(bytes(data)) == "truncated"
+
+
+def test_a_png_with_a_second_header_is_refused() -> None:
+    data = whole_files()["cv.png"]
+    header = data[8:33]
+    assert read(data[:33] + header + data[33:]) == "truncated"
+
+
+def test_sequences_in_sequences_are_read_or_refused_but_never_too_deep() -> None:
+    assert read(nested_sequences(20)) == "film"
+    assert read(nested_sequences(50_000)) == "not an image"
+
+
+def test_a_compressed_frame_that_claims_more_than_its_film_has_no_memory_for_it() -> None:
+    data = bytearray(whole_files()["DICOM JPEG 2000"])
+    at = data.index(b"\xff\x51")  # the frame's own size
+    data[at + 6 : at + 14] = (60_000).to_bytes(4, "big") * 2
+    data[at + 22 : at + 30] = (60_000).to_bytes(4, "big") * 2
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert read(bytes(data)) == "not an image"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before < 1 << 20  # kilobytes
+
+
+def test_the_same_number_draws_the_same_file_and_numbers_draw_all_formats() -> None:
+    drawn = [hostile_file(number) for number in range(40)]
+    assert drawn == [hostile_file(number) for number in range(40)]
+    assert {is_dicom(data) for data in drawn} == {True, False}

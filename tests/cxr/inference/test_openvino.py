@@ -1,0 +1,144 @@
+"""The exported network: it says what torch says, is used where it was accepted, and waits for nothing of torch."""
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cxr.common.errors import WeightsError
+from cxr.common.files import read_json, write_json
+from cxr.inference import openvino
+from cxr.inference.classifier import TORCH, load_classifier
+from cxr.inference.openvino import GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE, Runtime, load_runtime
+from cxr.inference.openvino_export import Agreement, Judged, accept_runtime, agreement_of, export_runtime, tags_of
+from cxr.models.bundle import ModelSpec, write_bundle
+from cxr.models.factory import build
+from cxr.models.forward import classify, predict_with_features
+from tests.support.registry_project import PROJECT, spec
+
+WIDE, NONE = Agreement(0.05, 0.2, 0.2, 0.2), Agreement(0.0, 0.0, 0.0, 0.0)
+FILMS = np.random.default_rng(3).integers(0, 255, (20, 64, 64), np.uint8)
+
+
+def network(described: ModelSpec) -> nn.Module:
+    torch.manual_seed(0)
+    return build(described.backbone, 3, members=described.members, views=described.views).eval()
+
+
+def judged(model: nn.Module, described: ModelSpec) -> Judged:
+    rows = np.arange(3, 20)
+    said = classify(model, described, FILMS[rows])
+    return Judged(FILMS, rows, np.arange(len(rows)) % 3, said)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with an accepted export."""
+    folder, described = tmp_path_factory.mktemp("bundle"), spec(backbone="small_cnn")
+    model = network(described)
+    write_bundle(folder, model.state_dict(), described)
+    export_runtime(model, described, folder)
+    accept_runtime(folder, described, judged(model, described), WIDE)
+    return folder
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_scores_and_features_are_those_of_torch(tmp_path: Path, members: int) -> None:
+    described = replace(spec(backbone="small_cnn"), members=members)
+    model = network(described)
+    export_runtime(model, described, tmp_path)
+    exported = Runtime(tmp_path, "f32")
+    for films in (FILMS[:1], FILMS[:7]):
+        for ours, torchs in zip(
+            exported.logits_and_features(films),
+            predict_with_features(model, films, mean=described.mean, std=described.std),
+            strict=True,
+        ):
+            np.testing.assert_allclose(ours, torchs, atol=5e-3 * np.abs(torchs).max())
+
+
+def test_fast_answers_come_from_the_export_without_torch_and_torchs_stay_the_default(bundle: Path) -> None:
+    fast, plain = load_classifier(bundle, number="1", fast=True), load_classifier(bundle, number="1")
+    assert (fast.engine, plain.engine) == (f"openvino {openvino.native_precisions()[0]}", TORCH)
+    told, exact = fast.answer(FILMS), plain.answer(FILMS)
+    for one, other in zip(told, exact, strict=True):
+        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=0.05)
+    script = (
+        "import sys; from pathlib import Path; import numpy as np; from cxr.inference.classifier import load_classifier\n"
+        f"load_classifier(Path({str(bundle)!r}), number='1', fast=True).answer(np.zeros((1, 64, 64), np.uint8))\n"
+        "print({'torch', 'mlflow', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_an_export_out_of_bounds_is_not_used_and_the_tags_say_so(tmp_path: Path) -> None:
+    described = spec(backbone="small_cnn")
+    model = network(described)
+    write_bundle(tmp_path, model.state_dict(), described)
+    export_runtime(model, described, tmp_path)
+    found = accept_runtime(tmp_path, described, judged(model, described), NONE)
+    assert not (tmp_path / RUNTIME_FILE).exists()
+    assert tags_of(found, NONE)["runtime"] == "none: not within the bounds"
+    assert tags_of(found, WIDE)["runtime"].startswith("openvino")
+
+
+def test_without_an_accepted_export_torch_answers_and_says_so_once(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((bundle / name).read_bytes())
+    with caplog.at_level(logging.WARNING):
+        classifier = load_classifier(tmp_path, number="7", fast=True)
+        classifier.answer(FILMS)
+    assert classifier.engine == TORCH
+    assert caplog.messages == ["version 7 has no faster network that was accepted for this processor: torch answers"]
+
+
+def test_only_a_precision_that_agreed_is_used(bundle: Path, tmp_path: Path) -> None:
+    for path in bundle.glob("runtime.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    described = read_json(tmp_path / RUNTIME_FILE)
+    write_json(tmp_path / RUNTIME_FILE, described | {"agrees_in": ["f32"]})
+    loaded = load_runtime(tmp_path)
+    assert loaded is not None
+    assert loaded.name == "openvino f32"
+    write_json(tmp_path / RUNTIME_FILE, described | {"agrees_in": []})
+    assert load_runtime(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", [GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE])
+def test_damaged_files_are_named(bundle: Path, tmp_path: Path, name: str) -> None:
+    for path in bundle.glob("runtime.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    with pytest.raises(WeightsError, match="fetch the model again"):
+        load_runtime(tmp_path)
+
+
+def test_a_network_that_cannot_be_exported_is_refused_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    described = replace(spec(backbone="small_cnn"), views=(1.2, 1.0))
+    with pytest.raises(WeightsError) as caught:
+        export_runtime(network(described), described, tmp_path)
+    assert str(caught.value) == (
+        "OpenVINO cannot express this network: No conversion rule found for operations: aten::affine_grid_generator"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agreement_counts_what_differs_and_every_figure_must_be_within() -> None:
+    torchs = np.array([[0.8, 0.1, 0.1], [0.4, 0.35, 0.25], [0.1, 0.2, 0.7], [0.2, 0.6, 0.2]])
+    ours = torchs.copy()
+    ours[1] = [0.35, 0.4, 0.25]
+    found = agreement_of(ours, torchs, np.array([0, 0, 2, 1]), spec())
+    assert (found.probability, found.changed_share, found.accuracy) == pytest.approx((0.05, 0.25, 0.25))
+    assert found.macro_f1 > 0
+    assert found.within(Agreement(1, 1, 1, 1))
+    for name in ("probability", "changed_share", "accuracy", "macro_f1"):
+        assert not found.within(Agreement(**{**dict.fromkeys(vars(found), 1.0), name: 0.01}))

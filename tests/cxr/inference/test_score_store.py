@@ -1,0 +1,94 @@
+"""Parts of scored films: what is remembered, what is not taken for scored, and what reading them all gives."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxr.common.errors import DataError
+from cxr.inference.image_source import FilmFile
+from cxr.inference.score_store import PartWriter, Scored, read_scores, schema
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SPEC = "a" * 64
+
+
+def row(path: str, **changed: Any) -> dict[str, Any]:
+    plain = {"location": "films", "path": path, "sha256": f"sha of {path}", "size_bytes": 7, "changed": "monday"}
+    return plain | {"scored_at": START, "model_version": "1"} | changed
+
+
+def write(folder: Path, *rows: dict[str, Any], classes: tuple[str, ...] = ("normal",), spec: str = SPEC) -> None:
+    writer = PartWriter(folder, schema(classes, (), {"spec_sha256": spec}), films_per_part=2, shard="1of1")
+    writer.add(rows)
+    writer.close()
+
+
+def remembered(folder: Path, *, spec: str = SPEC, location: str = "films") -> Scored:
+    return Scored(folder, spec_sha256=spec, location=location)
+
+
+def test_parts_are_written_as_they_fill_and_the_rest_at_the_end(tmp_path: Path) -> None:
+    writer = PartWriter(tmp_path, schema(("normal",), (), {}), films_per_part=2, shard="1of1")
+    assert writer.add([row("a")]) is None
+    assert writer.add([row("b"), row("c")]) is not None
+    assert writer.add([row("d")]) is None
+    assert writer.close() is not None
+    assert writer.close() is None
+    assert len(list(tmp_path.iterdir())) == 2
+    assert read_scores(tmp_path)["path"].tolist() == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("film", "unchanged"),
+    [
+        (FilmFile("a", 7, "monday"), True),
+        (FilmFile("b", 7, "monday"), False),
+        (FilmFile("a", 8, "monday"), False),
+        (FilmFile("a", 7, "tuesday"), False),
+    ],
+)
+def test_a_film_is_unchanged_when_path_size_and_time_are(tmp_path: Path, film: FilmFile, unchanged: bool) -> None:
+    write(tmp_path, row("a"))
+    assert remembered(tmp_path).is_unchanged(film) is unchanged
+    assert not remembered(tmp_path, spec="b" * 64).is_unchanged(film)
+    assert not remembered(tmp_path, location="others").is_unchanged(film)
+
+
+def test_bytes_count_under_their_own_path_alone(tmp_path: Path) -> None:
+    write(tmp_path, row("a"))
+    known = remembered(tmp_path)
+    assert known.has_bytes("a", "sha of a")
+    assert not known.has_bytes("b", "sha of a")
+
+
+def test_a_film_that_could_not_be_opened_is_not_scored(tmp_path: Path) -> None:
+    write(tmp_path, row("a", sha256=None, changed=None, error="a cannot be opened"))
+    assert not remembered(tmp_path).is_unchanged(FilmFile("a", 7, "monday"))
+
+
+def test_versions_of_other_classes_are_one_table_the_oldest_first(tmp_path: Path) -> None:
+    later = row("b", scored_at=START + timedelta(days=1), p_normal=0.5)
+    write(tmp_path / "version-1", later)
+    write(tmp_path / "version-2", row("a", p_covid=0.25, model_version="2"), classes=("covid",), spec="b" * 64)
+    table = read_scores(tmp_path)
+    assert table["path"].tolist() == ["a", "b"]
+    assert table["p_covid"].tolist()[0] == 0.25
+    assert table["p_normal"].isna().tolist() == [True, False]
+
+
+def test_a_damaged_part_is_named_and_a_part_that_was_cut_off_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, row("a"))
+    (tmp_path / ".x.parquet.partial").write_bytes(b"PAR1")
+    assert len(read_scores(tmp_path)) == 1
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"x\.parquet is not a part of scored films"):
+        read_scores(tmp_path)
+    with pytest.raises(DataError, match=r"x\.parquet is not a part of scored films"):
+        remembered(tmp_path)
+
+
+def test_no_parts_are_an_empty_table_with_the_columns_of_every_part(tmp_path: Path) -> None:
+    assert read_scores(tmp_path / "none").empty
+    assert {"path", "scored_at", "model_version", "error"} <= set(read_scores(tmp_path).columns)

@@ -1,0 +1,89 @@
+"""The model as MLflow serves it: no pickle, the bundle's own preprocessing, refused when changed."""
+
+import pickletools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr.common.errors import ImageError, WeightsError
+from cxr.imaging.decode import film_from_bytes
+from cxr.models.bundle import write_bundle
+from cxr.models.factory import build
+from cxr.models.forward import classify
+from cxr.registry import pyfunc, runs, tracking_store, versions
+from tests.support.registry_project import artifacts, enter_project, spec
+
+PICKLE_SUFFIXES = {".pkl", ".pickle", ".pth", ".pt", ".pt2", ".joblib", ".bin"}
+
+
+@pytest.fixture
+def version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> versions.Version:
+    """Register a real network with random weights."""
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    written = write_bundle(tmp_path / "made", build("resnet50", 3).state_dict(), spec(image_size_px=32))
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    made, _ = versions.register_version(tmp_path / "made", written, run_id=run_id, lineage={}, evidence={})
+    return made
+
+
+def _is_pickle(data: bytes) -> bool:
+    try:
+        return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(data))
+    except (ValueError, IndexError, UnicodeDecodeError):
+        return False
+
+
+def test_the_served_model_says_what_the_bundle_says_and_holds_no_pickle(version: versions.Version) -> None:
+    import mlflow
+
+    from cxr.models.bundle import read_bundle
+
+    stored = artifacts()
+    assert {"model.safetensors", "model.json", "serving.py", "MLmodel"} <= {path.name for path in stored}
+    assert not [path for path in stored if path.suffix in PICKLE_SUFFIXES or _is_pickle(path.read_bytes()[:4096])]
+
+    with tracking_store.named_to_mlflow():
+        served = mlflow.pyfunc.load_model(f"models:/{versions.MODEL}/{version.number}")
+    films = pyfunc.input_example()
+    table = served.predict(films)
+    model, bundle_spec = read_bundle(versions.fetch_bundle(version))
+    images = [film_from_bytes(film, bundle_spec.preprocessing, name="film") for film in films["film"]]
+    expected = classify(model, bundle_spec, np.stack(images))
+    assert list(table.columns) == ["predicted_class", "p_normal", "p_viral", "p_bacterial", "refer", "warning"]
+    np.testing.assert_allclose(table.iloc[:, 1:4].to_numpy(np.float64), expected, rtol=1e-5)
+    assert table["predicted_class"].tolist() == [bundle_spec.classes[best] for best in expected.argmax(axis=1)]
+
+    assert served.predict(films.iloc[:0]).shape == (0, 6)
+    films.loc[1, "film"] = b"no film"
+    with pytest.raises(ImageError, match="film in row 1 is not an image"):
+        served.predict(films)
+
+
+def test_a_bundle_is_classified_in_batches_and_a_bad_film_is_named_by_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.pyfunc.model import PythonModelContext
+
+    write_bundle(tmp_path, build("resnet50", 3).state_dict(), spec(image_size_px=32))
+    context = PythonModelContext({"bundle": str(tmp_path)}, None)
+    classifier = pyfunc.ServedModel()
+    classifier.load_context(context)
+    films = pyfunc.input_example()
+    whole = classifier.predict(context, films)
+    monkeypatch.setattr(pyfunc, "BATCH_SIZE", 1)
+    np.testing.assert_allclose(classifier.predict(context, films).iloc[:, 1:4], whole.iloc[:, 1:4], rtol=1e-4)
+    films.loc[1, "film"] = b""
+    with pytest.raises(ImageError, match="film in row 1 is empty"):
+        classifier.predict(context, films)
+
+
+def test_changed_weights_are_not_served(version: versions.Version) -> None:
+    import mlflow
+
+    weights = next(path for path in artifacts() if path.name == "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with tracking_store.named_to_mlflow(), pytest.raises(WeightsError, match="has been changed"):
+        mlflow.pyfunc.load_model(f"models:/{versions.MODEL}/{version.number}")

@@ -1,0 +1,226 @@
+"""What a training and an evaluation leave in a real tracking store, and what a dead store does to them."""
+
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cxr.common.errors import RegistryError
+from cxr.registry import runs, tracking_store
+from tests.support.registry_project import enter_project
+from tests.support.servers import free_ports
+
+PASSWORD = "s3cr3t-w0rd"
+ADVICE = "check that it runs and that MLFLOW_TRACKING_URI is right, then run the same command again"
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+@pytest.fixture
+def dead_server(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point to a port where nobody listens, with a password; return the address without it."""
+    port = free_ports(1)[0]
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"http://ann:{PASSWORD}@127.0.0.1:{port}")
+    return f"http://127.0.0.1:{port}"
+
+
+def test_the_store_is_below_the_current_directory_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(tracking_store.FOLDER_VARIABLE)
+    assert tracking_store.tracking_uri() == "sqlite:///mlruns/mlflow.db"
+    monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, "/elsewhere/mlruns")
+    assert tracking_store.tracking_uri() == "sqlite:////elsewhere/mlruns/mlflow.db"
+    assert tracking_store.public_uri() == "sqlite:///mlruns/mlflow.db"
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, "http://127.0.0.1:5000")
+    assert tracking_store.tracking_uri() == tracking_store.public_uri() == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://ann:p%40ss@host:1/path", "https://host:1/path"),
+        ("postgresql+psycopg://ann:p@ss@host/db?sslpassword=x", "postgresql+psycopg://host/db"),
+        ("http://token@host", "http://host"),
+        ("sqlite:////folder/mlflow.db", "sqlite:////folder/mlflow.db"),
+    ],
+)
+def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
+    assert tracking_store.without_credentials(uri) == shown
+
+
+def test_a_training_leaves_parameters_metrics_data_and_files(tmp_path: Path) -> None:
+    curves = tmp_path / "curves.csv"
+    curves.write_text("epoch\n1\n")
+    with runs.training_run(name="first", tags={"git_commit": "abc"}) as run:
+        run.log_params({"epochs": 2, "rates": {"head": 0.001}, "zoom": [0.9, 1.1], "weights": "none"})
+        run.log_dataset(name="patient", source=Path("data/raw/m.parquet"), sha256="ab" * 32, context="training")
+        run.log_epoch({"loss": 1.0}, 1)
+        run.log_epoch({"loss": 0.5}, 2)
+        run.log_files([curves])
+    found = tracking_store.client().get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"epochs": "2", "rates.head": "0.001", "zoom": "[0.9, 1.1]", "weights": "none"}
+    assert [m.value for m in tracking_store.client().get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
+    data = found.inputs.dataset_inputs[0]
+    assert data.dataset.digest == ("ab" * 32)[:36]
+    assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "training", "sha256": "ab" * 32}
+    assert [file.path for file in tracking_store.client().list_artifacts(run.run_id, "training")] == [
+        "training/curves.csv"
+    ]
+    assert runs.run_tags(run.run_id) == {"git_commit": "abc"}
+    assert found.info.artifact_uri.startswith((tmp_path / "mlruns" / "artifacts").as_uri())
+
+
+def test_system_metrics_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with runs.training_run(name="first") as run:
+        for _ in range(100):
+            time.sleep(0.3)
+            if any(name.startswith("system/") for name in tracking_store.client().get_run(run.run_id).data.metrics):
+                break
+    assert any(name.startswith("system/cpu") for name in tracking_store.client().get_run(run.run_id).data.metrics)
+
+
+def test_a_killed_training_resumes_into_its_run_and_keeps_its_first_parameters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with contextlib.suppress(KeyboardInterrupt), runs.training_run(name="first") as run:
+        run.log_params({"epochs": 2})
+        raise KeyboardInterrupt
+    assert tracking_store.client().get_run(run.run_id).info.status == "KILLED"
+    with runs.training_run(name="second", run_id=run.run_id, tags={"again": "yes"}) as resumed:
+        assert tracking_store.client().get_run(run.run_id).info.status == "RUNNING"
+        resumed.log_params({"epochs": 3, "device": "cpu"})
+    assert resumed.run_id == run.run_id
+    assert tracking_store.client().get_run(run.run_id).data.params == {"epochs": "2", "device": "cpu"}
+    assert f"tracking: run {run.run_id} keeps the first values of epochs" in caplog.messages
+    assert runs.run_tags(run.run_id) == {"again": "yes"}
+
+
+def test_a_failed_training_is_marked_failed_and_an_unknown_run_id_starts_a_new_run() -> None:
+    with pytest.raises(ValueError, match="no"), runs.training_run(name="first", run_id="0" * 32) as run:
+        raise ValueError("no")
+    assert run.run_id != "0" * 32
+    assert tracking_store.client().get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_long_parameter_is_cut_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    runs.log_params(run_id, {"classes": {"text": "x" * 7000}})
+    assert len(tracking_store.client().get_run(run_id).data.params["classes.text"]) == 6000
+    assert "tracking: the value of classes.text is cut to 6000 characters" in caplog.messages
+
+
+def test_a_dead_server_stops_a_training_at_its_start_without_showing_the_password(dead_server: str) -> None:
+    with pytest.raises(RegistryError) as caught, runs.training_run(name="first"):
+        pass
+    assert str(caught.value) == (
+        f"the tracking store {dead_server} failed while opening it: [Errno 111] Connection refused; {ADVICE}"
+    )
+
+
+def test_epochs_that_a_dead_store_missed_are_sent_with_the_next(
+    dead_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = f"http://ann:{PASSWORD}@{dead_server.removeprefix('http://')}"
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+    with runs.training_run(name="first") as run:
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, broken)
+        run.log_epoch({"loss": 1.0}, 1)
+        run.log_files([])
+        run.log_epoch({"loss": 0.5}, 2)
+        monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+        run.log_epoch({"loss": 0.25}, 3)
+    history = tracking_store.client().get_metric_history(run.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert any(message.startswith("2 epochs are not in the tracking store yet") for message in caplog.messages)
+    assert PASSWORD not in caplog.text
+
+
+def test_a_store_that_died_leaves_the_trained_model_alone(
+    dead_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = f"http://ann:{PASSWORD}@{dead_server.removeprefix('http://')}"
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+    with runs.training_run(name="first"):
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, broken)
+    assert any(message.startswith("the run stays open in the tracking store") for message in caplog.messages)
+
+
+def test_what_a_store_missed_at_the_end_leaves_the_run_open_until_it_is_completed(
+    dead_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    curves = tmp_path / "curves.csv"
+    curves.write_text("epoch,loss\n1,1.0\n2,0.5\n")
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+    with runs.training_run(name="first") as run:
+        run.log_epoch({"loss": 1.0}, 1)
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, dead_server)
+        run.log_epoch({"loss": 0.5}, 2)
+        run.log_files([curves])
+        monkeypatch.delenv(tracking_store.STORE_VARIABLE)
+    assert not runs.is_finished(run.run_id)
+    runs.complete_run(run.run_id, {1: {"loss": 1.0}, 2: {"loss": 0.5}}, [curves])
+    assert runs.is_finished(run.run_id)
+    store = tracking_store.client()
+    assert [(m.step, m.value) for m in store.get_metric_history(run.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert [file.path for file in store.list_artifacts(run.run_id, "training")] == ["training/curves.csv"]
+
+
+def test_an_evaluation_goes_into_the_trainings_run(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("page")
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    runs.log_evaluation(run_id, {"accuracy": 0.9}, [page])
+    assert tracking_store.client().get_run(run_id).data.metrics == {"accuracy": 0.9}
+    assert [file.path for file in tracking_store.client().list_artifacts(run_id, "evaluation")] == [
+        "evaluation/report.html"
+    ]
+
+
+def test_an_evaluation_whose_run_is_elsewhere_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [])
+    assert caplog.messages == [
+        f"tracking: run {'0' * 32} is not in sqlite:///mlruns/mlflow.db; register will record the evaluation"
+    ]
+
+
+def test_an_evaluation_survives_a_dead_store(dead_server: str, caplog: pytest.LogCaptureFixture) -> None:
+    runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [])
+    assert f"the tracking store {dead_server} failed while opening it" in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+def test_runs_are_found_by_tag() -> None:
+    assert runs.find_run("restored_from", "x") is None
+    run_id = runs.start_run(run_id=None, name="n", tags={"restored_from": "x"})
+    assert runs.find_run("restored_from", "x") == run_id
+    assert not runs.run_exists(None)
+
+
+def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mlflow.db"
+    path.write_text("this is not a database" * 100)
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"sqlite:///{path}")
+    with pytest.raises(RegistryError) as caught:
+        runs.experiment_id()
+    assert str(caught.value) == (
+        f"the tracking store sqlite:///{path} failed while opening it: file is not a database; {ADVICE}"
+    )
+
+
+def test_naming_the_store_to_mlflow_leaves_no_trace_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracking_store.named_to_mlflow():
+        pass
+    assert tracking_store.STORE_VARIABLE not in os.environ
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, "http://127.0.0.1:1")
+    with tracking_store.named_to_mlflow():
+        pass
+    assert os.environ[tracking_store.STORE_VARIABLE] == "http://127.0.0.1:1"

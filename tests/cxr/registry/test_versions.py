@@ -1,0 +1,123 @@
+"""Versions and aliases in a real registry."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cxr.common.errors import RegistryError, WeightsError
+from cxr.common.files import sha256_of
+from cxr.models.bundle import read_spec
+from cxr.registry import tracking_store, versions
+from tests.support.registry_project import artifacts, enter_project, register, write_model
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+
+
+def test_what_is_missing_says_how_to_get_it() -> None:
+    where = "chest-xray-pneumonia in sqlite:///mlruns/mlflow.db"
+    assert versions.champion() is None
+    with pytest.raises(RegistryError) as no_champion:
+        versions.get_version("champion")
+    assert str(no_champion.value) == (
+        f"there is no champion of {where} yet; run `make run` for the whole loop, "
+        "or `python -m tasks.promote` when a challenger is registered"
+    )
+    with pytest.raises(RegistryError) as no_challenger:
+        versions.get_version("challenger")
+    assert str(no_challenger.value) == (
+        f"there is no challenger of {where} yet; run `python -m tasks.register` after training and evaluation"
+    )
+    with pytest.raises(RegistryError) as no_version:
+        versions.get_version("7")
+    assert str(no_version.value) == (
+        f"there is no version or alias '7' of {where}; `python -m tasks.history` lists what was champion"
+    )
+
+
+def test_a_bundle_is_fetched_as_registered_and_kept_for_the_next_time() -> None:
+    write_model()
+    version = register()
+    folder = versions.fetch_bundle(version)
+    assert sha256_of(folder / "model.safetensors") == version.tags["weights_sha256"]
+    for stored in artifacts():
+        stored.unlink()
+    assert versions.fetch_bundle(version) == folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_bundle_that_was_changed_in_the_store_is_refused(name: str) -> None:
+    write_model()
+    version = register()
+    stored = next(path for path in artifacts() if path.name == name)
+    stored.write_bytes(stored.read_bytes() + b" ")
+    with pytest.raises(WeightsError) as caught:
+        versions.fetch_bundle(version)
+    assert str(caught.value) == (
+        f"version 1 of chest-xray-pneumonia has been changed since it was registered: {name}; "
+        "it was not loaded; restore the store from its backup, or go back with `python -m tasks.rollback`"
+    )
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again() -> None:
+    write_model()
+    version = register()
+    copy = versions.fetch_bundle(version) / "model.safetensors"
+    copy.write_bytes(b"damaged")
+    assert sha256_of(versions.fetch_bundle(version) / "model.safetensors") == version.tags["weights_sha256"]
+
+
+def test_a_bundle_that_the_store_has_lost_is_one_clear_line() -> None:
+    write_model()
+    version = register()
+    for stored in artifacts():
+        stored.unlink()
+    with pytest.raises(RegistryError) as caught:
+        versions.fetch_bundle(version)
+    assert str(caught.value) == (
+        "the tracking store sqlite:///mlruns/mlflow.db has lost model.safetensors, model.json, reference.safetensors "
+        "of version 1; restore the store from its backup, or go back with `python -m tasks.rollback`"
+    )
+    shutil.rmtree("mlruns/artifacts")
+    with pytest.raises(RegistryError, match=r"failed while fetching version 1: .*; check that it runs"):
+        versions.fetch_bundle(version)
+
+
+def test_a_bundle_that_cannot_be_served_says_what_is_wrong_with_it() -> None:
+    write_model()
+    version = register()
+    assert versions.bundle_fault(version) == ""
+    next(path for path in artifacts() if path.name == "model.safetensors").write_bytes(b"damaged")
+    assert "has been changed since it was registered: model.safetensors" in versions.bundle_fault(version)
+
+
+def _export(folder: Path, mark: str) -> None:
+    for name in ("runtime.xml", "runtime.weights", "runtime.json"):
+        (folder / name).write_text(f"{name} {mark}")
+
+
+def test_an_exported_network_is_added_once_to_a_version_that_has_none_and_is_vouched_for(tmp_path: Path) -> None:
+    write_model()
+    version = register()
+    assert not versions.has_runtime(version)
+    bundle = Path(shutil.copytree(versions.fetch_bundle(version), tmp_path / "bundle"))
+    described = read_spec(bundle)
+    # What a command leaves that was killed after the files: nobody vouches for them, and nobody gets them.
+    tracking_store.client().log_model_artifact(version.model_id, str(bundle / "model.json"), "artifacts/bundle")
+    _export(bundle, "killed")
+    tracking_store.client().log_model_artifact(version.model_id, str(bundle / "runtime.json"), "artifacts/bundle")
+    versions.tag_version(version.number, {"runtime_graph_sha256": "0" * 64})
+    partly = versions.get_version(version.number)
+    assert not (versions.fetch_bundle(partly, tmp_path / "one") / "runtime.json").exists()
+    for mark in ("first", "second"):
+        _export(bundle, mark)
+        added, new = versions.register_version(bundle, described, run_id=version.run_id, lineage={}, evidence={})
+        assert (added.number, new, versions.has_runtime(added)) == (version.number, False, True)
+    fetched = versions.fetch_bundle(added, tmp_path / "two")
+    assert (fetched / "runtime.xml").read_text() == "runtime.xml first"
+    next(path for path in artifacts() if path.name == "runtime.weights").write_text("changed")
+    with pytest.raises(WeightsError, match=r"changed since it was registered: runtime\.weights"):
+        versions.fetch_bundle(added, tmp_path / "three")

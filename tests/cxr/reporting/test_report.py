@@ -1,0 +1,368 @@
+"""The page stands alone, says plainly what it is about, and hides nothing that is undefined."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr.audit.trust import TrustSettings, decisions, headlines, operating_points, referral
+from cxr.evaluation.predictions import Predictions
+from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
+from cxr.reporting.report import (
+    NOT_CLINICAL,
+    SYNTHETIC,
+    GalleryItem,
+    ReportContent,
+    compare_with_paper,
+    render_report,
+    why_not_comparable,
+)
+from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
+
+CLASSES = ("normal", "viral", "bacterial")
+SETTINGS = Settings(resamples=100, seed=1, bins=10)
+TRUST_SETTINGS = TrustSettings(
+    specificities=[0.9], refer_accuracy=0.8, attention_films=4, sanity_films=4, resamples=100, seed=1
+)
+PICTURE = "data:image/jpeg;base64,/9j/4AAQSkZJRg=="
+
+
+def predictions(
+    n: int = 60, *, classes_in_b: int = 2, classes: tuple[str, ...] = CLASSES, one_source: bool = False
+) -> Predictions:
+    """Films of two sources; source b has only the first `classes_in_b` classes."""
+    generator = np.random.default_rng(0)
+    in_b = np.zeros(n, bool) if one_source else np.arange(n) % 3 == 0
+    labels = np.where(in_b, np.arange(n) // 3 % classes_in_b, np.arange(n) % len(classes))
+    scores = generator.random((n, len(classes)))
+    scores[np.arange(n), labels] += 0.6
+    probabilities = scores / scores.sum(axis=1, keepdims=True)
+    return Predictions(
+        classes=classes,
+        image_ids=np.array([f"film-{i}" for i in range(n)], dtype=object),
+        sources=np.where(in_b, "b", "a").astype(object),
+        patients=np.array([f"patient-{i}" for i in range(n)], dtype=object),
+        labels=labels,
+        uncalibrated=probabilities,
+        calibrated=probabilities,
+    )
+
+
+def split_of(**changes: Any) -> dict[str, Any]:
+    return {
+        "protocol": "patient",
+        "task": "three_way",
+        "classes": list(CLASSES),
+        "synthetic": True,
+        "test_set_sha256": "7e57" * 16,
+        "manifest_sha256": "facade" * 10,
+        "leakage": "No patient is in two parts <by name>.",
+        "counts": {"train": dict.fromkeys(CLASSES, 1200), "test": dict.fromkeys(CLASSES, 20), "unused": {"covid": 7}},
+        "patients": {"train": 900, "test": 60},
+    } | changes
+
+
+def trust_of(films: Predictions, **changes: Any) -> dict[str, Any]:
+    """Return trust.json of films, with heat maps that were measured elsewhere."""
+    share = {"value": 0.625, "ci95": [0.5, 0.75]}
+    return {
+        "operating_points": operating_points(films, films, TRUST_SETTINGS),
+        "referral": referral(films, films, TRUST_SETTINGS),
+        "decisions": decisions(films, TRUST_SETTINGS),
+        "attention": {
+            "films": 64, "without_heat": 2, "heat_inside": share, "area_inside": share, "excess": share,
+            "keeps_to_the_thorax": True,
+        },
+        "sanity": {
+            "films": 24, "depends_on_weights": True, "still_alike_from": 0.5,
+            "steps": [{"redrawn": "head", "similarity": share}, {"redrawn": "stem", "similarity": share}],
+        },
+    } | changes  # fmt: skip
+
+
+def audit_of() -> dict[str, Any]:
+    view = {"accuracy": 0.8, "macro_f1": 0.7, "macro_auroc": 0.9}
+    view |= {"ci95": {name: [value - 0.1, value + 0.05] for name, value in view.items()}}
+    return {
+        "films": 40, "test_films": 60, "patients": 33, "border": 0.1, "largest_class": "viral",
+        "largest_class_share": 0.4, "outline": {"from_template": 1, "thorax_share": 0.5, "lung_share_in_border": 0.01},
+        "views": {"whole": view | {"title": "whole film"}, "border_only": view | {"title": "border only"}},
+        "probe": {"skipped": "all films come from one source"}, "sources": {}, "examples": [],
+        "verdict": [{"level": "good", "sentence": "It reads the lungs.", "rule": "none"}],
+    }  # fmt: skip
+
+
+def content(
+    films: Predictions | None = None, trust: dict[str, Any] | None = None, **split_changes: Any
+) -> ReportContent:
+    films = films or predictions()
+    split, trust, audit = split_of(**split_changes), trust or trust_of(films), audit_of()
+    bias = (0.0,) * len(films.classes)
+    calibration = calibration_summary(films, films, temperature=1.25, bias=bias, settings=SETTINGS)
+    metrics = summarize(films, calibration=calibration, split=split, settings=SETTINGS)
+    metrics["trust"] = headlines(trust)
+    curves = pd.DataFrame(
+        {"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.7]}
+        | {name: [0.5, 0.8] for name in ("validation_accuracy", "validation_macro_f1")}
+    )
+    return ReportContent(
+        metrics=metrics,
+        calibration=calibration,
+        training={
+            "best_epoch": 2,
+            "epochs_run": 2,
+            "seconds": 3725.0,
+            "images_per_second": 12.5,
+            "device": "cpu",
+            "precision": "bf16",
+            "hardware": "2 cores, x86_64",
+            "weights": {"source": "imagenet", "loaded": ["stem", "layer1"], "partial": ["layer4"], "random": ["head"]},
+            "params": {"epochs": 2, "weights": "<file>"},
+        },
+        model={
+            "backbone": "resnet50", "head": "linear", "members": 1, "views": [1.0],
+            "classes": list(films.classes),
+            "preprocessing": {"image_size_px": 224, "fit": "stretch", "contrast": "clahe"},
+        },
+        ingest={
+            "total": 5000, "kept": 4990, "duplicates": 7, "quarantined": 3,
+            "sources": {"a": {"total": 5000, "kept": 4990, "duplicates": 7, "quarantined": 3}},
+        },
+        split=split,
+        trust=trust,
+        audit=audit,
+        figures=draw_figures(films, metrics, curves=curves, best_epoch=2)
+        | trust_figures(trust, films)
+        | audit_figures(audit),
+        gallery=[GalleryItem(PICTURE, PICTURE, "viral", "bacterial", 0.987, False, "a")],
+        errors=[GalleryItem(PICTURE, PICTURE, "normal", "viral", 0.912, False, "b")],
+        digests={"weights (SHA-256)": "abc123"},
+    )  # fmt: skip
+
+
+class _Loads(HTMLParser):
+    """Collects what a browser would fetch, scripts, and the nesting of tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "srcset"}]
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL)).split())
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_report(content())
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
+    loads = _Loads()
+    loads.feed(page)
+    assert all(address.startswith(("data:", "#")) for address in loads.addresses)
+    assert loads.addresses
+    assert not loads.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_films_are_named_and_real_ones_are_not_called_so(synthetic: bool) -> None:
+    html = render_report(content(synthetic=synthetic))
+    assert (SYNTHETIC in html) is synthetic
+    assert ("phantoms" in html) is synthetic
+    assert NOT_CLINICAL in html
+
+
+def test_the_headline_figures_stand_with_their_intervals(page: str) -> None:
+    metrics, text = content().metrics, text_of(page)
+    for name in ("accuracy", "macro_f1", "macro_auroc"):
+        low, high = metrics["ci95"][name]
+        assert f"{metrics[name]:.3f} {low:.3f} to {high:.3f}" in text
+
+
+def test_data_and_model_are_described(page: str) -> None:
+    text = text_of(page)
+    for words in (
+        "60 test films of 60 patients",
+        "No patient is in two parts &lt;by name&gt;.",
+        "1,200 1,200 1,200 3,600 900",
+        "all 5,000 4,990 7 3",
+        "7 kept films are in no part",
+        "loaded: stem, layer1; partly loaded: layer4; from random: head",
+        "weights=&lt;file&gt;",
+        "2 epochs in 1 h 02 min, 12.5 films a second, bf16 on cpu (2 cores, x86_64)",
+        "abc123",
+        "called bacterial with 98.7%",
+    ):
+        assert words in text
+
+
+def test_a_source_without_a_class_says_so(page: str) -> None:
+    assert "no bacterial films here" in text_of(page)
+
+
+def test_the_paper_stands_beside_ours(page: str) -> None:
+    text = text_of(page)
+    ours = content().metrics["per_class"]["viral"]
+    assert f"viral 0.866 {ours['precision']:.3f}" in text
+    assert "paper 0.918 (0.891 to 0.939)" in text
+
+
+def _comparable(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {**metrics, "synthetic": False, "protocol": "paper", "task": "three_way", "n_test": 500}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"synthetic": True}, "ours come from synthetic films"),
+        ({"protocol": "patient"}, "ours follow the protocol patient, the paper drew film by film at random"),
+        ({"task": "four_way"}, "ours tell another set of classes apart"),
+        ({"n_test": 1100}, "ours rest on 1,100 test films, the paper's on 500"),
+    ],
+)
+def test_each_reason_against_the_comparison_is_named(change: dict[str, Any], reason: str) -> None:
+    assert why_not_comparable(_comparable({}) | change) == [reason]
+
+
+def test_the_papers_own_design_is_comparable_with_a_word_about_the_draw() -> None:
+    made = content(protocol="paper", synthetic=False)
+    text = text_of(render_report(replace(made, metrics=_comparable(dict(made.metrics)))))
+    assert "Not comparable" not in text
+    assert "the films differ" in text
+
+
+def test_a_test_set_without_a_class_gives_a_page_that_says_not_defined() -> None:
+    films = predictions()
+    html = render_report(content(films.where(films.labels < 2)))
+    assert "not defined" in html
+    assert "nan" not in text_of(html).lower().split()
+
+
+def test_too_few_patients_leave_the_intervals_out() -> None:
+    films = predictions()
+    text = text_of(render_report(content(films.where(np.arange(60) < 8))))
+    assert "missing where there are too few patients" in text
+
+
+@pytest.mark.parametrize("protocol", ["paper", "official", "cv"])
+def test_every_protocol_is_put_into_words(protocol: str) -> None:
+    test_set = {"paper": "2,500 films", "official": "own test part", "cv": "one fold"}[protocol]
+    assert test_set in render_report(content(protocol=protocol))
+
+
+def test_the_same_content_gives_the_same_page(page: str) -> None:
+    assert render_report(content()) == page
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "Operating points: pneumonia against normal",
+        "When to ask a reader instead",
+        "Whether acting on it does more good than harm",
+        "Whether the heat maps can be believed",
+        "Share of attention inside the thorax",
+        "Shortcut audit",
+        "The most confident errors",
+    ],
+)
+def test_each_question_of_a_clinician_has_its_section(page: str, heading: str) -> None:
+    assert heading in text_of(page)
+
+
+def test_the_sections_hold_their_numbers(page: str) -> None:
+    trust, text = trust_of(predictions()), text_of(page)
+    (point,) = trust["operating_points"]["points"]
+    found = trust["referral"]["found"]
+    for words in (
+        f"90.0% {point['threshold']:.3f} {point['sensitivity']['value']:.3f}",
+        f"below {found['confidence']:.3f} go to a reader",
+        f"answered by the model {found['coverage']['value']:.3f}",
+        "The maps depend on what was learnt.",
+        "Of a film's heat 62.5% lies in the thorax",
+        "actually normal, called viral with 91.2%",
+        "resnet50 with a linear head, 3 classes",
+    ):
+        assert words in text
+
+
+def test_calibration_errors_after_scaling_stand_with_their_intervals(page: str) -> None:
+    made = content().metrics
+    for name in ("ece", "classwise_ece", "brier"):
+        low, high = made["ci95"][name]
+        assert f"{made['calibration'][name]:.3f} {low:.3f} to {high:.3f}" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"attention": None}, "Not measured: no film had a map."),
+        ({"sanity": {"films": 0, "steps": [], "depends_on_weights": None}}, "no film had a map to compare"),
+        ({"decisions": {}}, "No yes-or-no decision is among the classes."),
+    ],
+)
+def test_what_could_not_be_measured_is_said_so(changes: dict[str, Any], sentence: str) -> None:
+    assert sentence in text_of(render_report(content(trust=trust_of(predictions(), **changes))))
+
+
+def test_an_accuracy_out_of_reach_leaves_no_referral_threshold() -> None:
+    films = predictions()
+    out_of_reach = referral(films.where(np.arange(60) < 8), films, TRUST_SETTINGS)  # 8 films carry no threshold
+    assert out_of_reach["found"] is None
+    text = text_of(render_report(content(trust=trust_of(films, referral=out_of_reach))))
+    assert "No referral threshold: at no threshold are 80% of the validation films above it right" in text
+
+
+@pytest.mark.parametrize(
+    ("classes", "compared"),
+    [
+        (("normal", "viral"), ["normal", "viral"]),
+        (("viral", "bacterial"), ["viral", "bacterial"]),
+        (("normal", "covid"), ["normal"]),
+        (("covid", "viral"), ["viral"]),
+        (("normal", "viral", "bacterial", "covid"), ["normal", "viral", "bacterial"]),
+    ],
+)
+@pytest.mark.parametrize("one_source", [True, False])
+def test_two_and_four_classes_and_one_source_make_a_page_too(
+    classes: tuple[str, ...], compared: list[str], one_source: bool
+) -> None:
+    films = predictions(80, classes=classes, one_source=one_source)
+    made = content(films, classes=list(classes), task="another")
+    assert [row.name for row in compare_with_paper(made.metrics)] == compared
+    text = text_of(render_report(made))
+    assert "Not comparable: ours come from synthetic films" in text
+    assert "ours tell another set of classes apart" in text
+    assert ("the model does not tell normal films from others" in text) is ("normal" not in classes)
+    flat = flat_metrics(made.metrics)
+    assert ("test_sensitivity_at_specificity_0.9" in flat) is ("normal" in classes)
+    assert all(np.isfinite(value) for value in flat.values())
+    assert set(plot_tables(films, bins=10)["roc"]["class"]) == set(classes)
+
+
+def test_a_test_set_without_normal_films_leaves_the_specificity_undefined() -> None:
+    films = predictions()
+    ill = films.where(films.labels > 0)
+    trust = trust_of(films) | {"operating_points": operating_points(films, ill, TRUST_SETTINGS)}
+    assert trust["operating_points"]["points"][0]["specificity"]["value"] is None
+    assert "not defined" in text_of(render_report(content(ill, trust=trust)))
+
+
+def test_without_normal_validation_films_no_threshold_is_chosen() -> None:
+    films = predictions()
+    found = operating_points(films.where(films.labels > 0), films, TRUST_SETTINGS)
+    assert (found["points"], found["why_not"]) == (
+        [],
+        "no validation film is normal, so no threshold can be chosen",
+    )

@@ -1,0 +1,146 @@
+"""docs/results.md: every row is there, run or not, and what rows say together is computed from their runs."""
+
+import re
+from typing import Any
+
+import pytest
+
+from cxr.evaluation.comparison import difference_over_seeds
+from cxr.study.findings import learning_curve_points
+from cxr.study.page import render_page
+from cxr.study.results import RunRecord, Settings, study_results
+from cxr.study.spec import Study
+from tests.support.study_runs import record, small_study
+
+SETTINGS = Settings(resamples=200, seed=1)
+
+
+def page(study: Study, records: list[RunRecord]) -> str:
+    return render_page(study, study_results(study, records, SETTINGS), records, SETTINGS)
+
+
+def line(text: str, start: str) -> list[str]:
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {start} |")]
+    return [cell.strip() for cell in found.strip("|").split(" | ")]
+
+
+def rows(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "label": f"row {name}"} for name in names]
+
+
+def test_a_page_without_runs_names_every_row_as_not_run() -> None:
+    text = page(small_study(), [])
+    assert "from 0 tracked runs" in text
+    assert "0 of 4 trials" in text
+    for label in ("the recipe", "with mixup"):
+        assert line(text, label)[1:3] == ["0 of 2", "not run"]
+
+
+def test_a_row_shows_films_pixels_epochs_weights_time_hardware_and_run() -> None:
+    study = small_study(seeds=[1])
+    (group,) = study.groups
+    run = record(group, group.rows[0], 1, skill=2.0)
+    text = page(study, [run])
+    cells = line(text, "the recipe")
+    assert cells[1] == "1 of 1"
+    assert cells[2] == "1,200 films, 96 px, 3 epochs, weights imagenet (all but the head)"
+    assert re.fullmatch(r"0\.\d{3} \(0\.\d{3} to [01]\.\d{3}\)", cells[3])
+    assert cells[5:7] == ["baseline", "baseline"]
+    assert cells[-3:] == ["1.5", "1 cores, x86_64", f"`{run.run_id[:8]}`"]
+    assert "commit `c0ffee00` (1 run)" in text
+
+
+def test_some_of_the_seeds_are_counted_and_a_bar_in_a_label_does_not_break_the_table() -> None:
+    study = small_study(rows=[{"name": "recipe", "label": "a | b"}])
+    (group,) = study.groups
+    text = page(study, [record(group, group.rows[0], 1, skill=1.0)])
+    assert "| a \\| b | 1 of 2 |" in text
+
+
+def test_synthetic_and_stale_runs_are_told() -> None:
+    study = small_study(seeds=[1])
+    (group,) = study.groups
+    run = record(group, group.rows[0], 1, skill=1.0)
+    stale = record(group, group.rows[1], 1, skill=1.0, params={"train.mixup": "0.9"})
+    run = RunRecord(**{**vars(run), "tags": {**run.tags, "synthetic": "true"}})
+    text = page(study, [run, stale])
+    assert "1 run used synthetic sample films" in text
+    assert "not shown: ablation.mixup.1" in text
+
+
+def test_leakage_is_the_difference_over_seeds_with_welchs_interval() -> None:
+    study = small_study(
+        name="leakage",
+        tested=True,
+        baseline=None,
+        seeds=[1, 2, 3],
+        seeded=["split.seed"],
+        rows=rows("paper", "patient"),
+    )
+    (group,) = study.groups
+    skills = {"paper": 3.0, "patient": 1.0}
+    records = [
+        record(group, row, seed, skill=skills[row.name], first=7 * seed) for row in group.rows for seed in group.seeds
+    ]
+    values = [[run.metrics["accuracy"] for run in records[start : start + 3] if run.metrics] for start in (0, 3)]
+    found = difference_over_seeds(*values)
+    assert found.interval is not None
+    text = page(study, records)
+    assert line(text, "test accuracy")[1:] == [
+        f"{found.value:+.3f} ({found.interval.low:+.3f} to {found.interval.high:+.3f})",
+        "3 and 3",
+    ]
+    assert "It covers the draw of the films" in text
+    assert "not run" in page(study, records[:3])
+
+
+def test_folds_are_pooled_only_when_all_have_been_run() -> None:
+    study = small_study(name="cv", tested=True, baseline=None, seeds=[1], rows=rows("fold1", "fold2"))
+    (group,) = study.groups
+    records = [record(group, row, 1, skill=2.0, first=60 * n) for n, row in enumerate(group.rows)]
+    assert line(page(study, records), "120 films, each once")[1].startswith("0.")
+    assert "All folds together: 1 of 2 folds have been run." in page(study, records[:1])
+    twice = [record(group, row, 1, skill=2.0) for row in group.rows]
+    assert "a film is in the test sets of two rows" in page(study, twice)
+
+
+@pytest.mark.parametrize(("full", "tau"), [((0.5, 1.0, 2.0, 4.0), "1.00"), ((4.0, 2.0, 1.0, 0.5), "-1.00")])
+def test_the_proxys_rank_correlation_is_told(full: tuple[float, ...], tau: str) -> None:
+    names = ("a", "b", "c", "d")
+    groups = [
+        small_study(name=name, baseline=None, seeds=[1], rows=rows(*names)).groups[0]
+        for name in ("proxy_cheap", "proxy_full")
+    ]
+    study = Study(groups=groups)
+    skills = [dict(zip(names, values, strict=True)) for values in ((0.5, 1.0, 2.0, 4.0), full)]
+    records = [record(group, row, 1, skill=skills[n][row.name]) for n, group in enumerate(groups) for row in group.rows]
+    text = page(study, records)
+    assert f"over 4 rows: Kendall's tau {tau}" in text
+    assert f"Spearman's rho {tau}" in text
+    assert "2 of 4 rows have been run both ways" in page(study, records[:-2])
+
+
+def test_tested_rows_are_compared_with_the_baseline_on_the_test_films() -> None:
+    study = small_study(tested=True, seeds=[1])
+    (group,) = study.groups
+    records = [record(group, row, 1, skill=skill) for row, skill in zip(group.rows, (0.5, 4.0), strict=True)]
+    text = page(study, records)
+    row = next(row for row in text.splitlines() if row.startswith("| with mixup | 1 |"))
+    assert row.count("+0.") >= 3
+    assert float(row.strip("| ").split("|")[-1]) < 0.05
+    elsewhere = [records[0], record(group, group.rows[1], 1, skill=1.0, first=5)]
+    assert "| with mixup | 1 | other test films |" in page(study, elsewhere)
+    assert "Each row against the recipe on the test films: not run." in page(study, records[:1])
+
+
+def test_the_learning_curve_goes_from_few_films_to_many() -> None:
+    study = small_study(name="learning_curve", tested=True, seeds=[1], rows=rows("recipe", "half", "tenth"))
+    (group,) = study.groups
+    films = {"recipe": "900", "half": "450", "tenth": "90"}
+    records = [
+        record(group, row, 1, skill=1.0, params={f"split.counts.train.{name}": films[row.name] for name in ("normal",)})
+        for row in group.rows
+    ]
+    (result,) = study_results(study, records, SETTINGS)
+    assert [n for n, _ in learning_curve_points(result)] == [890, 1250, 1700]
+    assert "](results-learning-curve.svg)" in page(study, records)

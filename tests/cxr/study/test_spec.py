@@ -1,0 +1,62 @@
+"""study.yaml: what it says is told by name, and what is wrong with it too."""
+
+from pathlib import Path
+
+import pytest
+
+from cxr.common.errors import ParamsError
+from cxr.study.spec import read_study
+from tests.support.study_runs import small_study
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_projects_own_study_is_one() -> None:
+    study = read_study(ROOT / "study.yaml")
+    tags = [group.tag(row, seed) for group in study.groups for row in group.rows for seed in group.seeds_of(row)]
+    assert len(set(tags)) == len(tags)
+
+
+def test_a_row_sets_what_its_group_sets_and_its_own_and_the_seed() -> None:
+    (group,) = small_study(set={"train.epochs": 3, "train.mixup": 0.0}, seeded=["train.seed", "split.seed"]).groups
+    assert group.settings(group.rows[1], 7) == {
+        "train.epochs": 3,
+        "train.mixup": 0.2,
+        "train.seed": 7,
+        "split.seed": 7,
+    }
+    assert group.tag(group.rows[1], 7) == "study.ablation.mixup.7"
+
+
+def test_a_row_may_have_seeds_of_its_own() -> None:
+    (group,) = small_study(rows=[{"name": "recipe", "label": "x", "seeds": [5]}, {"name": "b", "label": "y"}]).groups
+    assert [group.seeds_of(row) for row in group.rows] == [[5], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("groups: [", "is not valid YAML"),
+        ("groups: []", "groups: List should have at least 1 item"),
+        (
+            "groups: [{name: a, title: A, text: t, tested: true, seeds: [1], baseline: c, "
+            "rows: [{name: b, label: l}]}]",
+            r"groups\.0: Value error, group a has no row c to be its baseline",
+        ),
+        (
+            "groups: [{name: a, title: A, text: t, tested: true, seeds: [1], "
+            "rows: [{name: b, label: l}, {name: b, label: m}]}]",
+            r"groups\.0: Value error, group a has two rows of one name among b, b",
+        ),
+    ],
+)
+def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        read_study(path)
+
+
+def test_a_missing_study_is_told() -> None:
+    with pytest.raises(ParamsError, match=r"nowhere\.yaml is missing; run from the project's root"):
+        read_study(Path("nowhere.yaml"))

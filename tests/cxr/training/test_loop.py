@@ -1,0 +1,256 @@
+"""A training learns, stops when it must, survives a kill to the bit and needs nothing of the platform."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cxr.training.data import TrainingData
+
+from cxr.common.errors import DataError, ParamsError, TrainingError, WeightsError
+from cxr.common.params import TrainParams, read_params
+from cxr.models.forward import choose_device
+from cxr.training.loop import Epoch, Trained, choose_precision, fit
+from cxr.training.sampler import epoch_order
+
+ROOT = Path(__file__).parents[3]
+CLASSES = ("normal", "viral", "bacterial")
+TINY: dict[str, Any] = {
+    "weights": "none",
+    "epochs": 2,
+    "batch_size": 12,
+    "frozen": [],
+    "freeze_batchnorm_statistics": False,
+    "head_only_epochs": 0,
+    "warmup_epochs": 0,
+    "early_stopping_patience": 0,
+    "device": "cpu",
+    "precision": "fp32",
+    "compile": False,
+}
+
+
+@dataclass
+class Quiet:
+    """A listener that interrupts the training after so many films, as Ctrl-C or a signal would."""
+
+    die_after: int = 10**9
+
+    def on_batch(self, films: int) -> None:
+        self.die_after -= films
+        if self.die_after <= 0:
+            raise KeyboardInterrupt
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        pass
+
+
+def recipe(**changes: Any) -> TrainParams:
+    values = read_params(ROOT / "params.yaml").train.model_dump() | TINY | changes
+    return TrainParams.model_validate(values)
+
+
+def films(per_class: int = 16, size: int = 32) -> TrainingData:
+    """Flat, striped across and striped along: what a network tells apart at once."""
+    rng = np.random.default_rng(0)
+    stripes = np.tile([[0.0], [120.0]], (size // 2, size))
+    patterns = (np.full((size, size), 60.0), stripes, stripes.T)
+    images = np.stack([pattern + rng.normal(60, 20, (size, size)) for pattern in patterns for _ in range(per_class)])
+    labels = np.repeat(np.arange(3), per_class)
+    rows = np.arange(len(labels))
+    held = rows % 4 == 0
+    return TrainingData(images.clip(0, 255).astype(np.uint8), labels, rows[~held], rows[held], CLASSES)
+
+
+def run(tmp_path: Path, data: TrainingData | None = None, listener: Quiet | None = None, **changes: Any) -> Trained:
+    return fit(data or films(), recipe(**changes), checkpoints=tmp_path / "ck", listener=listener or Quiet())
+
+
+def same(one: Trained, other: Trained) -> bool:
+    return all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+
+
+def test_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
+    trained = run(tmp_path, films(per_class=32), epochs=6, rotation_deg=0, ema_decay=0.5)
+    best = trained.history[trained.best_epoch - 1]
+    assert best.validation_macro_f1 > 0.9
+    assert trained.history[-1].train_loss < trained.history[0].train_loss
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    first, again = run(tmp_path / "a", epochs=1), run(tmp_path / "b", epochs=1)
+    assert same(first, again)
+    assert not same(first, run(tmp_path / "c", epochs=1, seed=1))
+
+
+def test_interrupted_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", epochs=3, listener=Quiet(die_after=60))  # in the middle of the second epoch
+    resumed = run(tmp_path / "cut", epochs=3)
+    assert same(whole, resumed)
+    assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in whole.history]
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1)
+    kept = (tmp_path / "ck" / "last.pt").read_bytes()
+    exploding = dict.fromkeys(("head", "layer4", "layer3", "layer2", "layer1", "stem"), 1e30)
+    checkpoint = torch.load(tmp_path / "ck" / "last.pt", weights_only=True)
+    for group in checkpoint["optimizer"]["param_groups"]:
+        group["base_lr"] = exploding["head"]
+    torch.save(checkpoint, tmp_path / "ck" / "last.pt")
+    kept = (tmp_path / "ck" / "last.pt").read_bytes()
+    with pytest.raises(TrainingError) as caught:
+        run(tmp_path, epochs=3)
+    assert str(caught.value) == (
+        "the loss is nan in epoch 2; the checkpoint of epoch 1 is kept. "
+        "Lower train.learning_rates or set train.precision to fp32, and run again"
+    )
+    assert (tmp_path / "ck" / "last.pt").read_bytes() == kept
+
+
+def test_training_stops_early_when_validation_stalls(tmp_path: Path) -> None:
+    frozen_rates = dict.fromkeys(("head", "layer4", "layer3", "layer2", "layer1", "stem"), 1e-12)
+    trained = run(tmp_path, epochs=8, early_stopping_patience=2, learning_rates=frozen_rates)
+    assert len(trained.history) == trained.best_epoch + 2
+
+
+def test_frozen_parts_keep_weights_and_statistics(tmp_path: Path) -> None:
+    start = whole_weights(tmp_path / "start.pth")
+    trained = run(tmp_path, epochs=1, weights=str(tmp_path / "start.pth"), frozen=["stem", "layer1"])
+    for name, value in trained.state.items():
+        if name.startswith(("conv1", "bn1", "layer1")) and not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, start[name]), name
+    assert not torch.equal(trained.state["layer2.0.conv1.weight"], start["layer2.0.conv1.weight"])
+    assert not torch.equal(trained.state["layer2.0.bn1.running_mean"], start["layer2.0.bn1.running_mean"])
+
+
+def test_frozen_statistics_stay_only_where_the_weights_were_loaded(tmp_path: Path) -> None:
+    start = whole_weights(tmp_path / "whole.pth")
+    partial = {name: value for name, value in start.items() if not name.startswith("layer4.2.conv3")}
+    torch.save(partial, tmp_path / "partial.pth")
+    trained = run(tmp_path, epochs=1, weights=str(tmp_path / "partial.pth"), freeze_batchnorm_statistics=True)
+    assert torch.equal(trained.state["layer3.0.bn1.running_mean"], start["layer3.0.bn1.running_mean"])
+    assert not torch.equal(trained.state["layer4.0.bn1.running_mean"], start["layer4.0.bn1.running_mean"])
+    assert trained.weights.partial == ("layer4",)
+
+
+def test_head_only_epochs_leave_the_backbone_alone(tmp_path: Path) -> None:
+    start = whole_weights(tmp_path / "start.pth")
+    trained = run(tmp_path, epochs=1, head_only_epochs=1, weights=str(tmp_path / "start.pth"))
+    assert torch.equal(trained.state["layer4.0.conv1.weight"], start["layer4.0.conv1.weight"])
+
+
+def test_freezing_random_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        run(tmp_path, frozen=["layer4"])
+    assert str(caught.value) == (
+        "train.frozen holds layer4, of which weights 'none' lack some or all: frozen they would stay random; "
+        "take them out of train.frozen or give weights that hold them"
+    )
+
+
+@pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
+def test_each_way_of_balancing_classes_trains(tmp_path: Path, balance: str) -> None:
+    data = films()
+    few = TrainingData(data.images, data.labels, data.train_rows[:20], data.validation_rows, CLASSES)
+    assert np.isfinite(run(tmp_path, few, epochs=1, class_balance=balance).history[0].train_loss)
+
+
+def test_sampling_by_source_draws_each_source_of_a_class_equally_often(tmp_path: Path) -> None:
+    labels = np.array([0] * 90 + [0] * 10 + [1] * 40 + [2] * 60)
+    sources = np.array([0] * 90 + [1] * 10 + [0] * 40 + [1] * 60)
+    rows = np.arange(200)
+    images = np.zeros((200, 32, 32), np.uint8)
+    data = TrainingData(images, labels, rows, rows[:3], CLASSES, sources)
+    drawn = np.concatenate(
+        [
+            epoch_order(data, recipe(class_balance="sampling_by_source"), torch.Generator().manual_seed(seed))
+            for seed in range(20)
+        ]
+    )
+    counts = [np.mean((labels[drawn] == c) & (sources[drawn] == s)) for c, s in ((0, 0), (0, 1), (1, 0), (2, 1))]
+    assert counts == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3], abs=0.03)
+    unknown = TrainingData(images, labels, rows, rows[:3], CLASSES)
+    with pytest.raises(DataError, match="needs the source of each film"):
+        run(tmp_path, unknown, class_balance="sampling_by_source")
+
+
+def test_mixup_changes_what_is_learnt_and_stays_repeatable(tmp_path: Path) -> None:
+    first, again = (run(tmp_path / name, epochs=1, mixup=0.4) for name in ("a", "b"))
+    assert same(first, again)
+    assert not same(first, run(tmp_path / "c", epochs=1))
+
+
+def test_no_films_to_validate_on_is_an_error(tmp_path: Path) -> None:
+    data = films()
+    empty = TrainingData(data.images, data.labels, data.train_rows, data.validation_rows[:0], CLASSES)
+    with pytest.raises(DataError, match="got 36 and 0"):
+        run(tmp_path, empty)
+
+
+def test_films_too_small_for_the_network_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="inception_v3"):
+        run(tmp_path, backbone="inception_v3")
+
+
+def test_damaged_checkpoint_names_its_folder(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1)
+    (tmp_path / "ck" / "last.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match=r"ck is damaged or of another training .*; delete the folder"):
+        run(tmp_path)
+
+
+def test_precision_and_device_can_be_forced_and_auto_finds_them() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("fp32", cpu) == "fp32"
+    assert choose_precision("auto", cpu) in {"fp32", "bf16"}
+    assert choose_device("cpu") == cpu
+    assert choose_device("auto").type in {"cpu", "cuda", "mps"}
+
+
+def test_loop_runs_where_only_torch_numpy_and_sklearn_are(tmp_path: Path) -> None:
+    # A machine that is rented for its GPU has these four and nothing else of ours.
+    script = f"""
+import sys
+from importlib.machinery import ModuleSpec
+class Absent:
+    def create_module(self, spec):
+        raise ModuleNotFoundError(spec.name)
+    def exec_module(self, module):
+        pass
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {{"pandas", "pydantic", "mlflow", "cv2", "dvc", "prefect", "tqdm", "safetensors",
+                                 "ruamel", "great_expectations", "boto3", "pyarrow", "matplotlib"}}:
+            return ModuleSpec(name, self)
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from pathlib import Path
+from types import SimpleNamespace
+from cxr.training.loop import TrainingData, fit
+class Quiet:
+    def on_batch(self, films): pass
+    def on_epoch(self, epoch): pass
+images = np.random.default_rng(0).integers(0, 255, (12, 32, 32), np.uint8)
+rows = np.arange(12)
+data = TrainingData(images, rows % 3, rows[:9], rows[9:], ("normal", "viral", "bacterial"))
+recipe = SimpleNamespace(**{recipe(epochs=1).model_dump()!r})
+print(fit(data, recipe, checkpoints=Path({str(tmp_path)!r}), listener=Quiet()).best_epoch)
+"""
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.stdout.strip() == "1", answer.stderr
+
+
+def whole_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Write random weights that stand for trained ones: all of a ResNet-50 but the head."""
+    from cxr.models.factory import build
+
+    torch.manual_seed(5)
+    state = {name: value for name, value in build("resnet50", 3).state_dict().items() if not name.startswith("fc.")}
+    torch.save(state, path)
+    return state

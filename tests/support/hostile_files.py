@@ -1,0 +1,251 @@
+"""Files that mean harm, drawn by seed: mutated, spliced, with lengths blown up; and a program that reads them.
+
+    python -m tests.support.hostile_files --first 0 --inputs 5000 --seconds 600
+
+Reads every drawn file as the product does and prints one JSON line: inputs, films, refusals by reason, whatever came
+that was no ImageError, the slowest input, the peak of memory. The number of the input being read stands in the file
+that --at names, so that whoever watches knows what a dead process died of. A number draws the same bytes, always.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from cxr.imaging.preprocess import Preprocessing
+from PIL import Image
+
+from cxr.common.errors import ImageError
+from cxr.imaging.decode import is_dicom, read_header
+from cxr.inference.input_checks import read_chest_film
+from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_film, picture
+
+MAX_PIXELS = 50_000_000
+PREPARATION = Preprocessing(112, "stretch", "clahe", 2.0, 8, MAX_PIXELS, 0.05)
+_LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFE, 0x80000000)
+_HEAD = 400  # bytes in which headers stand: half of all mutations go there
+
+Mutation = Callable[[np.random.Generator, bytearray, list[bytes]], None]
+
+
+@cache
+def whole_files() -> dict[str, bytes]:
+    """Return one readable film of each kind."""
+    grey, deep = picture(96, 120).astype(np.uint8), picture(96, 120, 12)
+    colour = np.repeat(grey[:, :, None], 3, axis=2)
+    files = {f"cv{suffix}": cv2.imencode(suffix, grey)[1].tobytes() for suffix in (".jpg", ".png", ".bmp", ".tif")}
+    files["png16"] = cv2.imencode(".png", deep * 16)[1].tobytes()
+    files["progressive"] = cv2.imencode(".jpg", colour, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    files |= {
+        f"{kind} {mode} {options}": _by_pillow(colour, kind, mode, options)
+        for kind, mode, options in (
+            ("PNG", "P", {}),
+            ("PNG", "RGBA", {}),
+            ("PNG", "1", {}),
+            ("BMP", "P", {}),
+            ("JPEG", "CMYK", {}),
+            ("TIFF", "RGB", {"compression": "tiff_deflate"}),
+            ("TIFF", "L", {"compression": "tiff_lzw"}),
+            ("TIFF", "1", {"compression": "group4"}),
+            ("TIFF", "L", {"compression": "jpeg"}),
+            ("TIFF", "L", {"compression": "packbits"}),
+        )
+    }
+    files |= {f"DICOM {name}": dicom_film(deep, bits=12, syntax=syntax) for name, syntax in LOSSLESS.items()}
+    files["DICOM JPEG"] = dicom_film(grey, syntax="1.2.840.10008.1.2.4.50")
+    files["DICOM bare"] = dicom_film(deep, bits=12, preamble=False)
+    files["DICOM signed, big"] = dicom_film(deep, bits=12, syntax=BIG_ENDIAN, PixelRepresentation=1)
+    files["DICOM rich"] = dicom_film(
+        deep,
+        bits=12,
+        syntax=EXPLICIT,
+        WindowCenter="4000",
+        WindowWidth="9000",
+        RescaleSlope="2",
+        RescaleIntercept="-5",
+        PixelSpacing=["0.2", "0.3"],
+        PatientOrientation=["R", "H"],
+        PixelPaddingValue=("US", 0),
+    )
+    return files
+
+
+def hostile_file(number: int) -> bytes:
+    """Return the file of this number."""
+    rng = np.random.default_rng(number)
+    files = list(whole_files().values())
+    data = bytearray(files[int(rng.integers(len(files)))])
+    others = files
+    for _ in range(int(rng.integers(1, 5))):
+        _MUTATIONS[int(rng.integers(len(_MUTATIONS)))](rng, data, others)
+    return bytes(data[: 1 << 22])
+
+
+def claiming(width: int, height: int, kind: str) -> bytes:
+    """Return a small file that claims a picture of this size."""
+    if kind == "PNG":
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        body = b"IDAT" + zlib.compress(b"\0" * 100_000)
+        parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, body, b"IEND")]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    if kind == "DICOM":
+        return dicom_film(picture(), Rows=height, Columns=width)
+    data = bytearray(whole_files()["cv.jpg" if kind == "JPEG" else "cv.bmp"])
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", min(height, 65535), min(width, 65535))
+    else:
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+def nested_sequences(depth: int) -> bytes:
+    """Return a DICOM file of `depth` sequences inside each other."""
+    film = bytearray(whole_files()["DICOM implicit"])
+    at = film.index(b"\x28\x00\x02\x00")  # before the group that describes the picture
+    opened = struct.pack("<HHI", 0x0008, 0x1140, 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    closed = struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return bytes(film[:at] + opened * depth + closed * depth + film[at:])
+
+
+def _by_pillow(colour: np.ndarray, kind: str, mode: str, options: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(colour).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _place(rng: np.random.Generator, data: bytearray) -> int:
+    reach = min(len(data), _HEAD) if rng.random() < 0.5 else len(data)
+    start = 0 if data[128:132] != b"DICM" or rng.random() < 0.2 else 128
+    return int(rng.integers(start, max(start + reach, start + 1)))
+
+
+def _flip_bits(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    for _ in range(int(rng.integers(1, 20))):
+        at = _place(rng, data)
+        if at < len(data):
+            data[at] ^= 1 << int(rng.integers(8))
+
+
+def _overwrite(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    at = _place(rng, data)
+    data[at : at + 8] = rng.bytes(int(rng.integers(1, 9)))
+
+
+def _blow_up_length(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    at, value = _place(rng, data) & ~1, int(rng.choice(np.array(_LENGTHS, np.uint64)))
+    order, size = ("little" if rng.random() < 0.5 else "big"), 4 if rng.random() < 0.6 else 2
+    data[at : at + size] = (value & (256**size - 1)).to_bytes(size, order)
+
+
+def _cut_short(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    del data[_place(rng, data) :]
+
+
+def _cut_out(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    at = _place(rng, data)
+    del data[at : at + int(rng.integers(1, 64))]
+
+
+def _repeat(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    at, size = _place(rng, data), int(rng.integers(1, 200))
+    data[at:at] = bytes(data[at : at + size]) * int(rng.integers(1, 50))
+
+
+def _splice(rng: np.random.Generator, data: bytearray, others: list[bytes]) -> None:
+    other = others[int(rng.integers(len(others)))]
+    at = _place(rng, data)
+    data[at:] = other[int(rng.integers(len(other))) :]
+
+
+def _noise(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    at = int(rng.choice([4, 8, 132]))
+    data[at:] = rng.bytes(int(rng.integers(0, 2000)))
+
+
+_MUTATIONS: tuple[Mutation, ...] = (
+    _flip_bits,
+    _flip_bits,
+    _overwrite,
+    _overwrite,
+    _blow_up_length,
+    _blow_up_length,
+    _cut_short,
+    _cut_out,
+    _repeat,
+    _splice,
+    _noise,
+)
+
+
+def read(data: bytes) -> str:
+    """Read `data` as the product does; return "film", the reason of a refusal, or what else came."""
+    try:
+        film = read_chest_film(data, PREPARATION, name="film")
+    except ImageError as error:
+        return error.reason
+    return "film" if film.shape == (112, 112) and film.dtype == np.uint8 else f"OTHER {film.shape} {film.dtype}"
+
+
+def _peak_mb() -> int:
+    """Return the most memory that this program has had; getrusage's figure begins with that of whoever started it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) // 1024
+
+
+def main() -> None:
+    """Read the command line, then hostile files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--at", type=Path)
+    given = parser.parse_args()
+    seen: Counter[str] = Counter()
+    others, slowest, began = [], (0.0, -1), time.monotonic()
+    number = given.first
+    for number in range(given.first, given.first + given.inputs):
+        if time.monotonic() - began > given.seconds:
+            break
+        if given.at:
+            given.at.write_text(str(number))
+        data, start = hostile_file(number), time.monotonic()
+        try:
+            outcome = read(data)
+            if not is_dicom(data):
+                read_header(data, name="film", max_pixels=MAX_PIXELS)
+        except ImageError:
+            pass
+        except Exception as error:  # what this program is there to find
+            outcome = f"OTHER {type(error).__name__}: {error}"
+        if outcome.startswith("OTHER"):
+            others.append((number, outcome))
+        seen[outcome[:40]] += 1
+        slowest = max(slowest, (time.monotonic() - start, number))
+    report = {
+        "first": given.first,
+        "inputs": sum(seen.values()),
+        "seconds": round(time.monotonic() - began, 1),
+        "seen": dict(seen.most_common()),
+        "others": others,
+        "slowest_s": round(slowest[0], 2),
+        "slowest": slowest[1],
+        "peak_mb": _peak_mb(),
+    }
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.exit(bool(others))
+
+
+if __name__ == "__main__":
+    main()

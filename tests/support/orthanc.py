@@ -1,0 +1,108 @@
+"""A real Orthanc on loopback, with the configuration of infra/, that can be killed and started again on its storage."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.prefect_servers import wait_for
+from tests.support.servers import free_ports
+
+CONFIGURATION = Path(__file__).parents[2] / "infra" / "orthanc.json"
+USER = "cxr"
+
+
+@dataclass
+class OrthancServer:
+    """One Orthanc below `folder`: its ports and password stay when it is killed and started again."""
+
+    folder: Path
+    http_port: int
+    dicom_port: int
+    password: str = field(default_factory=lambda: secrets.token_hex(12))
+    storage: str = "db"
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        """Its address, without user and password."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        storage = self.folder / self.storage
+        storage.mkdir(exist_ok=True)
+        own = {
+            "StorageDirectory": str(storage),
+            "IndexDirectory": str(storage),
+            "HttpPort": self.http_port,
+            "DicomPort": self.dicom_port,
+            "RemoteAccessAllowed": False,
+        }
+        file = self.folder / "orthanc.json"
+        file.write_text(json.dumps(json.loads(CONFIGURATION.read_text()) | own))
+        with (self.folder / "orthanc.log").open("ab") as log:
+            environment = {**os.environ, "ORTHANC_PASSWORD": self.password}
+            self._process = subprocess.Popen([program("Orthanc"), str(file)], env=environment, stdout=log, stderr=log)
+        wait_for(lambda: self.ask("/system").is_success, log=self.folder / "orthanc.log")
+
+    def kill(self) -> None:
+        """Kill it outright."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def ask(self, path: str) -> httpx.Response:
+        """GET a path of its REST API."""
+        return httpx.get(f"{self.url}{path}", auth=(USER, self.password), timeout=60)
+
+    def send(self, *films: bytes) -> None:
+        """Send films as a modality does: with storescu, over DICOM."""
+        folder = self.folder / "sent"
+        folder.mkdir(exist_ok=True)
+        files = []
+        for number, film in enumerate(films):
+            files.append(str(folder / f"{number}.dcm"))
+            Path(files[-1]).write_bytes(film)
+        command = [program("storescu"), "-aec", "CXR", "127.0.0.1", str(self.dicom_port), *files]
+        subprocess.run(command, check=True, timeout=120)
+
+    def instances(self, **tags: str) -> list[str]:
+        """Return Orthanc's IDs of the instances whose tags have these values."""
+        query = {"Level": "Instance", "Query": tags}
+        answer = httpx.post(f"{self.url}/tools/find", json=query, auth=(USER, self.password), timeout=60)
+        found: list[str] = answer.raise_for_status().json()
+        return found
+
+    def file(self, instance: str) -> bytes:
+        """Return an instance's DICOM file."""
+        return self.ask(f"/instances/{instance}/file").raise_for_status().content
+
+
+@contextlib.contextmanager
+def serve_orthanc(folder: Path) -> Iterator[OrthancServer]:
+    """Serve an Orthanc with an empty storage on free ports; user `cxr`, the password drawn at random."""
+    http_port, dicom_port = free_ports(2)
+    folder.mkdir(exist_ok=True)
+    server = OrthancServer(folder, http_port, dicom_port)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def program(name: str) -> str:
+    """Return where a system program is; without it the test fails and says what to install."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.fail(f"{name} is not installed, and the link to a PACS is tested with it: apt-get install orthanc dcmtk")
+    return found

@@ -1,0 +1,54 @@
+"""Real Prefect servers on loopback, as a team or `make serve` runs them, and patience with them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.servers import free_ports
+
+START_SECONDS = 300.0
+
+
+def clean_environment(**given: str) -> dict[str, str]:
+    """Return the environment without the settings of this session, and with those `given`."""
+    ours = ("PREFECT_", "MLFLOW_", "CXR_", "DVC_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1", **given}
+
+
+@contextlib.contextmanager
+def serve_prefect(folder: Path) -> Iterator[dict[str, str]]:
+    """Serve Prefect with its scheduler on a free port; yields the environment that leads to it."""
+    port = free_ports(1)[0]
+    environment = clean_environment(
+        PREFECT_HOME=str(folder / "prefect"),
+        PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2",
+    )
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = folder / "server.log"
+    with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as server:
+        try:
+            wait_for(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").text == "true", log=log)
+            yield environment
+        finally:
+            server.terminate()
+
+
+def wait_for(condition: Callable[[], object], *, log: Path | None = None, seconds: float = START_SECONDS) -> None:
+    """Wait until `condition` holds; a server that does not answer yet counts as no."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if condition():
+                return
+        time.sleep(0.05)
+    pytest.fail(f"waited for {seconds} s in vain; the log ends: {log.read_text()[-2000:] if log else ''}")

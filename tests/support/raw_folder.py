@@ -1,0 +1,124 @@
+"""Builds a data/raw folder as ingest leaves it, of tiny files and plausible grey levels."""
+
+import hashlib
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxr.common.classes import LABELS
+from cxr.common.files import sha256_of, write_json
+from cxr.common.params import Params, Paths, read_params
+from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
+from cxr.dataset.shards import write_shards
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class RawFolder:
+    """What ingest writes, to change before it is written."""
+
+    manifest: pd.DataFrame
+    statistics: pd.DataFrame
+    look_alikes: list[tuple[str, str]] = field(default_factory=list)
+    quarantined: int = 2
+    synthetic: bool = True
+
+    def write(self, raw: Path) -> None:
+        """Write the tables; the films' files are written by `raw_folder`."""
+        write_table(self.manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
+        write_table(self.statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
+        pairs = pd.DataFrame(self.look_alikes, columns=["image_id_a", "image_id_b"]).assign(correlation=0.99)
+        pairs.to_csv(raw / "lookalikes.csv", index=False)
+        sources = {name: len(films) for name, films in self.manifest.groupby("source")}
+        counts = {name: self._counts(n, self.quarantined if name == "kermany" else 0) for name, n in sources.items()}
+        labels = self.manifest["label"].value_counts()
+        write_json(
+            raw / "ingest.json",
+            {
+                **self._counts(len(self.manifest), self.quarantined),
+                "sources": counts,
+                "synthetic": self.synthetic,
+                "layouts": dict.fromkeys(counts, "chest_xray"),
+                "classes": {label: int(labels.get(label, 0)) for label in LABELS},
+                "manifest_sha256": sha256_of(raw / "manifest.parquet"),
+            },
+        )
+
+    @staticmethod
+    def _counts(kept: int, quarantined: int) -> dict[str, int]:
+        return {"total": kept + quarantined, "kept": kept, "quarantined": quarantined, "duplicates": 0}
+
+
+def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
+    """Write the packed films into `raw` and return the tables that go with them, not yet written.
+
+    Each patient has two films; the second source has a third as many, of other patients.
+    """
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    films: dict[str, bytes] = {}
+    for source, n, labels in (
+        ("kermany", patients_per_class, LABELS[:3]),
+        ("covid19", patients_per_class // 3, LABELS),
+    ):
+        for label in labels:
+            for film in range(2 * n):
+                path = f"films/{source}/{label}-{film}.png"
+                films[path] = rng.bytes(40)
+                sha256 = hashlib.sha256(films[path]).hexdigest()
+                rows.append(
+                    {
+                        "image_id": f"{source}-{sha256[:16]}",
+                        "source": source,
+                        "official_split": "test" if film < n // 4 * 2 else "train",
+                        "path": path,
+                        "label": label,
+                        "patient_id": f"{source}/train/{label}{film // 2}",
+                        "sha256": sha256,
+                        "phash": "0" * 16,
+                        "width": 400,
+                        "height": 320,
+                        "mode": "L",
+                        "bytes": 40,
+                    }
+                )
+    pack(raw, films)
+    manifest = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
+    statistics = manifest[["image_id"]].assign(
+        grey_mean=rng.uniform(110, 130, len(rows)), grey_std=50, grey_p01=5, grey_p99=240, saturated_share=0.01
+    )
+    return RawFolder(manifest, statistics)
+
+
+def pack(raw: Path, films: dict[str, bytes]) -> None:
+    """Write the shards of `films`, path -> bytes, in place of those that are in `raw`."""
+    raw.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(raw / "films", ignore_errors=True)
+    sizes = {path: len(data) for path, data in films.items()}
+    assert sum(write_shards(raw / "films", sizes, films.__getitem__, workers=1)) == len(films)
+
+
+def unpacked(raw: Path) -> dict[str, bytes]:
+    """Return the films in the shards of `raw`, path -> bytes, read as any zip tool does."""
+    films = {}
+    for shard in sorted((raw / "films").iterdir()):
+        with zipfile.ZipFile(shard) as opened:
+            films |= {name: opened.read(name) for name in opened.namelist()}
+    return films
+
+
+def project_params() -> Params:
+    """Return the parameters that the project comes with."""
+    return read_params(ROOT / "params.yaml")
+
+
+def paths_below(folder: Path) -> Paths:
+    """Return the project's own paths, moved below `folder`."""
+    paths = project_params().paths
+    return paths.model_copy(update={name: folder / getattr(paths, name) for name in Paths.model_fields})

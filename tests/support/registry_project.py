@@ -1,0 +1,169 @@
+"""A project folder with a tracking store of its own and a measured model, for tests of the registry's commands.
+
+The weights are one small tensor: registering never loads them. Making an empty store runs MLflow's migrations for
+seconds, so it is made once a session and copied.
+"""
+
+import csv
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cxr.imaging.preprocess import Preprocessing
+
+from cxr.common.files import write_json
+from cxr.models.bundle import ModelSpec, write_bundle
+from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
+from cxr.registry import tracking_store, versions
+
+PROJECT = Path(__file__).parents[2]
+CLASSES = ("normal", "viral", "bacterial")
+N_TEST = 30
+
+
+def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pytest.TempPathFactory) -> None:
+    """Make `tmp_path` the current directory, with params.yaml, some code and an empty store below mlruns."""
+    template = factory.getbasetemp() / "empty-store"
+    if not template.exists():
+        monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(template))
+        tracking_store.client().search_experiments()
+    shutil.copytree(template, tmp_path / "mlruns")
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE, raising=False)
+    # MLflow keeps a connection for each address: a relative one would lead to another test's store.
+    monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(tmp_path / "mlruns"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy2(PROJECT / "params.yaml", tmp_path)
+    for name in ("dvc.lock", "uv.lock"):
+        (tmp_path / name).write_text("schema: '2.0'\n")
+    (tmp_path / "cxr").mkdir()
+    (tmp_path / "cxr" / "code.py").write_text("x = 1\n")
+
+
+def write_model(
+    *, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic: bool = True, of_class: str = ""
+) -> None:
+    """Write what training, evaluation and split leave: `wrong` of the test films are called the next class.
+
+    The first ones, or the first ones `of_class` where it is given.
+
+    A patient a film. Other films train and validate, one each, the same whatever the test films are.
+    """
+    missed = [i for i in range(films) if of_class in {"", CLASSES[i % 3]}][:wrong]
+    rows = [(f"film{i}", CLASSES[i % 3], CLASSES[(i + (i in missed)) % 3]) for i in range(films)]
+    digest = hashlib.sha256("\n".join(sorted(f"{name},{label}" for name, label, _ in rows)).encode()).hexdigest()
+    write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
+    write_json(
+        Path("models/trained/training.json"),
+        {"run_id": f"{seed:032x}", "params": {"epochs": 2}, "weights": {"source": "none"}},
+    )
+    Path("models/trained/curves.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
+    write_json(
+        Path("data/split/split.json"),
+        {"protocol": "patient", "task": "three_way", "manifest_sha256": "a" * 64, "test_set_sha256": digest},
+    )
+    write_splits(Path("data/split/splits.csv"), [(name, label) for name, label, _ in rows])
+    write_json(Path("reports/metrics.json"), metrics(1 - wrong / films, n_test=films, test_set_sha256=digest))
+    Path("reports/report.html").write_text("<p>report</p>")
+    fitted = {"temperature": 1.5, "bias": [0.0, 0.25, -0.25], "refer_below": 0.625}
+    write_json(Path("reports/evidence/calibration.json"), fitted)
+    write_predictions(Path("reports/evidence/predictions.csv"), rows)
+    write_reference(Path("reports/evidence") / REFERENCE_FILE, reference())
+
+
+def spec(
+    *, synthetic: bool = True, image_size_px: int = 64, backbone: str = "resnet50", head: str = "linear"
+) -> ModelSpec:
+    """Return the description of a model of three classes."""
+    preprocessing = Preprocessing(image_size_px, "stretch", "clahe", 2.0, 8, 10**7)
+    return ModelSpec(
+        backbone=backbone,
+        head=head,
+        members=1,
+        views=(1.0,),
+        classes=CLASSES,
+        preprocessing=preprocessing,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        temperature=1.0,
+        bias=(0.0,) * len(CLASSES),
+        synthetic=synthetic,
+    )
+
+
+def reference(films: int = 60) -> Reference:
+    """Return reference statistics of films, two a patient, with four features each."""
+    generator = np.random.default_rng(0)
+    return make_reference(
+        classes=CLASSES,
+        images=generator.random((films, len(MEASURES) - 1), np.float32),
+        features=generator.random((films, 4), np.float32),
+        probabilities=generator.dirichlet(np.ones(len(CLASSES)), films),
+        patients=np.array([f"patient-{i // 2}" for i in range(films)], object),
+    )
+
+
+def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "") -> dict[str, Any]:
+    """Return the part of metrics.json that the gate reads."""
+    return {
+        "accuracy": accuracy,
+        "macro_f1": accuracy,
+        "macro_auroc": 0.99,
+        "calibration": {"ece": 0.05},
+        "classes": list(CLASSES),
+        "n_test": n_test,
+        "test_set_sha256": test_set_sha256,
+    }
+
+
+def write_splits(path: Path, test_films: list[tuple[str, str]]) -> None:
+    """Write splits.csv from (image_id, label) of the test films, beside one training and one validation film."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image_id", "split", "fold", "label", "patient_id"))
+        writer.writerow(("trained", "train", -1, "normal", "patient-trained"))
+        writer.writerow(("other", "validation", -1, "normal", "patient-other"))
+        writer.writerows((name, "test", -1, label, f"patient-{name}") for name, label in test_films)
+
+
+def write_predictions(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Write predictions.csv from (image_id, label, predicted class); one validation film leads."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        probabilities = [f"p_{name}" for name in CLASSES]
+        writer.writerow(("image_id", "split", "source", "patient_id", "label", "predicted_class", *probabilities))
+        for split, (name, label, called) in [
+            ("validation", ("other", "normal", "viral")),
+            *(("test", row) for row in rows),
+        ]:
+            sure = [0.9 if each == called else 0.05 for each in CLASSES]
+            writer.writerow((name, split, "kermany", f"patient-{name}", label, called, *sure))
+
+
+def register() -> versions.Version:
+    """Register the model of the current directory and return its version."""
+    from cxr.common.files import read_json
+    from cxr.common.params import read_params
+    from tasks.register import register as step
+
+    params = read_params(Path("params.yaml"))
+    step(params.register_, params.paths)
+    return versions.get_version(read_json(Path("reports/registration.json"))["version"])
+
+
+def call(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: str) -> None:
+    """Call a command's main with arguments, as `python -m` would."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    main()
+
+
+def artifacts() -> list[Path]:
+    """Return every file in the store but the database."""
+    return [path for path in Path(os.environ[tracking_store.FOLDER_VARIABLE], "artifacts").rglob("*") if path.is_file()]

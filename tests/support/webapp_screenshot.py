@@ -1,0 +1,80 @@
+"""The picture of the page in the documents: the sample's champion and synthetic films, in a real browser.
+
+python -m tests.support.webapp_screenshot docs/page.png      # after `make run`, from the project's root
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+from playwright.sync_api import expect, sync_playwright
+
+from tests.support.dicom_images import dicom_film
+from tests.support.servers import free_ports
+from tests.support.webapp_server import phantom
+
+SIZE = {"width": 1400, "height": 900}
+LABELS = ("normal", "viral", "bacterial", "viral", "bacterial")
+CHOSEN = 1
+
+
+def main() -> None:
+    """Serve, drop films, take the picture."""
+    port = free_ports(1)[0]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen([sys.executable, "-m", "tasks.app", "--port", str(port)]) as server,
+    ):
+        try:
+            _wait(f"http://127.0.0.1:{port}/ready")
+            _take(f"http://127.0.0.1:{port}", _films(Path(folder)), Path(sys.argv[1]))
+        finally:
+            server.terminate()
+
+
+def _films(folder: Path) -> list[Path]:
+    """Write synthetic films, one of them as DICOM, and a file that is none."""
+    for number, label in enumerate(LABELS):
+        film = phantom(label, seed=300 + number)
+        path = folder / f"film-{number + 1}.png"
+        if number == 2:
+            path.with_suffix(".dcm").write_bytes(dicom_film(film.astype(np.uint16)))
+        else:
+            cv2.imwrite(str(path), film)
+    (folder / "notes.txt").write_text("Not a film.\n")
+    return sorted(folder.iterdir())
+
+
+def _take(address: str, films: list[Path], picture: Path) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        page.goto(address)
+        page.set_input_files("#file", films)
+        expect(page.locator("#count")).to_have_text(f"{len(films)} of {len(films)}", timeout=120_000)
+        page.locator(".row").nth(CHOSEN).click()
+        expect(page.locator(".stack .heat")).to_be_visible(timeout=120_000)
+        page.mouse.move(0, 0)
+        page.screenshot(path=picture)
+        browser.close()
+
+
+def _wait(address: str) -> None:
+    for _ in range(1200):
+        try:
+            if httpx.get(address).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.25)
+    raise SystemExit("the service did not become ready")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The reader's page on real sockets: in this process with a model made at once, or as a process over a registry."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+import uvicorn
+
+from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
+from cxr.inference.classifier import Classifier
+from cxr.models.bundle import write_bundle
+from cxr.models.factory import build
+from cxr.registry import aliases, runs, versions
+from cxr.webapp.limits import MEGABYTE, Limits
+from cxr.webapp.model_info import read_card
+from cxr.webapp.server import Page
+from tests.support.prefect_servers import wait_for
+from tests.support.registry_project import PROJECT, artifacts, spec
+from tests.support.servers import free_ports
+
+LIMITS = Limits(
+    upload_bytes=8 * MEGABYTE,
+    waiting=16,
+    waiting_bytes=64 * MEGABYTE,
+    batch_films=4,
+    read_workers=2,
+    upload_seconds=60.0,
+    read_seconds=60.0,
+    answer_seconds=60.0,
+)
+BYTES = {"Content-Type": "application/octet-stream"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A service of this process."""
+
+    address: str
+    port: int
+    page: Page
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a counter's or gauge's value, 0 where nothing has been counted."""
+        return self.page.engine.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def tiny_classifier(number: str = "1", *, seed: int = 1, synthetic: bool = True, **changed: Any) -> Classifier:
+    """Return a small network with random weights as a version of the registry."""
+    torch.manual_seed(seed)
+    described = replace(spec(image_size_px=32, backbone="small_cnn", synthetic=synthetic), **changed)
+    network = build("small_cnn", len(described.classes)).eval()
+    return Classifier(described, number, None, lambda: network)
+
+
+@contextlib.contextmanager
+def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS) -> Iterator[Served]:
+    """Serve in this process on a free port of loopback; None: the model has not been loaded yet."""
+    port = free_ports(1)[0]
+    page = Page(limits, names=[], model="champion", fast=False, registry_seconds=3600.0)
+    server = uvicorn.Server(page.config("127.0.0.1", port))
+    if classifier:
+        use(page, classifier)
+    page.engine.start()
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        yield Served(f"http://127.0.0.1:{port}", port, page)
+    finally:
+        server.should_exit = True
+        thread.join()
+        page.close()
+
+
+def use(page: Page, classifier: Classifier) -> None:
+    """Let `classifier` answer, as if the registry had named it."""
+    unmeasured = versions.Version(classifier.number, "", "", {"protocol": "patient"})
+    page.watch.use(classifier, read_card(unmeasured, classifier))
+
+
+def phantom(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return a synthetic film."""
+    rng = np.random.default_rng(seed)
+    return draw_film(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng)
+
+
+def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False) -> versions.Version:
+    """Register a small network with random weights in the store of this project and make it champion.
+
+    Of a damaged one the stored weights are changed before anybody can fetch them.
+    """
+    known = set(artifacts())
+    torch.manual_seed(seed)
+    described = spec(image_size_px=32, backbone="small_cnn")
+    made = Path(f"made-{seed}")
+    written = write_bundle(made, build("small_cnn", 3).state_dict(), described)
+    run_id = runs.start_run(run_id=None, name="n", tags={})
+    version, _ = versions.register_version(made, written, run_id=run_id, lineage={}, evidence={})
+    for path in set(artifacts()) - known if damaged else ():
+        if path.name == "model.safetensors":
+            path.write_bytes(path.read_bytes()[:-4] + b"evil")
+    aliases.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
+    shutil.rmtree(made)
+    return version
+
+
+@dataclass(frozen=True)
+class Process:
+    """`python -m tasks.app` and where it writes."""
+
+    address: str
+    log: Path
+    process: "subprocess.Popen[bytes]"
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C, return the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def serve_process(*options: str) -> Iterator[Process]:
+    """Run the command in the current project until the block ends; it is ready."""
+    port = free_ports(1)[0]
+    log = Path("app.log").absolute()
+    command = [sys.executable, "-m", "tasks.app", "--port", str(port), *options]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with log.open("wb") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(lambda: httpx.get(f"{address}/ready").status_code == 200, log=log)
+            yield Process(address, log, process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
