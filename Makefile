@@ -49,13 +49,13 @@ data: setup ## download both real sets from their public homes
 serve: setup ## Prefect, worker, schedules and MLflow on this machine until Ctrl-C [PREFECT_PORT=4200] [MLFLOW_PORT=5000]
 	@python -m flows.serve --prefect-port "$(PREFECT_PORT)" --mlflow-port "$(MLFLOW_PORT)"
 
-app: setup ## the reader's page on this machine until Ctrl-C: drop films, see what the champion says [PORT=8000]
+app: setup ## the web app on this machine until Ctrl-C: drop images, see what the champion says [PORT=8000]
 	@python -m tasks.app --port "$(PORT)"
 
 doctor: setup ## check all that running this needs, and say what to do about what is not well
 	@python -m flows.doctor
 
-bench: setup ## measurements that need no model, on DATA=folder of films of their original size (docs/benchmarks.md)
+bench: setup ## measurements that need no model, on DATA=folder of images of their original size (docs/benchmarks.md)
 	python -m benchmarks.preprocessing "$(DATA)"
 	python -m benchmarks.training "$(DATA)"
 	python -m benchmarks.tracking_files

@@ -31,9 +31,9 @@ SMALL = {
     "train.epochs": 1,
     "evaluate.bootstrap_resamples": 100,
     "evaluate.gradcam_per_class": 1,
-    "evaluate.attention_films": 6,
-    "evaluate.sanity_films": 2,
-    "evaluate.audit_films": 12,
+    "evaluate.attention_images": 6,
+    "evaluate.sanity_images": 2,
+    "evaluate.audit_images": 12,
 }
 FIRST_SEED = 1
 
@@ -124,13 +124,13 @@ def main() -> None:
         path = f"{Path(sys.executable).parent}:{environment['PATH']}"
         project = Project(root, stages_in_order(root), {**environment, "PATH": path})
 
-        def new_films() -> None:
+        def new_images() -> None:
             project.run("tasks.configure", f"--set=ingest.sample_seed={next(seeds)}")
 
         whole(project)
         no_ops = measure(NO_OPS, project, rounds=arguments.no_ops, before=lambda: None)
         _print("nothing changed", no_ops, "dvc repro -s, one by one")
-        rebuilds = measure(REBUILDS, project, rounds=arguments.rebuilds, before=new_films)
+        rebuilds = measure(REBUILDS, project, rounds=arguments.rebuilds, before=new_images)
         _print("rebuild", rebuilds, "steps")
 
 

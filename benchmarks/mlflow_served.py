@@ -23,7 +23,7 @@ Ask = Callable[[list[bytes]], list[dict[str, object]]]
 
 @contextmanager
 def served(number: str, *, on: bool = True) -> Iterator[Ask | None]:
-    """Serve a version on a free port of loopback; yield what asks it about films, None where not `on`."""
+    """Serve a version on a free port of loopback; yield what asks it about images, None where not `on`."""
     if not on:
         yield None
         return
@@ -41,7 +41,7 @@ def served(number: str, *, on: bool = True) -> Iterator[Ask | None]:
     )
     try:
         _wait(server, port)
-        yield lambda films: _ask(port, films)
+        yield lambda images: _ask(port, images)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, 15)
@@ -58,9 +58,9 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
     raise CxrError(f"mlflow models serve did not answer on port {port}; run its command by hand to see why")
 
 
-def _ask(port: int, films: list[bytes]) -> list[dict[str, object]]:
-    rows = [[base64.b64encode(film).decode()] for film in films]
-    body = json.dumps({"dataframe_split": {"columns": ["film"], "data": rows}})
+def _ask(port: int, images: list[bytes]) -> list[dict[str, object]]:
+    rows = [[base64.b64encode(image).decode()] for image in images]
+    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}})
     done = requests.post(
         f"http://127.0.0.1:{port}/invocations", data=body, headers={"Content-Type": "application/json"}, timeout=300
     )

@@ -1,9 +1,9 @@
-"""The reader's page under load: 32 clients that never pause, then one alone.
+"""The web app under load: 32 clients that never pause, then one alone.
 
     python -m benchmarks.page_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
 
-FOLDER has films, sent as they are. Starts `python -m tasks.app` over the store that MLFLOW_TRACKING_URI names,
-and reads its memory from /metrics. Prints the answers by status, films a second, latencies, and resident memory after
+FOLDER has images, sent as they are. Starts `python -m tasks.app` over the store that MLFLOW_TRACKING_URI names,
+and reads its memory from /metrics. Prints the answers by status, images a second, latencies, and resident memory after
 the warm-up, in the middle and at the end; ends with 1 where an answer was neither 200 nor 429.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 HEADERS = {"Content-Type": "application/octet-stream"}
-FILMS = 200
+IMAGES = 200
 
 
 @dataclass
@@ -53,52 +53,52 @@ def main() -> int:
     parser.add_argument("--exact", action="store_true")
     given = parser.parse_args()
     files = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in {".jpeg", ".jpg", ".png"})
-    films = [path.read_bytes() for path in files[:: max(1, len(files) // FILMS)][:FILMS]]
+    images = [path.read_bytes() for path in files[:: max(1, len(files) // IMAGES)][:IMAGES]]
     address = f"http://127.0.0.1:{given.port}"
     command = [sys.executable, "-m", "tasks.app", "--port", str(given.port), *(["--exact"] if given.exact else [])]
     began = time.perf_counter()
     with subprocess.Popen(command) as server:
         try:
             _wait(address, server)
-            print(f"ready after {time.perf_counter() - began:.1f} s, engine {_engine(address)}, {len(films)} films")
-            return _measure(address, films, seconds=given.seconds, clients=given.clients)
+            print(f"ready after {time.perf_counter() - began:.1f} s, engine {_engine(address)}, {len(images)} images")
+            return _measure(address, images, seconds=given.seconds, clients=given.clients)
         finally:
             server.terminate()
             server.wait()
 
 
-def _measure(address: str, films: list[bytes], *, seconds: float, clients: int) -> int:
+def _measure(address: str, images: list[bytes], *, seconds: float, clients: int) -> int:
     # Heat is computed by torch, which is loaded in the background: its memory must not look like a leak.
-    httpx.post(f"{address}/predict", params={"heat": "true"}, content=films[0], headers=HEADERS, timeout=300)
-    _load(address, films, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their size
+    httpx.post(f"{address}/predict", params={"heat": "true"}, content=images[0], headers=HEADERS, timeout=300)
+    _load(address, images, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their size
     memory, processor = [_resident_mb(address)], _of_process(address, "cpu_seconds_total")
     halves = []
     for _ in range(2):
-        halves.append(_load(address, films, seconds=seconds / 2, clients=clients))
+        halves.append(_load(address, images, seconds=seconds / 2, clients=clients))
         memory.append(_resident_mb(address))
     processor = _of_process(address, "cpu_seconds_total") - processor
-    alone = _load(address, films, seconds=seconds / 6, clients=1)
+    alone = _load(address, images, seconds=seconds / 6, clients=1)
     statuses = sum((half.statuses for half in halves), Counter())
     together = [one for half in halves for one in half.seconds]
-    print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(together) / seconds:.1f} films/s")
+    print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(together) / seconds:.1f} images/s")
     print(f"  seconds: {_percentiles(together)}")
-    print(f"  processor time of the service: {1000 * processor / max(1, len(together)):.0f} ms a film")
+    print(f"  processor time of the service: {1000 * processor / max(1, len(together)):.0f} ms an image")
     print(f"  resident MB: {', '.join(f'{one:.0f}' for one in memory)} (after warm-up, middle, end)")
-    print(f"1 client: {json.dumps(alone.statuses)}, {len(alone.seconds) / (seconds / 6):.1f} films/s")
+    print(f"1 client: {json.dumps(alone.statuses)}, {len(alone.seconds) / (seconds / 6):.1f} images/s")
     print(f"  seconds: {_percentiles(alone.seconds)}")
     return int(bool((statuses | alone.statuses).keys() - {"200", "429"}))
 
 
-def _load(address: str, films: list[bytes], *, seconds: float, clients: int) -> Tally:
+def _load(address: str, images: list[bytes], *, seconds: float, clients: int) -> Tally:
     tally, until = Tally(), time.perf_counter() + seconds
 
     def ask(number: int) -> None:
         with httpx.Client(timeout=120) as client:
             while time.perf_counter() < until:
                 began = time.perf_counter()
-                film = films[number % len(films)]
+                image = images[number % len(images)]
                 try:
-                    response = client.post(f"{address}/predict", content=film, headers=HEADERS)
+                    response = client.post(f"{address}/predict", content=image, headers=HEADERS)
                     version = response.json().get("model_version", "")
                     tally.add(str(response.status_code), time.perf_counter() - began, version)
                     if response.status_code == 429:

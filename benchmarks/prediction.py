@@ -1,10 +1,10 @@
-"""Films answered a second: the exported network and torch of ours, an eager fp32 loop, and MLflow's server.
+"""Images answered a second: the exported network and torch of ours, an eager fp32 loop, and MLflow's server.
 
-    python -m benchmarks.prediction PROJECT FILMS [--rounds 5] [--sizes 1 16 32 96]
+    python -m benchmarks.prediction PROJECT IMAGES [--rounds 5] [--sizes 1 16 32 96]
 
-PROJECT is a project folder with a registered challenger (its store, its cache); FILMS a folder of image files. All
-contestants answer the same films with the same network in turn, round by round; ratios are round by round, with the
-smallest and the largest. `network` starts from prepared films, `whole` from a file's bytes.
+PROJECT is a project folder with a registered challenger (its store, its cache); IMAGES a folder of image files. All
+contestants answer the same images with the same network in turn, round by round; ratios are round by round, with the
+smallest and the largest. `network` starts from prepared images, `whole` from a file's bytes.
 
 The eager loop is what one writes with torch alone: the network in its usual memory layout, fp32, the batch as it comes.
 """
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.mlflow_served import served
 from cxr.common.cli import start_process
-from cxr.imaging.decode import is_film_file
+from cxr.imaging.decode import is_image_file
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.prefetch import prepared_batches
 from cxr.models.forward import BATCH_SIZE
@@ -32,20 +32,20 @@ from cxr.registry.versions import fetch_bundle, get_version
 
 Contest = dict[str, Callable[[], object]]
 
-_EAGER_BATCH = 32  # films at most that the loop computes together
+_EAGER_BATCH = 32  # images at most that the loop computes together
 
 
 def main() -> None:
     """Read the command line, measure, print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
-    parser.add_argument("films", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 32, 96])
     parser.add_argument("--no-server", action="store_true", help="leave MLflow's server out")
     given = parser.parse_args()
     start_process()
-    files = [file.resolve() for file in sorted(given.films.rglob("*")) if file.is_file() and is_film_file(file)]
+    files = [file.resolve() for file in sorted(given.images.rglob("*")) if file.is_file() and is_image_file(file)]
     os.chdir(given.project)
     version = get_version("challenger")
     bundle = fetch_bundle(version)
@@ -54,8 +54,8 @@ def main() -> None:
     with served(version.number, on=not given.no_server) as ask_server:
         for size in given.sizes:
             data = [file.read_bytes() for file in files[:size]]
-            films = np.stack([exact.read(one, name="film") for one in data])
-            _compare(f"network alone, {size} a time", _networks(fast, exact, films), size, given.rounds)
+            images = np.stack([exact.read(one, name="image") for one in data])
+            _compare(f"network alone, {size} a time", _networks(fast, exact, images), size, given.rounds)
             whole = _whole(fast, exact, data)
             if ask_server is not None:
                 whole["mlflow models serve (HTTP)"] = lambda data=data: ask_server(data)
@@ -63,12 +63,12 @@ def main() -> None:
     _cold_starts(files[0], given.rounds)
 
 
-def _networks(fast: Classifier, exact: Classifier, films: NDArray[np.uint8]) -> Contest:
+def _networks(fast: Classifier, exact: Classifier, images: NDArray[np.uint8]) -> Contest:
     eager = _eager(exact)
     return {
-        f"ours, {fast.engine}": lambda: fast.answer(films),
-        "ours, torch": lambda: exact.answer(films),
-        "eager fp32 torch": lambda: eager(films),
+        f"ours, {fast.engine}": lambda: fast.answer(images),
+        "ours, torch": lambda: exact.answer(images),
+        "eager fp32 torch": lambda: eager(images),
     }
 
 
@@ -77,13 +77,13 @@ def _whole(fast: Classifier, exact: Classifier, data: list[bytes]) -> Contest:
     eager = _eager(exact)
 
     def ours(model: Classifier) -> object:
-        read = partial(model.read, name="film")
+        read = partial(model.read, name="image")
         batches = prepared_batches(data, read, batch_size=BATCH_SIZE, workers=os.cpu_count() or 1)
         return [model.answer(np.stack(batch)) for batch in batches]
 
     def loop() -> object:
         batches = [data[start : start + _EAGER_BATCH] for start in range(0, len(data), _EAGER_BATCH)]
-        return [eager(np.stack([exact.read(one, name="film") for one in batch])) for batch in batches]
+        return [eager(np.stack([exact.read(one, name="image") for one in batch])) for batch in batches]
 
     return {
         f"ours, {fast.engine}": lambda: ours(fast),
@@ -100,15 +100,15 @@ def _eager(model: Classifier) -> Callable[[NDArray[np.uint8]], object]:
     network = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.spec.mean, model.spec.std))
 
-    def answer(films: NDArray[np.uint8]) -> object:
+    def answer(images: NDArray[np.uint8]) -> object:
         with torch.inference_mode():
-            return torch.softmax(network((torch.from_numpy(films)[:, None] / 255 - mean) / std), dim=1).numpy()
+            return torch.softmax(network((torch.from_numpy(images)[:, None] / 255 - mean) / std), dim=1).numpy()
 
     return answer
 
 
-def _compare(title: str, contest: Contest, films: int, rounds: int) -> None:
-    """Print films a second of each, and how many times as many the first answers, round by round."""
+def _compare(title: str, contest: Contest, images: int, rounds: int) -> None:
+    """Print images a second of each, and how many times as many the first answers, round by round."""
     for ask in contest.values():
         ask()
     seconds: dict[str, list[float]] = {name: [] for name in contest}
@@ -118,17 +118,17 @@ def _compare(title: str, contest: Contest, films: int, rounds: int) -> None:
             ask()
             seconds[name].append(time.perf_counter() - started)
     first = next(iter(seconds.values()))
-    print(f"| {title} | films/s | ms a film | the first against it |\n|---|---|---|---|")
+    print(f"| {title} | images/s | ms an image | the first against it |\n|---|---|---|---|")
     for name, taken in seconds.items():
         median, ratios = statistics.median(taken), [other / ours for other, ours in zip(taken, first, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {films / median:.2f} | {1000 * median / films:.1f} | {spread} |", flush=True)
+        print(f"| {name} | {images / median:.2f} | {1000 * median / images:.1f} | {spread} |", flush=True)
     print()
 
 
-def _cold_starts(film: Path, rounds: int) -> None:
+def _cold_starts(image: Path, rounds: int) -> None:
     """Print the seconds from the command to its first answer."""
-    command = [sys.executable, "-m", "tasks.predict", "--model", "challenger", "--json", str(film)]
+    command = [sys.executable, "-m", "tasks.predict", "--model", "challenger", "--json", str(image)]
     contest: Contest = {
         name: lambda extra=extra: subprocess.run([*command, *extra], check=True, capture_output=True)
         for name, extra in (("tasks.predict --fast", ["--fast"]), ("tasks.predict", []))

@@ -1,11 +1,11 @@
-"""Films a second from file to prepared pixels: ours against Pillow + torchvision, in turn, same films.
+"""Images a second from file to prepared pixels: ours against Pillow + torchvision, in turn, same images.
 
 Run   python -m benchmarks.preprocessing FOLDER [--rounds 5]
 
 Two peers do what most pipelines do: open with Pillow, `Resize`, equalise; once in a loop, once in torchvision's
 usual company, a DataLoader with as many workers as there are cores. Both sides equalise here, because Pillow and
 torchvision have no CLAHE; ours with CLAHE, the default, is a row of its own. The last row says how far decoding a
-JPEG at reduced scale moves the grey levels of a film away from decoding it whole.
+JPEG at reduced scale moves the grey levels of an image away from decoding it whole.
 """
 
 from __future__ import annotations
@@ -21,61 +21,61 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from cxr.imaging.preprocess import Preprocessing, prepare
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from cxr.imaging.decode import SUFFIXES, decode_grey, read_film
+from cxr.imaging.decode import SUFFIXES, decode_grey, read_image
+from cxr.imaging.preprocess import Preprocessing, prepare
 
 Contrast = Literal["clahe", "equalize", "none"]
 SIZE_PX = 224
 CORES = os.cpu_count() or 1
 
 
-def ours(films: list[Path], contrast: Contrast) -> None:
-    """Prepare films the way tasks.preprocess does."""
+def ours(images: list[Path], contrast: Contrast) -> None:
+    """Prepare images the way tasks.preprocess does."""
     preprocessing = _preprocessing(contrast)
     with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(lambda film: read_film(film, preprocessing), films))
+        list(pool.map(lambda image: read_image(image, preprocessing), images))
 
 
-class PillowFilms(Dataset[np.ndarray]):
-    """Films through Pillow and torchvision's transforms."""
+class PillowImages(Dataset[np.ndarray]):
+    """Images through Pillow and torchvision's transforms."""
 
-    def __init__(self, films: list[Path]) -> None:
-        self._films = films
+    def __init__(self, images: list[Path]) -> None:
+        self._images = images
         self._resize = v2.Resize((SIZE_PX, SIZE_PX), antialias=True)
 
     def __len__(self) -> int:
-        return len(self._films)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        with Image.open(self._films[index]) as image:
+        with Image.open(self._images[index]) as image:
             return np.array(functional.equalize(self._resize(image.convert("L"))))
 
 
-def pillow_loop(films: list[Path]) -> None:
-    """Prepare films one after the other with Pillow and torchvision."""
-    peer = PillowFilms(films)
+def pillow_loop(images: list[Path]) -> None:
+    """Prepare images one after the other with Pillow and torchvision."""
+    peer = PillowImages(images)
     for index in range(len(peer)):
         peer[index]
 
 
-def pillow_loader(films: list[Path]) -> None:
-    """Prepare films with Pillow and torchvision in a DataLoader with a worker a core."""
-    for _ in DataLoader(PillowFilms(films), batch_size=32, num_workers=CORES):
+def pillow_loader(images: list[Path]) -> None:
+    """Prepare images with Pillow and torchvision in a DataLoader with a worker a core."""
+    for _ in DataLoader(PillowImages(images), batch_size=32, num_workers=CORES):
         pass
 
 
-def reduced_scale_difference(films: list[Path]) -> str:
-    """Return how far prepared films move when JPEGs are decoded at reduced scale (no contrast step)."""
+def reduced_scale_difference(images: list[Path]) -> str:
+    """Return how far prepared images move when JPEGs are decoded at reduced scale (no contrast step)."""
     preprocessing = _preprocessing("none")
     differences = []
-    for film in films:
-        whole = decode_grey(film.read_bytes(), name=film.name, max_pixels=preprocessing.max_pixels)
-        reduced = read_film(film, preprocessing).astype(np.int16)
+    for image in images:
+        whole = decode_grey(image.read_bytes(), name=image.name, max_pixels=preprocessing.max_pixels)
+        reduced = read_image(image, preprocessing).astype(np.int16)
         differences.append(np.abs(reduced - prepare(whole, preprocessing)))
     stacked = np.stack(differences)
     return f"mean {stacked.mean():.2f}, 99th percentile {np.percentile(stacked, 99):.0f}, largest {stacked.max()}"
@@ -85,7 +85,7 @@ def _preprocessing(contrast: Contrast) -> Preprocessing:
     return Preprocessing(SIZE_PX, "stretch", contrast, 2.0, 8, 50_000_000)
 
 
-def _films_per_second(run: Callable[[], None], count: int) -> float:
+def _images_per_second(run: Callable[[], None], count: int) -> float:
     started = time.perf_counter()
     run()
     return count / (time.perf_counter() - started)
@@ -97,27 +97,27 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    films = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    images = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     cv2.setNumThreads(1)
     contestants: dict[str, Callable[[], None]] = {
-        "ours, equalised": lambda: ours(films, "equalize"),
-        "ours, CLAHE (default)": lambda: ours(films, "clahe"),
-        "Pillow + torchvision, loop": lambda: pillow_loop(films),
-        f"Pillow + torchvision, DataLoader({CORES})": lambda: pillow_loader(films),
+        "ours, equalised": lambda: ours(images, "equalize"),
+        "ours, CLAHE (default)": lambda: ours(images, "clahe"),
+        "Pillow + torchvision, loop": lambda: pillow_loop(images),
+        f"Pillow + torchvision, DataLoader({CORES})": lambda: pillow_loader(images),
     }
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(arguments.rounds + 1):
         for name, run in contestants.items():
-            speeds[name].append(_films_per_second(run, len(films)))
+            speeds[name].append(_images_per_second(run, len(images)))
     base = "ours, equalised"
-    print(f"{len(films)} films, {CORES} cores, {arguments.rounds} rounds in turn after one warm-up; medians")
+    print(f"{len(images)} images, {CORES} cores, {arguments.rounds} rounds in turn after one warm-up; medians")
     for name, measured in speeds.items():
         ratios = [ours_now / now for ours_now, now in zip(speeds[base][1:], measured[1:], strict=True)]
         print(
-            f"{name:42s} {statistics.median(measured[1:]):8.1f} films/s   ours / this "
+            f"{name:42s} {statistics.median(measured[1:]):8.1f} images/s   ours / this "
             f"{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
-    print(f"reduced-scale decode against whole, grey levels of 255: {reduced_scale_difference(films)}")
+    print(f"reduced-scale decode against whole, grey levels of 255: {reduced_scale_difference(images)}")
 
 
 if __name__ == "__main__":

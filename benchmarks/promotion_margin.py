@@ -1,9 +1,9 @@
-"""How small a loss the gate can see: the width of the paired interval between good models on the same test films.
+"""How small a loss the gate can see: the width of the paired interval between good models on the same test images.
 
 Run   python -m benchmarks.promotion_margin [--at-least 0.8]
 
-Reads the study's runs in the tracking store and compares every pair of models that were tested on the same films and
-reach the accuracy AT_LEAST. `promote.max_loss` has to be wider than the half-width that is printed, or an equal model
+Reads the study's runs in the tracking store and compares every pair of models that were tested on the same images and
+reach the accuracy AT_LEAST. `promote.non_inferiority_margin` has to be wider than the half-width that is printed, or an equal model
 is held.
 """
 
@@ -28,14 +28,14 @@ _MOST_MODELS = 7  # of a test set: 21 pairs
 
 
 def _tested_models(at_least: float) -> list[list[pd.DataFrame]]:
-    """Return the test films' predictions of good models, grouped by their test set."""
+    """Return the test images' predictions of good models, grouped by their test set."""
     groups: dict[frozenset[str], list[pd.DataFrame]] = defaultdict(list)
     for run in runs_with_tag_prefix(TAG_PREFIX):
         for content in read_artifacts(run.run_id, [_PREDICTIONS]).values():
-            films = pd.read_csv(io.BytesIO(content), dtype={"image_id": str, "patient_id": str, "label": str})
-            films = films[films["split"] == "test"].reset_index(drop=True)
-            if (films["label"] == films["predicted_class"]).mean() >= at_least:
-                groups[frozenset(films["image_id"])].append(films)
+            images = pd.read_csv(io.BytesIO(content), dtype={"image_id": str, "patient_id": str, "label": str})
+            images = images[images["split"] == "test"].reset_index(drop=True)
+            if (images["label"] == images["predicted_class"]).mean() >= at_least:
+                groups[frozenset(images["image_id"])].append(images)
     return sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     for models in _tested_models(given.at_least):
         pairs = list(combinations(models[:_MOST_MODELS], 2))
         found = [compare(*pair, resamples=given.resamples, seed=2023) for pair in tqdm(pairs, disable=None)]
-        print(f"{found[0].films} films of {found[0].patients} patients, {len(pairs)} pairs of models")
+        print(f"{found[0].images} images of {found[0].patients} patients, {len(pairs)} pairs of models")
         for name in _FIGURES:
             intervals = [getattr(comparison, name).interval for comparison in found]
             widths = [(interval.high - interval.low) / 2 for interval in intervals if interval is not None]

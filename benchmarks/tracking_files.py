@@ -1,10 +1,10 @@
-"""Seconds that DVC needs for raw films tracked as a tree of files, as packed shards, and as one archive.
+"""Seconds that DVC needs for raw images tracked as a tree of files, as packed shards, and as one archive.
 
-Run   python -m benchmarks.tracking_files [--films 6000] [--rounds 3] [--folder /tmp]
+Run   python -m benchmarks.tracking_files [--images 6000] [--rounds 3] [--folder /tmp]
 
-Films are 8 KB of random bytes. Each layout gets a repository and a store of its own; the S3 server is a real one, on
+Images are 8 KB of random bytes. Each layout gets a repository and a store of its own; the S3 server is a real one, on
 loopback. Layouts take turns, round by round. `pack` is what a layout costs before DVC sees it: nothing for the tree,
-which is there already. `change` is what follows when one film is replaced: pack, add and push.
+which is there already. `change` is what follows when one image is replaced: pack, add and push.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ import numpy as np
 from cxr.dataset.shards import SHARD_BYTES, write_shards
 from tests.support.servers import ACCESS_KEY, SECRET_KEY, serve_s3
 
-FILM_BYTES = 8 * 1024
-FILMS_PER_FOLDER = 1000
-BUCKET = "films"
+IMAGE_BYTES = 8 * 1024
+IMAGES_PER_FOLDER = 1000
+BUCKET = "images"
 CORES = os.cpu_count() or 1
 OPERATIONS = ("pack", "add", "status", "push", "pull", "change")
 
-Films = dict[str, bytes]
+Images = dict[str, bytes]
 
 
-def plain_tree(films: Films, folder: Path, changed: str | None) -> None:
-    """Write each film as a file of its own; of a tree that is there, the changed one alone."""
-    for path in films if changed is None else [changed]:
+def plain_tree(images: Images, folder: Path, changed: str | None) -> None:
+    """Write each image as a file of its own; of a tree that is there, the changed one alone."""
+    for path in images if changed is None else [changed]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(films[path])
+        (folder / path).write_bytes(images[path])
 
 
-def _packed(films: Films, folder: Path, shard_bytes: int) -> None:
+def _packed(images: Images, folder: Path, shard_bytes: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    sizes = {path: len(data) for path, data in films.items()}
-    for _ in write_shards(folder, sizes, films.__getitem__, workers=CORES, shard_bytes=shard_bytes):
+    sizes = {path: len(data) for path, data in images.items()}
+    for _ in write_shards(folder, sizes, images.__getitem__, workers=CORES, shard_bytes=shard_bytes):
         pass
 
 
-def shards(films: Films, folder: Path, _changed: str | None) -> None:
-    """Pack the films as ingest does; all of them, also when one has changed."""
-    _packed(films, folder, SHARD_BYTES)
+def shards(images: Images, folder: Path, _changed: str | None) -> None:
+    """Pack the images as ingest does; all of them, also when one has changed."""
+    _packed(images, folder, SHARD_BYTES)
 
 
-def one_archive(films: Films, folder: Path, _changed: str | None) -> None:
-    """Pack all films into one zip."""
-    _packed(films, folder, len(films) * FILM_BYTES)
+def one_archive(images: Images, folder: Path, _changed: str | None) -> None:
+    """Pack all images into one zip."""
+    _packed(images, folder, len(images) * IMAGE_BYTES)
 
 
-LAYOUTS: dict[str, Callable[[Films, Path, str | None], None]] = {
+LAYOUTS: dict[str, Callable[[Images, Path, str | None], None]] = {
     "packed shards": shards,
     "plain tree": plain_tree,
     "one archive": one_archive,
@@ -71,7 +71,7 @@ class Repository:
     def __init__(self, root: Path, endpoint: str, prefix: str) -> None:
         root.mkdir(parents=True)
         self._root = root
-        self.films = root / "films"
+        self.images = root / "images"
         self._environment = {
             **os.environ,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -90,8 +90,8 @@ class Repository:
         self._run(sys.executable, "-m", "dvc", *arguments)
 
     def forget(self) -> None:
-        """Drop films and cache, as on another machine."""
-        shutil.rmtree(self.films)
+        """Drop images and cache, as on another machine."""
+        shutil.rmtree(self.images)
         shutil.rmtree(self._root / ".dvc" / "cache")
 
     def _run(self, *command: str) -> None:
@@ -102,7 +102,7 @@ class Repository:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-1000:]}")
 
 
-def measure(name: str, films: Films, repository: Repository) -> dict[str, float]:
+def measure(name: str, images: Images, repository: Repository) -> dict[str, float]:
     """Return the seconds of each operation."""
     write = LAYOUTS[name]
     seconds = {}
@@ -115,32 +115,34 @@ def measure(name: str, films: Films, repository: Repository) -> dict[str, float]
         print(f"  {name}: {operation} {seconds[operation]:.1f} s", flush=True)
 
     def add() -> None:
-        repository.dvc("add", "--quiet", "films")
+        repository.dvc("add", "--quiet", "images")
 
     def push() -> None:
         repository.dvc("push", "--quiet")
 
-    timed("pack", lambda: write(films, repository.films, None))
+    timed("pack", lambda: write(images, repository.images, None))
     timed("add", add)
     timed("status", lambda: repository.dvc("status", "--quiet"))
     timed("push", push)
     repository.forget()
     timed("pull", lambda: repository.dvc("pull", "--quiet"))
-    changed = sorted(films)[len(films) // 2]
-    replaced = films | {changed: films[changed][::-1]}
-    timed("change", lambda: write(replaced, repository.films, changed), add, push)
+    changed = sorted(images)[len(images) // 2]
+    replaced = images | {changed: images[changed][::-1]}
+    timed("change", lambda: write(replaced, repository.images, changed), add, push)
     return seconds
 
 
 def main() -> None:
     """Measure every layout in turn, round by round; print medians and their ratio to the shards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where repositories and store lie (the system's temporary folder)")
     arguments = parser.parse_args()
     rng = np.random.default_rng(2023)
-    films = {f"{row // FILMS_PER_FOLDER:03d}/{row:06d}.jpeg": rng.bytes(FILM_BYTES) for row in range(arguments.films)}
+    images = {
+        f"{row // IMAGES_PER_FOLDER:03d}/{row:06d}.jpeg": rng.bytes(IMAGE_BYTES) for row in range(arguments.images)
+    }
     taken: dict[str, dict[str, list[float]]] = {name: {step: [] for step in OPERATIONS} for name in LAYOUTS}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         store = Path(scratch) / "store"
@@ -149,15 +151,15 @@ def main() -> None:
             for turn in range(arguments.rounds):
                 for name in LAYOUTS:
                     root = Path(scratch) / "repository"
-                    seconds = measure(name, films, Repository(root, endpoint, f"{turn}-{name.replace(' ', '-')}"))
+                    seconds = measure(name, images, Repository(root, endpoint, f"{turn}-{name.replace(' ', '-')}"))
                     shutil.rmtree(root)
                     for operation, value in seconds.items():
                         taken[name][operation].append(value)
-    _print(taken, arguments.films, arguments.rounds)
+    _print(taken, arguments.images, arguments.rounds)
 
 
-def _print(taken: dict[str, dict[str, list[float]]], films: int, rounds: int) -> None:
-    print(f"{films} films of {FILM_BYTES} bytes, {CORES} cores, {rounds} rounds in turn; medians in seconds,")
+def _print(taken: dict[str, dict[str, list[float]]], images: int, rounds: int) -> None:
+    print(f"{images} images of {IMAGE_BYTES} bytes, {CORES} cores, {rounds} rounds in turn; medians in seconds,")
     print("in brackets how many times that of the packed shards, round by round (smallest to largest)")
     for name, operations in taken.items():
         for operation, values in operations.items():

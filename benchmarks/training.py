@@ -1,11 +1,11 @@
-"""Training images a second: ours against torchvision's reference loop, in turn, same films, same network.
+"""Training images a second: ours against torchvision's reference loop, in turn, same images, same network.
 
-Run   python -m benchmarks.training FOLDER [--rounds 3] [--films 96]
+Run   python -m benchmarks.training FOLDER [--rounds 3] [--images 96]
 
-The peer is the loop of torchvision's references/classification as it runs on a CPU: films decoded from their files
+The peer is the loop of torchvision's references/classification as it runs on a CPU: images decoded from their files
 by Pillow in a DataLoader with two workers, the same augmentation as torchvision transforms, fp32, SGD, all
 parameters. Ours is measured twice: like for like with all parameters learning, and with the recipe of
-profiles/real.yaml (stem and layer 1 frozen, batch-norm statistics kept). Each round gives every side the same films.
+profiles/real.yaml (stem and layer 1 frozen, batch-norm statistics kept). Each round gives every side the same images.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cxr.imaging.preprocess import Preprocessing
-from cxr.training.data import TrainingData
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -30,8 +28,10 @@ from torchvision.models import resnet50
 from torchvision.transforms import v2
 
 from cxr.common.params import TrainParams, read_params
-from cxr.imaging.decode import SUFFIXES, read_film
+from cxr.imaging.decode import SUFFIXES, read_image
+from cxr.imaging.preprocess import Preprocessing
 from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.training.data import TrainingData
 from cxr.training.loop import Epoch, fit
 
 SIZE_PX = 224
@@ -40,11 +40,11 @@ CLASSES = ("normal", "viral", "bacterial")
 WARM_UP_BATCHES = 1
 
 
-class FilmFiles(Dataset[tuple[Tensor, int]]):
-    """Film files as torchvision's reference reads them: Pillow, then transforms, one film at a time."""
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Image files as torchvision's reference reads them: Pillow, then transforms, one image at a time."""
 
-    def __init__(self, films: list[Path]) -> None:
-        self._films = films
+    def __init__(self, images: list[Path]) -> None:
+        self._images = images
         self._transform = v2.Compose(
             [
                 v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.9, 1.1)),
@@ -56,63 +56,63 @@ class FilmFiles(Dataset[tuple[Tensor, int]]):
         )
 
     def __len__(self) -> int:
-        return len(self._films)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with Image.open(self._films[index]) as image:
+        with Image.open(self._images[index]) as image:
             return self._transform(image.convert("RGB")), index % len(CLASSES)
 
 
 class _Clock:
-    """Films a second once the warm-up batches are through."""
+    """Images a second once the warm-up batches are through."""
 
     def __init__(self) -> None:
-        self._batches = self._films = 0
+        self._batches = self._images = 0
         self._started = 0.0
 
-    def on_batch(self, films: int) -> None:
+    def on_batch(self, images: int) -> None:
         """Count a batch; the clock starts after the warm-up."""
         self._batches += 1
         if self._batches == WARM_UP_BATCHES:
             self._started = time.perf_counter()
         elif self._batches > WARM_UP_BATCHES:
-            self._films += films
+            self._images += images
             self._stopped = time.perf_counter()
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Nothing to do: validation is not timed."""
 
     @property
-    def films_per_second(self) -> float:
+    def images_per_second(self) -> float:
         """Return the rate."""
-        return self._films / (self._stopped - self._started)
+        return self._images / (self._stopped - self._started)
 
 
-def reference(films: list[Path]) -> float:
-    """Return the films a second of torchvision's loop."""
+def reference(images: list[Path]) -> float:
+    """Return the images a second of torchvision's loop."""
     model = resnet50(weights=None, num_classes=len(CLASSES)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     criterion = nn.CrossEntropyLoss()
     clock = _Clock()
-    for images, targets in _loader(films):
-        loss = criterion(model(images), targets)
+    for pixels, targets in _loader(images):
+        loss = criterion(model(pixels), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        clock.on_batch(len(images))
-    return clock.films_per_second
+        clock.on_batch(len(pixels))
+    return clock.images_per_second
 
 
-def _loader(films: list[Path]) -> Iterator[Any]:
-    yield from DataLoader(FilmFiles(films), batch_size=BATCH, shuffle=True, num_workers=2)
+def _loader(images: list[Path]) -> Iterator[Any]:
+    yield from DataLoader(ImageFiles(images), batch_size=BATCH, shuffle=True, num_workers=2)
 
 
 def ours(data: TrainingData, recipe: TrainParams) -> float:
-    """Return the films a second of cxr.training.loop, checkpoints and validation left out."""
+    """Return the images a second of cxr.training.loop, checkpoints and validation left out."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         fit(data, recipe, checkpoints=Path(folder), listener=clock)
-    return clock.films_per_second
+    return clock.images_per_second
 
 
 def _recipe(weights: Path, **changes: Any) -> TrainParams:
@@ -120,11 +120,11 @@ def _recipe(weights: Path, **changes: Any) -> TrainParams:
     return TrainParams.model_validate(read_params(Path("params.yaml")).train.model_dump() | plain | changes)
 
 
-def _data(films: list[Path]) -> TrainingData:
+def _data(images: list[Path]) -> TrainingData:
     preprocessing = Preprocessing(SIZE_PX, "stretch", "clahe", 2.0, 8, 50_000_000)
-    images = np.stack([read_film(film, preprocessing) for film in films])
-    rows = np.arange(len(films))
-    return TrainingData(images, rows % len(CLASSES), rows, rows[:4], CLASSES)
+    pixels = np.stack([read_image(image, preprocessing) for image in images])
+    rows = np.arange(len(images))
+    return TrainingData(pixels, rows % len(CLASSES), rows, rows[:4], CLASSES)
 
 
 def main() -> None:
@@ -132,22 +132,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--films", type=int, default=96)
+    parser.add_argument("--images", type=int, default=96)
     arguments = parser.parse_args()
     found = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    films = found[:: max(1, len(found) // arguments.films)][: arguments.films]
-    data = _data(films)
+    images = found[:: max(1, len(found) // arguments.images)][: arguments.images]
+    data = _data(images)
     with tempfile.TemporaryDirectory() as folder:
         # Freezing asks for weights that were loaded; which ones does not change the time.
         weights = Path(folder) / "random.pth"
         torch.save(build("resnet50", len(CLASSES)).state_dict(), weights)
-        _compare(films, data, weights, arguments.rounds)
+        _compare(images, data, weights, arguments.rounds)
 
 
-def _compare(films: list[Path], data: TrainingData, weights: Path, rounds: int) -> None:
+def _compare(images: list[Path], data: TrainingData, weights: Path, rounds: int) -> None:
     recipe = _recipe(weights, frozen=["stem", "layer1"], freeze_batchnorm_statistics=True)
     contestants: dict[str, Callable[[], float]] = {
-        "torchvision reference loop, fp32": lambda: reference(films),
+        "torchvision reference loop, fp32": lambda: reference(images),
         "ours, all parameters learn": lambda: ours(data, _recipe(weights)),
         "ours, recipe of profiles/real.yaml": lambda: ours(data, recipe),
     }
@@ -157,12 +157,12 @@ def _compare(films: list[Path], data: TrainingData, weights: Path, rounds: int) 
             speeds[name].append(run())
     peer = next(iter(speeds.values()))
     print(
-        f"{len(films)} films of {SIZE_PX} px, batch {BATCH}, {os.cpu_count()} cores, {rounds} rounds in turn; medians"
+        f"{len(images)} images of {SIZE_PX} px, batch {BATCH}, {os.cpu_count()} cores, {rounds} rounds in turn; medians"
     )
     for name, measured in speeds.items():
         ratios = [now / peer_now for now, peer_now in zip(measured, peer, strict=True)]
         print(
-            f"{name:36s} {statistics.median(measured):6.1f} films/s   against torchvision "
+            f"{name:36s} {statistics.median(measured):6.1f} images/s   against torchvision "
             f"{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
 

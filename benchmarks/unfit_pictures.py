@@ -1,17 +1,17 @@
-"""What becomes of pictures that are no chest film, and of real films that nobody trained or set a limit on.
+"""What becomes of pictures that are no chest X-ray, and of real images that nobody trained or set a limit on.
 
-Run   python -m benchmarks.unfit_pictures PROJECT [--films 120] [--model champion]
+Run   python -m benchmarks.unfit_pictures PROJECT [--images 120] [--model champion]
 
-PROJECT is a project after `make run`: its films, split and store are read, nothing is changed. The limits of a warning
-come from its validation films alone, so that its test films are held out from training and limits alike. The version
-in the store has limits from validation and test films together.
+PROJECT is a project after `make run`: its images, split and store are read, nothing is changed. The limits of a warning
+come from its validation images alone, so that its test images are held out from training and limits alike. The version
+in the store has limits from validation and test images together.
 
 refused   an error with its reason, no answer
 warned    an answer with a warning, referred to a reader
 silent    an answer like any other
 
-The other pictures come from what scikit-image, scikit-learn, matplotlib and pydicom ship, are drawn, or are --films of
-the test films that something went wrong with.
+The other pictures come from what scikit-image, scikit-learn, matplotlib and pydicom ship, are drawn, or are --images of
+the test images that something went wrong with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.unfit_sets import Files, changed_films, drawn_sets, shipped_sets
+from benchmarks.unfit_sets import Files, changed_images, drawn_sets, shipped_sets
 from cxr.common.errors import ImageError
 from cxr.dataset.manifest import read_manifest, read_splits
 from cxr.dataset.shards import Shards
@@ -37,7 +37,7 @@ from cxr.models.forward import BATCH_SIZE, calibrated, predict_with_features
 from cxr.models.reference import MEASURES, Reference, image_measures, make_reference
 from cxr.registry.versions import fetch_bundle, get_version
 
-_TRAINING_FILMS = 500
+_TRAINING_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -67,69 +67,69 @@ def main() -> None:
     """Read the command line, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
-    parser.add_argument("--films", type=int, default=120)
+    parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--model", default="champion")
     given = parser.parse_args()
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{given.project.resolve()}/mlruns/mlflow.db")
     version = get_version(given.model)
     stored = load_classifier(fetch_bundle(version), number=version.number)
-    films = _films(given.project / "data")
-    shards = Shards(given.project / "data" / "raw" / "films")
-    classifier = replace(stored, reference=_reference(stored, films[films["split"] == "validation"], shards))
-    _print_real(classifier, films, shards)
-    _print_others(classifier, _others(films[films["split"] == "test"], shards, given.films))
+    images = _images(given.project / "data")
+    shards = Shards(given.project / "data" / "raw" / "images")
+    classifier = replace(stored, reference=_reference(stored, images[images["split"] == "validation"], shards))
+    _print_real(classifier, images, shards)
+    _print_others(classifier, _others(images[images["split"] == "test"], shards, given.images))
 
 
-def _films(data: Path) -> pd.DataFrame:
+def _images(data: Path) -> pd.DataFrame:
     return read_manifest(data / "raw").merge(read_splits(data / "split")[["image_id", "split"]], on="image_id")
 
 
-def _reference(classifier: Classifier, films: pd.DataFrame, shards: Shards) -> Reference:
-    """Return the reference that these films alone give."""
+def _reference(classifier: Classifier, images: pd.DataFrame, shards: Shards) -> Reference:
+    """Return the reference that these images alone give."""
     spec = classifier.spec
-    read = [classifier.read(shards.read(path), name=path) for path in tqdm(films["path"], desc="validation")]
-    images, logits, features = np.stack(read), [], []
-    for start in tqdm(range(0, len(images), BATCH_SIZE), desc="reference"):
+    read = [classifier.read(shards.read(path), name=path) for path in tqdm(images["path"], desc="validation")]
+    pixels, logits, features = np.stack(read), [], []
+    for start in tqdm(range(0, len(pixels), BATCH_SIZE), desc="reference"):
         answer = predict_with_features(
-            classifier.network, images[start : start + BATCH_SIZE], mean=spec.mean, std=spec.std
+            classifier.network, pixels[start : start + BATCH_SIZE], mean=spec.mean, std=spec.std
         )
         logits.append(answer[0])
         features.append(answer[1])
-    measured = image_measures(images)
+    measured = image_measures(pixels)
     return make_reference(
         classes=spec.classes,
         images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
         features=np.concatenate(features),
         probabilities=calibrated(np.concatenate(logits), spec),
-        patients=films["patient_id"].to_numpy(),
+        patients=images["patient_id"].to_numpy(),
     )
 
 
 def _others(test: pd.DataFrame, shards: Shards, count: int) -> dict[str, Files]:
     drawn = test.sample(min(count, len(test)), random_state=0)
-    films: dict[str, NDArray[np.uint8]] = {
+    images: dict[str, NDArray[np.uint8]] = {
         str(image): decode_grey(shards.read(path), name=path, max_pixels=50_000_000)
         for image, path in zip(drawn["image_id"], drawn["path"], strict=True)
     }
-    return shipped_sets() | drawn_sets() | changed_films(films)
+    return shipped_sets() | drawn_sets() | changed_images(images)
 
 
-def _print_real(classifier: Classifier, films: pd.DataFrame, shards: Shards) -> None:
-    print("| films | films | refused, % (95%) | warned, % (95%) | why |\n|---|---|---|---|---|")
-    held_out = films[films["split"].isin(("test", "unused"))]
+def _print_real(classifier: Classifier, images: pd.DataFrame, shards: Shards) -> None:
+    print("| images | images | refused, % (95%) | warned, % (95%) | why |\n|---|---|---|---|---|")
+    held_out = images[images["split"].isin(("test", "unused"))]
     of_all = Rates(0, 0, 0, Counter())
     for (split, source, label), group in held_out.groupby(["split", "source", "label"]):
         rates = rates_of(classifier, _bytes_of(group, shards))
         _print_rates(f"{split}, {source}, {label}", rates)
         of_all = of_all + rates if split == "test" else of_all
-    _print_rates("**all test films**", of_all)
-    trained_on = films[films["split"] == "train"]
-    drawn = trained_on.sample(min(_TRAINING_FILMS, len(trained_on)), random_state=0)
-    _print_rates("training films, for comparison", rates_of(classifier, _bytes_of(drawn, shards)))
+    _print_rates("**all test images**", of_all)
+    trained_on = images[images["split"] == "train"]
+    drawn = trained_on.sample(min(_TRAINING_IMAGES, len(trained_on)), random_state=0)
+    _print_rates("training images, for comparison", rates_of(classifier, _bytes_of(drawn, shards)))
 
 
-def _bytes_of(films: pd.DataFrame, shards: Shards) -> Files:
-    return {path: shards.read(path) for path in films["path"]}
+def _bytes_of(images: pd.DataFrame, shards: Shards) -> Files:
+    return {path: shards.read(path) for path in images["path"]}
 
 
 def _print_rates(name: str, rates: Rates) -> None:

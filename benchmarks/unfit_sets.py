@@ -1,4 +1,4 @@
-"""Pictures that are no frontal chest film: from what installed packages ship, drawn, and made of films.
+"""Pictures that are no frontal chest X-ray: from what installed packages ship, drawn, and made of images.
 
 Nothing is downloaded. A set is a dict of a picture's name to its file's bytes.
 """
@@ -45,11 +45,11 @@ def drawn_sets() -> dict[str, Files]:
     }
 
 
-def changed_films(films: Mapping[str, NDArray[np.uint8]]) -> dict[str, Files]:
-    """Return films (H, W) that something went wrong with, by what went wrong."""
+def changed_images(images: Mapping[str, NDArray[np.uint8]]) -> dict[str, Files]:
+    """Return images (H, W) that something went wrong with, by what went wrong."""
     return {
-        what: {f"{what} {name}": _png(change(film, np.random.default_rng(number)))
-               for number, (name, film) in enumerate(films.items())}
+        what: {f"{what} {name}": _png(change(image, np.random.default_rng(number)))
+               for number, (name, image) in enumerate(images.items())}
         for what, change in _CHANGES.items()
     }  # fmt: skip
 
@@ -82,7 +82,7 @@ def _colour_files() -> Files:
 
 def _grey_files() -> Files:
     names = ("brick", "camera", "cell", "chessboard_GRAY", "clock_motion", "coins", "grass", "gravel", "horse",
-             "microaneurysms", "moon", "page", "phantom", "text")  # fmt: skip
+             "microaneurysms", "moon", "page", "synthetic", "text")  # fmt: skip
     paths = [_folder("skimage", "data", f"{name}.png") for name in names]
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
@@ -217,22 +217,22 @@ _DRAWN: dict[str, Callable[[np.random.Generator], NDArray[np.uint8]]] = {
 
 
 def _turned(quarters: int) -> Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]:
-    return lambda film, _rng: np.ascontiguousarray(np.rot90(film, quarters))
+    return lambda image, _rng: np.ascontiguousarray(np.rot90(image, quarters))
 
 
-def _corner(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    height, width = film.shape
+def _corner(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    height, width = image.shape
     top, left = int(rng.integers(height // 2 + 1)), int(rng.integers(width // 2 + 1))
-    return film[top : top + height // 2, left : left + width // 2]
+    return image[top : top + height // 2, left : left + width // 2]
 
 
-def _photographed(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _photographed(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """As a telephone sees it on a light box: askew, unevenly lit, soft, with the box around it."""
-    height, width = film.shape
+    height, width = image.shape
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     share = rng.uniform(0.06, 0.14, (4, 2)).astype(np.float32) * [[1, 1], [-1, 1], [-1, -1], [1, -1]]
     moved = (corners + share * [width, height]).astype(np.float32)
-    seen = cv2.warpPerspective(film, cv2.getPerspectiveTransform(corners, moved), (width, height), borderValue=235)
+    seen = cv2.warpPerspective(image, cv2.getPerspectiveTransform(corners, moved), (width, height), borderValue=235)
     light = (
         np.linspace(rng.uniform(0.6, 0.9), 1.1, width)[None] * np.linspace(1.05, rng.uniform(0.7, 1), height)[:, None]
     )
@@ -240,11 +240,11 @@ def _photographed(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
 
 
 _CHANGES: dict[str, Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]] = {
-    "inverted": lambda film, _rng: 255 - film,
+    "inverted": lambda image, _rng: 255 - image,
     "a quarter to the left": _turned(1),
     "upside down": _turned(2),
     "a quarter to the right": _turned(3),
-    "mirrored": lambda film, _rng: np.ascontiguousarray(film[:, ::-1]),
+    "mirrored": lambda image, _rng: np.ascontiguousarray(image[:, ::-1]),
     "a corner of it": _corner,
     "photographed": _photographed,
 }

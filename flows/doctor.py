@@ -134,7 +134,7 @@ def check_remote(root: Path) -> Iterator[Finding]:
 
 
 def check_s3(root: Path) -> Iterator[Finding]:
-    """List the first film of every source that lies in a bucket."""
+    """List the first image of every source that lies in a bucket."""
     sources = read_params(root / "params.yaml").ingest.sources
     for location in (source.location for source in sources if source.location.startswith(_S3)):
         import boto3

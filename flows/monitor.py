@@ -1,4 +1,4 @@
-"""Compare the films scored lately with those that the champion was judged on; changed films start a rebuild.
+"""Compare the images scored lately with those that the champion was judged on; changed images start a rebuild.
 
     python -m flows.monitor                # here and now; no server needed
     python -m flows.monitor --report-only  # never starts a rebuild

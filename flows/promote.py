@@ -7,7 +7,7 @@ The verdict is an artifact of the run, a line a check. Where the evidence does n
 where it does, the run waits for an answer on its page in Prefect: yes or no, who, and why. Who and why end in the
 record of champions. A rejection is not asked about. Without an answer in time the run fails and nothing was changed.
 
-A champion that was measured on other test films is measured on the present ones first. Ends as `Promoted`, `Champion
+A champion that was measured on other test images is measured on the present ones first. Ends as `Promoted`, `Champion
 already`, `Refused` (by the gate), `Declined` (by a person) or `Held` (another promotion came first).
 """
 
@@ -45,21 +45,21 @@ class Answer(RunInput):
 
 @flow(name="promote", persist_result=True)  # a suspended run starts again from the top and finds what it was told
 def promote(
-    version: str | None = None, ask: bool = False, remeasure: bool = True, answer_within_hours: float = 72
+    version: str | None = None, ask: bool = False, reevaluate: bool = True, answer_within_hours: float = 72
 ) -> State[Any]:
     """Make a version champion if gate, and where asked a person, agree.
 
     Args:
         version: a version other than the challenger.
         ask: ask a person also when the gate passes.
-        remeasure: measure the champion on the present test films where it was measured on others.
+        reevaluate: measure the champion on the present test images where it was measured on others.
         answer_within_hours: a question that nobody answers by then changes nothing.
     """
     root = Path.cwd()
     if not (root / "params.yaml").is_file():
         raise ParamsError(f"{root} holds no params.yaml; start the flow in the project's root")
     verdict = weigh(root, version)
-    if remeasure and _on_other_films(verdict) and measure_champion_again(root):
+    if reevaluate and _on_other_images(verdict) and reevaluate_champion(root):
         verdict = weigh(root, version)
     create_markdown_artifact(key="promotion", markdown=as_table(verdict))
     if verdict["decision"] == "CHAMPION":
@@ -94,11 +94,11 @@ def weigh(root: Path, version: str | None) -> dict[str, Any]:
 
 
 @task(cache_policy=NO_CACHE, timeout_seconds=TIME_LIMIT_SECONDS)
-def measure_champion_again(root: Path) -> bool:
-    """Say whether the champion has evidence of the present test films now; where not, the log says why."""
-    done = run_step("remeasure", folder=root)
+def reevaluate_champion(root: Path) -> bool:
+    """Say whether the champion has evidence of the present test images now; where not, the log says why."""
+    done = run_step("reevaluate", folder=root)
     if done.code not in {0, PromotionHeldError.exit_code}:
-        raise StageFailedError(f"remeasure: {done.last_words}")
+        raise StageFailedError(f"reevaluate: {done.last_words}")
     return done.code == 0
 
 
@@ -132,7 +132,7 @@ def _ask(verdict: dict[str, Any], seconds: int) -> Answer:
     return pause_flow_run(wait_for_input=form, timeout=seconds, key=key, poll_interval=_POLL_SECONDS)
 
 
-def _on_other_films(verdict: dict[str, Any]) -> bool:
+def _on_other_images(verdict: dict[str, Any]) -> bool:
     from cxr.registry.promotion import OTHER_TEST_SET
 
     checks = verdict.get("reasons", ())

@@ -106,9 +106,9 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cac
     """Ask the gate whether the challenger becomes champion; a refusal is an answer with its reasons.
 
     A cached receipt may be of an older model than the challenger of this store: it is registered again first. A
-    champion that was measured on other films is measured on the present ones; where it cannot be, the gate says so.
+    champion that was measured on other images is measured on the present ones; where it cannot be, the gate says so.
     """
-    fine = {"register": {0}, "remeasure": {0, PromotionHeldError.exit_code}, "promote": set(VERDICTS)}
+    fine = {"register": {0}, "reevaluate": {0, PromotionHeldError.exit_code}, "promote": set(VERDICTS)}
     for step in list(fine)[0 if receipt_is_cached else 1 :]:
         done = run_step(step, folder=folder, environment=environment)
         if done.code not in fine[step]:

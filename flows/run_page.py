@@ -28,7 +28,7 @@ def publish(folder: Path, paths: Paths) -> None:
     champion = _champion(folder, paths)
     create_markdown_artifact(key="metrics", markdown=metrics_table(metrics, champion))
     for key, name in _PICTURES.items():
-        picture = folder / paths.evidence / name
+        picture = folder / paths.evaluation / name
         if picture.is_file():
             create_markdown_artifact(key=key, markdown=f"![{key}]({_data_address(picture)})")
     report = (folder / paths.report).resolve()
@@ -39,7 +39,7 @@ def publish(folder: Path, paths: Paths) -> None:
 
 
 def metrics_table(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None) -> str:
-    """Return the test metrics as Markdown, with the champion's beside them where it was measured on these films.
+    """Return the test metrics as Markdown, with the champion's beside them where it was measured on these images.
 
     Args:
         metrics: metrics.json.

@@ -1,12 +1,12 @@
-"""Score the films that came in with the champion: every night, in one process or shared by several.
+"""Score the images that came in with the champion: every night, in one process or shared by several.
 
     python -m flows.score                                           # what params.yaml names
     python -m flows.score s3://hospital/incoming --shards 4
 
 A shard is a task that runs `python -m tasks.score --shard i/n`; shards run side by side on this machine, or on
-a Ray cluster where `CXR_RAY_ADDRESS` names one (flows/runners.py), which has to share the output's folder. A film that
-cannot be read is a row and no failure. The run's page shows what was scored, and the first films that could not be
-read. A failed task is tried again only where films come over a network; it goes on after the last part it wrote.
+a Ray cluster where `CXR_RAY_ADDRESS` names one (flows/runners.py), which has to share the output's folder. An image that
+cannot be read is a row and no failure. The run's page shows what was scored, and the first images that could not be
+read. A failed task is tried again only where images come over a network; it goes on after the last part it wrote.
 """
 
 import sys
@@ -37,7 +37,7 @@ from flows.workspaces import shared_environment
 RETRIES = 3
 RETRY_DELAY_SECONDS = 30
 TIME_LIMIT_SECONDS = 12 * 3600  # of a shard; what it has scored by then is kept, and the next night goes on
-SHOWN_BAD_FILMS = 50
+SHOWN_BAD_IMAGES = 50
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Scoring:
     known: int
     scored: int
     bad: int
-    bad_films: dict[str, str]
+    bad_images: dict[str, str]
     referred: int | None
     classes: dict[str, int]
     seconds: float
 
     @property
-    def films_per_second(self) -> float:
-        """Films read a second by all shards together, without loading the model."""
+    def images_per_second(self) -> float:
+        """Images read a second by all shards together, without loading the model."""
         return (self.scored + self.bad) / self.seconds if self.seconds else 0.0
 
 
@@ -65,13 +65,13 @@ class Scoring:
 def score(
     location: str | None = None, output: str | None = None, model: str = "champion", shards: int | None = None
 ) -> Scoring | State[Any]:
-    """Score the films of a location that the champion has not scored, and show on the run's page what came out.
+    """Score the images of a location that the champion has not scored, and show on the run's page what came out.
 
     Args:
         location: a folder or s3://bucket/prefix; None, here and below: what params.yaml says.
         output: folder of the parts.
         model: alias or version number.
-        shards: tasks that share the films.
+        shards: tasks that share the images.
     """
     root = Path.cwd()
     params = read_params(root / "params.yaml")
@@ -85,7 +85,7 @@ def score(
     done = _together(ended.result())
     publish(done, folder)
     if done.bad and not done.scored + done.known:
-        return Failed(message=f"not one of the {done.found} films in {where} could be read")
+        return Failed(message=f"not one of the {done.found} images in {where} could be read")
     return done
 
 
@@ -109,7 +109,7 @@ def score_shards(root: str, location: str, output: str, model: str, shards: int)
 
 @task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS, timeout_seconds=TIME_LIMIT_SECONDS)
 def score_shard(root: str, location: str, output: str, model: str, shard: str) -> dict[str, Any] | State[Any]:
-    """Score one share of the films; its lines are this task run's log. No film that can be read is an answer, too."""
+    """Score one share of the images; its lines are this task run's log. No image that can be read is an answer, too."""
     with tempfile.TemporaryDirectory() as scratch:
         tally = Path(scratch) / "tally.json"
         arguments = [location, "--output", output, "--model", model, "--shard", shard, "--tally", str(tally)]
@@ -122,7 +122,7 @@ def score_shard(root: str, location: str, output: str, model: str, shard: str) -
 
 
 def publish(done: Scoring, folder: Path) -> None:
-    """Show counts and classes, and the first films that could not be read, on the flow run's page."""
+    """Show counts and classes, and the first images that could not be read, on the flow run's page."""
     counts = {
         "found": done.found,
         "scored": done.scored,
@@ -130,14 +130,14 @@ def publish(done: Scoring, folder: Path) -> None:
         "bad": done.bad,
         "referred to a reader": "no threshold" if done.referred is None else done.referred,
         **{f"called {name}": number for name, number in sorted(done.classes.items())},
-        "films a second": f"{done.films_per_second:.1f}",
+        "images a second": f"{done.images_per_second:.1f}",
     }
-    rows = ["| films | |", "|---|---|", *(f"| {name} | {value} |" for name, value in counts.items())]
+    rows = ["| images | |", "|---|---|", *(f"| {name} | {value} |" for name, value in counts.items())]
     title = f"Version {done.version} on {done.location}, in {folder}\n\n{NOT_CLINICAL}\n\n"
     create_markdown_artifact(key="scores", markdown=title + "\n".join(rows))
-    if done.bad_films:
-        shown = list(done.bad_films.items())[:SHOWN_BAD_FILMS]
-        create_table_artifact(key="bad-films", table=[{"path": path, "error": error} for path, error in shown])
+    if done.bad_images:
+        shown = list(done.bad_images.items())[:SHOWN_BAD_IMAGES]
+        create_table_artifact(key="bad-images", table=[{"path": path, "error": error} for path, error in shown])
 
 
 def _together(tallies: list[dict[str, Any]]) -> Scoring:
@@ -149,7 +149,7 @@ def _together(tallies: list[dict[str, Any]]) -> Scoring:
         location=tallies[0]["location"],
         version=tallies[0]["version"],
         **{name: sum(tally[name] for tally in tallies) for name in ("found", "known", "scored", "bad")},
-        bad_films={path: error for tally in tallies for path, error in tally["bad_films"].items()},
+        bad_images={path: error for tally in tallies for path, error in tally["bad_images"].items()},
         referred=sum(referred) if referred else None,
         classes=dict(classes),
         seconds=max(tally["seconds"] for tally in tallies),
@@ -162,13 +162,13 @@ def main() -> None:
     parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
     parser.add_argument("--output", help="folder of the parts")
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
-    parser.add_argument("--shards", type=int, help="tasks that share the films")
+    parser.add_argument("--shards", type=int, help="tasks that share the images")
     given = parser.parse_args()
     ended: State[Any] = score(given.location, given.output, given.model, given.shards, return_state=True)
     if not ended.is_completed():
         raise StageFailedError(str(ended.message))
     done = ended.result()
-    print(f"{done.found} films: {done.scored} scored by version {done.version}, {done.known} before, {done.bad} bad")
+    print(f"{done.found} images: {done.scored} scored by version {done.version}, {done.known} before, {done.bad} bad")
 
 
 if __name__ == "__main__":

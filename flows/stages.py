@@ -88,7 +88,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def reads_network(name: str, ingest: IngestParams) -> bool:
-    """Say whether the stage fetches films from an address, so that a failure may pass by itself."""
+    """Say whether the stage fetches images from an address, so that a failure may pass by itself."""
     return name == "ingest" and any(source.location.startswith(NETWORK_PREFIXES) for source in ingest.sources)
 
 

@@ -1,13 +1,13 @@
 """Run the study: every row of study.yaml that has not been run yet, each with each of its seeds.
 
-    python -m tasks.configure --profile profiles/real.yaml --data ../chest-films    # once: which films
+    python -m tasks.configure --profile profiles/real.yaml --data ../chest-images    # once: which images
     python -m flows.study --weights resnet50=imagenet --workers 2                   # again after any interruption
     python -m flows.study --list                                                    # what is done, what is not
     python -m tasks.results                                                         # the table, from the tracked runs
 
 A row is a set of parameters on top of params.yaml and of those that its group shares. It runs through DVC in a
 worktree of its own in .runs, over the same cache and tracking store. Rows of a group that is `tested` go on to
-the test set; of the others only the validation films are ever looked at. A finished row is marked on its
+the test set; of the others only the validation images are ever looked at. A finished row is marked on its
 training run, with the digest of its settings, and is not run again until those change; a row that was cut off
 goes on from its last epoch.
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole loop: raw films to a promoted champion and one prediction by it. Called by `make run`.
+# The whole loop: raw images to a promoted champion and one prediction by it. Called by `make run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1 weights=$2 protocol=$3
@@ -20,7 +20,7 @@ fi
 
 python -m dvc repro
 python -m tasks.register # where DVC took that stage from its cache, the challenger may be another model: name this one
-python -m tasks.remeasure || [ $? -eq 11 ] # a champion that cannot be compared is the gate's to judge
+python -m tasks.reevaluate || [ $? -eq 11 ] # a champion that cannot be compared is the gate's to judge
 
 code=0
 python -m tasks.promote || code=$?

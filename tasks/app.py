@@ -1,12 +1,12 @@
-"""The reader's page: drop chest films, see what the champion says of them and where it looked.
+"""The web app: drop chest X-rays, see what the champion says of them and where it looked.
 
     make app                              # http://127.0.0.1:8000
     make app PORT=8100
-    curl --data-binary @film.png -H "Content-Type: application/octet-stream" http://127.0.0.1:8000/predict
+    curl --data-binary @image.png -H "Content-Type: application/octet-stream" http://127.0.0.1:8000/predict
 
 Listens on this machine alone unless --host says otherwise; there is no login. When the champion moves, the new one
 answers without a restart. /predict, /model, /health, /ready and /metrics are described in /openapi.json; the limits
-stand in params.yaml, section `app`. Keeps nothing: films are in memory while they are answered. Ctrl-C ends it.
+stand in params.yaml, section `app`. Keeps nothing: images are in memory while they are answered. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _limits(params: AppParams) -> Limits:
         upload_bytes=round(params.upload_mb * MEGABYTE),
         waiting=params.waiting,
         waiting_bytes=round(params.waiting_mb * MEGABYTE),
-        batch_films=params.batch_films,
+        batch_images=params.batch_images,
         read_workers=params.read_workers,
         upload_seconds=params.upload_seconds,
         read_seconds=params.read_seconds,

@@ -1,6 +1,6 @@
 """Write values into params.yaml; comments stay, and a file that says so already is left untouched.
 
-    python -m tasks.configure --profile profiles/real.yaml --data ../chest-films --weights imagenet
+    python -m tasks.configure --profile profiles/real.yaml --data ../chest-images --weights imagenet
     python -m tasks.configure --set train.epochs=20 --set split.protocol=cv
 
 Profiles are applied first, in order, then --data, --weights and --set. A profile is a YAML mapping of
@@ -143,7 +143,7 @@ def _top_folders(path: Path) -> set[str]:
     if path.is_dir():
         return {entry.name for entry in path.iterdir() if entry.is_dir()}
     if not path.exists():
-        raise SourceError(f"{path}: there is no such folder or zip of films")
+        raise SourceError(f"{path}: there is no such folder or zip of images")
     try:
         with zipfile.ZipFile(path) as archive:
             return {PurePosixPath(name).parts[0] for name in archive.namelist() if "/" in name}

@@ -1,6 +1,6 @@
-"""Download both public sets of real films from their homes, and lay them out for `make run DATA=...`.
+"""Download both public sets of real images from their homes, and lay them out for `make run DATA=...`.
 
-Kermany's chest films (1.2 GB) come from Mendeley Data, doi 10.17632/rscbjbr9sj.2, without an account;
+Kermany's chest X-rays (1.2 GB) come from Mendeley Data, doi 10.17632/rscbjbr9sj.2, without an account;
 the COVID-19 image dataset from Kaggle, with your own Kaggle token. Writes the zips to paths.downloads
 and the sets to its folder sets/. A cut download goes on where it stopped: run it again.
 
@@ -61,7 +61,7 @@ def main() -> None:
     sets = downloads / "sets"
     for origin in _origins(arguments, sets):
         _bring(origin, downloads, sets / origin.layout.folder)
-    print(f"The films are in {sets}. Next: make run DATA={sets}")
+    print(f"The images are in {sets}. Next: make run DATA={sets}")
 
 
 def _arguments() -> argparse.Namespace:

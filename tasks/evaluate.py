@@ -1,13 +1,13 @@
 """Measure the model on the test set, once, and write the report.
 
 Reads   models/trained, data/images, data/split, and the manifest and the counts in data/raw
-Writes  reports/evidence       predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots,
-                               reference.safetensors: what films of today measure, for tasks.monitor
+Writes  reports/evaluation       predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots,
+                               reference.safetensors: what images of today measure, for tasks.monitor
         reports/report.html    one page that needs nothing else
         reports/metrics.json   the test metrics with 95% intervals over patients
 Tracks  metrics, page and evidence in the MLflow run of the training
 
-Calibration and thresholds are chosen on the validation films. The same inputs give the same files.
+Calibration and thresholds are chosen on the validation images. The same inputs give the same files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cxr.common.params import EvaluateParams, Paths
-    from cxr.dataset.image_array import PackedFilms
+    from cxr.dataset.image_array import ImageArray
     from cxr.evaluation.predictions import Predictions
     from cxr.models.bundle import ModelSpec
     from cxr.models.reference import Reference
@@ -50,11 +50,11 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     packed, records = read_packed(paths.images), _records(paths)
     split = records["split"]
     _check_fit(read_spec(paths.model), packed, split)
-    films = _films(paths, split)
+    images = _images(paths, split)
     model, spec = read_bundle(paths.model)
-    validation, test, spec = predict(model, spec, packed, films, fit_bias=params.fit_bias)
+    validation, test, spec = predict(model, spec, packed, images, fit_bias=params.fit_bias)
     calibration = calibration_summary(validation, test, temperature=spec.temperature, bias=spec.bias, settings=settings)
-    inspected = _inspect(model, spec, packed, films, validation=validation, test=test, params=params)
+    inspected = _inspect(model, spec, packed, images, validation=validation, test=test, params=params)
     kept = inspected["trust"]["referral"]["found"]
     calibration["refer_below"] = kept["confidence"] if kept else None
     metrics = summarize(test, calibration=calibration, split=split, settings=settings)
@@ -64,7 +64,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     reference = measure_reference(model, spec, packed, (validation, test))
     galleries = _galleries(model, spec, packed, test, params)
     _write_evidence(
-        validation, test, findings | records, drawn, reference, paths.evidence, gallery=galleries["gallery"]
+        validation, test, findings | records, drawn, reference, paths.evaluation, gallery=galleries["gallery"]
     )
     _write_report(findings | records, drawn, galleries, paths.report)
     write_json(paths.metrics, metrics)
@@ -98,8 +98,8 @@ def _records(paths: Paths) -> dict[str, Any]:
     }
 
 
-def _films(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the validation and test rows of splits.csv with the source of each film."""
+def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the validation and test rows of splits.csv with the source of each image."""
     from cxr.dataset.manifest import read_manifest, read_splits
     from cxr.dataset.splits import test_set_sha256
 
@@ -109,11 +109,11 @@ def _films(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
             f"{paths.split / 'splits.csv'} is not the split that split.json describes (the test sets differ); "
             "run `dvc repro -f -s split`"
         )
-    films = table[table["split"].isin(("validation", "test"))]
-    return films.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
+    images = table[table["split"].isin(("validation", "test"))]
+    return images.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
 
 
-def _check_fit(spec: ModelSpec, packed: PackedFilms, split: Mapping[str, Any]) -> None:
+def _check_fit(spec: ModelSpec, packed: ImageArray, split: Mapping[str, Any]) -> None:
     if spec.classes != tuple(split["classes"]):
         raise DataError(
             f"the model tells {', '.join(spec.classes)} apart and the split {', '.join(split['classes'])}; "
@@ -121,7 +121,7 @@ def _check_fit(spec: ModelSpec, packed: PackedFilms, split: Mapping[str, Any]) -
         )
     if spec.preprocessing != packed.preprocessing:
         raise DataError(
-            f"the model was trained on films prepared as {spec.preprocessing}, the packed ones are prepared as "
+            f"the model was trained on images prepared as {spec.preprocessing}, the packed ones are prepared as "
             f"{packed.preprocessing}; run `dvc repro train`"
         )
 
@@ -129,8 +129,8 @@ def _check_fit(spec: ModelSpec, packed: PackedFilms, split: Mapping[str, Any]) -
 def _inspect(
     model: nn.Module,
     spec: ModelSpec,
-    packed: PackedFilms,
-    films: pd.DataFrame,
+    packed: ImageArray,
+    images: pd.DataFrame,
     *,
     validation: Predictions,
     test: Predictions,
@@ -143,15 +143,15 @@ def _inspect(
     settings = TrustSettings(
         specificities=params.specificities,
         refer_accuracy=params.refer_accuracy,
-        attention_films=params.attention_films,
-        sanity_films=params.sanity_films,
+        attention_images=params.attention_images,
+        sanity_images=params.sanity_images,
         resamples=params.bootstrap_resamples,
         seed=params.seed,
     )
-    audited = AuditSettings(params.audit_films, resamples=params.bootstrap_resamples, seed=params.seed)
+    audited = AuditSettings(params.audit_images, resamples=params.bootstrap_resamples, seed=params.seed)
     return {
         "trust": measure_trust(model, spec, packed, validation=validation, test=test, settings=settings),
-        "audit": audit(model, spec, packed, films, audited),
+        "audit": audit(model, spec, packed, images, audited),
     }
 
 
@@ -171,14 +171,14 @@ def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[
 
 
 def _galleries(
-    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, params: EvaluateParams
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, params: EvaluateParams
 ) -> dict[str, list[GalleryItem]]:
-    """Return the films that the page shows: some of each class, and the surest errors of all."""
-    from cxr.reporting.gallery import make_gallery, pick_films, pick_surest_errors
+    """Return the images that the page shows: some of each class, and the most confident errors of all."""
+    from cxr.reporting.gallery import make_gallery, pick_images, pick_most_confident_errors
 
     picks = {
-        "gallery": pick_films(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
-        "errors": pick_surest_errors(test.labels, test.calibrated, at_most=params.surest_errors),
+        "gallery": pick_images(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
+        "errors": pick_most_confident_errors(test.labels, test.calibrated, at_most=params.most_confident_errors),
     }
     return {name: make_gallery(model, spec, packed, test, chosen) for name, chosen in picks.items()}
 
@@ -246,7 +246,7 @@ def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:
     lines = [line(name, metrics[name], ci95[name]) for name in ("accuracy", "macro_f1", "macro_auroc")]
     lines.append(line("ece", metrics["calibration"]["ece"], ci95["ece"]))
     log.info(
-        "evaluate: %d test films of %d patients, protocol %s, 95%% intervals over patients\n%s\nreport: %s",
+        "evaluate: %d test images of %d patients, protocol %s, 95%% intervals over patients\n%s\nreport: %s",
         metrics["n_test"],
         metrics["n_patients"],
         metrics["protocol"],
@@ -259,7 +259,7 @@ def _track(run_id: str, metrics: Mapping[str, Any], paths: Paths) -> None:
     from cxr.evaluation.summary import flat_metrics
     from cxr.registry.runs import log_evaluation
 
-    files = [paths.metrics, paths.report, *sorted(paths.evidence.iterdir())]
+    files = [paths.metrics, paths.report, *sorted(paths.evaluation.iterdir())]
     log_evaluation(run_id, flat_metrics(metrics), files)
 
 

@@ -1,8 +1,8 @@
-"""Take in raw films: merge the sets into one folder, and account for every file.
+"""Take in raw images: merge the sets into one folder, and account for every file.
 
 Reads the sources in params.yaml (a folder, a zip, https://, s3:// or the synthetic sample).
-Writes data/raw whole or not at all: films/ (packed, see cxr/dataset/shards.py), manifest.parquet, statistics.parquet,
-duplicates.csv, lookalikes.csv, quarantine.csv, ingest.json (see cxr/dataset/manifest.py). Run it with
+Writes data/raw whole or not at all: images/ (packed, see cxr/dataset/shards.py), manifest.parquet, statistics.parquet,
+duplicates.csv, near_duplicates.csv, quarantine.csv, ingest.json (see cxr/dataset/manifest.py). Run it with
 
     python -m tasks.ingest
 """
@@ -31,7 +31,7 @@ def ingest(params: IngestParams, paths: Paths) -> None:
     """Merge the sources into `paths.raw`.
 
     Raises:
-        SourceError: a source cannot be fetched or holds no films of its layout.
+        SourceError: a source cannot be fetched or holds no images of its layout.
         DataError: kept + quarantined + duplicates is not the number of files that came in.
     """
     from cxr.common.files import whole_folder
@@ -40,10 +40,12 @@ def ingest(params: IngestParams, paths: Paths) -> None:
     files = _all_files(params, paths)
     with whole_folder(paths.raw) as raw:
         taken, refused = _take_in(files, params)
-        result = sort_out(taken, same_film=params.same_film_correlation, look_alike=params.look_alike_correlation)
+        result = sort_out(
+            taken, same_image=params.duplicate_correlation, near_duplicate=params.near_duplicate_correlation
+        )
         refused += result.refused
         counts = _account(files, refused, result)
-        _pack(result.kept, raw / "films", params)
+        _pack(result.kept, raw / "images", params)
         _write(raw, result, refused, counts, _origin(params))
     _log_summary(counts, refused, result)
 
@@ -70,7 +72,7 @@ def _take_in(files: list[RawFile], params: IngestParams) -> tuple[list[Taken], l
 
     taken, refused = [], []
     results = take_in(files, max_pixels=params.max_pixels, workers=params.workers)
-    for result in tqdm(results, total=len(files), desc="ingest", unit="film", disable=None):
+    for result in tqdm(results, total=len(files), desc="ingest", unit="image", disable=None):
         if isinstance(result, Taken):
             taken.append(result)
         else:
@@ -84,28 +86,28 @@ def _pack(kept: list[Taken], folder: Path, params: IngestParams) -> None:
     from cxr.dataset.ingest import read_again
     from cxr.dataset.shards import write_shards
 
-    films = {_film_path(film): film for film in kept}
-    sizes = {path: film.film.bytes for path, film in films.items()}
+    images = {_image_path(image): image for image in kept}
+    sizes = {path: image.image.bytes for path, image in images.items()}
 
     def read(path: str) -> bytes:
-        return read_again(films[path], max_pixels=params.max_pixels)
+        return read_again(images[path], max_pixels=params.max_pixels)
 
-    with tqdm(total=len(films), desc="pack", unit="film", disable=None) as progress:
+    with tqdm(total=len(images), desc="pack", unit="image", disable=None) as progress:
         for packed in write_shards(folder, sizes, read, workers=params.workers or os.cpu_count() or 1):
             progress.update(packed)
 
 
-def _film_path(film: Taken) -> str:
-    return f"films/{film.source}/{film.path}"
+def _image_path(image: Taken) -> str:
+    return f"images/{image.source}/{image.path}"
 
 
 def _account(files: list[RawFile], refused: list[Refused], result: Sorted) -> dict[str, dict[str, int]]:
     """Count per source, and check that each file ended in exactly one place."""
     counted = {
         "total": Counter(file.source for file in files),
-        "kept": Counter(film.source for film in result.kept),
+        "kept": Counter(image.source for image in result.kept),
         "quarantined": Counter(row.source for row in refused),
-        "duplicates": Counter(row.film.source for row in result.duplicates),
+        "duplicates": Counter(row.image.source for row in result.duplicates),
     }
     counts = {}
     for source in counted["total"]:
@@ -117,7 +119,7 @@ def _account(files: list[RawFile], refused: list[Refused], result: Sorted) -> di
 
 
 def _origin(params: IngestParams) -> dict[str, Any]:
-    """Return what the data card says of where films come from: generated or not, and how each source is laid out."""
+    """Return what the data card says of where images come from: generated or not, and how each source is laid out."""
     return {
         "synthetic": any(source.location == "sample" for source in params.sources),
         "layouts": {source.name: source.layout for source in params.sources},
@@ -136,9 +138,9 @@ def _write(
     def write_csv(name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
         pd.DataFrame(rows, columns=columns).to_csv(raw / name, index=False, lineterminator="\n")
 
-    manifest = pd.DataFrame([_manifest_row(film, result) for film in result.kept], columns=list(MANIFEST_COLUMNS))
+    manifest = pd.DataFrame([_manifest_row(image, result) for image in result.kept], columns=list(MANIFEST_COLUMNS))
     write_table(manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
-    statistics = pd.DataFrame([_statistics_row(film) for film in result.kept], columns=list(STATISTICS_COLUMNS))
+    statistics = pd.DataFrame([_statistics_row(image) for image in result.kept], columns=list(STATISTICS_COLUMNS))
     write_table(statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
     write_csv(
         "duplicates.csv",
@@ -146,16 +148,16 @@ def _write(
         [_duplicate_row(row) for row in result.duplicates],
     )
     write_csv(
-        "lookalikes.csv",
+        "near_duplicates.csv",
         ["image_id_a", "image_id_b", "correlation"],
-        [(one, other, f"{correlation:.6f}") for one, other, correlation in result.look_alikes],
+        [(one, other, f"{correlation:.6f}") for one, other, correlation in result.near_duplicates],
     )
     write_csv(
         "quarantine.csv",
         ["path", "source", "reason", "detail"],
         sorted((row.path, row.source, row.refusal.reason, row.refusal.detail) for row in refused),
     )
-    classes = Counter(film.placement.label for film in result.kept)
+    classes = Counter(image.placement.label for image in result.kept)
     totals = {name: sum(count[name] for count in counts.values()) for name in next(iter(counts.values()))}
     write_json(
         raw / "ingest.json",
@@ -170,31 +172,31 @@ def _write(
 
 
 def _duplicate_row(row: Duplicate) -> tuple[str, ...]:
-    film = row.film
-    return film.path, film.source, film.film.sha256, row.kind, row.kept.image_id, f"{row.correlation:.6f}"
+    image = row.image
+    return image.path, image.source, image.image.sha256, row.kind, row.kept.image_id, f"{row.correlation:.6f}"
 
 
-def _manifest_row(film: Taken, result: Sorted) -> dict[str, Any]:
+def _manifest_row(image: Taken, result: Sorted) -> dict[str, Any]:
     return {
-        "image_id": film.image_id,
-        "source": film.source,
-        "official_split": film.placement.official_split,
-        "path": _film_path(film),
-        "label": film.placement.label,
-        "patient_id": result.patients[film.patient_id],
-        "sha256": film.film.sha256,
-        "phash": f"{film.film.phash:016x}",
-        "width": film.film.width,
-        "height": film.film.height,
-        "mode": film.film.mode,
-        "bytes": film.film.bytes,
+        "image_id": image.image_id,
+        "source": image.source,
+        "official_split": image.placement.official_split,
+        "path": _image_path(image),
+        "label": image.placement.label,
+        "patient_id": result.patients[image.patient_id],
+        "sha256": image.image.sha256,
+        "phash": f"{image.image.phash:016x}",
+        "width": image.image.width,
+        "height": image.image.height,
+        "mode": image.image.mode,
+        "bytes": image.image.bytes,
     }
 
 
-def _statistics_row(film: Taken) -> dict[str, Any]:
-    described = film.film
+def _statistics_row(image: Taken) -> dict[str, Any]:
+    described = image.image
     return {
-        "image_id": film.image_id,
+        "image_id": image.image_id,
         "grey_mean": described.grey_mean,
         "grey_std": described.grey_std,
         "grey_p01": described.grey_p01,
@@ -208,12 +210,12 @@ def _log_summary(counts: dict[str, dict[str, int]], refused: list[Refused], resu
     lines = [f"{'source':<12}" + "".join(f"{name:>13}" for name in columns)]
     lines += [f"{source:<12}" + "".join(f"{count[name]:>13,}" for name in columns) for source, count in counts.items()]
     log.info("\n".join(lines))
-    labels = Counter(film.placement.label for film in result.kept)
+    labels = Counter(image.placement.label for image in result.kept)
     log.info("kept: %s", ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items())))
     reasons = Counter(row.refusal.reason for row in refused)
     if reasons:
         log.info("quarantined: %s", ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
-    log.info("pairs of kept films that look alike: %s", f"{len(result.look_alikes):,}")
+    log.info("pairs of kept images that look alike: %s", f"{len(result.near_duplicates):,}")
 
 
 if __name__ == "__main__":

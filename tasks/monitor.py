@@ -1,10 +1,10 @@
-"""Say whether the films that are scored now still look like those that the champion was judged on.
+"""Say whether the images that are scored now still look like those that the champion was judged on.
 
-Reads   the scored films of the champion's version (tasks.score) and the reference statistics saved with the champion
+Reads   the scored images of the champion's version (tasks.score) and the reference statistics saved with the champion
 Writes  reports/monitor.html   windows in order of time, what moved, in plain words
         reports/monitor.json   the same as numbers, with `drift: true` or `false`
 
-Films are taken in the order in which they were scored, in windows of `monitor.window_films`; what is left over waits
+Images are taken in the order in which they were scored, in windows of `monitor.window_images`; what is left over waits
 for its window. The exit code is 0 whatever the answer: drift is a finding, not a failure. The last line says it.
 Windows that a rebuild was started for do not count again; the store remembers them at the champion's version.
 """
@@ -34,7 +34,7 @@ log = logging.getLogger("cxr.monitor")
 
 
 def monitor(params: MonitorParams, paths: Paths) -> None:
-    """Judge the last windows of scored films and write page and JSON."""
+    """Judge the last windows of scored images and write page and JSON."""
     from cxr.monitoring.drift import is_drift
     from cxr.registry import versions
 
@@ -60,16 +60,16 @@ def _reference(version: Version) -> Reference:
     if "reference_sha256" not in version.tags:
         raise WeightsError(
             f"version {version.number}, the champion, was registered without reference statistics: there is nothing to "
-            "compare films with; run `dvc repro -f -s evaluate`, then `python -m tasks.register`, in a checkout with "
+            "compare images with; run `dvc repro -f -s evaluate`, then `python -m tasks.register`, in a checkout with "
             "this model in models/trained, which adds them; or train and promote a new version"
         )
     return read_reference(folder / REFERENCE_FILE)
 
 
 def _scores(paths: Paths, version: Version) -> pd.DataFrame:
-    """Return what this version scored and measured, the oldest first, each film once.
+    """Return what this version scored and measured, the oldest first, each image once.
 
-    A film that cannot be opened is tried again every night, and is a row each time: the first counts.
+    An image that cannot be opened is tried again every night, and is a row each time: the first counts.
     """
     from cxr.inference.score_store import read_scores, version_folder
 
@@ -78,7 +78,7 @@ def _scores(paths: Paths, version: Version) -> pd.DataFrame:
     measured = scores.filter(like="m_").notna().any(axis=1) | scores["error"].notna()
     if not measured.all():
         log.warning(
-            "%d films were scored before version %s had reference statistics and are left out",
+            "%d images were scored before version %s had reference statistics and are left out",
             (~measured).sum(),
             version.number,
         )
@@ -88,26 +88,26 @@ def _scores(paths: Paths, version: Version) -> pd.DataFrame:
 def _judge(
     scores: pd.DataFrame, reference: Reference, params: MonitorParams
 ) -> tuple[list[Window], dict[str, float], int]:
-    """Return the last windows, the limits, and how many films wait for their window."""
+    """Return the last windows, the limits, and how many images wait for their window."""
     from tqdm import tqdm
 
     from cxr.monitoring.drift import Rules, cut_windows, find_limits, judge
 
     rules = Rules(
-        films=params.window_films,
+        images=params.window_images,
         false_alarm_share=params.false_alarm_share,
         resamples=params.resamples,
         seed=params.seed,
         max_failed_share=params.max_failed_share,
     )
-    cut = cut_windows(scores, params.window_films)
+    cut = cut_windows(scores, params.window_images)
     limits = find_limits(reference, rules)
     numbered = list(enumerate(cut, start=1))[-max(SHOWN, params.of_windows) :]
     windows = [
-        judge(films, reference, limits, number=number)
-        for number, films in tqdm(numbered, desc="monitor", unit=" windows", disable=None)
+        judge(images, reference, limits, number=number)
+        for number, images in tqdm(numbered, desc="monitor", unit=" windows", disable=None)
     ]
-    return windows, limits, len(scores) - len(cut) * params.window_films
+    return windows, limits, len(scores) - len(cut) * params.window_images
 
 
 def _page(
@@ -122,9 +122,9 @@ def _page(
         version=version.number,
         drift=drift,
         rule=f"{params.alarm_windows} alarms among the last {params.of_windows} windows",
-        window_films=params.window_films,
+        window_images=params.window_images,
         usual_shares=dict(zip(reference.classes, (counts / counts.sum()).tolist(), strict=True)),
-        reference_films=len(reference.predicted),
+        reference_images=len(reference.predicted),
         since=since,
         **found,
     )

@@ -1,17 +1,17 @@
-"""Answer the chest films of a PACS (Orthanc) as they come in, with the champion.
+"""Answer the chest X-rays of a PACS (Orthanc) as they come in, with the champion.
 
     python -m tasks.pacs http://127.0.0.1:8042
 
-Follows  Orthanc's feed of changes, from the first film it has; CR, DX and RG of the chest are read, all else is
+Follows  Orthanc's feed of changes, from the first image it has; CR, DX and RG of the chest are read, all else is
          passed over by its tags
-Stores   beside each film, in its study, a Structured Report (DICOM SR, TID 1500): the probability of each class and
+Stores   beside each image, in its study, a Structured Report (DICOM SR, TID 1500): the probability of each class and
          whether a reader should look first; with --overlay also a picture of where the model looked
-Keeps    its place in the feed, in --place; it may be lost, and costs a look at each film then
+Keeps    its place in the feed, in --place; it may be lost, and costs a look at each image then
 Asks     CXR_PACS_USER and CXR_PACS_PASSWORD for the account, or takes it from the address, where others of this
          machine can see it
 
-Each film is answered once, whatever is killed meanwhile: Orthanc, this command, the machine. A newer champion answers
-the films that come after it; with --again the films that an older one answered too. A film that cannot be read gets no
+Each image is answered once, whatever is killed meanwhile: Orthanc, this command, the machine. A newer champion answers
+the images that come after it; with --again the images that an older one answered too. An image that cannot be read gets no
 answer but a line here, with Orthanc's ID of it and the reason. Runs until Ctrl-C; with --once until the feed's end.
 """
 

@@ -1,24 +1,24 @@
-"""Classify chest films with the champion.
+"""Classify chest X-rays with the champion.
 
-    python -m tasks.predict film.jpeg folder/ ...
-    python -m tasks.predict - < film.dcm
+    python -m tasks.predict image.jpeg folder/ ...
+    python -m tasks.predict - < image.dcm
     python -m tasks.predict folder/ --overlay looked/ --sr reports/
 
 Reads   image files, and folders of them (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom) down to the last subfolder; `-`
-        is one film from standard input
+        is one image from standard input
 Prints  a table; with --json one object a line: path, predicted_class, probabilities, refer, warning, model_version,
-        and for a file that cannot be read `error` in place of the prediction. `refer`: a reader should see the film,
+        and for a file that cannot be read `error` in place of the prediction. `refer`: a reader should see the image,
         for the model is not sure enough of it; null where the model has no threshold for that. `warning`: why the
         answer may mean nothing; null when all is well
-Writes  --overlay FOLDER: <film>.overlay.png, where the model looked
-        --sr FOLDER: <film>.sr.dcm, a Structured Report for each DICOM film; with --overlay also <film>.overlay.dcm, a
-        Secondary Capture. Both hold the patient's tags of their film, for they belong to its study
+Writes  --overlay FOLDER: <image>.overlay.png, where the model looked
+        --sr FOLDER: <image>.sr.dcm, a Structured Report for each DICOM image; with --overlay also <image>.overlay.dcm, a
+        Secondary Capture. Both hold the patient's tags of their image, for they belong to its study
 
 Preprocessing, classes and calibration are those saved with the model. Answers are to the bit those of the evaluation;
 with --fast they come from the exported network, several times sooner, within the bounds that the version's tags name.
 
-Exit codes  0 every film was answered; 2 the command cannot be carried out as it is written; 3 a folder has no films;
-            4 a film could not be read, or its report not be made (all others were answered); 7 the model's files are
+Exit codes  0 every image was answered; 2 the command cannot be carried out as it is written; 3 a folder has no images;
+            4 an image could not be read, or its report not be made (all others were answered); 7 the model's files are
             damaged; 9 the registry has no such version or does not answer; 130 interrupted
 """
 
@@ -51,8 +51,8 @@ STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True)
-class Film:
-    """A film to be read: `path` as it is told, `name` of the files that are written for it."""
+class Image:
+    """An image to be read: `path` as it is told, `name` of the files that are written for it."""
 
     path: Path
     name: str
@@ -60,9 +60,9 @@ class Film:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A film as it was read: an image, or an error and none; `dicom` holds the file where a report is asked for."""
+    """An image as it was read: an image, or an error and none; `dicom` holds the file where a report is asked for."""
 
-    film: Film
+    file: Image
     image: NDArray[np.uint8] | None = None
     dicom: bytes | None = None
     error: str | None = None
@@ -70,7 +70,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of one film: an `answer`, an `error`, or both where its files could not be written."""
+    """What is told of one image: an `answer`, an `error`, or both where its files could not be written."""
 
     path: str
     answer: Answer | None = None
@@ -94,15 +94,15 @@ class Told:
 def predict(
     paths: list[Path], *, model: str, as_json: bool, fast: bool, overlays: Path | None, reports: Path | None
 ) -> None:
-    """Classify films and print the answers as they come, a batch at a time.
+    """Classify images and print the answers as they come, a batch at a time.
 
     Raises:
-        ImageError: at the end, when a film could not be read.
+        ImageError: at the end, when an image could not be read.
         SourceError: a folder has no images.
-        ParamsError: two films would write one file, or a folder to write into lies among those that are read.
+        ParamsError: two images would write one file, or a folder to write into lies among those that are read.
         RegistryError, WeightsError: there is no such version, or it is not as it was registered.
     """
-    films = _films(paths, [folder for folder in (overlays, reports) if folder is not None])
+    images = _images(paths, [folder for folder in (overlays, reports) if folder is not None])
     from tqdm import tqdm
 
     from cxr.inference.classifier import load_classifier
@@ -111,12 +111,12 @@ def predict(
 
     version = get_version(model)
     classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
-    spec, width = classifier.spec, max(len(str(film.path)) for film in films)
+    spec, width = classifier.spec, max(len(str(image.path)) for image in images)
     failed = 0
-    with tqdm(total=len(films), unit=" films", leave=False, disable=None if len(films) > 1 else True) as bar:
+    with tqdm(total=len(images), unit=" images", leave=False, disable=None if len(images) > 1 else True) as bar:
         if not as_json:
             bar.write(f"{_title(classifier)}\n{_heading(spec, width)}")
-        for told in _classified(films, classifier, AnswerFiles(overlays, reports)):
+        for told in _classified(images, classifier, AnswerFiles(overlays, reports)):
             failed += told.error is not None
             bar.write(told.to_json(version.number) if as_json else _row(told, spec, width))
             bar.update()
@@ -124,42 +124,42 @@ def predict(
         print(NOT_CLINICAL)
     if failed:
         raise ImageError(
-            f"{failed} of {len(films)} files could not be read; the lines above say why", reason="not an image"
+            f"{failed} of {len(images)} files could not be read; the lines above say why", reason="not an image"
         )
 
 
-def _films(paths: list[Path], targets: list[Path]) -> list[Film]:
-    """Return the films to read; refuse what would write one file twice, or among the films."""
-    from cxr.inference.image_source import films_below
+def _images(paths: list[Path], targets: list[Path]) -> list[Image]:
+    """Return the images to read; refuse what would write one file twice, or among the images."""
+    from cxr.inference.image_source import images_below
 
     for folder, target in [(path, target) for path in paths if path.is_dir() for target in targets]:
         if target.resolve().is_relative_to(folder.resolve()):
             raise ParamsError(
-                f"{target} lies in {folder}, where films are read: what is written there would be taken for films the "
+                f"{target} lies in {folder}, where images are read: what is written there would be taken for images the "
                 "next time; name a folder outside"
             )
-    films = [Film(file, _name(file, path)) for path in paths for file in films_below(path)]
-    of_name = {film.name: film.path for film in films}
-    for film in films if targets else []:
-        if of_name[film.name].resolve() != film.path.resolve():
+    images = [Image(file, _name(file, path)) for path in paths for file in images_below(path)]
+    of_name = {image.name: image.path for image in images}
+    for image in images if targets else []:
+        if of_name[image.name].resolve() != image.path.resolve():
             raise ParamsError(
-                f"{film.path} and {of_name[film.name]} would write the same files; ask for them one after the other, "
+                f"{image.path} and {of_name[image.name]} would write the same files; ask for them one after the other, "
                 "with folders of their own"
             )
-    if sum(film.path == STANDARD_INPUT for film in films) > 1:
-        raise ParamsError("standard input holds one film; name - once")
-    return films
+    if sum(image.path == STANDARD_INPUT for image in images) > 1:
+        raise ParamsError("standard input holds one image; name - once")
+    return images
 
 
 def _name(file: Path, given: Path) -> str:
-    """Return the way of a film below the folder that was given, or its name."""
+    """Return the way of an image below the folder that was given, or its name."""
     if file == STANDARD_INPUT:
-        return "film"
+        return "image"
     return file.name if file == given else file.relative_to(given).as_posix()
 
 
-def _classified(films: list[Film], classifier: Classifier, files: AnswerFiles) -> Iterator[Told]:
-    """Yield what is told of each film, in order; a few batches of films are in memory at a time."""
+def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles) -> Iterator[Told]:
+    """Yield what is told of each image, in order; a few batches of images are in memory at a time."""
     import numpy as np
 
     from cxr.inference.prefetch import prepared_batches
@@ -167,37 +167,37 @@ def _classified(films: list[Film], classifier: Classifier, files: AnswerFiles) -
 
     prepare = partial(_prepared, classifier, files)
     with closing(
-        prepared_batches(films, prepare, batch_size=BATCH_SIZE, workers=min(os.cpu_count() or 1, len(films)))
+        prepared_batches(images, prepare, batch_size=BATCH_SIZE, workers=min(os.cpu_count() or 1, len(images)))
     ) as batches:
         for batch in batches:
-            images = [one.image for one in batch if one.image is not None]
-            answers = iter(classifier.answer(np.stack(images)) if images else ())
+            pixels = [one.image for one in batch if one.image is not None]
+            answers = iter(classifier.answer(np.stack(pixels)) if pixels else ())
             for one in batch:
                 if one.image is None:
-                    yield Told(str(one.film.path), error=one.error)
+                    yield Told(str(one.file.path), error=one.error)
                 else:
                     yield _written(one, one.image, next(answers), classifier, files)
 
 
-def _prepared(classifier: Classifier, files: AnswerFiles, film: Film) -> Prepared:
-    """Return the film as the model takes it, or why it cannot be read."""
+def _prepared(classifier: Classifier, files: AnswerFiles, image: Image) -> Prepared:
+    """Return the image as the model takes it, or why it cannot be read."""
     from cxr.imaging.decode import is_dicom
 
-    shown = "standard input" if film.path == STANDARD_INPUT else str(film.path)
+    shown = "standard input" if image.path == STANDARD_INPUT else str(image.path)
     try:
-        data = _bytes_of(film.path, shown, classifier.spec.preprocessing.max_pixels)
-        image = classifier.read(data, name=shown)
-        return Prepared(film, image, data if files.reports is not None and is_dicom(data) else None)
+        data = _bytes_of(image.path, shown, classifier.spec.preprocessing.max_pixels)
+        pixels = classifier.read(data, name=shown)
+        return Prepared(image, pixels, data if files.reports is not None and is_dicom(data) else None)
     except ImageError as error:
-        return Prepared(film, error=str(error))
+        return Prepared(image, error=str(error))
     except FileNotFoundError:
-        return Prepared(film, error=f"{shown} does not exist; check the path")
+        return Prepared(image, error=f"{shown} does not exist; check the path")
     except OSError as error:
-        return Prepared(film, error=f"{shown} cannot be opened: {error.strerror}")
+        return Prepared(image, error=f"{shown} cannot be opened: {error.strerror}")
 
 
 def _bytes_of(path: Path, shown: str, max_pixels: int) -> bytes:
-    """Return a whole file, never more of it than a film that may be read can have."""
+    """Return a whole file, never more of it than an image that may be read can have."""
     from cxr.imaging.decode import bytes_at_most
 
     limit = bytes_at_most(max_pixels)
@@ -208,7 +208,7 @@ def _bytes_of(path: Path, shown: str, max_pixels: int) -> bytes:
             data = file.read(limit + 1)
     if len(data) > limit:
         raise ImageError(
-            f"{shown} has more than {limit} bytes, the most that a film of {max_pixels} pixels can have; export it "
+            f"{shown} has more than {limit} bytes, the most that an image of {max_pixels} pixels can have; export it "
             "smaller",
             reason="larger than the pixel limit",
         )
@@ -220,10 +220,10 @@ def _written(
 ) -> Told:
     """Write the files that are asked for and return what is told."""
     try:
-        files.write(one.film.name, image, answer, classifier, dicom=one.dicom)
+        files.write(one.file.name, image, answer, classifier, dicom=one.dicom)
     except ImageError as error:
-        return Told(str(one.film.path), answer, str(error))
-    return Told(str(one.film.path), answer)
+        return Told(str(one.file.path), answer, str(error))
+    return Told(str(one.file.path), answer)
 
 
 def _title(classifier: Classifier) -> str:
@@ -231,7 +231,7 @@ def _title(classifier: Classifier) -> str:
     if classifier.runtime:
         said += f", {classifier.engine}"
     if classifier.spec.synthetic:
-        said += ", trained on synthetic films: its answers say nothing about patients"
+        said += ", trained on synthetic images: its answers say nothing about patients"
     return said
 
 
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
     parser.add_argument("--fast", action="store_true", help="by the exported network, within its bounds of torch")
     parser.add_argument("--overlay", metavar="FOLDER", type=Path, help="write where the model looked")
-    parser.add_argument("--sr", metavar="FOLDER", type=Path, help="write Structured Reports of DICOM films")
+    parser.add_argument("--sr", metavar="FOLDER", type=Path, help="write Structured Reports of DICOM images")
     given = parser.parse_args()
     predict(
         given.paths,

@@ -1,9 +1,9 @@
-"""Prepare every film once: grey, size, contrast; packed into one memory-mapped array.
+"""Prepare every image once: grey, size, contrast; packed into one memory-mapped array.
 
-Reads   data/raw (manifest and packed films), reports/validation.json (the gate has passed)
+Reads   data/raw (manifest and packed images), reports/validation.json (the gate has passed)
 Writes  data/images: images.npy uint8 (N, H, W), index.csv, preprocessing.json
 
-A film that cannot be read stops the stage and is named; no half-written output stays behind.
+An image that cannot be read stops the stage and is named; no half-written output stays behind.
 """
 
 from __future__ import annotations
@@ -19,63 +19,63 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
-    from cxr.imaging.preprocess import Preprocessing
     from numpy.typing import NDArray
 
     from cxr.common.params import Paths, PreprocessParams
     from cxr.dataset.shards import Shards
+    from cxr.imaging.preprocess import Preprocessing
 
 log = logging.getLogger("cxr.preprocess")
 
-_CHUNK_FILMS = 512  # films in flight at once; at 224 px their pixels take 26 MB
+_CHUNK_IMAGES = 512  # images in flight at once; at 224 px their pixels take 26 MB
 _NAMED_FAILURES = 10
 
 
 def preprocess(params: PreprocessParams, paths: Paths) -> None:
-    """Pack all films of the manifest, in its order.
+    """Pack all images of the manifest, in its order.
 
     Raises:
-        DataError: a film is missing, its shard is damaged, or it cannot be prepared.
+        DataError: an image is missing, its shard is damaged, or it cannot be prepared.
     """
     import numpy as np
-    from cxr.imaging.preprocess import Preprocessing
 
     from cxr.common.files import whole_folder
     from cxr.dataset.image_array import write_index
     from cxr.dataset.manifest import read_manifest
     from cxr.dataset.shards import Shards
+    from cxr.imaging.preprocess import Preprocessing
 
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
     manifest = read_manifest(paths.raw)
-    films = manifest["path"].tolist()
-    shards = Shards(paths.raw / "films")
+    images = manifest["path"].tolist()
+    shards = Shards(paths.raw / "images")
     size = preprocessing.image_size_px
     with whole_folder(paths.images) as folder:
-        shape = (len(films), size, size)
-        images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        failures = _fill(images, films, shards, preprocessing, params.workers or os.cpu_count() or 1)
+        shape = (len(images), size, size)
+        pixels = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        failures = _fill(pixels, images, shards, preprocessing, params.workers or os.cpu_count() or 1)
         if failures:
-            raise DataError(_summary(failures, len(films)))
-        images.flush()
+            raise DataError(_summary(failures, len(images)))
+        pixels.flush()
         write_index(folder, manifest["image_id"].tolist(), preprocessing)
-    log.info("preprocess: %d films of %d x %d px in %s", len(films), size, size, paths.images)
+    log.info("preprocess: %d images of %d x %d px in %s", len(images), size, size, paths.images)
 
 
 def _fill(
-    images: NDArray[np.uint8], films: Sequence[str], shards: Shards, preprocessing: Preprocessing, workers: int
+    pixels: NDArray[np.uint8], images: Sequence[str], shards: Shards, preprocessing: Preprocessing, workers: int
 ) -> list[ImageError]:
-    """Write each film into its row of `images`; return what went wrong."""
+    """Write each image into its row of `pixels`; return what went wrong."""
     from concurrent.futures import ThreadPoolExecutor
 
     import cv2
     from tqdm import tqdm
 
-    from cxr.imaging.decode import film_from_bytes
+    from cxr.imaging.decode import image_from_bytes
 
     def fill_row(row: int) -> ImageError | None:
-        data = shards.read(films[row])
+        data = shards.read(images[row])
         try:
-            images[row] = film_from_bytes(data, preprocessing, name=films[row])
+            pixels[row] = image_from_bytes(data, preprocessing, name=images[row])
         except ImageError as error:
             return error
         return None
@@ -84,9 +84,9 @@ def _fill(
     failures: list[ImageError] = []
     with (
         ThreadPoolExecutor(workers) as pool,  # decoding and filters run outside the interpreter's lock
-        tqdm(total=len(films), unit=" films", desc="preprocess", disable=None) as progress,
+        tqdm(total=len(images), unit=" images", desc="preprocess", disable=None) as progress,
     ):
-        for chunk in _chunks(len(films)):
+        for chunk in _chunks(len(images)):
             for failure in pool.map(fill_row, chunk):
                 progress.update()
                 if failure is not None:
@@ -95,8 +95,8 @@ def _fill(
 
 
 def _chunks(count: int) -> Iterator[range]:
-    for start in range(0, count, _CHUNK_FILMS):
-        yield range(start, min(start + _CHUNK_FILMS, count))
+    for start in range(0, count, _CHUNK_IMAGES):
+        yield range(start, min(start + _CHUNK_IMAGES, count))
 
 
 def _summary(failures: Sequence[ImageError], total: int) -> str:
@@ -104,7 +104,7 @@ def _summary(failures: Sequence[ImageError], total: int) -> str:
     more = len(failures) - _NAMED_FAILURES
     rest = f"; and {more} more" if more > 0 else ""
     return (
-        f"{len(failures)} of {total} films cannot be prepared: {named}{rest}. Run `dvc repro ingest` to sort them out"
+        f"{len(failures)} of {total} images cannot be prepared: {named}{rest}. Run `dvc repro ingest` to sort them out"
     )
 
 

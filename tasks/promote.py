@@ -8,7 +8,7 @@ does not decide it, or somebody else's promotion came first. The table says why.
 
 A person who has looked may overrule what holds a version back, which goes on record; never a rejection:
 
-    python -m tasks.promote --approve-held --who ann --why "read all 12 films that differ"
+    python -m tasks.promote --approve-held --who ann --why "read all 12 images that differ"
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cxr.registry.audit_log import present_user
 
 if TYPE_CHECKING:
     from cxr.common.params import PromoteParams
-    from cxr.registry.evidence import Evidence
+    from cxr.registry.evaluation_artifacts import EvaluationArtifacts
     from cxr.registry.promotion import Decision
     from cxr.registry.versions import Version
 
@@ -53,8 +53,8 @@ class _Case:
 
     version: Version
     champion: Version | None
-    evidence: Evidence
-    against: Evidence | None
+    evidence: EvaluationArtifacts
+    against: EvaluationArtifacts | None
     decision: Decision
 
 
@@ -114,12 +114,12 @@ def _settle(*, dry_run: bool) -> None:
 
 def _judge(version: Version, champion: Version | None, params: PromoteParams) -> _Case:
     from cxr.registry import aliases, audit_log
-    from cxr.registry.evidence_store import evidence_of
+    from cxr.registry.evaluation_store import evaluation_of
     from cxr.registry.promotion import decide
     from cxr.registry.versions import bundle_fault
 
-    evidence = evidence_of(version)
-    against = evidence_of(champion, evidence.test_set_sha256) if champion else None
+    evidence = evaluation_of(version)
+    against = evaluation_of(champion, evidence.test_set_sha256) if champion else None
     decision = decide(
         evidence,
         against,
@@ -205,7 +205,7 @@ def _record(case: _Case, request: Request) -> dict[str, Any]:
     }
 
 
-def _summary(evidence: Evidence) -> dict[str, Any]:
+def _summary(evidence: EvaluationArtifacts) -> dict[str, Any]:
     """Return what the verdict rested on: metrics, recalls, and the digests that name model and test set."""
     tags = ("weights_sha256", "evidence_sha256", "protocol", "synthetic")
     return {

@@ -1,12 +1,12 @@
 """Register the trained and measured model as the challenger.
 
-Reads   models/trained, reports/metrics.json, reports/report.html, reports/evidence, data/split/split.json, and the
-        validation films in data/images
+Reads   models/trained, reports/metrics.json, reports/report.html, reports/evaluation, data/split/split.json, and the
+        validation images in data/images
 Writes  reports/registration.json, the receipt
 Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, in its run the evidence
-        and the list of its training films
+        and the list of its training images
 
-The network is exported for fast answers on a CPU, and the export goes with the version where on the validation films
+The network is exported for fast answers on a CPU, and the export goes with the version where on the validation images
 it stays within `runtime_bounds` of torch; else the tag `runtime` says why not, and torch alone answers.
 
 The same weights with the same calibration never make a second version, so this can be run again at any time:
@@ -41,16 +41,16 @@ def register(params: RegisterParams, paths: Paths) -> None:
     from cxr.common.files import write_json
     from cxr.registry import tracking_store, versions
 
-    metrics, calibration = _read(paths.metrics), _read(paths.evidence / "calibration.json")
+    metrics, calibration = _read(paths.metrics), _read(paths.evaluation / "calibration.json")
     split, training = _read(paths.split / "split.json"), _read(paths.model / "training.json")
     _check_same_test_set(metrics, split, paths)
     with tempfile.TemporaryDirectory() as scratch:
         spec = _final_bundle(paths.model, calibration, Path(scratch))
-        _add_reference(paths.evidence, Path(scratch))
+        _add_reference(paths.evaluation, Path(scratch))
         run_id = _run_of(training, spec, paths)
         runtime = _add_runtime(params.runtime_bounds, spec, paths, Path(scratch))
         evidence = _log_evidence(run_id, paths) | _scores(metrics) | runtime
-        lineage = {**params.tags, **_lineage(run_id, spec, split, training), **_training_films(run_id, paths)}
+        lineage = {**params.tags, **_lineage(run_id, spec, split, training), **_training_images(run_id, paths)}
         version, is_new = versions.register_version(
             Path(scratch), spec, run_id=run_id, lineage=lineage, evidence=evidence
         )
@@ -115,7 +115,7 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
 
 
 def _add_reference(evidence: Path, folder: Path) -> None:
-    """Copy what films of today measure into `folder`; it is read before, so that what is registered can be used."""
+    """Copy what images of today measure into `folder`; it is read before, so that what is registered can be used."""
     from cxr.models.reference import REFERENCE_FILE, read_reference
 
     read_reference(evidence / REFERENCE_FILE)
@@ -136,7 +136,7 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
         return {}
     most = Agreement(**bounds.model_dump())
     try:
-        judged = _validation_films(spec, paths)
+        judged = _validation_images(spec, paths)
         network, _ = read_bundle(folder)
         export_runtime(network, spec, folder)
         tags = tags_of(accept_runtime(folder, spec, judged, most), most)
@@ -150,27 +150,27 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
     return tags
 
 
-def _validation_films(spec: ModelSpec, paths: Paths) -> Judged:
-    """Return the packed validation films and what the evaluation said of them."""
+def _validation_images(spec: ModelSpec, paths: Paths) -> Judged:
+    """Return the packed validation images and what the evaluation said of them."""
     import numpy as np
     import pandas as pd
 
     from cxr.dataset.image_array import read_packed
     from cxr.inference.openvino_export import Judged
-    from cxr.registry.evidence import PREDICTIONS_FILE
+    from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
 
     packed = read_packed(paths.images)
     if packed.preprocessing != spec.preprocessing:
         raise DataError(
             f"{paths.images} is prepared in another way than the model was trained on; run `dvc repro train`"
         )
-    table = pd.read_csv(paths.evidence / PREDICTIONS_FILE, dtype={"image_id": "str"})
-    films = table[table["split"] == "validation"]
+    table = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
+    images = table[table["split"] == "validation"]
     return Judged(
         images=packed.images,
-        rows=packed.rows(films["image_id"].tolist()),
-        labels=np.array([spec.classes.index(label) for label in films["label"]], np.int64),
-        probabilities=films[[f"p_{name}" for name in spec.classes]].to_numpy(np.float64),
+        rows=packed.rows(images["image_id"].tolist()),
+        labels=np.array([spec.classes.index(label) for label in images["label"]], np.int64),
+        probabilities=images[[f"p_{name}" for name in spec.classes]].to_numpy(np.float64),
     )
 
 
@@ -216,10 +216,10 @@ def _complete(run_id: str, paths: Paths) -> None:
 
 def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
     """Put the evidence into the run, under a name of its own for each measurement; return the tags that find it."""
-    from cxr.registry.evidence import METRICS_FILE, PREDICTIONS_FILE
-    from cxr.registry.evidence_store import keep_evidence
+    from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
+    from cxr.registry.evaluation_store import store_evaluation
 
-    files = [paths.evidence / PREDICTIONS_FILE, paths.evidence / "calibration.json", paths.split / "split.json"]
+    files = [paths.evaluation / PREDICTIONS_FILE, paths.evaluation / "calibration.json", paths.split / "split.json"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copy2(paths.metrics, folder / METRICS_FILE)
@@ -229,14 +229,14 @@ def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
             shutil.copy2(file, folder)
         if paths.report.is_file():
             shutil.copy2(paths.report, folder)
-        return keep_evidence(run_id, sorted(folder.iterdir()))
+        return store_evaluation(run_id, sorted(folder.iterdir()))
 
 
-def _training_films(run_id: str, paths: Paths) -> dict[str, str]:
+def _training_images(run_id: str, paths: Paths) -> dict[str, str]:
     from cxr.dataset.manifest import read_splits
-    from cxr.registry.evidence_store import keep_training_films
+    from cxr.registry.evaluation_store import keep_training_images
 
-    return keep_training_films(run_id, read_splits(paths.split))
+    return keep_training_images(run_id, read_splits(paths.split))
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, str]:

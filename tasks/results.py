@@ -75,13 +75,13 @@ def _record(run: TrackedRun) -> RunRecord | None:
         tags=run.tags,
         params=run.params,
         training=json.loads(files[_TRAINING]),
-        validation=_films(files.get(_VALIDATION)),
+        validation=_images(files.get(_VALIDATION)),
         metrics=json.loads(files[_METRICS]) if _METRICS in files else None,
-        predictions=_films(files.get(_PREDICTIONS)),
+        predictions=_images(files.get(_PREDICTIONS)),
     )
 
 
-def _films(content: bytes | None) -> pd.DataFrame | None:
+def _images(content: bytes | None) -> pd.DataFrame | None:
     import pandas as pd
 
     text = {"image_id": str, "patient_id": str, "label": str}
@@ -96,7 +96,7 @@ def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
     for result in groups:
         if result.group.name == "learning_curve" and (points := learning_curve_points(result)):
             which = "test" if result.group.tested else "validation"
-            svg = learning_curve([(n, point.value, point.low, point.high) for n, point in points], films=which)
+            svg = learning_curve([(n, point.value, point.low, point.high) for n, point in points], images=which)
             with whole_file(folder / LEARNING_CURVE) as partial:
                 partial.write_text(standing_alone(svg), encoding="utf-8")
 

@@ -1,15 +1,15 @@
-"""Decide which films train, validate and test.
+"""Decide which images train, validate and test.
 
-Reads   data/raw/manifest.parquet, lookalikes.csv, ingest.json
-Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: a row for every film of the manifest
+Reads   data/raw/manifest.parquet, near_duplicates.csv, ingest.json
+Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: a row for every image of the manifest
         data/split/split.json   counts, patients, what leaks, and the digest of the test set
 
 Protocols (split.protocol): paper (quotas, random by image, leaks patients on purpose), patient (the default),
-official (the set's own test part), cv (folds). split.films, train_sources and train_share leave some films out again,
+official (the set's own test part), cv (folds). split.images, train_sources and train_share leave some images out again,
 for comparisons at equal numbers, of sources, and for learning curves.
 
-Great Expectations checks what was written before it takes its name: every film once; no patient and no look-alikes
-in two splits (except `paper`); class shares within the tolerance, or the quotas met; no training film of another
+Great Expectations checks what was written before it takes its name: every image once; no patient and no near-duplicates
+in two splits (except `paper`); class shares within the tolerance, or the quotas met; no training image of another
 source than asked for. A failed check leaves nothing.
 Run     python -m tasks.split
 """
@@ -34,10 +34,10 @@ log = logging.getLogger("cxr.split")
 
 
 def split(params: SplitParams, paths: Paths) -> None:
-    """Assign every film of the manifest to a split, check the result, and only then give it its name.
+    """Assign every image of the manifest to a split, check the result, and only then give it its name.
 
     Raises:
-        DataError: an input is missing, or the films cannot be split as asked.
+        DataError: an input is missing, or the images cannot be split as asked.
         GateError: what was written fails a check; `paths.split` does not exist then.
     """
     from cxr.common.files import read_json, whole_folder, write_json
@@ -45,18 +45,18 @@ def split(params: SplitParams, paths: Paths) -> None:
     from cxr.dataset.splits import assign
 
     manifest = read_manifest(paths.raw)
-    look_alikes = read_look_alikes(paths.raw)
+    near_duplicates = read_near_duplicates(paths.raw)
     ingested = read_json(_existing(paths.raw / "ingest.json"))
     shutil.rmtree(paths.split, ignore_errors=True)  # an earlier split must not be taken for one that failed
-    table = assign(manifest, look_alikes, params)
+    table = assign(manifest, near_duplicates, params)
     with whole_folder(paths.split) as folder:
         table.to_csv(folder / "splits.csv", index=False)
         write_json(folder / "split.json", _summary(table, params, ingested))
-        check_split(folder, manifest, look_alikes, params)
+        check_split(folder, manifest, near_duplicates, params)
     _report(table, params)
 
 
-def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> None:
+def check_split(folder: Path, manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> None:
     """Check `splits.csv` in `folder` against the manifest, as a reader would who does not trust its writer.
 
     Raises:
@@ -67,13 +67,13 @@ def check_split(folder: Path, manifest: pd.DataFrame, look_alikes: pd.DataFrame,
     from tasks.quality.expectations import check_tables, enforce
 
     table = pd.read_csv(folder / "splits.csv", dtype={"image_id": str, "patient_id": str})
-    films = _films(table, manifest, look_alikes, params)
-    tables = [films, _class_counts(table, manifest, look_alikes, params)]
+    images = _images(table, manifest, near_duplicates, params)
+    tables = [images, _class_counts(table, manifest, near_duplicates, params)]
     outcomes = check_tables(tables, suite="after-split", notes=f"Protocol {params.protocol}, task {params.task}.")
     enforce(outcomes, gate="after split", hint="nothing was written; see split in params.yaml, or report a defect")
 
 
-def _films(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Table:
+def _images(table: pd.DataFrame, manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> Table:
     from cxr.dataset.splits import SPLITS
     from cxr.dataset.subsample import UNUSED
     from tasks.quality.expectations import Check, Table
@@ -84,34 +84,41 @@ def _films(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFram
     rows["split"] = rows["split"].fillna("none")
     used = rows[rows["split"] != UNUSED]
     rows["splits_of_patient"] = rows["patient_id"].map(used.groupby("patient_id")["split"].nunique()).fillna(0)
-    rows["parted_from"] = rows["image_id"].map(_parted(used, look_alikes))
+    rows["parted_from"] = rows["image_id"].map(_parted(used, near_duplicates))
     rows["trains"] = rows["source"].where(rows["split"] == "train")
-    once = Check("film_assigned_once", "ColumnValuesToBeInSet", {"column": "assigned", "value_set": ["once"]}, "once")
+    once = Check("image_assigned_once", "ColumnValuesToBeInSet", {"column": "assigned", "value_set": ["once"]}, "once")
     names = [*SPLITS, UNUSED]
     known = Check("split_known", "ColumnValuesToBeInSet", {"column": "split", "value_set": names}, ", ".join(names))
     crossing = {"column": "splits_of_patient", "max_value": 1}
     grouped = (
         Check("no_patient_crosses", "ColumnValuesToBeBetween", crossing, "a patient in at most 1 split"),
-        Check("no_look_alikes_parted", "ColumnValuesToBeNull", {"column": "parted_from"}, "look-alikes in one split"),
+        Check(
+            "no_near_duplicates_parted",
+            "ColumnValuesToBeNull",
+            {"column": "parted_from"},
+            "near-duplicates in one split",
+        ),
     )
     checks: tuple[Check, ...] = (once, known) if params.protocol == "paper" else (once, known, *grouped)
     if params.train_sources:
         asked = {"column": "trains", "value_set": params.train_sources}
         checks += (Check("train_sources", "ColumnValuesToBeInSet", asked, ", ".join(params.train_sources)),)
-    return Table("films", rows.drop(columns="_merge"), ("image_id", "patient_id", "split"), checks)
+    return Table("images", rows.drop(columns="_merge"), ("image_id", "patient_id", "split"), checks)
 
 
-def _parted(used: pd.DataFrame, look_alikes: pd.DataFrame) -> dict[str, str]:
-    """Return the films whose look-alike is in another split: image_id -> its look-alike."""
+def _parted(used: pd.DataFrame, near_duplicates: pd.DataFrame) -> dict[str, str]:
+    """Return the images whose near-duplicate is in another split: image_id -> its near-duplicate."""
     split_of = dict(zip(used["image_id"], used["split"], strict=True))
-    pairs = zip(look_alikes["image_id_a"], look_alikes["image_id_b"], strict=True)
+    pairs = zip(near_duplicates["image_id_a"], near_duplicates["image_id_b"], strict=True)
     return {a: b for a, b in pairs if a in split_of and b in split_of and split_of[a] != split_of[b]}
 
 
-def _class_counts(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Table:
-    """Return a row for each split and class: its films, and the quota or the share that it should have.
+def _class_counts(
+    table: pd.DataFrame, manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams
+) -> Table:
+    """Return a row for each split and class: its images, and the quota or the share that it should have.
 
-    Where `train_sources` leaves films out, how many are left to train is up to the sources: no row for `train`.
+    Where `train_sources` leaves images out, how many are left to train is up to the sources: no row for `train`.
     """
     import pandas as pd
 
@@ -120,19 +127,19 @@ def _class_counts(table: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.D
     from cxr.dataset.subsample import has_quotas
     from tasks.quality.expectations import Table
 
-    films = table.groupby(["split", "label"]).size().to_dict()
+    images = table.groupby(["split", "label"]).size().to_dict()
     names = list(SPLITS if has_quotas(params) else target_shares(params))
     if params.train_sources:
         names.remove("train")
     rows = pd.DataFrame(
         [
-            {"split": name, "label": label, "films": films.get((name, label), 0)}
+            {"split": name, "label": label, "images": images.get((name, label), 0)}
             for name in names
             for label in CLASSES[params.task]
         ]
     )
-    check = _quota_check(rows, params) if has_quotas(params) else _share_check(rows, manifest, look_alikes, params)
-    return Table("classes", rows, ("split", "label", "films"), (check,))
+    check = _quota_check(rows, params) if has_quotas(params) else _share_check(rows, manifest, near_duplicates, params)
+    return Table("classes", rows, ("split", "label", "images"), (check,))
 
 
 def _quota_check(rows: pd.DataFrame, params: SplitParams) -> Check:
@@ -143,29 +150,31 @@ def _quota_check(rows: pd.DataFrame, params: SplitParams) -> Check:
     quotas = quotas_of(params)
     quotas["train"] = {label: kept_of(quota, params.train_share) for label, quota in quotas["train"].items()}
     rows["quota"] = [quotas[name][label] for name, label in zip(rows["split"], rows["label"], strict=True)]
-    equal = {"column_A": "films", "column_B": "quota"}
-    return Check("quotas_met", "ColumnPairValuesToBeEqual", equal, "films of each split and class = its quota")
+    equal = {"column_A": "images", "column_B": "quota"}
+    return Check("quotas_met", "ColumnPairValuesToBeEqual", equal, "images of each split and class = its quota")
 
 
-def _share_check(rows: pd.DataFrame, manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> Check:
+def _share_check(
+    rows: pd.DataFrame, manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams
+) -> Check:
     """Add the columns `share` and `off_by` and return the check on them."""
-    from cxr.dataset.splits import films_to_share, target_shares
+    from cxr.dataset.splits import images_to_share, target_shares
     from tasks.quality.expectations import Check
 
     shares = target_shares(params)
     shares["train"] *= params.train_share
-    rows["share"] = rows["films"] / rows["label"].map(films_to_share(manifest, look_alikes, params))
+    rows["share"] = rows["images"] / rows["label"].map(images_to_share(manifest, near_duplicates, params))
     rows["off_by"] = rows["share"] - rows["split"].map(shares)
     within = {"column": "off_by", "min_value": -params.share_tolerance, "max_value": params.share_tolerance}
     wanted = ", ".join(f"{name} {shares[name]:.3g}" for name in shares if name in set(rows["split"]))
     return Check("class_shares", "ColumnValuesToBeBetween", within, f"{wanted}, each +-{params.share_tolerance:g}")
 
 
-def read_look_alikes(raw: Path) -> pd.DataFrame:
-    """Read the pairs of films that a split must not part."""
+def read_near_duplicates(raw: Path) -> pd.DataFrame:
+    """Read the pairs of images that a split must not part."""
     import pandas as pd
 
-    return pd.read_csv(_existing(raw / "lookalikes.csv"), dtype={"image_id_a": str, "image_id_b": str})
+    return pd.read_csv(_existing(raw / "near_duplicates.csv"), dtype={"image_id_a": str, "image_id_b": str})
 
 
 def _existing(path: Path) -> Path:
@@ -178,20 +187,20 @@ def _existing(path: Path) -> Path:
 
 def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any]) -> dict[str, Any]:
     from cxr.common.classes import CLASSES
-    from cxr.dataset.splits import SPLITS, count_films, crossing, leakage, test_set_sha256
+    from cxr.dataset.splits import SPLITS, count_images, crossing, leakage, test_set_sha256
     from cxr.dataset.subsample import has_quotas
 
     return {
         "protocol": params.protocol,
         "task": params.task,
         "classes": list(CLASSES[params.task]),
-        "films": "paper_quotas" if has_quotas(params) else "all",
+        "images": "paper_quotas" if has_quotas(params) else "all",
         "train_share": params.train_share,
         "train_sources": params.train_sources,
         "seed": params.seed,
         "fold": params.fold if params.protocol == "cv" else -1,
         "folds": params.folds if params.protocol == "cv" else 0,
-        "counts": count_films(table, params),
+        "counts": count_images(table, params),
         "patients": {name: int(table.loc[table["split"] == name, "patient_id"].nunique()) for name in SPLITS},
         "patients_crossing": crossing(table).patients,
         "leakage": leakage(table, params),
@@ -202,11 +211,11 @@ def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any])
 
 
 def _report(table: pd.DataFrame, params: SplitParams) -> None:
-    from cxr.dataset.splits import count_films, leakage
+    from cxr.dataset.splits import count_images, leakage
 
-    for name, films in count_films(table, params).items():
-        each = ", ".join(f"{n} {label}" for label, n in films.items())
-        log.info("split %-10s %5d films: %s", name, sum(films.values()), each or "none")
+    for name, images in count_images(table, params).items():
+        each = ", ".join(f"{n} {label}" for label, n in images.items())
+        log.info("split %-10s %5d images: %s", name, sum(images.values()), each or "none")
     log.info("%s", leakage(table, params))
 
 

@@ -28,12 +28,12 @@ from cxr.common.cli import run_step
 
 if TYPE_CHECKING:
     import pandas as pd
-    from cxr.training.data import TrainingData
 
     from cxr.common.params import Paths, TrainParams
-    from cxr.dataset.image_array import PackedFilms
+    from cxr.dataset.image_array import ImageArray
     from cxr.registry.runs import TrainingRun
-    from cxr.training.distributed import Crew
+    from cxr.training.data import TrainingData
+    from cxr.training.distributed import ProcessGroup
     from cxr.training.loop import Epoch, Trained
 
 log = logging.getLogger("cxr.train")
@@ -51,22 +51,22 @@ def train(params: TrainParams, paths: Paths) -> None:
 
         run_processes("tasks.train", sys.argv[1:], options)
         return
-    with joined() as crew:
-        if crew.leads:
-            _train(params, paths, crew)
+    with joined() as group:
+        if group.is_main_process:
+            _train(params, paths, group)
         else:
-            _help(params, paths, crew)
+            _help(params, paths, group)
 
 
-def _train(params: TrainParams, paths: Paths, crew: Crew) -> None:
+def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     from cxr.common.files import read_json, whole_folder, write_json
     from cxr.dataset.image_array import read_packed
     from cxr.registry.lineage import lineage
     from cxr.registry.runs import training_run
 
-    packed, split, films = read_packed(paths.images), read_json(paths.split / "split.json"), _films(paths)
-    data = _training_data(packed, films, tuple(split["classes"]))
-    held_out = films[films["split"] == "validation"].drop(columns="split")
+    packed, split, images = read_packed(paths.images), read_json(paths.split / "split.json"), _images(paths)
+    data = _training_data(packed, images, tuple(split["classes"]))
+    held_out = images[images["split"] == "validation"].drop(columns="split")
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
     name = f"{params.backbone}-{split['protocol']}-{split['task']}"
     tags = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
@@ -75,17 +75,17 @@ def _train(params: TrainParams, paths: Paths, crew: Crew) -> None:
         run.log_params({"train": params.model_dump(), "split": split, "preprocess": asdict(packed.preprocessing)})
         manifest = paths.raw / "manifest.parquet"
         run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
-        members = _fit_members(data, params, checkpoints, run, crew)
+        members = _fit_members(data, params, checkpoints, run, group)
         with whole_folder(paths.model) as folder:
             _write_bundle(members, params, packed, split, folder)
             _validation_table(folder, packed, held_out).to_csv(folder / "validation.csv", **_CSV)
             _curves(members).to_csv(folder / "curves.csv", **_CSV)
-            write_json(folder / "training.json", _summary(members, params, run.run_id, crew.size))
+            write_json(folder / "training.json", _summary(members, params, run.run_id, group.size))
         run.log_files([paths.model / name for name in ("curves.csv", "training.json", "validation.csv")])
     shutil.rmtree(checkpoints)
 
 
-def _help(params: TrainParams, paths: Paths, crew: Crew) -> None:
+def _help(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     """Do another process's part of a training that the first one records; a machine's fit has no parts."""
     from cxr.common.files import read_json
     from cxr.dataset.image_array import read_packed
@@ -93,12 +93,12 @@ def _help(params: TrainParams, paths: Paths, crew: Crew) -> None:
     if params.head == "svm":
         return
     classes = tuple(read_json(paths.split / "split.json")["classes"])
-    data = _training_data(read_packed(paths.images), _films(paths), classes)
-    _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, crew)
+    data = _training_data(read_packed(paths.images), _images(paths), classes)
+    _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, group)
 
 
-def _films(paths: Paths) -> pd.DataFrame:
-    """Return the films that train and validate: image_id, split, label, patient_id, source."""
+def _images(paths: Paths) -> pd.DataFrame:
+    """Return the images that train and validate: image_id, split, label, patient_id, source."""
     from cxr.dataset.manifest import read_manifest, read_splits
 
     table = read_splits(paths.split)
@@ -106,36 +106,37 @@ def _films(paths: Paths) -> pd.DataFrame:
     return used.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
 
 
-def _training_data(packed: PackedFilms, films: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
+def _training_data(packed: ImageArray, images: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
     import numpy as np
+
     from cxr.training.data import TrainingData
 
     labels, sources = (np.full(len(packed.image_ids), -1, np.int64) for _ in range(2))
-    rows = packed.rows(films["image_id"].tolist())
-    labels[rows] = [classes.index(label) for label in films["label"]]
-    sources[rows] = np.unique(films["source"], return_inverse=True)[1]
-    train, validation = (rows[(films["split"] == name).to_numpy()] for name in ("train", "validation"))
+    rows = packed.rows(images["image_id"].tolist())
+    labels[rows] = [classes.index(label) for label in images["label"]]
+    sources[rows] = np.unique(images["source"], return_inverse=True)[1]
+    train, validation = (rows[(images["split"] == name).to_numpy()] for name in ("train", "validation"))
     return TrainingData(packed.images, labels, train, validation, classes, sources)
 
 
 def _fit_members(
-    data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun | None, crew: Crew
+    data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun | None, group: ProcessGroup
 ) -> list[Trained]:
-    """Train the network, or each member of a committee, which differ by their seed alone."""
+    """Train the network, or each member of an ensemble, which differ by their seed alone."""
     from cxr.training.loop import fit
 
     members = []
     for member in range(params.members):
         recipe = params.model_copy(update={"seed": params.seed + member})
         label = f"_member{member + 1}" if params.members > 1 else ""
-        with _listener(run, films=len(data.train_rows), epochs=params.epochs, label=label) as listener:
+        with _listener(run, images=len(data.train_rows), epochs=params.epochs, label=label) as listener:
             if params.head == "svm":
                 from cxr.training.svm import train_svm
 
                 members.append(train_svm(data, recipe, listener=listener))
             else:
                 folder = checkpoints / f"member{member + 1}"
-                members.append(fit(data, recipe, checkpoints=folder, listener=listener, crew=crew))
+                members.append(fit(data, recipe, checkpoints=folder, listener=listener, group=group))
     return members
 
 
@@ -164,8 +165,8 @@ def _remember_run(checkpoints: Path, run_id: str) -> None:
         partial.write_text(run_id, encoding="utf-8")
 
 
-def _listener(run: TrainingRun | None, *, films: int, epochs: int, label: str) -> _ProgressLine | _Silence:
-    return _ProgressLine(run, films=films, epochs=epochs, label=label) if run else _Silence()
+def _listener(run: TrainingRun | None, *, images: int, epochs: int, label: str) -> _ProgressLine | _Silence:
+    return _ProgressLine(run, images=images, epochs=epochs, label=label) if run else _Silence()
 
 
 class _Silence:
@@ -177,7 +178,7 @@ class _Silence:
     def __exit__(self, *_: object) -> None:
         """Leave nothing behind."""
 
-    def on_batch(self, films: int) -> None:
+    def on_batch(self, images: int) -> None:
         """Say nothing."""
 
     def on_epoch(self, epoch: Epoch) -> None:
@@ -185,13 +186,13 @@ class _Silence:
 
 
 class _ProgressLine:
-    """Films of the epoch as a bar, each epoch as a line and as metrics of the run."""
+    """Images of the epoch as a bar, each epoch as a line and as metrics of the run."""
 
-    def __init__(self, run: TrainingRun, *, films: int, epochs: int, label: str) -> None:
+    def __init__(self, run: TrainingRun, *, images: int, epochs: int, label: str) -> None:
         from tqdm import tqdm
 
         self._run, self._epochs, self._label = run, epochs, label
-        self._bar = tqdm(total=films, unit=" films", leave=False, disable=None)
+        self._bar = tqdm(total=images, unit=" images", leave=False, disable=None)
 
     def __enter__(self) -> _ProgressLine:
         return self
@@ -199,9 +200,9 @@ class _ProgressLine:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def on_batch(self, films: int) -> None:
+    def on_batch(self, images: int) -> None:
         """Move the bar."""
-        self._bar.update(films)
+        self._bar.update(images)
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Log the line, record the metrics and start the bar anew."""
@@ -223,10 +224,10 @@ class _ProgressLine:
 
 
 def _write_bundle(
-    members: list[Trained], params: TrainParams, packed: PackedFilms, split: dict[str, Any], folder: Path
+    members: list[Trained], params: TrainParams, packed: ImageArray, split: dict[str, Any], folder: Path
 ) -> None:
     from cxr.models.bundle import ModelSpec, write_bundle
-    from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, committee_state
+    from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, ensemble_state
 
     classes, views = tuple(split["classes"]), tuple(params.views)
     spec = ModelSpec(
@@ -243,7 +244,7 @@ def _write_bundle(
         synthetic=split["synthetic"],
     )
     single = len(members) == 1 and views == (1.0,)
-    write_bundle(folder, members[0].state if single else committee_state([m.state for m in members]), spec)
+    write_bundle(folder, members[0].state if single else ensemble_state([m.state for m in members]), spec)
     log.info("train: kept epoch %s", " and ".join(str(member.best_epoch) for member in members))
 
 
@@ -255,16 +256,16 @@ def _curves(members: list[Trained]) -> pd.DataFrame:
     return epochs.groupby("epoch", as_index=False).mean()
 
 
-def _validation_table(folder: Path, packed: PackedFilms, films: pd.DataFrame) -> pd.DataFrame:
-    """Return what the finished model in `folder` says of the validation films, before any calibration."""
+def _validation_table(folder: Path, packed: ImageArray, images: pd.DataFrame) -> pd.DataFrame:
+    """Return what the finished model in `folder` says of the validation images, before any calibration."""
     from cxr.models.bundle import read_bundle
     from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
 
     model, spec = read_bundle(folder)
-    images = packed.images[packed.rows(films["image_id"].tolist())]
-    logits = predict_logits(model.to(choose_device("auto")), images, mean=spec.mean, std=spec.std)
+    pixels = packed.images[packed.rows(images["image_id"].tolist())]
+    logits = predict_logits(model.to(choose_device("auto")), pixels, mean=spec.mean, std=spec.std)
     columns = zip(spec.classes, softmax_with_temperature(logits, 1.0).T, strict=True)
-    return films.assign(**{f"p_{name}": values for name, values in columns})
+    return images.assign(**{f"p_{name}": values for name, values in columns})
 
 
 def _summary(members: list[Trained], params: TrainParams, run_id: str, processes: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Unpack the kept films for people to look at: from the shards of data/raw to a tree of files.
+"""Unpack the kept images for people to look at: from the shards of data/raw to a tree of files.
 
-Reads   data/raw (manifest and packed films)
-Writes  FOLDER/films/<source>/<as in its set>, every film checked against its SHA-256; prints the path of each
+Reads   data/raw (manifest and packed images)
+Writes  FOLDER/images/<source>/<as in its set>, every image checked against its SHA-256; prints the path of each
 
-    python -m tasks.unpack data/unpacked                    all films
+    python -m tasks.unpack data/unpacked                    all images
     python -m tasks.unpack data/unpacked --first 1          the first of the manifest
     python -m tasks.unpack data/unpacked kermany-0123...    those with these image_ids
 """
@@ -38,11 +38,11 @@ def main() -> None:
     unpack(manifest.iloc[: arguments.first], raw, arguments.folder)
 
 
-def unpack(films: pd.DataFrame, raw: Path, folder: Path) -> None:
-    """Write the films, rows of the manifest in `raw`, below `folder`; a film that is there already is written anew.
+def unpack(images: pd.DataFrame, raw: Path, folder: Path) -> None:
+    """Write the images, rows of the manifest in `raw`, below `folder`; an image that is there already is written anew.
 
     Raises:
-        DataError: a film is missing, its shard is damaged, or it is not the one the manifest describes.
+        DataError: an image is missing, its shard is damaged, or it is not the one the manifest describes.
     """
     import hashlib
 
@@ -50,15 +50,15 @@ def unpack(films: pd.DataFrame, raw: Path, folder: Path) -> None:
 
     from cxr.dataset.shards import Shards
 
-    shards = Shards(raw / "films")
-    rows = zip(films["path"], films["sha256"], strict=True)
-    for path, sha256 in tqdm(rows, total=len(films), desc="unpack", unit="film", disable=None):
+    shards = Shards(raw / "images")
+    rows = zip(images["path"], images["sha256"], strict=True)
+    for path, sha256 in tqdm(rows, total=len(images), desc="unpack", unit="image", disable=None):
         target = folder / path
         if not target.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{raw}: the film {path} would leave {folder}; run `dvc repro --force ingest`")
+            raise DataError(f"{raw}: the image {path} would leave {folder}; run `dvc repro --force ingest`")
         data = shards.read(path)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError(f"{path} is not the film of the manifest; run `dvc repro --force ingest`")
+            raise DataError(f"{path} is not the image of the manifest; run `dvc repro --force ingest`")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
         print(target)
@@ -67,7 +67,7 @@ def unpack(films: pd.DataFrame, raw: Path, folder: Path) -> None:
 def _chosen(manifest: pd.DataFrame, image_ids: list[str]) -> pd.DataFrame:
     unknown = sorted(set(image_ids) - set(manifest["image_id"]))
     if unknown:
-        raise DataError(f"the manifest has no film {', '.join(unknown)}; image_ids stand in its column image_id")
+        raise DataError(f"the manifest has no image {', '.join(unknown)}; image_ids stand in its column image_id")
     return manifest[manifest["image_id"].isin(image_ids)]
 
 
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("folder", type=Path)
     parser.add_argument("image_ids", nargs="*", metavar="IMAGE_ID")
-    parser.add_argument("--first", type=int, metavar="N", help="no more than N films")
+    parser.add_argument("--first", type=int, metavar="N", help="no more than N images")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     return parser.parse_args()
 

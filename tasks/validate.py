@@ -1,6 +1,6 @@
 """The gate after ingest: is what came in fit to train on?
 
-Reads   data/raw/manifest.parquet, statistics.parquet, ingest.json and every film (its digest)
+Reads   data/raw/manifest.parquet, statistics.parquet, ingest.json and every image (its digest)
 Writes  reports/validation.json    each check with what was found and what was expected
         reports/data_docs/         the same as pages of Great Expectations' Data Docs, readable without a network
 
@@ -32,10 +32,10 @@ log = logging.getLogger("cxr.validate")
 
 
 def validate(params: ValidateParams, paths: Paths) -> None:
-    """Check the manifest, the films and their grey levels; write the findings.
+    """Check the manifest, the images and their grey levels; write the findings.
 
     Raises:
-        DataError: a file of ingest is missing, or a shard of films is damaged.
+        DataError: a file of ingest is missing, or a shard of images is damaged.
         GateError: a check of severity "error" failed; neither of the two outputs exists then.
         ParamsError: `warn_only` names a check that does not exist.
     """
@@ -73,15 +73,15 @@ def _check(params: ValidateParams, raw: Path, docs: Path) -> list[Outcome]:
         if not (raw / name).is_file():
             raise DataError(f"{raw / name} is missing; run `python -m tasks.ingest` to make it")
     manifest, ingested = pd.read_parquet(raw / "manifest.parquet"), read_json(raw / "ingest.json")
-    notes = "SYNTHETIC films: drawn by a program, no patients." if ingested["synthetic"] else "Films of patients."
-    suite = "after-ingest-of-synthetic-films" if ingested["synthetic"] else "after-ingest"
+    notes = "SYNTHETIC images: drawn by a program, no patients." if ingested["synthetic"] else "Images of patients."
+    suite = "after-ingest-of-synthetic-images" if ingested["synthetic"] else "after-ingest"
     schema = _schema(manifest)
     tables, warn_only = [schema], []
     if (schema.rows["found"] == schema.rows["expected"]).all():
-        films = manifest.merge(read_table(raw / "statistics.parquet", STATISTICS_COLUMNS), on="image_id", how="left")
-        films["aspect"] = films["width"] / films["height"]
-        films["file"] = _file_states(films, Shards(raw / "films"))
-        tables += [_films(films, params), _classes(films, params), _sources(films, ingested, params)]
+        images = manifest.merge(read_table(raw / "statistics.parquet", STATISTICS_COLUMNS), on="image_id", how="left")
+        images["aspect"] = images["width"] / images["height"]
+        images["file"] = _file_states(images, Shards(raw / "images"))
+        tables += [_images(images, params), _classes(images, params), _sources(images, ingested, params)]
         warn_only = params.warn_only
     outcomes = check_tables(tables, suite=suite, notes=notes, warn_only=warn_only, docs=docs)
     make_self_contained(docs, outcomes, title="Data after ingest", notes=notes)
@@ -109,7 +109,7 @@ def _schema(manifest: pd.DataFrame) -> Table:
     return Table("schema", rows, ("column",), (check,))
 
 
-def _films(films: pd.DataFrame, params: ValidateParams) -> Table:
+def _images(images: pd.DataFrame, params: ValidateParams) -> Table:
     from cxr.common.classes import LABELS
     from tasks.quality.expectations import Check, Table
 
@@ -131,34 +131,34 @@ def _films(films: pd.DataFrame, params: ValidateParams) -> Table:
         between("width_px", "width", params.side_px, " px"),
         between("height_px", "height", params.side_px, " px"),
         between("aspect", "aspect", params.aspect),
-        column("statistics_present", "ColumnValuesToNotBeNull", "grey levels of each film", "grey_mean"),
+        column("statistics_present", "ColumnValuesToNotBeNull", "grey levels of each image", "grey_mean"),
         between("grey_mean", "grey_mean", params.grey_mean),
         column("grey_std", "ColumnValuesToBeBetween", f"at least {least:g}", "grey_std", min_value=least),
     )
-    films["patient_id"] = films["patient_id"].replace("", None)
-    return Table("films", films, ("image_id", "path"), checks)
+    images["patient_id"] = images["patient_id"].replace("", None)
+    return Table("images", images, ("image_id", "path"), checks)
 
 
-def _classes(films: pd.DataFrame, params: ValidateParams) -> Table:
+def _classes(images: pd.DataFrame, params: ValidateParams) -> Table:
     import pandas as pd
 
     from tasks.quality.expectations import Check, Table
 
-    counts = films["label"].value_counts().to_dict()
+    counts = images["label"].value_counts().to_dict()
     rows = pd.DataFrame(
         [
-            {"label": label, "films": counts.get(label, 0), "at_least": n}
+            {"label": label, "images": counts.get(label, 0), "at_least": n}
             for label, n in params.min_images_per_class.items()
         ],
-        columns=["label", "films", "at_least"],
+        columns=["label", "images", "at_least"],
     )
-    compared = {"column_A": "films", "column_B": "at_least", "or_equal": True}
+    compared = {"column_A": "images", "column_B": "at_least", "or_equal": True}
     expected = ", ".join(f"{label} {n}" for label, n in params.min_images_per_class.items())
     check = Check("images_per_class", "ColumnPairValuesAToBeGreaterThanB", compared, f"at least {expected}")
     return Table("classes", rows, ("label",), (check,))
 
 
-def _sources(films: pd.DataFrame, ingested: dict[str, Any], params: ValidateParams) -> Table:
+def _sources(images: pd.DataFrame, ingested: dict[str, Any], params: ValidateParams) -> Table:
     """Return a row for each source and one for all: the account of its files, and how its grey levels differ."""
     import pandas as pd
 
@@ -167,10 +167,10 @@ def _sources(films: pd.DataFrame, ingested: dict[str, Any], params: ValidatePara
     counts = {"all": ingested, **ingested["sources"]}
     kinds = ["total", "kept", "quarantined", "duplicates"]
     rows = pd.DataFrame([{"source": name, **{kind: count[kind] for kind in kinds}} for name, count in counts.items()])
-    in_manifest = {"all": len(films)} | {str(name): n for name, n in films["source"].value_counts().items()}
+    in_manifest = {"all": len(images)} | {str(name): n for name, n in images["source"].value_counts().items()}
     rows["accounted_for"] = rows["quarantined"] + rows["duplicates"] + rows["source"].map(in_manifest).fillna(0)
     rows["quarantined_share"] = rows["quarantined"] / rows["total"]
-    means = films.groupby("source")["grey_mean"].mean()
+    means = images.groupby("source")["grey_mean"].mean()
     gaps = {name: float((means - mean).abs().max()) for name, mean in means.items()}
     rows["grey_mean"] = rows["source"].map(means)
     rows["grey_mean_gap"] = rows["source"].map(gaps).fillna(0.0)
@@ -187,8 +187,8 @@ def _sources(films: pd.DataFrame, ingested: dict[str, Any], params: ValidatePara
     return Table("sources", rows, ("source", *kinds), checks)
 
 
-def _file_states(films: pd.DataFrame, shards: Shards) -> list[str]:
-    """Compare each film's digest with the recorded one: "as recorded", "missing" or "changed"."""
+def _file_states(images: pd.DataFrame, shards: Shards) -> list[str]:
+    """Compare each image's digest with the recorded one: "as recorded", "missing" or "changed"."""
     import hashlib
     from concurrent.futures import ThreadPoolExecutor
 
@@ -200,8 +200,8 @@ def _file_states(films: pd.DataFrame, shards: Shards) -> list[str]:
         return "as recorded" if hashlib.sha256(shards.read(path)).hexdigest() == sha256 else "changed"
 
     with ThreadPoolExecutor() as pool:
-        states = pool.map(state, films["path"], films["sha256"])
-        return list(tqdm(states, total=len(films), desc="validate", unit="film", disable=None))
+        states = pool.map(state, images["path"], images["sha256"])
+        return list(tqdm(states, total=len(images), desc="validate", unit="image", disable=None))
 
 
 if __name__ == "__main__":

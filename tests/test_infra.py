@@ -150,9 +150,9 @@ def test_the_link_follows_the_pacs_of_the_set_which_keeps_the_first_object_of_a_
 
 
 @pytest.mark.parametrize("name", ["app", "pacs"])
-def test_what_reads_films_starts_when_told_and_writes_nothing_into_the_checkout(name: str) -> None:
+def test_what_reads_images_starts_when_told_and_writes_nothing_into_the_checkout(name: str) -> None:
     described = service(name)
-    assert described["profiles"] == ["films"]
+    assert described["profiles"] == ["images"]
     assert "..:/project:ro" in described["volumes"]
     assert described["command"][:2] == ["python", "-m"]
     assert (PROJECT / f"{described['command'][2].replace('.', '/')}.py").is_file()

@@ -1,6 +1,6 @@
 """Whether heat maps can be believed: do they depend on the weights, and do they lie on the thorax?
 
-A map that stays the same when the network's weights are drawn anew shows edges of the film and nothing that was
+A map that stays the same when the network's weights are drawn anew shows edges of the image and nothing that was
 learnt (Adebayo et al. 2018, "Sanity Checks for Saliency Maps"). A map that lies beside the thorax shows a shortcut.
 """
 
@@ -18,14 +18,14 @@ from cxr.audit.thorax_mask import thorax_mask
 from cxr.evaluation.bootstrap import Interval, Resampling, pair
 from cxr.evaluation.metrics import Floats, Ints
 from cxr.models.factory import parts_of
-from cxr.models.grad_cam import grad_cam_of_films
-from cxr.models.modules import Committee
+from cxr.models.grad_cam import grad_cam_of_images
+from cxr.models.modules import Ensemble
 
 Heat = NDArray[np.float32]
-Films = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 STILL_ALIKE = 0.5
-"""Rank correlation from which on two maps count as alike. Maps of one film that share nothing are near 0."""
+"""Rank correlation from which on two maps count as alike. Maps of one image that share nothing are near 0."""
 
 _DRAWS = 2  # random networks a step: one may by chance look where the trained one does
 
@@ -39,8 +39,8 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
-class MedianOfFilms:
-    """The median of a figure over films with its 95% interval over patients."""
+class MedianOfImages:
+    """The median of a figure over images with its 95% interval over patients."""
 
     value: float
     interval: Interval | None
@@ -55,7 +55,7 @@ class RandomisedStep:
     """How alike (rank correlation, -1 to 1) maps are to the trained model's after `redrawn`, the last of several."""
 
     redrawn: str
-    similarity: MedianOfFilms
+    similarity: MedianOfImages
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict."""
@@ -64,9 +64,9 @@ class RandomisedStep:
 
 @dataclass(frozen=True)
 class SanityCheck:
-    """The cascade from the head to all parts, on so many films; no steps where no film had a map."""
+    """The cascade from the head to all parts, on so many images; no steps where no image had a map."""
 
-    films: int
+    images: int
     steps: tuple[RandomisedStep, ...]
 
     @property
@@ -77,7 +77,7 @@ class SanityCheck:
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts and numbers."""
         return {
-            "films": self.films,
+            "images": self.images,
             "steps": [step.to_json() for step in self.steps],
             "depends_on_weights": self.depends_on_weights,
             "still_alike_from": STILL_ALIKE,
@@ -86,16 +86,16 @@ class SanityCheck:
 
 @dataclass(frozen=True)
 class AttentionShare:
-    """How much of the heat lies in the thorax, against how much of the film the thorax is; medians over films.
+    """How much of the heat lies in the thorax, against how much of the image the thorax is; medians over images.
 
-    `excess` is the median of the differences. `without_heat` films had an empty map and are not counted in `films`.
+    `excess` is the median of the differences. `without_heat` images had an empty map and are not counted in `images`.
     """
 
-    films: int
+    images: int
     without_heat: int
-    heat_inside: MedianOfFilms
-    area_inside: MedianOfFilms
-    excess: MedianOfFilms
+    heat_inside: MedianOfImages
+    area_inside: MedianOfImages
+    excess: MedianOfImages
 
     @property
     def keeps_to_the_thorax(self) -> bool | None:
@@ -106,7 +106,7 @@ class AttentionShare:
         """Return plain dicts and numbers."""
         medians = {name: getattr(self, name).to_json() for name in ("heat_inside", "area_inside", "excess")}
         return {
-            "films": self.films,
+            "images": self.images,
             "without_heat": self.without_heat,
             **medians,
             "keeps_to_the_thorax": self.keeps_to_the_thorax,
@@ -115,7 +115,7 @@ class AttentionShare:
 
 def randomisation_check(
     model: nn.Module,
-    films: Films,
+    images: Images,
     class_indices: Ints,
     *,
     scale: Normalisation,
@@ -125,15 +125,15 @@ def randomisation_check(
     """Compare maps of the model with those of copies whose parts are drawn anew, from the head downwards.
 
     Args:
-        model: in evaluation mode; of a Committee the last member is looked at.
-        films: (N, H, W) prepared films.
+        model: in evaluation mode; of a Ensemble the last member is looked at.
+        images: (N, H, W) prepared images.
         class_indices: (N,) the classes whose maps are compared.
         scale: of the channels.
-        draws: of the films' patients; its seed draws the weights too.
-        parts: the model's parts from the film to the answer.
+        draws: of the images' patients; its seed draws the weights too.
+        parts: the model's parts from the image to the answer.
     """
-    network = model.members[-1] if isinstance(model, Committee) else model
-    trained = grad_cam_of_films(network, films, class_indices, **asdict(scale))
+    network = model.members[-1] if isinstance(model, Ensemble) else model
+    trained = grad_cam_of_images(network, images, class_indices, **asdict(scale))
     has_map = np.any(trained, axis=(1, 2))
     if not has_map.any():
         return SanityCheck(0, ())
@@ -141,7 +141,7 @@ def randomisation_check(
     similar: dict[str, list[Floats]] = {}
     for draw in range(_DRAWS):
         for name, redrawn in _cascade(network, parts, seed=draws.seed + draw):
-            heat = grad_cam_of_films(redrawn, films[has_map], class_indices[has_map], **asdict(scale))
+            heat = grad_cam_of_images(redrawn, images[has_map], class_indices[has_map], **asdict(scale))
             similar.setdefault(name, []).append(rank_correlations(trained[has_map], heat))
     steps = [RandomisedStep(name, _median(np.mean(values, axis=0), kept)) for name, values in similar.items()]
     return SanityCheck(int(has_map.sum()), tuple(steps))
@@ -159,9 +159,9 @@ def rank_correlations(first: Heat, second: Heat) -> Floats:
     return np.asarray(np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), 0.0))
 
 
-def attention_in_thorax(heat: Heat, films: Films, draws: Resampling) -> AttentionShare | None:
-    """Measure how much of the maps (N, H, W) of the films (N, H, W) lies in the thorax; None without any heat."""
-    return share_inside(heat, thorax_mask(films), draws)
+def attention_in_thorax(heat: Heat, images: Images, draws: Resampling) -> AttentionShare | None:
+    """Measure how much of the maps (N, H, W) of the images (N, H, W) lies in the thorax; None without any heat."""
+    return share_inside(heat, thorax_mask(images), draws)
 
 
 def share_inside(heat: Heat, inside: NDArray[np.bool_], draws: Resampling) -> AttentionShare | None:
@@ -174,7 +174,7 @@ def share_inside(heat: Heat, inside: NDArray[np.bool_], draws: Resampling) -> At
     area_share = inside[has_heat].mean(axis=(1, 2))
     kept = draws.where(has_heat)
     return AttentionShare(
-        films=int(has_heat.sum()),
+        images=int(has_heat.sum()),
         without_heat=int((~has_heat).sum()),
         heat_inside=_median(heat_share, kept),
         area_inside=_median(area_share, kept),
@@ -182,8 +182,8 @@ def share_inside(heat: Heat, inside: NDArray[np.bool_], draws: Resampling) -> At
     )
 
 
-def _median(values: Floats, draws: Resampling) -> MedianOfFilms:
-    return MedianOfFilms(float(np.median(values)), draws.median(values))
+def _median(values: Floats, draws: Resampling) -> MedianOfImages:
+    return MedianOfImages(float(np.median(values)), draws.median(values))
 
 
 def _cascade(

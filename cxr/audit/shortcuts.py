@@ -1,6 +1,6 @@
 """Shortcut audit: does the model read the lungs, or what happens to come with a diagnosis?
 
-Two questions. Do the model's features tell where a film comes from (cxr.audit.source_probe)? What does the model still
+Two questions. Do the model's features tell where an image comes from (cxr.audit.source_probe)? What does the model still
 answer when the thorax is taken away, when only the border is left, when only the thorax is left (cxr.audit.occlusion)?
 The verdict is chosen by rules from the numbers; each rule is stated beside its sentence. After Maguolo and Nanni
 (2021), whose models told COVID-19 sets apart with the lungs blacked out, and DeGrave et al. (2021).
@@ -18,20 +18,20 @@ from cxr.audit.occlusion import BORDER, VIEWS, border_mask
 from cxr.audit.source_probe import image_statistics, probe, probe_set
 from cxr.audit.thorax_mask import Outlines, outline
 from cxr.audit.verdict import verdict
-from cxr.dataset.image_array import PackedFilms
+from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.bootstrap import headline_scores
 from cxr.evaluation.metrics import Floats
 from cxr.imaging.encode import jpeg_address
 from cxr.models.bundle import ModelSpec
 from cxr.models.factory import features
-from cxr.models.forward import BATCH_SIZE, classify, films_to_input
+from cxr.models.forward import BATCH_SIZE, classify, images_to_input
 
 if TYPE_CHECKING:
     import pandas as pd
 
 N_EXAMPLES = 4
 TITLES = {
-    "whole": "whole film",
+    "whole": "whole image",
     "thorax_blanked": "thorax blanked (grey)",
     "thorax_black": "thorax blanked (black)",
     "border_only": "border only",
@@ -41,9 +41,9 @@ TITLES = {
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """How many test films, and films of the probe, are used at most; resamples of patients; the seed of all draws."""
+    """How many test images, and images of the probe, are used at most; resamples of patients; the seed of all draws."""
 
-    max_films: int
+    max_images: int
     resamples: int
     seed: int
 
@@ -51,70 +51,70 @@ class AuditSettings:
 def audit(
     model: nn.Module,
     spec: ModelSpec,
-    packed: PackedFilms,
-    films: "pd.DataFrame",
+    packed: ImageArray,
+    images: "pd.DataFrame",
     settings: AuditSettings,
 ) -> dict[str, Any]:
-    """Return audit.json; five passes over at most `max_films` test films, one over those of the probe.
+    """Return audit.json; five passes over at most `max_images` test images, one over those of the probe.
 
     Args:
         model: in evaluation mode, on any device.
         spec: its description; probabilities are calibrated as it says.
-        packed: the prepared films.
-        films: columns image_id, split ("validation" or "test"), source, patient_id, label; other splits are left out.
-        settings: beyond `max_films`, films are drawn at random.
+        packed: the prepared images.
+        images: columns image_id, split ("validation" or "test"), source, patient_id, label; other splits are left out.
+        settings: beyond `max_images`, images are drawn at random.
     """
     generator = np.random.default_rng(settings.seed)
-    test = _drawn(films[films["split"] == "test"], settings.max_films, generator)
-    images = packed.images[packed.rows(test["image_id"].tolist())]
+    test = _drawn(images[images["split"] == "test"], settings.max_images, generator)
+    pixels = packed.images[packed.rows(test["image_id"].tolist())]
     labels = np.array([spec.classes.index(label) for label in test["label"]], np.int64)
-    outlines = outline(images)
+    outlines = outline(pixels)
     patients = test["patient_id"].tolist()
 
     def scored(view: str) -> dict[str, Any]:
-        answer = _in_batches(model, spec, images, outlines.thorax, view=view)
+        answer = _in_batches(model, spec, pixels, outlines.thorax, view=view)
         return headline_scores(labels, answer, patients, spec.classes, resamples=settings.resamples, seed=settings.seed)
 
     counts = np.bincount(labels, minlength=len(spec.classes))
     content: dict[str, Any] = {
-        "films": len(test),
-        "test_films": int((films["split"] == "test").sum()),
+        "images": len(test),
+        "test_images": int((images["split"] == "test").sum()),
         "patients": int(test["patient_id"].nunique()),
         "border": BORDER,
         "largest_class": spec.classes[int(counts.argmax())],
         "largest_class_share": float(counts.max() / counts.sum()),
         "outline": _outline_summary(outlines),
         "views": {name: {"title": TITLES[name], **scored(name)} for name in VIEWS},
-        "probe": _probed(model, spec, packed, films, settings),
-        "sources": _classes_by_source(films),
+        "probe": _probed(model, spec, packed, images, settings),
+        "sources": _classes_by_source(images),
     }
     return {
         **content,
         "verdict": verdict(content),
-        "examples": _examples(images, outlines, test, spec.classes, generator),
+        "examples": _examples(pixels, outlines, test, spec.classes, generator),
     }
 
 
-def _drawn(films: "pd.DataFrame", at_most: int, generator: np.random.Generator) -> "pd.DataFrame":
-    """Return at most `at_most` films, in their order."""
-    if len(films) <= at_most:
-        return films
-    return films.iloc[np.sort(generator.choice(len(films), at_most, replace=False))]
+def _drawn(images: "pd.DataFrame", at_most: int, generator: np.random.Generator) -> "pd.DataFrame":
+    """Return at most `at_most` images, in their order."""
+    if len(images) <= at_most:
+        return images
+    return images.iloc[np.sort(generator.choice(len(images), at_most, replace=False))]
 
 
 def _both_sides(
-    films: "pd.DataFrame", positive: NDArray[np.bool_], at_most: int, generator: np.random.Generator
+    images: "pd.DataFrame", positive: NDArray[np.bool_], at_most: int, generator: np.random.Generator
 ) -> "pd.DataFrame":
-    """Return at most `at_most` films, up to half of them from the smaller side, which carries the interval's width."""
-    smaller = _drawn(films[~positive], at_most // 2, generator)
-    larger = _drawn(films[positive], at_most - len(smaller), generator)
-    return films[films["image_id"].isin([*smaller["image_id"], *larger["image_id"]])]
+    """Return at most `at_most` images, up to half of them from the smaller side, which carries the interval's width."""
+    smaller = _drawn(images[~positive], at_most // 2, generator)
+    larger = _drawn(images[positive], at_most - len(smaller), generator)
+    return images[images["image_id"].isin([*smaller["image_id"], *larger["image_id"]])]
 
 
 def _in_batches(
     model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8], thorax: NDArray[np.bool_], *, view: str
 ) -> Floats:
-    """Return probabilities (N, C) of the films as `view` shows them; one batch of changed films is in memory."""
+    """Return probabilities (N, C) of the images as `view` shows them; one batch of changed images is in memory."""
     parts = [slice(start, start + BATCH_SIZE) for start in range(0, len(images), BATCH_SIZE)]
     return np.concatenate([classify(model, spec, VIEWS[view](images[part], thorax[part])) for part in parts])
 
@@ -129,48 +129,48 @@ def _outline_summary(outlines: Outlines) -> dict[str, float | int]:
 
 
 def _probed(
-    model: nn.Module, spec: ModelSpec, packed: PackedFilms, films: "pd.DataFrame", settings: AuditSettings
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, images: "pd.DataFrame", settings: AuditSettings
 ) -> dict[str, Any]:
-    """Return what the probe found on validation and test films, or why it was skipped."""
-    unseen = films[films["split"].isin(("validation", "test"))]
+    """Return what the probe found on validation and test images, or why it was skipped."""
+    unseen = images[images["split"].isin(("validation", "test"))]
     chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
         return {"skipped": why_not}
     # Drawn before the pass over the network, then chosen anew: a draw may leave a class too small.
     generator = np.random.default_rng(settings.seed)
-    unseen = _both_sides(unseen.iloc[chosen.rows], chosen.positive, settings.max_films, generator)
+    unseen = _both_sides(unseen.iloc[chosen.rows], chosen.positive, settings.max_images, generator)
     chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
         return {"skipped": why_not}
     used = unseen.iloc[chosen.rows]
     patients = used["patient_id"].to_numpy(str)
-    images = packed.images[packed.rows(used["image_id"].tolist())]
+    pixels = packed.images[packed.rows(used["image_id"].tolist())]
     draws = {"seed": settings.seed, "resamples": settings.resamples}
     return {
         "skipped": None,
-        "films": len(used),
+        "images": len(used),
         "patients": int(used["patient_id"].nunique()),
         "classes": list(chosen.classes),
-        "films_by_source": {str(name): int(n) for name, n in used["source"].value_counts().items()},
-        "features": probe(_features(model, spec, images), chosen, patients, **draws),
-        "image_statistics": probe(image_statistics(images), chosen, patients, **draws),
+        "images_by_source": {str(name): int(n) for name, n in used["source"].value_counts().items()},
+        "features": probe(_features(model, spec, pixels), chosen, patients, **draws),
+        "image_statistics": probe(image_statistics(pixels), chosen, patients, **draws),
     }
 
 
 def _features(model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8]) -> Floats:
-    """Return the model's features (N, D) of prepared films."""
+    """Return the model's features (N, D) of prepared images."""
     device = next(model.parameters()).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH_SIZE):
-            inputs = films_to_input(images[start : start + BATCH_SIZE], device, mean=spec.mean, std=spec.std)
+            inputs = images_to_input(images[start : start + BATCH_SIZE], device, mean=spec.mean, std=spec.std)
             parts.append(features(model, inputs).flatten(1).double().cpu().numpy())
     return np.concatenate(parts)
 
 
-def _classes_by_source(films: "pd.DataFrame") -> dict[str, dict[str, int]]:
-    """Return the number of validation and test films of each class that occurs in a source."""
-    unseen = films[films["split"].isin(("validation", "test"))]
+def _classes_by_source(images: "pd.DataFrame") -> dict[str, dict[str, int]]:
+    """Return the number of validation and test images of each class that occurs in a source."""
+    unseen = images[images["split"].isin(("validation", "test"))]
     return {
         str(source): {str(label): int(n) for label, n in of_source["label"].value_counts().sort_index().items()}
         for source, of_source in unseen.groupby("source")
@@ -184,7 +184,7 @@ def _examples(
     classes: tuple[str, ...],
     generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Return films as the model saw them, drawn at random, one of each class first."""
+    """Return images as the model saw them, drawn at random, one of each class first."""
     order = generator.permutation(len(test))
     labels = test["label"].to_numpy(str)
     firsts = [int(row) for name in classes for row in order[labels[order] == name][:1]]

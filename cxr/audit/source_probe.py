@@ -1,6 +1,6 @@
-"""Can the source of a film be told: from a model's features, and from the plainest statistics of its pixels?
+"""Can the source of an image be told: from a model's features, and from the plainest statistics of its pixels?
 
-A logistic regression, cross-validated over patients, on films of the classes that both sides have. Weights make
+A logistic regression, cross-validated over patients, on images of the classes that both sides have. Weights make
 the sides equal within each class, so that the label alone gives an AUROC of 0.5.
 """
 
@@ -15,18 +15,18 @@ from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, pair, patient_draws
 from cxr.evaluation.metrics import Floats, weighted_auroc
 
 FOLDS = 5
-MIN_FILMS = 5  # of a class, from either side
-_REGULARISATION = 0.01  # scikit-learn's C; there are more features than films
+MIN_IMAGES = 5  # of a class, from either side
+_REGULARISATION = 0.01  # scikit-learn's C; there are more features than images
 
 Strings = NDArray[np.str_]
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """The films that a probe may use.
+    """The images that a probe may use.
 
-    rows        (K,) row numbers among the films given
-    positive    (K,) whether a film is of the largest source
+    rows        (K,) row numbers among the images given
+    positive    (K,) whether an image is of the largest source
     labels      (K,) the class of each
     classes     the classes that both sides have
     """
@@ -38,16 +38,16 @@ class ProbeSet:
 
 
 def probe_set(sources: Strings, labels: Strings, patients: Strings) -> tuple[ProbeSet | None, str]:
-    """Choose the films for telling the largest source from all others; None, and why, where that cannot be asked."""
+    """Choose the images for telling the largest source from all others; None, and why, where that cannot be asked."""
     names, counts = np.unique(sources, return_counts=True)
     if len(names) < 2:
-        return None, f"all films come from one source ({', '.join(names)}): there is nothing to tell apart"
+        return None, f"all images come from one source ({', '.join(names)}): there is nothing to tell apart"
     positive = sources == names[counts.argmax()]
     sides = (positive, ~positive)
     classes = tuple(
         str(name)
         for name in np.unique(labels)
-        if min(int((side & (labels == name)).sum()) for side in sides) >= MIN_FILMS
+        if min(int((side & (labels == name)).sum()) for side in sides) >= MIN_IMAGES
     )
     rows = np.flatnonzero(np.isin(labels, classes))
     patients_of_sides = [len(np.unique(patients[rows][side[rows]])) for side in sides]
@@ -59,22 +59,22 @@ def probe_set(sources: Strings, labels: Strings, patients: Strings) -> tuple[Pro
     return ProbeSet(rows, positive[rows], labels[rows], classes), ""
 
 
-def probe(features: Floats, films: ProbeSet, patients: Strings, *, seed: int, resamples: int) -> dict[str, Any]:
+def probe(features: Floats, images: ProbeSet, patients: Strings, *, seed: int, resamples: int) -> dict[str, Any]:
     """Return the AUROC of telling the source from `features` (K, D), with a 95% interval over patients (K,)."""
-    scores = _out_of_fold(features, films, patients, seed=seed)
-    auroc = weighted_auroc(scores, films.positive, _balance(films.positive, films.labels)[None])
-    interval = _interval(scores, films, patients, resamples=resamples, seed=seed)
+    scores = _out_of_fold(features, images, patients, seed=seed)
+    auroc = weighted_auroc(scores, images.positive, _balance(images.positive, images.labels)[None])
+    interval = _interval(scores, images, patients, resamples=resamples, seed=seed)
     return {"auroc": min(float(auroc[0]), 1.0), "ci95": pair(interval), "n_features": features.shape[1]}
 
 
 def image_statistics(images: NDArray[np.uint8]) -> Floats:
-    """Return five plain numbers of each film (N, H, W): mean, spread, mean and spread of the border, sharpness."""
+    """Return five plain numbers of each image (N, H, W): mean, spread, mean and spread of the border, sharpness."""
     rim = border_mask(*images.shape[1:])
     statistics = np.zeros((len(images), 5))
-    for row, image in enumerate(images):
-        film = np.asarray(image, np.float64)
-        border = film[rim]
-        statistics[row] = film.mean(), film.std(), border.mean(), border.std(), np.abs(np.diff(film, axis=1)).mean()
+    for row, pixels in enumerate(images):
+        image = np.asarray(pixels, np.float64)
+        border = image[rim]
+        statistics[row] = image.mean(), image.std(), border.mean(), border.std(), np.abs(np.diff(image, axis=1)).mean()
     return statistics
 
 
@@ -89,27 +89,27 @@ def _balance(positive: NDArray[np.bool_], labels: Strings) -> Floats:
     return weights
 
 
-def _out_of_fold(features: Floats, films: ProbeSet, patients: Strings, *, seed: int) -> Floats:
-    """Return the score of each film from a probe that saw no film of its patient."""
+def _out_of_fold(features: Floats, images: ProbeSet, patients: Strings, *, seed: int) -> Floats:
+    """Return the score of each image from a probe that saw no image of its patient."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = np.zeros(len(films.rows))
-    for train, held_out in folds.split(features, films.positive, groups=patients):
+    scores = np.zeros(len(images.rows))
+    for train, held_out in folds.split(features, images.positive, groups=patients):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=2000))
         # Balanced anew: an imbalance left in the training part would shift the held-out scores the other way.
-        weights = _balance(films.positive[train], films.labels[train])
-        model.fit(features[train], films.positive[train], logisticregression__sample_weight=weights)
+        weights = _balance(images.positive[train], images.labels[train])
+        model.fit(features[train], images.positive[train], logisticregression__sample_weight=weights)
         scores[held_out] = model.decision_function(features[held_out])
     return scores
 
 
-def _interval(scores: Floats, films: ProbeSet, patients: Strings, *, resamples: int, seed: int) -> Interval | None:
+def _interval(scores: Floats, images: ProbeSet, patients: Strings, *, resamples: int, seed: int) -> Interval | None:
     names, patient = np.unique(patients, return_inverse=True)
     draws = patient_draws(len(names), resamples, seed=seed, width=len(scores))
-    balance = _balance(films.positive, films.labels)
-    values = [weighted_auroc(scores, films.positive, counts[:, patient] * balance) for counts in draws]
+    balance = _balance(images.positive, images.labels)
+    values = [weighted_auroc(scores, images.positive, counts[:, patient] * balance) for counts in draws]
     return percentile_interval(np.minimum(np.concatenate(values), 1.0))  # sums of weights may round above it

@@ -1,8 +1,8 @@
-"""Where lungs and thorax are on a frontal film: a coarse outline, by classical image processing and no trained model.
+"""Where lungs and thorax are on a frontal image: a coarse outline, by classical image processing and no trained model.
 
 Bright narrow things (ribs, markers) are opened away, air beside the body is left out, and each side's lung is the
 largest area that is darker than its surroundings and near where lungs are. Its convex hull is the outline. A side
-that shows no such area, because it is opaque, mirrors the other; a film where neither does gets a fixed template.
+that shows no such area, because it is opaque, mirrors the other; an image where neither does gets a fixed template.
 
 Good to some tenths of a lung's width: right for blacking lungs out and for shares of a heat map, not for measuring
 anatomy. The hull of a lung leaves out what lies behind the heart; the thorax takes it in.
@@ -18,18 +18,18 @@ Mask = NDArray[np.bool_]
 
 _SIDE = 96  # of the small copy on which all is found
 _SMALLEST_BODY_PX, _LEAST_SPREAD = 500, 4.0  # of the small copy; below, there is nothing to be seen
-_AIR_LEVEL = 45  # grey level below which what reaches the film's edge is air, not body
-_PRIOR_WEIGHT, _THRESHOLD = 0.8, 0.3  # chosen by eye on films of both sets, prepared with and without CLAHE
+_AIR_LEVEL = 45  # grey level below which what reaches the image's edge is air, not body
+_PRIOR_WEIGHT, _THRESHOLD = 0.8, 0.3  # chosen by eye on images of both sets, prepared with and without CLAHE
 _LEAST_CORE_SHARE, _LEAST_HEIGHT, _LEAST_AREA = 0.35, 0.3, 0.04
 _LEAST_AGAINST_OTHER_SIDE = 0.5  # of the other lung's area
-_MARGIN = 0.03  # of the film's side, around the hull of both lungs
-_LEFT, _RIGHT = -1, 1  # of the film
+_MARGIN = 0.03  # of the image's side, around the hull of both lungs
+_LEFT, _RIGHT = -1, 1  # of the image
 _X, _Y = np.meshgrid(np.linspace(-0.5, 0.5, _SIDE, dtype=np.float32), np.linspace(0, 1, _SIDE, dtype=np.float32))
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Lungs and thorax of N films, both (N, H, W), and (N,) whether the fixed template had to stand in."""
+    """Lungs and thorax of N images, both (N, H, W), and (N,) whether the fixed template had to stand in."""
 
     lungs: Mask
     thorax: Mask
@@ -37,12 +37,12 @@ class Outlines:
 
 
 def outline(images: NDArray[np.uint8]) -> Outlines:
-    """Return the outlines of films (N, H, W); about half a millisecond a film."""
+    """Return the outlines of images (N, H, W); about half a millisecond an image."""
     shape = (len(images), *images.shape[1:])
     lungs, thorax, from_template = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(len(images), bool)
     size = (images.shape[2], images.shape[1])
-    for row, film in enumerate(images):
-        found = _find_lungs(np.asarray(film))
+    for row, image in enumerate(images):
+        found = _find_lungs(np.asarray(image))
         from_template[row] = found is None
         small = _TEMPLATE if found is None else found
         lungs[row] = _enlarged(small, size)
@@ -51,17 +51,17 @@ def outline(images: NDArray[np.uint8]) -> Outlines:
 
 
 def lung_mask(images: NDArray[np.uint8]) -> Mask:
-    """Return where the lungs of films (N, H, W) are, (N, H, W) bool; see the module for how coarse this is."""
+    """Return where the lungs of images (N, H, W) are, (N, H, W) bool; see the module for how coarse this is."""
     return outline(images).lungs
 
 
 def thorax_mask(images: NDArray[np.uint8]) -> Mask:
-    """Return where the thorax of films (N, H, W) is, (N, H, W) bool: the hull of both lungs and a margin around it."""
+    """Return where the thorax of images (N, H, W) is, (N, H, W) bool: the hull of both lungs and a margin around it."""
     return outline(images).thorax
 
 
 def _near_lung(side: int) -> NDArray[np.float32]:
-    """Return 1 in the middle of where a lung usually is, 0 on its edge, negative outside; read off the mean film."""
+    """Return 1 in the middle of where a lung usually is, 0 on its edge, negative outside; read off the mean image."""
     across, along = _X * side - 0.19 - 0.16 * (_Y - 0.46), _Y - 0.46
     return np.asarray(1 - np.square(across / 0.15) - np.square(along / 0.37), np.float32)
 
@@ -72,9 +72,9 @@ _TEMPLATE: NDArray[np.uint8] = (_CORE[_LEFT] | _CORE[_RIGHT]).astype(np.uint8)
 _ALLOWED = {side: (near > -1.6) & (_X * side > 0.02) & (_X * side < 0.45) & (_Y > 0.03) for side, near in _NEAR.items()}
 
 
-def _find_lungs(film: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+def _find_lungs(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """Return both lungs on the small grid, None where nothing plausible is seen."""
-    small = cv2.resize(film, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     opened = cv2.morphologyEx(small, cv2.MORPH_OPEN, _disc(7))
     smooth = np.asarray(cv2.GaussianBlur(opened, (0, 0), 1.5), np.float32)
     air = _air(smooth)
@@ -94,7 +94,7 @@ def _find_lungs(film: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 
 def _air(smooth: NDArray[np.float32]) -> Mask:
-    """Return the dark areas that reach the film's left, right or upper edge."""
+    """Return the dark areas that reach the image's left, right or upper edge."""
     level = min(_AIR_LEVEL, float(smooth.mean()) * 0.5)
     _, areas = cv2.connectedComponents((smooth < level).astype(np.uint8))
     at_edge = np.unique(np.concatenate([areas[:, 0], areas[:, -1], areas[0]]))

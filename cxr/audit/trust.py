@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.audit.saliency import Normalisation, attention_in_thorax, randomisation_check
-from cxr.dataset.image_array import PackedFilms
+from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.bootstrap import Resampling
 from cxr.evaluation.clinical_utility import (
     MIN_KEPT,
@@ -28,17 +28,17 @@ from cxr.evaluation.clinical_utility import (
 from cxr.evaluation.metrics import Floats
 from cxr.evaluation.predictions import Predictions
 from cxr.models.bundle import ModelSpec
-from cxr.models.grad_cam import grad_cam_of_films
+from cxr.models.grad_cam import grad_cam_of_images
 
 
 @dataclass(frozen=True)
 class TrustSettings:
-    """What is asked for, and on how many test films the costly parts are measured."""
+    """What is asked for, and on how many test images the costly parts are measured."""
 
     specificities: Sequence[float]
     refer_accuracy: float
-    attention_films: int
-    sanity_films: int
+    attention_images: int
+    sanity_images: int
     resamples: int
     seed: int
 
@@ -46,7 +46,7 @@ class TrustSettings:
 def measure_trust(
     model: nn.Module,
     spec: ModelSpec,
-    packed: PackedFilms,
+    packed: ImageArray,
     *,
     validation: Predictions,
     test: Predictions,
@@ -57,10 +57,10 @@ def measure_trust(
     Args:
         model: in evaluation mode, on any device.
         spec: its description.
-        packed: the prepared films.
+        packed: the prepared images.
         validation: what thresholds are chosen on.
         test: what they are measured on.
-        settings: targets and numbers of films.
+        settings: targets and numbers of images.
     """
     return {
         "operating_points": operating_points(validation, test, settings),
@@ -71,14 +71,14 @@ def measure_trust(
 
 
 def operating_points(validation: Predictions, test: Predictions, settings: TrustSettings) -> dict[str, Any]:
-    """Return thresholds for pneumonia against normal from validation films, and what they reach on test films."""
-    chosen_on, measured_on = (question_scores(films, "pneumonia") for films in (validation, test))
+    """Return thresholds for pneumonia against normal from validation images, and what they reach on test images."""
+    chosen_on, measured_on = (question_scores(images, "pneumonia") for images in (validation, test))
     if chosen_on is None or measured_on is None:
-        return _no_points("the model does not tell normal films from others")
+        return _no_points("the model does not tell normal images from others")
     scores, ill = chosen_on
     n_normal, n_ill = int((~ill).sum()), int(ill.sum())
     if not n_normal:
-        return _no_points("no validation film is normal, so no threshold can be chosen")
+        return _no_points("no validation image is normal, so no threshold can be chosen")
     draws = _draws(test, settings)
     points = []
     for target in settings.specificities:
@@ -90,26 +90,26 @@ def operating_points(validation: Predictions, test: Predictions, settings: Trust
 
 
 def referral(validation: Predictions, test: Predictions, settings: TrustSettings) -> dict[str, Any]:
-    """Return the abstention curve of the test films, and the referral threshold that validation films give."""
+    """Return the abstention curve of the test images, and the referral threshold that validation images give."""
     confidence, right = _confidence(test)
     draws = _draws(test, settings)
     threshold = refer_confidence(*_confidence(validation), accuracy=settings.refer_accuracy)
     found = None if threshold is None else refer(confidence, right, threshold=threshold, draws=draws).to_json()
     why_not = (
-        f"at no threshold are {settings.refer_accuracy:.0%} of the validation films above it right, "
-        f"with at least {MIN_KEPT} films above it"
+        f"at no threshold are {settings.refer_accuracy:.0%} of the validation images above it right, "
+        f"with at least {MIN_KEPT} images above it"
     )
     return {
         "target_accuracy": settings.refer_accuracy,
         "why_not": why_not if found is None else None,
-        "validation_films": len(validation.labels),
+        "validation_images": len(validation.labels),
         "found": found,
         "curve": [point.to_json() for point in abstention_curve(confidence, right, draws)],
     }
 
 
 def decisions(test: Predictions, settings: TrustSettings) -> dict[str, Any]:
-    """Return the decision curve of each yes-or-no question of the classes, with the share of test films that is ill."""
+    """Return the decision curve of each yes-or-no question of the classes, with the share of test images that is ill."""
     questions = decisions_of(test.classes, test.labels, test.calibrated)
     draws = _draws(test, settings)
     return {
@@ -134,39 +134,39 @@ def headlines(trust: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attention(
-    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, settings: TrustSettings
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, settings: TrustSettings
 ) -> dict[str, Any]:
-    """Return `attention` (None without any heat) and `sanity`, on test films drawn at random."""
+    """Return `attention` (None without any heat) and `sanity`, on test images drawn at random."""
     order = np.random.default_rng(settings.seed).permutation(len(test.labels))
     scale = Normalisation(spec.mean, spec.std)
-    films, predicted, drawn = _drawn(packed, test, order[: settings.attention_films])
-    heat = grad_cam_of_films(model, films, predicted, mean=spec.mean, std=spec.std)
-    attention = attention_in_thorax(heat, films, _draws(drawn, settings))
-    films, predicted, drawn = _drawn(packed, test, order[: settings.sanity_films])
-    sanity = randomisation_check(model, films, predicted, scale=scale, draws=_draws(drawn, settings))
+    images, predicted, drawn = _drawn(packed, test, order[: settings.attention_images])
+    heat = grad_cam_of_images(model, images, predicted, mean=spec.mean, std=spec.std)
+    attention = attention_in_thorax(heat, images, _draws(drawn, settings))
+    images, predicted, drawn = _drawn(packed, test, order[: settings.sanity_images])
+    sanity = randomisation_check(model, images, predicted, scale=scale, draws=_draws(drawn, settings))
     return {"attention": attention.to_json() if attention else None, "sanity": sanity.to_json()}
 
 
 def _drawn(
-    packed: PackedFilms, test: Predictions, rows: NDArray[np.int64]
+    packed: ImageArray, test: Predictions, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], Predictions]:
-    """Return the pixels, the predicted classes and the rest of what is known of some films, in their order."""
+    """Return the pixels, the predicted classes and the rest of what is known of some images, in their order."""
     drawn = test.where(np.sort(rows))
-    films = np.array(packed.images[packed.rows(drawn.image_ids.tolist())])
-    return films, drawn.calibrated.argmax(axis=1), drawn
+    images = np.array(packed.images[packed.rows(drawn.image_ids.tolist())])
+    return images, drawn.calibrated.argmax(axis=1), drawn
 
 
-def question_scores(films: Predictions, name: str) -> tuple[Floats, Flags] | None:
-    return decisions_of(films.classes, films.labels, films.calibrated).get(name)
+def question_scores(images: Predictions, name: str) -> tuple[Floats, Flags] | None:
+    return decisions_of(images.classes, images.labels, images.calibrated).get(name)
 
 
-def _confidence(films: Predictions) -> tuple[Floats, Flags]:
+def _confidence(images: Predictions) -> tuple[Floats, Flags]:
     """Return the probability of the predicted class, and whether it is the true one; both (N,)."""
-    return films.calibrated.max(axis=1), films.calibrated.argmax(axis=1) == films.labels
+    return images.calibrated.max(axis=1), images.calibrated.argmax(axis=1) == images.labels
 
 
-def _draws(films: Predictions, settings: TrustSettings) -> Resampling:
-    return Resampling(films.patients, settings.resamples, settings.seed)
+def _draws(images: Predictions, settings: TrustSettings) -> Resampling:
+    return Resampling(images.patients, settings.resamples, settings.seed)
 
 
 def _no_points(why_not: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _without_thorax(audit: Mapping[str, Any]) -> Finding:
 
 
 def _border_alone(audit: Mapping[str, Any]) -> Finding:
-    rule = f"macro AUROC from the outer {audit['border']:.0%} of the film alone: {_outside_rule()}"
+    rule = f"macro AUROC from the outer {audit['border']:.0%} of the image alone: {_outside_rule()}"
     return _outside(audit["views"]["border_only"], "from the border alone", rule)
 
 
@@ -65,14 +65,14 @@ def _outside(view: Mapping[str, Any], where: str, rule: str) -> Finding:
 
 
 def _thorax_alone(audit: Mapping[str, Any]) -> Finding:
-    rule = f"macro AUROC of the thorax alone against the whole film: less than {_LOST} lost is good, more is doubt"
+    rule = f"macro AUROC of the thorax alone against the whole image: less than {_LOST} lost is good, more is doubt"
     whole, alone = (audit["views"][name]["macro_auroc"] for name in ("whole", "thorax_only"))
     if whole is None or alone is None:
         return Finding("unknown", "Only one class was tested: nothing can be said of the thorax alone.", rule)
-    numbers = f"macro AUROC {alone:.3f} against {whole:.3f} with the whole film"
+    numbers = f"macro AUROC {alone:.3f} against {whole:.3f} with the whole image"
     if whole - alone < _LOST:
         return Finding("good", f"The thorax alone is enough for it: {numbers}.", rule)
-    why = "It uses the surroundings, or such films are too unlike those it was trained on."
+    why = "It uses the surroundings, or such images are too unlike those it was trained on."
     return Finding("doubt", f"It does worse with the thorax alone: {numbers}. {why}", rule)
 
 
@@ -87,12 +87,12 @@ def _source(audit: Mapping[str, Any]) -> Finding:
     auroc, plain = found["features"]["auroc"], found["image_statistics"]["auroc"]
     numbers = f"AUROC {auroc:.3f} from its features, {plain:.3f} from five plain statistics of the pixels"
     if auroc < _HARDLY_TOLD:
-        return Finding("good", f"Its features hardly tell where a film comes from: {numbers}.", rule)
+        return Finding("good", f"Its features hardly tell where an image comes from: {numbers}.", rule)
     if auroc < _TOLD:
-        return Finding("doubt", f"Its features tell in part where a film comes from: {numbers}.", rule)
+        return Finding("doubt", f"Its features tell in part where an image comes from: {numbers}.", rule)
     compare = "Compare the rows with one source and with both in docs/results.md."
     if len({tuple(sorted(counts)) for counts in audit["sources"].values()}) > 1:
         risk = "The sources do not hold the same classes, so knowing the source helps it guess the class."
-        return Finding("bad", f"Its features tell where a film comes from: {numbers}. {risk} {compare}", rule)
+        return Finding("bad", f"Its features tell where an image comes from: {numbers}. {risk} {compare}", rule)
     risk = "The sources hold the same classes, so the source alone gives none away."
-    return Finding("doubt", f"Its features tell where a film comes from: {numbers}. {risk} {compare}", rule)
+    return Finding("doubt", f"Its features tell where an image comes from: {numbers}. {risk} {compare}", rule)

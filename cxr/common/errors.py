@@ -2,8 +2,8 @@
 
 CxrError
  +-- ParamsError           params.yaml or an override is not what a step takes
- +-- SourceError           raw films cannot be fetched or laid out
- +-- ImageError            one file is not a film that can be read
+ +-- SourceError           raw images cannot be fetched or laid out
+ +-- ImageError            one file is not an image that can be read
  +-- DataError             a manifest, split or packed array is missing or contradicts another
  |    +-- GateError        the data are readable and not good enough to go on
  +-- WeightsError          weights or a saved model cannot be loaded or fail their hash
@@ -30,17 +30,17 @@ class ParamsError(CxrError):
 
 
 class SourceError(CxrError):
-    """A source of films cannot be reached, is corrupt or has an unknown layout."""
+    """A source of images cannot be reached, is corrupt or has an unknown layout."""
 
     exit_code = 3
 
 
 class ImageError(CxrError):
-    """A file is not a film that can be read.
+    """A file is not an image that can be read.
 
     `reason` is one of "empty", "truncated", "not an image", "larger than the pixel limit"; of a DICOM file also
     "no pixels", "several frames", "colour", "other modality", "other body part", "lateral view", "for processing",
-    "unsupported encoding"; of a film that is asked about also "colour" and "not a chest film" (cxr/inference/input_checks.py).
+    "unsupported encoding"; of an image that is asked about also "colour" and "not a chest X-ray" (cxr/inference/input_checks.py).
     """
 
     exit_code = 4

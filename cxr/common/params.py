@@ -53,14 +53,14 @@ class Paths(Section):
     checkpoints: ProjectPath
     metrics: ProjectPath
     report: ProjectPath
-    evidence: ProjectPath
+    evaluation: ProjectPath
     registration: ProjectPath
     scores: ProjectPath
     monitor: ProjectPath
 
 
 class Source(Section):
-    """One set of raw films: where it is and how it is laid out."""
+    """One set of raw images: where it is and how it is laid out."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     layout: Literal["chest_xray", "covid19", "labelled"]
@@ -69,15 +69,15 @@ class Source(Section):
 
 
 class IngestParams(Section):
-    """Which sets are merged, and what counts as the same film."""
+    """Which sets are merged, and what counts as the same image."""
 
     watch: str
     sources: Annotated[list[Source], Field(min_length=1)]
     sample_patients_per_class: Count
     sample_seed: int
     max_pixels: Count
-    same_film_correlation: Share
-    look_alike_correlation: Share
+    duplicate_correlation: Share
+    near_duplicate_correlation: Share
     workers: Annotated[int, Field(ge=0)]
 
 
@@ -95,11 +95,11 @@ class ValidateParams(Section):
 
 
 class SplitParams(Section):
-    """Which films train, validate and test."""
+    """Which images train, validate and test."""
 
     protocol: Literal["paper", "patient", "official", "cv"]
     task: Task
-    films: Literal["all", "paper_quotas"]
+    images: Literal["all", "paper_quotas"]
     train_share: Annotated[float, Field(gt=0, le=1)]
     train_sources: list[str]
     seed: int
@@ -120,7 +120,7 @@ class SplitParams(Section):
         return self
 
     @model_validator(mode="after")
-    def _every_split_gets_films(self) -> "SplitParams":
+    def _every_split_gets_images(self) -> "SplitParams":
         test_share = 1 / self.folds if self.protocol == "cv" else self.test_share
         if not (self.validation_share > 0 and test_share > 0 and self.validation_share + test_share < 1):
             raise ValueError(
@@ -131,16 +131,16 @@ class SplitParams(Section):
 
     @model_validator(mode="after")
     def _an_official_test_set_stays_whole(self) -> "SplitParams":
-        if self.protocol == "official" and self.films == "paper_quotas":
+        if self.protocol == "official" and self.images == "paper_quotas":
             raise ValueError(
-                "films paper_quotas would thin the official test set, which is given; use films all, or protocol "
+                "images paper_quotas would thin the official test set, which is given; use images all, or protocol "
                 "patient, cv or paper"
             )
         return self
 
     @model_validator(mode="after")
     def _there_is_a_quota_for_each_class(self) -> "SplitParams":
-        asked = self.protocol == "paper" or self.films == "paper_quotas"
+        asked = self.protocol == "paper" or self.images == "paper_quotas"
         for name in ("paper_train", "paper_test", "paper_validation"):
             absent = [label for label in CLASSES[self.task] if getattr(self, name).get(label, 0) < 1]
             if asked and absent:
@@ -149,7 +149,7 @@ class SplitParams(Section):
 
 
 class PreprocessParams(Section):
-    """The way of a film to the model's door."""
+    """The way of an image to the model's door."""
 
     image_size_px: Annotated[int, Field(ge=32, le=1024)]
     border_crop: Annotated[float, Field(ge=0, le=0.25)]
@@ -162,7 +162,7 @@ class PreprocessParams(Section):
 
 
 class SvmParams(Section):
-    """The machines that are fitted on a network's features; the best on the validation films is kept."""
+    """The machines that are fitted on a network's features; the best on the validation images is kept."""
 
     kernels: Annotated[list[Literal["linear", "rbf"]], Field(min_length=1)]
     c: Annotated[list[Positive], Field(min_length=1)]
@@ -202,13 +202,13 @@ class TrainParams(Section):
     compile: bool
 
     @model_validator(mode="after")
-    def _last_view_is_the_film_as_it_is(self) -> "TrainParams":
+    def _last_view_is_the_image_as_it_is(self) -> "TrainParams":
         if self.views[-1] != 1:
-            raise ValueError(f"views must end with 1.0, the film as it is, and end with {self.views[-1]:g}")
+            raise ValueError(f"views must end with 1.0, the image as it is, and end with {self.views[-1]:g}")
         return self
 
     @model_validator(mode="after")
-    def _one_machine_sees_the_film_as_it_is(self) -> "TrainParams":
+    def _one_machine_sees_the_image_as_it_is(self) -> "TrainParams":
         if self.head == "svm" and (self.members != 1 or self.views != [1.0]):
             raise ValueError(
                 "head svm takes members 1 and views [1.0]: its scores are no probabilities to average, and it is the "
@@ -225,12 +225,12 @@ class EvaluateParams(Section):
     calibration_bins: Annotated[int, Field(ge=2)]
     fit_bias: bool
     gradcam_per_class: Count
-    surest_errors: Count
+    most_confident_errors: Count
     specificities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     refer_accuracy: Annotated[float, Field(gt=0, le=1)]
-    attention_films: Count
-    sanity_films: Count
-    audit_films: Count
+    attention_images: Count
+    sanity_images: Count
+    audit_images: Count
 
 
 class RuntimeBounds(Section):
@@ -256,24 +256,24 @@ class PromoteParams(Section):
     min_class_recall: Share
     max_recall_drop: Share
     max_ece: Share
-    max_loss: dict[Literal["accuracy", "macro_f1"], Share]
+    non_inferiority_margin: dict[Literal["accuracy", "macro_f1"], Share]
     resamples: Annotated[int, Field(ge=100)]
     seed: int
 
 
 class ScoreParams(Section):
-    """Which films are scored every night, and how the work is cut up."""
+    """Which images are scored every night, and how the work is cut up."""
 
     location: str
-    films_per_part: Count
+    images_per_part: Count
     workers: Annotated[int, Field(ge=0)]
     shards: Count
 
 
 class MonitorParams(Section):
-    """When scored films count as changed."""
+    """When scored images count as changed."""
 
-    window_films: Annotated[int, Field(ge=20)]
+    window_images: Annotated[int, Field(ge=20)]
     alarm_windows: Count
     of_windows: Count
     false_alarm_share: Annotated[float, Field(gt=0, lt=0.5)]
@@ -298,12 +298,12 @@ class MonitorParams(Section):
 
 
 class AppParams(Section):
-    """Limits of the reader's page; what each means stands in cxr.webapp.limits."""
+    """Limits of the web app; what each means stands in cxr.webapp.limits."""
 
     upload_mb: Positive
     waiting: Count
     waiting_mb: Positive
-    batch_films: Count
+    batch_images: Count
     read_workers: Count
     upload_seconds: Positive
     read_seconds: Positive
@@ -311,9 +311,9 @@ class AppParams(Section):
     registry_seconds: Positive
 
     @model_validator(mode="after")
-    def _one_film_fits(self) -> "AppParams":
+    def _one_image_fits(self) -> "AppParams":
         if self.waiting_mb < self.upload_mb:
-            raise ValueError(f"waiting_mb ({self.waiting_mb:g}) must hold one film of upload_mb ({self.upload_mb:g})")
+            raise ValueError(f"waiting_mb ({self.waiting_mb:g}) must hold one image of upload_mb ({self.upload_mb:g})")
         return self
 
 

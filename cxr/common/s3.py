@@ -1,4 +1,4 @@
-"""Films in an S3 bucket: a prefix mirrored to a folder, fetching only what is missing or changed, or read as it is.
+"""Images in an S3 bucket: a prefix mirrored to a folder, fetching only what is missing or changed, or read as it is.
 
 The endpoint and the keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
 whatever else boto3 reads.
@@ -121,7 +121,7 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
         for item in page.get("Contents", []):
             key = item["Key"]
             if key.endswith("/") or not (key == prefix or key.startswith(below)):
-                continue  # a folder's marker, or a neighbour such as `films-old/` beside `films`
+                continue  # a folder's marker, or a neighbour such as `images-old/` beside `images`
             path = PurePosixPath(key).name if key == prefix else key.removeprefix(below)
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
                 raise SourceError(f"s3://{bucket}/{key} would leave the folder; nothing was fetched")
@@ -132,7 +132,7 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
 def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], folder: Path) -> None:
     from boto3.s3.transfer import TransferConfig
 
-    # The record lies beside the folder: inside it would count as one of the films.
+    # The record lies beside the folder: inside it would count as one of the images.
     record = folder.with_name(f"{folder.name}.json")
     held: dict[str, str] = read_json(record) if record.is_file() else {}
     for path in [path for path in held if path not in objects]:

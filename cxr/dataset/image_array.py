@@ -1,4 +1,4 @@
-"""All prepared films in one memory-mapped array, with an index from image_id to row.
+"""All prepared images in one memory-mapped array, with an index from image_id to row.
 
 `images.npy`          uint8 (N, H, W), C order
 `index.csv`           `row,image_id`, in the order of the manifest
@@ -19,8 +19,8 @@ from cxr.imaging.preprocess import Preprocessing
 
 
 @dataclass(frozen=True)
-class PackedFilms:
-    """Prepared films, uint8 (N, H, W), and the image_id of each row."""
+class ImageArray:
+    """Prepared images, uint8 (N, H, W), and the image_id of each row."""
 
     images: NDArray[np.uint8]
     image_ids: list[str]
@@ -32,7 +32,7 @@ class PackedFilms:
         missing = [image_id for image_id in image_ids if image_id not in row_of]
         if missing:
             raise DataError(
-                f"{len(missing)} films of the split are not among the packed images, the first is {missing[0]}; "
+                f"{len(missing)} images of the split are not among the packed images, the first is {missing[0]}; "
                 "run `dvc repro preprocess`"
             )
         return np.array([row_of[image_id] for image_id in image_ids], np.int64)
@@ -47,8 +47,8 @@ def write_index(folder: Path, image_ids: Sequence[str], preprocessing: Preproces
     write_json(folder / "preprocessing.json", asdict(preprocessing))
 
 
-def read_packed(folder: Path) -> PackedFilms:
-    """Open the packed films in `folder`; pixels stay on disk until they are used.
+def read_packed(folder: Path) -> ImageArray:
+    """Open the packed images in `folder`; pixels stay on disk until they are used.
 
     Raises:
         DataError: a file is missing, or array and index disagree.
@@ -64,4 +64,4 @@ def read_packed(folder: Path) -> PackedFilms:
         raise DataError(
             f"{folder} holds {len(images)} images and an index of {len(image_ids)}; run `dvc repro -f preprocess`"
         )
-    return PackedFilms(images, image_ids, preprocessing)
+    return ImageArray(images, image_ids, preprocessing)

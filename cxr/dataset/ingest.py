@@ -1,4 +1,4 @@
-"""Taking in raw films: every file of a set is read and ends as taken, with what describes it, or as refused.
+"""Taking in raw images: every file of a set is read and ends as taken, with what describes it, or as refused.
 
 Streams: of a file's pixels only a 32 x 32 thumbnail stays in memory. What is kept is read again to be packed.
 """
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from cxr.common.errors import ImageError, SourceError
-from cxr.dataset.inspect import Film, examine
+from cxr.dataset.inspect import Image, examine
 from cxr.dataset.labelled_folder import LABELLED, LABELS_FILE, LabelledFolder, read_labelled_folder
 from cxr.dataset.layouts import LAYOUTS, Layout, Placement, Refusal, files_of, find_set, nothing_found
 from cxr.imaging.decode import bytes_at_most
@@ -43,7 +43,7 @@ class RawFile:
         return self.folder / self.path
 
     def place(self, data: bytes) -> Placement | Refusal:
-        """Return label, part and patient of the film, or why it is not taken."""
+        """Return label, part and patient of the image, or why it is not taken."""
         known_by = self.known_by
         return known_by.place(self.path) if isinstance(known_by, Layout) else known_by.place(self.path, data)
 
@@ -56,11 +56,11 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Taken:
-    """A film that is readable and placed; `patient_id` is unique across sources."""
+    """An image that is readable and placed; `patient_id` is unique across sources."""
 
     file: RawFile
     placement: Placement
-    film: Film
+    image: Image
 
     @property
     def source(self) -> str:
@@ -75,7 +75,7 @@ class Taken:
     @property
     def image_id(self) -> str:
         """Stable between runs: source and the first 16 digits of the SHA-256."""
-        return f"{self.source}-{self.film.sha256[:16]}"
+        return f"{self.source}-{self.image.sha256[:16]}"
 
     @property
     def patient_id(self) -> str:
@@ -135,7 +135,7 @@ def take_in(files: Iterable[RawFile], *, max_pixels: int, workers: int) -> Itera
 
     Args:
         files: what to take in.
-        max_pixels: larger films are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded.
         workers: threads; 0 means one a core.
     """
 
@@ -145,20 +145,20 @@ def take_in(files: Iterable[RawFile], *, max_pixels: int, workers: int) -> Itera
     return _in_order(take, files, workers or os.cpu_count() or 1)
 
 
-def read_again(film: Taken, *, max_pixels: int) -> bytes:
-    """Return what is kept of a film that was taken in.
+def read_again(image: Taken, *, max_pixels: int) -> bytes:
+    """Return what is kept of an image that was taken in.
 
     Raises:
         SourceError: the file is gone or is another one by now.
     """
-    location = film.file.location
+    location = image.file.location
     try:
-        data = film.file.kept(location.read_bytes(), max_pixels)
+        data = image.file.kept(location.read_bytes(), max_pixels)
     except OSError as error:
         raise SourceError(f"{location} cannot be read any more ({error.strerror}); run ingest again") from error
     except ImageError:
         data = b""
-    if hashlib.sha256(data).hexdigest() != film.film.sha256:
+    if hashlib.sha256(data).hexdigest() != image.image.sha256:
         raise SourceError(f"{location} changed while it was taken in; run ingest again when it is left alone")
     return data
 
@@ -170,15 +170,15 @@ def _take(file: RawFile, max_pixels: int) -> Taken | Refused:
         shown = path.encode("utf-8", "backslashreplace").decode()
         return Refused(file.source, shown, readable)
     try:
-        film = examine(file.kept(readable, max_pixels), name=path, max_pixels=max_pixels)
+        image = examine(file.kept(readable, max_pixels), name=path, max_pixels=max_pixels)
     except ImageError as error:
-        film = Refusal(error.reason, str(error))
-    if isinstance(film, Refusal):
-        return Refused(file.source, path, film)
+        image = Refusal(error.reason, str(error))
+    if isinstance(image, Refusal):
+        return Refused(file.source, path, image)
     placement = file.place(readable)
     if isinstance(placement, Refusal):
         return Refused(file.source, path, placement)
-    return Taken(file, placement, film)
+    return Taken(file, placement, image)
 
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Refusal:
@@ -192,7 +192,7 @@ def _read(file: RawFile, max_pixels: int) -> bytes | Refusal:
             return Refusal(UNREADABLE, "not a plain file, or a link that leads nowhere")
         size = path.stat().st_size
         if size > bytes_at_most(max_pixels):
-            return Refusal("larger than the pixel limit", f"{size} bytes; a film of {max_pixels} pixels has fewer")
+            return Refusal("larger than the pixel limit", f"{size} bytes; an image of {max_pixels} pixels has fewer")
         return path.read_bytes()
     except OSError as error:
         return Refusal(UNREADABLE, f"{error.strerror}; mend its permissions or copy it again")

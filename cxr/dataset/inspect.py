@@ -1,4 +1,4 @@
-"""One file as it came in: is it a film, and what describes it (digest, perceptual hash, grey levels)."""
+"""One file as it came in: is it an image, and what describes it (digest, perceptual hash, grey levels)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from cxr.imaging.decode import Header, decode_grey, read_header
 
 THUMBNAIL_SIDE_PX = 32
 _HASH_SIDE = 8
-# Statistics, hash and thumbnail need no more; large JPEG films decode several times faster at reduced scale.
+# Statistics, hash and thumbnail need no more; large JPEG images decode several times faster at reduced scale.
 _DECODED_SIDE_PX = 256
 
 
 @dataclass(frozen=True)
-class Film:
-    """A file that is a readable film.
+class Image:
+    """A file that is a readable image.
 
     phash          64-bit perceptual hash
     width, height  pixels as stored
-    grey_*         of the decoded film on the 8-bit scale; saturated_share: pixels that are 0 or 255
+    grey_*         of the decoded image on the 8-bit scale; saturated_share: pixels that are 0 or 255
     thumbnail      (32, 32) uint8, area-averaged
     """
 
@@ -41,8 +41,8 @@ class Film:
     thumbnail: NDArray[np.uint8]
 
 
-def examine(data: bytes, *, name: str, max_pixels: int) -> Film | Refusal:
-    """Return what describes the film in `data`, or why it is not one.
+def examine(data: bytes, *, name: str, max_pixels: int) -> Image | Refusal:
+    """Return what describes the image in `data`, or why it is not one.
 
     The header is read before anything is decoded, so that a small file that claims a huge picture costs nothing.
     """
@@ -54,14 +54,14 @@ def examine(data: bytes, *, name: str, max_pixels: int) -> Film | Refusal:
     return _describe(data, grey, header)
 
 
-def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Film:
+def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Image:
     side = THUMBNAIL_SIDE_PX
     thumbnail = np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
     shares = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
     levels = np.arange(256)
     mean = float(shares @ levels)
     cumulated = np.cumsum(shares)
-    return Film(
+    return Image(
         sha256=hashlib.sha256(data).hexdigest(),
         phash=perceptual_hash(thumbnail),
         width=header.width,

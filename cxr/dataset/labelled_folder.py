@@ -1,14 +1,14 @@
-"""A folder of a hospital's own: films anywhere below it, and labels.csv at its top that says what they are.
+"""A folder of a hospital's own: images anywhere below it, and labels.csv at its top that says what they are.
 
 labels.csv (UTF-8, with a header line):
 
-`path`            the film, relative to the folder, with forward slashes
+`path`            the image, relative to the folder, with forward slashes
 `label`           one of cxr.common.classes.LABELS
-`patient_id`      optional; who the film is of, in the hospital's words
+`patient_id`      optional; who the image is of, in the hospital's words
 `official_split`  optional; a part that the hospital has set aside, such as `test`; empty: `all`
 
-Who a DICOM film is of stands in its PatientID; a `patient_id` in labels.csv comes first. Neither is kept: what goes
-on is a digest (see cxr/dicom/deidentify.py). A film that names nobody counts as a person of its own.
+Who a DICOM image is of stands in its PatientID; a `patient_id` in labels.csv comes first. Neither is kept: what goes
+on is a digest (see cxr/dicom/deidentify.py). An image that names nobody counts as a person of its own.
 """
 
 import csv
@@ -34,14 +34,14 @@ _OPTIONAL = ("patient_id", "official_split")
 
 @dataclass(frozen=True)
 class LabelledFolder:
-    """A folder whose films are labelled by a table. Its repr shows no patient."""
+    """A folder whose images are labelled by a table. Its repr shows no patient."""
 
     folder: Path
     rows: Mapping[PurePosixPath, "Row"] = field(repr=False)
     key: bytes = field(repr=False)
 
     def place(self, path: PurePosixPath, data: bytes) -> Placement | Refusal:
-        """Return what is known of the film `path`, relative to the folder, or why it is not taken."""
+        """Return what is known of the image `path`, relative to the folder, or why it is not taken."""
         row = self.rows.get(path)
         if row is None:
             return Refusal(NOT_LABELLED, f"has no line in {LABELS_FILE}; add one, or leave the file out")
@@ -52,10 +52,10 @@ class LabelledFolder:
         return Placement(row.label, row.official_split, patient_digest(patient, issuer=issuer, key=self.key))
 
     def kept(self, path: PurePosixPath, data: bytes, *, max_pixels: int) -> bytes:
-        """Return what of the film may be kept: of a DICOM film its picture, of another the file as it came.
+        """Return what of the image may be kept: of a DICOM image its picture, of another the file as it came.
 
         Raises:
-            ImageError: a DICOM file is no film that can be read.
+            ImageError: a DICOM file is no image that can be read.
         """
         return without_patient(data, name=str(path), max_pixels=max_pixels) if is_dicom(data) else data
 
@@ -86,7 +86,7 @@ def read_labelled_folder(folder: Path) -> LabelledFolder:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{table} cannot be read as CSV in UTF-8: {type(error).__name__}; write it again") from None
     if not rows:
-        raise SourceError(f"{table} has no line below its header; expected one a film")
+        raise SourceError(f"{table} has no line below its header; expected one an image")
     return LabelledFolder(folder.resolve(), rows, patient_key())
 
 
@@ -117,7 +117,7 @@ def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[PurePosixPath, Row
 
 
 def _patient(row: Row, path: PurePosixPath, data: bytes) -> tuple[str, str]:
-    """Return a patient's number and who issued it; for a film that names nobody its own path."""
+    """Return a patient's number and who issued it; for an image that names nobody its own path."""
     if row.patient_id:
         return row.patient_id, ""
     if is_dicom(data):

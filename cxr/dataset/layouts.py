@@ -1,4 +1,4 @@
-"""How the two public sets lie in their folders: label, official part and patient of a film from its path.
+"""How the two public sets lie in their folders: label, official part and patient of an image from its path.
 
 `chest_xray`  Kermany, Zhang, Goldbaum 2018 (doi 10.17632/rscbjbr9sj.2)
               chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/
@@ -7,7 +7,7 @@
               Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}/
 
 Numbers restart between the official parts, so a patient's id holds source and part. Where names
-leave open whether two films are of one person, they count as one: a split may then be coarser
+leave open whether two images are of one person, they count as one: a split may then be coarser
 than it had to be, and never leaks.
 """
 
@@ -44,7 +44,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Placement:
-    """What is known of a film beside its pixels; `patient` is unique in its source."""
+    """What is known of an image beside its pixels; `patient` is unique in its source."""
 
     label: Label
     official_split: str
@@ -61,7 +61,7 @@ class Layout:
     place_name: Callable[[str, str], tuple[Label, str] | Refusal]
 
     def place(self, path: PurePosixPath) -> Placement | Refusal:
-        """Return what `path`, relative to the set's folder, says of the film, or why it says too little."""
+        """Return what `path`, relative to the set's folder, says of the image, or why it says too little."""
         folders = list(path.parts[:-1])
         while folders and folders[0] == self.folder:  # some zips hold the set a second time inside itself
             folders.pop(0)
@@ -113,9 +113,9 @@ def find_set(location: Path, layout: Layout) -> Path:
 
 
 def nothing_found(location: Path, layout: Layout) -> SourceError:
-    """Return the error for a location without a film, which says what is expected there."""
+    """Return the error for a location without an image, which says what is expected there."""
     return SourceError(
-        f"{location}: no films of the set found; expected {layout.folder}/{layout.expected} below it; "
+        f"{location}: no images of the set found; expected {layout.folder}/{layout.expected} below it; "
         "unpack the set's zip there, or name the right folder, zip or address"
     )
 

@@ -1,12 +1,12 @@
-"""The manifest: one row for each film that ingest kept, in `data/raw/manifest.parquet`.
+"""The manifest: one row for each image that ingest kept, in `data/raw/manifest.parquet`.
 
 Beside it in `data/raw`:
 
-`films/`              the kept files, byte for byte as they came, packed in zips (see cxr/dataset/shards.py);
+`images/`              the kept files, byte for byte as they came, packed in zips (see cxr/dataset/shards.py);
                       `python -m tasks.unpack FOLDER` makes a tree of them for people
-`statistics.parquet`  grey-level statistics of each film, same rows
-`duplicates.csv`      files left out because a kept film is the same picture
-`lookalikes.csv`      pairs of kept films so alike that a split must not part them
+`statistics.parquet`  grey-level statistics of each image, same rows
+`duplicates.csv`      files left out because a kept image is the same picture
+`near_duplicates.csv`      pairs of kept images so alike that a split must not part them
 `quarantine.csv`      files left out, with the reason
 `ingest.json`         the count of every file that came in, and how each source is laid out
 """
@@ -35,10 +35,10 @@ MANIFEST_COLUMNS: dict[str, str] = {
 
 image_id        unique, stable between runs: source and the first 16 digits of the SHA-256
 source          name of the source in params.yaml, "kermany", "covid19"
-official_split  the part of its own set the film came from: "train", "val", "test"
-path            of the film in the shards of data/raw/films, and below the folder that tasks.unpack fills
+official_split  the part of its own set the image came from: "train", "val", "test"
+path            of the image in the shards of data/raw/images, and below the folder that tasks.unpack fills
 label           one of cxr.common.classes.LABELS
-patient_id      groups films of one person; holds source and part, since numbers restart there
+patient_id      groups images of one person; holds source and part, since numbers restart there
 phash           64-bit perceptual hash, 16 hexadecimal digits
 width, height   pixels as stored
 mode            "L" (8-bit grey), "L16" (16-bit grey), "RGB" or "RGBA"
@@ -82,7 +82,7 @@ def read_manifest(raw: Path) -> pd.DataFrame:
 
 
 def read_splits(folder: Path) -> pd.DataFrame:
-    """Read the assignment of films to splits: `image_id, split, fold, label, patient_id`, a row a film.
+    """Read the assignment of images to splits: `image_id, split, fold, label, patient_id`, a row an image.
 
     Raises:
         DataError: the file is missing.

@@ -1,7 +1,7 @@
-"""Films that are the same picture, or nearly: found without comparing all pairs.
+"""Images that are the same picture, or nearly: found without comparing all pairs.
 
-Two films are candidates when their 64-bit perceptual hashes agree on two of eight bytes (three,
-where films are many), and are then compared by the correlation of their 32 x 32 thumbnails. Hashes
+Two images are candidates when their 64-bit perceptual hashes agree on two of eight bytes (three,
+where images are many), and are then compared by the correlation of their 32 x 32 thumbnails. Hashes
 that differ in six (five) bits or fewer always do. Measured recall against all pairs: docs/decisions.md.
 """
 
@@ -15,10 +15,10 @@ from scipy.sparse.csgraph import connected_components
 
 # The buckets of two bytes grow too full beyond this: 28 * N * N / 2 / 750 comparisons, measured.
 _MANY = 50_000
-# Farther apart than this, no pair of films correlates at 0.98 (measured); spares most correlations.
+# Farther apart than this, no pair of images correlates at 0.98 (measured); spares most correlations.
 _MOST_BITS_APART = 16
 # Neighbours looked at inside one bucket, which is sorted by hash: keeps the work linear where
-# thousands of films share a bucket.
+# thousands of images share a bucket.
 _WINDOW = 256
 _PAIRS_AT_ONCE = 1 << 12
 
@@ -37,12 +37,12 @@ class Pairs:
 
 
 def alike_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], *, at_least: float) -> Pairs:
-    """Return the pairs of films whose thumbnails correlate at least so much.
+    """Return the pairs of images whose thumbnails correlate at least so much.
 
     Args:
         hashes: (N,) perceptual hashes.
         thumbnails: (N, 32, 32).
-        at_least: correlation, 0 to 1. A film of one single grey level correlates with nothing.
+        at_least: correlation, 0 to 1. An image of one single grey level correlates with nothing.
     """
     rows = candidate_pairs(hashes)
     return Pairs(rows, correlation_of(thumbnails, rows)).at_least(at_least)

@@ -1,9 +1,9 @@
-"""Films packed in a few zip files, the shards: what DVC tracks in place of thousands of small files.
+"""Images packed in a few zip files, the shards: what DVC tracks in place of thousands of small files.
 
-A shard is an ordinary zip of stored members, named as in the manifest; any zip tool opens it. Which shard holds a film
-follows from a hash of the film's path, so that a changed film changes one shard. The number of shards is a power of
+A shard is an ordinary zip of stored members, named as in the manifest; any zip tool opens it. Which shard holds an image
+follows from a hash of the image's path, so that a changed image changes one shard. The number of shards is a power of
 two that grows with the set, so that a shard stays at some tens of megabytes; where it doubles, all are written anew.
-The same films give the same bytes, in whatever order they come. What each film must be stands in the manifest (its
+The same images give the same bytes, in whatever order they come. What each image must be stands in the manifest (its
 SHA-256); a zip's own checksums find a damaged shard at the first read.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cxr.common.errors import DataError
 
-# `python -m benchmarks.tracking_files`: far fewer objects than films, and still little to send when one film changes.
+# `python -m benchmarks.tracking_files`: far fewer objects than images, and still little to send when one image changes.
 SHARD_BYTES = 32 << 20
 
 _LOCAL_HEADER_BYTES = 30  # then the name and the extra field, whose lengths are its last four bytes
@@ -31,7 +31,7 @@ def shard_count(total_bytes: int, *, shard_bytes: int = SHARD_BYTES) -> int:
 
 
 def shard_of(path: str, count: int) -> int:
-    """Return which of `count` shards, a power of two, holds the film `path`."""
+    """Return which of `count` shards, a power of two, holds the image `path`."""
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") % count
 
 
@@ -43,12 +43,12 @@ def write_shards(
     workers: int,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[int]:
-    """Pack films into `folder`, a thread a shard; yields how many films each finished shard took.
+    """Pack images into `folder`, a thread a shard; yields how many images each finished shard took.
 
     Args:
         folder: new; the caller makes it appear whole (see cxr.common.files.whole_folder).
-        sizes: path of each film -> bytes; decides the number of shards.
-        read: returns a film's bytes; called from several threads.
+        sizes: path of each image -> bytes; decides the number of shards.
+        read: returns an image's bytes; called from several threads.
         workers: threads.
         shard_bytes: most bytes of a shard, on average.
     """
@@ -69,7 +69,7 @@ def write_shards(
 def _pack(shard: Path, paths: Iterable[str], read: Callable[[str], bytes]) -> None:
     with zipfile.ZipFile(shard, "x", zipfile.ZIP_STORED) as opened:
         for path in paths:
-            member = zipfile.ZipInfo(path)  # of 1980, as zip has it: no clock, so that equal films give equal bytes
+            member = zipfile.ZipInfo(path)  # of 1980, as zip has it: no clock, so that equal images give equal bytes
             member.create_system, member.external_attr = 3, _REGULAR_FILE
             opened.writestr(member, read(path))
 
@@ -83,17 +83,17 @@ class _Place:
 
 
 class Shards:
-    """The films in the shards of a folder. Any number of threads may read; nothing stays open."""
+    """The images in the shards of a folder. Any number of threads may read; nothing stays open."""
 
     def __init__(self, folder: Path) -> None:
-        """Read which films there are.
+        """Read which images there are.
 
         Raises:
             DataError: there are no shards, or one has no readable list of members.
         """
         shards = sorted(folder.glob("*.zip"))
         if not shards:
-            raise DataError(f"{folder} holds no shards of films (*.zip); run `dvc repro ingest` to make them")
+            raise DataError(f"{folder} holds no shards of images (*.zip); run `dvc repro ingest` to make them")
         self._places: dict[str, _Place] = {}
         for shard in shards:
             try:
@@ -105,22 +105,22 @@ class Shards:
                 raise _damaged(shard, str(error)) from error
 
     def __contains__(self, path: str) -> bool:
-        """Say whether the film `path` is in a shard."""
+        """Say whether the image `path` is in a shard."""
         return path in self._places
 
     def __len__(self) -> int:
-        """Count the films."""
+        """Count the images."""
         return len(self._places)
 
     def read(self, path: str) -> bytes:
-        """Return a film byte for byte.
+        """Return an image byte for byte.
 
         Raises:
             DataError: no shard holds `path`, or the shard is damaged there.
         """
         place = self._places.get(path)
         if place is None:
-            raise DataError(f"{path} is in no shard of films; run `dvc repro --force ingest` to pack the films anew")
+            raise DataError(f"{path} is in no shard of images; run `dvc repro --force ingest` to pack the images anew")
         try:
             with place.shard.open("rb", buffering=0) as file:
                 file.seek(place.offset)
@@ -137,5 +137,5 @@ class Shards:
 def _damaged(shard: Path, found: str) -> DataError:
     return DataError(
         f"{shard} is damaged ({found}); run `dvc checkout --force` to take it from DVC's cache, `dvc pull` where it is "
-        "not there, or `dvc repro --force ingest` to pack the films anew"
+        "not there, or `dvc repro --force ingest` to pack the images anew"
     )

@@ -1,4 +1,4 @@
-"""Bring the films of a source to a folder on this machine, wherever they are.
+"""Bring the images of a source to a folder on this machine, wherever they are.
 
 A location is `sample`, a folder, a zip, `https://...` or `s3://bucket/prefix`. What is fetched is
 kept below the downloads folder and not fetched again.
@@ -24,14 +24,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where the films are; `is_archive`: the folder holds what one archive or prefix held, nothing else."""
+    """Where the images are; `is_archive`: the folder holds what one archive or prefix held, nothing else."""
 
     folder: Path
     is_archive: bool
 
 
 def fetch(location: str, *, downloads: Path, sample: Sample, sha256: str | None = None) -> Fetched:
-    """Return a folder with the films of `location`.
+    """Return a folder with the images of `location`.
 
     Args:
         location: `sample`, a folder, a zip, an address.

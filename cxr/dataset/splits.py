@@ -1,12 +1,12 @@
-"""Which films train, validate and test: pure functions from the manifest to an assignment.
+"""Which images train, validate and test: pure functions from the manifest to an assignment.
 
 `paper`     random by image with the paper's quotas (Pham and Nguyen 2023); patients leak on purpose
-`patient`   all films in shares; a patient and what looks alike stay together
+`patient`   all images in shares; a patient and what looks alike stay together
 `official`  the test part of the set itself; everything else trains and validates, patients together
 `cv`        k folds, patients together; one fold is the test set
 
 What of it is left out again, such as for learning curves, is in cxr.dataset.subsample.
-The result depends on the films, the look-alike pairs and the parameters, never on the order of rows.
+The result depends on the images, the near-duplicate pairs and the parameters, never on the order of rows.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from cxr.common.classes import CLASSES, LABELS, Label
 from cxr.common.errors import DataError
 from cxr.common.params import SplitParams
-from cxr.dataset.subsample import UNUSED, quotas_of, thin
+from cxr.dataset.subsample import UNUSED, quotas_of, subsample
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ("image_id", "split", "fold", "label", "patient_id")
@@ -30,46 +30,48 @@ SPLIT_COLUMNS = ("image_id", "split", "fold", "label", "patient_id")
 
 @dataclass(frozen=True)
 class Crossing:
-    """Patients with films in training or validation who also have films in the test set."""
+    """Patients with images in training or validation who also have images in the test set."""
 
     patients: int
     test_patients: int
 
 
-def assign(manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Give every film of the manifest its split.
+def assign(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
+    """Give every image of the manifest its split.
 
     Args:
         manifest: rows as in cxr.dataset.manifest.MANIFEST_COLUMNS.
-        look_alikes: pairs of films that a split must not part, columns `image_id_a`, `image_id_b`.
+        near_duplicates: pairs of images that a split must not part, columns `image_id_a`, `image_id_b`.
         params: section `split` of params.yaml.
 
     Returns:
-        One row a film, sorted by `image_id`: `image_id`, `split` (train, validation, test or unused),
+        One row an image, sorted by `image_id`: `image_id`, `split` (train, validation, test or unused),
         `fold` (-1 where there are no folds), `label`, `patient_id`.
 
     Raises:
-        DataError: a class has no films, too few for its quota, or too few patients for every split to get one;
-            the official test part is absent; or split.train_sources does not fit the films.
+        DataError: a class has no images, too few for its quota, or too few patients for every split to get one;
+            the official test part is absent; or split.train_sources does not fit the images.
     """
-    films = manifest.sort_values("image_id", ignore_index=True)
-    usable = films[films["label"].isin(CLASSES[params.task])].reset_index(drop=True)
+    images = manifest.sort_values("image_id", ignore_index=True)
+    usable = images[images["label"].isin(CLASSES[params.task])].reset_index(drop=True)
     _require_every_class(usable, params)
-    usable["group"] = patient_groups(usable, look_alikes)
+    usable["group"] = patient_groups(usable, near_duplicates)
     placed = _PROTOCOLS[params.protocol](usable, params)
     _require_every_class_in_every_split(placed, params)
-    placed = thin(placed, params)
-    table = films[["image_id", "label", "patient_id"]].merge(placed[["image_id", "split", "fold"]], how="left")
+    placed = subsample(placed, params)
+    table = images[["image_id", "label", "patient_id"]].merge(placed[["image_id", "split", "fold"]], how="left")
     table["split"] = table["split"].fillna(UNUSED)
     table["fold"] = table["fold"].fillna(-1).astype("int64")
     return table[list(SPLIT_COLUMNS)]
 
 
-def patient_groups(films: pd.DataFrame, look_alikes: pd.DataFrame) -> NDArray[np.int64]:
-    """Return a group number for each row: one person's films, and films that look alike, share a number."""
-    patients = films.groupby("patient_id", sort=True).ngroup().to_numpy(np.int64)
-    row_of = pd.Series(np.arange(len(films)), index=films["image_id"])
-    pairs = look_alikes[look_alikes["image_id_a"].isin(row_of.index) & look_alikes["image_id_b"].isin(row_of.index)]
+def patient_groups(images: pd.DataFrame, near_duplicates: pd.DataFrame) -> NDArray[np.int64]:
+    """Return a group number for each row: one person's images, and images that look alike, share a number."""
+    patients = images.groupby("patient_id", sort=True).ngroup().to_numpy(np.int64)
+    row_of = pd.Series(np.arange(len(images)), index=images["image_id"])
+    pairs = near_duplicates[
+        near_duplicates["image_id_a"].isin(row_of.index) & near_duplicates["image_id_b"].isin(row_of.index)
+    ]
     first = patients[row_of.loc[pairs["image_id_a"]].to_numpy()]
     second = patients[row_of.loc[pairs["image_id_b"]].to_numpy()]
     n_patients = int(patients.max()) + 1
@@ -82,11 +84,11 @@ def deal(counts: NDArray[np.int64], shares: Sequence[float], rng: np.random.Gene
     """Deal groups into parts so that each part gets its share of every class.
 
     The largest groups go first (equal ones in random order), each to the part where the sum over the classes of
-    (films - target)² / target rises least. The division by the target fills all parts in step, so that large
-    groups do not all end up in the largest part; the many single films at the end even out what is left.
+    (images - target)² / target rises least. The division by the target fills all parts in step, so that large
+    groups do not all end up in the largest part; the many single images at the end even out what is left.
 
     Args:
-        counts: (groups, classes) films of each class in each group.
+        counts: (groups, classes) images of each class in each group.
         shares: share of each part, above 0, sum 1.
         rng: order of groups of one size.
 
@@ -97,18 +99,18 @@ def deal(counts: NDArray[np.int64], shares: Sequence[float], rng: np.random.Gene
     missing = targets.copy()
     part_of = np.empty(len(counts), dtype=np.int64)
     for group in np.lexsort((rng.permutation(len(counts)), -counts.sum(axis=1))):
-        films = counts[group]
-        rise = (films * (films - 2 * missing) / np.maximum(targets, 1)).sum(axis=1)
+        images = counts[group]
+        rise = (images * (images - 2 * missing) / np.maximum(targets, 1)).sum(axis=1)
         part_of[group] = rise.argmin()
-        missing[part_of[group]] -= films
+        missing[part_of[group]] -= images
     return part_of
 
 
 def target_shares(params: SplitParams) -> dict[str, float]:
     """Return the share of each class that a split should hold.
 
-    Of all films of the task; for `official`, where the test set is given, of the films that are not grouped with it.
-    Of the training films, the share before `train_sources` and `train_share` leave some out. Empty for `paper`.
+    Of all images of the task; for `official`, where the test set is given, of the images that are not grouped with it.
+    Of the training images, the share before `train_sources` and `train_share` leave some out. Empty for `paper`.
     """
     if params.protocol == "paper":
         return {}
@@ -119,17 +121,17 @@ def target_shares(params: SplitParams) -> dict[str, float]:
     return shares
 
 
-def films_to_share(manifest: pd.DataFrame, look_alikes: pd.DataFrame, params: SplitParams) -> dict[str, int]:
-    """Count by class the films that `target_shares` are shares of."""
+def images_to_share(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> dict[str, int]:
+    """Count by class the images that `target_shares` are shares of."""
     usable = manifest[manifest["label"].isin(CLASSES[params.task])].reset_index(drop=True)
     if params.protocol == "official":
-        group = pd.Series(patient_groups(usable, look_alikes))
+        group = pd.Series(patient_groups(usable, near_duplicates))
         usable = usable[~group.isin(group[_is_official_test(usable, params)])]
     return {str(label): int(n) for label, n in usable["label"].value_counts().items()}
 
 
 def crossing(table: pd.DataFrame) -> Crossing:
-    """Count the patients of the test set whose other films train or validate."""
+    """Count the patients of the test set whose other images train or validate."""
     tested = set(table.loc[table["split"] == "test", "patient_id"])
     seen = set(table.loc[table["split"].isin(["train", "validation"]), "patient_id"])
     return Crossing(patients=len(tested & seen), test_patients=len(tested))
@@ -141,11 +143,11 @@ def leakage(table: pd.DataFrame, params: SplitParams) -> str:
     if params.protocol == "paper":
         return (
             f"Split at random by image, as the paper does: {found.patients} of the {found.test_patients} patients in "
-            "the test set also have films in training or validation, so the metrics are higher than for new patients."
+            "the test set also have images in training or validation, so the metrics are higher than for new patients."
         )
     return (
         f"No patient leaks as far as the sets' file names tell: {found.patients} of the {found.test_patients} patients "
-        "in the test set have films in training or validation, and no films that look alike are parted."
+        "in the test set have images in training or validation, and no images that look alike are parted."
     )
 
 
@@ -156,8 +158,8 @@ def test_set_sha256(table: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def count_films(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str, int]]:
-    """Return films as {split: {label: n}}: every class of the task in each split, those there are in `unused`."""
+def count_images(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str, int]]:
+    """Return images as {split: {label: n}}: every class of the task in each split, those there are in `unused`."""
     labels: dict[str, list[str]] = {name: list(CLASSES[params.task]) for name in SPLITS}
     unused = table.loc[table["split"] == UNUSED, "label"]
     labels[UNUSED] = [label for label in LABELS if label in set(unused)]
@@ -172,7 +174,7 @@ def _paper(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     split = np.full(len(usable), UNUSED, dtype=object)
     for label in CLASSES[params.task]:
         rows = np.flatnonzero(usable["label"] == label)
-        # By the class's number in every task: a pair of classes has the films that these classes have in all tasks.
+        # By the class's number in every task: a pair of classes has the images that these classes have in all tasks.
         rows = np.random.default_rng([params.seed, LABELS.index(label)]).permutation(rows)
         for name, quota in quotas.items():
             split[rows[: quota[label]]] = name
@@ -181,18 +183,18 @@ def _paper(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
 
 
 def _patient(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    part = _deal_films(usable, list(target_shares(params).values()), params)
+    part = _deal_images(usable, list(target_shares(params).values()), params)
     return usable.assign(split=np.array(SPLITS, dtype=object)[part], fold=-1)
 
 
 def _official(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Take the test part as it is; a film of its patients or that looks like one of its films is left unused."""
+    """Take the test part as it is; an image of its patients or that looks like one of its images is left unused."""
     is_test = _is_official_test(usable, params)
     _require_official_test(usable, is_test, params)
     in_test_group = usable["group"].isin(usable.loc[is_test, "group"])
     split = np.where(is_test, "test", UNUSED).astype(object)
     pool = usable[~in_test_group]
-    part = _deal_films(pool, list(target_shares(params).values()), params)
+    part = _deal_images(pool, list(target_shares(params).values()), params)
     split[~in_test_group] = np.array(SPLITS, dtype=object)[part]
     return usable.assign(split=split, fold=-1)
 
@@ -203,12 +205,12 @@ def _is_official_test(usable: pd.DataFrame, params: SplitParams) -> pd.Series:
 
 def _cv(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     """Deal the folds from the seed alone, then carve validation out of the other folds."""
-    fold = _deal_films(usable, [1 / params.folds] * params.folds, params)
+    fold = _deal_images(usable, [1 / params.folds] * params.folds, params)
     _require_every_class_in_every_fold(usable, fold, params)
     shares = target_shares(params)
     rest = fold != params.fold
     kept = 1 - shares["test"]
-    part = _deal_films(usable[rest], [shares["train"] / kept, shares["validation"] / kept], params)
+    part = _deal_images(usable[rest], [shares["train"] / kept, shares["validation"] / kept], params)
     split = np.full(len(usable), "test", dtype=object)
     split[rest] = np.array(SPLITS, dtype=object)[part]
     return usable.assign(split=split, fold=fold)
@@ -222,10 +224,10 @@ _PROTOCOLS: dict[str, Callable[[pd.DataFrame, SplitParams], pd.DataFrame]] = {
 }
 
 
-def _deal_films(films: pd.DataFrame, shares: Sequence[float], params: SplitParams) -> NDArray[np.int64]:
-    """Deal the groups of `films` and return the part of each film."""
-    _, group = np.unique(films["group"], return_inverse=True)
-    label = pd.Categorical(films["label"], categories=CLASSES[params.task]).codes
+def _deal_images(images: pd.DataFrame, shares: Sequence[float], params: SplitParams) -> NDArray[np.int64]:
+    """Deal the groups of `images` and return the part of each image."""
+    _, group = np.unique(images["group"], return_inverse=True)
+    label = pd.Categorical(images["label"], categories=CLASSES[params.task]).codes
     counts = np.zeros((int(group.max(initial=-1)) + 1, len(CLASSES[params.task])), dtype=np.int64)
     np.add.at(counts, (group, label), 1)
     return deal(counts, shares, np.random.default_rng(params.seed))[group]
@@ -235,7 +237,7 @@ def _require_every_class(usable: pd.DataFrame, params: SplitParams) -> None:
     absent = [label for label in CLASSES[params.task] if label not in set(usable["label"])]
     if absent:
         raise DataError(
-            f"the manifest holds no films of class {', '.join(absent)}, and split.task {params.task} needs "
+            f"the manifest holds no images of class {', '.join(absent)}, and split.task {params.task} needs "
             f"{', '.join(CLASSES[params.task])}; add a source with them to ingest.sources or choose another task"
         )
 
@@ -249,7 +251,7 @@ def _require_quotas(usable: pd.DataFrame, params: SplitParams, quotas: dict[str,
         lines.append(f"{label} has {there}, needs {needed}, lacks {max(needed - there, 0)}")
     if lacking:
         raise DataError(
-            f"too few films for split.protocol paper: {'; '.join(lines)}; add films, lower the quotas "
+            f"too few images for split.protocol paper: {'; '.join(lines)}; add images, lower the quotas "
             "split.paper_train, paper_test and paper_validation, or choose split.protocol patient"
         )
 
@@ -260,7 +262,7 @@ def _require_official_test(usable: pd.DataFrame, is_test: pd.Series, params: Spl
         parts = sorted(set(usable.loc[usable["source"] == params.official_source, "official_split"]))
         raise DataError(
             f"split.protocol official needs the test part of source {params.official_source} with every class, but "
-            f"it has no {', '.join(absent)} films there (its parts here: {', '.join(parts) or 'none'}); "
+            f"it has no {', '.join(absent)} images there (its parts here: {', '.join(parts) or 'none'}); "
             "add that part (`make data` downloads the whole set) or choose split.protocol patient"
         )
 
@@ -275,11 +277,11 @@ def _require_every_class_in_every_fold(usable: pd.DataFrame, fold: NDArray[np.in
 
 def _require_every_class_in(placed: pd.DataFrame, column: str, parts: Sequence[str | int], params: SplitParams) -> None:
     for label in CLASSES[params.task]:
-        films = placed[placed["label"] == label]
-        empty = [str(part) for part in parts if part not in set(films[column])]
+        images = placed[placed["label"] == label]
+        empty = [str(part) for part in parts if part not in set(images[column])]
         if empty:
             raise DataError(
-                f"no films of class {label} are left for {column} {', '.join(empty)}: its {len(films)} films come from "
-                f"{films['group'].nunique()} patients, who are never parted; add films of this class or make "
+                f"no images of class {label} are left for {column} {', '.join(empty)}: its {len(images)} images come from "
+                f"{images['group'].nunique()} patients, who are never parted; add images of this class or make "
                 f"{'split.folds smaller' if column == 'fold' else 'the shares of small splits larger'}"
             )

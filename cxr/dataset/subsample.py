@@ -1,10 +1,10 @@
-"""Which of the films that a split has placed are left out again: pure functions, seeded, for fair comparisons.
+"""Which of the images that a split has placed are left out again: pure functions, seeded, for fair comparisons.
 
-`split.films: paper_quotas`  as many films of each class in each split as the paper has
-`split.train_sources`        only films of these sources train
-`split.train_share`          a share of the training films of each class, for learning curves
+`split.images: paper_quotas`  as many images of each class in each split as the paper has
+`split.train_sources`        only images of these sources train
+`split.train_share`          a share of the training images of each class, for learning curves
 
-They apply in this order; the last two touch the training films alone. What is left out is `unused`, so whoever does
+They apply in this order; the last two touch the training images alone. What is left out is `unused`, so whoever does
 not cross before does not cross afterwards.
 """
 
@@ -21,30 +21,30 @@ _STREAMS = {"train": 1, "validation": 2, "test": 3, "share": 4}  # not 0: numpy 
 
 
 def has_quotas(params: SplitParams) -> bool:
-    """Say whether each split holds the paper's numbers of films rather than shares of all films."""
-    return params.protocol == "paper" or params.films == "paper_quotas"
+    """Say whether each split holds the paper's numbers of images rather than shares of all images."""
+    return params.protocol == "paper" or params.images == "paper_quotas"
 
 
 def quotas_of(params: SplitParams) -> dict[str, dict[Label, int]]:
-    """Return films as {split: {label: n}} for the classes of the task; quotas of other classes do not count."""
+    """Return images as {split: {label: n}} for the classes of the task; quotas of other classes do not count."""
     quotas = {"train": params.paper_train, "test": params.paper_test, "validation": params.paper_validation}
     return {name: {label: quota[label] for label in CLASSES[params.task]} for name, quota in quotas.items()}
 
 
-def kept_of(films: int, train_share: float) -> int:
-    """Return how many of a class's training films `train_share` keeps: at least one."""
-    return max(1, round(films * train_share))
+def kept_of(images: int, train_share: float) -> int:
+    """Return how many of a class's training images `train_share` keeps: at least one."""
+    return max(1, round(images * train_share))
 
 
-def thin(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
+def subsample(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     """Return `placed` (image_id, source, label, split, sorted by image_id) with what is left out as `unused`.
 
     Raises:
-        DataError: a split has fewer films of a class than its quota, a source is unknown, or the sources leave a
-            class without training films.
+        DataError: a split has fewer images of a class than its quota, a source is unknown, or the sources leave a
+            class without training images.
     """
     placed = placed.assign(split=placed["split"].to_numpy(object))
-    if params.films == "paper_quotas" and params.protocol != "paper":
+    if params.images == "paper_quotas" and params.protocol != "paper":
         placed = _to_quotas(placed, params)
     if params.train_sources:
         placed = _to_sources(placed, params)
@@ -66,8 +66,8 @@ def _to_quotas(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
             placed = _leave_out(placed, _shuffled(rows, params.seed, label, name)[wanted:])
     if lacking:
         raise DataError(
-            f"too few films for split.films paper_quotas: {'; '.join(lacking)}; add films, lower the quotas "
-            "split.paper_train, paper_test and paper_validation, or set split.films to all"
+            f"too few images for split.images paper_quotas: {'; '.join(lacking)}; add images, lower the quotas "
+            "split.paper_train, paper_test and paper_validation, or set split.images to all"
         )
     return placed
 
@@ -77,7 +77,7 @@ def _to_sources(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     unknown = [name for name in params.train_sources if name not in there]
     if unknown:
         raise DataError(
-            f"split.train_sources names {', '.join(unknown)}, and the films of task {params.task} come from "
+            f"split.train_sources names {', '.join(unknown)}, and the images of task {params.task} come from "
             f"{', '.join(there)}; name one of those, or add the source to ingest.sources"
         )
     others = (placed["split"] == "train") & ~placed["source"].isin(params.train_sources)
@@ -85,7 +85,7 @@ def _to_sources(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
     absent = [label for label in CLASSES[params.task] if not len(_rows(placed, "train", label))]
     if absent:
         raise DataError(
-            f"split.train_sources {', '.join(params.train_sources)} leaves no training films of class "
+            f"split.train_sources {', '.join(params.train_sources)} leaves no training images of class "
             f"{', '.join(absent)}; add a source that has them, or choose a split.task without that class"
         )
     return placed

@@ -1,9 +1,9 @@
-"""The embedded sample: synthetic films in the folders and under the names that the real sets use.
+"""The embedded sample: synthetic images in the folders and under the names that the real sets use.
 
-    chest_xray/{train,test}/{NORMAL,PNEUMONIA}              several films a patient; numbers restart in test
-    Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}   fewer films, another hospital's look
+    chest_xray/{train,test}/{NORMAL,PNEUMONIA}              several images a patient; numbers restart in test
+    Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}   fewer images, another hospital's look
 
-No film shows a person. Files that a gate must catch are planted among them, see PLANTED.
+No image shows a person. Files that a gate must catch are planted among them, see PLANTED.
 The same seed writes the same bytes.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.classes import Label
-from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, Look, draw_anatomy, draw_film, draw_finding
+from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, Look, draw_anatomy, draw_finding, draw_image
 
 Grey = NDArray[np.uint8]
 
 _KERMANY, _COVID19 = "chest_xray", "Covid19-dataset"
 _FIRST_NORMAL = 115  # the real set's first numbers
 _COVID19_FOLDERS: dict[Label, str] = {"covid": "Covid", "normal": "Normal", "viral": "Viral Pneumonia"}
-_FILMS_A_PATIENT = (1, 1, 2, 2, 3)
+_IMAGES_A_PATIENT = (1, 1, 2, 2, 3)
 _TEST_ONE_IN = 5
 _COVID19_ONE_IN = 3
 
@@ -42,16 +42,16 @@ PLANTED: dict[str, str] = {
 }
 """Path of a planted file -> what must become of it: kept, duplicate, or the reason of its quarantine.
 
-The first two duplicates are byte for byte a film of their own set, the third is a film of the other set, encoded
+The first two duplicates are byte for byte an image of their own set, the third is an image of the other set, encoded
 anew. The two files with conflicting labels hold the same bytes. Of the two that are kept one has 16 bits a pixel, and
-one looks much like the first viral film without being the same: no split may part them.
+one looks much like the first viral image without being the same: no split may part them.
 """
 
 
 def write_sample(folder: Path, *, patients_per_class: int, seed: int) -> None:
     """Write both synthetic sets into `folder`.
 
-    A patient has one to three films. One patient in five is in the test parts; the second set has a third as many
+    A patient has one to three images. One patient in five is in the test parts; the second set has a third as many
     patients as the first. `PLANTED` files come on top: with fewer than 25 patients a class their share is above
     what `validate` lets pass by default.
 
@@ -68,21 +68,21 @@ def write_sample(folder: Path, *, patients_per_class: int, seed: int) -> None:
 
 
 def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
-    films_written = {"bacteria": 0, "virus": 0}
+    images_written = {"bacteria": 0, "virus": 0}
 
-    def normal(number: int, film: int) -> str:
+    def normal(number: int, image: int) -> str:
         prefix = "NORMAL2-" if number % 2 else ""
-        return f"NORMAL/{prefix}IM-{number + _FIRST_NORMAL:04d}-{film + 1:04d}.jpeg"
+        return f"NORMAL/{prefix}IM-{number + _FIRST_NORMAL:04d}-{image + 1:04d}.jpeg"
 
     def pneumonia(agent: str) -> Callable[[int, int], str]:
-        def name(number: int, _film: int) -> str:
-            films_written[agent] += 1
-            return f"PNEUMONIA/person{number}_{agent}_{films_written[agent]}.jpeg"
+        def name(number: int, _image: int) -> str:
+            images_written[agent] += 1
+            return f"PNEUMONIA/person{number}_{agent}_{images_written[agent]}.jpeg"
 
         return name
 
     for part, count in _parts(n_patients):
-        # As in the real set, some person numbers have films of both kinds.
+        # As in the real set, some person numbers have images of both kinds.
         first_viral = count - count // 10 + 1
         root = folder / _KERMANY / part
         _write_patients(root, "normal", range(1, count + 1), normal, seed)
@@ -91,24 +91,24 @@ def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
 
 
 def _write_patients(root: Path, label: Label, numbers: range, name: Callable[[int, int], str], seed: int) -> None:
-    """Write all films of the patients `numbers` of one class; a number with pneumonia is one person, of either kind."""
+    """Write all images of the patients `numbers` of one class; a number with pneumonia is one person, of either kind."""
     for number in numbers:
         person = _rng(seed, root.name, "normal" if label == "normal" else "pneumonia", number)
         anatomy = draw_anatomy(person)
-        films = _rng(seed, root.name, label, number)
-        finding = draw_finding(label, films)
-        for film in range(int(films.choice(_FILMS_A_PATIENT))):
-            _write(root / name(number, film), draw_film(anatomy, finding, KERMANY_LOOK, films))
+        images = _rng(seed, root.name, label, number)
+        finding = draw_finding(label, images)
+        for image in range(int(images.choice(_IMAGES_A_PATIENT))):
+            _write(root / name(number, image), draw_image(anatomy, finding, KERMANY_LOOK, images))
 
 
 def _write_covid19(folder: Path, n_patients: int, seed: int) -> None:
-    """One film a patient; PNG and JPEG, grey and RGB in turn; the same names in every folder."""
+    """One image a patient; PNG and JPEG, grey and RGB in turn; the same names in every folder."""
     for part, count in _parts(n_patients):
         for label, class_folder in _COVID19_FOLDERS.items():
             for number in range(1, count + 1):
-                film = _one_film(label, COVID19_LOOK, _rng(seed, part, class_folder, number))
+                image = _one_image(label, COVID19_LOOK, _rng(seed, part, class_folder, number))
                 suffix = "png" if number % 4 == 0 else "jpeg"
-                pixels = np.repeat(film[:, :, None], 3, axis=2) if number % 3 == 0 else film
+                pixels = np.repeat(image[:, :, None], 3, axis=2) if number % 3 == 0 else image
                 _write(folder / _COVID19 / part / class_folder / f"0{number}.{suffix}", pixels)
 
 
@@ -122,22 +122,22 @@ def _plant(folder: Path, seed: int) -> None:
     first_normal = _first(train, "NORMAL/*IM-*.jpeg")
     _write_bytes(normal_twin, first_normal.read_bytes())
     _write(across, _read(first_normal), quality=80)
-    whole = [_encoded(_one_film("viral", KERMANY_LOOK, _rng(seed, "planted", "film", n)), ".jpeg") for n in range(3)]
+    whole = [_encoded(_one_image("viral", KERMANY_LOOK, _rng(seed, "planted", "image", n)), ".jpeg") for n in range(3)]
     _write_bytes(conflict, whole[0])
     _write_bytes(conflict_too, whole[0])
     _write_bytes(truncated, whole[1][: len(whole[1]) // 2])
     _write_bytes(empty, b"")
-    _write_bytes(text, b"Film not found in the archive.\n")
+    _write_bytes(text, b"Image not found in the archive.\n")
     _write_bytes(unsure, whole[2])
-    covid = _one_film("covid", COVID19_LOOK, _rng(seed, "planted", "deep", 0))
+    covid = _one_image("covid", COVID19_LOOK, _rng(seed, "planted", "deep", 0))
     _write(deep, covid.astype(np.uint16) * 257)
     _write(alike, _shifted(_read(_first(train, "PNEUMONIA/*_virus_*.jpeg"))))
 
 
-def _shifted(film: Grey) -> Grey:
-    """Cut rows and columns off until small copies of both films correlate below 0.99: alike, and not the same."""
-    small = [cv2.resize(film[cut:, cut:], (32, 32), interpolation=cv2.INTER_AREA).ravel() for cut in range(40)]
-    return next((film[cut:, cut:] for cut in range(40) if np.corrcoef(small[0], small[cut])[0, 1] < 0.99), film)
+def _shifted(image: Grey) -> Grey:
+    """Cut rows and columns off until small copies of both images correlate below 0.99: alike, and not the same."""
+    small = [cv2.resize(image[cut:, cut:], (32, 32), interpolation=cv2.INTER_AREA).ravel() for cut in range(40)]
+    return next((image[cut:, cut:] for cut in range(40) if np.corrcoef(small[0], small[cut])[0, 1] < 0.99), image)
 
 
 def _parts(n_patients: int) -> Iterator[tuple[str, int]]:
@@ -146,9 +146,9 @@ def _parts(n_patients: int) -> Iterator[tuple[str, int]]:
     yield "test", n_test
 
 
-def _one_film(label: Label, look: Look, rng: np.random.Generator) -> Grey:
+def _one_image(label: Label, look: Look, rng: np.random.Generator) -> Grey:
     anatomy, finding = draw_anatomy(rng), draw_finding(label, rng)
-    return draw_film(anatomy, finding, look, rng)
+    return draw_image(anatomy, finding, look, rng)
 
 
 def _rng(seed: int, part: str, kind: str, number: int) -> np.random.Generator:

@@ -1,7 +1,7 @@
-"""Draws one synthetic chest film: a phantom that shows the patterns of the classes and nobody's anatomy.
+"""Draws one synthetic chest X-ray: a synthetic that shows the patterns of the classes and nobody's anatomy.
 
-Film coordinates: u to the right (the patient's left), v downwards, both about -1 to 1 over the film.
-All layers are formulas over the whole (H, W) grid; what they add up to is attenuation, bright on the film.
+Image coordinates: u to the right (the patient's left), v downwards, both about -1 to 1 over the image.
+All layers are formulas over the whole (H, W) grid; what they add up to is attenuation, bright on the image.
 
 What tells the classes apart is shape and texture. Grey mean and spread are drawn at the end without regard to
 the class, so that exposure tells nothing.
@@ -21,7 +21,7 @@ Plane = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One person; lengths in film coordinates."""
+    """One person; lengths in image coordinates."""
 
     body: float
     shoulder_v: float
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """How one hospital's films look."""
+    """How one hospital's images look."""
 
     grey_mean: tuple[float, float]
     grey_std: tuple[float, float]
@@ -110,8 +110,8 @@ def draw_finding(label: Label, rng: np.random.Generator) -> Finding:
     return Finding()
 
 
-def draw_film(anatomy: Anatomy, finding: Finding, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a film of a person: pose, size, exposure and noise of its own. Returns (H, W) grey levels."""
+def draw_image(anatomy: Anatomy, finding: Finding, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw an image of a person: pose, size, exposure and noise of its own. Returns (H, W) grey levels."""
     height, width = (int(side) for side in rng.integers(*look.sides_px, size=2, endpoint=True))
     u, v = _pose(height, width, look, rng)
     attenuation, lungs = _thorax(anatomy, u, v)
@@ -135,7 +135,7 @@ def _bump(distance: Plane, width: float) -> Plane:
 
 
 def _cloud(shape: tuple[int, ...], cells: float, rng: np.random.Generator) -> Plane:
-    """Return smooth noise of about unit variance with `cells` blobs across the film."""
+    """Return smooth noise of about unit variance with `cells` blobs across the image."""
     height, width = shape
     coarse = rng.standard_normal((max(round(cells * height / width), 2), max(round(cells), 2)), dtype=np.float32)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
@@ -282,12 +282,12 @@ def _expose(attenuation: Plane, look: Look, rng: np.random.Generator) -> Plane:
 
 def _frame(grey: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Round to 8 bits; add the side marker and the collimator's border."""
-    film: NDArray[np.uint8] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    height, width = film.shape
+    image: NDArray[np.uint8] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    height, width = image.shape
     if look.border:
         rim = round(look.border * rng.uniform(0.4, 1) * width)
-        film[:rim], film[-rim:], film[:, :rim], film[:, -rim:] = 0, 0, 0, 0
+        image[:rim], image[-rim:], image[:, :rim], image[:, -rim:] = 0, 0, 0, 0
     marker = str(rng.choice(look.markers))
     at = (int(width * rng.uniform(0.04, 0.12)), int(height * rng.uniform(0.08, 0.2)))
-    cv2.putText(film, marker, at, cv2.FONT_HERSHEY_SIMPLEX, width / 700 + 0.1, 240, 2, cv2.LINE_AA)
-    return film
+    cv2.putText(image, marker, at, cv2.FONT_HERSHEY_SIMPLEX, width / 700 + 0.1, 240, 2, cv2.LINE_AA)
+    return image

@@ -2,7 +2,7 @@
 
 GDCM is native code, and frames come from strangers. Of 2,671 mutated frames 16 killed the process that decoded them
 (SIGSEGV, or std::terminate), and CharLS ran for 20 s on frames of 2 KB. So each frame gets a fresh process with a limit
-on memory and time, nothing in its environment, and no film but its own; it costs 0.07 s of a core. Baseline JPEG does
+on memory and time, nothing in its environment, and no image but its own; it costs 0.07 s of a core. Baseline JPEG does
 not come here: OpenCV decodes it as it decodes a JPEG file.
 """
 

@@ -1,6 +1,6 @@
-"""Whose film a DICOM file is, for the few that must know, and the film without that.
+"""Whose image a DICOM file is, for the few that must know, and the image without that.
 
-A patient's number is never kept. Where films of one patient must stay together, `patient_digest` stands in for it: an
+A patient's number is never kept. Where images of one patient must stay together, `patient_digest` stands in for it: an
 HMAC under a key that only the hospital has. A plain or salted hash would not do: patient numbers are short, and with
 the salt beside the hash all of them are tried in seconds. The key comes from the environment, so that it lies in no
 output, no commit and no log; the same key gives the same digests, on any machine.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cxr.common.errors import SourceError
 from cxr.dicom.greyscale import Table, Window
 from cxr.dicom.header import NATIVE, header_of
-from cxr.dicom.pixels import FILM_TAGS, grey_rules, samples_of
+from cxr.dicom.pixels import IMAGE_TAGS, grey_rules, samples_of
 from cxr.dicom.tags import EXPLICIT, listed, read_dicom, refusing, text
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _IDENTITY_TAGS = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What links a film to its study and patient. Its repr shows none of it, so that no log line can."""
+    """What links an image to its study and patient. Its repr shows none of it, so that no log line can."""
 
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
@@ -55,7 +55,7 @@ class Identity:
 
 
 def read_identity(data: bytes, *, name: str) -> Identity:
-    """Read what links a film to its study and patient; empty where the file does not say.
+    """Read what links an image to its study and patient; empty where the file does not say.
 
     Raises:
         ImageError: the file cannot be read.
@@ -88,63 +88,63 @@ def patient_digest(patient: str, *, issuer: str, key: bytes) -> str:
 
 
 def without_patient(data: bytes, *, name: str, max_pixels: int) -> bytes:
-    """Return the film as a DICOM file with nothing but its picture: it decodes to the same grey levels.
+    """Return the image as a DICOM file with nothing but its picture: it decodes to the same grey levels.
 
     It is built anew of what the reader understood, not stripped of what is known to be private: a tag nobody thought
-    of cannot stay. The same film gives the same bytes.
+    of cannot stay. The same image gives the same bytes.
 
     Args:
         data: the file's bytes.
         name: what errors call the file.
-        max_pixels: refuse larger films.
+        max_pixels: refuse larger images.
 
     Raises:
-        ImageError: it is no film that can be read; see cxr.dicom.pixels.read_dicom_header.
+        ImageError: it is no image that can be read; see cxr.dicom.pixels.read_dicom_header.
     """
     with refusing(name):
-        source = read_dicom(data, FILM_TAGS)
+        source = read_dicom(data, IMAGE_TAGS)
         header = header_of(source, max_pixels)
-        film = _picture(source, header)
-        _describe_grey(film, grey_rules(source, header))
-        return _file(film, EXPLICIT if header.transfer_syntax in NATIVE else header.transfer_syntax)
+        image = _picture(source, header)
+        _describe_grey(image, grey_rules(source, header))
+        return _file(image, EXPLICIT if header.transfer_syntax in NATIVE else header.transfer_syntax)
 
 
 def _picture(source: "Dataset", header: "DicomHeader") -> "Dataset":
     from pydicom.dataset import Dataset
 
-    film = Dataset()
-    film.SOPClassUID, film.Modality, film.BodyPartExamined = _CR_STORAGE, header.modality, "CHEST"
-    film.PatientOrientation = [str(axis).strip().upper()[:1] for axis in listed(source, "PatientOrientation")]
-    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME1" if header.inverted else "MONOCHROME2"
-    film.Rows, film.Columns = header.rows, header.columns
-    film.PixelAspectRatio = [round(header.aspect * _ASPECT_UNIT), _ASPECT_UNIT]
-    film.BitsAllocated, film.BitsStored = header.bits_allocated, header.bits_stored
-    film.HighBit, film.PixelRepresentation = header.bits_stored - 1, int(header.signed)
+    image = Dataset()
+    image.SOPClassUID, image.Modality, image.BodyPartExamined = _CR_STORAGE, header.modality, "CHEST"
+    image.PatientOrientation = [str(axis).strip().upper()[:1] for axis in listed(source, "PatientOrientation")]
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME1" if header.inverted else "MONOCHROME2"
+    image.Rows, image.Columns = header.rows, header.columns
+    image.PixelAspectRatio = [round(header.aspect * _ASPECT_UNIT), _ASPECT_UNIT]
+    image.BitsAllocated, image.BitsStored = header.bits_allocated, header.bits_stored
+    image.HighBit, image.PixelRepresentation = header.bits_stored - 1, int(header.signed)
     if header.transfer_syntax in NATIVE:
-        film.PixelData = samples_of(source, header).astype("<u2" if header.bits_allocated == 16 else "u1").tobytes()
-        film.PixelData += b"\0" * (len(film.PixelData) % 2)
+        image.PixelData = samples_of(source, header).astype("<u2" if header.bits_allocated == 16 else "u1").tobytes()
+        image.PixelData += b"\0" * (len(image.PixelData) % 2)
     else:
-        film.PixelData = source["PixelData"].value
-    film["PixelData"].VR = "OW" if header.bits_allocated == 16 else "OB"
-    return film
+        image.PixelData = source["PixelData"].value
+    image["PixelData"].VR = "OW" if header.bits_allocated == 16 else "OB"
+    return image
 
 
-def _describe_grey(film: "Dataset", rules: "GreyRules") -> None:
+def _describe_grey(image: "Dataset", rules: "GreyRules") -> None:
     from pydicom.sequence import Sequence
 
     if isinstance(rules.modality, Table):
-        film.ModalityLUTSequence = Sequence([_table(rules.modality)])
+        image.ModalityLUTSequence = Sequence([_table(rules.modality)])
     else:
-        film.RescaleSlope, film.RescaleIntercept = (_decimal(number) for number in rules.modality)
+        image.RescaleSlope, image.RescaleIntercept = (_decimal(number) for number in rules.modality)
     if isinstance(rules.voi, Table):
-        film.VOILUTSequence = Sequence([_table(rules.voi)])
+        image.VOILUTSequence = Sequence([_table(rules.voi)])
     elif isinstance(rules.voi, Window):
-        film.WindowCenter, film.WindowWidth = _decimal(rules.voi.centre), _decimal(rules.voi.width)
-        film.VOILUTFunction = rules.voi.kind
+        image.WindowCenter, image.WindowWidth = _decimal(rules.voi.centre), _decimal(rules.voi.width)
+        image.VOILUTFunction = rules.voi.kind
     if rules.padding is not None:
         vr = "SS" if rules.signed else "US"
-        film.add_new("PixelPaddingValue", vr, rules.padding[0])
-        film.add_new("PixelPaddingRangeLimit", vr, rules.padding[1])
+        image.add_new("PixelPaddingValue", vr, rules.padding[0])
+        image.add_new("PixelPaddingRangeLimit", vr, rules.padding[1])
 
 
 def _table(table: Table) -> "Dataset":
@@ -161,15 +161,15 @@ def _decimal(number: float) -> str:
     return next(text for digits in range(17, 0, -1) if len(text := f"{number:.{digits}g}") <= 16)
 
 
-def _file(film: "Dataset", transfer_syntax: str) -> bytes:
+def _file(image: "Dataset", transfer_syntax: str) -> bytes:
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID
 
-    film.SOPInstanceUID = f"2.25.{int.from_bytes(hashlib.sha256(film.PixelData).digest()[:16], 'big')}"
-    film.file_meta = FileMetaDataset()
-    film.file_meta.MediaStorageSOPClassUID = UID(_CR_STORAGE)
-    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
-    film.file_meta.TransferSyntaxUID = UID(transfer_syntax)
+    image.SOPInstanceUID = f"2.25.{int.from_bytes(hashlib.sha256(image.PixelData).digest()[:16], 'big')}"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.MediaStorageSOPClassUID = UID(_CR_STORAGE)
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    image.file_meta.TransferSyntaxUID = UID(transfer_syntax)
     written = io.BytesIO()
-    film.save_as(written, enforce_file_format=True)
+    image.save_as(written, enforce_file_format=True)
     return written.getvalue()

@@ -1,9 +1,9 @@
 """From stored DICOM samples to grey levels: modality LUT, then VOI LUT, then polarity (PS3.3 C.7.6.3, C.11.1, C.11.2).
 
-A film has at most 65,536 different samples, so the way is worked out once for each of them, in double precision, and
+An image has at most 65,536 different samples, so the way is worked out once for each of them, in double precision, and
 read from a table. Without a window or VOI LUT the levels are those of a PNG of the same samples: 8 bits are taken
 as they are, more are stretched from the darkest to the brightest sample, padding left out. Percentiles would cut off
-what is brighter than the film, such as lead letters; the same film as a 16-bit PNG would then give other levels.
+what is brighter than the image, such as lead letters; the same image as a 16-bit PNG would then give other levels.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a DICOM film's header says of its picture, and which files are refused for what it says.
+"""What a DICOM image's header says of its picture, and which files are refused for what it says.
 
 Taken are single grey frames of CR, DX and RG, frontal, of the chest. An empty body part or view refuses nothing:
 many hospitals leave them empty. Messages repeat no value of a tag that holds free text.
@@ -86,10 +86,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a film's header says of its picture; nothing in it is the patient's.
+    """What an image's header says of its picture; nothing in it is the patient's.
 
     aspect         height of a stored pixel as a share of its width; 1.0: square
-    width, height  of the film as `decode_dicom` returns it: square pixels, the usual way up
+    width, height  of the image as `decode_dicom` returns it: square pixels, the usual way up
     """
 
     modality: str
@@ -133,7 +133,7 @@ def header_of(dataset: "Dataset", max_pixels: int) -> DicomHeader:
     """Return what the picture is like.
 
     Raises:
-        UnfitError: it is no chest film that can be read, or has more than `max_pixels` pixels.
+        UnfitError: it is no chest X-ray that can be read, or has more than `max_pixels` pixels.
     """
     _refuse_other_objects(dataset)
     _refuse_other_views(dataset)
@@ -143,7 +143,7 @@ def header_of(dataset: "Dataset", max_pixels: int) -> DicomHeader:
         raise UnfitError(
             "larger than the pixel limit",
             f"is larger than the pixel limit: {columns} x {rows} pixels, allowed {max_pixels}; "
-            "raise max_pixels in params.yaml if such films are expected",
+            "raise max_pixels in params.yaml if such images are expected",
         )
     bits_stored = number(dataset, "BitsStored")
     return DicomHeader(
@@ -172,7 +172,7 @@ def _refuse_other_objects(dataset: "Dataset") -> None:
     modality = word(dataset, "Modality")
     is_directory = word(dataset.file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
     if is_directory or modality in _WITHOUT_PIXELS or ("PixelData" not in dataset and modality in MODALITIES):
-        raise UnfitError("no pixels", "has no picture, as a report or DICOMDIR has none; give the films")
+        raise UnfitError("no pixels", "has no picture, as a report or DICOMDIR has none; give the images")
     if modality not in MODALITIES:
         named = _OTHER_MODALITIES.get(modality, "not named, or of a kind unknown here")
         raise UnfitError(
@@ -180,7 +180,7 @@ def _refuse_other_objects(dataset: "Dataset") -> None:
             f"is not a radiograph: its modality is {named}; expected {', '.join(MODALITIES)}; leave it out",
         )
     if word(dataset, "PresentationIntentType") == "FOR PROCESSING":
-        raise UnfitError("for processing", "holds a detector's raw values; give the film that is FOR PRESENTATION")
+        raise UnfitError("for processing", "holds a detector's raw values; give the image that is FOR PRESENTATION")
 
 
 def _refuse_other_views(dataset: "Dataset") -> None:
@@ -199,16 +199,18 @@ def _refuse_other_views(dataset: "Dataset") -> None:
         or "OBLIQUE" in meant
         or not {"A", "P"}.isdisjoint(axes)
     ):
-        raise UnfitError("lateral view", "is a lateral or oblique view, its header says; give a frontal film")
+        raise UnfitError("lateral view", "is a lateral or oblique view, its header says; give a frontal image")
 
 
 def _refuse_unreadable_pixels(dataset: "Dataset") -> None:
     frames = number(dataset, "NumberOfFrames", 1)
     if frames > 1:
-        raise UnfitError("several frames", f"has {frames} frames; expected a film of one; export its frames one by one")
+        raise UnfitError(
+            "several frames", f"has {frames} frames; expected an image of one; export its frames one by one"
+        )
     photometric = word(dataset, "PhotometricInterpretation")
     if number(dataset, "SamplesPerPixel", 1) != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise UnfitError("colour", "is stored in colour; expected a grey film: MONOCHROME1 or MONOCHROME2")
+        raise UnfitError("colour", "is stored in colour; expected a grey image: MONOCHROME1 or MONOCHROME2")
     if str(dataset.file_meta.TransferSyntaxUID) not in SYNTAXES:
         raise UnfitError("unsupported encoding", "has a transfer syntax that cannot be decoded; export it uncompressed")
     allocated, stored = number(dataset, "BitsAllocated"), number(dataset, "BitsStored")

@@ -1,6 +1,6 @@
-"""DICOM films to grey levels: the usual way up, in square pixels, bone bright.
+"""DICOM images to grey levels: the usual way up, in square pixels, bone bright.
 
-Only the tags in `FILM_TAGS` are ever read here, and none of them is the patient's. For those of a study and its patient
+Only the tags in `IMAGE_TAGS` are ever read here, and none of them is the patient's. For those of a study and its patient
 there is cxr/dicom/deidentify.py, for whoever asks.
 """
 
@@ -20,7 +20,7 @@ from cxr.dicom.tags import BIG_ENDIAN, UnfitError, cut_short, integers, items, n
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-FILM_TAGS = (
+IMAGE_TAGS = (
     "SOPClassUID", "Modality", "BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence",
     "PresentationIntentType", "PatientOrientation", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
     "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio", "BitsAllocated", "BitsStored",
@@ -31,27 +31,27 @@ FILM_TAGS = (
 
 
 def read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> DicomHeader:
-    """Read what the picture is like, without decoding it, and refuse what is no chest film.
+    """Read what the picture is like, without decoding it, and refuse what is no chest X-ray.
 
     Args:
         data: the file's bytes.
         name: what errors call the file.
-        max_pixels: refuse larger films.
+        max_pixels: refuse larger images.
 
     Raises:
         ImageError: see the reasons there; the message has no value of the patient's tags.
     """
     with refusing(name):
-        return header_of(read_dicom(data, FILM_TAGS), max_pixels)
+        return header_of(read_dicom(data, IMAGE_TAGS), max_pixels)
 
 
 def decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a DICOM film to grey levels, the usual way up, in square pixels.
+    """Decode a DICOM image to grey levels, the usual way up, in square pixels.
 
     Args:
         data: the file's bytes.
         name: what errors call the file.
-        max_pixels: refuse larger films before decoding.
+        max_pixels: refuse larger images before decoding.
 
     Returns:
         (height, width) uint8, as in the header; bone is bright, air and padding are dark.
@@ -60,14 +60,14 @@ def decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
         ImageError: see read_dicom_header; also when the pixels are cut short or damaged.
     """
     with refusing(name):
-        dataset = read_dicom(data, FILM_TAGS)
+        dataset = read_dicom(data, IMAGE_TAGS)
         header = header_of(dataset, max_pixels)
         samples = samples_of(dataset, header)
         return header.turn.apply(header.square(grey_rules(dataset, header).apply(samples)))
 
 
 def grey_rules(dataset: "Dataset", header: DicomHeader) -> GreyRules:
-    """Return how the samples of a film become grey levels; raises what `refusing` turns into an ImageError."""
+    """Return how the samples of an image become grey levels; raises what `refusing` turns into an ImageError."""
     little_endian = header.transfer_syntax != BIG_ENDIAN
 
     def lut(keyword: str, *, signed: bool) -> Table | None:

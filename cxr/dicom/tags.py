@@ -59,7 +59,7 @@ def read_dicom(data: bytes, keywords: Sequence[str]) -> "Dataset":
     """Read the tags `keywords` of a file, and no other, without a warning or a log line.
 
     Raises:
-        UnfitError: the file is cut short, or its header is longer than any film's.
+        UnfitError: the file is cut short, or its header is longer than any image's.
         Exception: what pydicom raises; see `refusing`.
     """
     from pydicom.datadict import tag_for_keyword
@@ -149,7 +149,7 @@ def _file_meta(data: bytes) -> "tuple[FileMetaDataset, int]":
 
 
 def _inflated(data: bytes) -> bytes | None:
-    """Return the data set of a deflated file, or None: not deflated. A film inflates to less than its limit."""
+    """Return the data set of a deflated file, or None: not deflated. An image inflates to less than its limit."""
     meta, start = _file_meta(data)
     if DEFLATED.encode() not in data[:start]:  # pydicom would inflate without a limit: only what surely is not goes on
         return None
@@ -160,7 +160,7 @@ def _inflated(data: bytes) -> bytes | None:
     if inflater.unconsumed_tail:
         raise UnfitError(
             "larger than the pixel limit",
-            "inflates to more than a film has; export it again without deflate",
+            "inflates to more than an image has; export it again without deflate",
         )
     if not inflater.eof:
         raise cut_short()
@@ -211,7 +211,7 @@ def number(dataset: "Dataset", keyword: str, absent: int | None = None) -> int:
     if found:
         return int(found[0])
     if absent is None:
-        raise UnfitError("not an image", f"has no {keyword} in its header, which a film has; export it again")
+        raise UnfitError("not an image", f"has no {keyword} in its header, which an image has; export it again")
     return absent
 
 

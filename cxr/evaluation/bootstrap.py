@@ -1,8 +1,8 @@
-"""95% intervals by a bootstrap over patients: of every metric, of any ratio of sums over films, of a median.
+"""95% intervals by a bootstrap over patients: of every metric, of any ratio of sums over images, of a median.
 
-Films of one patient resemble each other, so a resample draws patients, with all their films (cluster
+Images of one patient resemble each other, so a resample draws patients, with all their images (cluster
 bootstrap; Field and Welsh 2007). Each resample is a count for each patient; confusion and calibration counts
-are then matrix products, and only the AUROC needs the films.
+are then matrix products, and only the AUROC needs the images.
 
 A resample that lacks a class cannot define that class's recall, precision, F1 and AUROC, nor the averages over
 classes. It is left out of those intervals, and counted in `Intervals.incomplete`. An interval is None where the
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cxr.evaluation.calibration import bin_of, measure_calibration
 from cxr.evaluation.metrics import Floats, Ints, check_predictions, measure, rates_of, weighted_auroc
 
-_CELLS_AT_A_TIME = 2_000_000  # resamples x films held at once: 16 MB an array
+_CELLS_AT_A_TIME = 2_000_000  # resamples x images held at once: 16 MB an array
 
 MIN_PATIENTS = 10
 _MIN_DEFINED_SHARE = 0.9
@@ -71,21 +71,21 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Draws of patients for figures of N films: the patient of each film, how many draws, from which seed."""
+    """Draws of patients for figures of N images: the patient of each image, how many draws, from which seed."""
 
     patients: NDArray[Any]
     resamples: int
     seed: int
 
     def where(self, rows: NDArray[Any]) -> "Resampling":
-        """Return the draws for the films that `rows` (a mask (N,), or row numbers) selects."""
+        """Return the draws for the images that `rows` (a mask (N,), or row numbers) selects."""
         return replace(self, patients=self.patients[rows])
 
     def ratios(self, above: Floats, below: Floats) -> list[Interval | None]:
-        """Return the interval of each of K ratios of sums over films, such as the share of ill films called ill.
+        """Return the interval of each of K ratios of sums over images, such as the share of ill images called ill.
 
         Args:
-            above: (N, K), what each film adds to the sum above the line.
+            above: (N, K), what each image adds to the sum above the line.
             below: (N, K), what it adds below; a resample where that is 0 leaves the ratio undefined.
         """
         names, patient = np.unique(self.patients.astype(str), return_inverse=True)
@@ -131,7 +131,7 @@ def bootstrap_intervals(
     Args:
         labels: (N,) class indices.
         probabilities: (N, C).
-        patients: N ids; films with the same id are drawn together.
+        patients: N ids; images with the same id are drawn together.
         classes: C names.
         resamples: how many, 2,000 is usual.
         seed: same seed and data, same intervals.
@@ -216,7 +216,7 @@ def _resampled(
     sums = _sums_by_patient(labels, probabilities, patient, n_patients, bins=bins)
     parts = []
     for counts in patient_draws(n_patients, resamples, seed=seed, width=len(labels)):
-        films = counts @ np.bincount(patient, minlength=n_patients)
+        images = counts @ np.bincount(patient, minlength=n_patients)
         cells, gaps, class_gaps, squares = np.split(
             counts @ sums, np.cumsum((n_classes**2, bins, n_classes * bins)), axis=1
         )
@@ -224,9 +224,9 @@ def _resampled(
         weights = counts[:, patient]
         auroc = [weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)]
         errors = {
-            "ece": np.abs(gaps).sum(axis=1) / films,
-            "classwise_ece": np.abs(class_gaps).sum(axis=1) / films / n_classes,
-            "brier": squares[:, 0] / films,
+            "ece": np.abs(gaps).sum(axis=1) / images,
+            "classwise_ece": np.abs(class_gaps).sum(axis=1) / images / n_classes,
+            "brier": squares[:, 0] / images,
         }
         parts.append({**vars(rates), "auroc": np.stack(auroc, axis=1), **errors})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

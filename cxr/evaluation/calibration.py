@@ -17,7 +17,7 @@ TEMPERATURE_RANGE = (0.25, 10.0)
 """Where the fit looks. A validation set without an error would else drive the temperature to 0."""
 
 BIAS_RANGE = (-3.0, 3.0)
-"""A class that no validation film has would else get the bias minus infinity."""
+"""A class that no validation image has would else get the bias minus infinity."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CalibrationErrors:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Films whose predicted class has a similar probability: its mean, the share that is right, how many."""
+    """Images whose predicted class has a similar probability: its mean, the share that is right, how many."""
 
     confidence: float
     accuracy: float
@@ -50,10 +50,10 @@ class ReliabilityBin:
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], labels: Ints) -> float:
-    """Return the temperature, within TEMPERATURE_RANGE, that makes the labels most likely; 1 without films.
+    """Return the temperature, within TEMPERATURE_RANGE, that makes the labels most likely; 1 without images.
 
     Args:
-        logits: (N, C) of films that trained nothing.
+        logits: (N, C) of images that trained nothing.
         labels: (N,) class indices.
     """
     from scipy.optimize import minimize_scalar
@@ -75,10 +75,10 @@ def fit_temperature_and_bias(logits: NDArray[np.floating[Any]], labels: Ints) ->
     """Return the temperature and the bias of each class that together make the labels most likely.
 
     Probabilities are then softmax(logits / temperature + bias). The biases have mean 0 and start within BIAS_RANGE;
-    without films they are 0, and the temperature is 1.
+    without images they are 0, and the temperature is 1.
 
     Args:
-        logits: (N, C) of films that trained nothing.
+        logits: (N, C) of images that trained nothing.
         labels: (N,) class indices.
     """
     from scipy.optimize import minimize
@@ -132,7 +132,7 @@ def measure_calibration(labels: Ints, probabilities: Floats, *, bins: int) -> Ca
 
 
 def reliability_table(labels: Ints, probabilities: Floats, *, bins: int) -> tuple[ReliabilityBin, ...]:
-    """Return the bins that hold a film, from low to high confidence."""
+    """Return the bins that hold an image, from low to high confidence."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     index = bin_of(confidence, bins=bins)
     return tuple(

@@ -1,6 +1,6 @@
-"""What a model is worth to who acts on it: operating points, referral of doubtful films, net benefit.
+"""What a model is worth to who acts on it: operating points, referral of doubtful images, net benefit.
 
-Every threshold is chosen on validation films; test films only say what it reached.
+Every threshold is chosen on validation images; test images only say what it reached.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from cxr.evaluation.metrics import Floats, Ints, defined
 Flags = NDArray[np.bool_]
 
 MIN_KEPT = 10
-"""A referral threshold must keep so many validation films; fewer carry no accuracy."""
+"""A referral threshold must keep so many validation images; fewer carry no accuracy."""
 
 COVERAGES = tuple(share / 100 for share in range(5, 101, 5))
 DECISION_THRESHOLDS = tuple(share / 100 for share in range(2, 99, 2))
@@ -24,7 +24,7 @@ DECISION_THRESHOLDS = tuple(share / 100 for share in range(2, 99, 2))
 
 @dataclass(frozen=True)
 class Rate:
-    """A share `of` so many films, None where there is none of them, with its 95% interval."""
+    """A share `of` so many images, None where there is none of them, with its 95% interval."""
 
     value: float | None
     interval: Interval | None
@@ -37,7 +37,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold of the probability above which a film is called ill, and what it reached on test films."""
+    """A threshold of the probability above which an image is called ill, and what it reached on test images."""
 
     target_specificity: float
     threshold: float
@@ -51,7 +51,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Coverage:
-    """A point of the abstention curve: films at least as sure as `confidence`, their share, how many are right."""
+    """A point of the abstention curve: images at least as sure as `confidence`, their share, how many are right."""
 
     confidence: float
     coverage: float
@@ -70,7 +70,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Referral:
-    """What becomes of films when those less sure than `confidence` go to a reader.
+    """What becomes of images when those less sure than `confidence` go to a reader.
 
     coverage          share that the model answers
     accuracy_on_kept  share of those that is right
@@ -89,7 +89,7 @@ class Referral:
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit of treating by the model, all and nobody (0), over thresholds; in true positives a film.
+    """Net benefit of treating by the model, all and nobody (0), over thresholds; in true positives an image.
 
     `gain` holds the intervals of the model's net benefit less that of treating all, and less that of treating none.
     """
@@ -122,17 +122,17 @@ class DecisionCurve:
 
 
 def threshold_at_specificity(scores: Floats, ill: Flags, specificity: float) -> float | None:
-    """Return the lowest score above which at most 1 - `specificity` of the healthy films lie; None without healthy.
+    """Return the lowest score above which at most 1 - `specificity` of the healthy images lie; None without healthy.
 
     Args:
-        scores: (N,) probability of illness of the films to choose on.
+        scores: (N,) probability of illness of the images to choose on.
         ill: (N,).
         specificity: 0 to 1, above 0.
     """
     healthy = np.sort(scores[~ill])
     if not len(healthy):
         return None
-    # 0.9 * 10 may be 9.000000000000002, which is not meant to ask for ten films
+    # 0.9 * 10 may be 9.000000000000002, which is not meant to ask for ten images
     needed = int(np.ceil(specificity * len(healthy) - 1e-9))
     return float(healthy[max(needed, 1) - 1])
 
@@ -140,19 +140,19 @@ def threshold_at_specificity(scores: Floats, ill: Flags, specificity: float) -> 
 def operating_point(
     scores: Floats, ill: Flags, *, threshold: float, target_specificity: float, draws: Resampling
 ) -> OperatingPoint:
-    """Measure a threshold on films: a film is called ill when its score (N,) is above it."""
+    """Measure a threshold on images: an image is called ill when its score (N,) is above it."""
     called = scores > threshold
     sensitivity, specificity = _rates([(called, ill), (~called, ~ill)], draws)
     return OperatingPoint(target_specificity, threshold, sensitivity, specificity)
 
 
 def refer_confidence(confidence: Floats, right: Flags, *, accuracy: float) -> float | None:
-    """Return the smallest confidence such that films at least as sure reach `accuracy`; None where none does.
+    """Return the smallest confidence such that images at least as sure reach `accuracy`; None where none does.
 
     Args:
-        confidence: (N,) probability of the predicted class of the films to choose on.
+        confidence: (N,) probability of the predicted class of the images to choose on.
         right: (N,) whether that class is the true one.
-        accuracy: 0 to 1, of the films kept; at least MIN_KEPT must be.
+        accuracy: 0 to 1, of the images kept; at least MIN_KEPT must be.
     """
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order]
@@ -163,13 +163,13 @@ def refer_confidence(confidence: Floats, right: Flags, *, accuracy: float) -> fl
 
 
 def refer(confidence: Floats, right: Flags, *, threshold: float, draws: Resampling) -> Referral:
-    """Measure on films what referring those below `threshold` does; arrays as in refer_confidence."""
+    """Measure on images what referring those below `threshold` does; arrays as in refer_confidence."""
     kept, everyone = confidence >= threshold, np.ones(len(right), bool)
     return Referral(threshold, *_rates([(kept, everyone), (right, kept), (~kept, ~right)], draws))
 
 
 def abstention_curve(confidence: Floats, right: Flags, draws: Resampling) -> tuple[Coverage, ...]:
-    """Return accuracy over coverage, from the surest films (COVERAGES' first) to all; equals stay together.
+    """Return accuracy over coverage, from the surest images (COVERAGES' first) to all; equals stay together.
 
     Args:
         confidence: (N,) probability of the predicted class.
@@ -233,7 +233,7 @@ def _with_plain_rates(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rates(pairs: Sequence[tuple[Flags, Flags]], draws: Resampling) -> list[Rate]:
-    """Return, for each (what, of which) of films, the share of the latter that has the former."""
+    """Return, for each (what, of which) of images, the share of the latter that has the former."""
     below = np.stack([of_which for _, of_which in pairs], axis=1)
     above = np.stack([what for what, _ in pairs], axis=1) & below
     intervals = draws.ratios(above.astype(float), below.astype(float))

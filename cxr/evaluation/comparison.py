@@ -1,8 +1,8 @@
-"""Model against model on the same films, and recipe against recipe over seeds.
+"""Model against model on the same images, and recipe against recipe over seeds.
 
-Two models on one set of films make similar errors, so their difference is known better than either figure. The
+Two models on one set of images make similar errors, so their difference is known better than either figure. The
 bootstrap draws patients, as in cxr.evaluation.bootstrap, and takes both models' figures from the same draw (paired bootstrap;
-Efron and Tibshirani 1993, chapter 8). McNemar's test looks at the films that one of the two alone gets right.
+Efron and Tibshirani 1993, chapter 8). McNemar's test looks at the images that one of the two alone gets right.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from cxr.common.errors import DataError
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, patient_draws, percentile_interval
 from cxr.evaluation.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
 
-MCNEMAR_NOTE = "McNemar's test takes films for independent; where patients have several, its p-value is too small."
+MCNEMAR_NOTE = "McNemar's test takes images for independent; where patients have several, its p-value is too small."
 
 _FIGURES = ("accuracy", "macro_f1", "macro_auroc", "nll")
 _LEAST_PROBABILITY = 1e-12  # of the true class, so that the log of a rounded 0 is a number
@@ -36,7 +36,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Films that one model alone gets right, and the two-sided exact p-value of their being even (binomial)."""
+    """Images that one model alone gets right, and the two-sided exact p-value of their being even (binomial)."""
 
     first_alone_right: int
     second_alone_right: int
@@ -45,9 +45,9 @@ class McNemar:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same films; `nll` is the mean negative log-likelihood, lower is better."""
+    """Two models on the same images; `nll` is the mean negative log-likelihood, lower is better."""
 
-    films: int
+    images: int
     patients: int
     accuracy: Difference
     macro_f1: Difference
@@ -60,7 +60,7 @@ class Comparison:
 class SeedDifference:
     """Mean of the first recipe's values minus that of the second's, with Welch's 95% t interval over seeds.
 
-    Unpaired: a seed draws other films and other batches for each recipe, so its two values share no cause. The
+    Unpaired: a seed draws other images and other batches for each recipe, so its two values share no cause. The
     interval is None with fewer than two seeds of a recipe, or where no value differs from its recipe's others.
     """
 
@@ -71,8 +71,8 @@ class SeedDifference:
 
 
 @dataclass(frozen=True)
-class _Films:
-    """The films that all models predict: class indices (N,), patient numbers (N,), how many classes and patients."""
+class _Images:
+    """The images that all models predict: class indices (N,), patient numbers (N,), how many classes and patients."""
 
     labels: Ints
     patient: Ints
@@ -81,22 +81,22 @@ class _Films:
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int, seed: int) -> Comparison:
-    """Compare two models' predictions of the same films.
+    """Compare two models' predictions of the same images.
 
     Args:
-        first: a row a film, columns `image_id`, `patient_id`, `label` and `p_<class>` of each class, in any order of
+        first: a row an image, columns `image_id`, `patient_id`, `label` and `p_<class>` of each class, in any order of
             rows, as in predictions.csv and validation.csv.
         second: likewise.
         resamples: how many, 2,000 is usual.
         seed: same seed and data, same intervals.
 
     Raises:
-        DataError: a column is missing, or films, patients, labels or classes are not the same.
+        DataError: a column is missing, or images, patients, labels or classes are not the same.
     """
-    films, (a, b) = _aligned([first, second])
-    differences = _differences(films, [(a, b)], resamples=resamples, seed=seed)
+    images, (a, b) = _aligned([first, second])
+    differences = _differences(images, [(a, b)], resamples=resamples, seed=seed)
     return Comparison(
-        films=len(films.labels), patients=films.n_patients, **differences, mcnemar=_mcnemar(films.labels, a, b)
+        images=len(images.labels), patients=images.n_patients, **differences, mcnemar=_mcnemar(images.labels, a, b)
     )
 
 
@@ -105,10 +105,10 @@ def compare_over_seeds(
 ) -> dict[str, Difference]:
     """Compare two recipes that were trained with several seeds: the mean over the pairs of their differences.
 
-    The interval says how far the difference depends on the films drawn; it holds for these seeds.
+    The interval says how far the difference depends on the images drawn; it holds for these seeds.
 
     Args:
-        pairs: predictions of the first and second recipe with the same seed; all of the same films. See `compare`.
+        pairs: predictions of the first and second recipe with the same seed; all of the same images. See `compare`.
         resamples, seed: as in `compare`.
 
     Returns:
@@ -119,14 +119,14 @@ def compare_over_seeds(
     """
     if not pairs:
         raise DataError("there is no pair of predictions to compare")
-    films, predictions = _aligned([table for pair in pairs for table in pair])
+    images, predictions = _aligned([table for pair in pairs for table in pair])
     return _differences(
-        films, list(zip(predictions[::2], predictions[1::2], strict=True)), resamples=resamples, seed=seed
+        images, list(zip(predictions[::2], predictions[1::2], strict=True)), resamples=resamples, seed=seed
     )
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
-    """Compare two recipes by one figure a seed (Welch 1947), where each seed has films of its own."""
+    """Compare two recipes by one figure a seed (Welch 1947), where each seed has images of its own."""
     from scipy.stats import ttest_ind
 
     if not first or not second:
@@ -138,8 +138,8 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Se
     return SeedDifference(value, interval, first_seeds=len(first), second_seeds=len(second))
 
 
-def _aligned(tables: Sequence[pd.DataFrame]) -> tuple[_Films, list[Floats]]:
-    """Return the films that all tables hold, sorted by id, and each table's probabilities (N, C)."""
+def _aligned(tables: Sequence[pd.DataFrame]) -> tuple[_Images, list[Floats]]:
+    """Return the images that all tables hold, sorted by id, and each table's probabilities (N, C)."""
     first = _sorted(tables[0])
     classes = _classes(first)
     for other in map(_sorted, tables[1:]):
@@ -150,7 +150,7 @@ def _aligned(tables: Sequence[pd.DataFrame]) -> tuple[_Films, list[Floats]]:
     probabilities = [_sorted(table)[columns].to_numpy(np.float64) for table in tables]
     for array in probabilities:
         check_predictions(labels, array, n_classes=len(classes))
-    return _Films(labels, patient.astype(np.int64), classes, len(names)), probabilities
+    return _Images(labels, patient.astype(np.int64), classes, len(names)), probabilities
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
@@ -176,31 +176,31 @@ def _require_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
     if any(only) or len(first) != len(second):
         example = next((ids[0] for ids in only if ids), None)
         raise DataError(
-            f"the predictions are not of the same films: {len(only[0])} films are in the first table alone and "
-            f"{len(only[1])} in the second{f', such as {example}' if example else ', and one has films twice'}; "
+            f"the predictions are not of the same images: {len(only[0])} images are in the first table alone and "
+            f"{len(only[1])} in the second{f', such as {example}' if example else ', and one has images twice'}; "
             "compare models on one split"
         )
     for column in ("label", "patient_id"):
         differ = first.loc[(first[column] != second[column]).to_numpy(), "image_id"].tolist()
         if differ:
             raise DataError(
-                f"{len(differ)} films have another {column} in the second table than in the first, such as "
+                f"{len(differ)} images have another {column} in the second table than in the first, such as "
                 f"{differ[0]}; compare models on one manifest"
             )
 
 
 def _differences(
-    films: _Films, pairs: Sequence[tuple[Floats, Floats]], *, resamples: int, seed: int
+    images: _Images, pairs: Sequence[tuple[Floats, Floats]], *, resamples: int, seed: int
 ) -> dict[str, Difference]:
     """Return the mean over the pairs of first minus second, for each of _FIGURES."""
     signed = [(sign / len(pairs), model) for pair in pairs for sign, model in zip((1, -1), pair, strict=True)]
-    once = np.ones((1, films.n_patients))
-    measured = sum(weight * _scores(films, model, once)[0] for weight, model in signed)
-    if films.n_patients < MIN_PATIENTS:
+    once = np.ones((1, images.n_patients))
+    measured = sum(weight * _scores(images, model, once)[0] for weight, model in signed)
+    if images.n_patients < MIN_PATIENTS:
         return {name: Difference(float(measured[f]), None, None) for f, name in enumerate(_FIGURES)}
-    draws = patient_draws(films.n_patients, resamples, seed=seed, width=len(films.labels))
+    draws = patient_draws(images.n_patients, resamples, seed=seed, width=len(images.labels))
     resampled = np.concatenate(
-        [sum(weight * _scores(films, model, counts) for weight, model in signed) for counts in draws]
+        [sum(weight * _scores(images, model, counts) for weight, model in signed) for counts in draws]
     )
     return {name: _difference(float(measured[f]), resampled[:, f]) for f, name in enumerate(_FIGURES)}
 
@@ -213,16 +213,16 @@ def _difference(value: float, resampled: Floats) -> Difference:
     return Difference(value, interval, float((known > 0).mean() + (known == 0).mean() / 2))
 
 
-def _scores(films: _Films, probabilities: Floats, counts: Floats) -> Floats:
+def _scores(images: _Images, probabilities: Floats, counts: Floats) -> Floats:
     """Return (B, 4), the columns _FIGURES, for B draws of patients (B, patients); NaN where a class is missing."""
-    n_classes, labels = len(films.classes), films.labels
-    sums = np.zeros((films.n_patients, n_classes**2 + 1))
-    np.add.at(sums, (films.patient, labels * n_classes + probabilities.argmax(axis=1)), 1.0)
+    n_classes, labels = len(images.classes), images.labels
+    sums = np.zeros((images.n_patients, n_classes**2 + 1))
+    np.add.at(sums, (images.patient, labels * n_classes + probabilities.argmax(axis=1)), 1.0)
     truth = np.maximum(probabilities[np.arange(len(labels)), labels], _LEAST_PROBABILITY)
-    np.add.at(sums[:, -1], films.patient, -np.log(truth))
+    np.add.at(sums[:, -1], images.patient, -np.log(truth))
     cells = counts @ sums
     confusion = cells[:, :-1].reshape(-1, n_classes, n_classes)
-    rates, weights = rates_of(confusion), counts[:, films.patient]
+    rates, weights = rates_of(confusion), counts[:, images.patient]
     occurs = np.bincount(labels, minlength=n_classes) > 0
     auroc = np.stack([weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)], axis=1)
     nll = cells[:, -1] / weights.sum(axis=1)

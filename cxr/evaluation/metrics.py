@@ -2,8 +2,8 @@
 
 Everything rests on two pieces that also take a batch of weighted samples: `rates_of` turns confusion
 counts into rates, `weighted_auroc` ranks scores. A value that the data cannot define is NaN in arrays and
-None in results: all of a class that no film has (but for its specificity), the AUROC of a class that
-every film has. Averages over classes are over the classes that occur.
+None in results: all of a class that no image has (but for its specificity), the AUROC of a class that
+every image has. Averages over classes are over the classes that occur.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class against the rest; each value 0 to 1, None where undefined; `support` counts its films."""
+    """One class against the rest; each value 0 to 1, None where undefined; `support` counts its images."""
 
     precision: float | None
     recall: float | None
@@ -33,7 +33,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All metrics of one set of films; `confusion_matrix[i][j]` counts films of class i called class j."""
+    """All metrics of one set of images; `confusion_matrix[i][j]` counts images of class i called class j."""
 
     n: int
     accuracy: float
@@ -44,7 +44,7 @@ class Metrics:
 
     @property
     def missing_classes(self) -> tuple[str, ...]:
-        """Classes that no film of the set has."""
+        """Classes that no image of the set has."""
         return tuple(name for name, metrics in self.per_class.items() if not metrics.support)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def measure(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> Metr
         classes: C names, in column order.
 
     Raises:
-        DataError: no films, shapes that do not fit each other, a label out of range, a probability not finite.
+        DataError: no images, shapes that do not fit each other, a label out of range, a probability not finite.
     """
     check_predictions(labels, probabilities, n_classes=len(classes))
     counts = confusion_counts(labels, probabilities)
@@ -100,7 +100,7 @@ def measure(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> Metr
 def check_predictions(labels: Ints, probabilities: Floats, *, n_classes: int) -> None:
     """Raise DataError unless labels (N,) and probabilities (N, n_classes) can be measured."""
     if not len(labels):
-        raise DataError("there are no films to measure; the split must give at least one")
+        raise DataError("there are no images to measure; the split must give at least one")
     if probabilities.shape != (len(labels), n_classes):
         raise DataError(f"expected probabilities of shape {(len(labels), n_classes)}, got {probabilities.shape}")
     if labels.min() < 0 or labels.max() >= n_classes:
@@ -110,7 +110,7 @@ def check_predictions(labels: Ints, probabilities: Floats, *, n_classes: int) ->
 
 
 def confusion_counts(labels: Ints, probabilities: Floats) -> Ints:
-    """Count films by (actual, predicted) class: (C, C)."""
+    """Count images by (actual, predicted) class: (C, C)."""
     n_classes = probabilities.shape[1]
     cells = labels * n_classes + probabilities.argmax(axis=1)
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -135,12 +135,12 @@ def rates_of(confusion: Floats) -> Rates:
 
 
 def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Area under the ROC curve for B weightings of the same films, ties counted half.
+    """Area under the ROC curve for B weightings of the same images, ties counted half.
 
     Args:
         scores: (N,) higher means more likely positive.
         positive: (N,).
-        weights: (B, N), how often each film counts.
+        weights: (B, N), how often each image counts.
 
     Returns:
         (B,), NaN where a weighting leaves no positive or no negative.

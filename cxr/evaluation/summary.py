@@ -51,16 +51,16 @@ def calibration_summary(
 def summarize(
     test: Predictions, *, calibration: Mapping[str, Any], split: Mapping[str, Any], settings: Settings
 ) -> dict[str, Any]:
-    """Return metrics.json: every metric of the test films from calibrated probabilities, with 95% intervals.
+    """Return metrics.json: every metric of the test images from calibrated probabilities, with 95% intervals.
 
     Args:
-        test: the test films.
+        test: the test images.
         calibration: from calibration_summary.
         split: split.json.
         settings: seed, resamples and bins.
 
     Raises:
-        DataError: there are no test films.
+        DataError: there are no test images.
     """
     measured, intervals = _measured(test, settings)
     values = measured.to_json()
@@ -115,21 +115,21 @@ def plot_tables(test: Predictions, *, bins: int) -> dict[str, pd.DataFrame]:
     }
 
 
-def _measured(films: Predictions, settings: Settings) -> tuple[Metrics, Intervals]:
-    return measure(films.labels, films.calibrated, films.classes), bootstrap_intervals(
-        films.labels,
-        films.calibrated,
-        films.patients.tolist(),
-        films.classes,
+def _measured(images: Predictions, settings: Settings) -> tuple[Metrics, Intervals]:
+    return measure(images.labels, images.calibrated, images.classes), bootstrap_intervals(
+        images.labels,
+        images.calibrated,
+        images.patients.tolist(),
+        images.classes,
         resamples=settings.resamples,
         seed=settings.seed,
         bins=settings.bins,
     )
 
 
-def _slice(films: Predictions, settings: Settings) -> dict[str, Any]:
+def _slice(images: Predictions, settings: Settings) -> dict[str, Any]:
     """Return the metrics of one source; its macro F1 is over the classes it has."""
-    measured, intervals = _measured(films, settings)
+    measured, intervals = _measured(images, settings)
     ci95 = intervals.to_json()
     return {
         "n": measured.n,

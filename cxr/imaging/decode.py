@@ -1,4 +1,4 @@
-"""The way of a film: bytes, grey levels, border, size, contrast.
+"""The way of an image: bytes, grey levels, border, size, contrast.
 
 The steps are those of Pham and Nguyen 2023 (section 3.1): grey, contrast raised, 224 x 224. Cutting the border
 off is ours: letters, tubes and collimation live there, and a network learns from them what they should not tell. The
@@ -26,7 +26,7 @@ from cxr.imaging.preprocess import Preprocessing, prepare, smallest_side
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "DICOM")
-# By signature, not through Image.open: that warns of large films, and warnings cannot be silenced safely in threads.
+# By signature, not through Image.open: that warns of large images, and warnings cannot be silenced safely in threads.
 _READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
     _PNG_SIGNATURE: PngImageFile,
@@ -57,9 +57,9 @@ _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 @dataclass(frozen=True)
 class Header:
-    """What a film's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS.
+    """What an image's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS.
 
-    Size as stored; of a DICOM film as it is decoded: the usual way up, in square pixels.
+    Size as stored; of a DICOM image as it is decoded: the usual way up, in square pixels.
     """
 
     width: int
@@ -68,8 +68,8 @@ class Header:
     format: str
 
 
-def is_film_file(path: Path) -> bool:
-    """Tell by its name whether a file of a folder may be a film; where the name ends in no letters, by its signature.
+def is_image_file(path: Path) -> bool:
+    """Tell by its name whether a file of a folder may be an image; where the name ends in no letters, by its signature.
 
     A PACS writes DICOM files as IM000001 or 1.2.840.113.5.
     """
@@ -112,15 +112,15 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
 
 
 def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None) -> NDArray[np.uint8]:
-    """Decode a film to grey levels.
+    """Decode an image to grey levels.
 
     Colour becomes luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit
-    films are stretched from their own darkest and brightest level to 0 and 255.
+    images are stretched from their own darkest and brightest level to 0 and 255.
 
     Args:
         data: the file's bytes.
         name: what errors call the file.
-        max_pixels: refuse larger films before decoding.
+        max_pixels: refuse larger images before decoding.
         smallest_side_px: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT
             domain) as long as its shorter side stays at least this long.
 
@@ -139,10 +139,10 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
 def decode_with_colour(
     data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Decode a film as decode_grey does, and where it has any colour, the same picture in colour.
+    """Decode an image as decode_grey does, and where it has any colour, the same picture in colour.
 
     Most colour files hold grey alone. Their three channels are equal, and equal to what decode_grey returns, so that
-    such a film is decoded once.
+    such an image is decoded once.
 
     Returns:
         (height, width) uint8, and None: all is grey, or (height, width, 3) uint8, blue first.
@@ -165,13 +165,13 @@ def decode_with_colour(
     return _grey(data, name, header, reduction), np.asarray(colour, np.uint8)
 
 
-def read_film(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Read, decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
-    return film_from_bytes(path.read_bytes(), preprocessing, name=str(path))
+def read_image(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Read, decode and prepare one image; (image_size_px, image_size_px) uint8. Raises ImageError."""
+    return image_from_bytes(path.read_bytes(), preprocessing, name=str(path))
 
 
-def film_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
-    """Decode and prepare one film; (image_size_px, image_size_px) uint8. Raises ImageError."""
+def image_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
+    """Decode and prepare one image; (image_size_px, image_size_px) uint8. Raises ImageError."""
     grey = decode_grey(
         data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
     )
@@ -189,7 +189,7 @@ def is_dicom(data: bytes) -> bool:
 
 def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
     from cxr.dicom.pixels import (
-        read_dicom_header,  # pydicom takes a fifth of a second to import, and most films need none
+        read_dicom_header,  # pydicom takes a fifth of a second to import, and most images need none
     )
 
     _refuse_two_formats(data, name)
@@ -200,7 +200,7 @@ def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
 def _refuse_two_formats(data: bytes, name: str) -> None:
     # Scanners of one maker begin the preamble of plain DICOM files like a TIFF; nobody begins it like the others.
     if any(data.startswith(signature) for signature, reader in _READERS.items() if reader is not TiffImageFile):
-        raise ImageError(f"{name} is two formats in one file; export the film again as one", reason="not an image")
+        raise ImageError(f"{name} is two formats in one file; export the image again as one", reason="not an image")
 
 
 def _mode(pillow_mode: str) -> str:
@@ -214,7 +214,7 @@ def _mode(pillow_mode: str) -> str:
 def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     return ImageError(
         f"{name} is larger than the pixel limit: {size}, allowed {max_pixels}; "
-        "raise max_pixels in params.yaml if such films are expected",
+        "raise max_pixels in params.yaml if such images are expected",
         reason="larger than the pixel limit",
     )
 
@@ -284,5 +284,5 @@ _BYTES_PER_PIXEL_AT_MOST = 8  # 16-bit RGBA, not compressed
 
 
 def bytes_at_most(max_pixels: int) -> int:
-    """Return the size beyond which a file cannot be a film of at most `max_pixels`, metadata included."""
+    """Return the size beyond which a file cannot be an image of at most `max_pixels`, metadata included."""
     return max_pixels * _BYTES_PER_PIXEL_AT_MOST + (1 << 20)

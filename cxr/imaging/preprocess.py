@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a film is prepared; saved with the model, so that what trained is what serves.
+    """How an image is prepared; saved with the model, so that what trained is what serves.
 
-    `border_crop` is the share of the film's height and width that is cut off at each side, 0 to 0.25.
+    `border_crop` is the share of the image's height and width that is cut off at each side, 0 to 0.25.
     """
 
     image_size_px: int
@@ -30,7 +30,7 @@ class Preprocessing:
 
 
 def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Cut the border off, resize and raise the contrast of one film.
+    """Cut the border off, resize and raise the contrast of one image.
 
     Args:
         grey: (height, width), any size.
@@ -49,7 +49,7 @@ def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
 
 
 def smallest_side(preprocessing: Preprocessing) -> int:
-    """Return how long the shorter side of a decoded film has to be, in pixels, for nothing to be lost."""
+    """Return how long the shorter side of a decoded image has to be, in pixels, for nothing to be lost."""
     return math.ceil(preprocessing.image_size_px / (1 - 2 * preprocessing.border_crop))
 
 

@@ -1,7 +1,7 @@
-"""Films in, scored rows out, in bounded memory: threads read and decode the next films while the network computes.
+"""Images in, scored rows out, in bounded memory: threads read and decode the next images while the network computes.
 
-At any moment a few batches of prepared films are in memory and, for each thread, the bytes of one film, however many
-films there are.
+At any moment a few batches of prepared images are in memory and, for each thread, the bytes of one image, however many
+images there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cxr.common.errors import ImageError
 from cxr.imaging.decode import bytes_at_most
 from cxr.inference.classifier import Answer, Classifier
-from cxr.inference.image_source import FilmFile, Location
+from cxr.inference.image_source import ImageFile, Location
 from cxr.inference.prefetch import prepared_batches
 from cxr.inference.score_store import Scored
 from cxr.models.forward import BATCH_SIZE
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A row for each of some films, and how many of them turned out to be scored before, once they were read."""
+    """A row for each of some images, and how many of them turned out to be scored before, once they were read."""
 
     rows: list[Row]
     known: int
@@ -38,57 +38,57 @@ class ScoredBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A film as it was read: an image, an error, or neither where its bytes were scored before."""
+    """An image as it was read: an image, an error, or neither where its bytes were scored before."""
 
-    film: FilmFile
+    file: ImageFile
     sha256: str | None = None
     image: NDArray[np.uint8] | None = None
     error: str | None = None
     opened: bool = True
 
 
-def score_films(
-    classifier: Classifier, location: Location, films: Sequence[FilmFile], *, scored: Scored, workers: int
+def score_images(
+    classifier: Classifier, location: Location, images: Sequence[ImageFile], *, scored: Scored, workers: int
 ) -> Generator[ScoredBatch, None, None]:
-    """Score `films` of `location`, a batch at a time and in their order.
+    """Score `images` of `location`, a batch at a time and in their order.
 
     Args:
         classifier: the model.
-        location: where the films are read.
-        films: of the location, those that are not known to be scored.
-        scored: to leave out films whose bytes were scored before.
+        location: where the images are read.
+        images: of the location, those that are not known to be scored.
+        scored: to leave out images whose bytes were scored before.
         workers: threads that read and decode.
 
     Raises:
         SourceError: the location no longer answers; what was yielded stands.
     """
     prepared = prepared_batches(
-        films, partial(_prepare, location, classifier, scored), batch_size=BATCH_SIZE, workers=workers
+        images, partial(_prepare, location, classifier, scored), batch_size=BATCH_SIZE, workers=workers
     )
     with closing(prepared) as batches:
         for batch in batches:
             yield _score(classifier, location, batch)
 
 
-def _prepare(location: Location, classifier: Classifier, scored: Scored, film: FilmFile) -> _Prepared:
+def _prepare(location: Location, classifier: Classifier, scored: Scored, image: ImageFile) -> _Prepared:
     limit = bytes_at_most(classifier.spec.preprocessing.max_pixels)
-    if film.size_bytes > limit:  # not even read: it would be in memory as a whole
+    if image.size_bytes > limit:  # not even read: it would be in memory as a whole
         return _Prepared(
-            film, error=f"{film.path} has {film.size_bytes} bytes, a film that may be read {limit} at most"
+            image, error=f"{image.path} has {image.size_bytes} bytes, an image that may be read {limit} at most"
         )
     try:
-        data = location.read(film.path)
+        data = location.read(image.path)
     except FileNotFoundError:
-        return _Prepared(film, error=f"{film.path} went away while films were scored", opened=False)
+        return _Prepared(image, error=f"{image.path} went away while images were scored", opened=False)
     except OSError as error:
-        return _Prepared(film, error=f"{film.path} cannot be opened: {error.strerror or error}", opened=False)
+        return _Prepared(image, error=f"{image.path} cannot be opened: {error.strerror or error}", opened=False)
     sha256 = hashlib.sha256(data).hexdigest()
-    if scored.has_bytes(film.path, sha256):
-        return _Prepared(film, sha256)
+    if scored.has_bytes(image.path, sha256):
+        return _Prepared(image, sha256)
     try:
-        return _Prepared(film, sha256, classifier.read(data, name=film.path))
+        return _Prepared(image, sha256, classifier.read(data, name=image.path))
     except ImageError as error:
-        return _Prepared(film, sha256, error=str(error))
+        return _Prepared(image, sha256, error=str(error))
 
 
 def _score(classifier: Classifier, location: Location, batch: list[_Prepared]) -> ScoredBatch:
@@ -102,10 +102,10 @@ def _score(classifier: Classifier, location: Location, batch: list[_Prepared]) -
         rows.append(
             {
                 "location": location.name,
-                "path": one.film.path,
+                "path": one.file.path,
                 "sha256": one.sha256,
-                "size_bytes": one.film.size_bytes,
-                "changed": one.film.changed if one.opened else None,
+                "size_bytes": one.file.size_bytes,
+                "changed": one.file.changed if one.opened else None,
                 "scored_at": now,
                 "model_version": classifier.number,
                 "error": one.error,

@@ -1,7 +1,7 @@
-"""A version of the registry, ready to be asked: the one way from a film to an answer.
+"""A version of the registry, ready to be asked: the one way from an image to an answer.
 
-`predict`, `score`, the reader's page, the link to a PACS and MLflow's server all answer through `Classifier`, so that
-the same film gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the
+`predict`, `score`, the web app, the link to a PACS and MLflow's server all answer through `Classifier`, so that
+the same image gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the
 weights; no parameter of this checkout has a say. Answers are torch's, to the bit those of the evaluation, or where it
 is asked for those of the faster exported network (cxr/inference/openvino.py), which imports no torch.
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.inference.input_checks import read_chest_film
-from cxr.inference.ood import Likeness, likeness_of
+from cxr.inference.input_checks import read_chest_xray
+from cxr.inference.ood import OodDetector, ood_detector
 from cxr.inference.openvino import Runtime, load_runtime
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec
 from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred
@@ -37,13 +37,13 @@ log = logging.getLogger("cxr.inference.classifier")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one film.
+    """What a model says of one image.
 
     probabilities  by class, each 0 to 1, calibrated
-    refer          a reader should see the film, for the model is not sure enough of it or there is a warning; None: no
+    refer          a reader should see the image, for the model is not sure enough of it or there is a warning; None: no
                    threshold for that and no warning
-    warning        why the answer may mean nothing: the film is unlike those that the model was judged on
-    measures       what the film measures, by the names of `cxr.models.reference.MEASURES`; empty without reference statistics
+    warning        why the answer may mean nothing: the image is unlike those that the model was judged on
+    measures       what the image measures, by the names of `cxr.models.reference.MEASURES`; empty without reference statistics
     """
 
     probabilities: Mapping[str, float]
@@ -66,7 +66,7 @@ class Answer:
 class Classifier:
     """A registered model, the version `number`.
 
-    `reference` is None where the version was registered without one: its films are not measured.
+    `reference` is None where the version was registered without one: its images are not measured.
     `load_network` gives the network in evaluation mode on its device; it is called once, when it is first needed.
     `runtime` answers in the network's place where it is given.
     """
@@ -89,37 +89,37 @@ class Classifier:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what each film is measured by."""
+        """Names of what each image is measured by."""
         return MEASURES if self.reference else ()
 
     def read(self, data: bytes, *, name: str) -> NDArray[np.uint8]:
-        """Return a film (H, W) as the model takes it, from a file's bytes.
+        """Return an image (H, W) as the model takes it, from a file's bytes.
 
         Raises:
-            ImageError: the file cannot be read, or shows no chest film (cxr/inference/input_checks.py); names it `name`.
+            ImageError: the file cannot be read, or shows no chest X-ray (cxr/inference/input_checks.py); names it `name`.
         """
-        return read_chest_film(data, self.spec.preprocessing, name=name)
+        return read_chest_xray(data, self.spec.preprocessing, name=name)
 
-    def answer(self, films: NDArray[np.uint8]) -> list[Answer]:
-        """Return what the model says of films (N, H, W) that `read` made, in their order; N may be 0.
+    def answer(self, images: NDArray[np.uint8]) -> list[Answer]:
+        """Return what the model says of images (N, H, W) that `read` made, in their order; N may be 0.
 
-        An answer does not depend on the films beside it.
+        An answer does not depend on the images beside it.
         """
-        batches = [films[start : start + BATCH_SIZE] for start in range(0, len(films), BATCH_SIZE)]
+        batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
         return [answer for batch in batches for answer in self._answer_batch(batch)]
 
-    def heat(self, films: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
-        """Return where films (N, H, W) speak for `classes`, one named for each film: Grad-CAM, (N, H, W), 0 to 1."""
-        from cxr.models.grad_cam import grad_cam_of_films
+    def heat(self, images: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
+        """Return where images (N, H, W) speak for `classes`, one named for each image: Grad-CAM, (N, H, W), 0 to 1."""
+        from cxr.models.grad_cam import grad_cam_of_images
 
         wanted = np.array([self.spec.classes.index(name) for name in classes], np.int64)
-        return grad_cam_of_films(self.network, films, wanted, mean=self.spec.mean, std=self.spec.std)
+        return grad_cam_of_images(self.network, images, wanted, mean=self.spec.mean, std=self.spec.std)
 
-    def _answer_batch(self, films: NDArray[np.uint8]) -> list[Answer]:
-        logits, features = self._logits_and_features(films)
+    def _answer_batch(self, images: NDArray[np.uint8]) -> list[Answer]:
+        logits, features = self._logits_and_features(images)
         probabilities = calibrated(logits, self.spec)
-        measured = measure(films, features, self.reference) if self.reference else {}
-        warnings = self._likeness.warnings(films, features) if self._likeness else [None] * len(films)
+        measured = measure(images, features, self.reference) if self.reference else {}
+        warnings = self._ood_detector.warnings(images, features) if self._ood_detector else [None] * len(images)
         return [
             Answer(
                 dict(zip(self.spec.classes, shares, strict=True)),
@@ -133,13 +133,13 @@ class Classifier:
         ]
 
     @cached_property
-    def _likeness(self) -> Likeness | None:
-        return likeness_of(self.reference) if self.reference else None
+    def _ood_detector(self) -> OodDetector | None:
+        return ood_detector(self.reference) if self.reference else None
 
-    def _logits_and_features(self, films: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _logits_and_features(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self.runtime:
-            return self.runtime.logits_and_features(films)
-        return predict_with_features(self.network, films, mean=self.spec.mean, std=self.spec.std)
+            return self.runtime.logits_and_features(images)
+        return predict_with_features(self.network, images, mean=self.spec.mean, std=self.spec.std)
 
 
 def load_classifier(bundle: Path, *, number: str, fast: bool = False) -> Classifier:

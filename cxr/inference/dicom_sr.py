@@ -1,10 +1,10 @@
-"""A model's answer as DICOM objects of the film's own study: a Structured Report, and a picture of where it looked.
+"""A model's answer as DICOM objects of the image's own study: a Structured Report, and a picture of where it looked.
 
 The report follows TID 1500, which viewers show as a list and programs read by code: one measurement a class. Its
-objects carry the patient's tags of their film, for they belong to the same study; nothing else of ours does.
+objects carry the patient's tags of their image, for they belong to the same study; nothing else of ours does.
 
-UIDs are derived from the film's and the model's, so that an answer that is sent twice is one object to a PACS. Their
-modalities are SR and OT: what reads films (cxr/dicom/pixels.py) refuses both, and never scores an answer.
+UIDs are derived from the image's and the model's, so that an answer that is sent twice is one object to a PACS. Their
+modalities are SR and OT: what reads images (cxr/dicom/pixels.py) refuses both, and never scores an answer.
 
 Codes of DCM, of UCUM and 17621005, 39607008, 373066001, 373067005 of SNOMED CT stand in PS3.16 (pydicom's tables).
 The others of SNOMED CT were looked up: 53084003 in SNOMED's own guide, 75570004 in OMOP's vocabulary, 399208008 in
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from cxr.models.bundle import ModelSpec
 
 NOT_CLINICAL = "Research use only. Not for diagnosis."
-SYNTHETIC = "This model was trained on synthetic films: its answers say nothing about patients."
+SYNTHETIC = "This model was trained on synthetic images: its answers say nothing about patients."
 MODEL = "chest-xray-pneumonia"
 """What `cxr.registry.versions.MODEL` says, which tests compare; a report needs no registry."""
 
 _REPORT_SERIES, _OVERLAY_SERIES = 9901, 9902
-_TRACKED = "What the model takes the film for"
+_TRACKED = "What the model takes the image for"
 _OUR_CODES = "99CXR"  # designators that begin with 99 are private (PS3.16, 8)
 _LINKS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _COPIED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-# SNOMED CT: what a class says of a film, and what is said of a film without it.
+# SNOMED CT: what a class says of an image, and what is said of an image without it.
 _FINDINGS: Mapping[str, tuple[str, str]] = {
     "normal": ("17621005", "Normal"),
     "viral": ("75570004", "Viral pneumonia"),
@@ -68,49 +68,49 @@ class Author:
 
 
 def structured_report(source: bytes, answer: "Answer", *, author: Author, name: str, made_at: datetime) -> bytes:
-    """Return the answer as a Comprehensive SR of the film's study.
+    """Return the answer as a Comprehensive SR of the image's study.
 
     Args:
-        source: the DICOM film's bytes; its pixels are not read.
+        source: the DICOM image's bytes; its pixels are not read.
         answer: what the model says.
         author: which model says it.
-        name: what errors call the film.
+        name: what errors call the image.
         made_at: the report's date and time, as the hospital's clock shows it.
 
     Raises:
-        ImageError: the film's header cannot be read, or lacks what links a report to it.
+        ImageError: the image's header cannot be read, or lacks what links a report to it.
     """
     with refusing(name):  # highdicom's errors may quote a patient's tag too
-        return _report(_film(source), answer, author, made_at)
+        return _report(_image(source), answer, author, made_at)
 
 
 def secondary_capture(
     source: bytes, overlay: NDArray[np.uint8], answer: "Answer", *, author: Author, name: str, made_at: datetime
 ) -> bytes:
-    """Return the film with the model's heat over it as a Secondary Capture of the film's study.
+    """Return the image with the model's heat over it as a Secondary Capture of the image's study.
 
     Args:
-        source: the DICOM film's bytes; its pixels are not read.
+        source: the DICOM image's bytes; its pixels are not read.
         overlay: (height, width, 3), red, green, blue.
         answer: what the model says; the heat is that of its predicted class.
         author: which model says it.
-        name: what errors call the film.
+        name: what errors call the image.
         made_at: the picture's date and time, as the hospital's clock shows it.
 
     Raises:
-        ImageError: the film's header cannot be read, or lacks what links a picture to it.
+        ImageError: the image's header cannot be read, or lacks what links a picture to it.
     """
     with refusing(name):
-        return _capture(_film(source), overlay, answer, author, made_at)
+        return _capture(_image(source), overlay, answer, author, made_at)
 
 
 def answer_uid(sop_uid: str, author: Author, kind: Literal["report", "overlay"]) -> str:
-    """Return the UID of the answer to the film `sop_uid`: the same film, model and kind have the same."""
+    """Return the UID of the answer to the image `sop_uid`: the same image, model and kind have the same."""
     return _uid(sop_uid, author, kind)
 
 
 def answers_uid(sop_uid: str, kind: Literal["report", "overlay"]) -> str:
-    """Return the UID of the series with every answer of this kind to the film `sop_uid`, whichever version gave it."""
+    """Return the UID of the series with every answer of this kind to the image `sop_uid`, whichever version gave it."""
     return _derived(sop_uid, MODEL, f"{kind} series")
 
 
@@ -123,16 +123,16 @@ def _derived(*parts: str) -> str:
     return f"2.25.{int.from_bytes(hashlib.sha256(named.encode()).digest()[:16], 'big')}"  # PS3.5 B.2
 
 
-def _report(film: "Dataset", answer: "Answer", author: Author, made_at: datetime) -> bytes:
+def _report(image: "Dataset", answer: "Answer", author: Author, made_at: datetime) -> bytes:
     from highdicom.sr import ComprehensiveSR
 
     report = ComprehensiveSR(
-        evidence=[film],
-        content=_content(film, answer, author)[0],
-        series_instance_uid=answers_uid(film.SOPInstanceUID, "report"),
+        evidence=[image],
+        content=_content(image, answer, author)[0],
+        series_instance_uid=answers_uid(image.SOPInstanceUID, "report"),
         series_number=_REPORT_SERIES,
-        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "report"),
-        instance_number=_instance_number(film),
+        sop_instance_uid=answer_uid(image.SOPInstanceUID, author, "report"),
+        instance_number=_instance_number(image),
         manufacturer=MODEL,
         is_complete=True,
     )
@@ -140,19 +140,21 @@ def _report(film: "Dataset", answer: "Answer", author: Author, made_at: datetime
     return _written(report, author, made_at)
 
 
-def _capture(film: "Dataset", overlay: NDArray[np.uint8], answer: "Answer", author: Author, made_at: datetime) -> bytes:
+def _capture(
+    image: "Dataset", overlay: NDArray[np.uint8], answer: "Answer", author: Author, made_at: datetime
+) -> bytes:
     from highdicom.sc import SCImage
 
     capture = SCImage.from_ref_dataset(
-        film,
+        image,
         pixel_array=np.ascontiguousarray(overlay),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        series_instance_uid=answers_uid(film.SOPInstanceUID, "overlay"),
+        series_instance_uid=answers_uid(image.SOPInstanceUID, "overlay"),
         series_number=_OVERLAY_SERIES,
-        sop_instance_uid=answer_uid(film.SOPInstanceUID, author, "overlay"),
-        instance_number=_instance_number(film),
+        sop_instance_uid=answer_uid(image.SOPInstanceUID, author, "overlay"),
+        instance_number=_instance_number(image),
         manufacturer=MODEL,
         patient_orientation=("L", "F"),
         transfer_syntax_uid="1.2.840.10008.1.2.1",
@@ -161,28 +163,28 @@ def _capture(film: "Dataset", overlay: NDArray[np.uint8], answer: "Answer", auth
     shown = f"Grad-CAM for {_meaning(answer.predicted_class)}, {MODEL} version {author.version}."
     capture.DerivationDescription = " ".join([shown, *_cautions(answer, author)])[:1024]
     capture.ImageType = ["DERIVED", "SECONDARY"]
-    capture.SourceImageSequence = [_reference(film)]
+    capture.SourceImageSequence = [_reference(image)]
     return _written(capture, author, made_at)
 
 
-def _film(source: bytes) -> "Dataset":
-    film = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
-    missing = [keyword for keyword in _LINKS if not text(film, keyword)]
+def _image(source: bytes) -> "Dataset":
+    image = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
+    missing = [keyword for keyword in _LINKS if not text(image, keyword)]
     if missing:
         raise UnfitError("not an image", f"has no {', '.join(missing)}, so no answer can be filed beside it")
-    film.decode()  # names in the film's character set: highdicom writes UTF-8
+    image.decode()  # names in the image's character set: highdicom writes UTF-8
     for keyword in _COPIED:
-        if keyword not in film:
-            setattr(film, keyword, None)  # of type 2 in every object: there, and empty where nobody knows
-    return film
+        if keyword not in image:
+            setattr(image, keyword, None)  # of type 2 in every object: there, and empty where nobody knows
+    return image
 
 
-def _instance_number(film: "Dataset") -> int:
-    number = text(film, "InstanceNumber")
+def _instance_number(image: "Dataset") -> int:
+    number = text(image, "InstanceNumber")
     return max(1, int(number)) if number.isascii() and number.isdigit() and len(number) <= 9 else 1
 
 
-def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementReport":
+def _content(image: "Dataset", answer: "Answer", author: Author) -> "MeasurementReport":
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -192,7 +194,7 @@ def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementR
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
         procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[_group(film, answer, author)],
+        imaging_measurements=[_group(image, answer, author)],
         title=codes.DCM.ImagingMeasurementReport,
     )
     summary = sr.TextContentItem(
@@ -206,7 +208,7 @@ def _content(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementR
     return report
 
 
-def _group(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementsAndQualitativeEvaluations":
+def _group(image: "Dataset", answer: "Answer", author: Author) -> "MeasurementsAndQualitativeEvaluations":
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -215,17 +217,17 @@ def _group(film: "Dataset", answer: "Answer", author: Author) -> "MeasurementsAn
         for label, probability in answer.probabilities.items()
     ]
     evaluations = [(_ours("REFER", "Refer to a reader first"), answer.refer)] if answer.refer is not None else []
-    evaluations.append((_ours("UNLIKE", "Film unlike those the model was judged on"), answer.warning is not None))
+    evaluations.append((_ours("UNLIKE", "Image unlike those the model was judged on"), answer.warning is not None))
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=_uid(film.SOPInstanceUID, author, "tracking"), identifier=_TRACKED
+            uid=_uid(image.SOPInstanceUID, author, "tracking"), identifier=_TRACKED
         ),
         finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
         algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=author.version),
         finding_type=_finding(answer.predicted_class),
         measurements=measurements,
         qualitative_evaluations=[sr.QualitativeEvaluation(name, _yes_or_no(said)) for name, said in evaluations],
-        source_images=[sr.SourceImageForMeasurementGroup(film.SOPClassUID, film.SOPInstanceUID)],
+        source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 
 
@@ -233,7 +235,7 @@ def _summary(answer: "Answer", author: Author) -> str:
     """Return what a person reads first: every probability, whether to look, and what the answer is not."""
     likely = sorted(answer.probabilities.items(), key=lambda each: -each[1])
     shares = ", ".join(f"{_meaning(label)} {probability:.1%}" for label, probability in likely)
-    referred = ["The model is not sure: a reader should see this film first."] if answer.refer else []
+    referred = ["The model is not sure: a reader should see this image first."] if answer.refer else []
     return " ".join([f"Model's probabilities: {shares}.", *referred, *_cautions(answer, author)])
 
 
@@ -271,11 +273,11 @@ def _yes_or_no(yes: bool) -> "Code":
     return answer
 
 
-def _reference(film: "Dataset") -> "Dataset":
+def _reference(image: "Dataset") -> "Dataset":
     from pydicom.dataset import Dataset
 
     reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = film.SOPClassUID, film.SOPInstanceUID
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
     return reference
 
 

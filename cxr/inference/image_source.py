@@ -1,4 +1,4 @@
-"""Where films wait to be scored: a folder or `s3://bucket/prefix`, listed first and read one film at a time."""
+"""Where images wait to be scored: a folder or `s3://bucket/prefix`, listed first and read one image at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.common.errors import SourceError
-from cxr.imaging.decode import SUFFIXES, is_film_file
+from cxr.imaging.decode import SUFFIXES, is_image_file
 
 BUCKET_SCHEME = "s3://"
 
 
 @dataclass(frozen=True, slots=True)
-class FilmFile:
-    """A film as it was listed.
+class ImageFile:
+    """An image as it was listed.
 
     path        below the location, with slashes
     size_bytes  as listed
@@ -27,20 +27,20 @@ class FilmFile:
 
 @dataclass(frozen=True)
 class Location:
-    """The films of a location in the order of their paths, and how one of them is read.
+    """The images of a location in the order of their paths, and how one of them is read.
 
     `name` is the same with and without a slash at its end.
-    `read` takes a path and may be called from several threads. It raises OSError when a film cannot be opened and
+    `read` takes a path and may be called from several threads. It raises OSError when an image cannot be opened and
     SourceError when the location no longer answers.
     """
 
     name: str
-    films: tuple[FilmFile, ...]
+    images: tuple[ImageFile, ...]
     read: Callable[[str], bytes]
 
 
 def open_location(location: str) -> Location:
-    """List the films of a folder, down to its last subfolder, or of an S3 prefix; there may be none.
+    """List the images of a folder, down to its last subfolder, or of an S3 prefix; there may be none.
 
     Raises:
         SourceError: there is no such folder, or the bucket cannot be reached or refuses.
@@ -48,24 +48,24 @@ def open_location(location: str) -> Location:
     return _bucket(location) if location.startswith(BUCKET_SCHEME) else _folder(location)
 
 
-def films_below(path: Path) -> list[Path]:
-    """Return the films in a folder and its subfolders, sorted, hidden files left out; a file as it is.
+def images_below(path: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders, sorted, hidden files left out; a file as it is.
 
     Raises:
-        SourceError: the folder has no films.
+        SourceError: the folder has no images.
     """
     if not path.is_dir():
         return [path]
-    found = _films(path)
+    found = _images(path)
     if not found:
         endings = ", ".join(sorted(SUFFIXES))
         raise SourceError(f"{path} has no images: expected files that end in {endings}; name another folder")
     return found
 
 
-def _films(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return sorted(
-        file for file in folder.rglob("*") if not file.name.startswith(".") and file.is_file() and is_film_file(file)
+        file for file in folder.rglob("*") if not file.name.startswith(".") and file.is_file() and is_image_file(file)
     )
 
 
@@ -73,15 +73,15 @@ def _folder(location: str) -> Location:
     folder = Path(location).expanduser()
     if not folder.is_dir():
         raise SourceError(
-            f"{location}: there is no such folder; make it and put films into it, or name another location: a folder "
+            f"{location}: there is no such folder; make it and put images into it, or name another location: a folder "
             "or s3://bucket/prefix"
         )
 
-    def listed() -> Iterator[FilmFile]:
-        for file in _films(folder):
+    def listed() -> Iterator[ImageFile]:
+        for file in _images(folder):
             with suppress(FileNotFoundError):  # it was moved away since
                 state = file.stat()
-                yield FilmFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
+                yield ImageFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
 
     def read(path: str) -> bytes:
         return (folder / path).read_bytes()
@@ -95,15 +95,15 @@ def _bucket(location: str) -> Location:
 
     name = location.rstrip("/")
     prefix = Prefix(name)
-    objects = {path: item for path, item in prefix.objects().items() if _is_film_name(path)}
-    films = tuple(FilmFile(path, objects[path].size_bytes, objects[path].etag) for path in sorted(objects))
+    objects = {path: item for path, item in prefix.objects().items() if _is_image_name(path)}
+    images = tuple(ImageFile(path, objects[path].size_bytes, objects[path].etag) for path in sorted(objects))
 
     def read(path: str) -> bytes:
         return prefix.read(objects[path].key)
 
-    return Location(name, films, read)
+    return Location(name, images, read)
 
 
-def _is_film_name(path: str) -> bool:
+def _is_image_name(path: str) -> bool:
     name = path.rpartition("/")[2]
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES

@@ -1,11 +1,11 @@
-"""Pictures that are no chest film at all, told before a network is asked: cheap checks on what was decoded.
+"""Pictures that are no chest X-ray at all, told before a network is asked: cheap checks on what was decoded.
 
 A network answers to any picture. Here are refused colour photographs, blank pictures, pages and screenshots of a few
-flat grey levels, strips and thumbnails. What passes and is still unlike the films a model was judged on gets a warning
-(cxr/inference/ood.py). Each limit stands between what 2,000 real films and what such pictures measure, with the figures
-beside it; they are of any film, so they do not move with the model.
+flat grey levels, strips and thumbnails. What passes and is still unlike the images a model was judged on gets a warning
+(cxr/inference/ood.py). Each limit stands between what 2,000 real images and what such pictures measure, with the figures
+beside it; they are of any image, so they do not move with the model.
 
-Only films that somebody asks about come here. What ingest takes in, and so what a model is trained and judged on, is
+Only images that somebody asks about come here. What ingest takes in, and so what a model is trained and judged on, is
 a matter of its manifest and its gates.
 """
 
@@ -19,27 +19,27 @@ from cxr.common.errors import ImageError
 from cxr.imaging.decode import decode_with_colour
 from cxr.imaging.preprocess import Preprocessing, prepare, smallest_side
 
-NOT_A_CHEST_FILM = "not a chest film"
+NOT_A_CHEST_XRAY = "not a chest X-ray"
 
 _GRID = 64  # side of the small copy that colour and contrast are measured on
-_SAMPLES_A_SIDE = 512  # of the shorter one, more or less: every so many pixels, that large films cost no more
+_SAMPLES_A_SIDE = 512  # of the shorter one, more or less: every so many pixels, that large images cost no more
 _SHORTER_SIDE_AT_LEAST_PX = 32  # below, no rib is wider than a pixel
-_LONGER_TO_SHORTER_AT_MOST = 4.0  # real films up to 2.4
-_SPREAD_AT_LEAST = 5.0  # grey levels; real films from 19 up, blank ones with scanner noise below 1
-_FLAT_LEVELS, _FLAT_AT_MOST = 4, 0.65  # real films up to 0.33, screenshots from 0.69 and text pages from 0.80 up
-_STRONG_CHROMA = 40  # of 255: well above the tint of a scanned or toned film
-_COLOURED_AT_MOST = 0.7  # real films up to 0.44, where half of the picture was marked in green
-_SECOND_HUE_AT_MOST = 4.0  # of 255; films, marked in one colour, up to 1.8; photographs of several colours 4.9 to 45
+_LONGER_TO_SHORTER_AT_MOST = 4.0  # real images up to 2.4
+_SPREAD_AT_LEAST = 5.0  # grey levels; real images from 19 up, blank ones with scanner noise below 1
+_FLAT_LEVELS, _FLAT_AT_MOST = 4, 0.65  # real images up to 0.33, screenshots from 0.69 and text pages from 0.80 up
+_STRONG_CHROMA = 40  # of 255: well above the tint of a scanned or toned image
+_COLOURED_AT_MOST = 0.7  # real images up to 0.44, where half of the picture was marked in green
+_SECOND_HUE_AT_MOST = 4.0  # of 255; images, marked in one colour, up to 1.8; photographs of several colours 4.9 to 45
 
 
-def read_chest_film(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
-    """Decode and prepare one film, as cxr.imaging.decode.film_from_bytes does to the bit, or refuse what is none.
+def read_chest_xray(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
+    """Decode and prepare one image, as cxr.imaging.decode.image_from_bytes does to the bit, or refuse what is none.
 
     Returns:
         (image_size_px, image_size_px) uint8.
 
     Raises:
-        ImageError: cannot be read; or with the reason "colour" or NOT_A_CHEST_FILM.
+        ImageError: cannot be read; or with the reason "colour" or NOT_A_CHEST_XRAY.
     """
     grey, colour = decode_with_colour(
         data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
@@ -52,7 +52,7 @@ def read_chest_film(data: bytes, preprocessing: Preprocessing, *, name: str) -> 
 def refuse_colour(colour: NDArray[np.uint8] | None, *, name: str) -> None:
     """Refuse a picture (H, W, 3), blue first, of several hues or coloured nearly everywhere; None is all grey.
 
-    A film may be tinted, and marked or painted over in one colour: that is one hue. Two are a photograph.
+    An image may be tinted, and marked or painted over in one colour: that is one hue. Two are a photograph.
 
     Raises:
         ImageError: with the reason "colour".
@@ -65,7 +65,7 @@ def refuse_colour(colour: NDArray[np.uint8] | None, *, name: str) -> None:
     if coloured > _COLOURED_AT_MOST or second_hue > _SECOND_HUE_AT_MOST:
         seen = "several colours" if second_hue > _SECOND_HUE_AT_MOST else f"{coloured:.0%} of it strongly coloured"
         raise ImageError(
-            f"{name} is a colour picture ({seen}); expected a chest film in grey, marked in one colour at most; "
+            f"{name} is a colour picture ({seen}); expected a chest X-ray in grey, marked in one colour at most; "
             "export it from its source in grey",
             reason="colour",
         )
@@ -75,7 +75,7 @@ def refuse_flat(grey: NDArray[np.uint8], *, name: str) -> None:
     """Refuse a picture (H, W) that is too small or too long, blank, or of a few flat grey levels.
 
     Raises:
-        ImageError: with the reason NOT_A_CHEST_FILM.
+        ImageError: with the reason NOT_A_CHEST_XRAY.
     """
     height, width = grey.shape
     if min(height, width) < _SHORTER_SIDE_AT_LEAST_PX:
@@ -117,6 +117,6 @@ def _share_of_few_levels(grey: NDArray[np.uint8]) -> float:
 
 def _refusal(name: str, found: str, expected: str) -> ImageError:
     return ImageError(
-        f"{name} {found}; expected of a chest film: {expected}; give the film itself, exported from its source",
-        reason=NOT_A_CHEST_FILM,
+        f"{name} {found}; expected of a chest X-ray: {expected}; give the image itself, exported from its source",
+        reason=NOT_A_CHEST_XRAY,
     )

@@ -1,14 +1,14 @@
-"""Whether a film is like those a model was judged on: if not, its answer may mean nothing, and people are told so.
+"""Whether an image is like those a model was judged on: if not, its answer may mean nothing, and people are told so.
 
-Two things are looked at, each against the version's own reference films (cxr/models/reference.py), so that the limits move with
-the model and no number is typed in here but how many ordinary films may be told a warning by each, 1 in 200.
+Two things are looked at, each against the version's own reference images (cxr/models/reference.py), so that the limits move with
+the model and no number is typed in here but how many ordinary images may be told a warning by each, 1 in 200.
 
-grey levels   brightness, contrast, sharpness and the like, as one Mahalanobis distance: inverted films, photographs of
-              films, flat pictures
-features      the share of what the network sees that no reference film explains (`FeatureSpace.outside`): pictures of
-              another kind, films on their side or upside down
+grey levels   brightness, contrast, sharpness and the like, as one Mahalanobis distance: inverted images, photographs of
+              images, flat pictures
+features      the share of what the network sees that no reference image explains (`FeatureSpace.outside`): pictures of
+              another kind, images on their side or upside down
 
-A reference of few films gives no limit, and one of before there was such a share none for the features.
+A reference of few images gives no limit, and one of before there was such a share none for the features.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from numpy.typing import NDArray
 
 from cxr.models.reference import MEASURES, Reference, folds_of, image_measures
 
-_ORDINARY = 0.995  # quantile of the reference films' own values that is the limit
-_FILMS_AT_LEAST = 50  # of fewer no such quantile is known
+_ORDINARY = 0.995  # quantile of the reference images' own values that is the limit
+_IMAGES_AT_LEAST = 50  # of fewer no such quantile is known
 _RIDGE = 1e-3  # of each measure's variance: one that hardly varies must not decide alone
 _GREY = tuple(name for name in MEASURES if name != "feature_distance")
 
-OF_ANOTHER_KIND = "not like the films this model was judged on: it may be no frontal chest film, or not upright"
-INVERTED = "looks inverted, with dark bones on a bright ground, or is no chest film: give it with bright bones"
-OTHER_GREY_LEVELS = "grey levels not like those of the films this model was judged on: photographed, cropped or edited?"
+OF_ANOTHER_KIND = "not like the images this model was judged on: it may be no frontal chest X-ray, or not upright"
+INVERTED = "looks inverted, with dark bones on a bright ground, or is no chest X-ray: give it with bright bones"
+OTHER_GREY_LEVELS = (
+    "grey levels not like those of the images this model was judged on: photographed, cropped or edited?"
+)
 
 
 @dataclass(frozen=True)
 class _Greys:
-    """Where the grey levels of reference films lie: `centre` (M,), `precision` (M, M)."""
+    """Where the grey levels of reference images lie: `centre` (M,), `precision` (M, M)."""
 
     centre: NDArray[np.float64]
     precision: NDArray[np.float64]
@@ -44,7 +46,7 @@ class _Greys:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class OodDetector:
     """The limits of one version; see the module. `outside_at_most` is None where its reference has no such share."""
 
     reference: Reference
@@ -52,24 +54,24 @@ class Likeness:
     grey_at_most: float
     outside_at_most: float | None
 
-    def warnings(self, films: NDArray[np.uint8], features: NDArray[np.float32]) -> list[str | None]:
-        """Return for each of N films what people should be told, None where there is nothing to say.
+    def warnings(self, images: NDArray[np.uint8], features: NDArray[np.float32]) -> list[str | None]:
+        """Return for each of N images what people should be told, None where there is nothing to say.
 
         Args:
-            films: (N, H, W), prepared.
+            images: (N, H, W), prepared.
             features: (N, D), what the network's head saw of them.
         """
-        odd = self.greys.distance(_columns(films)) > self.grey_at_most
-        negative = odd & (self.greys.distance(_columns(255 - films)) <= self.grey_at_most)
-        strange = np.zeros(len(films), np.bool_)
+        odd = self.greys.distance(_columns(images)) > self.grey_at_most
+        negative = odd & (self.greys.distance(_columns(255 - images)) <= self.grey_at_most)
+        strange = np.zeros(len(images), np.bool_)
         if self.outside_at_most is not None:
             strange = self.reference.space.outside(features) > self.outside_at_most
         return [_words(*flags) for flags in zip(negative.tolist(), strange.tolist(), odd.tolist(), strict=True)]
 
 
-def likeness_of(reference: Reference) -> Likeness | None:
-    """Return the limits that the reference's films give; None where they are too few."""
-    if len(reference.measures) < _FILMS_AT_LEAST:
+def ood_detector(reference: Reference) -> OodDetector | None:
+    """Return the limits that the reference's images give; None where they are too few."""
+    if len(reference.measures) < _IMAGES_AT_LEAST:
         return None
     values = reference.measures[:, [MEASURES.index(name) for name in _GREY]].astype(np.float64)
     fold = folds_of(reference.patients)
@@ -78,7 +80,7 @@ def likeness_of(reference: Reference) -> Likeness | None:
         if (fold != number).any():
             held_out[fold == number] = _fit(values[fold != number]).distance(values[fold == number])
     outside = reference.outside
-    return Likeness(
+    return OodDetector(
         reference=reference,
         greys=_fit(values),
         grey_at_most=float(np.quantile(held_out, _ORDINARY)),
@@ -92,8 +94,8 @@ def _fit(values: NDArray[np.float64]) -> _Greys:
     return _Greys(values.mean(axis=0), np.linalg.inv(spread + tiny))
 
 
-def _columns(films: NDArray[np.uint8]) -> NDArray[np.float32]:
-    measured = image_measures(films)
+def _columns(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    measured = image_measures(images)
     return np.column_stack([measured[name] for name in _GREY])
 
 

@@ -1,6 +1,6 @@
 """The network on a CPU through OpenVINO, several times faster than torch: loading and asking what was exported.
 
-`runtime.xml`, `runtime.weights`   the graph, from prepared films to scores and features, and its tensors
+`runtime.xml`, `runtime.weights`   the graph, from prepared images to scores and features, and its tensors
 `runtime.json`                     in which precisions it was found to say what torch says (cxr/inference/openvino_export.py)
 
 Neither torch nor the weights of the model are loaded here: a first answer does not wait for them. Nothing compiled is
@@ -52,10 +52,10 @@ class Runtime:
         self._lock = Lock()
         self.name = f"openvino {precision}"
 
-    def logits_and_features(self, films: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the raw scores (N, C) of prepared films (N, H, W) and what the head saw of them (N, D)."""
+    def logits_and_features(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the raw scores (N, C) of prepared images (N, H, W) and what the head saw of them (N, D)."""
         with self._lock:
-            found = self._request.infer([np.ascontiguousarray(films)])
+            found = self._request.infer([np.ascontiguousarray(images)])
             return np.array(found[0], np.float32), np.array(found[1], np.float32)
 
 

@@ -1,7 +1,7 @@
 """Exporting a network to OpenVINO, and finding out whether the export says what torch says.
 
-The graph takes films as they are prepared (grey levels, uint8) and gives scores and features, its tensors are stored
-as float16. It is offered only in precisions in which it stays within bounds on the validation films.
+The graph takes images as they are prepared (grey levels, uint8) and gives scores and features, its tensors are stored
+as float16. It is offered only in precisions in which it stays within bounds on the validation images.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _SAVED_WEIGHTS = ".bin"  # what OpenVINO calls them; here no file has the ending
 
 @dataclass(frozen=True)
 class Judged:
-    """Validation films and torch's answers to them.
+    """Validation images and torch's answers to them.
 
-    images         (N, H, W) prepared films; may be memory-mapped
+    images         (N, H, W) prepared images; may be memory-mapped
     rows           (M,) which of them
     labels         (M,) indices of classes
     probabilities  (M, C) of torch, calibrated
@@ -57,10 +57,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an engine is from torch on the same films, after calibration; also what it may be at most.
+    """How far an engine is from torch on the same images, after calibration; also what it may be at most.
 
-    probability    largest difference of any film's probability of any class
-    changed_share  share of the films that get another predicted class
+    probability    largest difference of any image's probability of any class
+    changed_share  share of the images that get another predicted class
     accuracy, macro_f1   differences of the metrics
     """
 
@@ -94,7 +94,7 @@ def export_runtime(network: nn.Module, spec: ModelSpec, folder: Path) -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of tracing: sizes that are constants of this graph
         try:
-            graph = openvino.convert_model(_FromFilms(network, spec).eval(), example_input=example)
+            graph = openvino.convert_model(_FromImages(network, spec).eval(), example_input=example)
             graph.reshape([-1, side, side])
             openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=True)
         except Exception as error:  # its converter raises what it likes
@@ -119,7 +119,7 @@ def accept_runtime(folder: Path, spec: ModelSpec, judged: Judged, bounds: Agreem
         described = {name: asdict(agreement) for name, agreement in found.items()}
         write_json(
             folder / RUNTIME_FILE,
-            {"agrees_in": agreed, "films": len(judged.rows), "agreement": described, "bounds": asdict(bounds)},
+            {"agrees_in": agreed, "images": len(judged.rows), "agreement": described, "bounds": asdict(bounds)},
         )
     return found
 
@@ -134,7 +134,7 @@ def remove_runtime(folder: Path) -> None:
 def agreement_of(
     ours: NDArray[np.float64], torchs: NDArray[np.float64], labels: NDArray[np.int64], spec: ModelSpec
 ) -> Agreement:
-    """Compare probabilities (N, C) of the same films, N at least 1, with those of torch."""
+    """Compare probabilities (N, C) of the same images, N at least 1, with those of torch."""
     here, there = measure(labels, ours, spec.classes), measure(labels, torchs, spec.classes)
     return Agreement(
         probability=float(np.abs(ours - torchs).max()),
@@ -159,21 +159,21 @@ def _agreement(runtime: Runtime, spec: ModelSpec, judged: Judged) -> Agreement:
     from tqdm import tqdm
 
     logits = []
-    with tqdm(total=len(judged.rows), desc=runtime.name, unit=" films", disable=None) as bar:
+    with tqdm(total=len(judged.rows), desc=runtime.name, unit=" images", disable=None) as bar:
         for start in range(0, len(judged.rows), BATCH_SIZE):
-            films = judged.images[judged.rows[start : start + BATCH_SIZE]]
-            logits.append(runtime.logits_and_features(films)[0])
-            bar.update(len(films))
+            images = judged.images[judged.rows[start : start + BATCH_SIZE]]
+            logits.append(runtime.logits_and_features(images)[0])
+            bar.update(len(images))
     return agreement_of(calibrated(np.concatenate(logits), spec), judged.probabilities, judged.labels, spec)
 
 
-class _FromFilms(nn.Module):
-    """A network that takes films as they are prepared."""
+class _FromImages(nn.Module):
+    """A network that takes images as they are prepared."""
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, spec.mean, spec.std
 
-    def forward(self, films: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turn (N, H, W) uint8 into scores (N, C) and features (N, D)."""
-        return logits_and_features(self.network, to_input(films.unsqueeze(1).float() / 255, self.mean, self.std))
+        return logits_and_features(self.network, to_input(images.unsqueeze(1).float() / 255, self.mean, self.std))

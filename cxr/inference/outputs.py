@@ -1,11 +1,11 @@
-"""Answers as files: where the model looked as a PNG, and for a DICOM film a Structured Report of its own study.
+"""Answers as files: where the model looked as a PNG, and for a DICOM image a Structured Report of its own study.
 
-    <overlays>/<film>.overlay.png    the film as the model takes it, enlarged, with the heat of the predicted class
-    <reports>/<film>.sr.dcm          the Structured Report (cxr/inference/dicom_sr.py); for DICOM films alone
-    <reports>/<film>.overlay.dcm     the overlay as a Secondary Capture, where overlays are asked for too
+    <overlays>/<image>.overlay.png    the image as the model takes it, enlarged, with the heat of the predicted class
+    <reports>/<image>.sr.dcm          the Structured Report (cxr/inference/dicom_sr.py); for DICOM images alone
+    <reports>/<image>.overlay.dcm     the overlay as a Secondary Capture, where overlays are asked for too
 
-`<film>` is the film's name with its ending; a film of a folder keeps its way below it. Files come whole or not at all.
-Reports hold the patient's tags of their film, for they belong to its study; the PNG holds none.
+`<image>` is the image's name with its ending; an image of a folder keeps its way below it. Files come whole or not at all.
+Reports hold the patient's tags of their image, for they belong to its study; the PNG holds none.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class AnswerFiles:
     reports: Path | None
 
     def write(
-        self, name: str, film: NDArray[np.uint8], answer: Answer, classifier: Classifier, *, dicom: bytes | None
+        self, name: str, image: NDArray[np.uint8], answer: Answer, classifier: Classifier, *, dicom: bytes | None
     ) -> None:
-        """Write what is asked for of one film.
+        """Write what is asked for of one image.
 
         Args:
             name: of the files, below their folders.
-            film: (H, W), as the model took it.
+            image: (H, W), as the model took it.
             answer: of the model.
             classifier: the model.
-            dicom: the film's file where it is one of DICOM.
+            dicom: the image's file where it is one of DICOM.
 
         Raises:
-            ImageError: the DICOM film lacks what links a report to it.
+            ImageError: the DICOM image lacks what links a report to it.
             ParamsError: a folder cannot be written.
         """
-        picture = None if self.overlays is None else _overlay(film, answer, classifier)
+        picture = None if self.overlays is None else _overlay(image, answer, classifier)
         if self.overlays is not None and picture is not None:
             _write(self.overlays / f"{name}.overlay.png", _png(picture))
         if self.reports is not None and dicom is not None:
@@ -67,11 +67,11 @@ class AnswerFiles:
             _write(path.with_name(f"{path.name}.overlay.dcm"), capture)
 
 
-def _overlay(film: NDArray[np.uint8], answer: Answer, classifier: Classifier) -> NDArray[np.uint8]:
+def _overlay(image: NDArray[np.uint8], answer: Answer, classifier: Classifier) -> NDArray[np.uint8]:
     from cxr.models.grad_cam import overlay
 
-    picture = overlay(film, classifier.heat(film[None], [answer.predicted_class])[0])
-    scale = -(-_OVERLAY_SIDE_PX // min(film.shape))
+    picture = overlay(image, classifier.heat(image[None], [answer.predicted_class])[0])
+    scale = -(-_OVERLAY_SIDE_PX // min(image.shape))
     size = (picture.shape[1] * scale, picture.shape[0] * scale)
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 

@@ -1,4 +1,4 @@
-"""Threads that read and decode the next films while the network computes, with a few batches in memory."""
+"""Threads that read and decode the next images while the network computes, with a few batches in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prepared_batches(
 
     OpenCV decodes, and hashlib hashes, beside other threads. What `prepare` raises is raised here.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="film")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="image")
     waiting: deque[list[Future[Prepared]]] = deque()
     try:
         for start in range(0, len(given), batch_size):

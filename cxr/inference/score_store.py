@@ -1,19 +1,19 @@
-"""Scored films as Parquet parts: what a row holds, what was scored before, and reading all of it again.
+"""Scored images as Parquet parts: what a row holds, what was scored before, and reading all of it again.
 
-`<output>/version-<n>/<time>-<shard>of<shards>-<run>-<part>.parquet`, each written whole, never changed. A row a film:
+`<output>/version-<n>/<time>-<shard>of<shards>-<run>-<part>.parquet`, each written whole, never changed. A row an image:
 
     location, path           where it was found, and the path below
     sha256                   of its bytes; null where they were not read
-    size_bytes, changed      as listed: see cxr.inference.image_source.FilmFile; `changed` is null where the film could not be opened
+    size_bytes, changed      as listed: see cxr.inference.image_source.ImageFile; `changed` is null where the image could not be opened
     scored_at                UTC
     model_version            as in the registry
-    predicted_class          null for a film that cannot be read, as are all columns but `error` that follow
+    predicted_class          null for an image that cannot be read, as are all columns but `error` that follow
     p_<class>                calibrated probability, a column a class in the model's order
     confidence               the largest of them
-    refer                    a reader should see the film; null where the model has no threshold
+    refer                    a reader should see the image; null where the model has no threshold
     warning                  why the answer may mean nothing, else null; parts of earlier days have no such column
     m_<measure>              see cxr.models.reference.MEASURES; no such column where the model was saved without a reference
-    error                    why the film cannot be read, else null
+    error                    why the image cannot be read, else null
 
 The schema's metadata name the model, its version, the digests of its weights and its spec, the code that scored, and
 `engine`, what computed: "torch", or "openvino" and its precision.
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from cxr.common.errors import DataError
 from cxr.common.files import whole_file
-from cxr.inference.image_source import FilmFile
+from cxr.inference.image_source import ImageFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +81,8 @@ def version_folder(output: Path, number: str) -> Path:
 class PartWriter:
     """Collects rows and writes a part whenever there are enough; `close` writes what is left."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, *, films_per_part: int, shard: str) -> None:
-        self._folder, self._schema, self._films_per_part = folder, schema, films_per_part
+    def __init__(self, folder: Path, schema: pa.Schema, *, images_per_part: int, shard: str) -> None:
+        self._folder, self._schema, self._images_per_part = folder, schema, images_per_part
         # Runs that begin in the same second, on several machines too, must not take each other's names.
         self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{shard}-{secrets.token_hex(4)}"
         self._rows: list[Mapping[str, Any]] = []
@@ -91,7 +91,7 @@ class PartWriter:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> Path | None:
         """Take rows; return the part that they completed, if they did."""
         self._rows.extend(rows)
-        return self._write() if len(self._rows) >= self._films_per_part else None
+        return self._write() if len(self._rows) >= self._images_per_part else None
 
     def close(self) -> Path | None:
         """Write the rows that no part holds yet, if there are any."""
@@ -107,11 +107,11 @@ class PartWriter:
 
 
 class Scored:
-    """The films of a location that one model has scored; some 200 bytes of memory a film.
+    """The images of a location that one model has scored; some 200 bytes of memory an image.
 
-    A film with the path, the size and the modification time or ETag of one that was scored is not even read. One
-    that changed in any of these is read, and not scored when its bytes are those that were scored under its path. A
-    film that could not be opened counts as not scored.
+    An image with the path, the size and the modification time or ETag of one that was scored is not even read. One
+    that changed in any of these is read, and not scored when its bytes are those that were scored under its path. An
+    image that could not be opened counts as not scored.
     """
 
     def __init__(self, folder: Path, *, spec_sha256: str, location: str) -> None:
@@ -122,9 +122,9 @@ class Scored:
                 if (file.schema_arrow.metadata or {}).get(_SPEC_KEY) == spec_sha256.encode():
                     self._remember(file.read(["location", "path", "size_bytes", "changed", "sha256"]), location)
 
-    def is_unchanged(self, film: FilmFile) -> bool:
-        """Say whether the film was scored as it is listed."""
-        return _key(film.path, film.size_bytes, film.changed) in self._listed
+    def is_unchanged(self, image: ImageFile) -> bool:
+        """Say whether the image was scored as it is listed."""
+        return _key(image.path, image.size_bytes, image.changed) in self._listed
 
     def has_bytes(self, path: str, sha256: str) -> bool:
         """Say whether these very bytes were scored under this path."""
@@ -140,7 +140,7 @@ class Scored:
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
-    """Return every scored film of every version below `folder`, the oldest first; columns as in the module's head.
+    """Return every scored image of every version below `folder`, the oldest first; columns as in the module's head.
 
     Columns that a part does not have are missing values; with no part at all the table is empty.
 
@@ -170,7 +170,7 @@ def _readable(part: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
-            f"{part} is not a part of scored films ({error}); remove it, its films are scored again"
+            f"{part} is not a part of scored images ({error}); remove it, its images are scored again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What is known of each backbone: who makes it, its parts by depth, its published weights, its smallest film."""
+"""What is known of each backbone: who makes it, its parts by depth, its published weights, its smallest image."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ class Architecture:
 
     make          number of classes -> network with random weights
     stages        names of the modules of the stem and of layers 1 to 4; the head is all that is left
-    evidence      name of the module whose feature maps Grad-CAM shows: the last before the maps are pooled away
+    saliency_layer      name of the module whose feature maps Grad-CAM shows: the last before the maps are pooled away
     published     None where nobody has published weights
-    smallest_px   the smallest side of a film that comes through
+    smallest_px   the smallest side of an image that comes through
     half_range    the published weights expect grey levels of -1 to 1
     """
 
     make: Callable[[int], nn.Module]
     stages: tuple[tuple[str, ...], ...]
-    evidence: str
+    saliency_layer: str
     published: Published | None
     smallest_px: int
     half_range: bool = False
@@ -67,7 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "alexnet": Architecture(
         make=_torchvision(models.alexnet),
         stages=(_features(0), _features(3), _features(6), _features(8), _features(10) + _HIDDEN_IN_ALEXNET),
-        evidence="features.11",
+        saliency_layer="features.11",
         published=Published(models.AlexNet_Weights.IMAGENET1K_V1.url),
         smallest_px=63,
     ),
@@ -80,7 +80,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             _inside("features", ("denseblock3", "transition3")),
             _inside("features", ("denseblock4", "norm5")),
         ),
-        evidence="features",
+        saliency_layer="features",
         published=Published(models.DenseNet121_Weights.IMAGENET1K_V1.url),
         smallest_px=32,
     ),
@@ -93,7 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("Mixed_6d", "Mixed_6e"),
             ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
         ),
-        evidence="Mixed_7c",
+        saliency_layer="Mixed_7c",
         published=Published(models.Inception_V3_Weights.IMAGENET1K_V1.url),
         smallest_px=75,
         half_range=True,
@@ -107,7 +107,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             _features(*range(7, 14)),
             _features(*range(14, 19)),
         ),
-        evidence="features",
+        saliency_layer="features",
         published=Published(models.MobileNet_V2_Weights.IMAGENET1K_V1.url),
         smallest_px=32,
     ),
@@ -116,14 +116,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         # weights that are loaded replace them.
         make=_torchvision(models.resnet50, zero_init_residual=True),
         stages=(("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
-        evidence="layer4",
+        saliency_layer="layer4",
         published=Published(models.ResNet50_Weights.IMAGENET1K_V2.url),
         smallest_px=32,
     ),
     "small_cnn": Architecture(
         make=SmallCnn,
         stages=(("stem",), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
-        evidence="layer4.2",
+        saliency_layer="layer4.2",
         published=None,
         smallest_px=32,
     ),
@@ -136,7 +136,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             _features(17, 19, 21),
             _features(24, 26, 28) + _HIDDEN_IN_VGG,
         ),
-        evidence="features.29",
+        saliency_layer="features.29",
         published=Published(models.VGG16_Weights.IMAGENET1K_V1.url),
         smallest_px=32,
     ),
@@ -149,7 +149,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             _features(19, 21, 23, 25),
             _features(28, 30, 32, 34) + _HIDDEN_IN_VGG,
         ),
-        evidence="features.35",
+        saliency_layer="features.35",
         published=Published(models.VGG19_Weights.IMAGENET1K_V1.url),
         smallest_px=32,
     ),
@@ -162,7 +162,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("block8", "block9", "block10", "block11"),
             ("block12", "conv3", "bn3", "conv4", "bn4"),
         ),
-        evidence="act4",
+        saliency_layer="act4",
         # What timm's `legacy_xception` names; asking timm for it would import timm to read one line.
         published=Published(
             "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth"
@@ -174,7 +174,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def to_half_range(_network: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-    """Turn films normalised by ImageNet's mean and deviation into grey levels of -1 to 1; a forward pre-hook."""
-    (films,) = arguments
-    mean, std = films.new_tensor((0.485, 0.456, 0.406)), films.new_tensor((0.229, 0.224, 0.225))
-    return (films * (2 * std).view(1, 3, 1, 1) + (2 * mean - 1).view(1, 3, 1, 1),)
+    """Turn images normalised by ImageNet's mean and deviation into grey levels of -1 to 1; a forward pre-hook."""
+    (images,) = arguments
+    mean, std = images.new_tensor((0.485, 0.456, 0.406)), images.new_tensor((0.229, 0.224, 0.225))
+    return (images * (2 * std).view(1, 3, 1, 1) + (2 * mean - 1).view(1, 3, 1, 1),)

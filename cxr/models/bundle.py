@@ -25,14 +25,14 @@ SPEC_FILE = "model.json"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What serves is what trained: the network, the film's way, the class order, the calibration.
+    """What serves is what trained: the network, the image's way, the class order, the calibration.
 
     backbone, head, members, views   see `cxr.models.factory.build`
     mean, std     of the three channels, on the scale 0 to 1
     temperature   raw scores are divided by it before the softmax; 1.0 until calibrated
     bias          one a class, added after that; zeros until calibrated
-    synthetic     trained on phantom films: its answers say nothing about patients
-    refer_below   a film whose largest calibrated probability is below goes to a reader; None: the validation films
+    synthetic     trained on synthetic images: its answers say nothing about patients
+    refer_below   an image whose largest calibrated probability is below goes to a reader; None: the validation images
                   gave no such threshold, or the model was saved before there was one
     """
 

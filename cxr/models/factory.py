@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.models.backbones import ARCHITECTURES, Architecture, to_half_range
-from cxr.models.modules import Committee, SvmHead
+from cxr.models.modules import Ensemble, SvmHead
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-"""The parts of a network, from the film to the answer."""
+"""The parts of a network, from the image to the answer."""
 
 _MARK = "backbone"  # the attribute of a built network that says which it is
 
@@ -39,62 +39,62 @@ class WeightsReport:
 def build(
     backbone: str, n_classes: int, *, head: str = "linear", members: int = 1, views: tuple[float, ...] = (1.0,)
 ) -> nn.Module:
-    """Return `backbone` with random weights, films (N, 3, H, W) in, logits (N, C) out.
+    """Return `backbone` with random weights, images (N, 3, H, W) in, logits (N, C) out.
 
     Args:
         backbone: one of ARCHITECTURES.
         n_classes: C.
         head: "linear", or "svm" for an SvmHead that waits for its state.
-        members: networks that answer as one; more than one, or other views, make a Committee.
-        views: magnifications of the film that are averaged; the last must be 1.
+        members: networks that answer as one; more than one, or other views, make a Ensemble.
+        views: magnifications of the image that are averaged; the last must be 1.
 
     Raises:
         WeightsError: there is no such backbone or head, or the last view is not 1.
     """
-    if not is_committee(members=members, views=views):
+    if not is_ensemble(members=members, views=views):
         return _network(backbone, n_classes, head)
     if members < 1 or not views or views[-1] != 1 or min(views) <= 0:
         raise WeightsError(
             f"{members} members and views {list(views)} cannot be built: expected 1 member or more and positive "
-            "magnifications that end with 1.0, the film as it is"
+            "magnifications that end with 1.0, the image as it is"
         )
-    return Committee((_network(backbone, n_classes, head) for _ in range(members)), views)
+    return Ensemble((_network(backbone, n_classes, head) for _ in range(members)), views)
 
 
-def is_committee(*, members: int, views: Sequence[float]) -> bool:
-    """Say whether `build` makes a Committee, whose state is a `committee_state`."""
+def is_ensemble(*, members: int, views: Sequence[float]) -> bool:
+    """Say whether `build` makes a Ensemble, whose state is a `ensemble_state`."""
     return members != 1 or tuple(views) != (1.0,)
 
 
-def committee_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Merge the states of single networks into that of their Committee."""
+def ensemble_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Merge the states of single networks into that of their Ensemble."""
     return {f"members.{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
 
 
 def smallest_image_px(backbone: str) -> int:
-    """Return the smallest side of a film that comes through `backbone`."""
+    """Return the smallest side of an image that comes through `backbone`."""
     return _architecture(backbone).smallest_px
 
 
 def check_image_size(backbone: str, side_px: int) -> None:
-    """Refuse films that shrink to nothing inside the network. Raises ParamsError."""
+    """Refuse images that shrink to nothing inside the network. Raises ParamsError."""
     smallest = smallest_image_px(backbone)
     if side_px < smallest:
         raise ParamsError(
-            f"{backbone} needs films of {smallest} px or more, and they are {side_px} px; "
+            f"{backbone} needs images of {smallest} px or more, and they are {side_px} px; "
             "set preprocess.image_size_px higher or train.backbone to another network"
         )
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Return the modules of each part (see PARTS) of a network from `build`; a Committee has none of its own."""
+    """Return the modules of each part (see PARTS) of a network from `build`; a Ensemble has none of its own."""
     stages = _architecture(getattr(model, _MARK)).stages
     modules = [nn.ModuleList([model.get_submodule(name) for name in names]) for names in stages]
     return dict(zip(PARTS, [*modules, nn.ModuleList([head_of(model)])], strict=True))
 
 
 def head_of(model: nn.Module) -> nn.Linear | SvmHead:
-    """Return the last layer of a network, of its last member if it is a Committee.
+    """Return the last layer of a network, of its last member if it is a Ensemble.
 
     Raises:
         WeightsError: the network ends in something else.
@@ -113,22 +113,22 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
     model.get_submodule(parent).add_module(child, head)
 
 
-def evidence_stage(model: nn.Module) -> nn.Module | None:
+def saliency_stage(model: nn.Module) -> nn.Module | None:
     """Return the module whose feature maps are a network's last; None for a network that is not from `build`."""
-    network = model.members[-1] if isinstance(model, Committee) else model
+    network = model.members[-1] if isinstance(model, Ensemble) else model
     backbone = getattr(network, _MARK, None)
-    return None if backbone is None else network.get_submodule(_architecture(backbone).evidence)
+    return None if backbone is None else network.get_submodule(_architecture(backbone).saliency_layer)
 
 
 def features(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what the head sees (N, D) of films (N, 3, H, W): pooled features, of a Committee's last member."""
-    return logits_and_features(model.members[-1] if isinstance(model, Committee) else model, x)[1]
+    """Return what the head sees (N, D) of images (N, 3, H, W): pooled features, of a Ensemble's last member."""
+    return logits_and_features(model.members[-1] if isinstance(model, Ensemble) else model, x)[1]
 
 
 def logits_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the answers (N, C) to films (N, 3, H, W) and, of the same pass, what the last head saw (N, D).
+    """Return the answers (N, C) to images (N, 3, H, W) and, of the same pass, what the last head saw (N, D).
 
-    Of a Committee that is its last member on the film as it is.
+    Of a Ensemble that is its last member on the image as it is.
     """
     kept: list[Tensor] = []
 

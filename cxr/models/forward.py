@@ -1,4 +1,4 @@
-"""From prepared films to probabilities: the one path that evaluation, registration and prediction share.
+"""From prepared images to probabilities: the one path that evaluation, registration and prediction share.
 
 Torch is imported where it computes: what answers through another engine must not wait seconds for it.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from cxr.models.bundle import ModelSpec
 
 BATCH_SIZE = 16
-"""Films that a network looks at together, always as many: see `predict_logits`.
+"""Images that a network looks at together, always as many: see `predict_logits`.
 
-Two cores need 5% more time a film than for 32, and a single film costs half of what it would cost among 32.
+Two cores need 5% more time an image than for 32, and a single image costs half of what it would cost among 32.
 """
 
 
@@ -35,11 +35,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def to_input(films: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Turn grey films into what the network expects.
+def to_input(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Turn grey images into what the network expects.
 
     Args:
-        films: (B, 1, H, W) float, grey levels 0 to 1.
+        images: (B, 1, H, W) float, grey levels 0 to 1.
         mean, std: of the three channels, on the same scale.
 
     Returns:
@@ -48,14 +48,14 @@ def to_input(films: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     import torch
 
     shape = (1, 3, 1, 1)
-    centre, scale = films.new_tensor(mean).view(shape), films.new_tensor(std).view(shape)
-    return ((films - centre) / scale).contiguous(memory_format=torch.channels_last)
+    centre, scale = images.new_tensor(mean).view(shape), images.new_tensor(std).view(shape)
+    return ((images - centre) / scale).contiguous(memory_format=torch.channels_last)
 
 
-def films_to_input(
+def images_to_input(
     images: NDArray[np.uint8], device: torch.device, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Bring prepared films (N, H, W), which may be memory-mapped, to `device` as the network expects them."""
+    """Bring prepared images (N, H, W), which may be memory-mapped, to `device` as the network expects them."""
     import torch
 
     return to_input(torch.from_numpy(np.array(images)).to(device).unsqueeze(1).float() / 255, mean, std)
@@ -63,41 +63,41 @@ def films_to_input(
 
 def predict_logits(
     model: nn.Module,
-    images: NDArray[np.uint8],
+    pixels: NDArray[np.uint8],
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], object] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the raw scores of prepared films, in fp32 whatever the model was trained in.
+    """Return the raw scores of prepared images, in fp32 whatever the model was trained in.
 
-    A film's scores do not depend on the films beside it: libraries choose how they multiply by the size of a batch,
-    which moves the last bits (1e-6 of a DenseNet-121's scores), so the last batch is filled up with black films.
+    An image's scores do not depend on the images beside it: libraries choose how they multiply by the size of a batch,
+    which moves the last bits (1e-6 of a DenseNet-121's scores), so the last batch is filled up with black images.
 
     Args:
         model: in evaluation mode, on any device.
-        images: (N, H, W) uint8; may be memory-mapped, one batch is read at a time.
+        pixels: (N, H, W) uint8; may be memory-mapped, one batch is read at a time.
         mean, std: of the three channels, on the scale 0 to 1.
-        batch_size: films at once.
-        progress: called with the number of films done after each batch.
+        batch_size: images at once.
+        progress: called with the number of images done after each batch.
 
     Returns:
         (N, C) float32.
     """
     scores: list[NDArray[np.float32]] = []
-    for start in range(0, len(images), batch_size):
-        films = images[start : start + batch_size]
-        scores.append(_answer(model, films, mean=mean, std=std, batch_size=batch_size)[0])
+    for start in range(0, len(pixels), batch_size):
+        images = pixels[start : start + batch_size]
+        scores.append(_answer(model, images, mean=mean, std=std, batch_size=batch_size)[0])
         if progress is not None:
-            progress(len(films))
+            progress(len(images))
     return np.concatenate(scores) if scores else np.zeros((0, 0), np.float32)
 
 
 def predict_with_features(
     model: nn.Module, images: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the raw scores (N, C) of one batch of prepared films (N, H, W) and what the head saw of them (N, D).
+    """Return the raw scores (N, C) of one batch of prepared images (N, H, W) and what the head saw of them (N, D).
 
     One pass for both, in fp32; the scores are those of predict_logits, bit for bit. N is 1 to BATCH_SIZE.
     """
@@ -105,20 +105,20 @@ def predict_with_features(
 
 
 def _answer(
-    model: nn.Module, films: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int
+    model: nn.Module, images: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return scores and features of at most `batch_size` films, computed among as many."""
+    """Return scores and features of at most `batch_size` images, computed among as many."""
     import torch
 
     from cxr.models.factory import logits_and_features
 
-    filled = np.zeros((batch_size, *films.shape[1:]), np.uint8)
-    filled[: len(films)] = films
+    filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+    filled[: len(images)] = images
     device = next(model.parameters()).device
     # TF32 keeps 10 of 23 bits; on GPUs that have it, convolutions would use it unasked.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        logits, seen = logits_and_features(model, films_to_input(filled, device, mean=mean, std=std))
-    return logits.float().cpu().numpy()[: len(films)], seen.float().cpu().numpy()[: len(films)]
+        logits, seen = logits_and_features(model, images_to_input(filled, device, mean=mean, std=std))
+    return logits.float().cpu().numpy()[: len(images)], seen.float().cpu().numpy()[: len(images)]
 
 
 def softmax_with_temperature(
@@ -136,14 +136,14 @@ def calibrated(logits: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.floa
 
 
 def classify(model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the calibrated probabilities (N, C) of prepared films (N, H, W), classes in the spec's order."""
+    """Return the calibrated probabilities (N, C) of prepared images (N, H, W), classes in the spec's order."""
     return calibrated(predict_logits(model, images, mean=spec.mean, std=spec.std), spec)
 
 
 def referred(probabilities: NDArray[np.float64], spec: ModelSpec) -> list[bool | None]:
-    """Say of each film with calibrated `probabilities` (N, C) whether a reader should see it.
+    """Say of each image with calibrated `probabilities` (N, C) whether a reader should see it.
 
-    None for all where the validation films gave no such threshold (`spec.refer_below`).
+    None for all where the validation images gave no such threshold (`spec.refer_below`).
     """
     if spec.refer_below is None:
         return [None] * len(probabilities)

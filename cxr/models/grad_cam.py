@@ -1,6 +1,6 @@
-"""Grad-CAM: which part of a film speaks for a class (Selvaraju et al. 2017).
+"""Grad-CAM: which part of an image speaks for a class (Selvaraju et al. 2017).
 
-A coarse map of the last convolution stage (7 x 7 cells for a ResNet at 224 px), enlarged to the film. It shows
+A coarse map of the last convolution stage (7 x 7 cells for a ResNet at 224 px), enlarged to the image. It shows
 what the model used, not where the disease is.
 """
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.common.errors import WeightsError
-from cxr.models.factory import evidence_stage
-from cxr.models.forward import films_to_input
+from cxr.models.factory import saliency_stage
+from cxr.models.forward import images_to_input
 
 
 def last_convolution_stage(model: nn.Module) -> nn.Module:
-    """Return the last part of `model` that computes feature maps, of a Committee that of its last member.
+    """Return the last part of `model` that computes feature maps, of a Ensemble that of its last member.
 
     Networks of cxr.models.factory name theirs (a ResNet's is `layer4`). Of others it is told by type: the last child that
     holds a convolution, entered as long as it holds a linear layer (a classifier) too.
@@ -24,7 +24,7 @@ def last_convolution_stage(model: nn.Module) -> nn.Module:
     Raises:
         WeightsError: the model has no two-dimensional convolution.
     """
-    return evidence_stage(model) or _last_stage_by_type(model)
+    return saliency_stage(model) or _last_stage_by_type(model)
 
 
 def _last_stage_by_type(model: nn.Module) -> nn.Module:
@@ -47,14 +47,14 @@ def grad_cam(
     stage: nn.Module | None = None,
     batch_size: int = 16,
 ) -> NDArray[np.float32]:
-    """Return one heat map a film for its class.
+    """Return one heat map an image for its class.
 
     Args:
         model: in evaluation mode, logits (N, C) out.
         inputs: (N, channels, H, W), normalised as in training, on the model's device.
         class_indices: (N,) the class whose evidence is asked for.
         stage: module whose feature maps are used; by default the last convolution stage.
-        batch_size: films at a time.
+        batch_size: images at a time.
 
     Returns:
         (N, H, W), 0 to 1; the largest value of a map is 1, or the map is all 0 where nothing speaks for the class.
@@ -70,7 +70,7 @@ def grad_cam(
     return np.concatenate(maps) if maps else np.zeros((0, *inputs.shape[-2:]), np.float32)
 
 
-def grad_cam_of_films(
+def grad_cam_of_images(
     model: nn.Module,
     images: NDArray[np.uint8],
     class_indices: NDArray[np.int64],
@@ -78,16 +78,16 @@ def grad_cam_of_films(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> NDArray[np.float32]:
-    """Return `grad_cam` of prepared films (N, H, W), as `cxr.models.forward.predict_logits` takes them."""
+    """Return `grad_cam` of prepared images (N, H, W), as `cxr.models.forward.predict_logits` takes them."""
     device = next(model.parameters()).device
-    return grad_cam(model, films_to_input(images, device, mean=mean, std=std), class_indices)
+    return grad_cam(model, images_to_input(images, device, mean=mean, std=std), class_indices)
 
 
 def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32], *, strength: float = 0.6) -> NDArray[np.uint8]:
-    """Lay a heat map over a film; where there is no heat the film stays as it is.
+    """Lay a heat map over an image; where there is no heat the image stays as it is.
 
     Args:
-        grey: (H, W) film.
+        grey: (H, W) image.
         heat: (H, W), 0 to 1.
         strength: opacity of the hottest place, 0 to 1.
 

@@ -15,7 +15,7 @@ _CHANNELS = (32, 64, 128, 256, 256)
 class SmallCnn(nn.Module):
     """Five blocks of convolution, batch norm, ReLU and pooling, then global pooling, dropout and a linear layer.
 
-    In the spirit of the small networks that are trained from scratch on chest films (Nguyen et al. 2020): 1 million
+    In the spirit of the small networks that are trained from scratch on chest X-rays (Nguyen et al. 2020): 1 million
     weights where a ResNet-50 has 24.
     """
 
@@ -31,7 +31,7 @@ class SmallCnn(nn.Module):
         self.fc = nn.Linear(_CHANNELS[-1], n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, C) of films (N, 3, H, W)."""
+        """Return logits (N, C) of images (N, 3, H, W)."""
         maps = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
         logits: Tensor = self.fc(self.dropout(self.pool(maps).flatten(1)))
         return logits
@@ -108,10 +108,10 @@ class SvmHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-class Committee(nn.Module):
-    """Networks whose probabilities are averaged, each over several magnifications of the film.
+class Ensemble(nn.Module):
+    """Networks whose probabilities are averaged, each over several magnifications of the image.
 
-    The last view is the film as it is: Grad-CAM shows the last pass of the last member.
+    The last view is the image as it is: Grad-CAM shows the last pass of the last member.
     """
 
     def __init__(self, members: Iterable[nn.Module], views: Sequence[float]) -> None:
@@ -120,7 +120,7 @@ class Committee(nn.Module):
         self.views = tuple(views)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logarithm of the mean probability (N, C), a logit like any other, of films (N, 3, H, W)."""
+        """Return the logarithm of the mean probability (N, C), a logit like any other, of images (N, 3, H, W)."""
         shares = [
             functional.log_softmax(member(magnified(x, view)).float(), dim=1)
             for member in self.members
@@ -129,10 +129,10 @@ class Committee(nn.Module):
         return torch.stack(shares).logsumexp(dim=0) - log(len(shares))
 
 
-def magnified(films: Tensor, times: float) -> Tensor:
-    """Return films (N, C, H, W) magnified about their middle; below 1 the border is repeated outwards."""
+def magnified(images: Tensor, times: float) -> Tensor:
+    """Return images (N, C, H, W) magnified about their middle; below 1 the border is repeated outwards."""
     if times == 1:
-        return films
-    theta = films.new_tensor([[1 / times, 0, 0], [0, 1 / times, 0]], dtype=torch.float32).expand(len(films), 2, 3)
-    grid = functional.affine_grid(theta, list(films.shape), align_corners=False)
-    return functional.grid_sample(films, grid.to(films.dtype), padding_mode="border", align_corners=False)
+        return images
+    theta = images.new_tensor([[1 / times, 0, 0], [0, 1 / times, 0]], dtype=torch.float32).expand(len(images), 2, 3)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)

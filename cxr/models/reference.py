@@ -1,7 +1,7 @@
-"""What a film measures, and the reference of a model: the same measures of films that it was judged on.
+"""What an image measures, and the reference of a model: the same measures of images that it was judged on.
 
-A film is measured when it is scored, so that a comparison months later reads numbers and no films. The reference
-comes from validation and test films: training films are too tidy in feature space, for the network has seen them.
+An image is measured when it is scored, so that a comparison months later reads numbers and no images. The reference
+comes from validation and test images: training images are too tidy in feature space, for the network has seen them.
 It is one file beside the weights, `reference.safetensors`: plain arrays, no code, one digest.
 """
 
@@ -30,20 +30,20 @@ MEASURES = (
     "left_right",
     "feature_distance",
 )
-"""What `measure` says of each film; see `image_measures` and `FeatureSpace.distance`."""
+"""What `measure` says of each image; see `image_measures` and `FeatureSpace.distance`."""
 
-_CHUNK = 64  # films at once: bounds the float copies
+_CHUNK = 64  # images at once: bounds the float copies
 _DARK, _BRIGHT = 26, 229  # a tenth from either end of the grey levels
 _FRAME = 16  # the border is a sixteenth of the side
 _DIRECTIONS = 32  # of feature space that are told apart
-_FILMS_A_DIRECTION = 8  # fewer films carry fewer directions
+_IMAGES_A_DIRECTION = 8  # fewer images carry fewer directions
 _FOLDS = 5
 _FORMAT = "1"
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Where the reference's films lie among a network's pooled features.
+    """Where the reference's images lie among a network's pooled features.
 
     centre     (D,)
     directions (K, D), orthonormal, of the largest spread
@@ -57,7 +57,7 @@ class FeatureSpace:
     residual: float
 
     def distance(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how far features (N, D) lie from the centre, (N,), 0 or more; about 1 for the reference's own films.
+        """Return how far features (N, D) lie from the centre, (N,), 0 or more; about 1 for the reference's own images.
 
         The root of the mean square over the directions and what lies outside them, each in units of its own spread:
         a Mahalanobis distance with a covariance that is shrunk to K directions and a remainder.
@@ -69,10 +69,10 @@ class FeatureSpace:
         return np.asarray(np.sqrt(squares / (len(self.spread) + 1)), np.float32)
 
     def outside(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how much of features (N, D) no film of the reference explains, (N,), about 0 to 1.
+        """Return how much of features (N, D) no image of the reference explains, (N,), about 0 to 1.
 
         Their length outside the directions as a share of their whole length. A picture of another kind excites a
-        network less than a film: it lies near the centre, where `distance` sees nothing, and off the directions.
+        network less than an image: it lies near the centre, where `distance` sees nothing, and off the directions.
         """
         moved = features.astype(np.float32) - self.centre
         along = moved @ self.directions.T
@@ -83,15 +83,15 @@ class FeatureSpace:
 
 @dataclass(frozen=True)
 class Reference:
-    """N films that a model was judged on, as numbers.
+    """N images that a model was judged on, as numbers.
 
     classes     in the model's order
     space       see FeatureSpace
     measures    (N, len(MEASURES)), columns as in MEASURES
     confidence  (N,) largest calibrated probability
     predicted   (N,) index into `classes`
-    patients    (N,) number of the film's patient, counted from 0; no name
-    outside     (N,) `FeatureSpace.outside` of each film, in a space fitted without its patient; None in references
+    patients    (N,) number of the image's patient, counted from 0; no name
+    outside     (N,) `FeatureSpace.outside` of each image, in a space fitted without its patient; None in references
                 of before there was such a thing
     """
 
@@ -107,18 +107,18 @@ class Reference:
 def measure(
     images: NDArray[np.uint8], features: NDArray[np.float32], reference: Reference
 ) -> dict[str, NDArray[np.float32]]:
-    """Return each of MEASURES for N films, arrays (N,).
+    """Return each of MEASURES for N images, arrays (N,).
 
     Args:
         images: (N, H, W), prepared as the model's spec says.
-        features: (N, D), what the network's head saw of the same films (`cxr.models.forward.predict_with_features`).
+        features: (N, D), what the network's head saw of the same images (`cxr.models.forward.predict_with_features`).
         reference: of the same model.
     """
     return image_measures(images) | {"feature_distance": reference.space.distance(features)}
 
 
 def image_measures(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Return what N prepared films (N, H, W) measure, arrays (N,); grey levels run from 0 to 1.
+    """Return what N prepared images (N, H, W) measure, arrays (N,); grey levels run from 0 to 1.
 
     brightness    mean grey level
     contrast      standard deviation of the grey levels
@@ -161,14 +161,14 @@ def make_reference(
     probabilities: NDArray[np.floating],
     patients: NDArray[np.object_],
 ) -> Reference:
-    """Make the reference of a model from N films that it was judged on.
+    """Make the reference of a model from N images that it was judged on.
 
     Args:
         classes: in the model's order.
         images: (N, len(MEASURES) - 1), their `image_measures` as columns.
         features: (N, D).
         probabilities: (N, C), calibrated.
-        patients: (N,) whose film it is.
+        patients: (N,) whose image it is.
     """
     _, numbers = np.unique(patients.astype(str), return_inverse=True)
     distance, outside = _held_out(features, numbers)
@@ -184,10 +184,10 @@ def make_reference(
 
 
 def fit_space(features: NDArray[np.float32]) -> FeatureSpace:
-    """Fit a FeatureSpace to features (N, D) of at least two films; few films get few directions."""
+    """Fit a FeatureSpace to features (N, D) of at least two images; few images get few directions."""
     from sklearn.decomposition import PCA
 
-    count = max(1, min(_DIRECTIONS, len(features) // _FILMS_A_DIRECTION, features.shape[1] - 1))
+    count = max(1, min(_DIRECTIONS, len(features) // _IMAGES_A_DIRECTION, features.shape[1] - 1))
     with np.errstate(invalid="ignore"):  # a share of no variance, which is not used
         fitted = PCA(count, svd_solver="randomized", random_state=0).fit(features.astype(np.float64))
     moved = features - fitted.mean_
@@ -202,14 +202,14 @@ def fit_space(features: NDArray[np.float32]) -> FeatureSpace:
 
 
 def folds_of(patients: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each film (N,) which of five folds its patient is in, drawn by chance."""
+    """Return for each image (N,) which of five folds its patient is in, drawn by chance."""
     return np.random.default_rng(0).permutation(int(patients.max()) + 1)[patients] % _FOLDS
 
 
 def _held_out(
     features: NDArray[np.float32], patients: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return each film's distance and outside share in a space fitted without its patient: its own fits too well."""
+    """Return each image's distance and outside share in a space fitted without its patient: its own fits too well."""
     fold = folds_of(patients)
     distance, outside = np.zeros(len(features), np.float32), np.zeros(len(features), np.float32)
     for number in range(_FOLDS):
@@ -244,7 +244,7 @@ def read_reference(path: Path) -> Reference:
     """Read what write_reference wrote.
 
     Raises:
-        WeightsError: missing, damaged, or of films measured in another way; says what to do.
+        WeightsError: missing, damaged, or of images measured in another way; says what to do.
     """
     advice = "run `dvc repro -f -s evaluate`, then `dvc repro register`"
     if not path.is_file():

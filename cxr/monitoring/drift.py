@@ -1,10 +1,10 @@
-"""Do the films of a window look like those that the model was judged on? One distance a signal, one limit each.
+"""Do the images of a window look like those that the model was judged on? One distance a signal, one limit each.
 
-The distance is the largest gap between two distribution functions (Kolmogorov and Smirnov), 0 to 1: the share of films
+The distance is the largest gap between two distribution functions (Kolmogorov and Smirnov), 0 to 1: the share of images
 that would have to change. Of predicted classes it is half the sum of the differences of their shares, which means the
 same. Limits hold a stated share of false alarms over all signals together. They are found by drawing windows of the
-same size and references of the same size from the reference's own films, patient by patient, for the films of a
-patient come together and look alike; a limit from p-values of single films would be too low.
+same size and references of the same size from the reference's own images, patient by patient, for the images of a
+patient come together and look alike; a limit from p-values of single images would be too low.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGNALS = (*MEASURES, "confidence", "class_shares")
-FAILED = "failed_films"
+FAILED = "failed_images"
 LEAST = 0.05
 """A smaller distance is never an alarm: with large windows even a move that matters to nobody shows."""
 
@@ -36,13 +36,13 @@ _EXAMPLES = 5
 class Rules:
     """What makes a window an alarm.
 
-    films               in a window
-    false_alarm_share   of windows of films like the reference's, over all signals together
+    images               in a window
+    false_alarm_share   of windows of images like the reference's, over all signals together
     resamples, seed     of the draws that find the limits
-    max_failed_share    of films that could not be read
+    max_failed_share    of images that could not be read
     """
 
-    films: int
+    images: int
     false_alarm_share: float
     resamples: int
     seed: int
@@ -51,16 +51,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Window:
-    """One window of scored films against the reference.
+    """One window of scored images against the reference.
 
     number        counted from 1, the oldest
-    first, last   when its first and last film were scored, UTC, ISO 8601
+    first, last   when its first and last image were scored, UTC, ISO 8601
     score         the largest distance in units of its limit; above 1 is an alarm
     distances     by signal, 0 to 1
     moves         by signal: window's median less the reference's, in units of the reference's spread
     speaking      signals above their limit, the furthest first
     shares        of each predicted class
-    examples      paths of the films that lie furthest out by the first speaking signal
+    examples      paths of the images that lie furthest out by the first speaking signal
     """
 
     number: int
@@ -80,7 +80,7 @@ class Window:
 
 
 def find_limits(reference: Reference, rules: Rules) -> dict[str, float]:
-    """Return the limit of each of SIGNALS, and of FAILED, for windows of `rules.films`.
+    """Return the limit of each of SIGNALS, and of FAILED, for windows of `rules.images`.
 
     Each signal's distance is measured in units of its own quantile over the draws; the limit in these units is the
     same for all, so that the largest of them passes it in `false_alarm_share` of the draws.
@@ -106,7 +106,7 @@ def _drawn_distances(reference: Reference, rules: Rules) -> Iterator[Floats]:
     classes = np.eye(len(reference.classes))[reference.predicted]
     for start in range(0, rules.resamples, _CHUNK):
         count = min(_CHUNK, rules.resamples - start)
-        gap = _draw(reference.patients, count, rules.films, generator)
+        gap = _draw(reference.patients, count, rules.images, generator)
         gap -= _draw(reference.patients, count, len(reference.patients), generator)
         columns = [
             np.abs(gap[:, order].cumsum(axis=1)[:, end]).max(axis=1)
@@ -115,15 +115,15 @@ def _drawn_distances(reference: Reference, rules: Rules) -> Iterator[Floats]:
         yield np.column_stack([*columns, np.abs(gap @ classes).sum(axis=1) / 2])
 
 
-def _draw(patients: NDArray[np.int64], count: int, films: int, generator: np.random.Generator) -> Floats:
-    """Return the share (count, N) that each film has in draws of whole patients with `films` films together."""
+def _draw(patients: NDArray[np.int64], count: int, images: int, generator: np.random.Generator) -> Floats:
+    """Return the share (count, N) that each image has in draws of whole patients with `images` images together."""
     sizes = np.bincount(patients).astype(float)
-    drawn = generator.integers(0, len(sizes), (count, films))
+    drawn = generator.integers(0, len(sizes), (count, images))
     before = np.cumsum(sizes[drawn], axis=1) - sizes[drawn]
-    taken = np.clip(films - before, 0, sizes[drawn]) / sizes[drawn]  # of the last patient only a part
+    taken = np.clip(images - before, 0, sizes[drawn]) / sizes[drawn]  # of the last patient only a part
     flat = (np.arange(count)[:, None] * len(sizes) + drawn).ravel()
     of_patients = np.bincount(flat, taken.ravel(), count * len(sizes)).reshape(count, -1)
-    return of_patients[:, patients] / films
+    return of_patients[:, patients] / images
 
 
 def _values(reference: Reference) -> Floats:
@@ -131,13 +131,13 @@ def _values(reference: Reference) -> Floats:
     return np.column_stack([reference.measures, reference.confidence]).astype(np.float64)
 
 
-def cut_windows(scores: pd.DataFrame, films: int) -> list[pd.DataFrame]:
-    """Cut scored films, the oldest first, into windows of `films`; what is left over is not a window yet."""
-    return [scores.iloc[start : start + films] for start in range(0, len(scores) - films + 1, films)]
+def cut_windows(scores: pd.DataFrame, images: int) -> list[pd.DataFrame]:
+    """Cut scored images, the oldest first, into windows of `images`; what is left over is not a window yet."""
+    return [scores.iloc[start : start + images] for start in range(0, len(scores) - images + 1, images)]
 
 
 def judge(scored: pd.DataFrame, reference: Reference, limits: Mapping[str, float], *, number: int) -> Window:
-    """Compare one window of scored films (see cxr.inference.score_store) with the reference."""
+    """Compare one window of scored images (see cxr.inference.score_store) with the reference."""
     failed = scored["error"].notna().to_numpy()
     read = scored[~failed]
     values = _values_of(read)
@@ -164,7 +164,7 @@ def judge(scored: pd.DataFrame, reference: Reference, limits: Mapping[str, float
 
 
 def _values_of(read: pd.DataFrame) -> Floats:
-    """Return measures and confidence of scored films, as `_values` does of the reference."""
+    """Return measures and confidence of scored images, as `_values` does of the reference."""
     columns = [read[f"m_{name}"].to_numpy(np.float64) for name in MEASURES]
     probabilities = read[[name for name in read if str(name).startswith("p_")]].to_numpy(np.float64)
     return np.column_stack([*columns, probabilities.max(axis=1, initial=0)])

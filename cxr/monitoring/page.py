@@ -1,6 +1,6 @@
 """The page that `monitor` writes: windows in order of time, what moved and how far, in plain words.
 
-It needs nothing else, neither network nor script, and shows no film: examples are named by their path.
+It needs nothing else, neither network nor script, and shows no image: examples are named by their path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORDS = {
     "feature_distance": ("nearer to what the model knows", "stranger to the model"),
     "confidence": ("answered with less confidence", "answered with more confidence"),
 }
-_MIDDLE = 0.2  # spreads: a median that moved by less than this did not move; the films are otherwise distributed
+_MIDDLE = 0.2  # spreads: a median that moved by less than this did not move; the images are otherwise distributed
 
 
 @dataclass(frozen=True)
@@ -36,30 +36,32 @@ class MonitorPage:
     rule              in words
     windows           the last ones, the oldest first
     limits            by signal
-    usual_shares      of the predicted classes among the reference's films
-    reference_films   how many there are
-    waiting           films scored since the last whole window, not judged yet
+    usual_shares      of the predicted classes among the reference's images
+    reference_images   how many there are
+    waiting           images scored since the last whole window, not judged yet
     since             a rebuild was started for windows up to this time; "" when none was
     """
 
     version: str
     drift: bool
     rule: str
-    window_films: int
+    window_images: int
     windows: Sequence[Window]
     limits: Mapping[str, float]
     usual_shares: Mapping[str, float]
-    reference_films: int
+    reference_images: int
     waiting: int
     since: str
 
     def headline(self) -> str:
         """Say the answer in a sentence."""
         if not self.windows:
-            return f"Nothing to judge yet: {self.waiting} of {self.window_films} films of the first window are scored."
+            return (
+                f"Nothing to judge yet: {self.waiting} of {self.window_images} images of the first window are scored."
+            )
         alarms = sum(window.alarm for window in self.windows)
         tail = f"{alarms} of {len(self.windows)} windows are alarms; the rule is {self.rule}."
-        return ("The films have changed: " if self.drift else "No drift: ") + tail
+        return ("The images have changed: " if self.drift else "No drift: ") + tail
 
     def explain(self, window: Window) -> list[str]:
         """Say in plain words what moved in a window, the furthest first."""
@@ -92,7 +94,7 @@ def to_markdown(page: MonitorPage) -> str:
 def _explain(signal: str, window: Window, page: MonitorPage) -> str:
     distance = f"distance {window.distances[signal]:.2f}, limit {page.limits[signal]:.2f}"
     if signal == FAILED:
-        return f"{window.distances[FAILED]:.0%} of the films could not be read ({distance})"
+        return f"{window.distances[FAILED]:.0%} of the images could not be read ({distance})"
     if signal == "class_shares":
         moved = {name: window.shares[name] - usual for name, usual in page.usual_shares.items()}
         name = max(moved, key=lambda name: abs(moved[name]))
@@ -101,4 +103,4 @@ def _explain(signal: str, window: Window, page: MonitorPage) -> str:
     move = window.moves[signal]
     if abs(move) < _MIDDLE:
         return f"{signal.replace('_', ' ')} is spread otherwise about the same middle ({distance})"
-    return f"films are {_WORDS[signal][move > 0]}: the median moved by {abs(move):.1f} spreads ({distance})"
+    return f"images are {_WORDS[signal][move > 0]}: the median moved by {abs(move):.1f} spreads ({distance})"

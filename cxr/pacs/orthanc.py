@@ -1,7 +1,7 @@
 """An Orthanc, a small PACS, over its REST API: what came in, in order, and answers stored beside it.
 
 Nothing here says a patient's name, number or UID: errors and log lines name the address without its password, and
-films by Orthanc's own ID, a digest.
+images by Orthanc's own ID, a digest.
 """
 
 import os
@@ -77,7 +77,7 @@ class Orthanc:
         self.address = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
         """The address without user and password, fit for the screen."""
         self._session = requests.Session()
-        self._session.trust_env = False  # no proxy is given a film, and no .netrc another password
+        self._session.trust_env = False  # no proxy is given an image, and no .netrc another password
         self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
         given = [os.environ.get(name) for name in ACCOUNT_VARIABLES]
         user = given[0] or unquote(parts.username or "")

@@ -1,10 +1,10 @@
 """The link to a PACS: what its feed of changes tells of is answered once, whatever dies when.
 
-Exactly once rests on the PACS alone. An answer's UIDs are derived from its film's, a film is looked up by them before
+Exactly once rests on the PACS alone. An answer's UIDs are derived from its image's, an image is looked up by them before
 it is scored, and a PACS stores a UID once. The place in the feed only spares going over what was seen: it moves when
 the answers are stored, and may be lost or behind at any time.
 
-The feed's NewInstance lines are followed. Orthanc writes them in the transaction that stores the film. StableSeries,
+The feed's NewInstance lines are followed. Orthanc writes them in the transaction that stores the image. StableSeries,
 a minute of quiet later, is known to its memory alone until then: a crash in that minute loses it.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LINES_A_ROUND = 100
 TRIES = 3
-"""How often the process may die over one film before the film is passed over."""
+"""How often the process may die over one image before the image is passed over."""
 
 log = logging.getLogger("cxr")
 
@@ -45,7 +45,7 @@ class Place:
     since         number of the last line that is done with
     mark          what that line was: another database's feed says something else there
     tries         how often the lines after it were begun without an end
-    alone_until   up to this line the films are taken one by one, for the process died over a batch of them
+    alone_until   up to this line the images are taken one by one, for the process died over a batch of them
     """
 
     server: str
@@ -61,7 +61,7 @@ class Tally:
 
     answered   an answer was stored
     known      there was an answer already
-    refused    a film that cannot be answered: unreadable, lateral, too much for the model; a log line says which
+    refused    an image that cannot be answered: unreadable, lateral, too much for the model; a log line says which
     passed     no radiograph of a chest, our own answers among them, or deleted since
     """
 
@@ -72,25 +72,25 @@ class Tally:
 
     def __str__(self) -> str:
         return (
-            f"{self.answered} films answered, {self.known} answered before, {self.refused} without an answer, "
+            f"{self.answered} images answered, {self.known} answered before, {self.refused} without an answer, "
             f"{self.passed} other objects"
         )
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Image:
     line: Change
     sop_uid: str
 
 
 @dataclass
 class Link:
-    """The way of films from `orthanc` to the champion, and of its answers back.
+    """The way of images from `orthanc` to the champion, and of its answers back.
 
-    champion    returns the champion; asked when there are films to answer, so that a newer one takes over
+    champion    returns the champion; asked when there are images to answer, so that a newer one takes over
     place_file  where the place in the feed is kept, whole or not at all
     overlay     also store a picture of where the model looked
-    again       also answer films that another version has answered
+    again       also answer images that another version has answered
     """
 
     orthanc: Orthanc
@@ -102,7 +102,7 @@ class Link:
     _place: Place | None = None
 
     def round(self) -> bool:
-        """Answer the films of the next lines of the feed; say whether that was the end of it.
+        """Answer the images of the next lines of the feed; say whether that was the end of it.
 
         Raises:
             OrthancAwayError, RegistryError: the same round may be tried again later.
@@ -111,11 +111,11 @@ class Link:
         place = self._place or self._find_place()
         self._place = None  # found anew after whatever goes wrong below
         changes = self.orthanc.changes(place.since, LINES_A_ROUND)
-        films = self._chest_films(changes)
-        if films and place.since < place.alone_until:
-            changes, films = _up_to(changes, films[0])
-        if films:
-            self._answer(films, place, changes.last)
+        images = self._chest_xrays(changes)
+        if images and place.since < place.alone_until:
+            changes, images = _up_to(changes, images[0])
+        if images:
+            self._answer(images, place, changes.last)
         if changes.lines:
             mark = changes.lines[-1].mark
             place = Place(place.server, changes.last, mark, alone_until=place.alone_until)
@@ -143,25 +143,25 @@ class Link:
             return fresh
         return kept if kept.server == fresh.server else fresh
 
-    def _chest_films(self, changes: Changes) -> list[_Film]:
-        """Return the chest films that the lines tell of, by Orthanc's index alone."""
-        films = []
+    def _chest_xrays(self, changes: Changes) -> list[_Image]:
+        """Return the chest X-rays that the lines tell of, by Orthanc's index alone."""
+        images = []
         for line in changes.lines:
             if line.kind != "NewInstance":
                 continue
             found = self.orthanc.instance(line.resource)
             if found and found.modality in MODALITIES and not shows_other_part(found.body_part):
-                films.append(_Film(line, found.sop_uid))
+                images.append(_Image(line, found.sop_uid))
             else:
                 self.tally.passed += 1
-        return films
+        return images
 
-    def _answer(self, films: list[_Film], place: Place, last: int) -> None:
-        """Answer films, or find out that they are; while it lasts the kept place says that it was begun."""
+    def _answer(self, images: list[_Image], place: Place, last: int) -> None:
+        """Answer images, or find out that they are; while it lasts the kept place says that it was begun."""
         classifier = self.champion()
         author = Author.of(classifier.number, classifier.spec)
-        new = [film for film in films if not self._is_answered(film, author)]
-        self.tally.known += len(films) - len(new)
+        new = [image for image in images if not self._is_answered(image, author)]
+        self.tally.known += len(images) - len(new)
         if not new:
             return
         if place.tries >= TRIES and place.since < place.alone_until:
@@ -172,80 +172,80 @@ class Link:
             for start in range(0, len(new), BATCH_SIZE):
                 self._answer_batch(new[start : start + BATCH_SIZE], classifier, author)
         except BaseException:
-            self._keep(place)  # stopped in order: the films are not to blame
+            self._keep(place)  # stopped in order: the images are not to blame
             raise
 
-    def _is_answered(self, film: _Film, author: Author) -> bool:
-        by_it = answer_uid(film.sop_uid, author, "report")
-        return self.orthanc.has(by_it if self.again else answers_uid(film.sop_uid, "report"))
+    def _is_answered(self, image: _Image, author: Author) -> bool:
+        by_it = answer_uid(image.sop_uid, author, "report")
+        return self.orthanc.has(by_it if self.again else answers_uid(image.sop_uid, "report"))
 
-    def _answer_batch(self, films: list[_Film], classifier: Classifier, author: Author) -> None:
-        read = [(film, *parts) for film in films if (parts := self._read(film, classifier)) is not None]
+    def _answer_batch(self, images: list[_Image], classifier: Classifier, author: Author) -> None:
+        read = [(image, *parts) for image in images if (parts := self._read(image, classifier)) is not None]
         if not read:
             return
         try:
             prepared = np.stack([picture for _, _, picture in read])
             answers = classifier.answer(prepared)
             shown = self._overlays(prepared, answers, classifier)
-        except Exception as error:  # whatever the model met: a film that it cannot take must not hold up the feed
-            if len(films) == 1:
-                self._refuse(films[0], type(error).__name__)
+        except Exception as error:  # whatever the model met: an image that it cannot take must not hold up the feed
+            if len(images) == 1:
+                self._refuse(images[0], type(error).__name__)
             else:
-                for film in films:
-                    self._answer_batch([film], classifier, author)
+                for image in images:
+                    self._answer_batch([image], classifier, author)
             return
-        for (film, source, _), answer, picture in zip(read, answers, shown, strict=True):
-            self._store(film, _objects(source, answer, picture, author))
+        for (image, source, _), answer, picture in zip(read, answers, shown, strict=True):
+            self._store(image, _objects(source, answer, picture, author))
 
-    def _read(self, film: _Film, classifier: Classifier) -> tuple[bytes, NDArray[np.uint8]] | None:
-        source = self.orthanc.file(film.line.resource)
+    def _read(self, image: _Image, classifier: Classifier) -> tuple[bytes, NDArray[np.uint8]] | None:
+        source = self.orthanc.file(image.line.resource)
         if source is None:
-            self._refuse(film, "the PACS has no file of it, or has lost it")
+            self._refuse(image, "the PACS has no file of it, or has lost it")
             return None
         try:
-            return source, classifier.read(source, name="the film")
+            return source, classifier.read(source, name="the image")
         except ImageError as error:
-            self._refuse(film, error.reason)
+            self._refuse(image, error.reason)
         except Exception as error:  # whatever a decoder met; its words may quote a tag
-            self._refuse(film, type(error).__name__)
+            self._refuse(image, type(error).__name__)
         return None
 
     def _overlays(
-        self, films: NDArray[np.uint8], answers: list[Answer], classifier: Classifier
+        self, images: NDArray[np.uint8], answers: list[Answer], classifier: Classifier
     ) -> list[NDArray[np.uint8] | None]:
         if not self.overlay:
             return [None] * len(answers)
-        heats = classifier.heat(films, [answer.predicted_class for answer in answers])
-        return [overlay(film, heat) for film, heat in zip(films, heats, strict=True)]
+        heats = classifier.heat(images, [answer.predicted_class for answer in answers])
+        return [overlay(image, heat) for image, heat in zip(images, heats, strict=True)]
 
-    def _store(self, film: _Film, objects: Iterator[bytes]) -> None:
+    def _store(self, image: _Image, objects: Iterator[bytes]) -> None:
         try:
             made = list(objects)
         except ImageError as error:
-            self._refuse(film, error.reason)
+            self._refuse(image, error.reason)
             return
         if all(self.orthanc.store(each) for each in made):
             self.tally.answered += 1
         else:
-            self._refuse(film, "the PACS does not take its answer")
+            self._refuse(image, "the PACS does not take its answer")
 
-    def _refuse(self, film: _Film, reason: str) -> None:
+    def _refuse(self, image: _Image, reason: str) -> None:
         self.tally.refused += 1
-        log.warning("pacs: film %s gets no answer: %s", film.line.resource, reason)
+        log.warning("pacs: image %s gets no answer: %s", image.line.resource, reason)
 
     def _keep(self, place: Place) -> None:
         write_json(self.place_file, asdict(place))
 
 
 def _objects(source: bytes, answer: Answer, picture: NDArray[np.uint8] | None, author: Author) -> Iterator[bytes]:
-    """Yield what is stored of an answer; the report, by which a film counts as answered, comes last."""
-    now, name = datetime.now(), "the film"
+    """Yield what is stored of an answer; the report, by which an image counts as answered, comes last."""
+    now, name = datetime.now(), "the image"
     if picture is not None:
         yield secondary_capture(source, picture, answer, author=author, name=name, made_at=now)
     yield structured_report(source, answer, author=author, name=name, made_at=now)
 
 
-def _up_to(changes: Changes, film: _Film) -> tuple[Changes, list[_Film]]:
-    """Return the lines up to the film's own, and it alone."""
-    lines = tuple(line for line in changes.lines if line.number <= film.line.number)
-    return Changes(lines, film.line.number, done=False), [film]
+def _up_to(changes: Changes, image: _Image) -> tuple[Changes, list[_Image]]:
+    """Return the lines up to the image's own, and it alone."""
+    lines = tuple(line for line in changes.lines if line.number <= image.line.number)
+    return Changes(lines, image.line.number, done=False), [image]

@@ -5,7 +5,7 @@ sees the champion sees its history, on any machine, and a lost working copy lose
 changed entry shows.
 
 MLflow has no compare-and-set, but no two experiments have one name. So entry n begins as a claim: an experiment
-`chest-xray-pneumonia ledger <n>` that carries the whole entry. Whoever makes it has the move, then come the tag and
+`chest-xray-pneumonia audit log <n>` that carries the whole entry. Whoever makes it has the move, then come the tag and
 the alias, and at last the experiment is deleted, which in MLflow hides it and keeps its name taken. A command that
 was killed on the way leaves its claim open: the next move finds it and finishes it first.
 """
@@ -22,7 +22,7 @@ from cxr.registry import audit_log, tracking_store
 from cxr.registry.audit_log import Kind, Move
 from cxr.registry.versions import CHAMPION, MODEL, Version, champion, get_version
 
-_LEDGER_PREFIX = "ledger."
+_AUDIT_LOG_PREFIX = "ledger."
 _ENTRY_TAG = "entry"
 
 log = logging.getLogger("cxr.registry.aliases")
@@ -39,14 +39,14 @@ class _Claim:
 
 def history() -> list[Move]:
     """Return every move of the alias `champion`, the oldest first; warns of entries that were changed."""
-    lines = _ledger_lines()
+    lines = _audit_log_lines()
     try:
         moves = [audit_log.move_from_line(line) for line in lines]
         broken = audit_log.altered(lines)
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(
             f"the record of champions in {tracking_store.public_uri()} cannot be read ({error}); "
-            f"mend or remove the damaged tag {_LEDGER_PREFIX}<n> of the registered model {MODEL}"
+            f"mend or remove the damaged tag {_AUDIT_LOG_PREFIX}<n> of the registered model {MODEL}"
         ) from error
     if broken:
         log.warning("the record of champions was changed by hand at entry %s", ", ".join(map(str, broken)))
@@ -80,7 +80,7 @@ def move_champion(number: str, *, instead_of: str, kind: Kind, who: str, why: st
         PromotionHeldError: somebody else moved the alias in the meantime; nothing was changed.
         RegistryError: the store does not answer.
     """
-    lines, before = _ledger_lines(), champion()
+    lines, before = _audit_log_lines(), champion()
     if (before.number if before else "") != instead_of:
         _give_way(number, instead_of, history()[-1:])
     move = Move(
@@ -104,7 +104,7 @@ def move_champion(number: str, *, instead_of: str, kind: Kind, who: str, why: st
 
 def unfinished() -> Move | None:
     """Return the move that a command has claimed and not finished, None where there is none; changes nothing."""
-    lines = _ledger_lines()
+    lines = _audit_log_lines()
     for number in (len(lines), len(lines) + 1):
         claim = _claim_of(number)
         if claim and claim.is_open:
@@ -114,7 +114,7 @@ def unfinished() -> Move | None:
 
 def settle() -> None:
     """Finish the moves that killed commands have left between their claim and the alias."""
-    lines = _ledger_lines()
+    lines = _audit_log_lines()
     last = _claim_of(len(lines))
     if last and last.is_open:
         _finish(last)
@@ -140,7 +140,7 @@ def _finish(claim: _Claim) -> None:
     """Bring record and alias to what a claim says. Two commands may do this at once: both do the same."""
     move, client = audit_log.move_from_line(claim.line), tracking_store.client()
     with tracking_store.store_errors(f"making version {move.after} champion"):
-        client.set_registered_model_tag(MODEL, f"{_LEDGER_PREFIX}{move.number:06d}", claim.line)
+        client.set_registered_model_tag(MODEL, f"{_AUDIT_LOG_PREFIX}{move.number:06d}", claim.line)
         if claim.is_open:
             _point_alias_at_last_entry()
             _close(claim.experiment_id)
@@ -188,10 +188,10 @@ def _close(experiment_id: str) -> None:
 
 
 def _claim_name(number: int) -> str:
-    return f"{MODEL} ledger {number:06d}"
+    return f"{MODEL} audit log {number:06d}"
 
 
-def _ledger_lines() -> list[str]:
+def _audit_log_lines() -> list[str]:
     client = tracking_store.client()
     from mlflow.exceptions import MlflowException
 
@@ -202,4 +202,4 @@ def _ledger_lines() -> list[str]:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return []
             raise
-    return [tags[name] for name in sorted(tags) if name.startswith(_LEDGER_PREFIX)]
+    return [tags[name] for name in sorted(tags) if name.startswith(_AUDIT_LOG_PREFIX)]

@@ -2,10 +2,10 @@
 
 PROMOTE  every check passed
 REJECT   measured, and not good enough: a floor, the calibration bound, a class's recall, or worse than the champion
-HOLD     the evidence does not decide it, so a person has to look: something is missing, changed, of other films, or
-         the films are too few to tell. A person may overrule a HOLD, never a REJECT
+HOLD     the evidence does not decide it, so a person has to look: something is missing, changed, of other images, or
+         the images are too few to tell. A person may overrule a HOLD, never a REJECT
 
-Nothing here reads the registry; see tasks.promote. Recalls are counted from predictions.csv, film by film, and
+Nothing here reads the registry; see tasks.promote. Recalls are counted from predictions.csv, image by image, and
 metrics.json must agree with them: a number alone carries no promotion.
 """
 
@@ -19,7 +19,7 @@ from cxr.common.errors import DataError
 from cxr.common.params import PromoteParams
 from cxr.evaluation.comparison import Difference, compare
 from cxr.registry.audit_log import Move
-from cxr.registry.evidence import METRICS_FILE, PREDICTIONS_FILE, Evidence
+from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE, EvaluationArtifacts
 from cxr.registry.lineage import NONE
 
 Outcome = Literal["passed", "held", "failed"]
@@ -37,8 +37,8 @@ LINEAGE_TAGS = (
     "weights_sha256",
 )
 OTHER_TEST_SET = "test set"
-"""Name of the check that the two versions were measured on the same films."""
-_REMEASURE = "`python -m tasks.remeasure` measures the champion on the present test films"
+"""Name of the check that the two versions were measured on the same images."""
+_REEVALUATE = "`python -m tasks.reevaluate` measures the champion on the present test images"
 _ROUNDING = 1e-9  # in floating point 0.95 - 0.05 is more than 0.9: a drop of exactly the margin passes
 
 
@@ -76,8 +76,8 @@ class Decision:
 
 
 def decide(
-    challenger: Evidence,
-    champion: Evidence | None,
+    challenger: EvaluationArtifacts,
+    champion: EvaluationArtifacts | None,
     params: PromoteParams,
     *,
     rolled_back: Move | None = None,
@@ -102,13 +102,13 @@ def decide(
     return Decision(tuple(checks))
 
 
-def _evidence_is_whole(evidence: Evidence) -> Check:
+def _evidence_is_whole(evidence: EvaluationArtifacts) -> Check:
     found = evidence.problems()
     required = f"{METRICS_FILE} and {PREDICTIONS_FILE} as registered, agreeing with each other"
     return Check("evidence", "held" if found else "passed", "; ".join(found) or "complete", required)
 
 
-def _lineage_is_complete(evidence: Evidence) -> Check:
+def _lineage_is_complete(evidence: EvaluationArtifacts) -> Check:
     """Ask for every digest; of a model of the sample, which serves nobody, no commit."""
     tags = evidence.tags
     wanted = [name for name in LINEAGE_TAGS if name != "git_commit" or not evidence.synthetic]
@@ -122,7 +122,7 @@ def _bundle_is_whole(broken: str) -> Check:
     return Check("stored model", "held" if broken else "passed", broken or "as registered", "the registered digests")
 
 
-def _floors(evidence: Evidence, params: PromoteParams) -> list[Check]:
+def _floors(evidence: EvaluationArtifacts, params: PromoteParams) -> list[Check]:
     values: dict[str, tuple[float | None, float]] = {
         name: (evidence.metric(name), floor) for name, floor in sorted(params.floors.items())
     }
@@ -141,41 +141,47 @@ def _measured(name: str, value: float | None, required: str, *, good: bool) -> C
     return Check(name, "passed" if good else "failed", f"{value:.3f}", required)
 
 
-def _against_champion(challenger: Evidence, champion: Evidence, params: PromoteParams) -> list[Check]:
+def _against_champion(
+    challenger: EvaluationArtifacts, champion: EvaluationArtifacts, params: PromoteParams
+) -> list[Check]:
     if champion.synthetic and not challenger.synthetic:
-        observed = "the champion was trained on the synthetic sample, which is no evidence on real films"
+        observed = "the champion was trained on the synthetic sample, which is no evidence on real images"
         return [Check(OTHER_TEST_SET, "passed", observed, "the champion's, or a champion from the synthetic sample")]
     if missing := champion.problems():
         return [Check("champion's evidence", "held", "; ".join(missing), "complete, to compare with")]
     if challenger.test_set_sha256 != champion.test_set_sha256:
         observed = challenger.test_set_sha256[:12] or "missing"
-        required = f"the champion's, {champion.test_set_sha256[:12]}; {_REMEASURE}"
+        required = f"the champion's, {champion.test_set_sha256[:12]}; {_REEVALUATE}"
         return [Check(OTHER_TEST_SET, "held", observed, required)]
     same = Check(OTHER_TEST_SET, "passed", challenger.test_set_sha256[:12], "the champion's")
     recalls = [_recall_kept(name, challenger, champion, params) for name in champion.classes]
     return [same, *recalls, *_paired(challenger, champion, params)]
 
 
-def _recall_kept(name: str, challenger: Evidence, champion: Evidence, params: PromoteParams) -> Check:
+def _recall_kept(
+    name: str, challenger: EvaluationArtifacts, champion: EvaluationArtifacts, params: PromoteParams
+) -> Check:
     new, old = challenger.recall(name), champion.recall(name)
     title = f"recall of {name} against the champion"
     if new is None or old is None:
-        return Check(title, "held", "no test film of this class", "films of each class, to compare")
+        return Check(title, "held", "no test image of this class", "images of each class, to compare")
     least = old - params.max_recall_drop
     kept = new >= least - _ROUNDING
     return Check(title, "passed" if kept else "failed", f"{new:.3f}", f"at least {least:.3f} (champion {old:.3f})")
 
 
-def _paired(challenger: Evidence, champion: Evidence, params: PromoteParams) -> list[Check]:
-    """Compare film by film, by a bootstrap over patients; see cxr.evaluation.comparison."""
-    if challenger.films is None or champion.films is None:
+def _paired(challenger: EvaluationArtifacts, champion: EvaluationArtifacts, params: PromoteParams) -> list[Check]:
+    """Compare image by image, by a bootstrap over patients; see cxr.evaluation.comparison."""
+    if challenger.images is None or champion.images is None:
         return []
     try:
-        found = compare(challenger.films, champion.films, resamples=params.resamples, seed=params.seed)
+        found = compare(challenger.images, champion.images, resamples=params.resamples, seed=params.seed)
     except DataError as error:
-        return [Check("paired comparison", "held", str(error), "the same films, patients and classes")]
+        return [Check("paired comparison", "held", str(error), "the same images, patients and classes")]
     differences: Mapping[str, Difference] = {"accuracy": found.accuracy, "macro_f1": found.macro_f1}
-    return [_no_worse(name, differences[name], margin) for name, margin in sorted(params.max_loss.items())]
+    return [
+        _no_worse(name, differences[name], margin) for name, margin in sorted(params.non_inferiority_margin.items())
+    ]
 
 
 def _no_worse(name: str, difference: Difference, margin: float) -> Check:

@@ -1,7 +1,7 @@
 """The registered model as MLflow loads and serves it: this file itself, never a pickle.
 
 MLflow runs this file ("models from code") and asks the `ServedModel` below for predictions. In goes a table with
-the column `film` (a whole file as bytes: JPEG, PNG, BMP, TIFF or DICOM), out comes one row a film: `predicted_class`,
+the column `image` (a whole file as bytes: JPEG, PNG, BMP, TIFF or DICOM), out comes one row an image: `predicted_class`,
 a calibrated probability `p_<class>` for each class, `refer` and `warning`, as `python -m tasks.predict` tells them.
 Preprocessing, class order and temperature are those saved with the weights, whose hash is checked before they are
 loaded.
@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # of the type hints of MLflow's own agent class
     from mlflow.pyfunc.model import PythonModel, PythonModelContext
     from mlflow.types import ColSpec, Schema
 
-FILM_COLUMN = "film"
+IMAGE_COLUMN = "image"
 BUNDLE_ARTIFACT = "bundle"
 _EXAMPLE_SIDE_PX = 64
 
@@ -42,22 +42,23 @@ class ServedModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002  and this one
     ) -> pd.DataFrame:
-        """Classify the films in the column `film`; raises ImageError naming the row of a file that is no film."""
-        films = model_input[FILM_COLUMN]
+        """Classify the images in the column `image`; raises ImageError naming the row of a file that is no image."""
+        images = model_input[IMAGE_COLUMN]
         answers: list[Answer] = []
-        for start in range(0, len(films), BATCH_SIZE):  # a few prepared films are in memory, however long the table
-            answers += self._classify(films.iloc[start : start + BATCH_SIZE], first_row=start)
+        for start in range(0, len(images), BATCH_SIZE):  # a few prepared images are in memory, however long the table
+            answers += self._classify(images.iloc[start : start + BATCH_SIZE], first_row=start)
         columns = {
             f"p_{name}": [answer.probabilities[name] for answer in answers] for name in self.classifier.spec.classes
         }
         told = {name: pd.Series([getattr(one, name) for one in answers], dtype=object) for name in ("refer", "warning")}
         return pd.DataFrame({"predicted_class": [answer.predicted_class for answer in answers], **columns, **told})
 
-    def _classify(self, films: "pd.Series[Any]", *, first_row: int) -> list[Answer]:
-        images = [
-            self.classifier.read(bytes(film), name=f"film in row {first_row + row}") for row, film in enumerate(films)
+    def _classify(self, images: "pd.Series[Any]", *, first_row: int) -> list[Answer]:
+        pixels = [
+            self.classifier.read(bytes(image), name=f"image in row {first_row + row}")
+            for row, image in enumerate(images)
         ]
-        return self.classifier.answer(np.stack(images))
+        return self.classifier.answer(np.stack(pixels))
 
 
 def signature(classes: tuple[str, ...]) -> ModelSignature:
@@ -68,14 +69,14 @@ def signature(classes: tuple[str, ...]) -> ModelSignature:
         ColSpec("boolean", "refer", required=False),  # null where the model has no threshold
         ColSpec("string", "warning", required=False),
     ]
-    return ModelSignature(inputs=Schema([ColSpec("binary", FILM_COLUMN)]), outputs=Schema(outputs))
+    return ModelSignature(inputs=Schema([ColSpec("binary", IMAGE_COLUMN)]), outputs=Schema(outputs))
 
 
 def input_example() -> pd.DataFrame:
-    """Return two films as bytes, a grey ramp and its mirror: two, so that nobody takes the batch size for fixed."""
+    """Return two images as bytes, a grey ramp and its mirror: two, so that nobody takes the batch size for fixed."""
     ramp = np.tile(np.linspace(0, 255, _EXAMPLE_SIDE_PX).astype(np.uint8), (_EXAMPLE_SIDE_PX, 1))
-    films = [cv2.imencode(".png", film)[1].tobytes() for film in (ramp, ramp[:, ::-1])]
-    return pd.DataFrame({FILM_COLUMN: films})
+    images = [cv2.imencode(".png", image)[1].tobytes() for image in (ramp, ramp[:, ::-1])]
+    return pd.DataFrame({IMAGE_COLUMN: images})
 
 
 set_model(ServedModel())

@@ -30,7 +30,7 @@ MODEL = "chest-xray-pneumonia"
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 DRIFT_TAG = "drift_rebuild_until"
-"""On a version: a rebuild was started for its scored films up to this time."""
+"""On a version: a rebuild was started for its scored images up to this time."""
 _BUNDLE_PATH = "artifacts/bundle"
 _BUNDLE_FILES = {"weights_sha256": "model.safetensors", "spec_sha256": "model.json"}
 _REFERENCE = {"reference_sha256": "reference.safetensors"}
@@ -190,7 +190,7 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
     with tracking_store.store_errors("registering a version"):
         try:
             client.create_registered_model(
-                MODEL, description="Normal, viral and bacterial pneumonia on chest films. Research software."
+                MODEL, description="Normal, viral and bacterial pneumonia on chest X-rays. Research software."
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

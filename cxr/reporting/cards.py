@@ -37,14 +37,14 @@ PUBLIC_SETS = {
         creators="Kermany, Zhang and Goldbaum, 2018",
         address="https://doi.org/10.17632/rscbjbr9sj.2",
         licence="CC BY 4.0",
-        collected="Frontal (anterior-posterior) films of children of one to five years, taken in routine care at the "
+        collected="Frontal (anterior-posterior) images of children of one to five years, taken in routine care at the "
         "Guangzhou Women and Children's Medical Center.",
         labels="Read by two physicians; a third checked the set's own test part (Kermany et al. 2018).",
         biases=(
             "Children of one hospital: says nothing of adults, other hospitals or other machines.",
-            "Bacterial and viral are readings of a film, not results of a culture; readers agree only moderately.",
-            "Several films of one patient; patient numbers restart between the parts, and names do not always tell.",
-            "Neither age, sex nor date of a film is published.",
+            "Bacterial and viral are readings of an image, not results of a culture; readers agree only moderately.",
+            "Several images of one patient; patient numbers restart between the parts, and names do not always tell.",
+            "Neither age, sex nor date of an image is published.",
         ),
     ),
     "covid19": PublicSet(
@@ -52,7 +52,7 @@ PUBLIC_SETS = {
         creators="Kaggle, pranavraikokte",
         address="https://www.kaggle.com/datasets/pranavraikokte/covid19-image-dataset",
         licence="CC BY-SA 4.0",
-        collected="Films put together from public collections, mostly of adults.",
+        collected="Images put together from public collections, mostly of adults.",
         labels="Taken over from those collections; how they were made is not documented.",
         biases=(
             "It has no bacterial class: where both sets are merged, the source gives part of the label away.",
@@ -121,7 +121,7 @@ def _environment() -> Environment:
 
 
 def _public_set(name: str, ingest: Json) -> PublicSet | None:
-    """Return what is known of a source; nothing of generated films, or where its layout was not recorded."""
+    """Return what is known of a source; nothing of generated images, or where its layout was not recorded."""
     return None if ingest["synthetic"] else PUBLIC_SETS.get(ingest.get("layouts", {}).get(name, ""))
 
 

@@ -116,7 +116,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     axes.set_yticklabels(classes, rotation=90, va="center")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return _svg(figure, "Confusion matrix: films by actual and predicted class, with the share of each actual class")
+    return _svg(figure, "Confusion matrix: images by actual and predicted class, with the share of each actual class")
 
 
 @_in_our_style
@@ -135,7 +135,7 @@ def roc(curves: Mapping[str, RocCurve], auroc: Mapping[str, float | None]) -> st
 
 @_in_our_style
 def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin]) -> str:
-    """Draw accuracy over confidence before and after temperature scaling, and how many films have it."""
+    """Draw accuracy over confidence before and after temperature scaling, and how many images have it."""
     figure, (axes, histogram) = _figure(width=4.3, height=4.9, rows=2, heights=(3.3, 1))
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="as it should be")
     for table, label, colour, style, marker in (
@@ -147,22 +147,22 @@ def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin
     _unit_square(axes, "", "share that is right", equal=False)
     axes.legend(loc="upper left")
     histogram.bar([row.confidence for row in after], [row.count for row in after], width=0.03, color=_PAPER_BLUE)
-    histogram.set(xlim=(0, 1), xlabel="probability of the predicted class", ylabel="films")
+    histogram.set(xlim=(0, 1), xlabel="probability of the predicted class", ylabel="images")
     histogram.grid(alpha=0.25, linewidth=0.6, axis="y")
     return _svg(figure, "Reliability: share of right predictions over the predicted probability")
 
 
 @_in_our_style
 def probability_histogram(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> str:
-    """Draw, for each actual class, how much probability (N, C) its films gave to that class."""
+    """Draw, for each actual class, how much probability (N, C) its images gave to that class."""
     figure, axes = _figure(width=8.4, height=2.4, columns=len(classes))
     edges = np.linspace(0, 1, 21)
     for c, (name, panel) in enumerate(zip(classes, axes, strict=True)):
         panel.hist(probabilities[labels == c, c], bins=edges, color=_COLOURS.get(name, _PAPER_BLUE))
         panel.set(title=name, xlim=(0, 1), xlabel="probability of the true class")
         panel.grid(alpha=0.25, linewidth=0.6, axis="y")
-    axes[0].set_ylabel("films")
-    return _svg(figure, "Probability given to the true class, films of each class")
+    axes[0].set_ylabel("images")
+    return _svg(figure, "Probability given to the true class, images of each class")
 
 
 @_in_our_style
@@ -189,12 +189,12 @@ def scores_with_intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
         panel.tick_params(axis="y", length=0)
         panel.grid(alpha=0.25, linewidth=0.6, axis="x")
     axes[1].axvline(0.5, color=_INK, linewidth=0.8, linestyle=":")
-    return _svg(figure, "Accuracy and macro AUROC of each view of the films, with 95% intervals")
+    return _svg(figure, "Accuracy and macro AUROC of each view of the images, with 95% intervals")
 
 
 @_in_our_style
 def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] | None) -> str:
-    """Draw accuracy over coverage with its 95% band; where films are referred, the share that is kept is marked.
+    """Draw accuracy over coverage with its 95% band; where images are referred, the share that is kept is marked.
 
     Args:
         curve: points with coverage, accuracy and ci95 ([low, high] or None), by rising coverage.
@@ -202,7 +202,7 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
     """
     figure, (axes,) = _figure(width=4.3, height=3.6)
     x = [point["coverage"] for point in curve]
-    axes.plot(x, [point["accuracy"] for point in curve], color=_PAPER_BLUE, label="kept films")
+    axes.plot(x, [point["accuracy"] for point in curve], color=_PAPER_BLUE, label="kept images")
     known = [point for point in curve if point["ci95"] is not None]
     low, high = ([point["ci95"][side] for point in known] for side in (0, 1))
     axes.fill_between([point["coverage"] for point in known], low, high, color=_PAPER_BLUE, alpha=0.18, linewidth=0)
@@ -210,11 +210,11 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
         kept, accuracy = referral["coverage"]["value"], referral["accuracy_on_kept"]["value"]
         axes.plot([kept], [accuracy], color=_ORANGE, marker="o", ms=7, linestyle="", label="referral threshold")
     axes.set(
-        xlim=(0, 1.01), ylim=(None, 1.01), xlabel="share of films that the model answers", ylabel="share that is right"
+        xlim=(0, 1.01), ylim=(None, 1.01), xlabel="share of images that the model answers", ylabel="share that is right"
     )
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(loc="lower left")
-    return _svg(figure, "Accuracy over the share of films that the model answers, the surest first")
+    return _svg(figure, "Accuracy over the share of images that the model answers, the surest first")
 
 
 @_in_our_style
@@ -233,7 +233,7 @@ def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
         top = max(*curve["model"], *curve["treat_all"], 0.01)
         axes.set(title=name, xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="probability from which to act")
         axes.grid(alpha=0.25, linewidth=0.6)
-    panels[0].set_ylabel("net benefit a film")
+    panels[0].set_ylabel("net benefit an image")
     panels[0].legend(loc="lower left")
     return _svg(figure, "Decision curves: net benefit over the probability from which to act")
 
@@ -243,7 +243,7 @@ def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> st
     """Draw the ROC curve of pneumonia against normal with what each chosen threshold reached, and its intervals.
 
     Args:
-        curve: of the test films.
+        curve: of the test images.
         points: with target_specificity, and sensitivity and specificity with value and ci95 ([low, high] or None).
     """
     figure, (axes,) = _figure(width=4.3, height=4.1)
@@ -266,12 +266,12 @@ def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> st
 
 
 @_in_our_style
-def learning_curve(points: Sequence[tuple[int, float, float | None, float | None]], *, films: str) -> str:
-    """Draw accuracy over the number of training films.
+def learning_curve(points: Sequence[tuple[int, float, float | None, float | None]], *, images: str) -> str:
+    """Draw accuracy over the number of training images.
 
     Args:
-        points: training films, accuracy, and the ends of its interval where there is one.
-        films: on which films, "test" or "validation".
+        points: training images, accuracy, and the ends of its interval where there is one.
+        images: on which images, "test" or "validation".
     """
     figure, (axes,) = _figure(width=5.6, height=3.6)
     trained, accuracy = [point[0] for point in points], [point[1] for point in points]
@@ -279,11 +279,11 @@ def learning_curve(points: Sequence[tuple[int, float, float | None, float | None
         if low is not None and high is not None:
             axes.plot((n, n), (low, high), color=_PAPER_BLUE, linewidth=1.2, marker="_", ms=7)
     axes.plot(trained, accuracy, color=_PAPER_BLUE, marker="o", ms=4.5)
-    axes.set(xscale="log", xlabel="training films", ylabel=f"accuracy on the {films} films", xticks=trained)
+    axes.set(xscale="log", xlabel="training images", ylabel=f"accuracy on the {images} images", xticks=trained)
     axes.set_xticklabels([f"{n:,}" for n in trained])
     axes.minorticks_off()
     axes.grid(alpha=0.25, linewidth=0.6)
-    return _svg(figure, f"Learning curve: accuracy on the {films} films over the number of training films")
+    return _svg(figure, f"Learning curve: accuracy on the {images} images over the number of training images")
 
 
 def standing_alone(svg: str) -> str:

@@ -1,4 +1,4 @@
-"""The films that a report shows: some that were right, drawn at random, and the errors that were surest."""
+"""The images that a report shows: some that were right, drawn at random, and the errors that were surest."""
 
 import base64
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cxr.dataset.image_array import PackedFilms
+from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.metrics import Floats, Ints
 from cxr.evaluation.predictions import Predictions
 from cxr.imaging.encode import JPEG_QUALITY, jpeg_address
 from cxr.models.bundle import ModelSpec
-from cxr.models.grad_cam import grad_cam_of_films, overlay
+from cxr.models.grad_cam import grad_cam_of_images, overlay
 from cxr.reporting.report import GalleryItem
 
 _SHEET_COLUMNS = 3
@@ -22,24 +22,24 @@ _CAPTION_PX = 16
 
 @dataclass(frozen=True)
 class Pick:
-    """A film to show: its row among the predictions, and whether the prediction is right."""
+    """An image to show: its row among the predictions, and whether the prediction is right."""
 
     row: int
     correct: bool
 
 
 def make_gallery(
-    model: nn.Module, spec: ModelSpec, packed: PackedFilms, test: Predictions, picks: list[Pick]
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, picks: list[Pick]
 ) -> list[GalleryItem]:
-    """Return the picked films with the Grad-CAM of their predicted class."""
+    """Return the picked images with the Grad-CAM of their predicted class."""
     chosen = test.where(np.array([pick.row for pick in picks], dtype=np.int64))
     predicted = chosen.calibrated.argmax(axis=1)
-    films = packed.images[packed.rows(chosen.image_ids.tolist())]
-    heat = grad_cam_of_films(model, films, predicted, mean=spec.mean, std=spec.std)
+    images = packed.images[packed.rows(chosen.image_ids.tolist())]
+    heat = grad_cam_of_images(model, images, predicted, mean=spec.mean, std=spec.std)
     return [
         GalleryItem(
-            film=jpeg_address(films[i]),
-            overlay=jpeg_address(overlay(films[i], heat[i])),
+            image=jpeg_address(images[i]),
+            overlay=jpeg_address(overlay(images[i], heat[i])),
             actual=spec.classes[chosen.labels[i]],
             predicted=spec.classes[predicted[i]],
             probability=float(chosen.calibrated[i].max()),
@@ -50,8 +50,8 @@ def make_gallery(
     ]
 
 
-def pick_films(labels: Ints, probabilities: Floats, *, per_class: int, seed: int) -> list[Pick]:
-    """Choose films: for each actual class up to `per_class` right ones, then up to `per_class` errors.
+def pick_images(labels: Ints, probabilities: Floats, *, per_class: int, seed: int) -> list[Pick]:
+    """Choose images: for each actual class up to `per_class` right ones, then up to `per_class` errors.
 
     The right ones are drawn at random with `seed`, so that they show what is usual and not what looks best;
     errors are those with the highest probability for the wrong class.
@@ -68,15 +68,15 @@ def pick_films(labels: Ints, probabilities: Floats, *, per_class: int, seed: int
     return picks
 
 
-def pick_surest_errors(labels: Ints, probabilities: Floats, *, at_most: int) -> list[Pick]:
-    """Choose the wrong films, of any class, whose wrong class had the highest probability; the surest first."""
+def pick_most_confident_errors(labels: Ints, probabilities: Floats, *, at_most: int) -> list[Pick]:
+    """Choose the wrong images, of any class, whose wrong class had the highest probability; the surest first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")[:at_most]]
     return [Pick(int(row), False) for row in surest]
 
 
 def contact_sheet(items: list[GalleryItem]) -> bytes:
-    """Return one JPEG of the films, each beside its Grad-CAM, three in a row; below each what it is and is called."""
+    """Return one JPEG of the images, each beside its Grad-CAM, three in a row; below each what it is and is called."""
     tiles = [_tile(item) for item in items]
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % _SHEET_COLUMNS)
@@ -86,7 +86,7 @@ def contact_sheet(items: list[GalleryItem]) -> bytes:
 
 
 def _tile(item: GalleryItem) -> NDArray[np.uint8]:
-    pair = np.hstack([_decoded(item.film), _decoded(item.overlay)])
+    pair = np.hstack([_decoded(item.image), _decoded(item.overlay)])
     caption = np.full((_CAPTION_PX, pair.shape[1], 3), 255, np.uint8)
     text = f"{item.actual}, called {item.predicted} {item.probability:.0%}"
     cv2.putText(caption, text, (2, 11), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)

@@ -15,11 +15,11 @@ from cxr.common.notices import NOT_CLINICAL
 SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
 
 PROTOCOLS = {
-    "patient": "All films, divided by patient: no patient, and no pair of films that look alike, is in two parts.",
-    "paper": "The 2,500 films of the paper's design (2,000 to train, 500 to test), drawn at random film by film.",
+    "patient": "All images, divided by patient: no patient, and no pair of images that look alike, is in two parts.",
+    "paper": "The 2,500 images of the paper's design (2,000 to train, 500 to test), drawn at random image by image.",
     "official": "The set's own test part is the test set; the model was trained on its train part, "
     "divided by patient for validation.",
-    "cv": "All films in folds divided by patient; one fold is the test set.",
+    "cv": "All images in folds divided by patient; one fold is the test set.",
 }
 
 
@@ -33,7 +33,7 @@ class PaperClass:
 
 
 PAPER_ACCURACY = 0.918
-PAPER_ACCURACY_CI95 = (0.891, 0.939)  # Wilson, from its 500 films; the paper gives none
+PAPER_ACCURACY_CI95 = (0.891, 0.939)  # Wilson, from its 500 images; the paper gives none
 PAPER_AUROC = 0.92
 PAPER_N_TEST = 500
 PAPER_CLASSES = {
@@ -46,9 +46,9 @@ PAPER_CLASSES = {
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One film of the gallery; `film` and `overlay` are `data:` addresses of pictures."""
+    """One image of the gallery; `image` and `overlay` are `data:` addresses of pictures."""
 
-    film: str
+    image: str
     overlay: str
     actual: str
     predicted: str
@@ -65,8 +65,8 @@ class ReportContent:
     audit     audit.json, see cxr.audit.shortcuts
     figures   name -> SVG: confusion_matrix, roc, reliability, probabilities, training_curves, abstention, audit_views
               and, where the classes ask for them, operating_points and decisions
-    gallery   films by actual class
-    errors    the surest errors of all, the surest first
+    gallery   images by actual class
+    errors    the most confident errors of all, the surest first
     digests   name -> hexadecimal digest
     """
 
@@ -144,13 +144,13 @@ def why_not_comparable(metrics: Mapping[str, Any]) -> list[str]:
     """Return the reasons why our figures cannot be set against the paper's; none where they can."""
     reasons = []
     if metrics["synthetic"]:
-        reasons.append("ours come from synthetic films")
+        reasons.append("ours come from synthetic images")
     if metrics["protocol"] != "paper":
-        reasons.append(f"ours follow the protocol {metrics['protocol']}, the paper drew film by film at random")
+        reasons.append(f"ours follow the protocol {metrics['protocol']}, the paper drew image by image at random")
     if metrics["task"] != "three_way":
         reasons.append("ours tell another set of classes apart")
     if metrics["n_test"] != PAPER_N_TEST:
-        reasons.append(f"ours rest on {metrics['n_test']:,} test films, the paper's on {PAPER_N_TEST}")
+        reasons.append(f"ours rest on {metrics['n_test']:,} test images, the paper's on {PAPER_N_TEST}")
     return reasons
 
 

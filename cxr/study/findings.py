@@ -5,7 +5,7 @@ from itertools import chain
 
 from cxr.evaluation.bootstrap import HEADLINES
 from cxr.evaluation.comparison import MCNEMAR_NOTE, compare, difference_over_seeds
-from cxr.study.results import Figure, GroupResult, RunRecord, Settings, pooled, same_films
+from cxr.study.results import Figure, GroupResult, RunRecord, Settings, duplicates, pooled
 from cxr.study.text import NAMES, NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
@@ -19,7 +19,7 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
     if result.group.name == "cv":
         texts.append(_all_folds(result, settings))
     if result.group.name == "learning_curve" and learning_curve_points(result):
-        texts.append(f"![Accuracy against the number of training films]({LEARNING_CURVE})")
+        texts.append(f"![Accuracy against the number of training images]({LEARNING_CURVE})")
     if result.group.name == "proxy_full" and "proxy_cheap" in by_name:
         texts.append(_proxy(by_name["proxy_cheap"], result))
     if result.group.tested and result.group.baseline:
@@ -28,12 +28,12 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
 
 
 def learning_curve_points(result: GroupResult) -> list[tuple[int, Figure]]:
-    """Return training films and accuracy of each row that has been run, the fewest films first."""
+    """Return training images and accuracy of each row that has been run, the fewest images first."""
     points = []
     for row in result.rows:
         figure = row.test.get("accuracy") if result.group.tested else row.validation.get("accuracy")
         if row.runs and figure is not None:
-            points.append((next(iter(row.runs.values())).train_films, figure))
+            points.append((next(iter(row.runs.values())).train_images, figure))
     return sorted(points, key=lambda point: point[0])
 
 
@@ -55,25 +55,25 @@ def _leakage(result: GroupResult) -> str:
             [f"test {NAMES[name]}", signed_text(found.value, *interval), f"{len(values[0])} and {len(values[1])}"]
         )
     heads = [f"{paper.row.label} minus {patient.row.label}", "mean difference (95% interval)", "seeds"]
-    covers = "the draw of the films and the training's randomness"
+    covers = "the draw of the images and the training's randomness"
     if "split.seed" not in result.group.seeded:
-        covers = "the training's randomness alone, since all seeds have the same films"
-    note = f"Welch's t interval over seeds, unpaired, for the two have different films. It covers {covers}."
+        covers = "the training's randomness alone, since all seeds have the same images"
+    note = f"Welch's t interval over seeds, unpaired, for the two have different images. It covers {covers}."
     return f"{table(heads, rows)}\n\n{note}"
 
 
 def _all_folds(result: GroupResult, settings: Settings) -> str:
     tables = [
-        tested for row in result.rows for run in list(row.runs.values())[:1] if (tested := run.test_films) is not None
+        tested for row in result.rows for run in list(row.runs.values())[:1] if (tested := run.test_images) is not None
     ]
     if len(tables) < len(result.rows):
         return f"All folds together: {len(tables)} of {len(result.rows)} folds have been run."
     ids = list(chain.from_iterable(tested["image_id"] for tested in tables))
     if len(set(ids)) < len(ids):
-        return "All folds together: not computed, since a film is in the test sets of two rows."
+        return "All folds together: not computed, since an image is in the test sets of two rows."
     figures = pooled(tables, settings)
     heads = ["all folds together", *(f"test {NAMES[name]}" for name in HEADLINES)]
-    return table(heads, [[f"{len(ids):,} films, each once", *(figure_text(figures.get(name)) for name in HEADLINES)]])
+    return table(heads, [[f"{len(ids):,} images, each once", *(figure_text(figures.get(name)) for name in HEADLINES)]])
 
 
 def _proxy(cheap: GroupResult, full: GroupResult) -> str:
@@ -102,7 +102,7 @@ def _proxy(cheap: GroupResult, full: GroupResult) -> str:
 
 
 def _pairwise(result: GroupResult, settings: Settings) -> str:
-    """Compare each row with the baseline on the test films, seed by seed."""
+    """Compare each row with the baseline on the test images, seed by seed."""
     base = result.row(result.group.baseline or "")
     if base is None:
         return ""
@@ -113,17 +113,17 @@ def _pairwise(result: GroupResult, settings: Settings) -> str:
         if row is not base and seed in base.runs
     ]
     if not rows:
-        return f"Each row against {base.row.label} on the test films: {NOT_RUN}."
+        return f"Each row against {base.row.label} on the test images: {NOT_RUN}."
     heads = [f"against: {base.row.label}", "seed", *(f"test {NAMES[name]}, difference" for name in HEADLINES)]
     against = table([*heads, "right alone: row and baseline", "McNemar p"], rows)
     return f"{against}\n\nPaired bootstrap over patients. {MCNEMAR_NOTE}"
 
 
 def _against(run: RunRecord, baseline: RunRecord, settings: Settings) -> list[str]:
-    """Return the cells of one comparison on the test films."""
-    ours, theirs = run.test_films, baseline.test_films
-    if ours is None or theirs is None or not same_films([ours, theirs]):
-        return ["other test films", *[NOTHING] * (len(HEADLINES) + 1)]
+    """Return the cells of one comparison on the test images."""
+    ours, theirs = run.test_images, baseline.test_images
+    if ours is None or theirs is None or not duplicates([ours, theirs]):
+        return ["other test images", *[NOTHING] * (len(HEADLINES) + 1)]
     found = compare(ours, theirs, resamples=settings.resamples, seed=settings.seed)
     sides = f"{found.mcnemar.first_alone_right} and {found.mcnemar.second_alone_right}"
     differences = [difference_text(getattr(found, name)) for name in HEADLINES]

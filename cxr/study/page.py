@@ -49,11 +49,11 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
         "How to read the figures:",
         bullets(
             "One seed: the figure and its 95% interval, from "
-            f"{settings.resamples:,} bootstrap resamples of the patients of the films (seed {settings.seed}). Several "
+            f"{settings.resamples:,} bootstrap resamples of the patients of the images (seed {settings.seed}). Several "
             "seeds: the mean over them, and in brackets the lowest and highest.",
-            "Validation chooses the epoch and the recipe, so its figures flatter. The test films are looked at once "
+            "Validation chooses the epoch and the recipe, so its figures flatter. The test images are looked at once "
             "for each finished recipe, and only in the tables that have test columns.",
-            "A difference to another row is taken on the same films, paired by film and by seed; NLL is the mean "
+            "A difference to another row is taken on the same images, paired by image and by seed; NLL is the mean "
             "negative log-likelihood, lower is better.",
             "Time is that of training, in minutes.",
         ),
@@ -78,7 +78,7 @@ def _stale(study: Study, records: Sequence[RunRecord]) -> list[str]:
 
 def _synthetic(runs: Sequence[RunRecord]) -> list[str]:
     n = sum(run.tags.get("synthetic") == "true" for run in runs)
-    return [f"{count(n, 'run')} used synthetic sample films: such figures say nothing about patients."] if n else []
+    return [f"{count(n, 'run')} used synthetic sample images: such figures say nothing about patients."] if n else []
 
 
 def _table(result: GroupResult) -> str:
@@ -115,20 +115,20 @@ def _to_baseline(row: RowResult, name: str, baseline: str) -> str:
         return "baseline"
     if not row.runs:
         return NOTHING
-    return difference_text(row.to_baseline[name]) if row.to_baseline else "other films, or no baseline run"
+    return difference_text(row.to_baseline[name]) if row.to_baseline else "other images, or no baseline run"
 
 
 def _trained_with(row: RowResult) -> str:
-    """Say films, pixels, epochs and starting weights of a row's runs."""
+    """Say images, pixels, epochs and starting weights of a row's runs."""
     runs = list(row.runs.values())
     if not runs:
         return NOT_RUN
-    films = distinct(f"{run.train_films:,}" for run in runs)
+    images = distinct(f"{run.train_images:,}" for run in runs)
     size = distinct(run.params.get("preprocess.image_size_px", "?") for run in runs)
     epochs = distinct(str(run.training["epochs_run"]) for run in runs)
     networks = {run.training["params"].get("members", 1) for run in runs}
     several = f", {distinct(str(n) for n in sorted(networks))} networks" if networks != {1} else ""
-    return f"{films} films, {size} px, {epochs} epochs{several}, {distinct(_weights(run) for run in runs)}"
+    return f"{images} images, {size} px, {epochs} epochs{several}, {distinct(_weights(run) for run in runs)}"
 
 
 def _weights(run: RunRecord) -> str:

@@ -1,7 +1,7 @@
 """What the study's runs say: from run records to figures, intervals and differences. Pure functions.
 
-One seed: the 95% interval by bootstrap over the patients of the films. Several seeds: the mean over them, and the
-lowest and highest. Differences between rows are taken on the same films with the same seed.
+One seed: the 95% interval by bootstrap over the patients of the images. Several seeds: the mean over them, and the
+lowest and highest. Differences between rows are taken on the same images with the same seed.
 """
 
 import json
@@ -25,7 +25,7 @@ class RunRecord:
 
     tags, params   as the tracking store has them; `params` under dotted names
     training       training.json
-    validation     validation.csv, a row a film; None where the run has none
+    validation     validation.csv, a row an image; None where the run has none
     metrics        metrics.json of the test set; None where the row was not tested
     predictions    predictions.csv; None likewise
     """
@@ -39,14 +39,14 @@ class RunRecord:
     predictions: pd.DataFrame | None
 
     @property
-    def train_films(self) -> int:
-        """Return how many films trained."""
+    def train_images(self) -> int:
+        """Return how many images trained."""
         prefix = "split.counts.train."
         return sum(int(value) for name, value in self.params.items() if name.startswith(prefix))
 
     @property
-    def test_films(self) -> pd.DataFrame | None:
-        """Return the predictions of the test films; None where there are none."""
+    def test_images(self) -> pd.DataFrame | None:
+        """Return the predictions of the test images; None where there are none."""
         table = self.predictions
         return None if table is None else table[table["split"] == "test"].reset_index(drop=True)
 
@@ -74,7 +74,7 @@ class RowResult:
 
     validation   macro_f1 and accuracy
     test         HEADLINES, empty where nothing was tested
-    to_baseline  macro_f1 and nll, on validation; None without a baseline, or where the films differ
+    to_baseline  macro_f1 and nll, on validation; None without a baseline, or where the images differ
     """
 
     row: Row
@@ -120,8 +120,8 @@ def stale_tags(study: Study, records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def same_films(tables: Sequence[pd.DataFrame]) -> bool:
-    """Say whether all tables of predictions are of the same films and classes, so that they can be compared."""
+def duplicates(tables: Sequence[pd.DataFrame]) -> bool:
+    """Say whether all tables of predictions are of the same images and classes, so that they can be compared."""
     keys = [(frozenset(table["image_id"]), tuple(_probability_columns(table))) for table in tables]
     return all(a == b for a, b in pairwise(keys))
 
@@ -135,7 +135,7 @@ def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[st
 
 
 def pooled(tables: Sequence[pd.DataFrame], settings: Settings) -> dict[str, Figure]:
-    """Return the HEADLINES of films that several models predicted, each film by one of them."""
+    """Return the HEADLINES of images that several models predicted, each image by one of them."""
     return _measured(pd.concat(tables, ignore_index=True), settings)
 
 
@@ -233,7 +233,7 @@ def _to_baseline(
         and (ours := run.validation) is not None
         and (theirs := baseline[seed].validation) is not None
     ]
-    if not pairs or not same_films([table for pair in pairs for table in pair]):
+    if not pairs or not duplicates([table for pair in pairs for table in pair]):
         return None
     return compare_over_seeds(pairs, resamples=settings.resamples, seed=settings.seed)
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Prepared films and who learns from them.
+    """Prepared images and who learns from them.
 
     images           (N, H, W) uint8, may be memory-mapped
     labels           (N,) int64, index into classes
     train_rows, validation_rows   rows of `images`; no row may be in both
-    sources          (N,) int64, the set each film comes from; needed for sampling by source alone
+    sources          (N,) int64, the set each image comes from; needed for sampling by source alone
     """
 
     images: NDArray[np.uint8]

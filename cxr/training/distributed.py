@@ -38,14 +38,14 @@ class PeerLostError(TrainingError):
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """The processes of one training, seen by one of them: `rank` counts from 0 to `size` - 1."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the one process that writes and reports."""
         return self.rank == 0
 
@@ -112,7 +112,7 @@ def is_started_by_torchrun() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[Crew]:
+def joined() -> Iterator[ProcessGroup]:
     """Join the other processes when torchrun started this one; yield how many there are.
 
     When torchrun is gone, killed outright included, this process ends at once.
@@ -121,7 +121,7 @@ def joined() -> Iterator[Crew]:
         PeerLostError: another process is gone; the checkpoint of the last whole epoch is kept.
     """
     if not is_started_by_torchrun():
-        yield Crew()
+        yield ProcessGroup()
         return
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     rank, size, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ.get(STORE_VARIABLE)
@@ -129,7 +129,7 @@ def joined() -> Iterator[Crew]:
         with _errors_reported():
             meeting = f"file://{store}" if store else "env://"
             dist.init_process_group(init_method=meeting, rank=rank, world_size=size, timeout=_PATIENCE)
-            yield Crew(rank, size)
+            yield ProcessGroup(rank, size)
         dist.destroy_process_group()
     except (CxrError, KeyboardInterrupt) as error:
         if store:  # cxr.training.launcher says it, once for all; a regular exit may wait for the process that is gone

@@ -1,10 +1,10 @@
-"""The training loop: films in memory, whole batches augmented on the device, every epoch a checkpoint.
+"""The training loop: images in memory, whole batches augmented on the device, every epoch a checkpoint.
 
 Imports torch, torchvision, numpy and scikit-learn and nothing of the platform, so the same loop runs
 on a machine that has only these. A run that is killed goes on from its last epoch and, on a CPU,
 ends with the same bits: order and augmentation of an epoch depend on the seed and its number alone.
 
-Several processes train one network together when `fit` is given their crew: the batches are those of one process,
+Several processes train one network together when `fit` is given their group: the batches are those of one process,
 shared out, and the gradients are the same but for rounding. Dropout alone draws otherwise.
 """
 
@@ -31,7 +31,7 @@ from cxr.models.forward import choose_device, to_input
 from cxr.training.augmentation import Augmentation, Moves, augment, draw_mixture, draw_moves, mix
 from cxr.training.checkpoint import load_checkpoint, save_checkpoint
 from cxr.training.data import TrainingData
-from cxr.training.distributed import Crew, check_batch_norm
+from cxr.training.distributed import ProcessGroup, check_batch_norm
 from cxr.training.optimizer import (
     check_frozen,
     make_optimizer,
@@ -65,8 +65,8 @@ class Epoch:
 class Listener(Protocol):
     """Who is told how a training goes."""
 
-    def on_batch(self, films: int) -> None:
-        """Called after each batch with its number of films."""
+    def on_batch(self, images: int) -> None:
+        """Called after each batch with its number of images."""
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Called after each epoch, once its checkpoint is safe."""
@@ -85,16 +85,16 @@ class Trained:
 
 
 def fit(
-    data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener: Listener, crew: Crew | None = None
+    data: TrainingData, recipe: TrainParams, *, checkpoints: Path, listener: Listener, group: ProcessGroup | None = None
 ) -> Trained:
     """Train a network, or go on with a training that was cut off.
 
     Args:
-        data: films and rows.
+        data: images and rows.
         recipe: see TrainParams; any object with its attributes will do.
         checkpoints: folder of this very training (same data, same recipe); what is there is continued.
         listener: whom to tell; each process tells its own.
-        crew: the processes that train together; this one alone if none is given. All of them call `fit` alike
+        group: the processes that train together; this one alone if none is given. All of them call `fit` alike
             and return alike; one of them writes the checkpoints.
 
     Returns:
@@ -102,23 +102,23 @@ def fit(
 
     Raises:
         DataError: there is nothing to train or to validate on.
-        ParamsError: the films are smaller than the network can take, or the recipe cannot be shared by the crew.
+        ParamsError: the images are smaller than the network can take, or the recipe cannot be shared by the group.
         WeightsError: starting weights cannot be loaded, or random parts are frozen.
         TrainingError: the loss is no longer finite, and the last epoch's checkpoint is kept; or the processes see
-            different films or checkpoints.
+            different images or checkpoints.
     """
     if not len(data.train_rows) or not len(data.validation_rows):
         raise DataError(
-            f"training needs films to learn from and films to validate on, got {len(data.train_rows)} and "
+            f"training needs images to learn from and images to validate on, got {len(data.train_rows)} and "
             f"{len(data.validation_rows)}; look at the split's shares and quotas in params.yaml"
         )
     check_image_size(recipe.backbone, data.images.shape[1])
-    training = _Training(data, recipe, crew or Crew())
+    training = _Training(data, recipe, group or ProcessGroup())
     load_checkpoint(training, checkpoints, Epoch)
     training.check_alike()
     while len(training.history) < recipe.epochs and not training.has_stalled():
         training.run_epoch(listener)
-        if training.crew.leads:
+        if training.group.is_main_process:
             save_checkpoint(training, checkpoints)
         listener.on_epoch(training.history[-1])
     return Trained(
@@ -143,8 +143,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "fp32"
 
 
-class _Films:
-    """Films by row: kept on the GPU whole when they take less than half of its free memory."""
+class _Images:
+    """Images by row: kept on the GPU whole when they take less than half of its free memory."""
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
         self._images, self._device = images, device
@@ -162,25 +162,25 @@ class _Films:
 class _Training:
     """A training between two epochs: what a checkpoint holds, and what the next epoch needs."""
 
-    def __init__(self, data: TrainingData, recipe: TrainParams, crew: Crew) -> None:
-        self.data, self.recipe, self.crew = data, recipe, crew
-        self.device = crew.device(choose_device(recipe.device))
+    def __init__(self, data: TrainingData, recipe: TrainParams, group: ProcessGroup) -> None:
+        self.data, self.recipe, self.group = data, recipe, group
+        self.device = group.device(choose_device(recipe.device))
         self.precision = choose_precision(recipe.precision, self.device)
         torch.manual_seed(recipe.seed)  # random weights, the head's at least
         self.model = build(recipe.backbone, len(data.classes))
         self.weights = load_weights(self.model, recipe.weights)
         check_frozen(self.weights, recipe)
         self.model.to(self.device)
-        # Nearly equal batches: a last batch of one film would break batch norm.
+        # Nearly equal batches: a last batch of one image would break batch norm.
         self._steps = max(1, round(len(data.train_rows) / recipe.batch_size))
-        if crew.size > 1:
+        if group.size > 1:
             self._prepare_for_several()
         self.average = running_average(self.model, recipe.ema_decay)
         self.optimizer = make_optimizer(self.model, recipe)
         self.history: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch = 0
-        self._films = _Films(data.images, self.device)
+        self._images = _Images(data.images, self.device)
         self._forward: Callable[[Tensor], Tensor] = self.model
         self._forward_learns: list[str] | None = None
         self._class_weights = class_weights(data, recipe).to(self.device)
@@ -195,9 +195,9 @@ class _Training:
 
     def _prepare_for_several(self) -> None:
         smallest = len(self.data.train_rows) // self._steps
-        if smallest < self.crew.size:
+        if smallest < self.group.size:
             raise ParamsError(
-                f"train.batch_size gives batches of {smallest} films, fewer than the {self.crew.size} processes; "
+                f"train.batch_size gives batches of {smallest} images, fewer than the {self.group.size} processes; "
                 "raise it or start fewer"
             )
         set_mode(self.model, self.weights, self.recipe, epoch=0)
@@ -207,10 +207,10 @@ class _Training:
             self.model = convert(self.model)
 
     def check_alike(self) -> None:
-        """Refuse to go on when another process of the crew has other films or stands at another epoch."""
+        """Refuse to go on when another process of the group has other images or stands at another epoch."""
         data = self.data
         rows = np.concatenate((data.train_rows, data.validation_rows, data.labels))
-        self.crew.check_alike(epochs=len(self.history), films=zlib.crc32(rows.tobytes()))
+        self.group.check_alike(epochs=len(self.history), images=zlib.crc32(rows.tobytes()))
 
     def has_stalled(self) -> bool:
         """Say whether validation has not improved for as long as the recipe waits."""
@@ -218,7 +218,7 @@ class _Training:
         return patience > 0 and len(self.history) - self.best_epoch >= patience
 
     def run_epoch(self, listener: Listener) -> None:
-        """Train on every film once, validate the average, and keep it if it is the best so far."""
+        """Train on every image once, validate the average, and keep it if it is the best so far."""
         number, started = len(self.history), time.perf_counter()
         loss = self._train(number, listener)
         train_seconds = time.perf_counter() - started
@@ -249,7 +249,7 @@ class _Training:
         """Take the steps of epoch `number` (from 0); return the mean loss."""
         self._set_mode(number)
         seed = self.recipe.seed * 100_003 + number
-        torch.manual_seed(seed + (self.crew.rank << 32))  # dropout
+        torch.manual_seed(seed + (self.group.rank << 32))  # dropout
         generator = torch.Generator().manual_seed(seed)
         order = epoch_order(self.data, self.recipe, generator)
         steps = self._steps
@@ -263,48 +263,48 @@ class _Training:
             set_learning_rates(self.optimizer, factor)
             total += self._step(rows, generator) * len(rows)
             listener.on_batch(len(rows))
-        return float(self.crew.total(total)) / len(order)
+        return float(self.group.total(total)) / len(order)
 
     def _set_mode(self, number: int) -> None:
         """Make the parts learn or rest as epoch `number` (from 0) asks, and wrap the network for what learns."""
         set_mode(self.model, self.weights, self.recipe, epoch=number)
         learns = [name for name, value in self.model.named_parameters() if value.requires_grad]
-        if self._forward_learns is None or (self.crew.size > 1 and learns != self._forward_learns):
-            shared = self.crew.share_gradients(self.model)
+        if self._forward_learns is None or (self.group.size > 1 and learns != self._forward_learns):
+            shared = self.group.share_gradients(self.model)
             self._forward = torch.compile(shared) if self.recipe.compile else shared
             self._forward_learns = learns
 
     def _step(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        """Learn from the films of one global batch; return this process's part of the loss, in nats."""
+        """Learn from the images of one global batch; return this process's part of the loss, in nats."""
         moves = draw_moves(len(rows), self._ranges, generator)
         partners, share = draw_mixture(len(rows), self.recipe.mixup, generator)
-        own = self.crew.part(len(rows))
-        films = self._moved(rows, moves, own)
+        own = self.group.part(len(rows))
+        images = self._moved(rows, moves, own)
         if share < 1:
-            # Of several processes, another may have a film's partner.
-            alone = self.crew.size == 1
-            others = films[partners.to(self.device)] if alone else self._moved(rows, moves, partners[own])
-            films = mix(films, others, share)
+            # Of several processes, another may have an image's partner.
+            alone = self.group.size == 1
+            others = images[partners.to(self.device)] if alone else self._moved(rows, moves, partners[own])
+            images = mix(images, others, share)
         with self._autocast():
-            scores = self._forward(to_input(films, IMAGENET_MEAN, IMAGENET_STD)).float()
+            scores = self._forward(to_input(images, IMAGENET_MEAN, IMAGENET_STD)).float()
         labels = torch.from_numpy(self.data.labels[rows])
         loss = self._loss(scores, labels, own)
         if share < 1:
             loss = share * loss + (1 - share) * self._loss(scores, labels[partners], own)
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss * self.crew.size)  # the mean over the processes is the sum of their parts
+        torch.autograd.backward(loss * self.group.size)  # the mean over the processes is the sum of their parts
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return loss.detach()
 
     def _moved(self, rows: NDArray[np.int64], moves: Moves, positions: Tensor) -> Tensor:
-        return augment(self._films.batch(rows[positions.numpy()]), self._ranges, moves.of(positions))
+        return augment(self._images.batch(rows[positions.numpy()]), self._ranges, moves.of(positions))
 
     def _loss(self, scores: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-        """Return what the films `own` add to the mean loss of a global batch with these labels."""
+        """Return what the images `own` add to the mean loss of a global batch with these labels."""
         targets, weights = labels.to(self.device), self._class_weights
         smoothing = self.recipe.label_smoothing
-        if self.crew.size == 1:
+        if self.group.size == 1:
             return functional.cross_entropy(scores, targets, weight=weights, label_smoothing=smoothing)
         mine = targets[own.to(self.device)]
         added = functional.cross_entropy(scores, mine, weight=weights, label_smoothing=smoothing, reduction="sum")
@@ -312,7 +312,7 @@ class _Training:
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
-        """Return loss, accuracy and macro-F1 of the average on the validation films."""
+        """Return loss, accuracy and macro-F1 of the average on the validation images."""
         rows = self.data.validation_rows
         logits, labels = self._validation_logits(rows), torch.from_numpy(self.data.labels[rows])
         predicted = logits.argmax(dim=1)
@@ -322,17 +322,17 @@ class _Training:
         return float(functional.cross_entropy(logits, labels)), float(accuracy), float(macro_f1)
 
     def _validation_logits(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return the average's scores (N, C) of the films `rows`, on the CPU; each process computes its part."""
+        """Return the average's scores (N, C) of the images `rows`, on the CPU; each process computes its part."""
         average = self.average.module.eval()
-        own = self.crew.part(len(rows))
+        own = self.group.part(len(rows))
         logits = torch.zeros((len(rows), len(self.data.classes)), device=self.device)
         for chunk in own.tensor_split(max(1, round(len(own) / _VALIDATION_BATCH))):
             if len(chunk):
-                films = self._films.batch(rows[chunk.numpy()]).unsqueeze(1)
+                images = self._images.batch(rows[chunk.numpy()]).unsqueeze(1)
                 with self._autocast():
-                    scores = average(to_input(films, IMAGENET_MEAN, IMAGENET_STD)).float()
+                    scores = average(to_input(images, IMAGENET_MEAN, IMAGENET_STD)).float()
                 logits[chunk.to(self.device)] = scores
-        return self.crew.total(logits).cpu()  # adding zeros changes no bit
+        return self.group.total(logits).cpu()  # adding zeros changes no bit
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "bf16":

@@ -1,4 +1,4 @@
-"""In which order films are learnt from, and how much each class weighs."""
+"""In which order images are learnt from, and how much each class weighs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def epoch_order(data: TrainingData, recipe: TrainParams, generator: torch.Genera
 
 
 def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.float64]:
-    """Return a weight for each training film: each class weighs the same and, if asked, each source within it."""
+    """Return a weight for each training image: each class weighs the same and, if asked, each source within it."""
     labels = data.labels[data.train_rows]
     weights = 1.0 / np.bincount(labels, minlength=len(data.classes))[labels]
     if not by_source:
         return weights
     if data.sources is None:
-        raise DataError("train.class_balance sampling_by_source needs the source of each film, and none is known")
+        raise DataError("train.class_balance sampling_by_source needs the source of each image, and none is known")
     _, stratum, counts = np.unique(
         np.stack([labels, data.sources[data.train_rows]]), axis=1, return_inverse=True, return_counts=True
     )
@@ -43,7 +43,7 @@ def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.floa
 
 
 def class_weights(data: TrainingData, recipe: TrainParams) -> Tensor:
-    """Return a weight a class: all one, or the inverse of its share, with the mean over films one."""
+    """Return a weight a class: all one, or the inverse of its share, with the mean over images one."""
     if recipe.class_balance != "weights":
         return torch.ones(len(data.classes))
     counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))

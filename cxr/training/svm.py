@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from cxr.common.errors import DataError
 from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build, check_image_size, features, load_weights, set_head
-from cxr.models.forward import BATCH_SIZE, choose_device, films_to_input
+from cxr.models.forward import BATCH_SIZE, choose_device, images_to_input
 from cxr.models.modules import SvmHead
 from cxr.training.data import TrainingData
 from cxr.training.loop import Epoch, Listener, Trained, choose_precision
@@ -39,7 +39,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SvmSummary:
-    """The machine that was kept: its kernel, cost, support vectors and macro-F1 on the validation films."""
+    """The machine that was kept: its kernel, cost, support vectors and macro-F1 on the validation images."""
 
     kernel: str
     cost: float
@@ -48,10 +48,10 @@ class SvmSummary:
 
 
 def train_svm(data: TrainingData, recipe: TrainParams, listener: Listener) -> Trained:
-    """Fit a machine on the features of the training films, choosing kernel and cost on the validation films.
+    """Fit a machine on the features of the training images, choosing kernel and cost on the validation images.
 
     Args:
-        data: films and rows.
+        data: images and rows.
         recipe: backbone, weights, svm, seed, device and precision are used; any object with these will do.
         listener: told of each batch whose features are computed, and of the one epoch there is.
 
@@ -59,8 +59,8 @@ def train_svm(data: TrainingData, recipe: TrainParams, listener: Listener) -> Tr
         The network with the machine as its head; a history of one epoch.
 
     Raises:
-        DataError: a class has no film to learn from, or there is none to validate on.
-        ParamsError: the films are too small for the network.
+        DataError: a class has no image to learn from, or there is none to validate on.
+        ParamsError: the images are too small for the network.
         WeightsError: starting weights cannot be loaded.
     """
     _check(data)
@@ -104,16 +104,16 @@ def fit_svm(
     kernels: Sequence[str],
     costs: Sequence[float],
 ) -> tuple[dict[str, Tensor], SvmSummary]:
-    """Fit one machine a kernel and cost, and keep the one with the best macro-F1 on the validation films.
+    """Fit one machine a kernel and cost, and keep the one with the best macro-F1 on the validation images.
 
-    Classes weigh alike however many films they have; gamma of the RBF kernel is 1 / D in standard units. Of machines
+    Classes weigh alike however many images they have; gamma of the RBF kernel is 1 / D in standard units. Of machines
     that are equally good the first is kept.
 
     Args:
         features_train, features_validation: (N, D).
-        labels_train, labels_validation: (N,), 0 to C - 1; every class has a film to learn from.
+        labels_train, labels_validation: (N,), 0 to C - 1; every class has an image to learn from.
         kernels: of "linear" and "rbf".
-        costs: positive; the larger, the more a film on the wrong side counts.
+        costs: positive; the larger, the more an image on the wrong side counts.
 
     Returns:
         The state of an SvmHead of C classes, and what was kept.
@@ -165,8 +165,10 @@ def _check(data: TrainingData) -> None:
     counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))
     absent = [name for name, count in zip(data.classes, counts, strict=True) if count == 0]
     if absent or not len(data.validation_rows):
-        missing = f"no film of {', '.join(absent)} to learn from" if absent else "no film to validate on"
-        raise DataError(f"a support vector machine needs every class and some validation films, and there is {missing}")
+        missing = f"no image of {', '.join(absent)} to learn from" if absent else "no image to validate on"
+        raise DataError(
+            f"a support vector machine needs every class and some validation images, and there is {missing}"
+        )
 
 
 @torch.inference_mode()
@@ -177,9 +179,9 @@ def _features(
     found = []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = data.images[rows[start : start + BATCH_SIZE]]
-        films = films_to_input(batch, device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        images = images_to_input(batch, device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-            found.append(features(model, films).float().cpu().numpy())
+            found.append(features(model, images).float().cpu().numpy())
         listener.on_batch(len(batch))
     return np.concatenate(found)
 

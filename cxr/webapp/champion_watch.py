@@ -84,17 +84,17 @@ class ChampionWatch:
         _ = classifier.network  # heat is always computed by torch; loaded now, the first reader need not wait for it
 
     def use(self, classifier: Classifier, card: Card) -> None:
-        """Answer new films with `classifier`."""
+        """Answer new images with `classifier`."""
         self.card = card
         self.engine.use(classifier)
 
     def _stays(self) -> str:
         current = self.engine.current
-        return f"version {current.number} goes on answering" if current else "no film is answered until it can"
+        return f"version {current.number} goes on answering" if current else "no image is answered until it can"
 
 
 def _warm_up(classifier: Classifier) -> None:
-    """Let the network compute once, so that the first film does not wait for what is set up on first use."""
+    """Let the network compute once, so that the first image does not wait for what is set up on first use."""
     import numpy as np
 
     side = classifier.spec.preprocessing.image_size_px

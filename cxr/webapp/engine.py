@@ -1,7 +1,7 @@
 """One thread that owns the model: it takes what waits, a batch at a time, and answers.
 
-A film carries the classifier that prepared it and is answered by that one. So a new champion takes over between two
-batches, films that are on their way are answered by the one they were made for, and no request is dropped.
+An image carries the classifier that prepared it and is answered by that one. So a new champion takes over between two
+batches, images that are on their way are answered by the one they were made for, and no request is dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cxr.webapp.overlays import heat_layer
 
 @dataclass(frozen=True)
 class Heat:
-    """Where the model looked for a class: `image` is a picture to lay over the film, a data URL."""
+    """Where the model looked for a class: `image` is a picture to lay over the image, a data URL."""
 
     of_class: str
     image: str
@@ -31,7 +31,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of one film."""
+    """What is told of one image."""
 
     answer: Answer
     heat: Heat | None
@@ -39,7 +39,7 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A film in the queue; `heat_of`: None for no heat, "" for that of the predicted class."""
+    """An image in the queue; `heat_of`: None for no heat, "" for that of the predicted class."""
 
     prepared: Prepared
     heat_of: str | None
@@ -47,12 +47,12 @@ class _Asked:
 
 
 class Engine:
-    """The model's thread, its queue, and the classifier that new films are prepared for."""
+    """The model's thread, its queue, and the classifier that new images are prepared for."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits, self.metrics = limits, metrics
         self.current: Classifier | None = None
-        # Never full: every film in it belongs to a request that was let in.
+        # Never full: every image in it belongs to a request that was let in.
         self._waiting: queue.Queue[_Asked | None] = queue.Queue(limits.waiting + 1)
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
 
@@ -66,12 +66,12 @@ class Engine:
         self._thread.join(self.limits.answer_seconds)
 
     def use(self, classifier: Classifier) -> None:
-        """Prepare and answer new films with `classifier`."""
+        """Prepare and answer new images with `classifier`."""
         self.current = classifier
         self.metrics.model_is(version=classifier.number, engine=classifier.engine)
 
     def classifier(self) -> Classifier:
-        """Return the classifier that new films are prepared for. Raises RefusedError while there is none."""
+        """Return the classifier that new images are prepared for. Raises RefusedError while there is none."""
         if self.current is None:
             raise RefusedError(
                 503, "not ready", "the model is being loaded; try again in a few seconds", retry_seconds=2
@@ -79,7 +79,7 @@ class Engine:
         return self.current
 
     async def answer(self, prepared: Prepared, *, heat_of: str | None) -> Told:
-        """Return what the model says of a film; with its heat where `heat_of` is a class, or "" for the predicted one.
+        """Return what the model says of an image; with its heat where `heat_of` is a class, or "" for the predicted one.
 
         Raises:
             RefusedError: it takes too long.
@@ -99,14 +99,14 @@ class Engine:
             batch, last = self._next_batch()
             for classifier in {id(asked.prepared.classifier): asked.prepared.classifier for asked in batch}.values():
                 self._answer(classifier, [asked for asked in batch if asked.prepared.classifier is classifier])
-            del batch  # while the queue is empty no film and no old classifier stays in memory
+            del batch  # while the queue is empty no image and no old classifier stays in memory
             if last:
                 return
 
     def _next_batch(self) -> tuple[list[_Asked], bool]:
-        """Wait for a film, take what else waits; also say whether `stop` was called."""
+        """Wait for an image, take what else waits; also say whether `stop` was called."""
         taken = [self._waiting.get()]
-        while len(taken) < self.limits.batch_films and taken[-1] is not None:
+        while len(taken) < self.limits.batch_images and taken[-1] is not None:
             try:
                 taken.append(self._waiting.get_nowait())
             except queue.Empty:
@@ -117,13 +117,13 @@ class Engine:
 
     def _answer(self, classifier: Classifier, batch: list[_Asked]) -> None:
         try:
-            answers = classifier.answer(np.stack([asked.prepared.film for asked in batch]))
+            answers = classifier.answer(np.stack([asked.prepared.image for asked in batch]))
             heats = _heats(classifier, batch, answers)
         except Exception as error:  # whatever a network fails with, those who wait must hear of it
             for asked in batch:
                 asked.told.set_exception(error)
             return
-        self.metrics.batch_films.observe(len(batch))
+        self.metrics.batch_images.observe(len(batch))
         for asked, answer in zip(batch, answers, strict=True):
             asked.told.set_result(Told(answer, heats.get(asked)))
 
@@ -136,7 +136,7 @@ def _heats(classifier: Classifier, batch: list[_Asked], answers: list[Answer]) -
     }
     if not wanted:
         return {}
-    maps = classifier.heat(np.stack([asked.prepared.film for asked in wanted]), list(wanted.values()))
+    maps = classifier.heat(np.stack([asked.prepared.image for asked in wanted]), list(wanted.values()))
     preprocessing = classifier.spec.preprocessing
     return {
         asked: Heat(name, heat_layer(heat, asked.prepared.size, preprocessing))

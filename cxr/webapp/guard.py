@@ -69,7 +69,7 @@ class Guard:
             return
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
         if site not in {"same-origin", "none"} or (origin is not None and _host_of(origin) != host.lower()):
-            raise RefusedError(403, "another site", "only the service's own page and programs may send films")
+            raise RefusedError(403, "another site", "only the service's own page and programs may send images")
 
     def _is_ours(self, host: str) -> bool:
         try:

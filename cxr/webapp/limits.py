@@ -24,20 +24,20 @@ MEDIA_TYPES = (
 class Limits:
     """Limits of the service.
 
-    upload_bytes     of one film
+    upload_bytes     of one image
     waiting          requests that are let in at once, those in work included
-    waiting_bytes    of all films that are in at once
-    batch_films      that the model looks at together, at most
-    read_workers     threads that decode films
-    upload_seconds   for a film to arrive
-    read_seconds     for a film to be decoded
-    answer_seconds   for a film to be answered, once it is decoded
+    waiting_bytes    of all images that are in at once
+    batch_images      that the model looks at together, at most
+    read_workers     threads that decode images
+    upload_seconds   for an image to arrive
+    read_seconds     for an image to be decoded
+    answer_seconds   for an image to be answered, once it is decoded
     """
 
     upload_bytes: int
     waiting: int
     waiting_bytes: int
-    batch_films: int
+    batch_images: int
     read_workers: int
     upload_seconds: float
     read_seconds: float
@@ -65,12 +65,12 @@ class Admission:
         """Let a request in until the block ends.
 
         Raises:
-            RefusedError: its film is announced as too large, or the service is full.
+            RefusedError: its image is announced as too large, or the service is full.
         """
         size = announced_bytes(request, self.limits)
         if self.requests >= self.limits.waiting or self.bytes + size > self.limits.waiting_bytes:
             raise RefusedError(
-                429, "busy", "the service has as many films as it can hold; send this one again", retry_seconds=1
+                429, "busy", "the service has as many images as it can hold; send this one again", retry_seconds=1
             )
         self.requests += 1
         self.bytes += size
@@ -91,13 +91,13 @@ def announced_bytes(request: Request, limits: Limits) -> int:
 
 
 def check_media_type(request: Request) -> None:
-    """Refuse a body that says it is something else than a film. Raises RefusedError."""
+    """Refuse a body that says it is something else than an image. Raises RefusedError."""
     said = request.headers.get("content-type", MEDIA_TYPES[0]).partition(";")[0].strip().lower()
     if said not in MEDIA_TYPES:
         raise RefusedError(
             415,
             "unsupported media type",
-            f"the film itself is the body of the request, of type {', '.join(MEDIA_TYPES)}; not a form, not text",
+            f"the image itself is the body of the request, of type {', '.join(MEDIA_TYPES)}; not a form, not text",
         )
 
 
@@ -116,10 +116,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                     raise _too_large(limits)
     except TimeoutError:
         raise RefusedError(
-            408, "upload too slow", f"the film did not arrive within {limits.upload_seconds:g} s; send it again"
+            408, "upload too slow", f"the image did not arrive within {limits.upload_seconds:g} s; send it again"
         ) from None
     except ClientDisconnect:
-        raise RefusedError(400, "upload broken off", "the connection ended before the film had arrived") from None
+        raise RefusedError(400, "upload broken off", "the connection ended before the image had arrived") from None
     return bytes(body)
 
 
@@ -127,5 +127,5 @@ def _too_large(limits: Limits) -> RefusedError:
     return RefusedError(
         413,
         "upload too large",
-        f"a film may have {limits.upload_bytes / MEGABYTE:g} MB at most; export it with fewer pixels or compressed",
+        f"an image may have {limits.upload_bytes / MEGABYTE:g} MB at most; export it with fewer pixels or compressed",
     )

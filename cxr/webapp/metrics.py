@@ -1,11 +1,11 @@
-"""What the service counts, for Prometheus. No label comes from a film, from its name or from an address asked for."""
+"""What the service counts, for Prometheus. No label comes from an image, from its name or from an address asked for."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_FILMS = (1, 2, 4, 8, 16, 32, 64)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
@@ -19,12 +19,12 @@ class Metrics:
         self.seconds = Histogram(
             "cxr_page_request_seconds", "From request to answer", ("path",), buckets=_SECONDS, registry=registry
         )
-        self.films = Counter("cxr_page_films", "Films answered", ("predicted_class", "refer"), registry=registry)
-        self.refused = Counter("cxr_page_refused", "Films not answered", ("reason",), registry=registry)
-        self.in_work = Gauge("cxr_page_requests_in_work", "Films let in and not answered yet", registry=registry)
-        self.waiting = Gauge("cxr_page_films_waiting", "Films that wait for the model", registry=registry)
-        self.batch_films = Histogram(
-            "cxr_page_batch_films", "Films that the model took together", buckets=_FILMS, registry=registry
+        self.images = Counter("cxr_page_images", "Images answered", ("predicted_class", "refer"), registry=registry)
+        self.refused = Counter("cxr_page_refused", "Images not answered", ("reason",), registry=registry)
+        self.in_work = Gauge("cxr_page_requests_in_work", "Images let in and not answered yet", registry=registry)
+        self.waiting = Gauge("cxr_page_images_waiting", "Images that wait for the model", registry=registry)
+        self.batch_images = Histogram(
+            "cxr_page_batch_images", "Images that the model took together", buckets=_IMAGES, registry=registry
         )
         self.model = Gauge("cxr_page_model", "The version that answers", ("version", "engine"), registry=registry)
         self.reloads = Counter(

@@ -15,10 +15,10 @@ from cxr.common.errors import CxrError
 from cxr.common.notices import NOT_CLINICAL
 from cxr.inference.classifier import Classifier
 from cxr.models.bundle import ModelSpec
-from cxr.registry.evidence_store import evidence_of
+from cxr.registry.evaluation_store import evaluation_of
 from cxr.registry.versions import MODEL, Version
 
-SYNTHETIC = "Trained on synthetic films: its answers say nothing about patients."
+SYNTHETIC = "Trained on synthetic images: its answers say nothing about patients."
 _LINEAGE = ("protocol", "task", "git_commit", "manifest_sha256", "test_set_sha256", "weights_sha256")
 _OVERALL = {
     "accuracy": "Accuracy",
@@ -40,9 +40,9 @@ class Score(BaseModel):
 
 
 class ClassScores(BaseModel):
-    """What was measured of one class on the test films."""
+    """What was measured of one class on the test images."""
 
-    films: int
+    images: int
     precision: Score | None = None
     recall: Score | None = None
     specificity: Score | None = None
@@ -50,9 +50,9 @@ class ClassScores(BaseModel):
 
 
 class Measured(BaseModel):
-    """What was measured on the test films, as registered with the version."""
+    """What was measured on the test images, as registered with the version."""
 
-    films: int
+    images: int
     patients: int | None
     overall: dict[str, Score]
     per_class: dict[str, ClassScores]
@@ -64,13 +64,13 @@ class Card(BaseModel):
     model: str
     model_version: str
     engine: str = Field(description='What computes: "torch", to the bit as evaluated, or "openvino" and its precision')
-    synthetic: bool = Field(description="Trained on phantom films: the answers say nothing about patients")
+    synthetic: bool = Field(description="Trained on synthetic images: the answers say nothing about patients")
     classes: list[str]
     network: str
     members: int
     image_size_px: int
-    refer_below: float | None = Field(description="A film whose largest probability is below goes to a reader")
-    max_pixels: int = Field(description="Of one film")
+    refer_below: float | None = Field(description="An image whose largest probability is below goes to a reader")
+    max_pixels: int = Field(description="Of one image")
     measured: Measured | None = Field(description="None where the registry has no evidence, or it was changed since")
     lineage: dict[str, str]
     disclaimer: str
@@ -103,7 +103,7 @@ def card_disclaimer(spec: ModelSpec) -> str:
 
 def _measured(version: Version) -> Measured | None:
     try:
-        evidence = evidence_of(version)
+        evidence = evaluation_of(version)
     except CxrError as error:
         log.warning("page: the card of version %s has no metrics: %s", version.number, error)
         return None
@@ -113,7 +113,7 @@ def _measured(version: Version) -> Measured | None:
     overall = {**metrics, "ece": metrics.get("calibration", {}).get("ece")}
     intervals = metrics.get("ci95", {})
     return Measured(
-        films=int(metrics.get("n_test", 0)),
+        images=int(metrics.get("n_test", 0)),
         patients=metrics.get("n_patients"),
         overall={
             title: score for name, title in _OVERALL.items() if (score := _score(overall, intervals, name)) is not None
@@ -127,7 +127,7 @@ def _measured(version: Version) -> Measured | None:
 
 def _of_class(scores: Mapping[str, Any], intervals: Mapping[str, Any]) -> ClassScores:
     named = {name: _score(scores, intervals, name) for name in _PER_CLASS}
-    return ClassScores(films=int(scores.get("support", 0)), **named)
+    return ClassScores(images=int(scores.get("support", 0)), **named)
 
 
 def _score(values: Mapping[str, Any], intervals: Mapping[str, Any], name: str) -> Score | None:

@@ -1,6 +1,6 @@
-"""Pictures for the page, as data URLs: the film, and over it where the model looked.
+"""Pictures for the page, as data URLs: the image, and over it where the model looked.
 
-The model sees a prepared film, cut, squeezed and raised in contrast. People see the film as it is, so the heat is
+The model sees a prepared image, cut, squeezed and raised in contrast. People see the image as it is, so the heat is
 brought back to where it belongs on it.
 """
 
@@ -15,42 +15,42 @@ from numpy.typing import NDArray
 from cxr.imaging.decode import decode_grey
 from cxr.imaging.preprocess import Preprocessing
 
-FILM_SIDE_PX = 720
-_HEAT_SIDE_PX = 180  # its cells are a fifth of a film wide: more pixels would show nothing more
+IMAGE_SIDE_PX = 720
+_HEAT_SIDE_PX = 180  # its cells are a fifth of an image wide: more pixels would show nothing more
 _JPEG_QUALITY = 88
 
 
-def film_layer(data: bytes, *, name: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
-    """Return the film as a picture of FILM_SIDE_PX at most on its longer side, and its height and width.
+def image_layer(data: bytes, *, name: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
+    """Return the image as a picture of IMAGE_SIDE_PX at most on its longer side, and its height and width.
 
     Raises:
         ImageError: see cxr.imaging.decode.decode_grey.
     """
-    grey = decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=FILM_SIDE_PX)
-    shown = _at_most(grey, FILM_SIDE_PX)
+    grey = decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=IMAGE_SIDE_PX)
+    shown = _at_most(grey, IMAGE_SIDE_PX)
     encoded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     return _data_url("image/jpeg", encoded), (shown.shape[0], shown.shape[1])
 
 
 def heat_layer(heat: NDArray[np.float32], size: tuple[int, int], preprocessing: Preprocessing) -> str:
-    """Return a heat map as a picture to lay over the film: clear where there is no heat.
+    """Return a heat map as a picture to lay over the image: clear where there is no heat.
 
     Args:
-        heat: (H, W), 0 to 1, on the prepared film.
-        size: height and width of the film as people see it.
-        preprocessing: how the film was prepared.
+        heat: (H, W), 0 to 1, on the prepared image.
+        size: height and width of the image as people see it.
+        preprocessing: how the image was prepared.
     """
     scale = min(1.0, _HEAT_SIDE_PX / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
-    placed = _on_film(heat, height, width, preprocessing)
+    placed = _on_image(heat, height, width, preprocessing)
     levels = np.rint(placed * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
     encoded = cv2.imencode(".png", np.dstack([colours, levels]))[1]
     return _data_url("image/png", encoded)
 
 
-def _on_film(heat: NDArray[np.float32], height: int, width: int, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Undo border crop and fit: (H, W) on the prepared film to (height, width) on the whole one, 0 in the border."""
+def _on_image(heat: NDArray[np.float32], height: int, width: int, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Undo border crop and fit: (H, W) on the prepared image to (height, width) on the whole one, 0 in the border."""
     top, left = int(height * preprocessing.border_crop), int(width * preprocessing.border_crop)
     inner_height, inner_width = height - 2 * top, width - 2 * left
     if preprocessing.fit == "letterbox":

@@ -13,7 +13,7 @@ import uvicorn
 from cxr.common.errors import CxrError
 from cxr.webapp.access_log import Counted
 from cxr.webapp.champion_watch import ChampionWatch
-from cxr.webapp.decode_pool import FilmReader
+from cxr.webapp.decode_pool import DecodePool
 from cxr.webapp.engine import Engine
 from cxr.webapp.guard import Guard
 from cxr.webapp.limits import Limits
@@ -37,7 +37,7 @@ class Page:
         self, limits: Limits, *, names: Sequence[str], model: str, fast: bool, registry_seconds: float
     ) -> None:
         metrics = Metrics()
-        self.engine, self.reader = Engine(limits, metrics), FilmReader(limits)
+        self.engine, self.reader = Engine(limits, metrics), DecodePool(limits)
         self.watch = ChampionWatch(self.engine, model=model, fast=fast, every_seconds=registry_seconds)
         service = Service(self.engine, self.reader, self.watch, limits)
         self.app = Counted(Guard(service.app(), names=names), metrics, paths=PATHS)
@@ -100,7 +100,7 @@ def _announce(host: str, port: int) -> None:
     if not _is_loopback(host):
         log.warning(
             "page: WARNING: %s can be reached from other machines, and there is no login: whoever reaches it can send "
-            "films and read the model's card. Put it behind a proxy that asks for an account",
+            "images and read the model's card. Put it behind a proxy that asks for an account",
             host,
         )
 

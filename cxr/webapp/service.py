@@ -15,7 +15,7 @@ from cxr.common.notices import NOT_CLINICAL
 from cxr.inference.classifier import Classifier
 from cxr.registry.versions import MODEL
 from cxr.webapp.champion_watch import ChampionWatch
-from cxr.webapp.decode_pool import FilmReader
+from cxr.webapp.decode_pool import DecodePool
 from cxr.webapp.engine import Engine, Told
 from cxr.webapp.guard import refusal_response
 from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RefusedError, check_media_type, read_body
@@ -27,10 +27,10 @@ _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascrip
 PAGE_FILES = {f"/{path.name}": path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA_TYPES}
 PAGE_FILES["/"] = PAGE_FILES.pop("/index.html")
 PATHS = frozenset({*PAGE_FILES, "/predict", "/health", "/ready", "/metrics", "/model", "/openapi.json"})
-_FILM_BODY = {
+_IMAGE_BODY = {
     "requestBody": {
         "required": True,
-        "description": "The film itself, byte for byte: JPEG, PNG, BMP, TIFF or DICOM",
+        "description": "The image itself, byte for byte: JPEG, PNG, BMP, TIFF or DICOM",
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES},
     }
 }
@@ -41,16 +41,16 @@ log = logging.getLogger("cxr.webapp")
 class Service:
     """What the routes share."""
 
-    def __init__(self, engine: Engine, reader: FilmReader, watch: ChampionWatch, limits: Limits) -> None:
+    def __init__(self, engine: Engine, reader: DecodePool, watch: ChampionWatch, limits: Limits) -> None:
         self.engine, self.reader, self.watch, self.limits = engine, reader, watch, limits
         self.admission = Admission(limits)
 
     def app(self) -> FastAPI:
         """Return the application; it starts and stops nothing."""
         app = FastAPI(
-            title="Chest film reader",
+            title="Chest X-ray reader",
             version="1",
-            description=f"{NOT_CLINICAL} One film in, a calibrated probability for each class out.",
+            description=f"{NOT_CLINICAL} One image in, a calibrated probability for each class out.",
             docs_url=None,  # FastAPI's own pages load scripts from another host
             redoc_url=None,
         )
@@ -58,7 +58,7 @@ class Service:
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(RequestValidationError, _invalid)
         app.add_exception_handler(Exception, _failed)
-        app.post("/predict", responses=_errors(*REASONS), openapi_extra=_FILM_BODY, summary="Classify one film")(
+        app.post("/predict", responses=_errors(*REASONS), openapi_extra=_IMAGE_BODY, summary="Classify one image")(
             self.predict
         )
         app.get("/health", responses=_errors(421), summary="The process lives")(self.health)
@@ -72,13 +72,13 @@ class Service:
     async def predict(
         self,
         request: Request,
-        film: Annotated[bool, Query(description="Answer with a picture of the film, too")] = False,
+        image: Annotated[bool, Query(description="Answer with a picture of the image, too")] = False,
         heat: Annotated[bool, Query(description="Answer with where the model looked, too")] = False,
         of_class: Annotated[
             str | None, Query(alias="class", description="Class of the heat; the predicted one where none is given")
         ] = None,
     ) -> Prediction:
-        """Classify one film, which is the body of the request.
+        """Classify one image, which is the body of the request.
 
         Nothing of it is kept, and its name need not be told.
         """
@@ -87,11 +87,11 @@ class Service:
         check_media_type(request)
         with self.admission.enter(request), self.engine.metrics.in_work.track_inprogress():
             data = await read_body(request, self.limits)
-            prepared = await self.reader.read(data, classifier, with_layer=film or heat)
-            del data  # the film waits for the model without its file
+            prepared = await self.reader.read(data, classifier, with_layer=image or heat)
+            del data  # the image waits for the model without its file
             told = await self.engine.answer(prepared, heat_of=(of_class or "") if heat else None)
-        prediction = _prediction(told, prepared.classifier, prepared.layer if film else None)
-        self.engine.metrics.films.labels(prediction.predicted_class, str(prediction.refer).lower()).inc()
+        prediction = _prediction(told, prepared.classifier, prepared.layer if image else None)
+        self.engine.metrics.images.labels(prediction.predicted_class, str(prediction.refer).lower()).inc()
         return prediction
 
     async def health(self) -> Status:
@@ -99,7 +99,7 @@ class Service:
         return Status(status="alive")
 
     async def ready(self) -> Status:
-        """Say that films are answered; 503 until the model is loaded."""
+        """Say that images are answered; 503 until the model is loaded."""
         self.engine.classifier()
         return Status(status="ready")
 
@@ -138,7 +138,7 @@ def _prediction(told: Told, classifier: Classifier, layer: str | None) -> Predic
         engine=classifier.engine,
         synthetic=classifier.spec.synthetic,
         disclaimer=card_disclaimer(classifier.spec),
-        film=layer,
+        image=layer,
         heat=HeatPicture(of_class=told.heat.of_class, image=told.heat.image) if told.heat else None,
     )
 

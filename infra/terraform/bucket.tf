@@ -26,7 +26,7 @@ resource "aws_s3_bucket_versioning" "store" {
 }
 
 resource "aws_kms_key" "store" {
-  description             = "Encrypts films, models and the database"
+  description             = "Encrypts images, models and the database"
   enable_key_rotation     = true
   deletion_window_in_days = 30
 }

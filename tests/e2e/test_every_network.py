@@ -6,22 +6,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cxr.training.data import TrainingData
 
 from cxr.common.params import TrainParams, read_params
 from cxr.models.backbones import ARCHITECTURES
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build, smallest_image_px
 from cxr.models.forward import classify, predict_logits
-from cxr.models.grad_cam import grad_cam_of_films
+from cxr.models.grad_cam import grad_cam_of_images
 from cxr.registry import aliases, runs, versions
+from cxr.training.data import TrainingData
 from cxr.training.loop import fit
 from cxr.training.svm import train_svm
 from tests.support.registry_project import CLASSES, enter_project, spec
 
 pytestmark = pytest.mark.slow
 
-QUIET = SimpleNamespace(on_batch=lambda _films: None, on_epoch=lambda _epoch: None)
+QUIET = SimpleNamespace(on_batch=lambda _images: None, on_epoch=lambda _epoch: None)
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +29,10 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
 
 
-def films(size: int) -> TrainingData:
+def images(size: int) -> TrainingData:
     rows = np.arange(9)
-    images = np.random.default_rng(0).integers(0, 255, (9, size, size), np.uint8)
-    return TrainingData(images, rows % 3, rows[:6], rows[6:], CLASSES)
+    pixels = np.random.default_rng(0).integers(0, 255, (9, size, size), np.uint8)
+    return TrainingData(pixels, rows % 3, rows[:6], rows[6:], CLASSES)
 
 
 def recipe(backbone: str, head: str) -> TrainParams:
@@ -47,7 +47,7 @@ def recipe(backbone: str, head: str) -> TrainParams:
     ("backbone", "head"), [*((name, "linear") for name in sorted(ARCHITECTURES)), ("mobilenet_v2", "svm")]
 )
 def test_it_trains_and_predicts_through_the_registry(backbone: str, head: str) -> None:
-    data, settings = films(max(smallest_image_px(backbone), 64)), recipe(backbone, head)
+    data, settings = images(max(smallest_image_px(backbone), 64)), recipe(backbone, head)
     if head == "svm":
         trained = train_svm(data, settings, listener=QUIET)
     else:
@@ -65,6 +65,6 @@ def test_it_trains_and_predicts_through_the_registry(backbone: str, head: str) -
     expected = predict_logits(trained_network, data.images, mean=read.mean, std=read.std)
     np.testing.assert_allclose(predict_logits(model, data.images, mean=read.mean, std=read.std), expected, atol=1e-5)
     assert classify(model, read, data.images).sum(axis=1) == pytest.approx(1)
-    heat = grad_cam_of_films(model, data.images[:1], np.array([0]), mean=read.mean, std=read.std)
+    heat = grad_cam_of_images(model, data.images[:1], np.array([0]), mean=read.mean, std=read.std)
     assert heat.shape == data.images[:1].shape
     shutil.rmtree("mlruns/artifacts")  # half a gigabyte of a VGG

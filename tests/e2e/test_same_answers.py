@@ -1,4 +1,4 @@
-"""The same film gets the same answer everywhere: evaluation, predict, score and MLflow's server; the export is near."""
+"""The same image gets the same answer everywhere: evaluation, predict, score and MLflow's server; the export is near."""
 
 import json
 from dataclasses import replace
@@ -15,8 +15,8 @@ from torch import nn
 from benchmarks.mlflow_served import served
 from cxr.common.files import write_json
 from cxr.dataset.image_array import write_index
-from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
-from cxr.imaging.decode import film_from_bytes
+from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
+from cxr.imaging.decode import image_from_bytes
 from cxr.inference.score_store import read_scores
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
@@ -33,81 +33,81 @@ PROBABILITIES = [f"p_{name}" for name in CLASSES]
 
 
 @pytest.fixture
-def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registered champion of a tiny project, packed films and the evaluation's predictions; the films' folder."""
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registered champion of a tiny project, packed images and the evaluation's predictions; the images' folder."""
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
     write_model()
     torch.manual_seed(0)
     network, described = build("small_cnn", 3).eval(), spec(backbone="small_cnn", image_size_px=SIDE_PX)
     write_bundle(Path("models/trained"), network.state_dict(), described)
     rng = np.random.default_rng(0)
-    names = [f"film{number:02d}" for number in range(21)]
+    names = [f"image{number:02d}" for number in range(21)]
     labels = [CLASSES[number % 3] for number in range(21)]
-    Path("films").mkdir()
+    Path("images").mkdir()
     for name, label in zip(names, labels, strict=True):
-        cv2.imwrite(f"films/{name}.png", draw_film(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng))
+        cv2.imwrite(f"images/{name}.png", draw_image(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng))
     prepared = np.stack(
-        [film_from_bytes(Path(f"films/{n}.png").read_bytes(), described.preprocessing, name=n) for n in names]
+        [image_from_bytes(Path(f"images/{n}.png").read_bytes(), described.preprocessing, name=n) for n in names]
     )
     Path("data/images").mkdir(parents=True)
     np.save("data/images/images.npy", prepared)
     write_index(Path("data/images"), names, described.preprocessing)
     fitted = {"temperature": 1.5, "bias": [0.0, 0.0, 0.0], "refer_below": 0.5}
-    write_json(Path("reports/evidence/calibration.json"), fitted)
+    write_json(Path("reports/evaluation/calibration.json"), fitted)
     said = classify(network, replace(described, temperature=1.5), prepared)
     _write_reference(network, prepared, said)
     table = pd.DataFrame({"image_id": names, "split": ["validation", "test", "test"] * 7, "label": labels})
     table["source"], table["patient_id"] = "kermany", names
     table["predicted_class"] = [CLASSES[best] for best in said.argmax(axis=1)]
     table[PROBABILITIES] = said
-    table.to_csv("reports/evidence/predictions.csv", index=False)
+    table.to_csv("reports/evaluation/predictions.csv", index=False)
     version = register()
     aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
-    return Path("films")
+    return Path("images")
 
 
-def _write_reference(network: nn.Module, films: NDArray[np.uint8], said: NDArray[np.float64]) -> None:
-    batches = [predict_with_features(network, films[start : start + 16], mean=MEAN, std=STD) for start in (0, 16)]
-    measured = image_measures(films)
+def _write_reference(network: nn.Module, images: NDArray[np.uint8], said: NDArray[np.float64]) -> None:
+    batches = [predict_with_features(network, images[start : start + 16], mean=MEAN, std=STD) for start in (0, 16)]
+    measured = image_measures(images)
     reference = make_reference(
         classes=CLASSES,
         images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
         features=np.concatenate([features for _, features in batches]),
         probabilities=said,
-        patients=np.array([f"p{number}" for number in range(len(films))], object),
+        patients=np.array([f"p{number}" for number in range(len(images))], object),
     )
-    write_reference(Path("reports/evidence") / REFERENCE_FILE, reference)
+    write_reference(Path("reports/evaluation") / REFERENCE_FILE, reference)
 
 
 def _evaluated() -> dict[str, list[float]]:
-    table = pd.read_csv("reports/evidence/predictions.csv").set_index("image_id")
+    table = pd.read_csv("reports/evaluation/predictions.csv").set_index("image_id")
     return {str(name): list(row) for name, row in table[PROBABILITIES].iterrows()}
 
 
 def _predicted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path, *options: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path, *options: str
 ) -> dict[str, list[float]]:
     capsys.readouterr()
-    call(monkeypatch, predict.main, "--json", *options, str(films))
+    call(monkeypatch, predict.main, "--json", *options, str(images))
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return {Path(line["path"]).stem: list(line["probabilities"].values()) for line in told}
 
 
-def _scored(monkeypatch: pytest.MonkeyPatch, films: Path, output: str, *options: str) -> pd.DataFrame:
-    call(monkeypatch, score.main, str(films), "--output", output, *options)
+def _scored(monkeypatch: pytest.MonkeyPatch, images: Path, output: str, *options: str) -> pd.DataFrame:
+    call(monkeypatch, score.main, str(images), "--output", output, *options)
     return read_scores(Path(output))
 
 
 def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
     expected = _evaluated()
-    assert _predicted(monkeypatch, capsys, films) == expected
-    one = films / "film05.png"
-    assert _predicted(monkeypatch, capsys, one) == {"film05": expected["film05"]}  # alone as among others
-    rows = _scored(monkeypatch, films, "scores")
+    assert _predicted(monkeypatch, capsys, images) == expected
+    one = images / "image05.png"
+    assert _predicted(monkeypatch, capsys, one) == {"image05": expected["image05"]}  # alone as among others
+    rows = _scored(monkeypatch, images, "scores")
     assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == expected
-    names, files = zip(*((file.stem, file.read_bytes()) for file in sorted(films.iterdir())), strict=True)
+    names, files = zip(*((file.stem, file.read_bytes()) for file in sorted(images.iterdir())), strict=True)
     with served(versions.get_version("champion").number) as ask:
         assert ask is not None
         told = ask([*files])
@@ -119,13 +119,13 @@ def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
 
 
 def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
     assert versions.get_version("champion").tags["runtime"].startswith("openvino")
     expected = _evaluated()
-    told = _predicted(monkeypatch, capsys, films, "--fast")
+    told = _predicted(monkeypatch, capsys, images, "--fast")
     assert told != expected  # it is another engine that answers
-    rows = _scored(monkeypatch, films, "scores", "--fast")
+    rows = _scored(monkeypatch, images, "scores", "--fast")
     assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == told
     difference = np.abs(np.array([told[name] for name in expected]) - np.array(list(expected.values())))
     assert difference.max() <= BOUND

@@ -83,9 +83,9 @@ def test_the_flow_finds_every_stage_cached_and_asks_the_gate(project: Clone) -> 
 
 
 def test_the_champion_answers(project: Clone) -> None:
-    films = [Path(line) for line in project.ask("tasks.unpack", "data/unpacked", "--first", "2").splitlines()]
-    answers = [json.loads(line) for line in project.ask("tasks.predict", "--json", *map(str, films)).splitlines()]
-    assert [Path(answer["path"]) for answer in answers] == films
+    images = [Path(line) for line in project.ask("tasks.unpack", "data/unpacked", "--first", "2").splitlines()]
+    answers = [json.loads(line) for line in project.ask("tasks.predict", "--json", *map(str, images)).splitlines()]
+    assert [Path(answer["path"]) for answer in answers] == images
     for answer in answers:
         assert list(answer["probabilities"]) == ["normal", "viral", "bacterial"]
         assert sum(answer["probabilities"].values()) == pytest.approx(1)

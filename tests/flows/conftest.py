@@ -20,8 +20,8 @@ stages:
     params: [evaluate]
     outs: ["${paths.metrics}"]
   ingest:
-    cmd: python step.py ingest films.txt ${paths.raw}
-    deps: [films.txt]
+    cmd: python step.py ingest images.txt ${paths.raw}
+    deps: [images.txt]
     params: [ingest]
     outs: ["${paths.raw}"]
   train:
@@ -76,9 +76,9 @@ def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(PROJECT / name, root)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "step.py").write_text(STEP)
-    (root / "films.txt").write_text("films")
+    (root / "images.txt").write_text("images")
     (root / "tasks" / "promote.py").write_text(PROMOTE)
-    (root / "tasks" / "remeasure.py").write_text("")  # there is no champion
+    (root / "tasks" / "reevaluate.py").write_text("")  # there is no champion
     (root / ".gitignore").write_text(IGNORED)
     commit_everything(root)
     return root

@@ -94,7 +94,7 @@ def test_a_champion_whose_files_were_changed_is_found(
 
 def test_a_remote_of_dvc_that_is_gone_is_found(tiny: Path) -> None:
     assert only(check_remote(tiny), "DVC's remote").level == "ok"
-    store = tiny.parent / "store" / "films"
+    store = tiny.parent / "store" / "images"
     command = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "team", str(store)]
     subprocess.run(command, check=True)
     finding = only(check_remote(tiny), "DVC's remote")
@@ -106,7 +106,7 @@ def test_a_remote_of_dvc_that_is_gone_is_found(tiny: Path) -> None:
 
 def test_a_bucket_that_does_not_answer_is_found(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(check_s3(tiny)) == []
-    override(tiny / "params.yaml", {"ingest.sources.0.location": "s3://films/kermany"})
+    override(tiny / "params.yaml", {"ingest.sources.0.location": "s3://images/kermany"})
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")

@@ -45,7 +45,7 @@ def _runs_of_rebuild() -> int:
         return len([run for run in client.read_flow_runs() if (run.idempotency_key or "").startswith("drift-")])
 
 
-def test_films_that_have_not_changed_start_nothing() -> None:
+def test_images_that_have_not_changed_start_nothing() -> None:
     ended = monitor(return_state=True)
     assert (ended.name, ended.message) == ("Completed", "It was judged.")
 

@@ -93,8 +93,8 @@ def test_a_question_that_nobody_answers_changes_nothing() -> None:
 
 
 def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(tmp_path: Path) -> None:
-    for seed, films in ((1, 30), (2, 33)):
-        write_model(seed=seed, films=films)
+    for seed, images in ((1, 30), (2, 33)):
+        write_model(seed=seed, images=images)
         register()
         if seed == 1:
             aliases.move_champion("1", instead_of="", kind="promote", who="ann", why="first")
@@ -105,7 +105,7 @@ def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(t
 
     prefect("work-pool", "create", "people", "--type", "process")
     prefect("--no-prompt", "deploy", "flows/promote.py:promote", "--name", "asked", "--pool", "people")
-    prefect("deployment", "run", "promote/asked", "--param", "remeasure=false")
+    prefect("deployment", "run", "promote/asked", "--param", "reevaluate=false")
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "people", "--type", "process"]
     with (
         (tmp_path / "worker.log").open("w") as log,
@@ -116,13 +116,13 @@ def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(t
             assert run.state is not None
             assert run.state.name == "Suspended"
             assert versions.get_version("champion").number == "1"
-            resume_flow_run(run.id, run_input={"approve": True, "who": "ben", "why": "read all 33 films"})
+            resume_flow_run(run.id, run_input={"approve": True, "who": "ben", "why": "read all 33 images"})
             ended = wait_for_end(run, tmp_path / "worker.log")
         finally:
             worker.kill()  # asked to end while a run ends, it may wait for ever
     assert (ended.name, ended.message) == ("Promoted", "version 2 is champion")
     last = aliases.history()[-1]
-    assert (last.before, last.after, last.who, last.why) == ("1", "2", "ben", "read all 33 films")
+    assert (last.before, last.after, last.who, last.why) == ("1", "2", "ben", "read all 33 images")
     assert last.overruled.startswith("test set: ")
 
 

@@ -41,13 +41,13 @@ def test_links_lead_to_the_version_and_its_report_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receipt = tmp_path / "registration.json"
-    write_json(receipt, {"name": "films", "version": "3", "run_id": "abc"})
+    write_json(receipt, {"name": "images", "version": "3", "run_id": "abc"})
     monkeypatch.delenv(STORE_VARIABLE, raising=False)
     monkeypatch.delenv(MLFLOW_PAGE_VARIABLE, raising=False)
     assert mlflow_links(receipt) == {}
     monkeypatch.setenv(MLFLOW_PAGE_VARIABLE, "http://127.0.0.1:5000")
-    assert mlflow_links(receipt)["version"] == "http://127.0.0.1:5000/#/models/films/versions/3"
+    assert mlflow_links(receipt)["version"] == "http://127.0.0.1:5000/#/models/images/versions/3"
     monkeypatch.setenv(STORE_VARIABLE, "https://me:secret@mlflow.team/")
     links = mlflow_links(receipt)
-    assert links["version"] == "https://mlflow.team/#/models/films/versions/3"
+    assert links["version"] == "https://mlflow.team/#/models/images/versions/3"
     assert links["report"] == "https://mlflow.team/get-artifact?path=evaluation%2Freport.html&run_uuid=abc"

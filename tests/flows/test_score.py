@@ -24,7 +24,7 @@ if location.endswith("down") and not attempt.exists():
 bad = 3 if location == "hopeless" else int(shard[0]) - 1
 pathlib.Path(arguments["--tally"]).write_text(json.dumps({
     "location": location, "folder": arguments["--output"], "version": "7", "found": 3, "known": 0,
-    "scored": 3 - bad, "bad": bad, "bad_films": {f"{shard[0]}-{n}.png": "is empty" for n in range(bad)},
+    "scored": 3 - bad, "bad": bad, "bad_images": {f"{shard[0]}-{n}.png": "is empty" for n in range(bad)},
     "referred": 1, "classes": {"normal": 3 - bad}, "seconds": 2.0,
 }))
 sys.exit(4 if bad == 3 else 0)
@@ -47,23 +47,23 @@ def _artifacts(state: State[Any]) -> dict[str, str]:
     return {str(artifact.key): str(artifact.data) for artifact in found}
 
 
-def test_shards_are_counted_together_and_shown_with_the_films_that_are_bad(project: Path) -> None:
-    state = score("films", shards=2, return_state=True)
+def test_shards_are_counted_together_and_shown_with_the_images_that_are_bad(project: Path) -> None:
+    state = score("images", shards=2, return_state=True)
     done: Scoring = state.result()
     assert (done.found, done.scored, done.bad, done.referred, done.classes) == (6, 5, 1, 2, {"normal": 5})
-    assert done.films_per_second == 3.0
+    assert done.images_per_second == 3.0
     shown = _artifacts(state)
-    assert "Version 7 on films" in shown["scores"]
+    assert "Version 7 on images" in shown["scores"]
     assert "| called normal | 5 |" in shown["scores"]
-    assert "2-0.png" in shown["bad-films"]
+    assert "2-0.png" in shown["bad-images"]
     assert str(project / "data" / "scores") in shown["scores"]
 
 
-def test_not_one_film_that_can_be_read_is_a_failure(project: Path) -> None:
+def test_not_one_image_that_can_be_read_is_a_failure(project: Path) -> None:
     assert project.is_dir()
     state = score("hopeless", shards=1, return_state=True)
     assert state.is_failed()
-    assert state.message == "not one of the 3 films in hopeless could be read"
+    assert state.message == "not one of the 3 images in hopeless could be read"
 
 
 def test_a_folder_that_fails_is_not_tried_again_and_a_bucket_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,9 @@ def test_stages_come_after_what_they_read_from(tiny: Path) -> None:
 def test_a_stage_runs_once_and_is_cached_until_something_changes(tiny: Path) -> None:
     cached, lines = run("ingest", tiny)
     assert not cached
-    assert "ingest reads films.txt" in lines
+    assert "ingest reads images.txt" in lines
     assert run("ingest", tiny)[0]
-    (tiny / "films.txt").write_text("other films")
+    (tiny / "images.txt").write_text("other images")
     assert not run("ingest", tiny)[0]
 
 
@@ -47,8 +47,8 @@ def test_outputs_that_were_deleted_come_back_from_the_cache(tiny: Path) -> None:
 
 
 def test_a_failed_stage_hands_on_the_steps_own_message(tiny: Path) -> None:
-    (tiny / "fail-ingest").write_text("films.txt: expected films, found none")
-    with pytest.raises(StageFailedError, match=r"^ingest: films.txt: expected films, found none$"):
+    (tiny / "fail-ingest").write_text("images.txt: expected images, found none")
+    with pytest.raises(StageFailedError, match=r"^ingest: images.txt: expected images, found none$"):
         run("ingest", tiny)
 
 
@@ -95,7 +95,7 @@ def test_an_interrupted_stage_leaves_no_process_and_runs_again(tiny: Path) -> No
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["error: no films", "ERROR: failed to reproduce 'ingest'"], "no films"),  # the step's own words come first
+        (["error: no images", "ERROR: failed to reproduce 'ingest'"], "no images"),  # the step's own words come first
         (["ERROR: failed to reproduce 'ingest': boom"], "failed to reproduce 'ingest': boom"),
         (["Running", ""], "exit code 3, last line: Running"),
         ([], "exit code 3"),
@@ -107,7 +107,7 @@ def test_the_last_words_are_the_most_telling_line(lines: list[str], words: str) 
 
 def test_only_ingest_from_an_address_reads_the_network(tiny: Path) -> None:
     local = read_params(tiny / "params.yaml").ingest
-    override(tiny / "params.yaml", {"ingest.sources.0.location": "https://example.org/films.zip"})
+    override(tiny / "params.yaml", {"ingest.sources.0.location": "https://example.org/images.zip"})
     remote = read_params(tiny / "params.yaml").ingest
     assert not reads_network("ingest", local)
     assert reads_network("ingest", remote)

@@ -1,4 +1,4 @@
-"""Films go into a real Orthanc as a modality sends them, and each comes back with one answer, whatever dies when."""
+"""Images go into a real Orthanc as a modality sends them, and each comes back with one answer, whatever dies when."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from cxr.registry import aliases, runs, versions
 from tasks import pacs
 from tests.support.dicom_images import SECRETS
 from tests.support.orthanc import USER, OrthancServer, serve_orthanc
-from tests.support.pacs_worker import CT, UID_ROOT, Spoilt, classifier, film, follow, link
+from tests.support.pacs_worker import CT, UID_ROOT, Spoilt, classifier, follow, image, link
 from tests.support.prefect_servers import wait_for
 from tests.support.registry_project import PROJECT, call, enter_project, spec
 
@@ -80,9 +80,9 @@ def make_champion(*, instead_of: str = "") -> str:
 
 
 @pytest.mark.usefixtures("project")
-def test_the_command_answers_each_film_once_through_an_outage_and_tells_no_ones_name(orthanc: OrthancServer) -> None:
+def test_the_command_answers_each_image_once_through_an_outage_and_tells_no_ones_name(orthanc: OrthancServer) -> None:
     number = make_champion()
-    orthanc.send(film(1), film(2, **CT), film(3, ViewPosition="LL"), film(4, BodyPartExamined="HAND"))
+    orthanc.send(image(1), image(2, **CT), image(3, ViewPosition="LL"), image(4, BodyPartExamined="HAND"))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "tasks.pacs", orthanc.url, "--overlay", "--every", "0.2", "--place", "place.json"]
     with Path("log").open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
@@ -91,7 +91,7 @@ def test_the_command_answers_each_film_once_through_an_outage_and_tells_no_ones_
             orthanc.kill()
             wait_for(lambda: "does not answer" in Path("log").read_text())
             orthanc.start()
-            orthanc.send(film(5), film(6, study=5))
+            orthanc.send(image(5), image(6, study=5))
             wait_for(lambda: answers(orthanc) == {"1": 1, "5": 2}, log=Path("log"))
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 130
@@ -107,27 +107,27 @@ def test_the_command_answers_each_film_once_through_an_outage_and_tells_no_ones_
     read = highdicom.sr.srread(io.BytesIO(orthanc.file(report)))
     (group,) = read.content.get_image_measurement_groups()
     assert (str(read.PatientID), read.SoftwareVersions) == ("MRN-8675309", number)
-    assert [image.referenced_sop_instance_uid for image in group.source_images] == [f"{UID_ROOT}.1.1.1"]
+    assert [pixels.referenced_sop_instance_uid for pixels in group.source_images] == [f"{UID_ROOT}.1.1.1"]
 
 
 @pytest.mark.usefixtures("project")
 def test_once_ends_at_the_end_of_the_feed_and_a_newer_champion_takes_over(
     orthanc: OrthancServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    orthanc.send(film(1))
+    orthanc.send(image(1))
     with pytest.raises(RegistryError, match="there is no champion"):
         call(monkeypatch, pacs.main, orthanc.url, "--once")
     older = make_champion()
     call(monkeypatch, pacs.main, orthanc.url, "--once")
     newer = make_champion(instead_of=older)
-    orthanc.send(film(2))
+    orthanc.send(image(2))
     monkeypatch.setenv(pacs.ADDRESS_VARIABLE, orthanc.url)
     call(monkeypatch, pacs.main, "--once")
     reports = [pydicom.dcmread(io.BytesIO(orthanc.file(one))) for one in orthanc.instances(Modality="SR")]
     said = {(str(one.StudyInstanceUID), one.SoftwareVersions) for one in reports}
     assert said == {(f"{UID_ROOT}.1", older), (f"{UID_ROOT}.2", newer)}
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "1 films answered, 0 answered before, 0 without an answer, 1 other objects"
+        "1 images answered, 0 answered before, 0 without an answer, 1 other objects"
     )
     orthanc.kill()
     with pytest.raises(SourceError) as caught:
@@ -149,10 +149,10 @@ def test_without_an_address_the_command_says_how_to_give_one(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("moment", ["before 1", "after 1", "after 2"])
-def test_a_link_that_is_killed_and_run_again_answers_no_film_twice_and_none_never(
+def test_a_link_that_is_killed_and_run_again_answers_no_image_twice_and_none_never(
     orthanc: OrthancServer, place: Path, moment: str
 ) -> None:
-    orthanc.send(film(1), film(2))
+    orthanc.send(image(1), image(2))
     assert killed(orthanc, place, moment) == 1
     begun = json.loads(place.read_text())
     assert (begun["since"], begun["tries"], begun["alone_until"] > 0) == (0, 1, True)
@@ -162,7 +162,7 @@ def test_a_link_that_is_killed_and_run_again_answers_no_film_twice_and_none_neve
 
 
 def test_nothing_is_answered_twice_when_the_place_is_lost(orthanc: OrthancServer, place: Path) -> None:
-    orthanc.send(film(1))
+    orthanc.send(image(1))
     by = classifier(place.parent)
     follow(link(orthanc.url, place, by=by))
     for contents in ("", "{}", '{"server": 1, "what": 2}', None):
@@ -171,15 +171,15 @@ def test_nothing_is_answered_twice_when_the_place_is_lost(orthanc: OrthancServer
         assert (tally.answered, tally.known, tally.passed) == (0, 1, 1)
 
 
-def test_a_newer_champion_answers_the_films_that_come_and_the_older_ones_when_told(
+def test_a_newer_champion_answers_the_images_that_come_and_the_older_ones_when_told(
     orthanc: OrthancServer, place: Path
 ) -> None:
-    orthanc.send(film(1))
+    orthanc.send(image(1))
     older, newer = (classifier(place.parent, number=str(seed), seed=seed) for seed in (1, 2))
     follow(link(orthanc.url, place, by=older))
     place.unlink()
     assert follow(link(orthanc.url, place, by=newer)).tally.answered == 0
-    orthanc.send(film(2))
+    orthanc.send(image(2))
     assert follow(link(orthanc.url, place, by=newer)).tally.answered == 1
     for expected in (1, 0):
         place.unlink()
@@ -192,46 +192,46 @@ def test_another_database_under_the_same_address_is_followed_from_its_beginning(
     orthanc: OrthancServer, place: Path, caplog: pytest.LogCaptureFixture, sent_to_the_new_one: int
 ) -> None:
     by = classifier(place.parent)
-    orthanc.send(film(1), film(2))
+    orthanc.send(image(1), image(2))
     follow(link(orthanc.url, place, by=by))
     followed = link(orthanc.url, place, by=by)
     orthanc.kill()
     orthanc.storage = "new"
     orthanc.start()
-    orthanc.send(*(film(number) for number in range(3, 3 + sent_to_the_new_one)))
+    orthanc.send(*(image(number) for number in range(3, 3 + sent_to_the_new_one)))
     assert follow(followed).tally.answered == sent_to_the_new_one
     assert caplog.text.count("has a new feed") == 1
 
 
-def test_a_film_that_the_model_cannot_take_is_named_by_its_id_and_holds_up_no_other(
+def test_a_image_that_the_model_cannot_take_is_named_by_its_id_and_holds_up_no_other(
     orthanc: OrthancServer, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    orthanc.send(film(1), film(2), film(3))
-    by = Spoilt(**vars(classifier(place.parent)), spoiling=film(2))
+    orthanc.send(image(1), image(2), image(3))
+    by = Spoilt(**vars(classifier(place.parent)), spoiling=image(2))
     tally = follow(link(orthanc.url, place, by=by)).tally
     assert (tally.answered, tally.refused) == (2, 1)
     (spoiling,) = orthanc.instances(SOPInstanceUID=f"{UID_ROOT}.2.1.1")
-    assert f"pacs: film {spoiling} gets no answer: RuntimeError" in caplog.text
+    assert f"pacs: image {spoiling} gets no answer: RuntimeError" in caplog.text
     assert_tells_nothing(caplog.text, orthanc)
 
 
-def test_a_film_whose_file_the_pacs_has_lost_holds_up_no_other(
+def test_a_image_whose_file_the_pacs_has_lost_holds_up_no_other(
     orthanc: OrthancServer, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    orthanc.send(film(1))
+    orthanc.send(image(1))
     (lost,) = orthanc.instances(Modality="DX")
     orthanc.kill()
     for file in (orthanc.folder / "db").glob("*/*/*"):
         file.unlink()
     orthanc.start()  # with nothing in memory
-    orthanc.send(film(2))
+    orthanc.send(image(2))
     tally = follow(link(orthanc.url, place)).tally
     assert (tally.answered, tally.refused) == (1, 1)
-    assert f"pacs: film {lost} gets no answer: the PACS has no file of it" in caplog.text
+    assert f"pacs: image {lost} gets no answer: the PACS has no file of it" in caplog.text
 
 
-def test_a_film_over_which_the_process_dies_each_time_is_passed_over(orthanc: OrthancServer, place: Path) -> None:
-    orthanc.send(film(1), film(2))
+def test_a_image_over_which_the_process_dies_each_time_is_passed_over(orthanc: OrthancServer, place: Path) -> None:
+    orthanc.send(image(1), image(2))
     assert killed(orthanc, place, "before 1", times=TRIES) == TRIES
     assert json.loads(place.read_text())["tries"] == TRIES
     tally = follow(link(orthanc.url, place)).tally

@@ -31,9 +31,9 @@ SMALL = {
     "train.early_stopping_patience": 0,
     "evaluate.bootstrap_resamples": 100,
     "evaluate.gradcam_per_class": 1,
-    "evaluate.attention_films": 3,
-    "evaluate.sanity_films": 3,
-    "evaluate.audit_films": 6,
+    "evaluate.attention_images": 3,
+    "evaluate.sanity_images": 3,
+    "evaluate.audit_images": 6,
     # The gate is not what is tested here, and so little training passes none.
     **dict.fromkeys(("promote.floors.accuracy", "promote.floors.macro_f1", "promote.floors.macro_auroc"), 0.0),
     "promote.min_class_recall": 0.0,
@@ -190,9 +190,9 @@ def test_another_clone_pulls_everything_and_runs_nothing(
     said = colleague.run("flows.rebuild")
     ended = [line.split() for line in said.splitlines()]
     assert all([stage, "Cached"] in ended for stage in STAGES)
-    film = root / "ramp.png"
-    assert cv2.imwrite(str(film), np.tile(np.linspace(0, 255, 200).astype(np.uint8), (200, 1)))
-    answer = json.loads(colleague.ask("tasks.predict", "--json", str(film)))
+    image = root / "ramp.png"
+    assert cv2.imwrite(str(image), np.tile(np.linspace(0, 255, 200).astype(np.uint8), (200, 1)))
+    answer = json.loads(colleague.ask("tasks.predict", "--json", str(image)))
     assert answer["model_version"] == "1"
     assert len(colleague.ask("tasks.history", "--csv").strip().splitlines()) == 2
 

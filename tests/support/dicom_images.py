@@ -1,4 +1,4 @@
-"""DICOM films made for tests: in every transfer syntax, with a patient whose tags must turn up nowhere."""
+"""DICOM images made for tests: in every transfer syntax, with a patient whose tags must turn up nowhere."""
 
 import io
 from pathlib import Path
@@ -41,62 +41,62 @@ SECRETS = ("Sorrowful", "Jane", "8675309", "19311224", "Elm Street", "078051120"
 
 
 def picture(height: int = 40, width: int = 56, bits: int = 8) -> NDArray[np.uint16]:
-    """A smooth film with some noise, over all levels of `bits` bits."""
+    """A smooth image with some noise, over all levels of `bits` bits."""
     rows, columns = np.mgrid[:height, :width]
     smooth = (np.sin(columns / 9) + np.cos(rows / 7) + 2) / 4 * (2**bits - 1)
     noisy = smooth + np.random.default_rng(7).integers(-2, 3, smooth.shape)
     return noisy.clip(0, 2**bits - 1).astype(np.uint16)
 
 
-def dicom_film(
+def dicom_image(
     samples: NDArray[Any], *, bits: int = 8, syntax: str = EXPLICIT, preamble: bool = True, **tags: Any
 ) -> bytes:
-    """Return a DX film of `samples`; `tags` come on top, and a tag that is None is left out."""
-    film = Dataset()
-    film.SOPClassUID, film.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3.4.5"
-    film.StudyInstanceUID, film.SeriesInstanceUID = "1.2.3", "1.2.3.4"
-    film.Modality, film.BodyPartExamined, film.ViewPosition = "DX", "CHEST", "PA"
-    film.SamplesPerPixel, film.PhotometricInterpretation, film.PixelRepresentation = 1, "MONOCHROME2", 0
-    film.Rows, film.Columns = samples.shape[:2]
-    film.BitsAllocated, film.BitsStored, film.HighBit = (16 if bits > 8 else 8), bits, bits - 1
+    """Return a DX image of `samples`; `tags` come on top, and a tag that is None is left out."""
+    image = Dataset()
+    image.SOPClassUID, image.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3.4.5"
+    image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", "1.2.3.4"
+    image.Modality, image.BodyPartExamined, image.ViewPosition = "DX", "CHEST", "PA"
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+    image.Rows, image.Columns = samples.shape[:2]
+    image.BitsAllocated, image.BitsStored, image.HighBit = (16 if bits > 8 else 8), bits, bits - 1
     for keyword, value in (PATIENT | tags).items():
         if value is None:
-            film.pop(keyword, None)
+            image.pop(keyword, None)
         elif isinstance(value, tuple):
-            film.add_new(keyword, *value)
+            image.add_new(keyword, *value)
         else:
-            setattr(film, keyword, value)
+            setattr(image, keyword, value)
     if "PixelData" not in tags:
-        film.PixelData = _encoded(samples, film, syntax)
-        film["PixelData"].VR = "OW" if film.BitsAllocated == 16 else "OB"
-    film.file_meta = FileMetaDataset()
-    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = (
-        film.SOPClassUID,
+        image.PixelData = _encoded(samples, image, syntax)
+        image["PixelData"].VR = "OW" if image.BitsAllocated == 16 else "OB"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = (
+        image.SOPClassUID,
         UID("1.2.3.4.5"),
     )
-    film.file_meta.TransferSyntaxUID = UID(syntax)
+    image.file_meta.TransferSyntaxUID = UID(syntax)
     written = io.BytesIO()
-    film.save_as(written, enforce_file_format=preamble)
+    image.save_as(written, enforce_file_format=preamble)
     return written.getvalue()
 
 
-def _encoded(samples: NDArray[Any], film: Dataset, syntax: str) -> bytes:
+def _encoded(samples: NDArray[Any], image: Dataset, syntax: str) -> bytes:
     order = ">" if syntax == BIG_ENDIAN else "<"
-    native = samples.astype(f"{order}u2" if film.BitsAllocated == 16 else "u1").tobytes()
+    native = samples.astype(f"{order}u2" if image.BitsAllocated == 16 else "u1").tobytes()
     if syntax in NATIVE.values():
         return native + b"\0" * (len(native) % 2)
     if syntax == BASELINE:
         return encapsulate([cv2.imencode(".jpg", samples.astype(np.uint8))[1].tobytes()])
-    return _compressed(samples, film, syntax)
+    return _compressed(samples, image, syntax)
 
 
-def _compressed(samples: NDArray[Any], film: Dataset, syntax: str) -> bytes:
+def _compressed(samples: NDArray[Any], image: Dataset, syntax: str) -> bytes:
     """Return the pixel data that GDCM writes; through files, which its Python objects survive."""
     plain = Dataset()
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "SOPClassUID", "SOPInstanceUID"):
-        setattr(plain, keyword, film[keyword].value)
+        setattr(plain, keyword, image[keyword].value)
     plain.SamplesPerPixel, plain.PhotometricInterpretation, plain.PixelRepresentation = 1, "MONOCHROME2", 0
-    plain.PixelData = samples.astype("<u2" if film.BitsAllocated == 16 else "u1").tobytes()
+    plain.PixelData = samples.astype("<u2" if image.BitsAllocated == 16 else "u1").tobytes()
     plain["PixelData"].VR = "OW"
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = UID(EXPLICIT)

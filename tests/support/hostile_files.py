@@ -2,7 +2,7 @@
 
     python -m tests.support.hostile_files --first 0 --inputs 5000 --seconds 600
 
-Reads every drawn file as the product does and prints one JSON line: inputs, films, refusals by reason, whatever came
+Reads every drawn file as the product does and prints one JSON line: inputs, images, refusals by reason, whatever came
 that was no ImageError, the slowest input, the peak of memory. The number of the input being read stands in the file
 that --at names, so that whoever watches knows what a dead process died of. A number draws the same bytes, always.
 """
@@ -23,13 +23,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from cxr.imaging.preprocess import Preprocessing
 from PIL import Image
 
 from cxr.common.errors import ImageError
 from cxr.imaging.decode import is_dicom, read_header
-from cxr.inference.input_checks import read_chest_film
-from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_film, picture
+from cxr.imaging.preprocess import Preprocessing
+from cxr.inference.input_checks import read_chest_xray
+from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_image, picture
 
 MAX_PIXELS = 50_000_000
 PREPARATION = Preprocessing(112, "stretch", "clahe", 2.0, 8, MAX_PIXELS, 0.05)
@@ -41,7 +41,7 @@ Mutation = Callable[[np.random.Generator, bytearray, list[bytes]], None]
 
 @cache
 def whole_files() -> dict[str, bytes]:
-    """Return one readable film of each kind."""
+    """Return one readable image of each kind."""
     grey, deep = picture(96, 120).astype(np.uint8), picture(96, 120, 12)
     colour = np.repeat(grey[:, :, None], 3, axis=2)
     files = {f"cv{suffix}": cv2.imencode(suffix, grey)[1].tobytes() for suffix in (".jpg", ".png", ".bmp", ".tif")}
@@ -62,11 +62,11 @@ def whole_files() -> dict[str, bytes]:
             ("TIFF", "L", {"compression": "packbits"}),
         )
     }
-    files |= {f"DICOM {name}": dicom_film(deep, bits=12, syntax=syntax) for name, syntax in LOSSLESS.items()}
-    files["DICOM JPEG"] = dicom_film(grey, syntax="1.2.840.10008.1.2.4.50")
-    files["DICOM bare"] = dicom_film(deep, bits=12, preamble=False)
-    files["DICOM signed, big"] = dicom_film(deep, bits=12, syntax=BIG_ENDIAN, PixelRepresentation=1)
-    files["DICOM rich"] = dicom_film(
+    files |= {f"DICOM {name}": dicom_image(deep, bits=12, syntax=syntax) for name, syntax in LOSSLESS.items()}
+    files["DICOM JPEG"] = dicom_image(grey, syntax="1.2.840.10008.1.2.4.50")
+    files["DICOM bare"] = dicom_image(deep, bits=12, preamble=False)
+    files["DICOM signed, big"] = dicom_image(deep, bits=12, syntax=BIG_ENDIAN, PixelRepresentation=1)
+    files["DICOM rich"] = dicom_image(
         deep,
         bits=12,
         syntax=EXPLICIT,
@@ -100,7 +100,7 @@ def claiming(width: int, height: int, kind: str) -> bytes:
         parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, body, b"IEND")]
         return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
     if kind == "DICOM":
-        return dicom_film(picture(), Rows=height, Columns=width)
+        return dicom_image(picture(), Rows=height, Columns=width)
     data = bytearray(whole_files()["cv.jpg" if kind == "JPEG" else "cv.bmp"])
     if kind == "JPEG":
         at = data.index(b"\xff\xc0")
@@ -112,11 +112,11 @@ def claiming(width: int, height: int, kind: str) -> bytes:
 
 def nested_sequences(depth: int) -> bytes:
     """Return a DICOM file of `depth` sequences inside each other."""
-    film = bytearray(whole_files()["DICOM implicit"])
-    at = film.index(b"\x28\x00\x02\x00")  # before the group that describes the picture
+    image = bytearray(whole_files()["DICOM implicit"])
+    at = image.index(b"\x28\x00\x02\x00")  # before the group that describes the picture
     opened = struct.pack("<HHI", 0x0008, 0x1140, 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
     closed = struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-    return bytes(film[:at] + opened * depth + closed * depth + film[at:])
+    return bytes(image[:at] + opened * depth + closed * depth + image[at:])
 
 
 def _by_pillow(colour: np.ndarray, kind: str, mode: str, options: dict[str, str]) -> bytes:
@@ -190,12 +190,12 @@ _MUTATIONS: tuple[Mutation, ...] = (
 
 
 def read(data: bytes) -> str:
-    """Read `data` as the product does; return "film", the reason of a refusal, or what else came."""
+    """Read `data` as the product does; return "image", the reason of a refusal, or what else came."""
     try:
-        film = read_chest_film(data, PREPARATION, name="film")
+        image = read_chest_xray(data, PREPARATION, name="image")
     except ImageError as error:
         return error.reason
-    return "film" if film.shape == (112, 112) and film.dtype == np.uint8 else f"OTHER {film.shape} {film.dtype}"
+    return "image" if image.shape == (112, 112) and image.dtype == np.uint8 else f"OTHER {image.shape} {image.dtype}"
 
 
 def _peak_mb() -> int:
@@ -224,7 +224,7 @@ def main() -> None:
         try:
             outcome = read(data)
             if not is_dicom(data):
-                read_header(data, name="film", max_pixels=MAX_PIXELS)
+                read_header(data, name="image", max_pixels=MAX_PIXELS)
         except ImageError:
             pass
         except Exception as error:  # what this program is there to find

@@ -64,14 +64,14 @@ class OrthancServer:
         """GET a path of its REST API."""
         return httpx.get(f"{self.url}{path}", auth=(USER, self.password), timeout=60)
 
-    def send(self, *films: bytes) -> None:
-        """Send films as a modality does: with storescu, over DICOM."""
+    def send(self, *images: bytes) -> None:
+        """Send images as a modality does: with storescu, over DICOM."""
         folder = self.folder / "sent"
         folder.mkdir(exist_ok=True)
         files = []
-        for number, film in enumerate(films):
+        for number, image in enumerate(images):
             files.append(str(folder / f"{number}.dcm"))
-            Path(files[-1]).write_bytes(film)
+            Path(files[-1]).write_bytes(image)
         command = [program("storescu"), "-aec", "CXR", "127.0.0.1", str(self.dicom_port), *files]
         subprocess.run(command, check=True, timeout=120)
 

@@ -19,30 +19,30 @@ from numpy.typing import NDArray
 
 from cxr.common.cli import start_process
 from cxr.dataset.synthetic import KERMANY_LOOK
-from cxr.dataset.synthetic_image import draw_anatomy, draw_film, draw_finding
+from cxr.dataset.synthetic_image import draw_anatomy, draw_finding, draw_image
 from cxr.inference.classifier import Answer, Classifier, load_classifier
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import Link
-from tests.support.dicom_images import dicom_film
+from tests.support.dicom_images import dicom_image
 from tests.support.registry_project import spec
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498.7770"
 CT = {"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}
 
 
-def film(number: int, *, study: int | None = None, **tags: str) -> bytes:
-    """Return a chest film of an instance, series and study of their own, or of the study `study`."""
+def image(number: int, *, study: int | None = None, **tags: str) -> bytes:
+    """Return a chest X-ray of an instance, series and study of their own, or of the study `study`."""
     rng = np.random.default_rng(number)
     look = replace(KERMANY_LOOK, sides_px=(160, 200))
-    picture = draw_film(draw_anatomy(rng), draw_finding("viral", rng), look, rng)
+    picture = draw_image(draw_anatomy(rng), draw_finding("viral", rng), look, rng)
     uids = {
         "StudyInstanceUID": f"{UID_ROOT}.{study or number}",
         "SeriesInstanceUID": f"{UID_ROOT}.{number}.1",
         "SOPInstanceUID": f"{UID_ROOT}.{number}.1.1",
     }
-    return dicom_film(picture, **(uids | tags))
+    return dicom_image(picture, **(uids | tags))
 
 
 def classifier(folder: Path, *, number: str = "1", seed: int = 0) -> Classifier:
@@ -68,15 +68,15 @@ def follow(followed: Link) -> Link:
 
 @dataclass(frozen=True)
 class Spoilt(Classifier):
-    """A classifier that cannot take a batch with the film `spoiling` in it."""
+    """A classifier that cannot take a batch with the image `spoiling` in it."""
 
     spoiling: bytes = b""
 
-    def answer(self, films: NDArray[np.uint8]) -> list[Answer]:
-        """Answer films, or raise."""
-        if any(np.array_equal(one, self.read(self.spoiling, name="")) for one in films):
+    def answer(self, images: NDArray[np.uint8]) -> list[Answer]:
+        """Answer images, or raise."""
+        if any(np.array_equal(one, self.read(self.spoiling, name="")) for one in images):
             raise RuntimeError("Sorrowful^Jane made it fall over")
-        return super().answer(films)
+        return super().answer(images)
 
 
 class StoppedOrthanc(Orthanc):

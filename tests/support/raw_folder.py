@@ -25,17 +25,17 @@ class RawFolder:
 
     manifest: pd.DataFrame
     statistics: pd.DataFrame
-    look_alikes: list[tuple[str, str]] = field(default_factory=list)
+    near_duplicates: list[tuple[str, str]] = field(default_factory=list)
     quarantined: int = 2
     synthetic: bool = True
 
     def write(self, raw: Path) -> None:
-        """Write the tables; the films' files are written by `raw_folder`."""
+        """Write the tables; the images' files are written by `raw_folder`."""
         write_table(self.manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
         write_table(self.statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
-        pairs = pd.DataFrame(self.look_alikes, columns=["image_id_a", "image_id_b"]).assign(correlation=0.99)
-        pairs.to_csv(raw / "lookalikes.csv", index=False)
-        sources = {name: len(films) for name, films in self.manifest.groupby("source")}
+        pairs = pd.DataFrame(self.near_duplicates, columns=["image_id_a", "image_id_b"]).assign(correlation=0.99)
+        pairs.to_csv(raw / "near_duplicates.csv", index=False)
+        sources = {name: len(images) for name, images in self.manifest.groupby("source")}
         counts = {name: self._counts(n, self.quarantined if name == "kermany" else 0) for name, n in sources.items()}
         labels = self.manifest["label"].value_counts()
         write_json(
@@ -56,30 +56,30 @@ class RawFolder:
 
 
 def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
-    """Write the packed films into `raw` and return the tables that go with them, not yet written.
+    """Write the packed images into `raw` and return the tables that go with them, not yet written.
 
-    Each patient has two films; the second source has a third as many, of other patients.
+    Each patient has two images; the second source has a third as many, of other patients.
     """
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
-    films: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for source, n, labels in (
         ("kermany", patients_per_class, LABELS[:3]),
         ("covid19", patients_per_class // 3, LABELS),
     ):
         for label in labels:
-            for film in range(2 * n):
-                path = f"films/{source}/{label}-{film}.png"
-                films[path] = rng.bytes(40)
-                sha256 = hashlib.sha256(films[path]).hexdigest()
+            for image in range(2 * n):
+                path = f"images/{source}/{label}-{image}.png"
+                images[path] = rng.bytes(40)
+                sha256 = hashlib.sha256(images[path]).hexdigest()
                 rows.append(
                     {
                         "image_id": f"{source}-{sha256[:16]}",
                         "source": source,
-                        "official_split": "test" if film < n // 4 * 2 else "train",
+                        "official_split": "test" if image < n // 4 * 2 else "train",
                         "path": path,
                         "label": label,
-                        "patient_id": f"{source}/train/{label}{film // 2}",
+                        "patient_id": f"{source}/train/{label}{image // 2}",
                         "sha256": sha256,
                         "phash": "0" * 16,
                         "width": 400,
@@ -88,7 +88,7 @@ def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
                         "bytes": 40,
                     }
                 )
-    pack(raw, films)
+    pack(raw, images)
     manifest = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
     statistics = manifest[["image_id"]].assign(
         grey_mean=rng.uniform(110, 130, len(rows)), grey_std=50, grey_p01=5, grey_p99=240, saturated_share=0.01
@@ -96,21 +96,21 @@ def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
     return RawFolder(manifest, statistics)
 
 
-def pack(raw: Path, films: dict[str, bytes]) -> None:
-    """Write the shards of `films`, path -> bytes, in place of those that are in `raw`."""
+def pack(raw: Path, images: dict[str, bytes]) -> None:
+    """Write the shards of `images`, path -> bytes, in place of those that are in `raw`."""
     raw.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(raw / "films", ignore_errors=True)
-    sizes = {path: len(data) for path, data in films.items()}
-    assert sum(write_shards(raw / "films", sizes, films.__getitem__, workers=1)) == len(films)
+    shutil.rmtree(raw / "images", ignore_errors=True)
+    sizes = {path: len(data) for path, data in images.items()}
+    assert sum(write_shards(raw / "images", sizes, images.__getitem__, workers=1)) == len(images)
 
 
 def unpacked(raw: Path) -> dict[str, bytes]:
-    """Return the films in the shards of `raw`, path -> bytes, read as any zip tool does."""
-    films = {}
-    for shard in sorted((raw / "films").iterdir()):
+    """Return the images in the shards of `raw`, path -> bytes, read as any zip tool does."""
+    images = {}
+    for shard in sorted((raw / "images").iterdir()):
         with zipfile.ZipFile(shard) as opened:
-            films |= {name: opened.read(name) for name in opened.namelist()}
-    return films
+            images |= {name: opened.read(name) for name in opened.namelist()}
+    return images
 
 
 def project_params() -> Params:

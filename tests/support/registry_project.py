@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cxr.imaging.preprocess import Preprocessing
 
 from cxr.common.files import write_json
+from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec, write_bundle
 from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
@@ -48,16 +48,16 @@ def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pyte
 
 
 def write_model(
-    *, seed: int = 1, wrong: int = 0, films: int = N_TEST, synthetic: bool = True, of_class: str = ""
+    *, seed: int = 1, wrong: int = 0, images: int = N_TEST, synthetic: bool = True, of_class: str = ""
 ) -> None:
-    """Write what training, evaluation and split leave: `wrong` of the test films are called the next class.
+    """Write what training, evaluation and split leave: `wrong` of the test images are called the next class.
 
     The first ones, or the first ones `of_class` where it is given.
 
-    A patient a film. Other films train and validate, one each, the same whatever the test films are.
+    A patient an image. Other images train and validate, one each, the same whatever the test images are.
     """
-    missed = [i for i in range(films) if of_class in {"", CLASSES[i % 3]}][:wrong]
-    rows = [(f"film{i}", CLASSES[i % 3], CLASSES[(i + (i in missed)) % 3]) for i in range(films)]
+    missed = [i for i in range(images) if of_class in {"", CLASSES[i % 3]}][:wrong]
+    rows = [(f"image{i}", CLASSES[i % 3], CLASSES[(i + (i in missed)) % 3]) for i in range(images)]
     digest = hashlib.sha256("\n".join(sorted(f"{name},{label}" for name, label, _ in rows)).encode()).hexdigest()
     write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
     write_json(
@@ -70,12 +70,12 @@ def write_model(
         {"protocol": "patient", "task": "three_way", "manifest_sha256": "a" * 64, "test_set_sha256": digest},
     )
     write_splits(Path("data/split/splits.csv"), [(name, label) for name, label, _ in rows])
-    write_json(Path("reports/metrics.json"), metrics(1 - wrong / films, n_test=films, test_set_sha256=digest))
+    write_json(Path("reports/metrics.json"), metrics(1 - wrong / images, n_test=images, test_set_sha256=digest))
     Path("reports/report.html").write_text("<p>report</p>")
     fitted = {"temperature": 1.5, "bias": [0.0, 0.25, -0.25], "refer_below": 0.625}
-    write_json(Path("reports/evidence/calibration.json"), fitted)
-    write_predictions(Path("reports/evidence/predictions.csv"), rows)
-    write_reference(Path("reports/evidence") / REFERENCE_FILE, reference())
+    write_json(Path("reports/evaluation/calibration.json"), fitted)
+    write_predictions(Path("reports/evaluation/predictions.csv"), rows)
+    write_reference(Path("reports/evaluation") / REFERENCE_FILE, reference())
 
 
 def spec(
@@ -98,15 +98,15 @@ def spec(
     )
 
 
-def reference(films: int = 60) -> Reference:
-    """Return reference statistics of films, two a patient, with four features each."""
+def reference(images: int = 60) -> Reference:
+    """Return reference statistics of images, two a patient, with four features each."""
     generator = np.random.default_rng(0)
     return make_reference(
         classes=CLASSES,
-        images=generator.random((films, len(MEASURES) - 1), np.float32),
-        features=generator.random((films, 4), np.float32),
-        probabilities=generator.dirichlet(np.ones(len(CLASSES)), films),
-        patients=np.array([f"patient-{i // 2}" for i in range(films)], object),
+        images=generator.random((images, len(MEASURES) - 1), np.float32),
+        features=generator.random((images, 4), np.float32),
+        probabilities=generator.dirichlet(np.ones(len(CLASSES)), images),
+        patients=np.array([f"patient-{i // 2}" for i in range(images)], object),
     )
 
 
@@ -123,18 +123,18 @@ def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "")
     }
 
 
-def write_splits(path: Path, test_films: list[tuple[str, str]]) -> None:
-    """Write splits.csv from (image_id, label) of the test films, beside one training and one validation film."""
+def write_splits(path: Path, test_images: list[tuple[str, str]]) -> None:
+    """Write splits.csv from (image_id, label) of the test images, beside one training and one validation image."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("image_id", "split", "fold", "label", "patient_id"))
         writer.writerow(("trained", "train", -1, "normal", "patient-trained"))
         writer.writerow(("other", "validation", -1, "normal", "patient-other"))
-        writer.writerows((name, "test", -1, label, f"patient-{name}") for name, label in test_films)
+        writer.writerows((name, "test", -1, label, f"patient-{name}") for name, label in test_images)
 
 
 def write_predictions(path: Path, rows: list[tuple[str, str, str]]) -> None:
-    """Write predictions.csv from (image_id, label, predicted class); one validation film leads."""
+    """Write predictions.csv from (image_id, label, predicted class); one validation image leads."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         probabilities = [f"p_{name}" for name in CLASSES]

@@ -1,4 +1,4 @@
-"""The section `split` of small tests: every key, with values that a few films can meet."""
+"""The section `split` of small tests: every key, with values that a few images can meet."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from cxr.common.params import SplitParams
 
 
 def split_params(**changes: Any) -> SplitParams:
-    """Return the section with `changes`; quotas and folds suit tens of films."""
+    """Return the section with `changes`; quotas and folds suit tens of images."""
     values: dict[str, Any] = {
         "protocol": "patient",
         "task": "three_way",
-        "films": "all",
+        "images": "all",
         "train_share": 1.0,
         "train_sources": [],
         "seed": 7,

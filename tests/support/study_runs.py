@@ -23,15 +23,15 @@ CLASSES = ("normal", "viral", "bacterial")
 INTERVAL = [0.5, 0.9]
 
 
-def predictions(*, skill: float, seed: int, films: int = 60, first: int = 0) -> pd.DataFrame:
-    """Return films numbered from `first`, two a patient, with probabilities that are right the more the skill."""
-    labels = np.arange(films) % 3
-    scores = skill * np.eye(3)[labels] + np.random.default_rng(seed).normal(size=(films, 3))
+def predictions(*, skill: float, seed: int, images: int = 60, first: int = 0) -> pd.DataFrame:
+    """Return images numbered from `first`, two a patient, with probabilities that are right the more the skill."""
+    labels = np.arange(images) % 3
+    scores = skill * np.eye(3)[labels] + np.random.default_rng(seed).normal(size=(images, 3))
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    numbers = range(first, first + films)
+    numbers = range(first, first + images)
     table = pd.DataFrame(
         {
-            "image_id": [f"film-{n:04d}" for n in numbers],
+            "image_id": [f"image-{n:04d}" for n in numbers],
             "patient_id": [f"patient-{n // 2}" for n in numbers],
             "source": "kermany",
             "label": np.array(CLASSES)[labels],
@@ -43,7 +43,7 @@ def predictions(*, skill: float, seed: int, films: int = 60, first: int = 0) -> 
 def record(
     group: Group, row: Row, seed: int, *, skill: float, first: int = 0, params: Mapping[str, str] | None = None
 ) -> RunRecord:
-    """Return the run of a row with a seed; it is tested where the group is. Films are numbered from `first`."""
+    """Return the run of a row with a seed; it is tested where the group is. Images are numbered from `first`."""
     test = predictions(skill=skill, seed=seed + 100, first=1000 + first)
     labels = np.array([CLASSES.index(label) for label in test["label"]])
     measured = measure(labels, test[[f"p_{name}" for name in CLASSES]].to_numpy(), CLASSES).to_json()

@@ -1,4 +1,4 @@
-"""The picture of the page in the documents: the sample's champion and synthetic films, in a real browser.
+"""The picture of the page in the documents: the sample's champion and synthetic images, in a real browser.
 
 python -m tests.support.webapp_screenshot docs/page.png      # after `make run`, from the project's root
 """
@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 from playwright.sync_api import expect, sync_playwright
 
-from tests.support.dicom_images import dicom_film
+from tests.support.dicom_images import dicom_image
 from tests.support.servers import free_ports
-from tests.support.webapp_server import phantom
+from tests.support.webapp_server import synthetic
 
 SIZE = {"width": 1400, "height": 900}
 LABELS = ("normal", "viral", "bacterial", "viral", "bacterial")
@@ -25,7 +25,7 @@ CHOSEN = 1
 
 
 def main() -> None:
-    """Serve, drop films, take the picture."""
+    """Serve, drop images, take the picture."""
     port = free_ports(1)[0]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -33,31 +33,31 @@ def main() -> None:
     ):
         try:
             _wait(f"http://127.0.0.1:{port}/ready")
-            _take(f"http://127.0.0.1:{port}", _films(Path(folder)), Path(sys.argv[1]))
+            _take(f"http://127.0.0.1:{port}", _images(Path(folder)), Path(sys.argv[1]))
         finally:
             server.terminate()
 
 
-def _films(folder: Path) -> list[Path]:
-    """Write synthetic films, one of them as DICOM, and a file that is none."""
+def _images(folder: Path) -> list[Path]:
+    """Write synthetic images, one of them as DICOM, and a file that is none."""
     for number, label in enumerate(LABELS):
-        film = phantom(label, seed=300 + number)
-        path = folder / f"film-{number + 1}.png"
+        image = synthetic(label, seed=300 + number)
+        path = folder / f"image-{number + 1}.png"
         if number == 2:
-            path.with_suffix(".dcm").write_bytes(dicom_film(film.astype(np.uint16)))
+            path.with_suffix(".dcm").write_bytes(dicom_image(image.astype(np.uint16)))
         else:
-            cv2.imwrite(str(path), film)
-    (folder / "notes.txt").write_text("Not a film.\n")
+            cv2.imwrite(str(path), image)
+    (folder / "notes.txt").write_text("Not an image.\n")
     return sorted(folder.iterdir())
 
 
-def _take(address: str, films: list[Path], picture: Path) -> None:
+def _take(address: str, images: list[Path], picture: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(address)
-        page.set_input_files("#file", films)
-        expect(page.locator("#count")).to_have_text(f"{len(films)} of {len(films)}", timeout=120_000)
+        page.set_input_files("#file", images)
+        expect(page.locator("#count")).to_have_text(f"{len(images)} of {len(images)}", timeout=120_000)
         page.locator(".row").nth(CHOSEN).click()
         expect(page.locator(".stack .heat")).to_be_visible(timeout=120_000)
         page.mouse.move(0, 0)

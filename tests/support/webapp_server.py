@@ -1,4 +1,4 @@
-"""The reader's page on real sockets: in this process with a model made at once, or as a process over a registry."""
+"""The web app on real sockets: in this process with a model made at once, or as a process over a registry."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import uvicorn
 
-from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
+from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.inference.classifier import Classifier
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
@@ -33,7 +33,7 @@ LIMITS = Limits(
     upload_bytes=8 * MEGABYTE,
     waiting=16,
     waiting_bytes=64 * MEGABYTE,
-    batch_films=4,
+    batch_images=4,
     read_workers=2,
     upload_seconds=60.0,
     read_seconds=60.0,
@@ -89,10 +89,10 @@ def use(page: Page, classifier: Classifier) -> None:
     page.watch.use(classifier, read_card(unmeasured, classifier))
 
 
-def phantom(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return a synthetic film."""
+def synthetic(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return a synthetic image."""
     rng = np.random.default_rng(seed)
-    return draw_film(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng)
+    return draw_image(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng)
 
 
 def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False) -> versions.Version:

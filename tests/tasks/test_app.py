@@ -16,9 +16,9 @@ from cxr.registry import aliases
 from tasks import app
 from tests.support.prefect_servers import wait_for
 from tests.support.registry_project import PROJECT, call, enter_project
-from tests.support.webapp_server import BYTES, Process, phantom, register_champion, serve_process
+from tests.support.webapp_server import BYTES, Process, register_champion, serve_process, synthetic
 
-FILM = cv2.imencode(".png", phantom())[1].tobytes()
+IMAGE = cv2.imencode(".png", synthetic())[1].tobytes()
 PLANTED = "Sorrowful-Jane"
 
 
@@ -33,7 +33,7 @@ def test_without_a_champion_it_says_what_to_run(monkeypatch: pytest.MonkeyPatch)
         call(monkeypatch, app.main)
 
 
-def test_one_film_must_fit() -> None:
+def test_one_image_must_fit() -> None:
     with pytest.raises(Exception, match="waiting_mb"):
         override(Path("params.yaml"), {"app.waiting_mb": 1.0})
     assert read_params(Path("params.yaml")).app.waiting_mb > 1
@@ -54,7 +54,7 @@ class Clients:
         with httpx.Client(timeout=120) as client:
             while not self.ended.is_set():
                 response = client.post(
-                    f"{self.address}/predict", params={"heat": "true", "name": PLANTED}, content=FILM, headers=BYTES
+                    f"{self.address}/predict", params={"heat": "true", "name": PLANTED}, content=IMAGE, headers=BYTES
                 )
                 self.told.append((response.status_code, response.json().get("model_version", "")))
 
@@ -115,5 +115,5 @@ def test_a_port_that_is_taken_and_an_open_address_are_told_of_plainly() -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith(f"error: cannot listen on 0.0.0.0 port {port}")
-        answer = httpx.post(f"{served.address}/predict", content=FILM, headers=BYTES, timeout=60).json()
+        answer = httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES, timeout=60).json()
         assert answer["engine"] == "torch"

@@ -64,20 +64,20 @@ def test_an_unknown_name_is_refused_and_nothing_is_written(params: Path, name: s
 def test_profiles_settings_and_data_are_written_together(
     params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    films = sets_below(params.parent / "films", "chest_xray", "Covid19-dataset")
+    images = sets_below(params.parent / "images", "chest_xray", "Covid19-dataset")
     weights = params.parent / "weights.pth"
     weights.touch()
-    arguments = ["--profile", "profiles/real.yaml", "--profile", "profiles/paper.yaml", "--data", "films"]
+    arguments = ["--profile", "profiles/real.yaml", "--profile", "profiles/paper.yaml", "--data", "images"]
     run(monkeypatch, *arguments, "--weights", "weights.pth", "--set", "train.epochs=2")
     written = read_params(params)
     assert written.split.protocol == "paper"
     assert written.train.frozen == ["stem", "layer1"]
     assert written.train.epochs == 2  # --set has the last word
     assert written.train.weights == str(weights.resolve())
-    assert written.ingest.watch == str(films.resolve())
+    assert written.ingest.watch == str(images.resolve())
     assert [(source.name, source.location) for source in written.ingest.sources] == [
-        ("kermany", str(films.resolve())),
-        ("covid19", str(films.resolve())),
+        ("kermany", str(images.resolve())),
+        ("covid19", str(images.resolve())),
     ]
     assert "split.protocol: patient -> paper" in capsys.readouterr().out
     run(monkeypatch, *arguments, "--weights", "weights.pth", "--set", "train.epochs=2")
@@ -88,31 +88,31 @@ def test_the_command_line_says_what_is_wrong_in_one_line(params: Path) -> None:
     command = [sys.executable, "-m", "tasks.configure", "--params", str(params), "--data", "/no/such/folder"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == SourceError.exit_code
-    assert done.stderr == "error: /no/such/folder: there is no such folder or zip of films\n"
+    assert done.stderr == "error: /no/such/folder: there is no such folder or zip of images\n"
 
 
 @pytest.mark.parametrize("top", ["", "chest_xray"])  # the folder above the set, or the set's own
 def test_a_set_that_is_not_there_is_left_out(tmp_path: Path, top: str) -> None:
-    films = sets_below(tmp_path, "chest_xray") / top
-    settings = data_settings(str(films), BOTH)
+    images = sets_below(tmp_path, "chest_xray") / top
+    settings = data_settings(str(images), BOTH)
     assert settings["ingest.sources"] == [
-        {"name": "kermany", "layout": "chest_xray", "location": str(films), "sha256": None}
+        {"name": "kermany", "layout": "chest_xray", "location": str(images), "sha256": None}
     ]
 
 
 def test_a_zip_is_looked_into(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("chest_xray/train/NORMAL/IM-0001-0001.jpeg", b"")
         archive.writestr("Covid19-dataset/train/Covid/01.jpeg", b"")
-    settings = data_settings(str(tmp_path / "films.zip"), BOTH)
-    assert settings["ingest.sources.1.location"] == str(tmp_path / "films.zip")
+    settings = data_settings(str(tmp_path / "images.zip"), BOTH)
+    assert settings["ingest.sources.1.location"] == str(tmp_path / "images.zip")
 
 
 def test_an_address_is_pinned_by_its_digest_and_not_watched() -> None:
-    assert data_settings("s3://films/raw", BOTH) == {
+    assert data_settings("s3://images/raw", BOTH) == {
         "ingest.watch": "tasks/ingest.py",
-        "ingest.sources.0.location": "s3://films/raw",
-        "ingest.sources.1.location": "s3://films/raw",
+        "ingest.sources.0.location": "s3://images/raw",
+        "ingest.sources.1.location": "s3://images/raw",
     }
 
 
@@ -132,7 +132,7 @@ def test_data_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "labels.csv; found cats",
         "other/cats/train": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack, or a "
         "labels.csv; found no folder",
-        "absent": "there is no such folder or zip of films",
+        "absent": "there is no such folder or zip of images",
         "notes.txt": "neither a folder nor a zip",
     }
     for name, message in rows.items():

@@ -34,7 +34,7 @@ def web() -> Iterator[Web]:
         web.files[KERMANY] = zip_of(
             {"chest_xray/train/NORMAL/IM-0001-0001.jpeg": bytes(200_000), "__MACOSX/chest_xray/._train": b"litter"}
         )
-        web.files[COVID19] = zip_of({"Covid19-dataset/train/Covid/01.jpeg": b"film"})
+        web.files[COVID19] = zip_of({"Covid19-dataset/train/Covid/01.jpeg": b"image"})
         yield web
 
 
@@ -82,10 +82,10 @@ def test_both_sets_come_through_a_cut_and_lie_as_make_run_wants_them(
     data()
     sets = tmp_path / "downloads" / "sets"
     assert (sets / "chest_xray/train/NORMAL/IM-0001-0001.jpeg").read_bytes() == bytes(200_000)
-    assert (sets / "Covid19-dataset/train/Covid/01.jpeg").read_bytes() == b"film"
+    assert (sets / "Covid19-dataset/train/Covid/01.jpeg").read_bytes() == b"image"
     assert (KERMANY, "bytes=50000-") in web.asked
     told = capsys.readouterr()
-    assert told.out.splitlines()[-1] == f"The films are in {sets}. Next: make run DATA={sets}"
+    assert told.out.splitlines()[-1] == f"The images are in {sets}. Next: make run DATA={sets}"
     assert "secret-token" not in told.out + told.err
 
     monkeypatch.delenv("KAGGLE_API_TOKEN")

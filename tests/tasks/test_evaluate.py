@@ -1,4 +1,4 @@
-"""The evaluation step on a tiny model and films built here: the contract, repeatability, refusals."""
+"""The evaluation step on a tiny model and images built here: the contract, repeatability, refusals."""
 
 import json
 import shutil
@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cxr.imaging.preprocess import Preprocessing
 
 from cxr.common.errors import DataError
 from cxr.common.files import read_json, write_json
@@ -19,6 +18,7 @@ from cxr.dataset.image_array import write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.dataset.splits import test_set_sha256 as sha256_of_test_set
 from cxr.evaluation.metrics import measure
+from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import predict_logits, softmax_with_temperature
@@ -28,10 +28,10 @@ from tasks.evaluate import evaluate
 CLASSES = ("normal", "viral", "bacterial")
 PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)
 PARAMS = EvaluateParams(
-    bootstrap_resamples=200, seed=3, calibration_bins=8, fit_bias=False, gradcam_per_class=2, surest_errors=4,
-    specificities=[0.5, 0.8], refer_accuracy=0.5, attention_films=12, sanity_films=4, audit_films=24,
+    bootstrap_resamples=200, seed=3, calibration_bins=8, fit_bias=False, gradcam_per_class=2, most_confident_errors=4,
+    specificities=[0.5, 0.8], refer_accuracy=0.5, attention_images=12, sanity_images=4, audit_images=24,
 )  # fmt: skip
-N_FILMS = 66
+N_IMAGES = 66
 
 
 def paths_in(root: Path) -> Paths:
@@ -45,25 +45,25 @@ def paths_in(root: Path) -> Paths:
     )  # fmt: skip
 
 
-def write_films(paths: Paths) -> None:
-    """Write 66 films, 12 to train, 18 to validate, 36 to test; source `second` has no bacterial film."""
+def write_images(paths: Paths) -> None:
+    """Write 66 images, 12 to train, 18 to validate, 36 to test; source `second` has no bacterial image."""
     generator = np.random.default_rng(0)
-    labels = [CLASSES[i % 3] for i in range(N_FILMS)]
+    labels = [CLASSES[i % 3] for i in range(N_IMAGES)]
     rows = {
-        "image_id": [f"film-{i:03d}" for i in range(N_FILMS)],
-        "source": ["second" if i % 6 == 0 else "first" for i in range(N_FILMS)],
+        "image_id": [f"image-{i:03d}" for i in range(N_IMAGES)],
+        "source": ["second" if i % 6 == 0 else "first" for i in range(N_IMAGES)],
         "label": labels,
-        "patient_id": [f"patient-{i // 2}" for i in range(N_FILMS)],
+        "patient_id": [f"patient-{i // 2}" for i in range(N_IMAGES)],
     }
     manifest = pd.DataFrame({name: rows.get(name, 0) for name in MANIFEST_COLUMNS})
     paths.raw.mkdir(parents=True)
     write_table(manifest, MANIFEST_COLUMNS, paths.raw / "manifest.parquet")
-    counts = {"total": N_FILMS, "kept": N_FILMS, "quarantined": 0, "duplicates": 0}
-    ingest = {"sources": {"first": counts}, "synthetic": True, "classes": dict.fromkeys(CLASSES, N_FILMS // 3)}
+    counts = {"total": N_IMAGES, "kept": N_IMAGES, "quarantined": 0, "duplicates": 0}
+    ingest = {"sources": {"first": counts}, "synthetic": True, "classes": dict.fromkeys(CLASSES, N_IMAGES // 3)}
     write_json(paths.raw / "ingest.json", counts | ingest | {"manifest_sha256": "0" * 64})
     paths.images.mkdir()
-    brightness = 60 * (1 + np.arange(N_FILMS) % 3)
-    images = generator.integers(0, 40, (N_FILMS, 32, 32)) + brightness[:, None, None]
+    brightness = 60 * (1 + np.arange(N_IMAGES) % 3)
+    images = generator.integers(0, 40, (N_IMAGES, 32, 32)) + brightness[:, None, None]
     np.save(paths.images / "images.npy", images.astype(np.uint8))
     write_index(paths.images, rows["image_id"], PREPROCESSING)
     write_split(paths, manifest)
@@ -71,7 +71,7 @@ def write_films(paths: Paths) -> None:
 
 def write_split(paths: Paths, manifest: pd.DataFrame) -> None:
     table = manifest[["image_id", "label", "patient_id"]].assign(fold=-1)
-    table["split"] = ["train"] * 12 + ["validation"] * 18 + ["test"] * (N_FILMS - 30)
+    table["split"] = ["train"] * 12 + ["validation"] * 18 + ["test"] * (N_IMAGES - 30)
     paths.split.mkdir()
     table[["image_id", "split", "fold", "label", "patient_id"]].to_csv(paths.split / "splits.csv", index=False)
     split = {
@@ -116,7 +116,7 @@ def _store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A project whose model has been evaluated once, into the run of its training."""
     paths = paths_in(tmp_path_factory.mktemp("project"))
-    write_films(paths)
+    write_images(paths)
     write_model(paths)
     run_id = start_run(run_id=None, name="a training", tags={})
     write_json(paths.model / "training.json", read_json(paths.model / "training.json") | {"run_id": run_id})
@@ -161,7 +161,7 @@ def test_the_probabilities_are_the_models_scaled_by_the_temperature(evaluated: P
     np.testing.assert_allclose(table[[f"p_{name}" for name in CLASSES]], expected, atol=1e-5)
 
 
-def test_the_temperature_lowers_the_loss_on_the_validation_films(evaluated: Paths) -> None:
+def test_the_temperature_lowers_the_loss_on_the_validation_images(evaluated: Paths) -> None:
     calibration = read_json(evaluated.evidence / "calibration.json")
     assert calibration["n_validation"] == 18
     referral = read_json(evaluated.evidence / "trust.json")["referral"]["found"]
@@ -188,7 +188,7 @@ def test_the_tables_for_plots_have_their_columns(evaluated: Paths) -> None:
     }
 
 
-def test_the_page_shows_films_of_every_class_with_their_heat(evaluated: Paths) -> None:
+def test_the_page_shows_images_of_every_class_with_their_heat(evaluated: Paths) -> None:
     html = evaluated.report.read_text()
     assert html.count("data:image/jpeg;base64,") >= 2 * len(CLASSES)
     assert all(f"Actually {name}" in html for name in CLASSES)
@@ -203,12 +203,12 @@ def test_what_a_clinician_asks_is_in_the_evidence_and_its_headlines_in_the_metri
     assert headlines["refer"] == trust["referral"]["found"]
     assert headlines["attention"]["depends_on_weights"] == trust["sanity"]["depends_on_weights"]
     assert set(trust["decisions"]) == {"pneumonia", "bacterial"}
-    assert trust["sanity"]["films"] <= PARAMS.sanity_films
-    assert trust["attention"]["films"] + trust["attention"]["without_heat"] == PARAMS.attention_films
-    assert read_json(evaluated.evidence / "audit.json")["films"] == PARAMS.audit_films
+    assert trust["sanity"]["images"] <= PARAMS.sanity_images
+    assert trust["attention"]["images"] + trust["attention"]["without_heat"] == PARAMS.attention_images
+    assert read_json(evaluated.evidence / "audit.json")["images"] == PARAMS.audit_images
 
 
-def test_thresholds_come_from_the_validation_films_alone(evaluated: Paths) -> None:
+def test_thresholds_come_from_the_validation_images_alone(evaluated: Paths) -> None:
     table = pd.read_csv(evaluated.evidence / "predictions.csv")
     normal = table.query("split == 'validation' and label == 'normal'")
     for point in read_json(evaluated.evidence / "trust.json")["operating_points"]["points"]:
@@ -286,9 +286,9 @@ def test_a_model_of_other_classes_is_refused(project: Paths) -> None:
     )
 
 
-def test_films_prepared_otherwise_than_the_models_are_refused(project: Paths) -> None:
+def test_images_prepared_otherwise_than_the_models_are_refused(project: Paths) -> None:
     changed_json(project.images / "preprocessing.json", **asdict(replace(PREPROCESSING, contrast="clahe")))
-    assert refusal(project).startswith("the model was trained on films prepared as Preprocessing(image_size_px=32")
+    assert refusal(project).startswith("the model was trained on images prepared as Preprocessing(image_size_px=32")
     assert refusal(project).endswith("run `dvc repro train`")
 
 
@@ -302,7 +302,7 @@ def test_a_validation_set_that_says_little_is_warned_about(
     table.loc[others, "split"] = "unused"  # without an error, the surer the better
     table.to_csv(project.split / "splits.csv", index=False)
     evaluate(PARAMS, project)
-    assert f"the temperature 0.25 is at the end of its range: {len(right)} validation films may be" in caplog.text
+    assert f"the temperature 0.25 is at the end of its range: {len(right)} validation images may be" in caplog.text
 
 
 def test_a_bias_is_fitted_when_it_is_asked_for_and_lowers_the_loss_further(evaluated: Paths, tmp_path: Path) -> None:

@@ -23,18 +23,18 @@ from cxr.common.params import IngestParams, Paths, Source, read_params
 from cxr.dataset.deduplicate import Sorted
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
 from tasks.ingest import _account, ingest
-from tests.support.dicom_images import SECRETS, dicom_film, picture
+from tests.support.dicom_images import SECRETS, dicom_image, picture
 from tests.support.raw_folder import unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = read_params(ROOT / "params.yaml")
-REAL_FILMS = Path(os.environ.get("CXR_REAL_FILMS", ROOT.parent / "shared" / "data")) / "raw"
+REAL_IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", ROOT.parent / "shared" / "data")) / "raw"
 NORMAL, PNEUMONIA = "chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"
 COVID_NORMAL = "Covid19-dataset/train/Normal"
 
 
 @cache
-def film(number: int, *, side: int = 64, quality: int = 95, suffix: str = ".jpeg") -> bytes:
+def image(number: int, *, side: int = 64, quality: int = 95, suffix: str = ".jpeg") -> bytes:
     """A picture like no other number's; sides and qualities of one number are the same picture."""
     coarse = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
     picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
@@ -42,8 +42,8 @@ def film(number: int, *, side: int = 64, quality: int = 95, suffix: str = ".jpeg
 
 
 def lay_out(folder: Path, files: dict[str, bytes]) -> None:
-    # Both sets have one film at least: an empty set is an error of its own.
-    both = {f"{NORMAL}/IM-9999-0001.jpeg": film(9999), f"{COVID_NORMAL}/9998.jpeg": film(9998)}
+    # Both sets have one image at least: an empty set is an error of its own.
+    both = {f"{NORMAL}/IM-9999-0001.jpeg": image(9999), f"{COVID_NORMAL}/9998.jpeg": image(9998)}
     for name, content in (both | files).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -82,18 +82,18 @@ def digest_of(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_film_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
-    raw = ingested(tmp_path, {f"{PNEUMONIA}/person7_virus_3.jpeg": film(1, side=80)})
+def test_a_image_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
+    raw = ingested(tmp_path, {f"{PNEUMONIA}/person7_virus_3.jpeg": image(1, side=80)})
     manifest = read_manifest(raw)
     assert list(manifest.columns) == list(MANIFEST_COLUMNS)
     assert manifest["image_id"].is_monotonic_increasing
-    row = manifest.set_index("path").loc["films/kermany/train/PNEUMONIA/person7_virus_3.jpeg"]
-    assert unpacked(raw)[str(row.name)] == film(1, side=80)
-    digest = hashlib.sha256(film(1, side=80)).hexdigest()
+    row = manifest.set_index("path").loc["images/kermany/train/PNEUMONIA/person7_virus_3.jpeg"]
+    assert unpacked(raw)[str(row.name)] == image(1, side=80)
+    digest = hashlib.sha256(image(1, side=80)).hexdigest()
     assert row["sha256"] == digest
     assert row["image_id"] == f"kermany-{digest[:16]}"
     assert (row["label"], row["patient_id"], row["official_split"]) == ("viral", "kermany/train/person7", "train")
-    assert (row["width"], row["height"], row["mode"], row["bytes"]) == (80, 80, "L", len(film(1, side=80)))
+    assert (row["width"], row["height"], row["mode"], row["bytes"]) == (80, 80, "L", len(image(1, side=80)))
     assert len(row["phash"]) == 16
     statistics = read_table(raw / "statistics.parquet", STATISTICS_COLUMNS)
     assert statistics["image_id"].tolist() == manifest["image_id"].tolist()
@@ -104,8 +104,8 @@ def test_the_counts_add_up_per_source_and_in_all(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
         {
-            f"{PNEUMONIA}/person1_virus_1.jpeg": film(1),
-            f"{PNEUMONIA}/person2_virus_2.jpeg": film(1),
+            f"{PNEUMONIA}/person1_virus_1.jpeg": image(1),
+            f"{PNEUMONIA}/person2_virus_2.jpeg": image(1),
             f"{COVID_NORMAL}/empty.jpeg": b"",
         },
     )
@@ -128,13 +128,13 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp
     raw = ingested(
         tmp_path,
         {
-            f"{PNEUMONIA}/person1_virus_1.jpeg": film(1)[:-200],
+            f"{PNEUMONIA}/person1_virus_1.jpeg": image(1)[:-200],
             f"{PNEUMONIA}/person2_virus_1.jpeg": b"",
             f"{NORMAL}/.DS_Store": b"\0\0\0\1Bud1",
-            f"{NORMAL}/IM-0001-0001.jpeg": film(2, side=300),
+            f"{NORMAL}/IM-0001-0001.jpeg": image(2, side=300),
             f"{NORMAL}/IM-0002-0001.jpeg": bytes(2_000_000),
-            "chest_xray/train/UNSURE/person3_virus_1.jpeg": film(3),
-            f"{PNEUMONIA}/person4_fungus_1.jpeg": film(4),
+            "chest_xray/train/UNSURE/person3_virus_1.jpeg": image(3),
+            f"{PNEUMONIA}/person4_fungus_1.jpeg": image(4),
         },
         max_pixels=40_000,
     )
@@ -156,11 +156,11 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp
         f"{name}/NORMAL/IM-0001-0001.jpeg": (
             "larger than the pixel limit",
             "train/NORMAL/IM-0001-0001.jpeg is larger than the pixel limit: 300 x 300 pixels, allowed 40000; "
-            "raise max_pixels in params.yaml if such films are expected",
+            "raise max_pixels in params.yaml if such images are expected",
         ),
         f"{name}/NORMAL/IM-0002-0001.jpeg": (
             "larger than the pixel limit",
-            "2000000 bytes; a film of 40000 pixels has fewer",
+            "2000000 bytes; an image of 40000 pixels has fewer",
         ),
         f"{name}/UNSURE/person3_virus_1.jpeg": (
             "unknown class folder",
@@ -176,8 +176,8 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp
 
 def test_a_link_out_of_the_set_is_refused_and_one_inside_is_a_duplicate(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpeg"
-    secret.write_bytes(film(5))
-    lay_out(tmp_path / "sets", {f"{NORMAL}/IM-0001-0001.jpeg": film(1)})
+    secret.write_bytes(image(5))
+    lay_out(tmp_path / "sets", {f"{NORMAL}/IM-0001-0001.jpeg": image(1)})
     (tmp_path / "sets" / NORMAL / "IM-0002-0001.jpeg").symlink_to(secret)
     (tmp_path / "sets" / NORMAL / "IM-0003-0001.jpeg").symlink_to("IM-0001-0001.jpeg")
     (tmp_path / "sets" / NORMAL / "IM-0004-0001.jpeg").symlink_to("gone.jpeg")
@@ -203,7 +203,7 @@ def test_a_file_that_may_not_be_read_is_quarantined(tmp_path: Path, monkeypatch:
         return whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", locked)
-    raw = ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": film(1)})
+    raw = ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": image(1)})
     assert quarantine(raw)["kermany/train/NORMAL/IM-0001-0001.jpeg"] == (
         "unreadable",
         "Permission denied; mend its permissions or copy it again",
@@ -212,9 +212,9 @@ def test_a_file_that_may_not_be_read_is_quarantined(tmp_path: Path, monkeypatch:
 
 def test_a_file_name_that_no_table_can_hold_is_quarantined(tmp_path: Path) -> None:
     lay_out(tmp_path / "sets", {})
-    (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(film(1))
-    raw = ingested(tmp_path, {f"{NORMAL}/IM-0001\u202fäöü 肺.jpeg": film(2)})
-    assert kept_paths(raw) == ["films/kermany/train/NORMAL/IM-0001\u202fäöü 肺.jpeg"]
+    (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(image(1))
+    raw = ingested(tmp_path, {f"{NORMAL}/IM-0001\u202fäöü 肺.jpeg": image(2)})
+    assert kept_paths(raw) == ["images/kermany/train/NORMAL/IM-0001\u202fäöü 肺.jpeg"]
     assert quarantine(raw) == {
         "kermany/train/NORMAL/IM-\\udcff.jpeg": (
             "unreadable",
@@ -227,13 +227,13 @@ def test_of_equal_files_the_first_is_kept_also_across_sets_and_inside_a_nested_c
     raw = ingested(
         tmp_path,
         {
-            f"{NORMAL}/IM-0001-0001.jpeg": film(1),
-            f"{NORMAL}/IM-0002-0001.jpeg": film(1),
-            "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg": film(1),
-            f"{COVID_NORMAL}/01.jpeg": film(1),
+            f"{NORMAL}/IM-0001-0001.jpeg": image(1),
+            f"{NORMAL}/IM-0002-0001.jpeg": image(1),
+            "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg": image(1),
+            f"{COVID_NORMAL}/01.jpeg": image(1),
         },
     )
-    assert kept_paths(raw) == ["films/kermany/chest_xray/train/NORMAL/IM-0001-0001.jpeg"]
+    assert kept_paths(raw) == ["images/kermany/chest_xray/train/NORMAL/IM-0001-0001.jpeg"]
     duplicates = pd.read_csv(raw / "duplicates.csv")
     assert list(duplicates.columns) == ["path", "source", "sha256", "kind", "kept_image_id", "correlation"]
     assert (duplicates["source"] + "/" + duplicates["path"]).tolist() == [
@@ -243,40 +243,40 @@ def test_of_equal_files_the_first_is_kept_also_across_sets_and_inside_a_nested_c
     ]
     assert set(duplicates["kind"]) == {"exact"}
     assert set(duplicates["correlation"]) == {1.0}
-    assert set(duplicates["kept_image_id"]) == {f"kermany-{hashlib.sha256(film(1)).hexdigest()[:16]}"}
+    assert set(duplicates["kept_image_id"]) == {f"kermany-{hashlib.sha256(image(1)).hexdigest()[:16]}"}
 
 
-def test_of_near_equal_films_the_larger_is_kept(tmp_path: Path) -> None:
+def test_of_near_equal_images_the_larger_is_kept(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
-        {f"{NORMAL}/IM-0001-0001.jpeg": film(1, quality=60), f"{COVID_NORMAL}/01.jpeg": film(1, side=120)},
+        {f"{NORMAL}/IM-0001-0001.jpeg": image(1, quality=60), f"{COVID_NORMAL}/01.jpeg": image(1, side=120)},
     )
-    assert kept_paths(raw) == ["films/covid19/train/Normal/01.jpeg"]
+    assert kept_paths(raw) == ["images/covid19/train/Normal/01.jpeg"]
     duplicate = pd.read_csv(raw / "duplicates.csv").iloc[0]
     assert (duplicate["path"], duplicate["kind"]) == ("train/NORMAL/IM-0001-0001.jpeg", "near")
     assert 0.995 <= duplicate["correlation"] <= 1
-    assert "films/kermany/train/NORMAL/IM-0001-0001.jpeg" not in unpacked(raw)
+    assert "images/kermany/train/NORMAL/IM-0001-0001.jpeg" not in unpacked(raw)
 
 
-def test_patients_who_share_a_film_are_one_person(tmp_path: Path) -> None:
+def test_patients_who_share_a_image_are_one_person(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
         {
-            f"{PNEUMONIA}/person1_virus_1.jpeg": film(1),
-            f"{PNEUMONIA}/person2_virus_1.jpeg": film(1),
-            f"{PNEUMONIA}/person2_virus_2.jpeg": film(2),
-            f"{PNEUMONIA}/person3_virus_1.jpeg": film(3),
+            f"{PNEUMONIA}/person1_virus_1.jpeg": image(1),
+            f"{PNEUMONIA}/person2_virus_1.jpeg": image(1),
+            f"{PNEUMONIA}/person2_virus_2.jpeg": image(2),
+            f"{PNEUMONIA}/person3_virus_1.jpeg": image(3),
         },
     )
     patients = read_manifest(raw).set_index("path")["patient_id"]
-    assert patients["films/kermany/train/PNEUMONIA/person2_virus_2.jpeg"] == "kermany/train/person1"
-    assert patients["films/kermany/train/PNEUMONIA/person3_virus_1.jpeg"] == "kermany/train/person3"
+    assert patients["images/kermany/train/PNEUMONIA/person2_virus_2.jpeg"] == "kermany/train/person1"
+    assert patients["images/kermany/train/PNEUMONIA/person3_virus_1.jpeg"] == "kermany/train/person3"
 
 
 def test_copies_with_different_labels_are_all_quarantined(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
-        {f"{NORMAL}/IM-0001-0001.jpeg": film(1), f"{PNEUMONIA}/person1_virus_1.jpeg": film(1, side=90)},
+        {f"{NORMAL}/IM-0001-0001.jpeg": image(1), f"{PNEUMONIA}/person1_virus_1.jpeg": image(1, side=90)},
     )
     detail = (
         "one picture: kermany/train/NORMAL/IM-0001-0001.jpeg is normal; "
@@ -289,15 +289,15 @@ def test_copies_with_different_labels_are_all_quarantined(tmp_path: Path) -> Non
     assert kept_paths(raw) == []
 
 
-def test_kept_films_that_look_alike_are_listed_in_pairs(tmp_path: Path) -> None:
-    marked = cv2.imdecode(np.frombuffer(film(1), np.uint8), cv2.IMREAD_GRAYSCALE)
+def test_kept_images_that_near_duplicate_are_listed_in_pairs(tmp_path: Path) -> None:
+    marked = cv2.imdecode(np.frombuffer(image(1), np.uint8), cv2.IMREAD_GRAYSCALE)
     marked[:6, :6] = 255 - marked[:6, :6]
     files = {
-        f"{NORMAL}/IM-0001-0001.jpeg": film(1),
+        f"{NORMAL}/IM-0001-0001.jpeg": image(1),
         f"{NORMAL}/IM-0002-0001.jpeg": bytes(cv2.imencode(".png", marked)[1]),
     }
-    raw = ingested(tmp_path, files, look_alike_correlation=0.9)
-    pair = pd.read_csv(raw / "lookalikes.csv").iloc[0]
+    raw = ingested(tmp_path, files, near_duplicate_correlation=0.9)
+    pair = pd.read_csv(raw / "near_duplicates.csv").iloc[0]
     ids = sorted(f"kermany-{hashlib.sha256(content).hexdigest()[:16]}" for content in files.values())
     assert [pair["image_id_a"], pair["image_id_b"]] == ids
     assert 0.9 <= pair["correlation"] < 0.995
@@ -315,17 +315,17 @@ def test_what_lies_beside_the_set_in_an_archive_is_accounted_for(tmp_path: Path)
     }
 
 
-def test_the_same_films_give_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
-    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": film(n % 7) for n in range(12)} | {f"{NORMAL}/empty.jpeg": b""}
+def test_the_same_images_give_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
+    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": image(n % 7) for n in range(12)} | {f"{NORMAL}/empty.jpeg": b""}
     first = digest_of(ingested(tmp_path, files, workers=1))
     assert digest_of(ingested(tmp_path, files, workers=4)) == first
 
 
-def test_a_folder_without_films_stops_with_the_layout_that_was_expected(tmp_path: Path) -> None:
+def test_a_folder_without_images_stops_with_the_layout_that_was_expected(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         ingest(settings_for(tmp_path), paths_in(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: no films of the set found; expected chest_xray/{{train,val,test}}/{{NORMAL,PNEUMONIA}} below "
+        f"{tmp_path}: no images of the set found; expected chest_xray/{{train,val,test}}/{{NORMAL,PNEUMONIA}} below "
         "it; unpack the set's zip there, or name the right folder, zip or address"
     )
     assert not (tmp_path / "raw").exists()
@@ -334,37 +334,37 @@ def test_a_folder_without_films_stops_with_the_layout_that_was_expected(tmp_path
 def test_class_folders_without_a_file_stop_with_the_layout_that_was_expected(tmp_path: Path) -> None:
     lay_out(tmp_path, {})
     (tmp_path / COVID_NORMAL / "9998.jpeg").unlink()
-    with pytest.raises(SourceError, match="no films of the set found; expected Covid19-dataset/"):
+    with pytest.raises(SourceError, match="no images of the set found; expected Covid19-dataset/"):
         ingest(settings_for(tmp_path), paths_in(tmp_path))
 
 
-def hospital(folder: Path, table: str, films: dict[str, bytes]) -> IngestParams:
+def hospital(folder: Path, table: str, images: dict[str, bytes]) -> IngestParams:
     """Lay out a folder with labels.csv, and return the parameters that read it alone."""
     folder.mkdir()
-    for name, data in films.items():
+    for name, data in images.items():
         (folder / name).write_bytes(data)
     (folder / "labels.csv").write_text(table)
     own = Source(name="hospital", layout="labelled", location=str(folder), sha256=None)
     return DEFAULTS.ingest.model_copy(update={"sources": [own], "workers": 2})
 
 
-def test_a_hospitals_folder_of_dicom_films_is_taken_in_without_its_patients(
+def test_a_hospitals_folder_of_dicom_images_is_taken_in_without_its_patients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXR_PATIENT_KEY", "k" * 32)
     caplog.set_level(logging.DEBUG)
-    films = {
-        "IM1": dicom_film(picture(), PatientID="8675309"),
-        "IM2": dicom_film(picture()[::-1], PatientID="8675309"),
-        "IM3": dicom_film(picture(64, 64)[:, ::-1], PatientID="55512"),
-        "CT1": dicom_film(picture(48, 64), Modality="CT"),
-        "extra.png": film(3, suffix=".png"),
+    images = {
+        "IM1": dicom_image(picture(), PatientID="8675309"),
+        "IM2": dicom_image(picture()[::-1], PatientID="8675309"),
+        "IM3": dicom_image(picture(64, 64)[:, ::-1], PatientID="55512"),
+        "CT1": dicom_image(picture(48, 64), Modality="CT"),
+        "extra.png": image(3, suffix=".png"),
     }
     table = "path,label,official_split\nIM1,viral,train\nIM2,viral,test\nIM3,normal,\nCT1,normal,\n"
-    ingest(hospital(tmp_path / "ward", table, films), paths_in(tmp_path))
+    ingest(hospital(tmp_path / "ward", table, images), paths_in(tmp_path))
     manifest = read_manifest(tmp_path / "raw").set_index("path")
-    assert sorted(manifest.index) == [f"films/hospital/IM{number}" for number in (1, 2, 3)]
-    one, two, three = (manifest.loc[f"films/hospital/IM{number}"] for number in (1, 2, 3))
+    assert sorted(manifest.index) == [f"images/hospital/IM{number}" for number in (1, 2, 3)]
+    one, two, three = (manifest.loc[f"images/hospital/IM{number}"] for number in (1, 2, 3))
     assert one["patient_id"] == two["patient_id"] != three["patient_id"], "one person, whatever the part"
     assert (one["label"], one["official_split"], three["official_split"]) == ("viral", "train", "all")
     reasons = {path: reason for path, (reason, _) in quarantine(tmp_path / "raw").items()}
@@ -373,9 +373,9 @@ def test_a_hospitals_folder_of_dicom_films_is_taken_in_without_its_patients(
     assert not [secret for secret in SECRETS if secret.encode() in written or secret in caplog.text]
 
 
-def test_a_label_without_its_film_and_a_missing_key_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_without_its_image_and_a_missing_key_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = hospital(
-        tmp_path / "ward", "path,label\na.png,viral\ngone.png,normal\n", {"a.png": film(1, suffix=".png")}
+        tmp_path / "ward", "path,label\na.png,viral\ngone.png,normal\n", {"a.png": image(1, suffix=".png")}
     )
     monkeypatch.delenv("CXR_PATIENT_KEY", raising=False)
     with pytest.raises(SourceError, match="CXR_PATIENT_KEY"):
@@ -401,7 +401,7 @@ def test_a_count_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
 
     lay_out(tmp_path, {})
     files = list_files("kermany", "chest_xray", tmp_path, all_of_it=False)
-    lost = Sorted(kept=[], duplicates=[], conflicting=[], refused=[], look_alikes=[], patients={})
+    lost = Sorted(kept=[], duplicates=[], conflicting=[], refused=[], near_duplicates=[], patients={})
     with pytest.raises(DataError) as caught:
         _account(files, [], lost)
     assert str(caught.value) == (
@@ -421,7 +421,7 @@ def test_the_log_ends_with_a_table_of_what_became_of_the_files(
         "covid19                 1            1            0            0",
         "kept: 2 normal",
         "quarantined: 1 empty",
-        "pairs of kept films that look alike: 0",
+        "pairs of kept images that look alike: 0",
     ]
 
 
@@ -429,10 +429,10 @@ FILE_KINDS = st.tuples(
     st.sampled_from([NORMAL, PNEUMONIA, "chest_xray/test/NORMAL", "chest_xray/train/OTHER", COVID_NORMAL]),
     st.sampled_from(["person1_virus_{}.jpeg", "person2_bacteria_{}.jpeg", "IM-{:04d}-0001.jpeg", "{}.png"]),
     st.one_of(
-        st.integers(0, 4).map(film),
-        st.integers(0, 4).map(lambda number: film(number, side=70)),
-        st.integers(0, 4).map(lambda number: film(number)[:-150]),
-        st.sampled_from([b"", b"text", film(0)[:20]]),
+        st.integers(0, 4).map(image),
+        st.integers(0, 4).map(lambda number: image(number, side=70)),
+        st.integers(0, 4).map(lambda number: image(number)[:-150]),
+        st.sampled_from([b"", b"text", image(0)[:20]]),
     ),
 )
 
@@ -447,7 +447,7 @@ def test_every_file_ends_in_exactly_one_place_whatever_comes(
     raw = ingested(tmp_path, files)
     manifest = read_manifest(raw)
     duplicates, refused = pd.read_csv(raw / "duplicates.csv"), pd.read_csv(raw / "quarantine.csv")
-    kept = manifest["path"].str.removeprefix("films/")
+    kept = manifest["path"].str.removeprefix("images/")
     everywhere = [
         *kept,
         *(duplicates["source"] + "/" + duplicates["path"]),
@@ -464,7 +464,7 @@ def test_every_file_ends_in_exactly_one_place_whatever_comes(
 
 
 def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_never_killed(tmp_path: Path) -> None:
-    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": film(n, side=1000) for n in range(60)}
+    files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": image(n, side=1000) for n in range(60)}
     expected = digest_of(ingested(tmp_path, files))
     tree = YAML().load(ROOT / "params.yaml")
     tree["paths"] |= {"raw": str(tmp_path / "raw"), "downloads": str(tmp_path / "downloads")}
@@ -489,7 +489,7 @@ def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_n
     assert not (tmp_path / ".raw.partial").exists()
 
 
-def test_a_film_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_nothing(
+def test_a_image_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, read_before = Path.read_bytes, set[Path]()
@@ -497,11 +497,11 @@ def test_a_film_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_nothi
     def overtaken(path: Path) -> bytes:
         changed = path.name == "IM-0001-0001.jpeg" and path in read_before
         read_before.add(path)
-        return film(2) if changed else whole(path)
+        return image(2) if changed else whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", overtaken)
     with pytest.raises(SourceError, match=r"IM-0001-0001\.jpeg changed while it was taken in; run ingest again"):
-        ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": film(1)})
+        ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": image(1)})
     assert not (tmp_path / "raw").exists()
 
 
@@ -518,11 +518,11 @@ def test_the_command_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.skipif(not REAL_FILMS.is_dir(), reason="no real films here")
-def test_a_handful_of_real_films_is_taken_in(tmp_path: Path) -> None:
+@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="no real images here")
+def test_a_handful_of_real_images_is_taken_in(tmp_path: Path) -> None:
     for folder, count in ((NORMAL, 5), (PNEUMONIA, 8), (COVID_NORMAL, 3), ("Covid19-dataset/test/Covid", 3)):
         (tmp_path / "sets" / folder).mkdir(parents=True)
-        for path in sorted((REAL_FILMS / folder).iterdir())[:count]:
+        for path in sorted((REAL_IMAGES / folder).iterdir())[:count]:
             shutil.copy(path, tmp_path / "sets" / folder)
     ingest(settings_for(tmp_path / "sets"), paths_in(tmp_path))
     counts = json.loads((tmp_path / "raw" / "ingest.json").read_text())

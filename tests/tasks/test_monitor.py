@@ -1,4 +1,4 @@
-"""The monitor on a real store and scored Parquet: it judges the champion's films, once each, and says what lacks."""
+"""The monitor on a real store and scored Parquet: it judges the champion's images, once each, and says what lacks."""
 
 import logging
 import shutil
@@ -20,7 +20,7 @@ from tasks.monitor import monitor
 from tests.support.registry_project import CLASSES, enter_project, reference, register, write_model
 
 PARAMS = MonitorParams(
-    window_films=20, alarm_windows=2, of_windows=5, false_alarm_share=0.05, max_failed_share=0.2, resamples=200, seed=1
+    window_images=20, alarm_windows=2, of_windows=5, false_alarm_share=0.05, max_failed_share=0.2, resamples=200, seed=1
 )
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -37,22 +37,22 @@ def make_champion() -> versions.Version:
     return version
 
 
-def write_scores(films: Iterable[tuple[int, dict[str, Any]]], *, version: str = "1") -> None:
-    """Write films as scoring does: those of the reference again, with what is given put over them."""
+def write_scores(images: Iterable[tuple[int, dict[str, Any]]], *, version: str = "1") -> None:
+    """Write images as scoring does: those of the reference again, with what is given put over them."""
     usual = reference()
     writer = PartWriter(
-        version_folder(Path("data/scores"), version), schema(CLASSES, MEASURES, {}), films_per_part=1000, shard="1of1"
+        version_folder(Path("data/scores"), version), schema(CLASSES, MEASURES, {}), images_per_part=1000, shard="1of1"
     )
-    writer.add(row(number, version, usual, changed) for number, changed in films)
+    writer.add(row(number, version, usual, changed) for number, changed in images)
     writer.close()
 
 
 def row(number: int, version: str, usual: Any, changed: dict[str, Any]) -> dict[str, Any]:
-    of = number * 7 % len(usual.predicted)  # 7 and 60 share no factor: every film comes up
+    of = number * 7 % len(usual.predicted)  # 7 and 60 share no factor: every image comes up
     confidence = float(usual.confidence[of])
     predicted = CLASSES[usual.predicted[of]]
     return {
-        "location": "films", "path": f"film-{number:04d}.png", "sha256": f"{number:064x}", "size_bytes": 1,
+        "location": "images", "path": f"image-{number:04d}.png", "sha256": f"{number:064x}", "size_bytes": 1,
         "scored_at": START + timedelta(minutes=number), "model_version": version, "predicted_class": predicted,
         "confidence": confidence, "refer": False, "error": None,
         **{f"p_{name}": confidence if name == predicted else (1 - confidence) / 2 for name in CLASSES},
@@ -74,7 +74,7 @@ def run() -> dict[str, Any]:
     return found
 
 
-def test_films_like_the_reference_are_no_drift_and_what_is_left_over_waits(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_like_the_reference_are_no_drift_and_what_is_left_over_waits(caplog: pytest.LogCaptureFixture) -> None:
     make_champion()
     write_scores((number, {}) for number in range(67))
     with caplog.at_level(logging.INFO):
@@ -83,7 +83,7 @@ def test_films_like_the_reference_are_no_drift_and_what_is_left_over_waits(caplo
     assert caplog.messages[-1] == "drift: false"
 
 
-def test_two_windows_of_brighter_films_are_drift_until_a_rebuild_was_started_for_them(
+def test_two_windows_of_brighter_images_are_drift_until_a_rebuild_was_started_for_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_champion()
@@ -94,7 +94,7 @@ def test_two_windows_of_brighter_films_are_drift_until_a_rebuild_was_started_for
     assert caplog.messages[-1] == "drift: true"
     assert [window["alarm"] for window in found["windows"]] == [False, False, False, True, True]
     assert found["windows"][-1]["speaking"] == ["brightness"]
-    assert "films are brighter" in found["markdown"]
+    assert "images are brighter" in found["markdown"]
     assert found["windows"][-1]["last"] == "2026-01-01T01:39:00.000000+00:00"
     versions.tag_version("1", {versions.DRIFT_TAG: found["windows"][-1]["last"]})
     assert not run()["drift"]
@@ -102,30 +102,30 @@ def test_two_windows_of_brighter_films_are_drift_until_a_rebuild_was_started_for
     assert run()["drift"]
 
 
-def test_only_what_the_champion_scored_counts_and_a_bad_film_once() -> None:
+def test_only_what_the_champion_scored_counts_and_a_bad_image_once() -> None:
     make_champion()
     write_scores(((number, {"m_brightness": 2.0}) for number in range(100)), version="7")
     again = [(500 + night, {"path": "bad.png", **UNREADABLE}) for night in range(30)]
     write_scores([*((number, {}) for number in range(59)), *again])
     found = run()
     assert (found["drift"], len(found["windows"]), found["waiting"]) == (False, 3, 0)
-    assert found["windows"][-1]["distances"]["failed_films"] == pytest.approx(1 / 20)
+    assert found["windows"][-1]["distances"]["failed_images"] == pytest.approx(1 / 20)
 
 
-def test_films_scored_before_there_was_a_reference_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_scored_before_there_was_a_reference_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     make_champion()
     unmeasured = {f"m_{name}": None for name in MEASURES}
     write_scores((number, unmeasured if number < 20 else {}) for number in range(45))
     found = run()
     assert (len(found["windows"]), found["waiting"]) == (1, 5)
-    assert "20 films were scored before version 1 had reference statistics" in caplog.text
+    assert "20 images were scored before version 1 had reference statistics" in caplog.text
 
 
-def test_with_no_film_scored_there_is_nothing_to_judge() -> None:
+def test_with_no_image_scored_there_is_nothing_to_judge() -> None:
     make_champion()
     found = run()
     assert (found["drift"], found["windows"]) == (False, [])
-    assert found["headline"].startswith("Nothing to judge yet: 0 of 20 films")
+    assert found["headline"].startswith("Nothing to judge yet: 0 of 20 images")
 
 
 def test_without_a_champion_it_says_how_to_get_one() -> None:
@@ -156,7 +156,7 @@ def test_a_reference_that_was_changed_in_the_store_is_not_used() -> None:
 
 def test_registering_never_takes_evidence_without_a_reference() -> None:
     write_model()
-    (Path("reports/evidence") / REFERENCE_FILE).unlink()
+    (Path("reports/evaluation") / REFERENCE_FILE).unlink()
     with pytest.raises(WeightsError, match=r"dvc repro -f -s evaluate"):
         register()
 
@@ -167,4 +167,4 @@ def test_a_windows_distances_are_numbers(caplog: pytest.LogCaptureFixture) -> No
     found = run()
     assert found["drift"]
     assert all(np.isfinite(list(window["distances"].values())).all() for window in found["windows"])
-    assert "100% of the films could not be read" in caplog.text or "100% of the films" in found["markdown"]
+    assert "100% of the images could not be read" in caplog.text or "100% of the images" in found["markdown"]

@@ -10,13 +10,13 @@ import pytest
 from pydicom import dcmread
 
 from cxr.common.errors import ImageError, ParamsError, RegistryError, SourceError
-from cxr.imaging.decode import SUFFIXES, read_film
+from cxr.imaging.decode import SUFFIXES, read_image
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
 from cxr.registry import aliases, runs, versions
 from tasks import predict
-from tests.support.dicom_images import PATIENT, dicom_film, picture
+from tests.support.dicom_images import PATIENT, dicom_image, picture
 from tests.support.registry_project import CLASSES, call, enter_project, spec
 
 
@@ -26,9 +26,9 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 
 @pytest.fixture
-def films() -> Path:
-    """Two readable films, one below the other, a broken one, and files that are none."""
-    folder = Path("films")
+def images() -> Path:
+    """Two readable images, one below the other, a broken one, and files that are none."""
+    folder = Path("images")
     (folder / "deeper").mkdir(parents=True)
     rng = np.random.default_rng(1)
     for name in ("a.png", "deeper/b.JPG"):
@@ -49,9 +49,9 @@ def champion() -> Path:
     return Path("made")
 
 
-def test_without_a_champion_the_command_says_what_to_run(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+def test_without_a_champion_the_command_says_what_to_run(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     with pytest.raises(RegistryError, match=r"run `make run` for the whole loop, or `python -m tasks.promote`"):
-        call(monkeypatch, predict.main, str(films))
+        call(monkeypatch, predict.main, str(images))
 
 
 def test_a_folder_without_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,21 +65,21 @@ def test_a_folder_without_images_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("champion")
 def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
     with pytest.raises(ImageError) as caught:
-        call(monkeypatch, predict.main, "--json", str(films), "missing.png")
+        call(monkeypatch, predict.main, "--json", str(images), "missing.png")
     assert str(caught.value) == "2 of 4 files could not be read; the lines above say why"
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["path"] for line in told] == [
-        "films/a.png",
-        "films/broken.jpeg",
-        "films/deeper/b.JPG",
+        "images/a.png",
+        "images/broken.jpeg",
+        "images/deeper/b.JPG",
         "missing.png",
     ]
     assert told[1] == {
-        "path": "films/broken.jpeg",
-        "error": "films/broken.jpeg is empty; copy it again from its source",
+        "path": "images/broken.jpeg",
+        "error": "images/broken.jpeg is empty; copy it again from its source",
         "model_version": "1",
     }
     assert told[3]["error"] == "missing.png does not exist; check the path"
@@ -92,33 +92,33 @@ def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
 
 
 def test_the_answers_are_those_of_the_registered_bundle(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path, champion: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path, champion: Path
 ) -> None:
     monkeypatch.setattr("cxr.models.forward.BATCH_SIZE", 1)  # more than one batch
-    paths = [films / "a.png", films / "deeper" / "b.JPG"]
+    paths = [images / "a.png", images / "deeper" / "b.JPG"]
     call(monkeypatch, predict.main, "--json", "--model", "1", *map(str, paths))
     told = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
     model, described = read_bundle(champion)
-    images = np.stack([read_film(path, described.preprocessing) for path in paths])
-    np.testing.assert_allclose([list(p.values()) for p in told], classify(model, described, images), rtol=1e-4)
+    pixels = np.stack([read_image(path, described.preprocessing) for path in paths])
+    np.testing.assert_allclose([list(p.values()) for p in told], classify(model, described, pixels), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("champion")
 def test_the_table_is_for_people_and_ends_with_the_disclaimer(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
     with pytest.raises(ImageError):
-        call(monkeypatch, predict.main, str(films / "a.png"), str(films / "broken.jpeg"), str(films / "deeper"))
+        call(monkeypatch, predict.main, str(images / "a.png"), str(images / "broken.jpeg"), str(images / "deeper"))
     title, heading, first, second, _, end = capsys.readouterr().out.splitlines()
     assert title == (
-        "chest-xray-pneumonia, version 1, trained on synthetic films: its answers say nothing about patients"
+        "chest-xray-pneumonia, version 1, trained on synthetic images: its answers say nothing about patients"
     )
     assert heading.split() == ["file", "class", *CLASSES, "refer"]
-    assert first.split()[0] == "films/a.png"
+    assert first.split()[0] == "images/a.png"
     assert first.split()[1] in CLASSES
     assert len(first.split()) == 6
     assert first.split()[-1] == "-"
-    assert second.endswith("error: films/broken.jpeg is empty; copy it again from its source")
+    assert second.endswith("error: images/broken.jpeg is empty; copy it again from its source")
     assert end == "Research software, not for clinical use."
 
 
@@ -133,12 +133,12 @@ def test_a_file_that_cannot_be_opened_is_told_as_such(
 
 
 @pytest.mark.usefixtures("champion")
-def test_a_film_from_standard_input_is_answered_as_its_file_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+def test_a_image_from_standard_input_is_answered_as_its_file_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
-    call(monkeypatch, predict.main, "--json", str(films / "a.png"))
+    call(monkeypatch, predict.main, "--json", str(images / "a.png"))
     of_file = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((films / "a.png").read_bytes())))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((images / "a.png").read_bytes())))
     call(monkeypatch, predict.main, "--json", "-")
     assert json.loads(capsys.readouterr().out) == of_file | {"path": "-"}
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
@@ -148,33 +148,33 @@ def test_a_film_from_standard_input_is_answered_as_its_file_is(
 
 
 @pytest.mark.usefixtures("champion")
-def test_overlays_and_reports_are_named_after_their_films(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
-    (films / "broken.jpeg").unlink()
-    (films / "deeper" / "film.dcm").write_bytes(dicom_film(picture(), **PATIENT))
-    call(monkeypatch, predict.main, str(films), "--overlay", "looked", "--sr", "reports")
+def test_overlays_and_reports_are_named_after_their_images(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+    (images / "broken.jpeg").unlink()
+    (images / "deeper" / "image.dcm").write_bytes(dicom_image(picture(), **PATIENT))
+    call(monkeypatch, predict.main, str(images), "--overlay", "looked", "--sr", "reports")
     written = sorted(str(path) for folder in ("looked", "reports") for path in Path(folder).rglob("*.*"))
     assert written == [
         "looked/a.png.overlay.png",
         "looked/deeper/b.JPG.overlay.png",
-        "looked/deeper/film.dcm.overlay.png",
-        "reports/deeper/film.dcm.overlay.dcm",
-        "reports/deeper/film.dcm.sr.dcm",
+        "looked/deeper/image.dcm.overlay.png",
+        "reports/deeper/image.dcm.overlay.dcm",
+        "reports/deeper/image.dcm.sr.dcm",
     ]
     assert cv2.imread("looked/a.png.overlay.png").shape == (448, 448, 3)
-    report = dcmread("reports/deeper/film.dcm.sr.dcm")
+    report = dcmread("reports/deeper/image.dcm.sr.dcm")
     assert (report.Modality, report.StudyInstanceUID, report.PatientID) == ("SR", "1.2.3", PATIENT["PatientID"])
 
 
 @pytest.mark.usefixtures("champion")
-def test_what_is_written_never_lies_among_the_films_nor_twice_in_one_place(
-    monkeypatch: pytest.MonkeyPatch, films: Path
+def test_what_is_written_never_lies_among_the_images_nor_twice_in_one_place(
+    monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    with pytest.raises(ParamsError, match="lies in films, where films are read"):
-        call(monkeypatch, predict.main, str(films), "--overlay", str(films / "looked"))
+    with pytest.raises(ParamsError, match="lies in images, where images are read"):
+        call(monkeypatch, predict.main, str(images), "--overlay", str(images / "looked"))
     Path("other").mkdir()
-    Path("other/a.png").write_bytes((films / "a.png").read_bytes())
+    Path("other/a.png").write_bytes((images / "a.png").read_bytes())
     with pytest.raises(ParamsError, match="would write the same files"):
-        call(monkeypatch, predict.main, "other", str(films), "--overlay", "looked")
+        call(monkeypatch, predict.main, "other", str(images), "--overlay", "looked")
     Path("file").write_text("")
     with pytest.raises(ParamsError, match=r"file/a.png.overlay.png cannot be written"):
         call(monkeypatch, predict.main, "other", "--overlay", "file")

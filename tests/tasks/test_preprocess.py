@@ -1,4 +1,4 @@
-"""Films are packed in the manifest's order, whole or not at all, and a bad one is named."""
+"""Images are packed in the manifest's order, whole or not at all, and a bad one is named."""
 
 import signal
 import subprocess
@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from cxr.imaging.preprocess import Preprocessing
 
 from cxr.common.errors import DataError
 from cxr.common.params import Paths, PreprocessParams, override, read_params
 from cxr.dataset.image_array import read_packed
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
-from cxr.imaging.decode import film_from_bytes
+from cxr.imaging.decode import image_from_bytes
+from cxr.imaging.preprocess import Preprocessing
 from tasks.preprocess import preprocess
 from tests.support.raw_folder import pack, unpacked
 
@@ -33,14 +33,14 @@ PARAMS = PreprocessParams(
 )
 
 
-def write_films(raw: Path, count: int = 5, size: int = 80) -> pd.DataFrame:
-    """Write `count` films and their manifest."""
+def write_images(raw: Path, count: int = 5, size: int = 80) -> pd.DataFrame:
+    """Write `count` images and their manifest."""
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 255, (size, size), np.uint8) for _ in range(count)]
-    pack(raw, {f"films/{row}.png": bytes(cv2.imencode(".png", film)[1]) for row, film in enumerate(pixels)})
+    pack(raw, {f"images/{row}.png": bytes(cv2.imencode(".png", image)[1]) for row, image in enumerate(pixels)})
     values: dict[str, object] = dict.fromkeys(MANIFEST_COLUMNS, "x")
     values |= {"image_id": [f"id-{row:04d}" for row in range(count)], "width": size, "height": size, "bytes": 1}
-    manifest = pd.DataFrame(values | {"path": [f"films/{row}.png" for row in range(count)]})
+    manifest = pd.DataFrame(values | {"path": [f"images/{row}.png" for row in range(count)]})
     write_table(manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
     return manifest
 
@@ -50,57 +50,59 @@ def paths_in(folder: Path) -> Paths:
     return paths.model_copy(update={name: folder / getattr(paths, name) for name in Paths.model_fields})
 
 
-def test_each_row_is_its_film_prepared(tmp_path: Path) -> None:
+def test_each_row_is_its_image_prepared(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    manifest = write_films(paths.raw)
+    manifest = write_images(paths.raw)
     preprocess(PARAMS, paths)
     packed = read_packed(paths.images)
     assert packed.image_ids == manifest["image_id"].tolist()
     expected = Preprocessing(48, "stretch", "clahe", 2.0, 4, 10**6, border_crop=0.1)
     assert packed.preprocessing == expected
     for row, name in enumerate(manifest["path"]):
-        assert np.array_equal(packed.images[row], film_from_bytes(unpacked(paths.raw)[name], expected, name=name))
+        assert np.array_equal(packed.images[row], image_from_bytes(unpacked(paths.raw)[name], expected, name=name))
 
 
-def test_unreadable_films_are_all_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_unreadable_images_are_all_named_and_nothing_is_left(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    write_films(paths.raw)
-    pack(paths.raw, unpacked(paths.raw) | {"films/1.png": b"", "films/3.png": b"text"})
+    write_images(paths.raw)
+    pack(paths.raw, unpacked(paths.raw) | {"images/1.png": b"", "images/3.png": b"text"})
     with pytest.raises(DataError) as caught:
         preprocess(PARAMS, paths)
     message = str(caught.value)
-    assert message.startswith("2 of 5 films cannot be prepared: films/1.png is empty; copy it again from its source; ")
-    assert "films/3.png is not an image" in message
+    assert message.startswith(
+        "2 of 5 images cannot be prepared: images/1.png is empty; copy it again from its source; "
+    )
+    assert "images/3.png is not an image" in message
     assert message.endswith("Run `dvc repro ingest` to sort them out")
     assert not paths.images.exists()
     assert list(paths.images.parent.glob(".*partial*")) == []
 
 
-def test_a_film_that_is_in_no_shard_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_image_that_is_in_no_shard_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    write_films(paths.raw)
-    films = unpacked(paths.raw)
-    del films["films/3.png"]
-    pack(paths.raw, films)
+    write_images(paths.raw)
+    images = unpacked(paths.raw)
+    del images["images/3.png"]
+    pack(paths.raw, images)
     with pytest.raises(DataError) as caught:
         preprocess(PARAMS, paths)
     assert str(caught.value) == (
-        "films/3.png is in no shard of films; run `dvc repro --force ingest` to pack the films anew"
+        "images/3.png is in no shard of images; run `dvc repro --force ingest` to pack the images anew"
     )
     assert not paths.images.exists()
 
 
 def test_long_list_of_failures_is_cut_with_the_number_left(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    write_films(paths.raw, count=12)
+    write_images(paths.raw, count=12)
     pack(paths.raw, dict.fromkeys(unpacked(paths.raw), b""))
-    with pytest.raises(DataError, match=r"12 of 12 films .*; and 2 more\. Run"):
+    with pytest.raises(DataError, match=r"12 of 12 images .*; and 2 more\. Run"):
         preprocess(PARAMS, paths)
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_same_array(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    write_films(paths.raw, count=150, size=900)
+    write_images(paths.raw, count=150, size=900)
     params_file = tmp_path / "params.yaml"
     params_file.write_text((ROOT / "params.yaml").read_text())
     override(params_file, {f"paths.{name}": str(getattr(paths, name)) for name in Paths.model_fields})

@@ -18,7 +18,7 @@ from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRefusedE
 from cxr.common.files import read_json, sha256_of
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.audit_log import Move
-from cxr.registry.evidence_store import keep_evidence
+from cxr.registry.evaluation_store import store_evaluation
 from tasks import history, promote, rollback
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
@@ -32,7 +32,7 @@ RECEIPT = Path("reports/promotion.json")
 
 
 def commit_everything(root: Path) -> None:
-    """Put the project under git, as real films must come from a commit."""
+    """Put the project under git, as real images must come from a commit."""
     (root / ".gitignore").write_text("/mlruns/\n/models/\n/reports/\n/data/\n")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message", "start"]):
@@ -145,7 +145,7 @@ def test_another_test_set_holds_until_the_champion_is_measured_on_it(
     write_model()
     register()
     call(monkeypatch, promote.main)
-    write_model(seed=2, films=33)
+    write_model(seed=2, images=33)
     challenger = register()
     with pytest.raises(
         PromotionHeldError, match=r"test set: \w{12}, required the champion's, \w{12}; `python -m tasks.rem"
@@ -155,8 +155,8 @@ def test_another_test_set_holds_until_the_champion_is_measured_on_it(
     folder = tmp_path / "again"
     folder.mkdir()
     shutil.copy2("reports/metrics.json", folder)
-    shutil.copy2("reports/evidence/predictions.csv", folder)
-    tags = keep_evidence(champion.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
+    shutil.copy2("reports/evaluation/predictions.csv", folder)
+    tags = store_evaluation(champion.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
     versions.tag_version(champion.number, tags)
     call(monkeypatch, promote.main)
     assert versions.get_version("champion").number == "2"
@@ -168,22 +168,22 @@ def test_a_person_may_overrule_what_holds_a_version_and_the_record_says_so(
     write_model()
     register()
     call(monkeypatch, promote.main, "--approve-held", "--who", "ann", "--why", "first")
-    write_model(seed=2, films=33)
+    write_model(seed=2, images=33)
     register()
     with pytest.raises(ParamsError, match="say --who looked at the version and --why it is good enough"):
         call(monkeypatch, promote.main, "--approve-held", "--who", "ben")
-    call(monkeypatch, promote.main, "--approve-held", "--who", "ben", "--why", "read all 33 films")
+    call(monkeypatch, promote.main, "--approve-held", "--who", "ben", "--why", "read all 33 images")
     assert versions.get_version("champion").number == "2"
     first, second = aliases.history()
     assert first.overruled == ""
-    assert (second.who, second.why) == ("ben", "read all 33 films")
+    assert (second.who, second.why) == ("ben", "read all 33 images")
     assert second.overruled.startswith("test set: ")
     receipt = read_json(RECEIPT)
     assert (receipt["decision"], receipt["approved_by_a_person"]) == ("HOLD", True)
     capsys.readouterr()
     call(monkeypatch, history.main)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "read all 33 films [overruled by ben: test set: " in last
+    assert "read all 33 images [overruled by ben: test set: " in last
 
 
 def test_a_move_that_was_cut_off_is_finished_before_the_gate_is_asked(
@@ -195,7 +195,7 @@ def test_a_move_that_was_cut_off_is_finished_before_the_gate_is_asked(
         tracking_store.client(),
         Move(1, "2026-01-01T00:00:00+00:00", "promote", "", "1", "ann", "cut", ""),
     )
-    client.create_experiment("chest-xray-pneumonia ledger 000001", tags={"entry": claimed.to_line()})
+    client.create_experiment("chest-xray-pneumonia audit log 000001", tags={"entry": claimed.to_line()})
     begun = "entry 1 of the record, version 1 as champion, was cut off"
     call(monkeypatch, promote.main, "--dry-run")
     assert any(message.startswith(begun) for message in caplog.messages)
@@ -208,12 +208,12 @@ def test_a_move_that_was_cut_off_is_finished_before_the_gate_is_asked(
     assert aliases.history() == [claimed]
 
 
-def test_a_synthetic_champion_gives_way_to_real_films(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_synthetic_champion_gives_way_to_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     write_model()
     register()
     call(monkeypatch, promote.main)
     commit_everything(Path())
-    write_model(seed=2, films=33, wrong=3, synthetic=False)
+    write_model(seed=2, images=33, wrong=3, synthetic=False)
     register()
     call(monkeypatch, promote.main)
     assert versions.get_version("champion").number == "2"

@@ -11,7 +11,7 @@ from cxr.common.errors import DataError, WeightsError
 from cxr.common.files import read_json, write_json
 from cxr.models.bundle import read_spec
 from cxr.registry import runs, tracking_store, versions
-from cxr.registry.evidence_store import evidence_of
+from cxr.registry.evaluation_store import evaluation_of
 from tests.support.registry_project import enter_project, register, write_model
 
 
@@ -74,7 +74,7 @@ def test_the_same_weights_never_make_a_second_version() -> None:
 @pytest.mark.parametrize("change", [{"temperature": 2.0}, {"bias": [0.0, 0.0, 0.0]}, {"refer_below": None}])
 def test_another_temperature_bias_or_referral_is_another_version(change: dict[str, Any]) -> None:
     register()
-    path = Path("reports/evidence/calibration.json")
+    path = Path("reports/evaluation/calibration.json")
     write_json(path, read_json(path) | change)
     assert register().number == "2"
 
@@ -87,7 +87,7 @@ def test_a_new_measurement_of_the_same_weights_adds_evidence_and_keeps_the_old()
     assert second.number == first.number
     assert second.tags["evidence"] != first.tags["evidence"]
     assert second.tags["macro_auroc"] == "0.9000"
-    assert evidence_of(first).metric("macro_auroc") == 0.99
+    assert evaluation_of(first).metric("macro_auroc") == 0.99
 
 
 def test_an_older_model_registered_again_is_the_challenger_again() -> None:
@@ -119,7 +119,9 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
         caplog.messages
     )
-    write_json(Path("reports/evidence/calibration.json"), {"temperature": 2.0, "bias": [0.0] * 3, "refer_below": None})
+    write_json(
+        Path("reports/evaluation/calibration.json"), {"temperature": 2.0, "bias": [0.0] * 3, "refer_below": None}
+    )
     assert register().run_id == version.run_id
 
 
@@ -127,8 +129,8 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     ("path", "advice"),
     [
         ("reports/metrics.json", "run `dvc repro` to make it"),
-        ("reports/evidence/calibration.json", "run `dvc repro` to make it"),
-        ("reports/evidence/predictions.csv", "run `dvc repro evaluate`"),
+        ("reports/evaluation/calibration.json", "run `dvc repro` to make it"),
+        ("reports/evaluation/predictions.csv", "run `dvc repro evaluate`"),
         ("data/split/split.json", "run `dvc repro` to make it"),
         ("models/trained/training.json", "run `dvc repro` to make it"),
     ],

@@ -56,12 +56,12 @@ def track(run: RunRecord) -> str:
 
 
 def test_the_page_and_the_curve_come_from_the_stores_runs_alone() -> None:
-    rows = [{"name": "half", "label": "half of the films"}, {"name": "all", "label": "all films"}]
+    rows = [{"name": "half", "label": "half of the images"}, {"name": "all", "label": "all images"}]
     study = small_study(name="learning_curve", tested=True, seeds=[1], baseline="all", rows=rows)
     (group,) = write_study(study).groups
-    films = {"half": "450", "all": "900"}
+    images = {"half": "450", "all": "900"}
     made = [
-        record(group, row, 1, skill=2.0, params={"split.counts.train.normal": films[row.name]}) for row in group.rows
+        record(group, row, 1, skill=2.0, params={"split.counts.train.normal": images[row.name]}) for row in group.rows
     ]
     ids = [track(run) for run in made]
     results(STUDY, PARAMS, OUTPUT)
@@ -71,7 +71,7 @@ def test_the_page_and_the_curve_come_from_the_stores_runs_alone() -> None:
         assert f"`{run_id[:8]}`" in page
         assert f"{run.metrics['accuracy']:.3f} (0.500 to 0.900)" in page
     assert "2 of 2 trials" in page
-    assert "accuracy on the test films" in curve
+    assert "accuracy on the test images" in curve
     assert "currentColor" not in curve
     ET.fromstring(curve)
     before = OUTPUT.read_bytes()

@@ -1,4 +1,4 @@
-"""Scoring a folder or a bucket in one go: every film once, the same numbers as predict, whatever happens in between."""
+"""Scoring a folder or a bucket in one go: every image once, the same numbers as predict, whatever happens in between."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from cxr.common.errors import ImageError, ParamsError, SourceError
-from cxr.imaging.decode import read_film
+from cxr.imaging.decode import read_image
 from cxr.inference.score_store import read_scores
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
@@ -30,8 +30,8 @@ from tasks import predict, score
 from tests.support.registry_project import CLASSES, PROJECT, call, enter_project, spec
 from tests.support.servers import SECRET_KEY, s3_settings, serve_s3
 
-BUCKET = "films"
-N_FILMS = 21  # more than a batch, and the last one not full
+BUCKET = "images"
+N_IMAGES = 21  # more than a batch, and the last one not full
 PREPROCESSING = spec(image_size_px=32).preprocessing
 
 
@@ -56,7 +56,7 @@ def _project(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def make_champion(*, seed: int, refer_below: float | None, with_reference: bool) -> None:
-    """Register a network with random weights whose answers differ from film to film, and make it champion."""
+    """Register a network with random weights whose answers differ from image to image, and make it champion."""
     torch.manual_seed(seed)
     state = build("small_cnn", 3).state_dict()
     state["fc.weight"] = state["fc.weight"] * 100
@@ -85,18 +85,18 @@ def some_reference() -> Reference:
     )
 
 
-def film(number: int) -> bytes:
+def image(number: int) -> bytes:
     coarse = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
     return bytes(cv2.imencode(".png", cv2.resize(coarse, (48, 40), interpolation=cv2.INTER_CUBIC))[1])
 
 
 @pytest.fixture
-def films() -> Path:
-    """Films in two folders, one that is empty, and a file that is none."""
-    folder = Path("films")
+def images() -> Path:
+    """Images in two folders, one that is empty, and a file that is none."""
+    folder = Path("images")
     (folder / "deeper").mkdir(parents=True)
-    for number in range(N_FILMS):
-        (folder / ("deeper" if number % 2 else ".") / f"{number:02}.png").write_bytes(film(number))
+    for number in range(N_IMAGES):
+        (folder / ("deeper" if number % 2 else ".") / f"{number:02}.png").write_bytes(image(number))
     (folder / "broken.jpeg").write_bytes(b"")
     (folder / "notes.txt").write_text("notes")
     return folder
@@ -110,130 +110,130 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     call(monkeypatch, score.main, *arguments, "--output", "scores")
 
 
-def test_every_film_is_a_row_with_the_numbers_of_predict(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+def test_every_image_is_a_row_with_the_numbers_of_predict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
-    run(monkeypatch, "films")
+    run(monkeypatch, "images")
     told = capsys.readouterr().out.splitlines()
     with pytest.raises(ImageError):
-        call(monkeypatch, predict.main, "--json", str(films))
+        call(monkeypatch, predict.main, "--json", str(images))
     predicted = {line["path"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     rows = scores()
-    assert sorted(f"films/{path}" for path in rows["path"]) == sorted(predicted)
-    assert len(rows) == N_FILMS + 1
+    assert sorted(f"images/{path}" for path in rows["path"]) == sorted(predicted)
+    assert len(rows) == N_IMAGES + 1
     for row in rows[rows["error"].isna()].to_dict("records"):
-        said = predicted[f"films/{row['path']}"]
+        said = predicted[f"images/{row['path']}"]
         assert {name: row[f"p_{name}"] for name in CLASSES} == said["probabilities"]  # to the last bit
         assert (row["predicted_class"], row["refer"]) == (said["predicted_class"], said["refer"])
         assert row["confidence"] == max(said["probabilities"].values())
         assert row["refer"] == (row["confidence"] < 0.6)
     referred = int(rows["refer"].eq(True).sum())
-    assert 0 < referred < N_FILMS
+    assert 0 < referred < N_IMAGES
     assert told[0].startswith(
-        f"{N_FILMS + 1} films in films: {N_FILMS} scored by version 1, {referred} referred to a reader, 1 bad, "
+        f"{N_IMAGES + 1} images in images: {N_IMAGES} scored by version 1, {referred} referred to a reader, 1 bad, "
         "0 scored before; "
     )
     assert told[1] == "Research software, not for clinical use."
 
 
-def test_a_part_says_which_model_and_code_made_it_and_measures_every_film(
-    monkeypatch: pytest.MonkeyPatch, films: Path
+def test_a_part_says_which_model_and_code_made_it_and_measures_every_image(
+    monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    run(monkeypatch, "films")
+    run(monkeypatch, "images")
     (part,) = Path("scores/version-1").glob("*.parquet")
     metadata = pq.read_schema(part).metadata
     assert metadata[b"model"] == b"chest-xray-pneumonia"
     assert metadata[b"weights_sha256"].decode() == versions.get_version("1").tags["weights_sha256"]
     assert len(metadata[b"code_sha256"]) == 64
     rows = scores().set_index("path")
-    expected = image_measures(read_film(films / "00.png", PREPROCESSING)[None])
+    expected = image_measures(read_image(images / "00.png", PREPROCESSING)[None])
     assert rows.loc["00.png", "m_brightness"] == pytest.approx(expected["brightness"][0])
     assert rows.loc["00.png", [f"m_{name}" for name in MEASURES]].notna().all()
 
 
-def test_a_film_that_cannot_be_read_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
-    (films / "deeper" / "text.png").write_text("no film")
-    run(monkeypatch, "films")
+def test_a_image_that_cannot_be_read_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+    (images / "deeper" / "text.png").write_text("no image")
+    run(monkeypatch, "images")
     bad = scores().query("error.notna()").set_index("path")["error"]
     assert bad["broken.jpeg"] == "broken.jpeg is empty; copy it again from its source"
     assert bad["deeper/text.png"].startswith("deeper/text.png is not an image")
     assert len(bad) == 2
 
 
-def test_without_one_film_that_can_be_read_the_exit_code_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("films").mkdir()
-    Path("films/a.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"not one of the 1 films in films could be read"):
-        run(monkeypatch, "films")
+def test_without_one_image_that_can_be_read_the_exit_code_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("images").mkdir()
+    Path("images/a.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"not one of the 1 images in images could be read"):
+        run(monkeypatch, "images")
     assert len(scores()) == 1
 
 
 def test_an_empty_folder_is_nothing_to_do_and_a_missing_one_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("films").mkdir()
-    run(monkeypatch, "films")
-    assert capsys.readouterr().out.startswith("0 films in films: 0 scored by version 1, 0 bad, 0 scored before; ")
+    Path("images").mkdir()
+    run(monkeypatch, "images")
+    assert capsys.readouterr().out.startswith("0 images in images: 0 scored by version 1, 0 bad, 0 scored before; ")
     assert scores().empty
-    with pytest.raises(SourceError, match="missing: there is no such folder; make it and put films into it"):
+    with pytest.raises(SourceError, match="missing: there is no such folder; make it and put images into it"):
         run(monkeypatch, "missing")
 
 
-def test_a_film_is_scored_again_only_when_its_bytes_or_the_version_change(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path, store: Path
+def test_a_image_is_scored_again_only_when_its_bytes_or_the_version_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path, store: Path
 ) -> None:
     shutil.copytree(store, "mlruns")
     monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(Path("mlruns").resolve()))
-    run(monkeypatch, "films")
+    run(monkeypatch, "images")
     capsys.readouterr()
-    (films / "new.png").write_bytes(film(100))
-    (films / "00.png").write_bytes(film(101))  # another film under an old name
-    os.utime(films / "02.png", ns=(1, 1))  # touched: read, and found to be the same
-    run(monkeypatch, "films")
+    (images / "new.png").write_bytes(image(100))
+    (images / "00.png").write_bytes(image(101))  # another image under an old name
+    os.utime(images / "02.png", ns=(1, 1))  # touched: read, and found to be the same
+    run(monkeypatch, "images")
     told = capsys.readouterr().out
     assert ": 2 scored by version 1, " in told
-    assert f" 0 bad, {N_FILMS} scored before; " in told
+    assert f" 0 bad, {N_IMAGES} scored before; " in told
     assert scores()["path"].value_counts()[["00.png", "02.png", "new.png"]].tolist() == [2, 1, 1]
     make_champion(seed=1, refer_below=None, with_reference=False)
-    run(monkeypatch, "films")
+    run(monkeypatch, "images")
     rows = scores()
-    assert rows["model_version"].value_counts().to_dict() == {"1": N_FILMS + 3, "2": N_FILMS + 2}
+    assert rows["model_version"].value_counts().to_dict() == {"1": N_IMAGES + 3, "2": N_IMAGES + 2}
     assert rows.query("model_version == '2'")["refer"].isna().all()
     assert rows["scored_at"].is_monotonic_increasing
 
 
-def test_shards_share_the_films_and_leave_none_out(monkeypatch: pytest.MonkeyPatch, films: Path) -> None:
+def test_shards_share_the_images_and_leave_none_out(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     counts = []
     for number in (1, 2, 3):
-        run(monkeypatch, "films", "--shard", f"{number}/3")
+        run(monkeypatch, "images", "--shard", f"{number}/3")
         counts.append(len(scores()))
-    assert 0 < counts[0] < counts[1] < counts[2] == N_FILMS + 1
+    assert 0 < counts[0] < counts[1] < counts[2] == N_IMAGES + 1
     assert scores()["path"].is_unique
-    run(monkeypatch, "films")
-    assert len(scores()) == N_FILMS + 1
-    assert films.is_dir()
+    run(monkeypatch, "images")
+    assert len(scores()) == N_IMAGES + 1
+    assert images.is_dir()
 
 
 @pytest.mark.parametrize("given", ["0/2", "3/2", "1", "a/b"])
 def test_a_shard_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     with pytest.raises(ParamsError, match="counted from 1"):
-        run(monkeypatch, "films", "--shard", given)
+        run(monkeypatch, "images", "--shard", given)
 
 
-@pytest.mark.usefixtures("films")
+@pytest.mark.usefixtures("images")
 def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("films_per_part: 500", "films_per_part: 1"))
-    # The second batch waits for a film that never comes: a FIFO is a file whose reader waits.
+    Path("params.yaml").write_text(text.replace("images_per_part: 500", "images_per_part: 1"))
+    # The second batch waits for an image that never comes: a FIFO is a file whose reader waits.
     os.mkfifo("fifo")
     hold = "import cxr.inference.image_source as l, sys; real = l._folder\nfrom tasks.score import _mixed\n"
     hold += "def slow(where):\n    found = real(where)\n    def read(path):\n"
-    hold += "        open('fifo').read() if path == max(found.films, key=_mixed).path else None\n"
+    hold += "        open('fifo').read() if path == max(found.images, key=_mixed).path else None\n"
     hold += "        return found.read(path)\n"
-    hold += "    return l.Location(found.name, found.films, read)\nl._folder = slow\n"
-    hold += "sys.argv = ['score', 'films', '--output', 'scores']\nfrom tasks.score import main; main()\n"
+    hold += "    return l.Location(found.name, found.images, read)\nl._folder = slow\n"
+    hold += "sys.argv = ['score', 'images', '--output', 'scores']\nfrom tasks.score import main; main()\n"
     process = subprocess.Popen([sys.executable, "-c", hold], env={**os.environ, "PYTHONPATH": str(PROJECT)})
     try:
         for _ in range(3000):
@@ -244,19 +244,21 @@ def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
         process.send_signal(signal.SIGKILL)
         process.wait()
     kept = len(scores())
-    assert 0 < kept < N_FILMS + 1
-    run(monkeypatch, "films")
+    assert 0 < kept < N_IMAGES + 1
+    run(monkeypatch, "images")
     assert f"{kept} scored before" in capsys.readouterr().out
     assert scores()["path"].is_unique
-    assert len(scores()) == N_FILMS + 1
+    assert len(scores()) == N_IMAGES + 1
 
 
-@pytest.mark.usefixtures("films")
-def test_films_are_scored_in_an_order_that_their_names_say_nothing_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("films_per_part: 500", "films_per_part: 1"))
-    run(monkeypatch, "films")
+@pytest.mark.usefixtures("images")
+def test_images_are_scored_in_an_order_that_their_names_say_nothing_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("params.yaml").write_text(
+        Path("params.yaml").read_text().replace("images_per_part: 500", "images_per_part: 1")
+    )
+    run(monkeypatch, "images")
     paths = scores()["path"].tolist()
-    assert len(paths) == N_FILMS + 1
+    assert len(paths) == N_IMAGES + 1
     assert paths != sorted(paths)
 
 
@@ -275,23 +277,23 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=s3_endpoint)
     for number in range(3):
-        client.put_object(Bucket=BUCKET, Key=f"night/ward/{number}.png", Body=film(number))
+        client.put_object(Bucket=BUCKET, Key=f"night/ward/{number}.png", Body=image(number))
     client.put_object(Bucket=BUCKET, Key="night/_SUCCESS", Body=b"")
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_prefix_is_scored_like_a_folder_once_and_nothing_is_kept_of_its_films(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], films: Path
+def test_a_prefix_is_scored_like_a_folder_once_and_nothing_is_kept_of_its_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
     before = {path for path in Path().rglob("*") if path.suffix == ".png"}
     run(monkeypatch, f"s3://{BUCKET}/night")
     run(monkeypatch, f"s3://{BUCKET}/night/")
-    assert "3 films in s3://films/night: 0 scored by version 1, 0 bad, 3 scored before" in capsys.readouterr().out
+    assert "3 images in s3://images/night: 0 scored by version 1, 0 bad, 3 scored before" in capsys.readouterr().out
     assert {path for path in Path().rglob("*") if path.suffix == ".png"} == before
     in_bucket = scores()
     assert sorted(in_bucket["path"]) == ["ward/0.png", "ward/1.png", "ward/2.png"]
-    run(monkeypatch, str(films))
-    in_folder = scores().query("location == 'films'").set_index("sha256")
+    run(monkeypatch, str(images))
+    in_folder = scores().query("location == 'images'").set_index("sha256")
     for row in in_bucket.to_dict("records"):
         assert [row[f"p_{name}"] for name in CLASSES] == in_folder.loc[
             row["sha256"], [f"p_{name}" for name in CLASSES]

@@ -32,7 +32,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RawFolder]:
     folder = tmp_path_factory.mktemp("project")
     tables = raw_folder(folder / "data/raw")
     ids = tables.manifest.loc[tables.manifest["label"] == "viral", "image_id"].tolist()
-    tables.look_alikes = [(ids[0], ids[5]), (ids[5], ids[9])]
+    tables.near_duplicates = [(ids[0], ids[5]), (ids[5], ids[9])]
     tables.write(folder / "data/raw")
     return folder / "data/raw", tables
 
@@ -63,7 +63,7 @@ def test_every_protocol_passes_its_gate_and_tells_what_it_did(paths: Paths, prot
     assert len(summary["test_set_sha256"]) == 64
 
 
-def test_the_four_way_task_splits_the_covid_films_too(paths: Paths) -> None:
+def test_the_four_way_task_splits_the_covid_images_too(paths: Paths) -> None:
     split(params(task="four_way", share_tolerance=0.1), paths)
     counts = json.loads((paths.split / "split.json").read_text())["counts"]
     assert all(counts[name]["covid"] for name in ("train", "validation", "test"))
@@ -72,27 +72,27 @@ def test_the_four_way_task_splits_the_covid_films_too(paths: Paths) -> None:
 
 @pytest.mark.parametrize("protocol", ["patient", "cv"])
 def test_a_thinned_split_passes_its_gate_with_the_quotas_and_says_so(paths: Paths, protocol: str) -> None:
-    split(params(protocol=protocol, films="paper_quotas", train_share=0.5, **SMALL_QUOTAS), paths)
+    split(params(protocol=protocol, images="paper_quotas", train_share=0.5, **SMALL_QUOTAS), paths)
     summary = json.loads((paths.split / "split.json").read_text())
     assert summary["counts"]["train"] == {"normal": 10, "viral": 10, "bacterial": 10}
     assert summary["counts"]["test"] == SMALL_QUOTAS["paper_test"]
     assert summary["counts"]["validation"] == SMALL_QUOTAS["paper_validation"]
-    assert (summary["films"], summary["train_share"], summary["patients_crossing"]) == ("paper_quotas", 0.5, 0)
+    assert (summary["images"], summary["train_share"], summary["patients_crossing"]) == ("paper_quotas", 0.5, 0)
 
 
 @pytest.mark.parametrize("protocol", ["patient", "official", "cv"])
-def test_a_share_of_the_training_films_of_one_source_passes_the_gate_beside_the_same_test_set(
+def test_a_share_of_the_training_images_of_one_source_passes_the_gate_beside_the_same_test_set(
     paths: Paths, protocol: str
 ) -> None:
     split(params(protocol=protocol), paths)
     whole = json.loads((paths.split / "split.json").read_text())
     split(params(protocol=protocol, train_share=0.5, train_sources=["kermany"]), paths)
-    thinned = json.loads((paths.split / "split.json").read_text())
+    subsampled = json.loads((paths.split / "split.json").read_text())
     for key in ("validation", "test"):
-        assert thinned["counts"][key] == whole["counts"][key]
-    assert thinned["test_set_sha256"] == whole["test_set_sha256"]
-    assert sum(thinned["counts"]["train"].values()) < 0.5 * sum(whole["counts"]["train"].values())
-    assert (thinned["films"], thinned["train_sources"]) == ("all", ["kermany"])
+        assert subsampled["counts"][key] == whole["counts"][key]
+    assert subsampled["test_set_sha256"] == whole["test_set_sha256"]
+    assert sum(subsampled["counts"]["train"].values()) < 0.5 * sum(whole["counts"]["train"].values())
+    assert (subsampled["images"], subsampled["train_sources"]) == ("all", ["kermany"])
 
 
 def test_the_same_seed_writes_the_same_bytes(paths: Paths, tmp_path: Path) -> None:
@@ -115,18 +115,18 @@ def test_a_failed_share_leaves_no_output_not_even_an_earlier_one(
     )
     assert list(paths.split.parent.iterdir()) == []
     assert "train 0.677, validation 0.123, test 0.2," in caplog.text
-    assert "split=train, label=normal, films=" in caplog.text
+    assert "split=train, label=normal, images=" in caplog.text
 
 
-def broken(rows: pd.DataFrame, look_alikes: pd.DataFrame, fault: str) -> pd.DataFrame:
+def broken(rows: pd.DataFrame, near_duplicates: pd.DataFrame, fault: str) -> pd.DataFrame:
     rows = rows.copy()
-    pair = rows["image_id"].isin([look_alikes["image_id_a"][0], look_alikes["image_id_b"][0]])
+    pair = rows["image_id"].isin([near_duplicates["image_id_a"][0], near_duplicates["image_id_b"][0]])
     match fault:
-        case "film_assigned_once":
+        case "image_assigned_once":
             return rows.drop(index=[3])
-        case "film_assigned_once, twice":
+        case "image_assigned_once, twice":
             return pd.concat([rows, rows.tail(1)])
-        case "film_assigned_once, unknown":
+        case "image_assigned_once, unknown":
             rows.loc[0, "image_id"] = "elsewhere-0"
         case "split_known":
             rows.loc[0, "split"] = "holdout"
@@ -138,7 +138,7 @@ def broken(rows: pd.DataFrame, look_alikes: pd.DataFrame, fault: str) -> pd.Data
         case "no_patient_crosses":
             first = rows.index[rows["split"] == "train"][0]
             rows.loc[first, "split"] = "test"
-        case "no_look_alikes_parted":
+        case "no_near_duplicates_parted":
             rows.loc[pair, "split"] = ["test", "train"]
     return rows
 
@@ -146,51 +146,60 @@ def broken(rows: pd.DataFrame, look_alikes: pd.DataFrame, fault: str) -> pd.Data
 @pytest.mark.parametrize(
     ("fault", "shown"),
     [
-        ("film_assigned_once", "assigned=never"),
-        ("film_assigned_once, twice", "assigned=twice"),
-        ("film_assigned_once, unknown", "image_id=elsewhere-0"),
+        ("image_assigned_once", "assigned=never"),
+        ("image_assigned_once, twice", "assigned=twice"),
+        ("image_assigned_once, unknown", "image_id=elsewhere-0"),
         ("split_known", "split=holdout"),
         ("no_patient_crosses", "splits_of_patient=2"),
-        ("no_look_alikes_parted", "parted_from="),
+        ("no_near_duplicates_parted", "parted_from="),
         ("class_shares", "split=train, label=normal"),
     ],
 )
 def test_each_fault_in_a_written_split_is_caught_with_its_row(
     paths: Paths, caplog: pytest.LogCaptureFixture, fault: str, shown: str
 ) -> None:
-    manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
+    manifest, near_duplicates = (
+        pd.read_parquet(paths.raw / "manifest.parquet"),
+        pd.read_csv(paths.raw / "near_duplicates.csv"),
+    )
     split(params(share_tolerance=0.3), paths)
-    rows = broken(pd.read_csv(paths.split / "splits.csv"), look_alikes, fault)
+    rows = broken(pd.read_csv(paths.split / "splits.csv"), near_duplicates, fault)
     rows.to_csv(paths.split / "splits.csv", index=False)
     with pytest.raises(GateError, match=fault.split(",", maxsplit=1)[0]):
-        check_split(paths.split, manifest, look_alikes, params(share_tolerance=0.3))
+        check_split(paths.split, manifest, near_duplicates, params(share_tolerance=0.3))
     assert shown in caplog.text
 
 
-def test_a_training_film_of_another_source_than_asked_for_is_caught(
+def test_a_training_image_of_another_source_than_asked_for_is_caught(
     paths: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = params(train_sources=["kermany"])
     split(chosen, paths)
-    manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
-    rows = broken(pd.read_csv(paths.split / "splits.csv"), look_alikes, "train_sources")
+    manifest, near_duplicates = (
+        pd.read_parquet(paths.raw / "manifest.parquet"),
+        pd.read_csv(paths.raw / "near_duplicates.csv"),
+    )
+    rows = broken(pd.read_csv(paths.split / "splits.csv"), near_duplicates, "train_sources")
     rows.to_csv(paths.split / "splits.csv", index=False)
     with pytest.raises(GateError, match=r"train_sources \("):
-        check_split(paths.split, manifest, look_alikes, chosen)
+        check_split(paths.split, manifest, near_duplicates, chosen)
     assert "trains=covid19" in caplog.text
 
 
 def test_a_missed_quota_is_caught(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
     chosen = params(protocol="paper", **SMALL_QUOTAS)
     split(chosen, paths)
-    manifest, look_alikes = pd.read_parquet(paths.raw / "manifest.parquet"), pd.read_csv(paths.raw / "lookalikes.csv")
+    manifest, near_duplicates = (
+        pd.read_parquet(paths.raw / "manifest.parquet"),
+        pd.read_csv(paths.raw / "near_duplicates.csv"),
+    )
     asked = params(protocol="paper", **{**SMALL_QUOTAS, "paper_test": {"normal": 6, "viral": 6, "bacterial": 7}})
     with pytest.raises(GateError, match=r"quotas_met \(1 of 3 checks\)"):
-        check_split(paths.split, manifest, look_alikes, asked)
-    assert "split=test, label=normal, films=5, quota=6" in caplog.text
+        check_split(paths.split, manifest, near_duplicates, asked)
+    assert "split=test, label=normal, images=5, quota=6" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["lookalikes.csv", "ingest.json"])
+@pytest.mark.parametrize("name", ["near_duplicates.csv", "ingest.json"])
 def test_a_missing_input_is_named(paths: Paths, raw: tuple[Path, RawFolder], tmp_path: Path, name: str) -> None:
     incomplete = tmp_path / "raw"
     incomplete.mkdir()
@@ -210,7 +219,7 @@ def test_what_a_killed_run_left_does_no_harm(paths: Paths) -> None:
     assert {path.name for path in paths.split.iterdir()} == {"splits.csv", "split.json"}
 
 
-def test_the_log_counts_films_and_says_who_leaks(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_counts_images_and_says_who_leaks(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     split(params(), paths)
     assert "split test" in caplog.text

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cxr.imaging.preprocess import Preprocessing
 from mlflow import MlflowClient
 
 from cxr.common.files import write_json
 from cxr.common.params import Paths, override, read_params
 from cxr.dataset.image_array import read_packed, write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
+from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import read_bundle
 from cxr.models.forward import predict_logits, softmax_with_temperature
 
 ROOT = Path(__file__).parents[2]
-FILMS = 36
+IMAGES = 36
 QUICK = {"train.epochs": 3, "train.batch_size": 12, "train.warmup_epochs": 0, "train.ema_decay": 0.5}
 
 
@@ -32,15 +32,15 @@ def project(folder: Path) -> Path:
     params.write_text((ROOT / "params.yaml").read_text())
     paths = read_params(params).paths
     override(params, {f"paths.{name}": str(folder / getattr(paths, name)) for name in Paths.model_fields} | QUICK)
-    ids = [f"id-{row:02d}" for row in range(FILMS)]
-    labels = [("normal", "viral", "bacterial")[row % 3] for row in range(FILMS)]
+    ids = [f"id-{row:02d}" for row in range(IMAGES)]
+    labels = [("normal", "viral", "bacterial")[row % 3] for row in range(IMAGES)]
     images, split = folder / paths.images, folder / paths.split
     images.mkdir(parents=True)
     split.mkdir(parents=True)
-    np.save(images / "images.npy", np.random.default_rng(0).integers(0, 255, (FILMS, 32, 32), np.uint8))
+    np.save(images / "images.npy", np.random.default_rng(0).integers(0, 255, (IMAGES, 32, 32), np.uint8))
     write_index(images, ids, Preprocessing(32, "stretch", "clahe", 2.0, 4, 10**6))
     write_manifest(folder / paths.raw, ids, labels)
-    parts = ["validation" if row >= 27 else "train" for row in range(FILMS)]
+    parts = ["validation" if row >= 27 else "train" for row in range(IMAGES)]
     table = {"image_id": ids, "split": parts, "fold": -1, "label": labels, "patient_id": ids}
     pd.DataFrame(table).to_csv(split / "splits.csv", index=False)
     write_json(
@@ -135,7 +135,7 @@ def test_killed_training_resumes_into_its_run_and_ends_with_the_same_bits(
     assert json.loads((trained(params) / "training.json").read_text())["run_id"] == run_id
 
 
-def test_a_committee_averages_networks_of_different_seeds_and_is_what_is_validated(tmp_path: Path, store: Path) -> None:
+def test_a_ensemble_averages_networks_of_different_seeds_and_is_what_is_validated(tmp_path: Path, store: Path) -> None:
     params = project(tmp_path)
     override(params, {"train.members": 2, "train.epochs": 1, "train.backbone": "small_cnn"})
     process = start(params, store)

@@ -1,4 +1,4 @@
-"""Films come out of their shards as a tree of files, checked, and never into the folder that DVC tracks."""
+"""Images come out of their shards as a tree of files, checked, and never into the folder that DVC tracks."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("tables")
-def test_all_films_come_out_under_their_paths_also_a_second_time(
+def test_all_images_come_out_under_their_paths_also_a_second_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raw: Path
 ) -> None:
     for _ in range(2):
@@ -54,29 +54,29 @@ def test_the_first_and_the_named_come_out_alone(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.usefixtures("tables")
-def test_an_unknown_film_and_the_tracked_folder_are_refused(monkeypatch: pytest.MonkeyPatch, raw: Path) -> None:
+def test_an_unknown_image_and_the_tracked_folder_are_refused(monkeypatch: pytest.MonkeyPatch, raw: Path) -> None:
     before = tree(raw)
-    with pytest.raises(DataError, match=r"the manifest has no film kermany-none; image_ids stand in"):
+    with pytest.raises(DataError, match=r"the manifest has no image kermany-none; image_ids stand in"):
         call(monkeypatch, "tree", "kermany-none")
-    with pytest.raises(DataError, match=r"raw/films lies in raw, which DVC tracks as it is; name another folder"):
-        call(monkeypatch, "raw/films")
+    with pytest.raises(DataError, match=r"raw/images lies in raw, which DVC tracks as it is; name another folder"):
+        call(monkeypatch, "raw/images")
     assert tree(raw) == before
 
 
-def test_a_film_that_is_not_the_manifests_is_refused(
+def test_a_image_that_is_not_the_manifests_is_refused(
     monkeypatch: pytest.MonkeyPatch, raw: Path, tables: RawFolder
 ) -> None:
     path = tables.manifest["path"][0]
     pack(raw, unpacked(raw) | {path: b"other"})
-    with pytest.raises(DataError, match=f"{path} is not the film of the manifest"):
+    with pytest.raises(DataError, match=f"{path} is not the image of the manifest"):
         call(monkeypatch, "tree")
 
 
-def test_a_film_whose_path_leads_out_of_the_folder_is_refused(
+def test_a_image_whose_path_leads_out_of_the_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch, raw: Path, tables: RawFolder
 ) -> None:
-    tables.manifest.loc[0, "path"] = "films/../../out.png"
+    tables.manifest.loc[0, "path"] = "images/../../out.png"
     tables.write(raw)
-    with pytest.raises(DataError, match=r"the film films/\.\./\.\./out\.png would leave tree"):
+    with pytest.raises(DataError, match=r"the image images/\.\./\.\./out\.png would leave tree"):
         call(monkeypatch, "tree")
     assert not Path("out.png").exists()

@@ -79,21 +79,21 @@ def test_report_and_data_docs_are_the_same_bytes_every_time(paths: Paths, tables
     assert outputs() == first
 
 
-def test_data_docs_need_no_network_and_say_that_films_are_synthetic(paths: Paths, tables: RawFolder) -> None:
+def test_data_docs_need_no_network_and_say_that_images_are_synthetic(paths: Paths, tables: RawFolder) -> None:
     tables.write(paths.raw)
     validate(params(), paths)
     index = (paths.data_docs / "index.html").read_text()
     assert "Data after ingest: passed" in index
-    assert "SYNTHETIC films: drawn by a program, no patients." in index
+    assert "SYNTHETIC images: drawn by a program, no patients." in index
     pages = re.findall(r'<a href="([^"]+)"', index)
     assert len(pages) == 4
     for page in pages:
         html = (paths.data_docs / page).read_text()
-        assert "after-ingest-of-synthetic-films" in html
+        assert "after-ingest-of-synthetic-images" in html
         assert not re.search(r"<script|<link|<img|url\(http|src=.http", html)
 
 
-def test_data_docs_of_real_films_do_not_say_synthetic(paths: Paths, tables: RawFolder) -> None:
+def test_data_docs_of_real_images_do_not_say_synthetic(paths: Paths, tables: RawFolder) -> None:
     tables.synthetic = False
     tables.write(paths.raw)
     validate(params(), paths)
@@ -119,13 +119,13 @@ def same_as_second(column: str) -> Callable[[RawFolder, Path], None]:
     return fault
 
 
-def lose_film(tables: RawFolder, raw: Path) -> None:
-    films = unpacked(raw)
-    del films[tables.manifest["path"][0]]
-    pack(raw, films)
+def lose_image(tables: RawFolder, raw: Path) -> None:
+    images = unpacked(raw)
+    del images[tables.manifest["path"][0]]
+    pack(raw, images)
 
 
-def replace_film(tables: RawFolder, raw: Path) -> None:
+def replace_image(tables: RawFolder, raw: Path) -> None:
     pack(raw, unpacked(raw) | {tables.manifest["path"][0]: b"other"})
 
 
@@ -149,15 +149,15 @@ def quarantine_many(tables: RawFolder, _raw: Path) -> None:
         ("image_id_unique", same_as_second("image_id"), "image_id=covid19-"),
         ("label_known", set_cell("label", "fungal"), "label=fungal"),
         ("patient_id_present", set_cell("patient_id", ""), "patient_id=None"),
-        ("file_as_recorded", lose_film, "file=missing"),
-        ("file_as_recorded", replace_film, "file=changed"),
+        ("file_as_recorded", lose_image, "file=missing"),
+        ("file_as_recorded", replace_image, "file=changed"),
         ("width_px", set_cell("width", 20), "width=20"),
         ("height_px", set_cell("height", 9000), "height=9000"),
         ("aspect", set_cell("width", 1200), "aspect=3.75"),
         ("statistics_present", forget_statistics, "image_id=covid19-"),
         ("grey_mean", set_cell("grey_mean", 250.0, "statistics"), "grey_mean=250"),
         ("grey_std", set_cell("grey_std", 2.5, "statistics"), "grey_std=2.5"),
-        ("images_per_class", drop_viral, "label=viral, films=5, at_least=20"),
+        ("images_per_class", drop_viral, "label=viral, images=5, at_least=20"),
         ("quarantined_share", quarantine_many, "source=kermany, total=102, kept=72, quarantined=30"),
     ],
 )

@@ -6,12 +6,12 @@ export function fillCard(body, model) {
   body.replaceChildren(
     make("p", { class: "box is-refer" }, model.disclaimer),
     section("This version", facts(model)),
-    section("Measured on test films", ...measured(model)),
-    section("Meant for", make("p", {}, "Research on methods: comparing recipes, protocols and data on films like those it was trained on.")),
+    section("Measured on test images", ...measured(model)),
+    section("Meant for", make("p", {}, "Research on methods: comparing recipes, protocols and data on images like those it was trained on.")),
     section("Not meant for", list([
       "Diagnosis, triage, or any decision about a patient.",
-      "Films that are not frontal, and any finding but its classes: it always answers with one of them.",
-      "Hospitals, machines and ages other than those of its training films, of which nothing has been measured.",
+      "Images that are not frontal, and any finding but its classes: it always answers with one of them.",
+      "Hospitals, machines and ages other than those of its training images, of which nothing has been measured.",
     ])),
     section("Where the model looked", make("p", {}, "The heat map (Grad-CAM) shows what the model used for a class, in coarse cells. It does not show where a disease is.")),
     section("Where it comes from", table(Object.entries(model.lineage).map(([name, value]) => [name.replaceAll("_", " "), make("code", {}, value)]))),
@@ -38,11 +38,11 @@ function measured(model) {
   if (!found) return [make("p", {}, "The registry holds no measurement of this version that it can vouch for.")];
   const patients = found.patients ? ` of ${found.patients} patients` : "";
   const columns = ["precision", "recall", "specificity", "auroc"];
-  const head = make("tr", {}, ...["Class", "Films", ...columns.map((name) => (name === "auroc" ? "AUROC" : name[0].toUpperCase() + name.slice(1)))].map((name) => make("th", { scope: "col" }, name)));
+  const head = make("tr", {}, ...["Class", "Images", ...columns.map((name) => (name === "auroc" ? "AUROC" : name[0].toUpperCase() + name.slice(1)))].map((name) => make("th", { scope: "col" }, name)));
   const rows = Object.entries(found.per_class).map(([name, scores]) =>
-    make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(scores.films)), ...columns.map((column) => make("td", {}, ...score(scores[column])))));
+    make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(scores.images)), ...columns.map((column) => make("td", {}, ...score(scores[column])))));
   return [
-    make("p", { class: "quiet" }, `${found.films} films${patients}; small print: 95% intervals over patients.`),
+    make("p", { class: "quiet" }, `${found.images} images${patients}; small print: 95% intervals over patients.`),
     table(Object.entries(found.overall).map(([name, value]) => [name, make("span", {}, ...score(value))])),
     make("div", { class: "wide" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))),
   ];

@@ -1,4 +1,4 @@
-// The page: films come in, are sent one by one, and stay in this page's memory alone.
+// The page: images come in, are sent one by one, and stay in this page's memory alone.
 
 import { fillCard } from "./card.js";
 import { make, percent } from "./make.js";
@@ -8,7 +8,7 @@ import { toCsv } from "./table.js";
 
 const AT_ONCE = 3;
 const byId = (id) => document.getElementById(id);
-const films = [];
+const images = [];
 const view = { opacity: 0.55 };
 let model = null;
 let chosen = null;
@@ -19,95 +19,95 @@ const say = (text) => { byId("said").textContent = text; };
 function addFiles(files) {
   const added = [...files].map((file) => ({ file, name: file.name, answer: null, error: null, heats: {}, answeredAt: "", row: null }));
   if (!added.length) return;
-  for (const film of added) {
-    film.row = rowOf(film);
-    byId("list").append(make("li", {}, film.row));
+  for (const image of added) {
+    image.row = rowOf(image);
+    byId("list").append(make("li", {}, image.row));
   }
-  films.push(...added);
+  images.push(...added);
   if (!chosen) choose(added[0]);
   say(`${added.length} file${added.length > 1 ? "s" : ""} added`);
   refresh();
   while (working < AT_ONCE && next()) work();
 }
 
-const next = () => films.find((film) => !film.began);
+const next = () => images.find((image) => !image.began);
 
 async function work() {
   working += 1;
-  for (let film = next(); film; film = next()) {
-    film.began = true;
-    await read(film);
+  for (let image = next(); image; image = next()) {
+    image.began = true;
+    await read(image);
   }
   working -= 1;
   refresh();
 }
 
-async function read(film) {
+async function read(image) {
   try {
-    keep(film, await predict(film.file, { film: "true" }, model?.limits));
+    keep(image, await predict(image.file, { image: "true" }, model?.limits));
   } catch (error) {
-    film.error = error.message;
-    film.answeredAt = new Date().toISOString();
+    image.error = error.message;
+    image.answeredAt = new Date().toISOString();
   }
-  if (!films.includes(film)) return; // cleared meanwhile
-  drawRow(film);
-  if (film === chosen) showChosen();
+  if (!images.includes(image)) return; // cleared meanwhile
+  drawRow(image);
+  if (image === chosen) showChosen();
   refresh();
-  say(`${films.filter(isDone).length} of ${films.length} read. ${film.name}: ${summary(film)}`);
+  say(`${images.filter(isDone).length} of ${images.length} read. ${image.name}: ${summary(image)}`);
 }
 
-function keep(film, answer) {
-  film.answer = { ...answer, film: answer.film ?? film.answer?.film, heat: undefined };
-  film.answeredAt = new Date().toISOString();
+function keep(image, answer) {
+  image.answer = { ...answer, image: answer.image ?? image.answer?.image, heat: undefined };
+  image.answeredAt = new Date().toISOString();
   if (model && answer.model_version !== model.model_version) refreshModel();
 }
 
-async function heatOf(film, name) {
-  if (!film.heats[name]) {
-    const answer = await predict(film.file, { heat: "true", class: name }, model?.limits);
-    if (answer.model_version !== film.answer.model_version) { // the champion moved: the whole reading is anew
-      film.heats = {};
-      keep(film, answer);
-      drawRow(film);
-      if (film === chosen) showChosen();
+async function heatOf(image, name) {
+  if (!image.heats[name]) {
+    const answer = await predict(image.file, { heat: "true", class: name }, model?.limits);
+    if (answer.model_version !== image.answer.model_version) { // the champion moved: the whole reading is anew
+      image.heats = {};
+      keep(image, answer);
+      drawRow(image);
+      if (image === chosen) showChosen();
     }
-    film.heats[name] = answer.heat.image;
+    image.heats[name] = answer.heat.image;
   }
-  return film.heats[name];
+  return image.heats[name];
 }
 
-const isDone = (film) => film.answer !== null || film.error !== null;
+const isDone = (image) => image.answer !== null || image.error !== null;
 
-function summary(film) {
-  if (film.error) return `could not be read. ${film.error}`;
-  if (!film.answer) return film.began ? "being read …" : "waiting …";
-  const { answer } = film;
+function summary(image) {
+  if (image.error) return `could not be read. ${image.error}`;
+  if (!image.answer) return image.began ? "being read …" : "waiting …";
+  const { answer } = image;
   return `${answer.predicted_class}, ${percent(answer.probabilities[answer.predicted_class])}${answer.refer ? "; a reader should see it" : ""}`;
 }
 
-function rowOf(film) {
+function rowOf(image) {
   const row = make("button", { type: "button", class: "row" });
-  row.addEventListener("click", () => { choose(film); if (matchMedia("(max-width: 760px)").matches) byId("reading").scrollIntoView(); });
-  film.row = row;
-  drawRow(film);
+  row.addEventListener("click", () => { choose(image); if (matchMedia("(max-width: 760px)").matches) byId("reading").scrollIntoView(); });
+  image.row = row;
+  drawRow(image);
   return row;
 }
 
-function drawRow(film) {
-  const { answer, error } = film;
-  const thumb = answer ? make("img", { class: "thumb", src: answer.film, alt: "" }) : make("span", { class: "thumb", "aria-hidden": "true" }, error ? "!" : "…");
-  const says = answer ? `${answer.predicted_class} ${percent(answer.probabilities[answer.predicted_class])}` : error ?? summary(film);
-  const flag = answer?.refer ? make("span", { class: "flag", title: "A reader should see this film" }, answer.warning ? "Warning" : "Refer") : null;
-  film.row.classList.toggle("is-wrong", Boolean(error));
-  film.row.setAttribute("aria-label", `${film.name}: ${summary(film)}`);
-  film.row.replaceChildren(thumb, make("span", { class: "name", title: film.name }, film.name), make("span", { class: "says" }, says));
-  if (flag) film.row.append(flag);
+function drawRow(image) {
+  const { answer, error } = image;
+  const thumb = answer ? make("img", { class: "thumb", src: answer.image, alt: "" }) : make("span", { class: "thumb", "aria-hidden": "true" }, error ? "!" : "…");
+  const says = answer ? `${answer.predicted_class} ${percent(answer.probabilities[answer.predicted_class])}` : error ?? summary(image);
+  const flag = answer?.refer ? make("span", { class: "flag", title: "A reader should see this image" }, answer.warning ? "Warning" : "Refer") : null;
+  image.row.classList.toggle("is-wrong", Boolean(error));
+  image.row.setAttribute("aria-label", `${image.name}: ${summary(image)}`);
+  image.row.replaceChildren(thumb, make("span", { class: "name", title: image.name }, image.name), make("span", { class: "says" }, says));
+  if (flag) image.row.append(flag);
 }
 
-function choose(film) {
+function choose(image) {
   chosen?.row.removeAttribute("aria-current");
-  chosen = film;
-  film.row.setAttribute("aria-current", "true");
+  chosen = image;
+  image.row.setAttribute("aria-current", "true");
   showChosen();
 }
 
@@ -119,26 +119,26 @@ function showChosen() {
 }
 
 function refresh() {
-  const done = films.filter(isDone).length;
-  byId("count").textContent = films.length ? `${done} of ${films.length}` : "";
+  const done = images.filter(isDone).length;
+  byId("count").textContent = images.length ? `${done} of ${images.length}` : "";
   byId("export").disabled = done === 0;
-  byId("clear").disabled = films.length === 0;
+  byId("clear").disabled = images.length === 0;
   const bar = byId("progress");
-  bar.hidden = done === films.length;
-  bar.max = films.length || 1;
+  bar.hidden = done === images.length;
+  bar.max = images.length || 1;
   bar.value = done;
 }
 
 function exportCsv() {
-  const link = make("a", { download: "chest-films.csv" });
-  link.href = URL.createObjectURL(new Blob(["\ufeff", toCsv(films.filter(isDone))], { type: "text/csv" }));
+  const link = make("a", { download: "chest-images.csv" });
+  link.href = URL.createObjectURL(new Blob(["\ufeff", toCsv(images.filter(isDone))], { type: "text/csv" }));
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   say("The table was saved");
 }
 
 function clear() {
-  films.length = 0;
+  images.length = 0;
   chosen = null;
   byId("list").replaceChildren();
   showChosen();
@@ -162,12 +162,12 @@ async function refreshModel() {
 }
 
 function moveInList(event) {
-  const step = { ArrowDown: 1, ArrowUp: -1, Home: -films.length, End: films.length }[event.key];
+  const step = { ArrowDown: 1, ArrowUp: -1, Home: -images.length, End: images.length }[event.key];
   if (!step || !chosen) return;
   event.preventDefault();
-  const at = Math.min(films.length - 1, Math.max(0, films.indexOf(chosen) + step));
-  choose(films[at]);
-  films[at].row.focus();
+  const at = Math.min(images.length - 1, Math.max(0, images.indexOf(chosen) + step));
+  choose(images[at]);
+  images[at].row.focus();
 }
 
 function listenForDrops() {

@@ -1,4 +1,4 @@
-// The reading of one film: the film with its heat, and what the numbers mean in words.
+// The reading of one image: the image with its heat, and what the numbers mean in words.
 
 import { make, percent } from "./make.js";
 
@@ -12,29 +12,29 @@ const VERDICTS = { normal: "Reads as normal", viral: "Reads as viral pneumonia",
 
 export const verdict = (name) => VERDICTS[name] ?? `Reads as ${name}`;
 
-// `ask` gets the heat of a class; `view` remembers what the reader set: the slider stays where it is from film to film.
-export function showReading(place, film, { model, view, ask, openCard }) {
-  if (film.error) place.replaceChildren(trouble(film));
-  else if (!film.answer) place.replaceChildren(make("div", { class: "trouble" }, title("Reading the film …"), make("p", { class: "file" }, film.name)));
-  else place.replaceChildren(make("div", { class: "detail-grid" }, viewer(film, { model, view, ask }), finding(film, model, openCard)));
+// `ask` gets the heat of a class; `view` remembers what the reader set: the slider stays where it is from image to image.
+export function showReading(place, image, { model, view, ask, openCard }) {
+  if (image.error) place.replaceChildren(trouble(image));
+  else if (!image.answer) place.replaceChildren(make("div", { class: "trouble" }, title("Reading the image …"), make("p", { class: "file" }, image.name)));
+  else place.replaceChildren(make("div", { class: "detail-grid" }, viewer(image, { model, view, ask }), finding(image, model, openCard)));
 }
 
 const title = (text) => make("h2", { class: "verdict" }, text);
 
-function trouble(film) {
-  return make("div", { class: "trouble" }, title("This file could not be read"), make("p", { class: "file" }, film.name),
-    make("p", { class: "box is-wrong" }, film.error), make("p", { class: "quiet" }, "The other films are not affected."));
+function trouble(image) {
+  return make("div", { class: "trouble" }, title("This file could not be read"), make("p", { class: "file" }, image.name),
+    make("p", { class: "box is-wrong" }, image.error), make("p", { class: "quiet" }, "The other images are not affected."));
 }
 
-function viewer(film, { model, view, ask }) {
+function viewer(image, { model, view, ask }) {
   const heat = make("img", { class: "heat", alt: "", hidden: true });
   const note = make("p", { class: "quiet", role: "status" });
-  const picture = make("img", { class: "film", src: film.answer.film, alt: `Film ${film.name}` });
+  const picture = make("img", { class: "image", src: image.answer.image, alt: `Image ${image.name}` });
   const draw = () => { heat.style.opacity = String(view.opacity); };
   const show = async (name) => {
-    note.textContent = film.heats[name] ? "" : "Looking where the model looked …";
+    note.textContent = image.heats[name] ? "" : "Looking where the model looked …";
     try {
-      heat.src = await ask(film, name);
+      heat.src = await ask(image, name);
       heat.hidden = false;
       note.textContent = "";
     } catch (error) {
@@ -47,18 +47,18 @@ function viewer(film, { model, view, ask }) {
     stack.style.width = `min(100%, calc(64vh * ${picture.naturalWidth / picture.naturalHeight}))`;
   });
   draw();
-  show(film.answer.predicted_class);
+  show(image.answer.predicted_class);
   return make("div", { class: "viewer" },
     make("div", { class: "picture" }, stack),
-    make("div", { class: "controls" }, classChoice(film, model, show), slider(view, draw),
+    make("div", { class: "controls" }, classChoice(image, model, show), slider(view, draw),
       make("div", {}, make("div", { class: "scale", "aria-hidden": "true" }),
         make("div", { class: "scale-words" }, make("span", {}, "not used"), make("span", {}, "used most for this class"))),
       note));
 }
 
-function classChoice(film, model, show) {
-  const choices = Object.keys(film.answer.probabilities).map((name) => {
-    const input = make("input", { type: "radio", name: "heat-class", value: name, checked: name === film.answer.predicted_class });
+function classChoice(image, model, show) {
+  const choices = Object.keys(image.answer.probabilities).map((name) => {
+    const input = make("input", { type: "radio", name: "heat-class", value: name, checked: name === image.answer.predicted_class });
     input.addEventListener("change", () => show(name));
     return make("label", { class: "choice" }, input, make("span", {}, name));
   });
@@ -73,33 +73,33 @@ function slider(view, draw) {
     value.textContent = percentOf(view.opacity);
     draw();
   });
-  return make("div", { class: "slide" }, make("label", { for: "opacity" }, "Heat over film"), input, value);
+  return make("div", { class: "slide" }, make("label", { for: "opacity" }, "Heat over image"), input, value);
 }
 
 const often = (share) => (share >= 0.995 ? "nearly all" : `about ${Math.round(share * 100)}`);
 const percentOf = (share) => `${Math.round(share * 100)}%`;
 
-function finding(film, model, openCard) {
-  const { answer } = film;
+function finding(image, model, openCard) {
+  const { answer } = image;
   const top = answer.probabilities[answer.predicted_class];
   const card = make("button", { type: "button", class: "link-button" }, `version ${answer.model_version}, see its card`);
   card.addEventListener("click", openCard);
   return make("div", { class: "finding" },
-    make("div", {}, title(verdict(answer.predicted_class)), make("p", { class: "file" }, film.name)),
+    make("div", {}, title(verdict(answer.predicted_class)), make("p", { class: "file" }, image.name)),
     answer.warning ? make("p", { class: "box is-wrong" }, make("b", {}, "This answer may mean nothing"), answer.warning) : null,
     referral(answer, model),
     chart(answer, model),
-    make("p", { class: "quiet" }, `The numbers are calibrated: of 100 films that get ${percent(top)} for a class, ${often(top)} should be of that class, if they are like the films the model was measured on.`),
+    make("p", { class: "quiet" }, `The numbers are calibrated: of 100 images that get ${percent(top)} for a class, ${often(top)} should be of that class, if they are like the images the model was measured on.`),
     make("dl", { class: "facts" }, make("dt", {}, "Model"), make("dd", {}, card), make("dt", {}, "Computed by"), make("dd", {}, answer.engine),
-      make("dt", {}, "Answered"), make("dd", {}, new Date(film.answeredAt).toLocaleTimeString()),
+      make("dt", {}, "Answered"), make("dd", {}, new Date(image.answeredAt).toLocaleTimeString()),
       make("dt", {}, "Use"), make("dd", {}, answer.disclaimer)));
 }
 
 function referral(answer, model) {
   const limit = model?.refer_below ? ` Its threshold is ${percent(model.refer_below)}.` : "";
   if (answer.refer === null) return make("p", { class: "box" }, make("b", {}, "No threshold for referral"), "This model cannot say when it is not sure enough.");
-  if (answer.refer && answer.warning) return make("p", { class: "box is-refer" }, make("b", {}, "A reader should see this film"), "It is unlike the films that the model was judged on.");
-  if (answer.refer) return make("p", { class: "box is-refer" }, make("b", {}, "A reader should see this film"), `The model is not sure enough of it.${limit}`);
+  if (answer.refer && answer.warning) return make("p", { class: "box is-refer" }, make("b", {}, "A reader should see this image"), "It is unlike the images that the model was judged on.");
+  if (answer.refer) return make("p", { class: "box is-refer" }, make("b", {}, "A reader should see this image"), `The model is not sure enough of it.${limit}`);
   return make("p", { class: "box is-fine" }, make("b", {}, "Sure enough by its own threshold"), `It can still be wrong.${limit}`);
 }
 

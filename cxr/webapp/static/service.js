@@ -9,7 +9,7 @@ export class Trouble extends Error {}
 // A service that is full or loading says so and is asked again; every other error is for the reader.
 export async function predict(file, wanted, limits) {
   if (limits && file.size > limits.upload_bytes) {
-    throw new Trouble(`The file has ${megabytes(file.size)} MB; a film may have ${megabytes(limits.upload_bytes)} MB at most.`);
+    throw new Trouble(`The file has ${megabytes(file.size)} MB; an image may have ${megabytes(limits.upload_bytes)} MB at most.`);
   }
   const address = `/predict?${new URLSearchParams(wanted)}`;
   for (let tries = 1; ; tries += 1) {

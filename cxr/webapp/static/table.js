@@ -11,12 +11,12 @@ const cell = (value) => {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 };
 
-export function toCsv(films) {
-  const classes = [...new Set(films.flatMap((film) => Object.keys(film.answer?.probabilities ?? {})))];
+export function toCsv(images) {
+  const classes = [...new Set(images.flatMap((image) => Object.keys(image.answer?.probabilities ?? {})))];
   const head = [COLUMNS[0], COLUMNS[1], ...classes.map((name) => `p_${name}`), ...COLUMNS.slice(2)];
-  const rows = films.map((film) => {
-    const told = { ...film.answer, file: film.name, error: film.error ?? "", answered_at: film.answeredAt };
-    const shares = classes.map((name) => film.answer?.probabilities[name]);
+  const rows = images.map((image) => {
+    const told = { ...image.answer, file: image.name, error: image.error ?? "", answered_at: image.answeredAt };
+    const shares = classes.map((name) => image.answer?.probabilities[name]);
     return [told.file, told.predicted_class, ...shares, ...COLUMNS.slice(2).map((name) => told[name])];
   });
   return [head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";

@@ -55,7 +55,7 @@ class Learnt(nn.Module):
         return answer
 
 
-def films(n: int, side: int = 32) -> np.ndarray:
+def images(n: int, side: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (n, side, side)).astype(np.uint8)
 
 
@@ -66,7 +66,7 @@ def draws(n: int) -> Resampling:
 def check(model: nn.Module, parts: Mapping[str, str]) -> SanityCheck:
     return randomisation_check(
         model.eval(),
-        films(12),
+        images(12),
         np.zeros(12, np.int64),
         scale=SCALE,
         draws=draws(12),
@@ -102,19 +102,19 @@ def test_the_same_seed_gives_the_same_check() -> None:
     assert check(Learnt(), parts) == check(Learnt(), parts)
 
 
-def test_films_without_a_map_say_nothing() -> None:
+def test_images_without_a_map_say_nothing() -> None:
     model = Learnt()
     nn.init.zeros_(model.head.weight)
     found = check(model, {"head": "head"})
-    assert (found.films, found.steps, found.depends_on_weights) == (0, (), None)
+    assert (found.images, found.steps, found.depends_on_weights) == (0, (), None)
 
 
-@pytest.mark.parametrize("committee", [False, True])
-def test_a_network_of_the_zoo_is_taken_apart_from_its_head_to_its_stem(committee: bool) -> None:
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_a_network_of_the_zoo_is_taken_apart_from_its_head_to_its_stem(ensemble: bool) -> None:
     torch.manual_seed(0)
-    model = build("small_cnn", 3, members=2 if committee else 1).eval()
+    model = build("small_cnn", 3, members=2 if ensemble else 1).eval()
     nn.init.constant_(dict(head_of(model).named_parameters())["weight"], 0.1)  # all maps speak for all classes
-    found = randomisation_check(model, films(3, side=64), np.arange(3), scale=SCALE, draws=draws(3))
+    found = randomisation_check(model, images(3, side=64), np.arange(3), scale=SCALE, draws=draws(3))
     assert [step.redrawn for step in found.steps] == list(reversed(PARTS))
     assert all(step.similarity.interval is None for step in found.steps)  # 3 patients
 
@@ -133,7 +133,7 @@ def test_the_share_of_heat_inside_stands_against_the_share_of_area() -> None:
     heat[11] = 0
     found = share_inside(heat, inside, draws(12))
     assert found is not None
-    assert (found.films, found.without_heat) == (11, 1)
+    assert (found.images, found.without_heat) == (11, 1)
     assert (found.heat_inside.value, found.area_inside.value, found.excess.value) == (0.75, 0.5, 0.25)
     assert found.keeps_to_the_thorax is True
 
@@ -154,7 +154,7 @@ def test_no_heat_at_all_has_no_share_and_few_patients_no_verdict() -> None:
     assert few.keeps_to_the_thorax is None
 
 
-def test_heat_in_the_middle_of_a_film_lies_in_the_thorax() -> None:
+def test_heat_in_the_middle_of_a_image_lies_in_the_thorax() -> None:
     heat = np.zeros((12, 64, 64), np.float32)
     heat[:, 30:40, 20:28] = 1
     found = attention_in_thorax(heat, np.full((12, 64, 64), 120, np.uint8), draws(12))  # no lungs to see: a template

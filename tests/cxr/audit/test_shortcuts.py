@@ -1,4 +1,4 @@
-"""A model whose reading is known must be found out: one reads only the border, one only the middle of the film."""
+"""A model whose reading is known must be found out: one reads only the border, one only the middle of the image."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import cxr.audit.shortcuts
 from cxr.audit.shortcuts import N_EXAMPLES, AuditSettings, audit
 from cxr.audit.verdict import verdict
-from cxr.dataset.image_array import PackedFilms
+from cxr.dataset.image_array import ImageArray
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec
 from cxr.reporting.report_figures import audit_figures
@@ -29,7 +29,7 @@ GREYS = (60, 120, 180)
 
 
 class Reader(nn.Module):
-    """Answers the class whose grey level is nearest to the mean of one window of the film."""
+    """Answers the class whose grey level is nearest to the mean of one window of the image."""
 
     def __init__(self, window: tuple[slice, slice]) -> None:
         super().__init__()
@@ -65,20 +65,20 @@ def spec() -> ModelSpec:
     )
 
 
-def films(
+def images(
     mark: Callable[[NDArray[np.uint8], int], None], sources: tuple[str, ...] = ("here", "there")
-) -> tuple[PackedFilms, pd.DataFrame]:
-    """Return a film a patient, a noisy body with two lungs and what `mark` adds for the class; sources take turns."""
+) -> tuple[ImageArray, pd.DataFrame]:
+    """Return an image a patient, a noisy body with two lungs and what `mark` adds for the class; sources take turns."""
     x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
     body = np.where(np.abs(x) < 0.85, 170, 60)
     for side in (-1, 1):
         body[np.square((x - side * 0.4) / 0.25) + np.square((y + 0.1) / 0.6) < 1] = 90
     noise = np.random.default_rng(1).integers(-10, 10, (N_PATIENTS, SIDE, SIDE))
-    images = (body + noise).astype(np.uint8)
+    pixels = (body + noise).astype(np.uint8)
     labels = [n % len(CLASSES) for n in range(N_PATIENTS)]
-    for image, label in zip(images, labels, strict=True):
+    for image, label in zip(pixels, labels, strict=True):
         mark(image, label)
-    ids = [f"film-{n}" for n in range(N_PATIENTS)]
+    ids = [f"image-{n}" for n in range(N_PATIENTS)]
     table = pd.DataFrame(
         {
             "image_id": ids,
@@ -88,7 +88,7 @@ def films(
             "label": [CLASSES[label] for label in labels],
         }
     )
-    return PackedFilms(images, ids, spec().preprocessing), table
+    return ImageArray(pixels, ids, spec().preprocessing), table
 
 
 def in_corner(image: NDArray[np.uint8], label: int) -> None:
@@ -99,15 +99,15 @@ def in_middle(image: NDArray[np.uint8], label: int) -> None:
     image[MIDDLE] = GREYS[label]
 
 
-def audited(model: nn.Module, packed: PackedFilms, table: pd.DataFrame, *, max_films: int = 1000) -> dict[str, Any]:
-    found = audit(model.eval(), spec(), packed, table, AuditSettings(max_films, resamples=200, seed=1))
+def audited(model: nn.Module, packed: ImageArray, table: pd.DataFrame, *, max_images: int = 1000) -> dict[str, Any]:
+    found = audit(model.eval(), spec(), packed, table, AuditSettings(max_images, resamples=200, seed=1))
     through_json: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
     return through_json
 
 
 @cache
 def border_reader() -> dict[str, Any]:
-    return audited(Reader(CORNER), *films(in_corner))
+    return audited(Reader(CORNER), *images(in_corner))
 
 
 def levels(found: dict[str, Any]) -> list[str]:
@@ -123,7 +123,7 @@ def test_a_model_that_reads_the_border_keeps_its_score_without_the_thorax_and_is
 
 
 def test_a_model_that_reads_the_lungs_loses_its_score_without_the_thorax_and_is_cleared() -> None:
-    found = audited(Reader(MIDDLE), *films(in_middle))
+    found = audited(Reader(MIDDLE), *images(in_middle))
     scores = {name: view["accuracy"] for name, view in found["views"].items()}
     assert scores["whole"] == scores["thorax_only"] == 1
     assert max(scores["thorax_blanked"], scores["thorax_black"], scores["border_only"]) < 0.6
@@ -132,36 +132,36 @@ def test_a_model_that_reads_the_lungs_loses_its_score_without_the_thorax_and_is_
     assert levels(found)[0] != "bad"
 
 
-def test_the_same_films_and_seed_give_the_same_audit() -> None:
-    assert audited(Reader(CORNER), *films(in_corner)) == border_reader()
+def test_the_same_images_and_seed_give_the_same_audit() -> None:
+    assert audited(Reader(CORNER), *images(in_corner)) == border_reader()
 
 
-def test_more_films_than_allowed_are_drawn_from_and_the_audit_says_so() -> None:
-    found = audited(Reader(CORNER), *films(in_corner), max_films=24)
-    assert (found["films"], found["test_films"]) == (24, N_PATIENTS)
+def test_more_images_than_allowed_are_drawn_from_and_the_audit_says_so() -> None:
+    found = audited(Reader(CORNER), *images(in_corner), max_images=24)
+    assert (found["images"], found["test_images"]) == (24, N_PATIENTS)
 
 
 def test_one_source_is_not_probed_and_says_why() -> None:
-    found = audited(Reader(CORNER), *films(in_corner, sources=("here",)))
+    found = audited(Reader(CORNER), *images(in_corner, sources=("here",)))
     assert "one source (here)" in found["probe"]["skipped"]
     assert levels(found)[3] == "unknown"
 
 
 def test_a_source_that_shows_in_the_features_is_told_though_the_label_is_balanced() -> None:
-    packed, table = films(in_middle)
+    packed, table = images(in_middle)
     there = (table["source"] == "there").to_numpy()
     packed.images[there, :3, :3] = 250
     packed.images[~there, :3, :3] = 10
     marked = audited(Reader(CORNER), packed, table)
     assert marked["probe"]["features"]["auroc"] > 0.95
     assert levels(marked)[3] == "doubt"  # both sources have all classes
-    unmarked = audited(Reader(MIDDLE), *films(in_middle))
+    unmarked = audited(Reader(MIDDLE), *images(in_middle))
     low, high = unmarked["probe"]["features"]["ci95"]
     assert low <= 0.5 <= high
 
 
 def test_too_few_patients_give_no_interval_and_no_judgement() -> None:
-    packed, table = films(in_corner)
+    packed, table = images(in_corner)
     found = audited(Reader(CORNER), packed, table.iloc[:8])
     assert found["views"]["whole"]["ci95"]["macro_auroc"] is None
     assert levels(found)[:2] == ["unknown", "unknown"]

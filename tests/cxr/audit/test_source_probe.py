@@ -10,47 +10,47 @@ PATIENTS = np.array([f"patient-{n}" for n in range(N)])
 
 
 def test_features_without_a_trace_of_the_source_give_an_interval_around_chance() -> None:
-    films, why_not = probe_set(SOURCES, LABELS, PATIENTS)
-    assert films is not None, why_not
-    found = probe(np.random.default_rng(1).normal(size=(N, 4)), films, PATIENTS, seed=1, resamples=300)
+    images, why_not = probe_set(SOURCES, LABELS, PATIENTS)
+    assert images is not None, why_not
+    found = probe(np.random.default_rng(1).normal(size=(N, 4)), images, PATIENTS, seed=1, resamples=300)
     assert found["ci95"][0] < 0.5 < found["ci95"][1]
 
 
 def test_a_feature_that_only_tells_the_class_tells_no_source_however_the_classes_are_spread() -> None:
     labels = np.where(np.arange(N) % 10 < 6, np.where(SOURCES == "a", "normal", "viral"), LABELS)
-    films, why_not = probe_set(SOURCES, labels, PATIENTS)
-    assert films is not None, why_not
-    found = probe((labels == "viral").astype(float)[:, None], films, PATIENTS, seed=1, resamples=50)
+    images, why_not = probe_set(SOURCES, labels, PATIENTS)
+    assert images is not None, why_not
+    found = probe((labels == "viral").astype(float)[:, None], images, PATIENTS, seed=1, resamples=50)
     assert abs(found["auroc"] - 0.5) < 0.05
 
 
 def test_a_marker_of_the_source_is_found_among_noise() -> None:
-    films, why_not = probe_set(SOURCES, LABELS, PATIENTS)
-    assert films is not None, why_not
+    images, why_not = probe_set(SOURCES, LABELS, PATIENTS)
+    assert images is not None, why_not
     features = np.random.default_rng(1).normal(size=(N, 8))
     features[SOURCES == "a", 3] += 4
-    assert probe(features, films, PATIENTS, seed=1, resamples=50)["auroc"] > 0.9
+    assert probe(features, images, PATIENTS, seed=1, resamples=50)["auroc"] > 0.9
 
 
 def test_classes_that_one_side_lacks_are_left_out() -> None:
     labels = np.where((SOURCES == "a") & (np.arange(N) < 20), "bacterial", LABELS)
-    films, why_not = probe_set(SOURCES, labels, PATIENTS)
-    assert films is not None, why_not
-    assert films.classes == ("normal", "viral")
-    assert "bacterial" not in labels[films.rows]
+    images, why_not = probe_set(SOURCES, labels, PATIENTS)
+    assert images is not None, why_not
+    assert images.classes == ("normal", "viral")
+    assert "bacterial" not in labels[images.rows]
 
 
 def test_too_few_patients_of_one_side_are_refused_with_the_number() -> None:
     patients = np.where(SOURCES == "b", "one patient", PATIENTS)
-    films, why_not = probe_set(SOURCES, LABELS, patients)
-    assert films is None
+    images, why_not = probe_set(SOURCES, LABELS, patients)
+    assert images is None
     assert "has 1 patients" in why_not
     assert str(MIN_PATIENTS) in why_not
 
 
-def test_plain_statistics_see_the_border_apart_from_the_film() -> None:
-    film = np.full((1, 40, 40), 100, np.uint8)
-    film[:, 4:-4, 4:-4] = 200
-    mean, spread, border_mean, border_spread, _ = image_statistics(film)[0]
+def test_plain_statistics_see_the_border_apart_from_the_image() -> None:
+    image = np.full((1, 40, 40), 100, np.uint8)
+    image[:, 4:-4, 4:-4] = 200
+    mean, spread, border_mean, border_spread, _ = image_statistics(image)[0]
     assert 100 < mean < 200
     assert (spread > 0, border_mean, border_spread) == (True, 100, 0)

@@ -21,11 +21,11 @@ def params(tmp_path: Path) -> Path:
 
 def test_override_changes_its_line_alone(params: Path) -> None:
     before = params.read_text().splitlines()
-    override(params, {"train.epochs": 3, "ingest.sources.1.location": "/films"})
+    override(params, {"train.epochs": 3, "ingest.sources.1.location": "/images"})
     changed = [(old, new) for old, new in zip(before, params.read_text().splitlines(), strict=True) if old != new]
     assert len(changed) == 2
     assert read_params(params).train.epochs == 3
-    assert read_params(params).ingest.sources[1].location == "/films"
+    assert read_params(params).ingest.sources[1].location == "/images"
 
 
 @pytest.mark.parametrize(

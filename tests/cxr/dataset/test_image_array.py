@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cxr.imaging.preprocess import Preprocessing
 
 from cxr.common.errors import DataError
 from cxr.dataset.image_array import read_packed, write_index
+from cxr.imaging.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(4, "stretch", "none", 2.0, 8, 100)
 
@@ -30,7 +30,7 @@ def test_unknown_id_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_packed(tmp_path).rows(["a", "x"])
     assert str(caught.value) == (
-        "1 films of the split are not among the packed images, the first is x; run `dvc repro preprocess`"
+        "1 images of the split are not among the packed images, the first is x; run `dvc repro preprocess`"
     )
 
 

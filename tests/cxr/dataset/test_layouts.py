@@ -80,11 +80,11 @@ def test_the_set_is_found_in_the_folder_or_below_it(tmp_path: Path, inside: str)
 
 
 def test_a_folder_without_the_set_is_named_with_the_layout_that_was_expected(tmp_path: Path) -> None:
-    (tmp_path / "films").mkdir()
+    (tmp_path / "images").mkdir()
     with pytest.raises(SourceError) as caught:
         find_set(tmp_path, COVID19)
     assert str(caught.value) == (
-        f"{tmp_path}: no films of the set found; expected Covid19-dataset/{{train,test}}/"
+        f"{tmp_path}: no images of the set found; expected Covid19-dataset/{{train,test}}/"
         "{Covid,Normal,Viral Pneumonia} below it; unpack the set's zip there, or name the right folder, zip or address"
     )
 

@@ -14,13 +14,13 @@ def thumbnails(count: int, seed: int = 0) -> Thumbnails:
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32), dtype=np.uint8)
 
 
-def hashes(films: Thumbnails) -> NDArray[np.uint64]:
-    return np.array([perceptual_hash(film) for film in films], np.uint64)
+def hashes(images: Thumbnails) -> NDArray[np.uint64]:
+    return np.array([perceptual_hash(image) for image in images], np.uint64)
 
 
 def test_exposure_does_not_move_the_hash() -> None:
-    film = thumbnails(1)[0] // 2
-    assert perceptual_hash(film) == perceptual_hash(film + 40)
+    image = thumbnails(1)[0] // 2
+    assert perceptual_hash(image) == perceptual_hash(image + 40)
 
 
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=6))
@@ -39,23 +39,23 @@ def test_candidates_are_unique_ordered_pairs(seed: int, count: int) -> None:
 
 
 def test_correlation_equals_numpys_and_one_grey_level_correlates_with_nothing() -> None:
-    films = thumbnails(3)
-    films[2] = 7
-    found = correlation_of(films, np.array([[0, 1], [0, 2], [2, 2], [0, 0]]))
-    expected = np.corrcoef(films[0].ravel(), films[1].ravel())[0, 1]
+    images = thumbnails(3)
+    images[2] = 7
+    found = correlation_of(images, np.array([[0, 1], [0, 2], [2, 2], [0, 0]]))
+    expected = np.corrcoef(images[0].ravel(), images[1].ravel())[0, 1]
     np.testing.assert_allclose(found, [expected, 0, 0, 1], atol=1e-5)
 
 
 def test_a_noisy_copy_is_found_and_strangers_are_not() -> None:
-    films = thumbnails(200)
+    images = thumbnails(200)
     noise = np.random.default_rng(1).integers(-4, 5, (32, 32))
-    films[150] = np.clip(films[3].astype(int) + noise, 0, 255)
-    pairs = alike_pairs(hashes(films), films, at_least=0.98)
+    images[150] = np.clip(images[3].astype(int) + noise, 0, 255)
+    pairs = alike_pairs(hashes(images), images, at_least=0.98)
     assert pairs.rows.tolist() == [[3, 150]]
-    assert pairs.correlation[0] == pytest.approx(np.corrcoef(films[3].ravel(), films[150].ravel())[0, 1], abs=1e-5)
+    assert pairs.correlation[0] == pytest.approx(np.corrcoef(images[3].ravel(), images[150].ravel())[0, 1], abs=1e-5)
 
 
-def test_no_films_make_no_pairs() -> None:
+def test_no_images_make_no_pairs() -> None:
     none = alike_pairs(np.empty(0, np.uint64), np.empty((0, 32, 32), np.uint8), at_least=0.5)
     assert none.rows.shape == (0, 2)
 

@@ -1,4 +1,4 @@
-"""What is packed is read back byte for byte; one changed film changes one shard; a damaged shard is named."""
+"""What is packed is read back byte for byte; one changed image changes one shard; a damaged shard is named."""
 
 import hashlib
 import zipfile
@@ -13,54 +13,54 @@ from cxr.common.errors import DataError
 from cxr.dataset.shards import Shards, shard_count, shard_of, write_shards
 
 NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=12)
-FILMS = st.dictionaries(NAMES.map("films/{}".format), st.binary(max_size=60), max_size=30)
+IMAGES = st.dictionaries(NAMES.map("images/{}".format), st.binary(max_size=60), max_size=30)
 
 
-def packed(folder: Path, films: dict[str, bytes], *, workers: int = 2, shard_bytes: int = 128) -> dict[str, str]:
-    """Pack films; return the digest of each shard."""
-    sizes = {path: len(data) for path, data in films.items()}
-    done = list(write_shards(folder, sizes, films.__getitem__, workers=workers, shard_bytes=shard_bytes))
-    assert sum(done) == len(films)
+def packed(folder: Path, images: dict[str, bytes], *, workers: int = 2, shard_bytes: int = 128) -> dict[str, str]:
+    """Pack images; return the digest of each shard."""
+    sizes = {path: len(data) for path, data in images.items()}
+    done = list(write_shards(folder, sizes, images.__getitem__, workers=workers, shard_bytes=shard_bytes))
+    assert sum(done) == len(images)
     return {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in sorted(folder.iterdir())}
 
 
-def films_of(count: int) -> dict[str, bytes]:
-    return {f"films/kermany/{number:03d}.jpeg": bytes([number]) * 40 for number in range(count)}
+def images_of(count: int) -> dict[str, bytes]:
+    return {f"images/kermany/{number:03d}.jpeg": bytes([number]) * 40 for number in range(count)}
 
 
 @settings(max_examples=50, deadline=None)
-@given(films=FILMS)
-def test_every_film_comes_back_byte_for_byte_and_no_other(
-    tmp_path_factory: pytest.TempPathFactory, films: dict[str, bytes]
+@given(images=IMAGES)
+def test_every_image_comes_back_byte_for_byte_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, images: dict[str, bytes]
 ) -> None:
-    folder = tmp_path_factory.mktemp("packed") / "films"
-    packed(folder, films)
+    folder = tmp_path_factory.mktemp("packed") / "images"
+    packed(folder, images)
     shards = Shards(folder)
-    assert len(shards) == len(films)
-    assert {path: shards.read(path) for path in films} == films
-    assert "films/of no shard/" not in shards
+    assert len(shards) == len(images)
+    assert {path: shards.read(path) for path in images} == images
+    assert "images/of no shard/" not in shards
 
 
 @settings(max_examples=25, deadline=None)
-@given(films=FILMS, data=st.data())
-def test_the_order_of_films_and_the_workers_change_no_byte(
-    tmp_path_factory: pytest.TempPathFactory, films: dict[str, bytes], data: st.DataObject
+@given(images=IMAGES, data=st.data())
+def test_the_order_of_images_and_the_workers_change_no_byte(
+    tmp_path_factory: pytest.TempPathFactory, images: dict[str, bytes], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
-    shuffled = {path: films[path] for path in data.draw(st.permutations(sorted(films)))}
-    assert packed(folder / "one", films) == packed(folder / "other", shuffled, workers=5)
+    shuffled = {path: images[path] for path in data.draw(st.permutations(sorted(images)))}
+    assert packed(folder / "one", images) == packed(folder / "other", shuffled, workers=5)
 
 
 @settings(max_examples=25, deadline=None)
-@given(films=FILMS.filter(bool), data=st.data())
-def test_a_changed_film_changes_its_own_shard_alone(
-    tmp_path_factory: pytest.TempPathFactory, films: dict[str, bytes], data: st.DataObject
+@given(images=IMAGES.filter(bool), data=st.data())
+def test_a_changed_image_changes_its_own_shard_alone(
+    tmp_path_factory: pytest.TempPathFactory, images: dict[str, bytes], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
-    path = data.draw(st.sampled_from(sorted(films)))
-    changed = films | {path: bytes(byte ^ 1 for byte in films[path]) or b"x"}
-    count = shard_count(sum(map(len, films.values())), shard_bytes=10_000)
-    before = packed(folder / "before", films, shard_bytes=10_000)
+    path = data.draw(st.sampled_from(sorted(images)))
+    changed = images | {path: bytes(byte ^ 1 for byte in images[path]) or b"x"}
+    count = shard_count(sum(map(len, images.values())), shard_bytes=10_000)
+    before = packed(folder / "before", images, shard_bytes=10_000)
     after = packed(folder / "after", changed, shard_bytes=10_000)
     assert {name for name in before if before[name] != after[name]} == {f"{shard_of(path, count):04d}.zip"}
 
@@ -74,73 +74,73 @@ def test_the_mean_shard_is_no_larger_than_asked_and_half_as_many_would_be(total:
     assert count == 1 or total > count // 2 * shard_bytes
 
 
-def test_films_spread_over_the_shards_evenly() -> None:
+def test_images_spread_over_the_shards_evenly() -> None:
     counts = [0] * 8
     for number in range(8000):
-        counts[shard_of(f"films/kermany/train/person{number}_virus_1.jpeg", 8)] += 1
+        counts[shard_of(f"images/kermany/train/person{number}_virus_1.jpeg", 8)] += 1
     assert min(counts) > 850
     assert max(counts) < 1150
 
 
 def test_any_zip_tool_reads_a_shard(tmp_path: Path) -> None:
-    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
-    with zipfile.ZipFile(tmp_path / "films" / "0000.zip") as opened:
+    packed(tmp_path / "images", images_of(3), shard_bytes=1000)
+    with zipfile.ZipFile(tmp_path / "images" / "0000.zip") as opened:
         opened.extractall(tmp_path / "tree")
-    assert {path: (tmp_path / "tree" / path).read_bytes() for path in films_of(3)} == films_of(3)
+    assert {path: (tmp_path / "tree" / path).read_bytes() for path in images_of(3)} == images_of(3)
 
 
 def test_many_threads_read_at_once(tmp_path: Path) -> None:
-    films = films_of(200)
-    packed(tmp_path / "films", films, shard_bytes=2000)
-    shards = Shards(tmp_path / "films")
+    images = images_of(200)
+    packed(tmp_path / "images", images, shard_bytes=2000)
+    shards = Shards(tmp_path / "images")
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(shards.read, list(films) * 5)) == list(films.values()) * 5
+        assert list(pool.map(shards.read, list(images) * 5)) == list(images.values()) * 5
 
 
 REPAIR = (
     "run `dvc checkout --force` to take it from DVC's cache, `dvc pull` where it is not there, or "
-    "`dvc repro --force ingest` to pack the films anew"
+    "`dvc repro --force ingest` to pack the images anew"
 )
 
 
 def test_a_shard_with_a_changed_byte_is_named_with_what_to_do(tmp_path: Path) -> None:
-    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
-    shard = tmp_path / "films" / "0000.zip"
+    packed(tmp_path / "images", images_of(3), shard_bytes=1000)
+    shard = tmp_path / "images" / "0000.zip"
     shard.write_bytes(shard.read_bytes().replace(b"\1" * 40, b"\1" * 39 + b"\2"))
-    shards = Shards(tmp_path / "films")
-    assert shards.read("films/kermany/000.jpeg") == bytes(40)
+    shards = Shards(tmp_path / "images")
+    assert shards.read("images/kermany/000.jpeg") == bytes(40)
     with pytest.raises(DataError) as raised:
-        shards.read("films/kermany/001.jpeg")
-    assert str(raised.value) == f"{shard} is damaged (films/kermany/001.jpeg has another checksum); {REPAIR}"
+        shards.read("images/kermany/001.jpeg")
+    assert str(raised.value) == f"{shard} is damaged (images/kermany/001.jpeg has another checksum); {REPAIR}"
 
 
 def test_a_shard_cut_short_is_named_with_what_to_do(tmp_path: Path) -> None:
-    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
-    shard = tmp_path / "films" / "0000.zip"
+    packed(tmp_path / "images", images_of(3), shard_bytes=1000)
+    shard = tmp_path / "images" / "0000.zip"
     shard.write_bytes(shard.read_bytes()[:-30])
     with pytest.raises(DataError) as raised:
-        Shards(tmp_path / "films")
+        Shards(tmp_path / "images")
     assert str(raised.value) == f"{shard} is damaged (File is not a zip file); {REPAIR}"
 
 
 def test_a_shard_that_is_gone_after_it_was_listed_is_named(tmp_path: Path) -> None:
-    packed(tmp_path / "films", films_of(3), shard_bytes=1000)
-    shards = Shards(tmp_path / "films")
-    (tmp_path / "films" / "0000.zip").write_bytes(b"")
+    packed(tmp_path / "images", images_of(3), shard_bytes=1000)
+    shards = Shards(tmp_path / "images")
+    (tmp_path / "images" / "0000.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"0000\.zip is damaged"):
-        shards.read("films/kermany/000.jpeg")
-    (tmp_path / "films" / "0000.zip").unlink()
+        shards.read("images/kermany/000.jpeg")
+    (tmp_path / "images" / "0000.zip").unlink()
     with pytest.raises(DataError, match=r"0000\.zip is damaged .*No such file"):
-        shards.read("films/kermany/000.jpeg")
+        shards.read("images/kermany/000.jpeg")
 
 
-def test_a_folder_without_shards_and_a_film_in_none_are_refused(tmp_path: Path) -> None:
+def test_a_folder_without_shards_and_a_image_in_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         Shards(tmp_path)
-    assert str(raised.value) == f"{tmp_path} holds no shards of films (*.zip); run `dvc repro ingest` to make them"
-    packed(tmp_path / "films", {})
+    assert str(raised.value) == f"{tmp_path} holds no shards of images (*.zip); run `dvc repro ingest` to make them"
+    packed(tmp_path / "images", {})
     with pytest.raises(DataError) as raised:
-        Shards(tmp_path / "films").read("films/a.png")
+        Shards(tmp_path / "images").read("images/a.png")
     assert str(raised.value) == (
-        "films/a.png is in no shard of films; run `dvc repro --force ingest` to pack the films anew"
+        "images/a.png is in no shard of images; run `dvc repro --force ingest` to pack the images anew"
     )

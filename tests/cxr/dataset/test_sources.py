@@ -15,7 +15,7 @@ from cxr.dataset.sources import Sample, fetch
 from tests.support.servers import Web, s3_settings, serve_s3, serve_web
 
 SAMPLE = Sample(patients_per_class=5, seed=1)
-BUCKET = "films"
+BUCKET = "images"
 BODY = bytes(range(256)) * 400
 
 
@@ -82,10 +82,10 @@ def test_the_sample_is_written_once_for_its_parameters(tmp_path: Path) -> None:
 
 def test_a_zip_is_unpacked_once_and_beside_it_nothing_is_left(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
-    archive.write_bytes(zip_of({"chest_xray/train/a b.jpeg": b"film", "empty/": b""}))
+    archive.write_bytes(zip_of({"chest_xray/train/a b.jpeg": b"image", "empty/": b""}))
     downloads = tmp_path / "downloads"
     folder = fetch(str(archive), downloads=downloads, sample=SAMPLE).folder
-    assert (folder / "chest_xray/train/a b.jpeg").read_bytes() == b"film"
+    assert (folder / "chest_xray/train/a b.jpeg").read_bytes() == b"image"
     (folder / "kept").touch()
     assert fetch(str(archive), downloads=downloads, sample=SAMPLE).folder == folder
     assert (folder / "kept").exists()
@@ -95,7 +95,7 @@ def test_a_zip_is_unpacked_once_and_beside_it_nothing_is_left(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["../out.jpeg", "a/../../out.jpeg", "/out.jpeg", "C:/out.jpeg", "..\\out.jpeg"])
 def test_an_entry_that_would_leave_the_folder_refuses_the_whole_zip(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "set.zip"
-    archive.write_bytes(zip_of({"train/good.jpeg": b"film", name: b"bad"}))
+    archive.write_bytes(zip_of({"train/good.jpeg": b"image", name: b"bad"}))
     assert message_of(str(archive), tmp_path / "downloads") == (
         f"{archive}: the entry {name!r} would leave the folder; nothing was unpacked"
     )
@@ -115,7 +115,7 @@ def test_an_entry_that_is_a_link_refuses_the_zip(tmp_path: Path) -> None:
 
 def test_an_encrypted_zip_is_refused_by_name(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
-    content = bytearray(zip_of({"a.jpeg": b"film"}))
+    content = bytearray(zip_of({"a.jpeg": b"image"}))
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the entry's flag in the directory
     archive.write_bytes(content)
     assert message_of(str(archive), tmp_path) == (
@@ -127,7 +127,7 @@ def test_a_corrupt_zip_leaves_nothing_unpacked(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as opened:
-        opened.writestr("good.jpeg", b"film")
+        opened.writestr("good.jpeg", b"image")
         opened.writestr("bad.jpeg", b"changed below")
     archive.write_bytes(buffer.getvalue().replace(b"changed below", b"CHANGED below"))
     assert message_of(str(archive), tmp_path / "downloads") == (
@@ -146,7 +146,7 @@ def test_a_file_that_is_no_zip_is_named(tmp_path: Path) -> None:
 
 def test_a_zip_of_another_digest_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
-    archive.write_bytes(zip_of({"a.jpeg": b"film"}))
+    archive.write_bytes(zip_of({"a.jpeg": b"image"}))
     assert message_of(str(archive), tmp_path, "0" * 64) == (
         f"{archive} has the sha256 {sha256(archive.read_bytes())}, expected {'0' * 64}; fetch it again, or correct "
         "ingest.sources"
@@ -290,11 +290,11 @@ def test_credentials_do_not_follow_to_another_host(web: Web, tmp_path: Path) -> 
 
 
 def test_an_address_is_downloaded_and_unpacked_once(web: Web, tmp_path: Path) -> None:
-    web.files["/films/set.zip"] = zip_of({"train/a.jpeg": b"film"})
-    address = f"{web.address}/films/set.zip?version=2"
-    web.files["/films/set.zip?version=2"] = web.files["/films/set.zip"]
-    first = fetch(address, downloads=tmp_path, sample=SAMPLE, sha256=sha256(web.files["/films/set.zip"]))
-    assert (first.folder / "train/a.jpeg").read_bytes() == b"film"
+    web.files["/images/set.zip"] = zip_of({"train/a.jpeg": b"image"})
+    address = f"{web.address}/images/set.zip?version=2"
+    web.files["/images/set.zip?version=2"] = web.files["/images/set.zip"]
+    first = fetch(address, downloads=tmp_path, sample=SAMPLE, sha256=sha256(web.files["/images/set.zip"]))
+    assert (first.folder / "train/a.jpeg").read_bytes() == b"image"
     assert first.is_archive
     assert fetch(address, downloads=tmp_path, sample=SAMPLE) == first
     assert len(web.asked) == 1
@@ -304,7 +304,7 @@ def test_a_download_that_is_no_zip_is_removed_so_that_the_next_run_fetches_it_an
     web.files["/set.zip"] = b"<html>please log in</html>"
     message = message_of(f"{web.address}/set.zip", tmp_path)
     assert message.endswith("set.zip is no zip or is damaged (File is not a zip file); fetch it again")
-    web.files["/set.zip"] = zip_of({"train/a.jpeg": b"film"})
+    web.files["/set.zip"] = zip_of({"train/a.jpeg": b"image"})
     assert (fetch(f"{web.address}/set.zip", downloads=tmp_path, sample=SAMPLE).folder / "train/a.jpeg").is_file()
 
 
@@ -335,9 +335,9 @@ def test_a_prefix_is_mirrored_and_later_only_what_changed(s3: str, tmp_path: Pat
 
 
 def test_a_prefix_that_is_one_zip_is_unpacked(s3: str, tmp_path: Path) -> None:
-    put(s3, {"zips/set.zip": zip_of({"train/a.jpeg": b"film"})})
+    put(s3, {"zips/set.zip": zip_of({"train/a.jpeg": b"image"})})
     folder = fetch(f"s3://{BUCKET}/zips/set.zip", downloads=tmp_path, sample=SAMPLE).folder
-    assert contents(folder) == {"train/a.jpeg": b"film"}
+    assert contents(folder) == {"train/a.jpeg": b"image"}
 
 
 def test_an_endpoint_that_is_away_is_named_and_later_only_what_is_missing_is_fetched(

@@ -1,4 +1,4 @@
-"""Splits: every film once, nobody in two splits, exact quotas, the same for a seed whatever the order of rows."""
+"""Splits: every image once, nobody in two splits, exact quotas, the same for a seed whatever the order of rows."""
 
 import hashlib
 from typing import Any
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
-from cxr.dataset.splits import SPLITS, assign, count_films, crossing, deal, leakage, patient_groups, target_shares
+from cxr.dataset.splits import SPLITS, assign, count_images, crossing, deal, leakage, patient_groups, target_shares
 from cxr.dataset.splits import test_set_sha256 as digest_of_test_set
 from tests.support.split_params import split_params as params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
 
 
-def manifest(films: list[tuple[str, str, str]]) -> pd.DataFrame:
+def manifest(images: list[tuple[str, str, str]]) -> pd.DataFrame:
     """Return a manifest of (label, patient, official part) rows."""
     return pd.DataFrame(
         [
@@ -29,23 +29,23 @@ def manifest(films: list[tuple[str, str, str]]) -> pd.DataFrame:
                 "label": label,
                 "patient_id": f"kermany/{part}/{patient}",
             }
-            for number, (label, patient, part) in enumerate(films)
+            for number, (label, patient, part) in enumerate(images)
         ]
     )
 
 
-def many_films(seed: int = 1, patients: int = 60, labels: tuple[str, ...] = LABELS) -> pd.DataFrame:
-    """Return films as in the real set: most patients have few, some have up to 30, some have both pneumonias."""
+def many_images(seed: int = 1, patients: int = 60, labels: tuple[str, ...] = LABELS) -> pd.DataFrame:
+    """Return images as in the real set: most patients have few, some have up to 30, some have both pneumonias."""
     rng = np.random.default_rng(seed)
-    films = []
+    images = []
     for label in labels:
         for patient in range(patients):
             person = f"n{patient}" if label in ("normal", "covid") else f"person{patient}"
             part = "test" if patient % 5 == 0 else "train"
-            films += [(label, f"{label[0]}{person}" if label == "covid" else person, part)] * min(
+            images += [(label, f"{label[0]}{person}" if label == "covid" else person, part)] * min(
                 30, int(rng.geometric(0.4))
             )
-    return manifest(films)
+    return manifest(images)
 
 
 def pairs(table: pd.DataFrame, *rows: tuple[int, int]) -> pd.DataFrame:
@@ -54,33 +54,33 @@ def pairs(table: pd.DataFrame, *rows: tuple[int, int]) -> pd.DataFrame:
 
 
 cohorts = st.builds(
-    many_films, seed=st.integers(0, 10_000), patients=st.integers(25, 60), labels=st.sampled_from([LABELS, LABELS[:3]])
+    many_images, seed=st.integers(0, 10_000), patients=st.integers(25, 60), labels=st.sampled_from([LABELS, LABELS[:3]])
 )
 protocols = st.sampled_from(["paper", "patient", "official", "cv"])
 grouped = st.sampled_from(["patient", "official", "cv"])
 
 
 @settings(max_examples=20, deadline=None)
-@given(films=cohorts, protocol=protocols, seed=st.integers(0, 2**31))
-def test_every_film_is_assigned_once_and_other_classes_stay_unused(
-    films: pd.DataFrame, protocol: str, seed: int
+@given(images=cohorts, protocol=protocols, seed=st.integers(0, 2**31))
+def test_every_image_is_assigned_once_and_other_classes_stay_unused(
+    images: pd.DataFrame, protocol: str, seed: int
 ) -> None:
-    table = assign(films, NO_PAIRS, params(protocol=protocol, seed=seed))
-    assert table["image_id"].tolist() == sorted(films["image_id"])
+    table = assign(images, NO_PAIRS, params(protocol=protocol, seed=seed))
+    assert table["image_id"].tolist() == sorted(images["image_id"])
     assert set(table["split"]) <= {*SPLITS, "unused"}
     assert set(table.loc[table["label"] == "covid", "split"]) <= {"unused"}
-    label_of = films.set_index("image_id")["label"]
+    label_of = images.set_index("image_id")["label"]
     assert table["label"].tolist() == label_of.loc[table["image_id"]].tolist()
 
 
 @settings(max_examples=20, deadline=None)
-@given(films=cohorts, protocol=grouped, seed=st.integers(0, 2**31), data=st.data())
-def test_no_patient_and_no_look_alikes_cross(
-    films: pd.DataFrame, protocol: str, seed: int, data: st.DataObject
+@given(images=cohorts, protocol=grouped, seed=st.integers(0, 2**31), data=st.data())
+def test_no_patient_and_no_near_duplicates_cross(
+    images: pd.DataFrame, protocol: str, seed: int, data: st.DataObject
 ) -> None:
-    rows = st.integers(0, len(films) - 1)
-    alike = pairs(films, *data.draw(st.lists(st.tuples(rows, rows), max_size=8)))
-    table = assign(films, alike, params(protocol=protocol, seed=seed))
+    rows = st.integers(0, len(images) - 1)
+    alike = pairs(images, *data.draw(st.lists(st.tuples(rows, rows), max_size=8)))
+    table = assign(images, alike, params(protocol=protocol, seed=seed))
     used = table[table["split"] != "unused"]
     assert used.groupby("patient_id")["split"].nunique().max() == 1
     split_of = dict(zip(used["image_id"], used["split"], strict=True))
@@ -90,114 +90,116 @@ def test_no_patient_and_no_look_alikes_cross(
 
 
 @settings(max_examples=15, deadline=None)
-@given(films=cohorts, protocol=protocols, seed=st.integers(0, 2**31), shuffle=st.integers(0, 2**31))
-def test_the_order_of_rows_changes_nothing(films: pd.DataFrame, protocol: str, seed: int, shuffle: int) -> None:
-    alike = pairs(films, (0, 40), (3, 50))
+@given(images=cohorts, protocol=protocols, seed=st.integers(0, 2**31), shuffle=st.integers(0, 2**31))
+def test_the_order_of_rows_changes_nothing(images: pd.DataFrame, protocol: str, seed: int, shuffle: int) -> None:
+    alike = pairs(images, (0, 40), (3, 50))
     chosen = params(protocol=protocol, seed=seed)
-    first = assign(films, alike, chosen)
-    again = assign(films.sample(frac=1, random_state=shuffle), alike[::-1], chosen)
+    first = assign(images, alike, chosen)
+    again = assign(images.sample(frac=1, random_state=shuffle), alike[::-1], chosen)
     pd.testing.assert_frame_equal(first, again)
 
 
 @settings(max_examples=15, deadline=None)
-@given(films=cohorts, seed=st.integers(0, 2**31))
-def test_shares_hold_for_each_class_to_the_size_of_its_largest_patient(films: pd.DataFrame, seed: int) -> None:
+@given(images=cohorts, seed=st.integers(0, 2**31))
+def test_shares_hold_for_each_class_to_the_size_of_its_largest_patient(images: pd.DataFrame, seed: int) -> None:
     chosen = params(seed=seed)
-    counts = count_films(assign(films, NO_PAIRS, chosen), chosen)
+    counts = count_images(assign(images, NO_PAIRS, chosen), chosen)
     for label in CLASSES["three_way"]:
         total = sum(counts[name][label] for name in SPLITS)
-        largest = films[films["label"] == label].groupby("patient_id").size().max()
+        largest = images[images["label"] == label].groupby("patient_id").size().max()
         for name, share in target_shares(chosen).items():
             assert counts[name][label] / total == pytest.approx(share, abs=largest / total)
 
 
 @settings(max_examples=10, deadline=None)
-@given(films=cohorts, seed=st.integers(0, 2**31))
-def test_the_papers_quotas_hold_exactly(films: pd.DataFrame, seed: int) -> None:
+@given(images=cohorts, seed=st.integers(0, 2**31))
+def test_the_papers_quotas_hold_exactly(images: pd.DataFrame, seed: int) -> None:
     chosen = params(protocol="paper", seed=seed)
-    counts = count_films(assign(films, NO_PAIRS, chosen), chosen)
+    counts = count_images(assign(images, NO_PAIRS, chosen), chosen)
     assert counts["train"] == chosen.paper_train
     assert counts["test"] == chosen.paper_test
     assert counts["validation"] == chosen.paper_validation
 
 
 def test_the_seed_changes_the_split() -> None:
-    films = many_films()
+    images = many_images()
     for protocol in ("paper", "patient", "cv"):
-        one, other = (assign(films, NO_PAIRS, params(protocol=protocol, seed=seed))["split"] for seed in (1, 2))
+        one, other = (assign(images, NO_PAIRS, params(protocol=protocol, seed=seed))["split"] for seed in (1, 2))
         assert (one != other).any()
 
 
 def test_the_paper_protocol_counts_the_patients_that_leak_and_says_so() -> None:
-    films = manifest([(label, f"{label}{n % 4}", "train") for label in CLASSES["three_way"] for n in range(12)])
-    table = assign(films, NO_PAIRS, params(protocol="paper"))
+    images = manifest([(label, f"{label}{n % 4}", "train") for label in CLASSES["three_way"] for n in range(12)])
+    table = assign(images, NO_PAIRS, params(protocol="paper"))
     tested = set(table.loc[table["split"] == "test", "patient_id"])
     seen = set(table.loc[table["split"].isin(["train", "validation"]), "patient_id"])
     found = crossing(table)
     assert found.patients == len(tested & seen) > 0
     assert leakage(table, params(protocol="paper")) == (
         f"Split at random by image, as the paper does: {found.patients} of the {found.test_patients} patients in the "
-        "test set also have films in training or validation, so the metrics are higher than for new patients."
+        "test set also have images in training or validation, so the metrics are higher than for new patients."
     )
 
 
 def test_a_patient_split_says_that_nobody_leaks() -> None:
-    table = assign(many_films(), NO_PAIRS, params())
+    table = assign(many_images(), NO_PAIRS, params())
     n = crossing(table).test_patients
     assert leakage(table, params()) == (
-        f"No patient leaks as far as the sets' file names tell: 0 of the {n} patients in the test set have films in "
-        "training or validation, and no films that look alike are parted."
+        f"No patient leaks as far as the sets' file names tell: 0 of the {n} patients in the test set have images in "
+        "training or validation, and no images that look alike are parted."
     )
 
 
-def test_folds_partition_the_films_and_do_not_depend_on_which_is_the_test_fold() -> None:
-    films = many_films(labels=LABELS[:3])
-    tables = [assign(films, NO_PAIRS, params(protocol="cv", fold=fold)) for fold in range(3)]
+def test_folds_partition_the_images_and_do_not_depend_on_which_is_the_test_fold() -> None:
+    images = many_images(labels=LABELS[:3])
+    tables = [assign(images, NO_PAIRS, params(protocol="cv", fold=fold)) for fold in range(3)]
     for fold, table in enumerate(tables):
         assert table["fold"].tolist() == tables[0]["fold"].tolist()
         assert set(table.loc[table["split"] == "test", "fold"]) == {fold}
         assert set(table.loc[table["split"] != "test", "fold"]) == {0, 1, 2} - {fold}
-        per_class = table[table["fold"] == fold]["label"].value_counts() / films["label"].value_counts()
+        per_class = table[table["fold"] == fold]["label"].value_counts() / images["label"].value_counts()
         assert per_class.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_other_protocols_have_no_folds() -> None:
-    assert set(assign(many_films(), NO_PAIRS, params())["fold"]) == {-1}
+    assert set(assign(many_images(), NO_PAIRS, params())["fold"]) == {-1}
 
 
 def test_official_tests_on_the_sets_own_part_and_on_nothing_else() -> None:
-    films = many_films(labels=LABELS[:3])
-    other = films.head(20).assign(source="covid19", image_id=[f"covid19-{n}" for n in range(20)], official_split="test")
+    images = many_images(labels=LABELS[:3])
+    other = images.head(20).assign(
+        source="covid19", image_id=[f"covid19-{n}" for n in range(20)], official_split="test"
+    )
     other["patient_id"] = [f"covid19/test/{n}" for n in range(20)]
-    both = pd.concat([films, other])
+    both = pd.concat([images, other])
     table = assign(both, NO_PAIRS, params(protocol="official")).merge(both[["image_id", "source", "official_split"]])
     own_test = (table["source"] == "kermany") & (table["official_split"] == "test")
     assert (table["split"] == "test").tolist() == own_test.tolist()
     assert set(table.loc[~own_test, "split"]) == {"train", "validation"}
 
 
-def test_official_leaves_out_what_looks_like_a_test_film_with_all_films_of_its_patient() -> None:
-    films = many_films(labels=LABELS[:3])
-    tested = films.index[films["official_split"] == "test"][0]
-    copied = films.index[films["official_split"] == "train"][0]
-    table = assign(films, pairs(films, (tested, copied)), params(protocol="official")).set_index("image_id")
-    same_person = films.loc[films["patient_id"] == films["patient_id"][copied], "image_id"]
+def test_official_leaves_out_what_looks_like_a_test_image_with_all_images_of_its_patient() -> None:
+    images = many_images(labels=LABELS[:3])
+    tested = images.index[images["official_split"] == "test"][0]
+    copied = images.index[images["official_split"] == "train"][0]
+    table = assign(images, pairs(images, (tested, copied)), params(protocol="official")).set_index("image_id")
+    same_person = images.loc[images["patient_id"] == images["patient_id"][copied], "image_id"]
     assert set(table.loc[same_person, "split"]) == {"unused"}
-    assert table.loc[films["image_id"][tested], "split"] == "test"
+    assert table.loc[images["image_id"][tested], "split"] == "test"
     assert (table["split"] == "unused").sum() == len(same_person)
 
 
-def test_groups_join_patients_along_chains_of_look_alikes() -> None:
-    films = manifest([("normal", name, "train") for name in "aabbcd"])
-    groups = patient_groups(films, pairs(films, (1, 2), (3, 4)))
+def test_groups_join_patients_along_chains_of_near_duplicates() -> None:
+    images = manifest([("normal", name, "train") for name in "aabbcd"])
+    groups = patient_groups(images, pairs(images, (1, 2), (3, 4)))
     assert len(set(groups[:5])) == 1
     assert groups[5] != groups[0]
 
 
-def test_look_alike_pairs_of_films_that_are_not_used_are_ignored() -> None:
-    films = manifest([("normal", "a", "train"), ("normal", "b", "train")])
-    unknown = pd.DataFrame({"image_id_a": ["elsewhere"], "image_id_b": [films["image_id"][0]]})
-    assert patient_groups(films, unknown).tolist() == [0, 1]
+def test_near_duplicate_pairs_of_images_that_are_not_used_are_ignored() -> None:
+    images = manifest([("normal", "a", "train"), ("normal", "b", "train")])
+    unknown = pd.DataFrame({"image_id_a": ["elsewhere"], "image_id_b": [images["image_id"][0]]})
+    assert patient_groups(images, unknown).tolist() == [0, 1]
 
 
 def test_large_groups_are_spread_over_all_parts() -> None:
@@ -207,35 +209,37 @@ def test_large_groups_are_spread_over_all_parts() -> None:
     assert [int(counts[part == number].sum()) for number in range(3)] == [700, 100, 200]
 
 
-def test_too_few_films_for_the_quotas_are_told_class_by_class() -> None:
-    films = manifest([("normal", "a", "train")] * 5 + [("viral", "b", "train")] * 6 + [("bacterial", "c", "train")] * 9)
+def test_too_few_images_for_the_quotas_are_told_class_by_class() -> None:
+    images = manifest(
+        [("normal", "a", "train")] * 5 + [("viral", "b", "train")] * 6 + [("bacterial", "c", "train")] * 9
+    )
     with pytest.raises(DataError) as raised:
-        assign(films, NO_PAIRS, params(protocol="paper"))
+        assign(images, NO_PAIRS, params(protocol="paper"))
     assert str(raised.value) == (
-        "too few films for split.protocol paper: normal has 5, needs 6, lacks 1; viral has 6, needs 6, lacks 0; "
-        "bacterial has 9, needs 8, lacks 0; add films, lower the quotas split.paper_train, paper_test and "
+        "too few images for split.protocol paper: normal has 5, needs 6, lacks 1; viral has 6, needs 6, lacks 0; "
+        "bacterial has 9, needs 8, lacks 0; add images, lower the quotas split.paper_train, paper_test and "
         "paper_validation, or choose split.protocol patient"
     )
 
 
-def test_a_class_without_films_is_named() -> None:
-    films = manifest([("normal", "a", "train"), ("bacterial", "c", "train")])
+def test_a_class_without_images_is_named() -> None:
+    images = manifest([("normal", "a", "train"), ("bacterial", "c", "train")])
     with pytest.raises(DataError) as raised:
-        assign(films, NO_PAIRS, params(task="four_way"))
+        assign(images, NO_PAIRS, params(task="four_way"))
     assert str(raised.value) == (
-        "the manifest holds no films of class viral, covid, and split.task four_way needs normal, viral, bacterial, "
+        "the manifest holds no images of class viral, covid, and split.task four_way needs normal, viral, bacterial, "
         "covid; add a source with them to ingest.sources or choose another task"
     )
 
 
 def test_an_absent_official_test_part_is_named() -> None:
-    films = many_films(labels=LABELS[:3])
-    films = films[films["official_split"] == "train"]
+    images = many_images(labels=LABELS[:3])
+    images = images[images["official_split"] == "train"]
     with pytest.raises(DataError) as raised:
-        assign(films, NO_PAIRS, params(protocol="official"))
+        assign(images, NO_PAIRS, params(protocol="official"))
     assert str(raised.value) == (
         "split.protocol official needs the test part of source kermany with every class, but it has no normal, viral, "
-        "bacterial films there (its parts here: train); add that part (`make data` downloads the whole set) or choose "
+        "bacterial images there (its parts here: train); add that part (`make data` downloads the whole set) or choose "
         "split.protocol patient"
     )
 
@@ -245,21 +249,21 @@ def test_an_absent_official_test_part_is_named() -> None:
     [
         (
             {},
-            "no films of class viral are left for split validation, test: its 9 films come from 1 patients, who are "
-            "never parted; add films of this class or make the shares of small splits larger",
+            "no images of class viral are left for split validation, test: its 9 images come from 1 patients, who are "
+            "never parted; add images of this class or make the shares of small splits larger",
         ),
         (
             {"protocol": "cv"},
-            "no films of class viral are left for fold 1, 2: its 9 films come from 1 patients, who are never parted; "
-            "add films of this class or make split.folds smaller",
+            "no images of class viral are left for fold 1, 2: its 9 images come from 1 patients, who are never parted; "
+            "add images of this class or make split.folds smaller",
         ),
     ],
 )
 def test_a_class_with_too_few_patients_for_every_split_is_named(changes: dict[str, Any], message: str) -> None:
     others = [(label, f"{label}{n}", "train") for label in ("normal", "bacterial") for n in range(30)]
-    films = manifest([*others, *[("viral", "only", "train")] * 9])
+    images = manifest([*others, *[("viral", "only", "train")] * 9])
     with pytest.raises(DataError) as raised:
-        assign(films, NO_PAIRS, params(**changes))
+        assign(images, NO_PAIRS, params(**changes))
     assert str(raised.value) == message
 
 

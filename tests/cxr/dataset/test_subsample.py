@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
-from cxr.dataset.splits import assign, count_films, crossing, leakage
+from cxr.dataset.splits import assign, count_images, crossing, leakage
 from cxr.dataset.splits import test_set_sha256 as digest_of_test_set
 from tests.support.split_params import split_params
 
@@ -31,7 +31,7 @@ params = partial(
 
 
 def cohort(seed: int, patients: int = 30) -> pd.DataFrame:
-    """Return films of two sources; patients have from one to six films, each class is in both sources."""
+    """Return images of two sources; patients have from one to six images, each class is in both sources."""
     rng = np.random.default_rng(seed)
     rows = [
         {
@@ -45,8 +45,8 @@ def cohort(seed: int, patients: int = 30) -> pd.DataFrame:
         for patient in range(patients)
         for _ in range(min(6, int(rng.geometric(0.5))))
     ]
-    films = pd.DataFrame(rows)
-    return films.assign(image_id=[f"{source}-{n:05d}" for n, source in enumerate(films["source"])])
+    images = pd.DataFrame(rows)
+    return images.assign(image_id=[f"{source}-{n:05d}" for n, source in enumerate(images["source"])])
 
 
 def ids(table: pd.DataFrame, split: str) -> set[str]:
@@ -56,9 +56,9 @@ def ids(table: pd.DataFrame, split: str) -> set[str]:
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS, protocol=st.sampled_from(["patient", "cv"]), task=st.sampled_from(list(CLASSES)))
 def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, protocol: str, task: str) -> None:
-    films, chosen = cohort(data), params(protocol=protocol, task=task, seed=seed, films="paper_quotas")
-    table = assign(films, NO_PAIRS, chosen)
-    counts = count_films(table, chosen)
+    images, chosen = cohort(data), params(protocol=protocol, task=task, seed=seed, images="paper_quotas")
+    table = assign(images, NO_PAIRS, chosen)
+    counts = count_images(table, chosen)
     for name in ("train", "validation", "test"):
         quota = getattr(chosen, f"paper_{name}")
         assert counts[name] == {label: quota[label] for label in CLASSES[chosen.task]}
@@ -70,23 +70,23 @@ def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, p
 
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS)
-def test_paper_and_thinned_patient_splits_have_the_same_numbers_of_films(data: int, seed: int) -> None:
-    films = cohort(data)
-    paper, patient = params(protocol="paper", seed=seed), params(films="paper_quotas", seed=seed)
-    counts = [count_films(assign(films, NO_PAIRS, chosen), chosen) for chosen in (paper, patient)]
+def test_paper_and_thinned_patient_splits_have_the_same_numbers_of_images(data: int, seed: int) -> None:
+    images = cohort(data)
+    paper, patient = params(protocol="paper", seed=seed), params(images="paper_quotas", seed=seed)
+    counts = [count_images(assign(images, NO_PAIRS, chosen), chosen) for chosen in (paper, patient)]
     assert counts[0] == counts[1]
 
 
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS, protocol=PROTOCOLS, shares=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
-def test_a_smaller_share_of_the_training_films_is_part_of_a_larger_one(
+def test_a_smaller_share_of_the_training_images_is_part_of_a_larger_one(
     data: int, seed: int, protocol: str, shares: tuple[float, float]
 ) -> None:
-    films = cohort(data)
+    images = cohort(data)
     tables = [
-        assign(films, NO_PAIRS, params(protocol=protocol, seed=seed, train_share=share)) for share in sorted(shares)
+        assign(images, NO_PAIRS, params(protocol=protocol, seed=seed, train_share=share)) for share in sorted(shares)
     ]
-    whole = assign(films, NO_PAIRS, params(protocol=protocol, seed=seed))
+    whole = assign(images, NO_PAIRS, params(protocol=protocol, seed=seed))
     assert ids(tables[0], "train") <= ids(tables[1], "train") <= ids(whole, "train")
     for table, share in zip(tables, sorted(shares), strict=True):
         trained = table.loc[table["split"] == "train", "label"].value_counts()
@@ -99,29 +99,31 @@ def test_a_smaller_share_of_the_training_films_is_part_of_a_larger_one(
 def test_validation_and_test_never_change_with_what_trains(
     data: int, seed: int, protocol: str, share: float, source: str
 ) -> None:
-    films, sources = cohort(data), [source] if source else []
-    whole = assign(films, NO_PAIRS, params(protocol=protocol, seed=seed))
-    thinned = assign(films, NO_PAIRS, params(protocol=protocol, seed=seed, train_share=share, train_sources=sources))
-    assert digest_of_test_set(thinned) == digest_of_test_set(whole)
-    assert ids(thinned, "validation") == ids(whole, "validation")
-    assert ids(thinned, "train") <= ids(whole, "train")
+    images, sources = cohort(data), [source] if source else []
+    whole = assign(images, NO_PAIRS, params(protocol=protocol, seed=seed))
+    subsampled = assign(
+        images, NO_PAIRS, params(protocol=protocol, seed=seed, train_share=share, train_sources=sources)
+    )
+    assert digest_of_test_set(subsampled) == digest_of_test_set(whole)
+    assert ids(subsampled, "validation") == ids(whole, "validation")
+    assert ids(subsampled, "train") <= ids(whole, "train")
     if source:
-        assert all(image_id.startswith("kermany-") for image_id in ids(thinned, "train"))
+        assert all(image_id.startswith("kermany-") for image_id in ids(subsampled, "train"))
 
 
-@pytest.mark.parametrize("changes", [{"films": "paper_quotas"}, {"train_share": 0.5}])
+@pytest.mark.parametrize("changes", [{"images": "paper_quotas"}, {"train_share": 0.5}])
 def test_the_order_of_rows_does_not_change_what_is_left_out(changes: dict[str, Any]) -> None:
-    films = cohort(3)
+    images = cohort(3)
     pd.testing.assert_frame_equal(
-        assign(films, NO_PAIRS, params(**changes)),
-        assign(films.sample(frac=1, random_state=5), NO_PAIRS, params(**changes)),
+        assign(images, NO_PAIRS, params(**changes)),
+        assign(images.sample(frac=1, random_state=5), NO_PAIRS, params(**changes)),
     )
 
 
 def test_a_pair_of_classes_is_drawn_as_in_the_task_of_all_classes() -> None:
-    films = cohort(4)
-    whole = assign(films, NO_PAIRS, params(protocol="paper", task="four_way"))
-    pair = assign(films, NO_PAIRS, params(protocol="paper", task="viral_bacterial"))
+    images = cohort(4)
+    whole = assign(images, NO_PAIRS, params(protocol="paper", task="four_way"))
+    pair = assign(images, NO_PAIRS, params(protocol="paper", task="viral_bacterial"))
     chosen = pair[pair["label"].isin(["viral", "bacterial"])]
     assert chosen["split"].tolist() == whole.loc[chosen.index, "split"].tolist()
     assert set(pair.loc[~pair["label"].isin(["viral", "bacterial"]), "split"]) == {"unused"}
@@ -131,42 +133,42 @@ def test_classes_stand_in_one_order_in_every_task() -> None:
     assert all(list(classes) == sorted(classes, key=LABELS.index) for classes in CLASSES.values())
 
 
-def test_a_part_with_fewer_films_than_its_quota_is_named() -> None:
-    asked = params(films="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
+def test_a_part_with_fewer_images_than_its_quota_is_named() -> None:
+    asked = params(images="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
     with pytest.raises(DataError) as raised:
         assign(cohort(1), NO_PAIRS, asked)
-    there = count_films(assign(cohort(1), NO_PAIRS, params()), params())["test"]["viral"]
+    there = count_images(assign(cohort(1), NO_PAIRS, params()), params())["test"]["viral"]
     assert str(raised.value) == (
-        f"too few films for split.films paper_quotas: test has {there} viral and needs 999; add films, lower the "
-        "quotas split.paper_train, paper_test and paper_validation, or set split.films to all"
+        f"too few images for split.images paper_quotas: test has {there} viral and needs 999; add images, lower the "
+        "quotas split.paper_train, paper_test and paper_validation, or set split.images to all"
     )
 
 
-def test_a_source_that_no_film_has_is_named() -> None:
+def test_a_source_that_no_image_has_is_named() -> None:
     with pytest.raises(DataError) as raised:
         assign(cohort(1), NO_PAIRS, params(train_sources=["kermani"]))
     assert str(raised.value) == (
-        "split.train_sources names kermani, and the films of task three_way come from covid19, kermany; name one of "
+        "split.train_sources names kermani, and the images of task three_way come from covid19, kermany; name one of "
         "those, or add the source to ingest.sources"
     )
 
 
-def test_a_source_without_films_of_a_class_cannot_train_alone() -> None:
-    films = cohort(1)
-    films = films[(films["label"] != "covid") | (films["source"] == "covid19")]
+def test_a_source_without_images_of_a_class_cannot_train_alone() -> None:
+    images = cohort(1)
+    images = images[(images["label"] != "covid") | (images["source"] == "covid19")]
     with pytest.raises(DataError) as raised:
-        assign(films, NO_PAIRS, params(task="four_way", train_sources=["kermany"]))
+        assign(images, NO_PAIRS, params(task="four_way", train_sources=["kermany"]))
     assert str(raised.value) == (
-        "split.train_sources kermany leaves no training films of class covid; add a source that has them, or choose "
+        "split.train_sources kermany leaves no training images of class covid; add a source that has them, or choose "
         "a split.task without that class"
     )
 
 
 def test_an_official_test_set_cannot_be_thinned() -> None:
-    with pytest.raises(ValueError, match="films paper_quotas would thin the official test set"):
-        params(protocol="official", films="paper_quotas")
+    with pytest.raises(ValueError, match="images paper_quotas would thin the official test set"):
+        params(protocol="official", images="paper_quotas")
 
 
 def test_thinning_needs_a_quota_for_each_class_of_the_task() -> None:
     with pytest.raises(ValueError, match="paper_test needs a quota of at least 1 for covid"):
-        params(films="paper_quotas", task="four_way", paper_test={"normal": 1, "viral": 1, "bacterial": 1})
+        params(images="paper_quotas", task="four_way", paper_test={"normal": 1, "viral": 1, "bacterial": 1})

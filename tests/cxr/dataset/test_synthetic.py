@@ -29,7 +29,7 @@ def all_files(folder: Path) -> dict[str, bytes]:
 
 
 def placements(folder: Path) -> dict[str, Placement]:
-    """Return what the readers of the real sets say of each film that was not planted."""
+    """Return what the readers of the real sets say of each image that was not planted."""
     found = {}
     for name in all_files(folder):
         if name not in PLANTED:
@@ -42,9 +42,9 @@ def placements(folder: Path) -> dict[str, Placement]:
 
 
 def grey(path: Path) -> NDArray[np.uint8]:
-    film = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    assert film is not None
-    return np.asarray(film, dtype=np.uint8)
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    return np.asarray(image, dtype=np.uint8)
 
 
 def thumbnail_correlation(one: Path, other: Path) -> float:
@@ -52,7 +52,7 @@ def thumbnail_correlation(one: Path, other: Path) -> float:
     return float(np.corrcoef(*thumbnails)[0, 1])
 
 
-def test_a_seed_writes_the_same_bytes_and_another_seed_other_films(tmp_path: Path) -> None:
+def test_a_seed_writes_the_same_bytes_and_another_seed_other_images(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         write_sample(tmp_path / name, patients_per_class=2, seed=seed)
     one, again, other = (all_files(tmp_path / name) for name in ("one", "again", "other"))
@@ -74,21 +74,21 @@ def test_the_real_sets_readers_find_every_class_in_every_part(sample: Path) -> N
         assert min(counted["Covid19-dataset", part, label] for label in ("normal", "viral", "covid")) >= 1
 
 
-def test_patients_have_several_films_and_numbers_restart_between_the_parts(sample: Path) -> None:
+def test_patients_have_several_images_and_numbers_restart_between_the_parts(sample: Path) -> None:
     kermany = [at for name, at in placements(sample).items() if name.startswith("chest_xray")]
-    films = Counter((at.official_split, at.patient) for at in kermany)
-    assert max(films.values()) >= 3
-    assert {("train", "train/person1"), ("test", "test/person1")} <= set(films)
-    kinds = {patient: {at.label for at in kermany if at.patient == patient} for _, patient in films}
-    assert any(len(labels) == 2 for labels in kinds.values()), "some person numbers have films of both kinds"
+    images = Counter((at.official_split, at.patient) for at in kermany)
+    assert max(images.values()) >= 3
+    assert {("train", "train/person1"), ("test", "test/person1")} <= set(images)
+    kinds = {patient: {at.label for at in kermany if at.patient == patient} for _, patient in images}
+    assert any(len(labels) == 2 for labels in kinds.values()), "some person numbers have images of both kinds"
 
 
-def test_films_have_the_sizes_and_formats_of_two_different_sources(sample: Path) -> None:
+def test_images_have_the_sizes_and_formats_of_two_different_sources(sample: Path) -> None:
     sides = [side for name in list(placements(sample))[::10] for side in grey(sample / name).shape]
     assert 300 <= min(sides) <= max(sides) <= 420
     assert {path.suffix for path in (sample / "Covid19-dataset").rglob("*.*")} == {".jpeg", ".png"}
-    for film in list((sample / "Covid19-dataset/train/Covid").glob("0[1-9].*"))[:4]:
-        assert grey(film)[0].max() < 40, "the second source's films have a black border"
+    for image in list((sample / "Covid19-dataset/train/Covid").glob("0[1-9].*"))[:4]:
+        assert grey(image)[0].max() < 40, "the second source's images have a black border"
 
 
 def test_planted_files_are_what_they_are_said_to_be(sample: Path) -> None:
@@ -105,17 +105,17 @@ def test_planted_files_are_what_they_are_said_to_be(sample: Path) -> None:
     assert one == other
 
 
-def test_of_the_planted_files_that_are_kept_one_has_16_bits_and_one_looks_like_another_film(sample: Path) -> None:
+def test_of_the_planted_files_that_are_kept_one_has_16_bits_and_one_looks_like_another_image(sample: Path) -> None:
     deep, alike = (sample / name for name, fate in PLANTED.items() if fate == KEPT)
-    film = cv2.imread(str(deep), cv2.IMREAD_UNCHANGED)
-    assert film is not None
-    assert film.dtype == np.uint16
-    assert film.max() > 60_000
+    image = cv2.imread(str(deep), cv2.IMREAD_UNCHANGED)
+    assert image is not None
+    assert image.dtype == np.uint16
+    assert image.max() > 60_000
     original = min((sample / "chest_xray/train/PNEUMONIA").glob("*_virus_*.jpeg"))
     assert 0.98 < thumbnail_correlation(alike, original) < 0.995
 
 
-def test_no_two_other_films_are_taken_for_one(sample: Path) -> None:
+def test_no_two_other_images_are_taken_for_one(sample: Path) -> None:
     names = list(placements(sample))
     thumbnails = [cv2.resize(grey(sample / name), (32, 32), interpolation=cv2.INTER_AREA).ravel() for name in names]
     correlation = np.triu(np.corrcoef(np.array(thumbnails, dtype=np.float64)), 1)
@@ -125,19 +125,19 @@ def test_no_two_other_films_are_taken_for_one(sample: Path) -> None:
 def test_classes_show_in_shape_and_texture_and_not_in_exposure(sample: Path) -> None:
     """A sample that grey level alone separates would let any model look good."""
     kermany = {name: at for name, at in placements(sample).items() if name.startswith("chest_xray")}
-    films = [grey(sample / name) for name in kermany]
+    images = [grey(sample / name) for name in kermany]
     label = np.array([at.label for at in kermany.values()])
     is_test = np.array([at.official_split == "test" for at in kermany.values()])
-    exposure = np.array([[film.mean(), film.std()] for film in films])
-    texture = np.array([shape_and_texture(film) for film in films])
+    exposure = np.array([[image.mean(), image.std()] for image in images])
+    texture = np.array([shape_and_texture(image) for image in images])
     by_exposure, by_texture = (accuracy(features, label, is_test) for features in (exposure, texture))
     assert by_exposure < 0.5
     assert by_texture > by_exposure + 0.15
 
 
-def shape_and_texture(film: NDArray[np.uint8]) -> NDArray[np.float32]:
+def shape_and_texture(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return coarse maps of fine structure, of medium structure, and of left-right difference, free of exposure."""
-    small = cv2.resize(film, (112, 112), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(image, (112, 112), interpolation=cv2.INTER_AREA).astype(np.float32)
     small = (small - small.mean()) / small.std()
     fine = np.abs(small - cv2.GaussianBlur(small, (0, 0), 1.5))
     medium = np.abs(cv2.GaussianBlur(small, (0, 0), 2) - cv2.GaussianBlur(small, (0, 0), 6))

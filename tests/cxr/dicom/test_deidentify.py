@@ -1,4 +1,4 @@
-"""Who a film is of, told apart without saying it; and films without their patient."""
+"""Who an image is of, told apart without saying it; and images without their patient."""
 
 import io
 from typing import Any
@@ -12,11 +12,11 @@ from pydicom.sequence import Sequence
 from cxr.common.errors import ImageError, SourceError
 from cxr.dicom.deidentify import KEY_VARIABLE, patient_digest, patient_key, read_identity, without_patient
 from cxr.imaging.decode import decode_grey
-from tests.support.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_film, picture
+from tests.support.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_image, picture
 
 
 def test_identity_is_read_and_its_repr_says_nothing() -> None:
-    identity = read_identity(dicom_film(picture()), name="film.dcm")
+    identity = read_identity(dicom_image(picture()), name="image.dcm")
     assert (identity.study_uid, identity.sop_uid, identity.patient_id) == ("1.2.3", "1.2.3.4.5", "MRN-8675309")
     assert repr(identity) == "Identity()"
 
@@ -65,17 +65,17 @@ KINDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_film_without_its_patient_gives_the_same_levels_and_no_name(kind: dict[str, Any]) -> None:
-    film = dicom_film(picture(bits=kind.get("bits", 8)), **kind)
-    bare = without_patient(film, name="film.dcm", max_pixels=10**6)
-    before = decode_grey(film, name="film.dcm", max_pixels=10**6)
+def test_a_image_without_its_patient_gives_the_same_levels_and_no_name(kind: dict[str, Any]) -> None:
+    image = dicom_image(picture(bits=kind.get("bits", 8)), **kind)
+    bare = without_patient(image, name="image.dcm", max_pixels=10**6)
+    before = decode_grey(image, name="image.dcm", max_pixels=10**6)
     assert np.array_equal(decode_grey(bare, name="bare.dcm", max_pixels=10**6), before)
     assert not [secret for secret in SECRETS if secret.encode() in bare]
     assert "1.2.3.4.5" not in str(pydicom.dcmread(io.BytesIO(bare)))
-    assert without_patient(film, name="film.dcm", max_pixels=10**6) == bare
+    assert without_patient(image, name="image.dcm", max_pixels=10**6) == bare
 
 
-def test_what_is_no_film_has_nothing_that_could_be_kept() -> None:
+def test_what_is_no_image_has_nothing_that_could_be_kept() -> None:
     with pytest.raises(ImageError) as caught:
-        without_patient(dicom_film(picture(), Modality="MR"), name="film.dcm", max_pixels=10**6)
+        without_patient(dicom_image(picture(), Modality="MR"), name="image.dcm", max_pixels=10**6)
     assert caught.value.reason == "other modality"

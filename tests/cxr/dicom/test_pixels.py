@@ -1,4 +1,4 @@
-"""DICOM films: what comes out of each kind, and what a user reads where nothing does."""
+"""DICOM images: what comes out of each kind, and what a user reads where nothing does."""
 
 import io
 import logging
@@ -23,13 +23,13 @@ from pydicom.sequence import Sequence
 
 from cxr.common.errors import ImageError
 from cxr.dicom.pixels import read_dicom_header
-from cxr.imaging.decode import decode_grey, is_film_file, read_header
-from tests.support.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_film, picture
+from cxr.imaging.decode import decode_grey, is_image_file, read_header
+from tests.support.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_image, picture
 
 PROJECT = Path(__file__).parents[3]
 
 
-def decoded(data: bytes, name: str = "film.dcm", max_pixels: int = 10**6) -> NDArray[np.uint8]:
+def decoded(data: bytes, name: str = "image.dcm", max_pixels: int = 10**6) -> NDArray[np.uint8]:
     return decode_grey(data, name=name, max_pixels=max_pixels)
 
 
@@ -38,28 +38,28 @@ def png(samples: NDArray[Any]) -> bytes:
 
 
 @pytest.mark.parametrize(("bits", "syntax"), [(bits, name) for bits in (8, 12, 16) for name in LOSSLESS])
-def test_a_film_gives_the_levels_of_a_png_of_the_same_samples(bits: int, syntax: str) -> None:
+def test_a_image_gives_the_levels_of_a_png_of_the_same_samples(bits: int, syntax: str) -> None:
     samples = picture(bits=bits)
-    of_png = decoded(png(samples.astype(np.uint8 if bits == 8 else np.uint16)), "film.png")
-    assert np.array_equal(decoded(dicom_film(samples, bits=bits, syntax=LOSSLESS[syntax])), of_png)
+    of_png = decoded(png(samples.astype(np.uint8 if bits == 8 else np.uint16)), "image.png")
+    assert np.array_equal(decoded(dicom_image(samples, bits=bits, syntax=LOSSLESS[syntax])), of_png)
 
 
 @pytest.mark.parametrize("bits", [8, 12])
-def test_a_lossy_film_is_close_to_what_was_stored(bits: int) -> None:
+def test_a_lossy_image_is_close_to_what_was_stored(bits: int) -> None:
     samples = picture(bits=bits)
     syntax = BASELINE if bits == 8 else "1.2.840.10008.1.2.4.51"
-    difference = decoded(dicom_film(samples, bits=bits, syntax=syntax)).astype(int) - decoded(
-        dicom_film(samples, bits=bits)
+    difference = decoded(dicom_image(samples, bits=bits, syntax=syntax)).astype(int) - decoded(
+        dicom_image(samples, bits=bits)
     )
     assert np.abs(difference).max() <= 8
 
 
 def test_odd_numbers_of_bytes_and_files_without_preamble_are_read() -> None:
     samples = picture(5, 7)
-    assert np.array_equal(decoded(dicom_film(samples)), samples)
-    assert np.array_equal(decoded(dicom_film(samples, preamble=False)), samples)
+    assert np.array_equal(decoded(dicom_image(samples)), samples)
+    assert np.array_equal(decoded(dicom_image(samples, preamble=False)), samples)
     swapped = np.append(samples, 0).astype(np.uint8).reshape(-1, 2)[:, ::-1].tobytes()
-    big_endian = dicom_film(samples, syntax=BIG_ENDIAN, PixelData=("OW", swapped))
+    big_endian = dicom_image(samples, syntax=BIG_ENDIAN, PixelData=("OW", swapped))
     assert np.array_equal(decoded(big_endian), samples)
 
 
@@ -91,7 +91,7 @@ WINDOWS = [
 def test_samples_become_levels_as_the_standard_says(tags: dict[str, Any], level: Callable[[Any], Any]) -> None:
     samples = np.arange(256).reshape(16, 16)
     expected = np.clip(level(samples.astype(float)), 0, 255)
-    assert np.abs(decoded(dicom_film(samples, **tags)) - expected).max() < 0.5 + 1e-9
+    assert np.abs(decoded(dicom_image(samples, **tags)) - expected).max() < 0.5 + 1e-9
 
 
 def lut(values: NDArray[Any], first: int, bits: int) -> Sequence:
@@ -105,17 +105,17 @@ def test_the_modality_lut_comes_before_the_voi_lut() -> None:
     samples = np.arange(256).reshape(16, 16)
     modality = lut(np.arange(256)[::-1] + 1000, 0, 16)
     voi = lut(np.linspace(0, 4095, 256), 1000, 12)
-    film = dicom_film(samples, ModalityLUTSequence=modality, VOILUTSequence=voi, WindowCenter=1, WindowWidth=2)
-    assert np.array_equal(decoded(film), 255 - samples)
+    image = dicom_image(samples, ModalityLUTSequence=modality, VOILUTSequence=voi, WindowCenter=1, WindowWidth=2)
+    assert np.array_equal(decoded(image), 255 - samples)
 
 
 def test_signed_samples_high_bits_and_overlays_in_unused_bits_are_read_as_meant() -> None:
     values = np.arange(-128, 128).reshape(16, 16)
-    signed = dicom_film(values & 0xFFF, bits=12, PixelRepresentation=1, WindowCenter=0, WindowWidth=256)
+    signed = dicom_image(values & 0xFFF, bits=12, PixelRepresentation=1, WindowCenter=0, WindowWidth=256)
     assert np.array_equal(decoded(signed), values + 128)
     shifted = (values + 128) << 4 | 0b1010  # HighBit 11, 8 bits stored: what is below belongs to overlays
-    film = dicom_film(shifted, bits=16, BitsStored=8, HighBit=11)
-    assert np.array_equal(decoded(film), values + 128)
+    image = dicom_image(shifted, bits=16, BitsStored=8, HighBit=11)
+    assert np.array_equal(decoded(image), values + 128)
 
 
 def test_padding_is_dark_and_does_not_count_when_levels_are_stretched() -> None:
@@ -123,34 +123,34 @@ def test_padding_is_dark_and_does_not_count_when_levels_are_stretched() -> None:
     padded = np.pad(samples, 3, constant_values=4000)
     padded[0] = 4095
     tags = {"PixelPaddingValue": ("US", 4095), "PixelPaddingRangeLimit": ("US", 4000)}
-    film = dicom_film(padded, bits=12, **tags)
-    inside = decoded(film)[3:-3, 3:-3]
-    assert np.array_equal(inside, decoded(png(samples), "film.png"))
-    assert decoded(film)[:3].max() == 0
-    inverted = dicom_film(padded, bits=12, PhotometricInterpretation="MONOCHROME1", **tags)
+    image = dicom_image(padded, bits=12, **tags)
+    inside = decoded(image)[3:-3, 3:-3]
+    assert np.array_equal(inside, decoded(png(samples), "image.png"))
+    assert decoded(image)[:3].max() == 0
+    inverted = dicom_image(padded, bits=12, PhotometricInterpretation="MONOCHROME1", **tags)
     assert decoded(inverted)[:3].max() == 0
 
 
 @pytest.mark.parametrize(
     ("axes", "turned"),
     [
-        (["L", "F"], lambda film: film),
+        (["L", "F"], lambda image: image),
         (["R", "F"], np.fliplr),
         (["L", "H"], np.flipud),
-        (["R", "H"], lambda film: np.rot90(film, 2)),
-        (["F", "L"], lambda film: film.T),
-        (["H", "R"], lambda film: np.rot90(film.T, 2)),
-        (["LF", "FR"], lambda film: film),  # slightly tilted
-        (None, lambda film: film),
-        (["?", "F"], lambda film: film),
+        (["R", "H"], lambda image: np.rot90(image, 2)),
+        (["F", "L"], lambda image: image.T),
+        (["H", "R"], lambda image: np.rot90(image.T, 2)),
+        (["LF", "FR"], lambda image: image),  # slightly tilted
+        (None, lambda image: image),
+        (["?", "F"], lambda image: image),
     ],
 )
-def test_a_film_is_brought_the_usual_way_up(axes: list[str] | None, turned: Callable[[Any], Any]) -> None:
+def test_a_image_is_brought_the_usual_way_up(axes: list[str] | None, turned: Callable[[Any], Any]) -> None:
     samples = picture()
-    film = dicom_film(samples, PatientOrientation=axes)
-    assert np.array_equal(decoded(film), turned(samples))
-    header = read_header(film, name="film.dcm", max_pixels=10**6)
-    assert (header.height, header.width) == decoded(film).shape
+    image = dicom_image(samples, PatientOrientation=axes)
+    assert np.array_equal(decoded(image), turned(samples))
+    header = read_header(image, name="image.dcm", max_pixels=10**6)
+    assert (header.height, header.width) == decoded(image).shape
     assert (header.format, header.mode) == ("DICOM", "L")
 
 
@@ -167,13 +167,13 @@ def test_a_film_is_brought_the_usual_way_up(axes: list[str] | None, turned: Call
     ],
 )
 def test_pixels_come_out_square(tags: dict[str, Any], shape: tuple[int, int]) -> None:
-    film = dicom_film(picture(), **tags)
-    header = read_header(film, name="film.dcm", max_pixels=10**6)
-    assert decoded(film).shape == (header.height, header.width) == shape
+    image = dicom_image(picture(), **tags)
+    header = read_header(image, name="image.dcm", max_pixels=10**6)
+    assert decoded(image).shape == (header.height, header.width) == shape
 
 
 REFUSED = [
-    ({"NumberOfFrames": 2}, "several frames", "film.dcm has 2 frames"),
+    ({"NumberOfFrames": 2}, "several frames", "image.dcm has 2 frames"),
     ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour", "stored in colour"),
     ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "stored in colour"),
     ({"Modality": "CT"}, "other modality", "its modality is computed tomography; expected CR, DX, RG"),
@@ -205,10 +205,10 @@ def test_what_is_no_frontal_chest_radiograph_is_refused_with_the_reason(
     tags: dict[str, Any], reason: str, message: str
 ) -> None:
     with pytest.raises(ImageError) as caught:
-        decoded(dicom_film(picture(), **tags))
+        decoded(dicom_image(picture(), **tags))
     assert caught.value.reason == reason
     assert message in str(caught.value)
-    assert str(caught.value).startswith("film.dcm ")
+    assert str(caught.value).startswith("image.dcm ")
     assert not any(secret in str(caught.value) for secret in SECRETS)
 
 
@@ -217,62 +217,62 @@ def test_a_lateral_view_is_known_by_its_code_too(code: str) -> None:
     view = Dataset()
     view.CodeValue, view.CodeMeaning = code, "a view"
     with pytest.raises(ImageError, match="lateral or oblique"):
-        decoded(dicom_film(picture(), ViewPosition=None, ViewCodeSequence=Sequence([view])))
+        decoded(dicom_image(picture(), ViewPosition=None, ViewCodeSequence=Sequence([view])))
 
 
 @pytest.mark.parametrize("part", ["", "CHEST", "Chest AP", "THORAX", "LUNG"])
 def test_a_chest_by_any_name_is_taken(part: str) -> None:
-    assert decoded(dicom_film(picture(), BodyPartExamined=part)).shape == (40, 56)
+    assert decoded(dicom_image(picture(), BodyPartExamined=part)).shape == (40, 56)
 
 
 @pytest.mark.parametrize("syntax", ["explicit", "deflated", "JPEG lossless", "JPEG-LS", "JPEG 2000", "RLE"])
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.98])
-def test_a_film_that_was_cut_off_is_refused(syntax: str, share: float) -> None:
-    film = dicom_film(picture(), syntax=LOSSLESS[syntax])
+def test_a_image_that_was_cut_off_is_refused(syntax: str, share: float) -> None:
+    image = dicom_image(picture(), syntax=LOSSLESS[syntax])
     with pytest.raises(ImageError) as caught:
-        decoded(film[: int(len(film) * share)])
+        decoded(image[: int(len(image) * share)])
     assert caught.value.reason == "truncated"
 
 
-def test_a_film_that_was_cut_off_in_its_header_is_refused_wherever_the_cut_fell() -> None:
-    film = dicom_film(picture())
+def test_a_image_that_was_cut_off_in_its_header_is_refused_wherever_the_cut_fell() -> None:
+    image = dicom_image(picture())
     reasons = set()
-    for end in range(140, film.index(b"\xe0\x7f\x10\x00") + 12):
+    for end in range(140, image.index(b"\xe0\x7f\x10\x00") + 12):
         with pytest.raises(ImageError) as caught:
-            decoded(film[:end])
+            decoded(image[:end])
         reasons.add(caught.value.reason)
     # A cut between two elements looks like a file that never had the rest, one in the file meta like any damage.
     assert reasons == {"truncated", "no pixels", "other modality", "not an image"}
 
 
-def test_a_film_that_inflates_without_end_is_refused_at_the_limit() -> None:
-    film = dicom_film(picture(), syntax=LOSSLESS["deflated"], ImageComments=("UT", "0" * (300 << 20)))
-    assert len(film) < 1 << 20
+def test_a_image_that_inflates_without_end_is_refused_at_the_limit() -> None:
+    image = dicom_image(picture(), syntax=LOSSLESS["deflated"], ImageComments=("UT", "0" * (300 << 20)))
+    assert len(image) < 1 << 20
     with pytest.raises(ImageError) as caught:
-        decoded(film)
+        decoded(image)
     assert caught.value.reason == "larger than the pixel limit"
 
 
 def test_a_jpeg_of_another_size_than_its_header_says_is_not_decoded() -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((4000, 4000), np.uint8))[1].tobytes()
-    film = dicom_film(picture(), syntax=BASELINE, PixelData=("OB", pydicom.encaps.encapsulate([jpeg])))
+    image = dicom_image(picture(), syntax=BASELINE, PixelData=("OB", pydicom.encaps.encapsulate([jpeg])))
     with pytest.raises(ImageError, match="of another size"):
-        decoded(film)
+        decoded(image)
 
 
 def test_a_picture_that_is_a_png_and_a_dicom_file_at_once_is_refused_and_a_tiff_preamble_is_not() -> None:
-    film = dicom_film(picture())
+    image = dicom_image(picture())
     with pytest.raises(ImageError, match="two formats in one file"):
-        decoded(b"\x89PNG\r\n\x1a\n" + film[8:])
-    assert np.array_equal(decoded(b"II*\0" + film[4:]), picture())
+        decoded(b"\x89PNG\r\n\x1a\n" + image[8:])
+    assert np.array_equal(decoded(b"II*\0" + image[4:]), picture())
 
 
 def test_an_unknown_transfer_syntax_is_refused_before_pixels_are_looked_at() -> None:
-    film = dicom_film(
+    image = dicom_image(
         picture(), PixelData=("OB", pydicom.encaps.encapsulate([b"x" * 8])), syntax="1.2.840.10008.1.2.4.201"
     )
     with pytest.raises(ImageError) as caught:
-        decoded(film)
+        decoded(image)
     assert caught.value.reason == "unsupported encoding"
 
 
@@ -311,7 +311,7 @@ def test_files_of_real_machines_give_the_levels_that_pydicom_gives(file: str) ->
         ("dicomdirtests/77654033/CR1/6154", "other body part"),
     ],
 )
-def test_files_of_real_machines_that_are_no_chest_films_are_refused(file: str, reason: str) -> None:
+def test_files_of_real_machines_that_are_no_chest_xrays_are_refused(file: str, reason: str) -> None:
     folder = Path(str(get_testdata_file("CT_small.dcm", download=False))).parent
     path = folder / ("dicomdirtests/DICOMDIR" if file == "DICOMDIR" else file)
     with pytest.raises(ImageError) as caught:
@@ -321,22 +321,22 @@ def test_files_of_real_machines_that_are_no_chest_films_are_refused(file: str, r
 
 def test_files_of_a_pacs_are_known_by_their_signature(tmp_path: Path) -> None:
     for name in ("IM000001", "1.2.840.5"):
-        (tmp_path / name).write_bytes(dicom_film(picture()))
+        (tmp_path / name).write_bytes(dicom_image(picture()))
     for name in ("notes.txt", "a", "b.dcm"):
         (tmp_path / name).write_bytes(b"x")
-    assert sorted(path.name for path in tmp_path.iterdir() if is_film_file(path)) == ["1.2.840.5", "IM000001", "b.dcm"]
+    assert sorted(path.name for path in tmp_path.iterdir() if is_image_file(path)) == ["1.2.840.5", "IM000001", "b.dcm"]
 
 
-def broken(film: bytes) -> list[bytes]:
+def broken(image: bytes) -> list[bytes]:
     """Files whose patient tags are damaged or odd, so that pydicom has something to say of them."""
     name = "=".join(["Sorrowful^Jane"] * 5)
     return [
-        dicom_film(picture(), PatientBirthDate=None, PatientName=name, PatientID="8675309 " * 20),
-        film[:400],
-        film[:150],
-        film.replace(b"PN", b"ZZ"),
-        film.replace(b"8675309", b"\xff\xfe5309"),
-        film.replace(b"19311224", b"Sorrowfu"),
+        dicom_image(picture(), PatientBirthDate=None, PatientName=name, PatientID="8675309 " * 20),
+        image[:400],
+        image[:150],
+        image.replace(b"PN", b"ZZ"),
+        image.replace(b"8675309", b"\xff\xfe5309"),
+        image.replace(b"19311224", b"Sorrowfu"),
     ]
 
 
@@ -346,9 +346,9 @@ def test_no_tag_of_the_patient_reaches_a_log_a_warning_or_a_message(
     said = []
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for data in broken(dicom_film(picture())):
+        for data in broken(dicom_image(picture())):
             try:
-                said.append(repr(read_dicom_header(data, name="film.dcm", max_pixels=10**6)))
+                said.append(repr(read_dicom_header(data, name="image.dcm", max_pixels=10**6)))
                 decoded(data)
             except ImageError as error:
                 said.append(f"{error!r} {error.__cause__!r}")
@@ -358,25 +358,25 @@ def test_no_tag_of_the_patient_reaches_a_log_a_warning_or_a_message(
     assert not [secret for secret in SECRETS if secret in everything]
 
 
-def test_importing_the_reader_of_films_does_not_import_pydicom() -> None:
+def test_importing_the_reader_of_images_does_not_import_pydicom() -> None:
     script = "import sys, cxr.imaging.decode; print('pydicom' in sys.modules, 'gdcm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_a_frame_that_kills_its_decoder_costs_one_film(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_that_kills_its_decoder_costs_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.dicom.codec.TIME_LIMIT_S", 0.001)
     with pytest.raises(ImageError, match="ran out of time"):
-        decoded(dicom_film(picture(), syntax=LOSSLESS["JPEG-LS"]))
+        decoded(dicom_image(picture(), syntax=LOSSLESS["JPEG-LS"]))
     monkeypatch.undo()
-    frame = bytearray(dicom_film(picture(), bits=16, syntax=LOSSLESS["JPEG lossless"]))
+    frame = bytearray(dicom_image(picture(), bits=16, syntax=LOSSLESS["JPEG lossless"]))
     frame[frame.index(b"\xff\xc3") + 4] = 75  # a precision that GDCM dies of
     with pytest.raises(ImageError, match="damaged pixels"):
         decoded(bytes(frame))
 
 
 SEEDS = [
-    dicom_film(picture(), syntax=syntax, WindowCenter=100, WindowWidth=80)
+    dicom_image(picture(), syntax=syntax, WindowCenter=100, WindowWidth=80)
     for syntax in (EXPLICIT, BIG_ENDIAN, LOSSLESS["deflated"], BASELINE)
 ]
 
@@ -395,9 +395,9 @@ def test_a_damaged_file_gives_an_array_or_an_image_error(
         data[min(132 + int(place * (len(data) - 132)), len(data) - 1)] = value
     said = ""
     try:
-        film = decoded(bytes(data[: int(len(data) * kept)]))
-        said = f"{film.dtype} {film.ndim}"
+        image = decoded(bytes(data[: int(len(data) * kept)]))
+        said = f"{image.dtype} {image.ndim}"
     except ImageError as error:
         said = str(error)
-    assert said == "uint8 2" or said.startswith("film.dcm ")
+    assert said == "uint8 2" or said.startswith("image.dcm ")
     assert not any(secret in said for secret in SECRETS)

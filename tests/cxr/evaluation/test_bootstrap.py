@@ -60,12 +60,12 @@ def test_fewer_patients_widen_the_intervals() -> None:
     assert width(few.macro_auroc) > 2 * width(many.macro_auroc)
 
 
-def test_films_of_a_patient_that_agree_count_as_little_more_than_one() -> None:
+def test_images_of_a_patient_that_agree_count_as_little_more_than_one() -> None:
     labels, probabilities = predictions(60)
     labels, probabilities = np.repeat(labels, 4), np.repeat(probabilities, 4, axis=0)
     by_patient = intervals_of(labels, probabilities, [f"p{i // 4}" for i in range(len(labels))])
-    by_film = intervals_of(labels, probabilities)
-    assert width(by_patient.accuracy) > 1.6 * width(by_film.accuracy)
+    by_image = intervals_of(labels, probabilities)
+    assert width(by_patient.accuracy) > 1.6 * width(by_image.accuracy)
     assert by_patient.patients == 60
 
 
@@ -77,7 +77,7 @@ def test_the_seed_decides_the_intervals() -> None:
 
 def test_a_class_that_resamples_often_lack_has_no_interval_and_no_nan() -> None:
     labels, probabilities = predictions(40)
-    labels = np.where(np.arange(40) == 2, 2, labels % 2)  # one bacterial film
+    labels = np.where(np.arange(40) == 2, 2, labels % 2)  # one bacterial image
     intervals = intervals_of(labels, probabilities)
     assert intervals.per_class["bacterial"]["recall"] is None
     assert intervals.macro_f1 is None
@@ -86,7 +86,7 @@ def test_a_class_that_resamples_often_lack_has_no_interval_and_no_nan() -> None:
     json.dumps(intervals.to_json(), allow_nan=False)
 
 
-def test_a_class_absent_from_the_films_leaves_the_averages_an_interval() -> None:
+def test_a_class_absent_from_the_images_leaves_the_averages_an_interval() -> None:
     labels, probabilities = predictions(60)
     intervals = intervals_of(labels % 2, probabilities)
     assert intervals.per_class["bacterial"]["f1"] is None
@@ -112,7 +112,7 @@ def test_a_ratio_of_sums_has_the_interval_of_the_accuracy_when_it_is_the_accurac
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_a_brier_score_has_the_interval_of_a_mean_over_films() -> None:
+def test_a_brier_score_has_the_interval_of_a_mean_over_images() -> None:
     labels, probabilities = predictions(90)
     squares = ((probabilities - np.eye(3)[labels]) ** 2).sum(axis=1)[:, None]
     (interval,) = Resampling(np.arange(90), 2000, 5).ratios(squares, np.ones((90, 1)))
@@ -134,11 +134,11 @@ def test_a_ratio_that_most_resamples_cannot_define_has_no_interval() -> None:
 
 def test_the_interval_of_a_median_holds_it_and_counts_patients() -> None:
     values = np.random.default_rng(0).normal(size=101)
-    by_film = Resampling(np.arange(101), 500, 0).median(values)
-    assert by_film is not None
-    assert by_film.low < np.median(values) < by_film.high
+    by_image = Resampling(np.arange(101), 500, 0).median(values)
+    assert by_image is not None
+    assert by_image.low < np.median(values) < by_image.high
     repeated = Resampling(np.repeat(np.arange(101), 4), 500, 0).median(np.repeat(values, 4))
-    assert width(repeated) == pytest.approx(width(by_film), rel=0.3)
+    assert width(repeated) == pytest.approx(width(by_image), rel=0.3)
     assert Resampling(np.arange(101) % 9, 500, 0).median(values) is None
 
 

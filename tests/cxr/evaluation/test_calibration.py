@@ -60,18 +60,18 @@ def test_the_bias_that_was_built_in_is_found_with_the_temperature() -> None:
     assert (with_bias.argmax(axis=1) == labels).mean() > (without.argmax(axis=1) == labels).mean()
 
 
-def test_a_class_that_no_film_has_gets_a_bias_that_can_be_written() -> None:
+def test_a_class_that_no_image_has_gets_a_bias_that_can_be_written() -> None:
     logits, labels = sharp_logits(1.0, n=300)
     _, bias = fit_temperature_and_bias(logits[labels < 2], labels[labels < 2])
     assert bias[2] < min(bias[:2])
     assert max(bias) - min(bias) <= BIAS_RANGE[1] - BIAS_RANGE[0]
 
 
-def test_without_films_there_is_no_bias() -> None:
+def test_without_images_there_is_no_bias() -> None:
     assert fit_temperature_and_bias(np.zeros((0, 2)), np.zeros(0, np.int64)) == (1.0, (0.0, 0.0))
 
 
-def test_without_films_the_temperature_is_1() -> None:
+def test_without_images_the_temperature_is_1() -> None:
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64)) == 1.0
 
 
@@ -91,7 +91,7 @@ def test_a_class_given_no_probability_at_all_has_a_finite_loss() -> None:
     assert np.isfinite(measure_calibration(np.array([1]), np.array([[1.0, 0.0]]), bins=5).nll)
 
 
-def test_the_reliability_table_counts_every_film_once() -> None:
+def test_the_reliability_table_counts_every_image_once() -> None:
     logits, labels = sharp_logits(1.0, n=200)
     table = reliability_table(labels, softmax_with_temperature(logits, 1.0), bins=10)
     assert sum(row.count for row in table) == 200

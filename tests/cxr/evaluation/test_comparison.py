@@ -12,16 +12,16 @@ from cxr.evaluation.comparison import Comparison, compare, compare_over_seeds, d
 CLASSES = ("normal", "viral", "bacterial")
 
 
-def predictions(*, films: int = 240, noise: float = 1.0, skill: float = 1.5, seed: int = 0) -> pd.DataFrame:
-    """Return a table as predictions.csv: two films a patient, the same films and their difficulty for every model."""
-    labels = np.random.default_rng(99).integers(3, size=films)
-    hard = np.random.default_rng(98).normal(size=(films, 3))
-    scores = skill * np.eye(3)[labels] + hard + noise * np.random.default_rng(seed).normal(size=(films, 3))
+def predictions(*, images: int = 240, noise: float = 1.0, skill: float = 1.5, seed: int = 0) -> pd.DataFrame:
+    """Return a table as predictions.csv: two images a patient, the same images and their difficulty for every model."""
+    labels = np.random.default_rng(99).integers(3, size=images)
+    hard = np.random.default_rng(98).normal(size=(images, 3))
+    scores = skill * np.eye(3)[labels] + hard + noise * np.random.default_rng(seed).normal(size=(images, 3))
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     table = pd.DataFrame(
         {
-            "image_id": [f"film-{n:04d}" for n in range(films)],
-            "patient_id": [f"patient-{n // 2}" for n in range(films)],
+            "image_id": [f"image-{n:04d}" for n in range(images)],
+            "patient_id": [f"patient-{n // 2}" for n in range(images)],
             "label": np.array(CLASSES)[labels],
         }
     )
@@ -47,7 +47,7 @@ def test_differences_are_those_of_scikit_learns_figures() -> None:
         ("nll", lambda x: log_loss(labels, x)),
     ):
         assert getattr(found, name).value == pytest.approx(figure(p) - figure(q))
-    assert (found.films, found.patients) == (240, 120)
+    assert (found.images, found.patients) == (240, 120)
 
 
 def test_a_better_model_is_found_better_in_nearly_all_resamples() -> None:
@@ -69,7 +69,7 @@ def test_a_model_against_itself_differs_by_nothing() -> None:
     assert (found.mcnemar.first_alone_right, found.mcnemar.second_alone_right, found.mcnemar.p_value) == (0, 0, 1)
 
 
-def test_pairing_makes_the_interval_narrower_than_chance_between_films() -> None:
+def test_pairing_makes_the_interval_narrower_than_chance_between_images() -> None:
     a, b = predictions(noise=0.2, seed=1), predictions(noise=0.2, seed=2)
     paired = compared(a, b).accuracy.interval
     right = probabilities_of(a).argmax(axis=1) == [CLASSES.index(label) for label in a["label"]]
@@ -78,7 +78,7 @@ def test_pairing_makes_the_interval_narrower_than_chance_between_films() -> None
     assert paired.high - paired.low < 0.7 * unpaired_width
 
 
-def test_mcnemar_counts_the_films_that_one_model_alone_gets_right() -> None:
+def test_mcnemar_counts_the_images_that_one_model_alone_gets_right() -> None:
     a = predictions()
     b = a.copy()
     columns = [f"p_{name}" for name in CLASSES]
@@ -97,7 +97,7 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_decides() -> None:
 
 
 def test_few_patients_give_a_difference_without_an_interval() -> None:
-    found = compared(predictions(films=12, seed=1), predictions(films=12, seed=2))
+    found = compared(predictions(images=12, seed=1), predictions(images=12, seed=2))
     assert found.accuracy.interval is None
     assert found.accuracy.above_zero is None
 
@@ -118,7 +118,7 @@ def test_two_and_four_classes_are_compared_too() -> None:
 def changed(table: pd.DataFrame, fault: str) -> pd.DataFrame:
     table = table.copy()
     match fault:
-        case "film":
+        case "image":
             table.loc[0, "image_id"] = "elsewhere"
         case "twice":
             return pd.concat([table, table.tail(1)])
@@ -137,13 +137,13 @@ def changed(table: pd.DataFrame, fault: str) -> pd.DataFrame:
     ("fault", "message"),
     [
         (
-            "film",
-            "the predictions are not of the same films: 1 films are in the first table alone and 1 in the second, such "
-            "as film-0000; compare models on one split",
+            "image",
+            "the predictions are not of the same images: 1 images are in the first table alone and 1 in the second, such "
+            "as image-0000; compare models on one split",
         ),
-        ("twice", "0 films are in the first table alone and 0 in the second, and one has films twice"),
-        ("label", "1 films have another label in the second table than in the first, such as film-0000"),
-        ("patient", "1 films have another patient_id in the second table than in the first"),
+        ("twice", "0 images are in the first table alone and 0 in the second, and one has images twice"),
+        ("label", "1 images have another label in the second table than in the first, such as image-0000"),
+        ("patient", "1 images have another patient_id in the second table than in the first"),
         ("class", "the models tell different classes apart: normal, viral, bacterial and normal, covid, bacterial"),
         ("column", "needs image_id, patient_id, label and p_<class>, got image_id, label, p_normal"),
     ],

@@ -49,7 +49,7 @@ def test_every_value_is_that_of_scikit_learn(seed: int, decimals: int) -> None:
         assert values.auroc == pytest.approx(roc_auc_score(labels == c, probabilities[:, c]))
 
 
-def test_weighted_auroc_counts_films_as_often_as_their_weight_says() -> None:
+def test_weighted_auroc_counts_images_as_often_as_their_weight_says() -> None:
     labels, probabilities = predictions(1, decimals=1)
     weights = np.random.default_rng(0).integers(0, 4, (5, len(labels))).astype(float)
     positive = labels == 1
@@ -57,7 +57,7 @@ def test_weighted_auroc_counts_films_as_often_as_their_weight_says() -> None:
     assert weighted_auroc(probabilities[:, 1], positive, weights) == pytest.approx(expected)
 
 
-def test_a_class_without_films_is_undefined_and_leaves_the_averages() -> None:
+def test_a_class_without_images_is_undefined_and_leaves_the_averages() -> None:
     labels = np.array([0, 0, 1, 1])
     probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])
     measured = measure(labels, probabilities, CLASSES)
@@ -83,7 +83,7 @@ def test_a_class_that_is_never_predicted_has_precision_0_as_in_scikit_learn() ->
     assert measure(np.array([0, 1]), probabilities, CLASSES[:2]).per_class["viral"].precision == 0.0
 
 
-def test_roc_curves_leave_out_a_class_without_films() -> None:
+def test_roc_curves_leave_out_a_class_without_images() -> None:
     labels, probabilities = predictions(2)
     labels[labels == 2] = 0
     curves = roc_curves(labels, probabilities, CLASSES)
@@ -94,7 +94,7 @@ def test_roc_curves_leave_out_a_class_without_films() -> None:
 @pytest.mark.parametrize(
     ("labels", "probabilities", "message"),
     [
-        ([], np.zeros((0, 3)), "there are no films to measure; the split must give at least one"),
+        ([], np.zeros((0, 3)), "there are no images to measure; the split must give at least one"),
         ([0], np.ones((1, 2)), "expected probabilities of shape (1, 3), got (1, 2)"),
         ([3], np.ones((1, 3)), "expected labels from 0 to 2, got 3 to 3"),
         ([0], np.full((1, 3), np.nan), "a predicted probability is not a finite number; the weights are damaged: "

@@ -23,21 +23,21 @@ CURVES = pd.DataFrame(
 )
 
 
-def predictions(classes: tuple[str, ...], films: int = 80) -> Predictions:
+def predictions(classes: tuple[str, ...], images: int = 80) -> Predictions:
     rng = np.random.default_rng(0)
-    labels = np.arange(films) % len(classes)
-    scores = np.exp(3 * np.eye(len(classes))[labels] + rng.normal(size=(films, len(classes))))
+    labels = np.arange(images) % len(classes)
+    scores = np.exp(3 * np.eye(len(classes))[labels] + rng.normal(size=(images, len(classes))))
     probabilities = scores / scores.sum(axis=1, keepdims=True)
-    names = [np.array([f"{kind}{n // 2}" for n in range(films)], dtype=object) for kind in ("film", "patient")]
-    sources = np.array(["kermany"] * films, dtype=object)
+    names = [np.array([f"{kind}{n // 2}" for n in range(images)], dtype=object) for kind in ("image", "patient")]
+    sources = np.array(["kermany"] * images, dtype=object)
     return Predictions(classes, names[0], sources, names[1], labels, probabilities, probabilities)
 
 
 @pytest.mark.parametrize("task", list(CLASSES))
 def test_every_task_is_measured_drawn_and_tabled(task: Task) -> None:
     classes = CLASSES[task]
-    films = predictions(classes)
-    calibration = calibration_summary(films, films, temperature=1.0, bias=(0.0,) * len(classes), settings=SETTINGS)
+    images = predictions(classes)
+    calibration = calibration_summary(images, images, temperature=1.0, bias=(0.0,) * len(classes), settings=SETTINGS)
     split = {
         "protocol": "paper",
         "task": task,
@@ -45,21 +45,21 @@ def test_every_task_is_measured_drawn_and_tabled(task: Task) -> None:
         "synthetic": True,
         "test_set_sha256": "0" * 64,
     }
-    metrics = summarize(films, calibration=calibration, split=split, settings=SETTINGS)
+    metrics = summarize(images, calibration=calibration, split=split, settings=SETTINGS)
     assert metrics["accuracy"] > 0.7
     assert list(metrics["per_class"]) == list(classes)
     assert np.shape(metrics["confusion_matrix"]) == (len(classes), len(classes))
-    assert all(svg.startswith("<svg") for svg in draw_figures(films, metrics, curves=CURVES, best_epoch=2).values())
-    assert set(plot_tables(films, bins=10)["roc"]["class"]) == set(classes)
+    assert all(svg.startswith("<svg") for svg in draw_figures(images, metrics, curves=CURVES, best_epoch=2).values())
+    assert set(plot_tables(images, bins=10)["roc"]["class"]) == set(classes)
     assert [row.name for row in compare_with_paper(metrics)] == [name for name in classes if name != "covid"]
     assert ("ours tell another set of classes apart" in why_not_comparable(metrics)) == (task != "three_way")
 
 
 @pytest.mark.parametrize("task", list(CLASSES))
-def test_every_task_has_operating_points_where_it_has_normal_films_and_a_referral_in_any_case(task: Task) -> None:
-    films = predictions(CLASSES[task])
-    settings = TrustSettings((0.9,), 0.9, attention_films=0, sanity_films=0, resamples=100, seed=1)
-    points = operating_points(films, films, settings)
+def test_every_task_has_operating_points_where_it_has_normal_images_and_a_referral_in_any_case(task: Task) -> None:
+    images = predictions(CLASSES[task])
+    settings = TrustSettings((0.9,), 0.9, attention_images=0, sanity_images=0, resamples=100, seed=1)
+    points = operating_points(images, images, settings)
     assert bool(points["points"]) == ("normal" in CLASSES[task])
-    assert referral(films, films, settings)
-    assert bool(decisions(films, settings)) == bool({"normal", "bacterial"} & set(CLASSES[task]))
+    assert referral(images, images, settings)
+    assert bool(decisions(images, settings)) == bool({"normal", "bacterial"} & set(CLASSES[task]))

@@ -7,17 +7,17 @@ from typing import Literal
 import cv2
 import numpy as np
 import pytest
-from cxr.imaging.preprocess import Preprocessing, prepare
 from PIL import Image
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import decode_grey, film_from_bytes, read_header
+from cxr.imaging.decode import decode_grey, image_from_bytes, read_header
+from cxr.imaging.preprocess import Preprocessing, prepare
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 1_000_000)
 
 
 def gradient(height: int = 300, width: int = 400) -> np.ndarray:
-    """A smooth film: every grey level, no edges that a resize could soften."""
+    """A smooth image: every grey level, no edges that a resize could soften."""
     return np.add.outer(np.linspace(0, 100, height), np.linspace(0, 155, width)).astype(np.uint8)
 
 
@@ -26,8 +26,8 @@ def encoded(pixels: np.ndarray, suffix: str = ".png") -> bytes:
 
 
 def test_png_comes_out_as_it_went_in() -> None:
-    film = gradient()
-    assert np.array_equal(decode_grey(encoded(film), name="a.png", max_pixels=10**6), film)
+    image = gradient()
+    assert np.array_equal(decode_grey(encoded(image), name="a.png", max_pixels=10**6), image)
 
 
 def test_colour_becomes_luma_and_transparency_is_dropped() -> None:
@@ -39,9 +39,9 @@ def test_colour_becomes_luma_and_transparency_is_dropped() -> None:
     assert decode_grey(data, name="a.png", max_pixels=10**6) == pytest.approx(0.587 * 200, abs=1)
 
 
-def test_16_bit_film_is_stretched_to_its_own_range() -> None:
-    film = np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)
-    data = encoded(film)
+def test_16_bit_image_is_stretched_to_its_own_range() -> None:
+    image = np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    data = encoded(image)
     grey = decode_grey(data, name="a.png", max_pixels=10**6)
     assert read_header(data, name="a.png", max_pixels=10**6).mode == "L16"
     assert (grey.min(), grey.max()) == (0, 255)
@@ -67,15 +67,15 @@ def test_jpeg_decoded_at_reduced_scale_keeps_the_picture() -> None:
 
 
 @pytest.mark.parametrize("contrast", ["clahe", "equalize"])
-def test_contrast_widens_a_flat_film(contrast: str) -> None:
+def test_contrast_widens_a_flat_image(contrast: str) -> None:
     flat = (100 + gradient() // 10).astype(np.uint8)
     raised = prepare(flat, Preprocessing(64, "stretch", contrast, 2.0, 8, 10**6))  # type: ignore[arg-type]
     assert np.ptp(raised) > np.ptp(prepare(flat, PLAIN))
 
 
 def test_letterbox_keeps_the_aspect_and_pads_with_black() -> None:
-    film = np.full((100, 200), 180, np.uint8)
-    boxed = prepare(film, Preprocessing(64, "letterbox", "none", 2.0, 8, 10**6))
+    image = np.full((100, 200), 180, np.uint8)
+    boxed = prepare(image, Preprocessing(64, "letterbox", "none", 2.0, 8, 10**6))
     assert boxed.shape == (64, 64)
     assert np.all(boxed[:16] == 0)
     assert np.all(boxed[-16:] == 0)
@@ -84,10 +84,10 @@ def test_letterbox_keeps_the_aspect_and_pads_with_black() -> None:
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
 def test_border_is_cut_off_at_every_side_before_resizing(fit: Literal["stretch", "letterbox"]) -> None:
-    film = np.full((200, 400), 255, np.uint8)
-    film[20:180, 40:360] = 90
-    uncut = prepare(film, replace(PLAIN, fit=fit))
-    cut = prepare(film, replace(PLAIN, fit=fit, border_crop=0.1))
+    image = np.full((200, 400), 255, np.uint8)
+    image[20:180, 40:360] = 90
+    uncut = prepare(image, replace(PLAIN, fit=fit))
+    cut = prepare(image, replace(PLAIN, fit=fit, border_crop=0.1))
     assert 255 in uncut
     assert set(np.unique(cut)) == ({90} if fit == "stretch" else {0, 90})
 
@@ -98,49 +98,49 @@ def test_a_large_jpeg_is_decoded_whole_where_half_of_it_would_be_too_small_witho
 ) -> None:
     data = encoded(np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8), ".jpg")
     wanted = replace(PLAIN, image_size_px=256, border_crop=border_crop)
-    whole = decode_grey(data, name="film.jpg", max_pixels=10**6)
-    assert np.array_equal(film_from_bytes(data, wanted, name="film.jpg"), prepare(whole, wanted))
+    whole = decode_grey(data, name="image.jpg", max_pixels=10**6)
+    assert np.array_equal(image_from_bytes(data, wanted, name="image.jpg"), prepare(whole, wanted))
 
 
 @pytest.mark.parametrize(
     ("data", "reason", "message"),
     [
-        (b"", "empty", "film.jpg is empty; copy it again from its source"),
+        (b"", "empty", "image.jpg is empty; copy it again from its source"),
         (
             b"no picture",
             "not an image",
-            "film.jpg is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again",
+            "image.jpg is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again",
         ),
         (
             encoded(gradient(), ".jpg")[:-400],
             "truncated",
-            "film.jpg is truncated: its end is missing; copy it again from its source",
+            "image.jpg is truncated: its end is missing; copy it again from its source",
         ),
         (
             encoded(gradient(), ".png")[:-20],
             "truncated",
-            "film.jpg is truncated: its end is missing; copy it again from its source",
+            "image.jpg is truncated: its end is missing; copy it again from its source",
         ),
         (
             encoded(np.zeros((2000, 1000), np.uint8)),
             "larger than the pixel limit",
-            "film.jpg is larger than the pixel limit: 1000 x 2000 pixels, allowed 1000000; "
-            "raise max_pixels in params.yaml if such films are expected",
+            "image.jpg is larger than the pixel limit: 1000 x 2000 pixels, allowed 1000000; "
+            "raise max_pixels in params.yaml if such images are expected",
         ),
     ],
     ids=["empty", "text", "cut jpeg", "cut png", "too large"],
 )
 def test_bad_file_is_named_with_its_reason(data: bytes, reason: str, message: str) -> None:
     with pytest.raises(ImageError) as caught:
-        film_from_bytes(data, PLAIN, name="film.jpg")
+        image_from_bytes(data, PLAIN, name="image.jpg")
     assert (caught.value.reason, str(caught.value)) == (reason, message)
 
 
 def test_png_with_damaged_pixels_is_refused() -> None:
     data = bytearray(encoded(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))
     data[60:200] = bytes(140)
-    with pytest.raises(ImageError, match=r"film\.png"):
-        film_from_bytes(bytes(data), PLAIN, name="film.png")
+    with pytest.raises(ImageError, match=r"image\.png"):
+        image_from_bytes(bytes(data), PLAIN, name="image.png")
 
 
 def test_jpeg_with_thumbnail_cut_after_the_thumbnail_counts_as_truncated() -> None:
@@ -149,4 +149,4 @@ def test_jpeg_with_thumbnail_cut_after_the_thumbnail_counts_as_truncated() -> No
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     cut = whole[:2] + segment + whole[2:-300]
     with pytest.raises(ImageError, match="truncated"):
-        read_header(cut, name="film.jpg", max_pixels=10**6)
+        read_header(cut, name="image.jpg", max_pixels=10**6)

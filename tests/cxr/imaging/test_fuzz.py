@@ -1,4 +1,4 @@
-"""Bytes that mean harm: they give a film or an ImageError, in bounded memory and time."""
+"""Bytes that mean harm: they give an image or an ImageError, in bounded memory and time."""
 
 import json
 import resource
@@ -33,14 +33,14 @@ def in_a_process_of_its_own(*arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_hostile_files_give_a_film_or_a_refusal_in_bounded_memory() -> None:
+def test_hostile_files_give_a_image_or_a_refusal_in_bounded_memory() -> None:
     done = in_a_process_of_its_own("--inputs", str(INPUTS))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     told = json.loads(done.stdout)
     assert told["inputs"] == INPUTS
     assert told["others"] == []
     assert told["peak_mb"] < 400
-    assert {"film", "truncated", "not an image"} <= set(told["seen"])
+    assert {"image", "truncated", "not an image"} <= set(told["seen"])
 
 
 def test_damaged_files_write_no_line_for_each_of_their_faults() -> None:
@@ -49,9 +49,9 @@ def test_damaged_files_write_no_line_for_each_of_their_faults() -> None:
     assert "TIFF_" not in done.stderr
 
 
-def test_every_whole_file_is_a_film_but_those_of_two_or_a_few_grey_levels() -> None:
+def test_every_whole_file_is_a_image_but_those_of_two_or_a_few_grey_levels() -> None:
     few = {"PNG P {}", "PNG 1 {}", "BMP P {}", "TIFF 1 {'compression': 'group4'}"}
-    expected = {name: "not a chest film" if name in few else "film" for name in whole_files()}
+    expected = {name: "not a chest X-ray" if name in few else "image" for name in whole_files()}
     assert {name: read(data) for name, data in whole_files().items()} == expected
 
 
@@ -77,11 +77,11 @@ def test_a_png_with_a_second_header_is_refused() -> None:
 
 
 def test_sequences_in_sequences_are_read_or_refused_but_never_too_deep() -> None:
-    assert read(nested_sequences(20)) == "film"
+    assert read(nested_sequences(20)) == "image"
     assert read(nested_sequences(50_000)) == "not an image"
 
 
-def test_a_compressed_frame_that_claims_more_than_its_film_has_no_memory_for_it() -> None:
+def test_a_compressed_frame_that_claims_more_than_its_image_has_no_memory_for_it() -> None:
     data = bytearray(whole_files()["DICOM JPEG 2000"])
     at = data.index(b"\xff\x51")  # the frame's own size
     data[at + 6 : at + 14] = (60_000).to_bytes(4, "big") * 2

@@ -1,4 +1,4 @@
-"""The engine of scoring: no more films in memory than it needs, and answers that do not depend on a film's company."""
+"""The engine of scoring: no more images in memory than it needs, and answers that do not depend on an image's company."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from cxr.common.errors import SourceError
-from cxr.inference.batch import Row, score_films
+from cxr.inference.batch import Row, score_images
 from cxr.inference.classifier import Classifier
-from cxr.inference.image_source import FilmFile, Location
+from cxr.inference.image_source import ImageFile, Location
 from cxr.inference.score_store import Scored
 from cxr.models.factory import build
 from cxr.models.forward import BATCH_SIZE
@@ -21,23 +21,23 @@ from tests.support.registry_project import CLASSES, spec
 SPEC = replace(spec(image_size_px=32, backbone="small_cnn"), refer_below=0.4)
 
 
-def film(number: int) -> bytes:
+def image(number: int) -> bytes:
     coarse = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
     return bytes(cv2.imencode(".png", cv2.resize(coarse, (40, 40)))[1])
 
 
-def location(films: dict[str, bytes | Exception]) -> tuple[Location, list[str]]:
-    """Return films in memory, and the list that each film's path joins when it is read."""
+def location(images: dict[str, bytes | Exception]) -> tuple[Location, list[str]]:
+    """Return images in memory, and the list that each image's path joins when it is read."""
     read: list[str] = []
 
     def bring(path: str) -> bytes:
         read.append(path)
-        found = films[path]
+        found = images[path]
         if isinstance(found, Exception):
             raise found
         return found
 
-    listed = tuple(FilmFile(path, 100, "monday") for path in films)
+    listed = tuple(ImageFile(path, 100, "monday") for path in images)
     return Location("memory", listed, bring), read
 
 
@@ -47,9 +47,9 @@ def scorer(*, members: int = 1, reference: Reference | None = None) -> Classifie
     return Classifier(SPEC, "1", reference, lambda: network)
 
 
-def scored(films: dict[str, bytes | Exception], by: Classifier, known: Scored) -> dict[str, Row]:
-    where, _ = location(films)
-    batches = score_films(by, where, where.films, scored=known, workers=2)
+def scored(images: dict[str, bytes | Exception], by: Classifier, known: Scored) -> dict[str, Row]:
+    where, _ = location(images)
+    batches = score_images(by, where, where.images, scored=known, workers=2)
     return {row["path"]: row for batch in batches for row in batch.rows}
 
 
@@ -58,19 +58,19 @@ def nothing_known(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     return Scored(tmp_path_factory.mktemp("none"), spec_sha256="", location="memory")
 
 
-def test_films_are_read_a_few_batches_ahead_and_no_further(nothing_known: Scored) -> None:
-    films: dict[str, bytes | Exception] = {f"{number:03}": film(number % 7) for number in range(10 * BATCH_SIZE)}
-    where, read = location(films)
-    batches = score_films(scorer(), where, where.films, scored=nothing_known, workers=2)
+def test_images_are_read_a_few_batches_ahead_and_no_further(nothing_known: Scored) -> None:
+    images: dict[str, bytes | Exception] = {f"{number:03}": image(number % 7) for number in range(10 * BATCH_SIZE)}
+    where, read = location(images)
+    batches = score_images(scorer(), where, where.images, scored=nothing_known, workers=2)
     for done in range(1, 4):
         assert len(next(batches).rows) == BATCH_SIZE
         assert len(read) <= (done + 2) * BATCH_SIZE
     batches.close()
-    assert len(read) < len(films)
+    assert len(read) < len(images)
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_what_a_film_gets_does_not_depend_on_the_films_beside_it(nothing_known: Scored, members: int) -> None:
+def test_what_a_image_gets_does_not_depend_on_the_images_beside_it(nothing_known: Scored, members: int) -> None:
     rng = np.random.default_rng(0)
     pixels: NDArray[np.uint8] = rng.integers(0, 255, (20, 32, 32), np.uint8)
     reference = make_reference(
@@ -81,26 +81,28 @@ def test_what_a_film_gets_does_not_depend_on_the_films_beside_it(nothing_known: 
         patients=np.arange(20).astype(object),
     )
     by = scorer(members=members, reference=reference)
-    films: dict[str, bytes | Exception] = {f"{number:02}": film(number) for number in range(BATCH_SIZE + 3)}
-    together = scored(films, by, nothing_known)
+    images: dict[str, bytes | Exception] = {f"{number:02}": image(number) for number in range(BATCH_SIZE + 3)}
+    together = scored(images, by, nothing_known)
     for path in ("00", f"{BATCH_SIZE + 1}"):
-        alone = scored({path: films[path]}, by, nothing_known)[path]
+        alone = scored({path: images[path]}, by, nothing_known)[path]
         answer = [*(f"p_{name}" for name in CLASSES), "confidence", "refer", "predicted_class"]
         assert [alone[name] for name in answer] == [together[path][name] for name in answer]  # to the last bit
         measured = [f"m_{name}" for name in MEASURES]
         assert [alone[name] for name in measured] == pytest.approx([together[path][name] for name in measured])
 
 
-def test_a_film_that_cannot_be_opened_or_is_far_too_large_is_a_row_and_the_others_are_scored(
+def test_a_image_that_cannot_be_opened_or_is_far_too_large_is_a_row_and_the_others_are_scored(
     nothing_known: Scored,
 ) -> None:
-    where, read = location({"a": film(1), "gone": FileNotFoundError(), "locked": PermissionError(13, "denied")})
-    huge = FilmFile("huge", 10**12, "monday")
-    films = [*where.films, huge]
-    rows = [row for batch in score_films(scorer(), where, films, scored=nothing_known, workers=2) for row in batch.rows]
+    where, read = location({"a": image(1), "gone": FileNotFoundError(), "locked": PermissionError(13, "denied")})
+    huge = ImageFile("huge", 10**12, "monday")
+    images = [*where.images, huge]
+    rows = [
+        row for batch in score_images(scorer(), where, images, scored=nothing_known, workers=2) for row in batch.rows
+    ]
     said = {row["path"]: (row["error"], row["changed"]) for row in rows}
     assert said["a"] == (None, "monday")
-    assert said["gone"] == ("gone went away while films were scored", None)
+    assert said["gone"] == ("gone went away while images were scored", None)
     assert said["locked"] == ("locked cannot be opened: denied", None)
     assert str(said["huge"][0]).startswith("huge has 1000000000000 bytes")
     assert "huge" not in read
@@ -108,4 +110,4 @@ def test_a_film_that_cannot_be_opened_or_is_far_too_large_is_a_row_and_the_other
 
 def test_a_location_that_no_longer_answers_ends_the_run(nothing_known: Scored) -> None:
     with pytest.raises(SourceError, match="down"):
-        scored({"a": film(1), "b": SourceError("down")}, scorer(), nothing_known)
+        scored({"a": image(1), "b": SourceError("down")}, scorer(), nothing_known)

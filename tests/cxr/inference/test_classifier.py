@@ -14,32 +14,32 @@ from cxr.models.reference import image_measures, make_reference
 from tests.support.registry_project import CLASSES, spec
 
 SIDE_PX = 32
-FILMS = 80
+IMAGES = 80
 
 
-def films() -> NDArray[np.uint8]:
+def images() -> NDArray[np.uint8]:
     """A bright middle on a dark ground, of varying brightness."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[-1 : 1 : SIDE_PX * 1j, -1 : 1 : SIDE_PX * 1j]
-    middle = 120 * np.exp(-(rows**2 + columns**2) * 3) * rng.uniform(0.8, 1.2, (FILMS, 1, 1))
+    middle = 120 * np.exp(-(rows**2 + columns**2) * 3) * rng.uniform(0.8, 1.2, (IMAGES, 1, 1))
     return np.asarray((40 + middle + rng.normal(0, 12, middle.shape)).clip(0, 255), np.uint8)
 
 
 @pytest.mark.parametrize("refer_below", [None, 0.0])
-def test_a_film_with_a_warning_is_referred_however_sure_the_model_is(refer_below: float | None) -> None:
+def test_a_image_with_a_warning_is_referred_however_sure_the_model_is(refer_below: float | None) -> None:
     torch.manual_seed(0)
-    network, ordinary = build("small_cnn", 3).eval(), films()
+    network, ordinary = build("small_cnn", 3).eval(), images()
     described = replace(spec(image_size_px=SIDE_PX, backbone="small_cnn"), refer_below=refer_below)
     seen = [
         predict_with_features(network, ordinary[start : start + 16], mean=described.mean, std=described.std)[1]
-        for start in range(0, FILMS, 16)
+        for start in range(0, IMAGES, 16)
     ]
     reference = make_reference(
         classes=CLASSES,
         images=np.column_stack(list(image_measures(ordinary).values())),
         features=np.concatenate(seen),
-        probabilities=np.full((FILMS, 3), 1 / 3),
-        patients=np.arange(FILMS).astype(object),
+        probabilities=np.full((IMAGES, 3), 1 / 3),
+        patients=np.arange(IMAGES).astype(object),
     )
     classifier = Classifier(described, "1", reference, lambda: network)
     odd = np.asarray(np.where(ordinary[0] > 100, 250, 240), np.uint8)

@@ -1,28 +1,28 @@
-"""What is refused before a network is asked, and that films are not."""
+"""What is refused before a network is asked, and that images are not."""
 
 import io
 
 import cv2
 import numpy as np
 import pytest
-from cxr.imaging.preprocess import Preprocessing
 from numpy.typing import NDArray
 from PIL import Image
 
 from cxr.common.errors import ImageError
-from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, draw_anatomy, draw_film, draw_finding
-from cxr.imaging.decode import decode_grey, decode_with_colour, film_from_bytes
-from cxr.inference.input_checks import NOT_A_CHEST_FILM, read_chest_film
-from tests.support.dicom_images import dicom_film
+from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
+from cxr.imaging.decode import decode_grey, decode_with_colour, image_from_bytes
+from cxr.imaging.preprocess import Preprocessing
+from cxr.inference.input_checks import NOT_A_CHEST_XRAY, read_chest_xray
+from tests.support.dicom_images import dicom_image
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 10_000_000)
 GREEN = (40, 230, 30)
 
 
-def film(seed: int = 0) -> NDArray[np.uint8]:
+def image(seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     look = COVID19_LOOK if seed % 2 else KERMANY_LOOK
-    return draw_film(draw_anatomy(rng), draw_finding("normal", rng), look, rng)
+    return draw_image(draw_anatomy(rng), draw_finding("normal", rng), look, rng)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -50,10 +50,10 @@ def page() -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_film_is_read_as_ever_in_grey_in_colour_files_and_inverted(seed: int) -> None:
-    for pixels in (film(seed), 255 - film(seed), as_rgb(film(seed))):
+def test_a_image_is_read_as_ever_in_grey_in_colour_files_and_inverted(seed: int) -> None:
+    for pixels in (image(seed), 255 - image(seed), as_rgb(image(seed))):
         assert np.array_equal(
-            read_chest_film(png(pixels), PLAIN, name="a.png"), film_from_bytes(png(pixels), PLAIN, name="a.png")
+            read_chest_xray(png(pixels), PLAIN, name="a.png"), image_from_bytes(png(pixels), PLAIN, name="a.png")
         )
 
 
@@ -76,34 +76,34 @@ def test_a_grey_picture_in_a_colour_file_gives_the_levels_of_the_grey_decoder(
     mode: str, kind: str, options: dict[str, object], smallest: int | None
 ) -> None:
     written = io.BytesIO()
-    Image.fromarray(as_rgb(film())).convert(mode).save(written, kind, **options)
+    Image.fromarray(as_rgb(image())).convert(mode).save(written, kind, **options)
     data = written.getvalue()
-    grey, _ = decode_with_colour(data, name="film", max_pixels=10**7, smallest_side_px=smallest)
-    assert np.array_equal(grey, decode_grey(data, name="film", max_pixels=10**7, smallest_side_px=smallest))
+    grey, _ = decode_with_colour(data, name="image", max_pixels=10**7, smallest_side_px=smallest)
+    assert np.array_equal(grey, decode_grey(data, name="image", max_pixels=10**7, smallest_side_px=smallest))
 
 
-def test_a_film_that_is_tinted_or_marked_in_one_colour_is_read() -> None:
-    tinted = (as_rgb(film()) * np.array([0.85, 0.95, 1.0])).astype(np.uint8)
-    marked = as_rgb(film())
+def test_a_image_that_is_tinted_or_marked_in_one_colour_is_read() -> None:
+    tinted = (as_rgb(image()) * np.array([0.85, 0.95, 1.0])).astype(np.uint8)
+    marked = as_rgb(image())
     cv2.circle(marked, (80, 80), 30, GREEN, 4)
     cv2.rectangle(marked, (10, 10), (60, 60), GREEN, -1)
     for pixels in (tinted, marked):
-        assert read_chest_film(png(pixels), PLAIN, name="a.png").shape == (64, 64)
+        assert read_chest_xray(png(pixels), PLAIN, name="a.png").shape == (64, 64)
 
 
 @pytest.mark.parametrize("colours", ["several", "one, all over"])
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_colour_picture_is_refused(colours: str, suffix: str) -> None:
-    pixels = photograph() if colours == "several" else (as_rgb(film()) * np.array([0.2, 0.5, 1.0])).astype(np.uint8)
+    pixels = photograph() if colours == "several" else (as_rgb(image()) * np.array([0.2, 0.5, 1.0])).astype(np.uint8)
     data = bytes(cv2.imencode(suffix, pixels)[1].tobytes())
     with pytest.raises(
-        ImageError, match=r"^photo is a colour picture .*; expected a chest film in grey.*; export"
+        ImageError, match=r"^photo is a colour picture .*; expected a chest X-ray in grey.*; export"
     ) as caught:
-        read_chest_film(data, PLAIN, name="photo")
+        read_chest_xray(data, PLAIN, name="photo")
     assert caught.value.reason == "colour"
 
 
-NONE_FILMS = {
+NONE_IMAGES = {
     "black": (np.zeros((200, 200), np.uint8), "blank"),
     "white with scanner noise": (
         np.random.default_rng(0).integers(248, 255, (200, 200)).astype(np.uint8),
@@ -114,23 +114,23 @@ NONE_FILMS = {
         ((np.add.outer(np.arange(200), np.arange(200)) // 20 % 2) * 200).astype(np.uint8),
         "grey levels fill",
     ),
-    "a long strip": (cv2.resize(film(), (400, 60)), "is a strip of 400 x 60"),
-    "a thumbnail": (cv2.resize(film(), (24, 24)), "has 24 x 24 pixels"),
+    "a long strip": (cv2.resize(image(), (400, 60)), "is a strip of 400 x 60"),
+    "a thumbnail": (cv2.resize(image(), (24, 24)), "has 24 x 24 pixels"),
 }
 
 
-@pytest.mark.parametrize("what", NONE_FILMS)
+@pytest.mark.parametrize("what", NONE_IMAGES)
 def test_what_shows_no_chest_is_refused_with_what_was_found_and_expected(what: str) -> None:
-    pixels, found = NONE_FILMS[what]
+    pixels, found = NONE_IMAGES[what]
     with pytest.raises(ImageError, match=found) as caught:
-        read_chest_film(png(np.asarray(pixels, np.uint8)), PLAIN, name="x.png")
-    assert caught.value.reason == NOT_A_CHEST_FILM
+        read_chest_xray(png(np.asarray(pixels, np.uint8)), PLAIN, name="x.png")
+    assert caught.value.reason == NOT_A_CHEST_XRAY
     assert str(caught.value).startswith("x.png ")
-    assert "expected of a chest film" in str(caught.value)
+    assert "expected of a chest X-ray" in str(caught.value)
 
 
-def test_a_dicom_film_is_looked_at_too() -> None:
-    assert read_chest_film(dicom_film(film()), PLAIN, name="a.dcm").shape == (64, 64)
+def test_a_dicom_image_is_looked_at_too() -> None:
+    assert read_chest_xray(dicom_image(image()), PLAIN, name="a.dcm").shape == (64, 64)
     with pytest.raises(ImageError, match="blank") as caught:
-        read_chest_film(dicom_film(np.full((64, 64), 90, np.uint8)), PLAIN, name="a.dcm")
-    assert caught.value.reason == NOT_A_CHEST_FILM
+        read_chest_xray(dicom_image(np.full((64, 64), 90, np.uint8)), PLAIN, name="a.dcm")
+    assert caught.value.reason == NOT_A_CHEST_XRAY

@@ -1,4 +1,4 @@
-"""Which films get a warning: those unlike the reference's own, by limits that move with the reference."""
+"""Which images get a warning: those unlike the reference's own, by limits that move with the reference."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cxr.inference.ood import INVERTED, OF_ANOTHER_KIND, OTHER_GREY_LEVELS, likeness_of
+from cxr.inference.ood import INVERTED, OF_ANOTHER_KIND, OTHER_GREY_LEVELS, ood_detector
 from cxr.models.reference import MEASURES, Reference, image_measures, make_reference, read_reference, write_reference
 
 Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
-FILMS = 400
+IMAGES = 400
 
 
-def films(count: int, seed: int) -> Images:
+def images(count: int, seed: int) -> Images:
     """A bright middle on a dark ground, of varying brightness and noise."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[-1:1:32j, -1:1:32j]
@@ -25,7 +25,7 @@ def films(count: int, seed: int) -> Images:
 
 
 def features(count: int, seed: int, *, along: bool = True) -> Features:
-    """What a network may see: films lie along four of 120 directions, other pictures along the rest, and weaker."""
+    """What a network may see: images lie along four of 120 directions, other pictures along the rest, and weaker."""
     rng = np.random.default_rng(seed)
     seen = np.abs(rng.normal(0, 0.05, (count, 120)))
     if along:
@@ -35,8 +35,8 @@ def features(count: int, seed: int, *, along: bool = True) -> Features:
     return seen.astype(np.float32)
 
 
-def reference(count: int = FILMS) -> Reference:
-    measured = image_measures(films(count, 1))
+def reference(count: int = IMAGES) -> Reference:
+    measured = image_measures(images(count, 1))
     return make_reference(
         classes=("normal", "ill"),
         images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
@@ -47,63 +47,63 @@ def reference(count: int = FILMS) -> Reference:
 
 
 def warnings(images: Images, seen: Features, of: Reference | None = None) -> list[str | None]:
-    likeness = likeness_of(of or reference())
-    assert likeness is not None
-    return likeness.warnings(images, seen)
+    detector = ood_detector(of or reference())
+    assert detector is not None
+    return detector.warnings(images, seen)
 
 
-def test_films_like_those_of_the_reference_get_hardly_a_warning() -> None:
-    told = warnings(films(1000, 2), features(1000, 2))
+def test_images_like_those_of_the_reference_get_hardly_a_warning() -> None:
+    told = warnings(images(1000, 2), features(1000, 2))
     assert sum(warning is not None for warning in told) <= 30  # twice 1 in 200 is what the limits let
 
 
 def test_a_picture_that_the_network_sees_otherwise_gets_a_warning_though_it_excites_it_less() -> None:
-    assert warnings(films(50, 3), features(50, 3, along=False)) == [OF_ANOTHER_KIND] * 50
+    assert warnings(images(50, 3), features(50, 3, along=False)) == [OF_ANOTHER_KIND] * 50
     assert features(50, 3, along=False).std() < features(50, 3).std()
 
 
-def test_an_inverted_film_is_told_as_one() -> None:
-    assert warnings(255 - films(50, 4), features(50, 4)) == [INVERTED] * 50
+def test_an_inverted_image_is_told_as_one() -> None:
+    assert warnings(255 - images(50, 4), features(50, 4)) == [INVERTED] * 50
 
 
 def test_other_grey_levels_get_a_warning() -> None:
-    bright = (films(50, 5) // 4 + 190).astype(np.uint8)
+    bright = (images(50, 5) // 4 + 190).astype(np.uint8)
     told = warnings(bright, features(50, 5))
     assert None not in told
     assert told.count(OTHER_GREY_LEVELS) >= 48
 
 
 def test_the_limits_move_with_the_reference() -> None:
-    images, seen = films(50, 6), features(50, 6)
-    assert warnings(images, seen).count(None) >= 48
-    darker = films(FILMS, 1) // 2
+    pixels, seen = images(50, 6), features(50, 6)
+    assert warnings(pixels, seen).count(None) >= 48
+    darker = images(IMAGES, 1) // 2
     measured = image_measures(darker)
     of_darker = make_reference(
         classes=("normal", "ill"),
         images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
-        features=features(FILMS, 1),
-        probabilities=np.full((FILMS, 2), 0.5),
-        patients=np.arange(FILMS).astype(str).astype(object),
+        features=features(IMAGES, 1),
+        probabilities=np.full((IMAGES, 2), 0.5),
+        patients=np.arange(IMAGES).astype(str).astype(object),
     )
-    assert all(warnings(images, seen, of_darker))
+    assert all(warnings(pixels, seen, of_darker))
     assert warnings(darker[:50], seen, of_darker).count(None) >= 48
 
 
-def test_a_film_is_told_the_same_whatever_films_are_beside_it() -> None:
-    images = np.concatenate([films(5, 7), 255 - films(5, 7)])
+def test_a_image_is_told_the_same_whatever_images_are_beside_it() -> None:
+    pixels = np.concatenate([images(5, 7), 255 - images(5, 7)])
     seen = np.concatenate([features(5, 7), features(5, 8, along=False)])
-    together = warnings(images, seen)
-    assert together == [warnings(images[[row]], seen[[row]])[0] for row in range(10)]
+    together = warnings(pixels, seen)
+    assert together == [warnings(pixels[[row]], seen[[row]])[0] for row in range(10)]
 
 
-def test_a_reference_of_few_films_has_no_limits() -> None:
-    assert likeness_of(reference(40)) is None
+def test_a_reference_of_few_images_has_no_limits() -> None:
+    assert ood_detector(reference(40)) is None
 
 
 def test_a_reference_of_before_warns_of_grey_levels_alone() -> None:
     old = replace(reference(), outside=None)
-    assert warnings(films(5, 9), features(5, 9, along=False), old) == [None] * 5
-    assert warnings(255 - films(5, 9), features(5, 9), old) == [INVERTED] * 5
+    assert warnings(images(5, 9), features(5, 9, along=False), old) == [None] * 5
+    assert warnings(255 - images(5, 9), features(5, 9), old) == [INVERTED] * 5
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -111,7 +111,7 @@ def test_what_is_written_with_the_weights_gives_the_same_limits(old: bool, tmp_p
     made = replace(reference(), outside=None) if old else reference()
     write_reference(tmp_path / "reference.safetensors", made)
     read = read_reference(tmp_path / "reference.safetensors")
-    ours, theirs = likeness_of(made), likeness_of(read)
+    ours, theirs = ood_detector(made), ood_detector(read)
     assert ours is not None
     assert theirs is not None
     assert ours.outside_at_most == theirs.outside_at_most

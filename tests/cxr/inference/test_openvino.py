@@ -23,7 +23,7 @@ from cxr.models.forward import classify, predict_with_features
 from tests.support.registry_project import PROJECT, spec
 
 WIDE, NONE = Agreement(0.05, 0.2, 0.2, 0.2), Agreement(0.0, 0.0, 0.0, 0.0)
-FILMS = np.random.default_rng(3).integers(0, 255, (20, 64, 64), np.uint8)
+IMAGES = np.random.default_rng(3).integers(0, 255, (20, 64, 64), np.uint8)
 
 
 def network(described: ModelSpec) -> nn.Module:
@@ -33,8 +33,8 @@ def network(described: ModelSpec) -> nn.Module:
 
 def judged(model: nn.Module, described: ModelSpec) -> Judged:
     rows = np.arange(3, 20)
-    said = classify(model, described, FILMS[rows])
-    return Judged(FILMS, rows, np.arange(len(rows)) % 3, said)
+    said = classify(model, described, IMAGES[rows])
+    return Judged(IMAGES, rows, np.arange(len(rows)) % 3, said)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_scores_and_features_are_those_of_torch(tmp_path: Path, members: int) ->
     model = network(described)
     export_runtime(model, described, tmp_path)
     exported = Runtime(tmp_path, "f32")
-    for films in (FILMS[:1], FILMS[:7]):
+    for images in (IMAGES[:1], IMAGES[:7]):
         for ours, torchs in zip(
-            exported.logits_and_features(films),
-            predict_with_features(model, films, mean=described.mean, std=described.std),
+            exported.logits_and_features(images),
+            predict_with_features(model, images, mean=described.mean, std=described.std),
             strict=True,
         ):
             np.testing.assert_allclose(ours, torchs, atol=5e-3 * np.abs(torchs).max())
@@ -66,7 +66,7 @@ def test_scores_and_features_are_those_of_torch(tmp_path: Path, members: int) ->
 def test_fast_answers_come_from_the_export_without_torch_and_torchs_stay_the_default(bundle: Path) -> None:
     fast, plain = load_classifier(bundle, number="1", fast=True), load_classifier(bundle, number="1")
     assert (fast.engine, plain.engine) == (f"openvino {openvino.native_precisions()[0]}", TORCH)
-    told, exact = fast.answer(FILMS), plain.answer(FILMS)
+    told, exact = fast.answer(IMAGES), plain.answer(IMAGES)
     for one, other in zip(told, exact, strict=True):
         assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=0.05)
     script = (
@@ -96,7 +96,7 @@ def test_without_an_accepted_export_torch_answers_and_says_so_once(
         (tmp_path / name).write_bytes((bundle / name).read_bytes())
     with caplog.at_level(logging.WARNING):
         classifier = load_classifier(tmp_path, number="7", fast=True)
-        classifier.answer(FILMS)
+        classifier.answer(IMAGES)
     assert classifier.engine == TORCH
     assert caplog.messages == ["version 7 has no faster network that was accepted for this processor: torch answers"]
 

@@ -1,4 +1,4 @@
-"""Parts of scored films: what is remembered, what is not taken for scored, and what reading them all gives."""
+"""Parts of scored images: what is remembered, what is not taken for scored, and what reading them all gives."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cxr.common.errors import DataError
-from cxr.inference.image_source import FilmFile
+from cxr.inference.image_source import ImageFile
 from cxr.inference.score_store import PartWriter, Scored, read_scores, schema
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -15,22 +15,22 @@ SPEC = "a" * 64
 
 
 def row(path: str, **changed: Any) -> dict[str, Any]:
-    plain = {"location": "films", "path": path, "sha256": f"sha of {path}", "size_bytes": 7, "changed": "monday"}
+    plain = {"location": "images", "path": path, "sha256": f"sha of {path}", "size_bytes": 7, "changed": "monday"}
     return plain | {"scored_at": START, "model_version": "1"} | changed
 
 
 def write(folder: Path, *rows: dict[str, Any], classes: tuple[str, ...] = ("normal",), spec: str = SPEC) -> None:
-    writer = PartWriter(folder, schema(classes, (), {"spec_sha256": spec}), films_per_part=2, shard="1of1")
+    writer = PartWriter(folder, schema(classes, (), {"spec_sha256": spec}), images_per_part=2, shard="1of1")
     writer.add(rows)
     writer.close()
 
 
-def remembered(folder: Path, *, spec: str = SPEC, location: str = "films") -> Scored:
+def remembered(folder: Path, *, spec: str = SPEC, location: str = "images") -> Scored:
     return Scored(folder, spec_sha256=spec, location=location)
 
 
 def test_parts_are_written_as_they_fill_and_the_rest_at_the_end(tmp_path: Path) -> None:
-    writer = PartWriter(tmp_path, schema(("normal",), (), {}), films_per_part=2, shard="1of1")
+    writer = PartWriter(tmp_path, schema(("normal",), (), {}), images_per_part=2, shard="1of1")
     assert writer.add([row("a")]) is None
     assert writer.add([row("b"), row("c")]) is not None
     assert writer.add([row("d")]) is None
@@ -41,19 +41,19 @@ def test_parts_are_written_as_they_fill_and_the_rest_at_the_end(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("film", "unchanged"),
+    ("image", "unchanged"),
     [
-        (FilmFile("a", 7, "monday"), True),
-        (FilmFile("b", 7, "monday"), False),
-        (FilmFile("a", 8, "monday"), False),
-        (FilmFile("a", 7, "tuesday"), False),
+        (ImageFile("a", 7, "monday"), True),
+        (ImageFile("b", 7, "monday"), False),
+        (ImageFile("a", 8, "monday"), False),
+        (ImageFile("a", 7, "tuesday"), False),
     ],
 )
-def test_a_film_is_unchanged_when_path_size_and_time_are(tmp_path: Path, film: FilmFile, unchanged: bool) -> None:
+def test_a_image_is_unchanged_when_path_size_and_time_are(tmp_path: Path, image: ImageFile, unchanged: bool) -> None:
     write(tmp_path, row("a"))
-    assert remembered(tmp_path).is_unchanged(film) is unchanged
-    assert not remembered(tmp_path, spec="b" * 64).is_unchanged(film)
-    assert not remembered(tmp_path, location="others").is_unchanged(film)
+    assert remembered(tmp_path).is_unchanged(image) is unchanged
+    assert not remembered(tmp_path, spec="b" * 64).is_unchanged(image)
+    assert not remembered(tmp_path, location="others").is_unchanged(image)
 
 
 def test_bytes_count_under_their_own_path_alone(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_bytes_count_under_their_own_path_alone(tmp_path: Path) -> None:
     assert not known.has_bytes("b", "sha of a")
 
 
-def test_a_film_that_could_not_be_opened_is_not_scored(tmp_path: Path) -> None:
+def test_a_image_that_could_not_be_opened_is_not_scored(tmp_path: Path) -> None:
     write(tmp_path, row("a", sha256=None, changed=None, error="a cannot be opened"))
-    assert not remembered(tmp_path).is_unchanged(FilmFile("a", 7, "monday"))
+    assert not remembered(tmp_path).is_unchanged(ImageFile("a", 7, "monday"))
 
 
 def test_versions_of_other_classes_are_one_table_the_oldest_first(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_a_damaged_part_is_named_and_a_part_that_was_cut_off_is_not_read(tmp_pat
     (tmp_path / ".x.parquet.partial").write_bytes(b"PAR1")
     assert len(read_scores(tmp_path)) == 1
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"x\.parquet is not a part of scored films"):
+    with pytest.raises(DataError, match=r"x\.parquet is not a part of scored images"):
         read_scores(tmp_path)
-    with pytest.raises(DataError, match=r"x\.parquet is not a part of scored films"):
+    with pytest.raises(DataError, match=r"x\.parquet is not a part of scored images"):
         remembered(tmp_path)
 
 

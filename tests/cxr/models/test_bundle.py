@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cxr.imaging.preprocess import Preprocessing
 
 from cxr.common.errors import WeightsError
+from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec, write_bundle
 from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
 from cxr.models.forward import calibrated, classify, predict_logits, softmax_with_temperature
@@ -27,7 +27,7 @@ SPEC = ModelSpec(
     bias=(0.0, 0.4, -0.4),
     synthetic=True,
 )
-FILMS = np.random.default_rng(0).integers(0, 255, (5, 32, 32), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 255, (5, 32, 32), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_saved_model_answers_as_before(bundle: Path) -> None:
     model, spec = read_bundle(bundle)
     assert spec.preprocessing == SPEC.preprocessing
     assert spec.classes == SPEC.classes
-    expected = predict_logits(original, FILMS, mean=SPEC.mean, std=SPEC.std)
-    assert np.array_equal(predict_logits(model, FILMS, mean=spec.mean, std=spec.std), expected)
+    expected = predict_logits(original, IMAGES, mean=SPEC.mean, std=SPEC.std)
+    assert np.array_equal(predict_logits(model, IMAGES, mean=spec.mean, std=spec.std), expected)
 
 
 def test_changed_weights_are_not_loaded(bundle: Path) -> None:
@@ -87,7 +87,7 @@ def test_description_that_is_none_is_refused(bundle: Path) -> None:
 
 def test_probabilities_sum_to_one_and_temperature_softens(bundle: Path) -> None:
     model, spec = read_bundle(bundle)
-    probabilities = classify(model, spec, FILMS)
+    probabilities = classify(model, spec, IMAGES)
     assert probabilities.shape == (5, 3)
     assert probabilities.sum(axis=1) == pytest.approx(1)
     logits = np.array([[2.0, 0.0, -1.0]])
@@ -104,18 +104,18 @@ def test_bias_moves_the_probabilities_after_the_temperature() -> None:
     assert shares[0, 1] > softmax_with_temperature(logits, SPEC.temperature)[0, 1]
 
 
-def test_a_committee_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_ensemble_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     spec = replace(SPEC, backbone="small_cnn", members=2, views=(1.2, 1.0))
     original = build("small_cnn", 3, members=2, views=(1.2, 1.0)).eval()
     write_bundle(tmp_path, original.state_dict(), spec)
     model, read = read_bundle(tmp_path)
     assert (read.members, read.views, read.bias) == (2, (1.2, 1.0), SPEC.bias)
-    expected = predict_logits(original, FILMS, mean=SPEC.mean, std=SPEC.std)
-    assert np.array_equal(predict_logits(model, FILMS, mean=spec.mean, std=spec.std), expected)
+    expected = predict_logits(original, IMAGES, mean=SPEC.mean, std=SPEC.std)
+    assert np.array_equal(predict_logits(model, IMAGES, mean=spec.mean, std=spec.std), expected)
 
 
-def test_progress_counts_every_film(bundle: Path) -> None:
+def test_progress_counts_every_image(bundle: Path) -> None:
     model, spec = read_bundle(bundle)
     done: list[int] = []
-    predict_logits(model, FILMS, mean=spec.mean, std=spec.std, batch_size=2, progress=done.append)
+    predict_logits(model, IMAGES, mean=spec.mean, std=spec.std, batch_size=2, progress=done.append)
     assert done == [2, 2, 1]

@@ -52,22 +52,22 @@ def test_a_state_of_its_own_fills_all_but_the_head(backbone: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("backbone", sorted(ARCHITECTURES))
-def test_a_film_of_the_smallest_size_comes_through(backbone: str) -> None:
+def test_a_image_of_the_smallest_size_comes_through(backbone: str) -> None:
     model, side = build(backbone, 3).eval(), smallest_image_px(backbone)
     with torch.inference_mode():
-        films = torch.rand(2, 3, side, side)
-        assert model(films).shape == (2, 3)
-        seen = features(model, films)
+        images = torch.rand(2, 3, side, side)
+        assert model(images).shape == (2, 3)
+        seen = features(model, images)
         assert seen.shape == (2, head_of(model).in_features)
-        assert torch.allclose(head_of(model)(seen), model(films), atol=1e-5)
+        assert torch.allclose(head_of(model)(seen), model(images), atol=1e-5)
     check_image_size(backbone, side)
 
 
-def test_too_small_a_film_is_refused_by_name() -> None:
+def test_too_small_a_image_is_refused_by_name() -> None:
     with pytest.raises(ParamsError) as caught:
         check_image_size("inception_v3", 64)
     assert str(caught.value) == (
-        "inception_v3 needs films of 75 px or more, and they are 64 px; "
+        "inception_v3 needs images of 75 px or more, and they are 64 px; "
         "set preprocess.image_size_px higher or train.backbone to another network"
     )
 
@@ -215,6 +215,6 @@ def test_unknown_backbone_and_head_are_refused() -> None:
 
 
 @pytest.mark.parametrize("views", [(1.0, 1.2), (), (-1.0, 1.0)])
-def test_views_that_do_not_end_with_the_film_as_it_is_are_refused(views: tuple[float, ...]) -> None:
+def test_views_that_do_not_end_with_the_image_as_it_is_are_refused(views: tuple[float, ...]) -> None:
     with pytest.raises(WeightsError, match=r"expected 1 member or more and positive magnifications that end with 1\.0"):
         build("small_cnn", 3, views=views)

@@ -8,12 +8,12 @@ from torch import nn
 from cxr.common.errors import WeightsError
 from cxr.models.backbones import ARCHITECTURES
 from cxr.models.factory import build
-from cxr.models.grad_cam import grad_cam, grad_cam_of_films, last_convolution_stage, overlay
-from cxr.models.modules import Committee
+from cxr.models.grad_cam import grad_cam, grad_cam_of_images, last_convolution_stage, overlay
+from cxr.models.modules import Ensemble
 
 
 class SquareFinder(nn.Module):
-    """A network that says class 1 where a film has a bright square, by construction."""
+    """A network that says class 1 where an image has a bright square, by construction."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,20 +35,20 @@ def square_finder() -> nn.Module:
     return SquareFinder().eval()
 
 
-def film_with_square(top: int, left: int) -> np.ndarray:
-    film = np.full((32, 32), 20, np.uint8)
-    film[top : top + 8, left : left + 8] = 250
-    return film
+def image_with_square(top: int, left: int) -> np.ndarray:
+    image = np.full((32, 32), 20, np.uint8)
+    image[top : top + 8, left : left + 8] = 250
+    return image
 
 
-def heat_of(model: nn.Module, films: np.ndarray, class_index: int) -> np.ndarray:
-    classes = np.full(len(films), class_index, np.int64)
-    return grad_cam_of_films(model, films, classes, mean=(0.0,) * 3, std=(1.0,) * 3)
+def heat_of(model: nn.Module, images: np.ndarray, class_index: int) -> np.ndarray:
+    classes = np.full(len(images), class_index, np.int64)
+    return grad_cam_of_images(model, images, classes, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def test_the_heat_lies_on_the_square_that_the_network_keys_on(square_finder: nn.Module) -> None:
     corners = [(2, 4), (20, 20), (4, 22)]
-    heat = heat_of(square_finder, np.stack([film_with_square(*corner) for corner in corners]), class_index=1)
+    heat = heat_of(square_finder, np.stack([image_with_square(*corner) for corner in corners]), class_index=1)
     assert heat.shape == (3, 32, 32)
     assert heat.dtype == np.float32
     for one, (top, left) in zip(heat, corners, strict=True):
@@ -60,7 +60,7 @@ def test_the_heat_lies_on_the_square_that_the_network_keys_on(square_finder: nn.
 
 
 def test_maps_are_between_0_and_1_and_peak_at_1(square_finder: nn.Module) -> None:
-    heat = heat_of(square_finder, film_with_square(8, 8)[None], class_index=1)
+    heat = heat_of(square_finder, image_with_square(8, 8)[None], class_index=1)
     assert heat.min() >= 0
     assert heat.max() == pytest.approx(1)
 
@@ -77,19 +77,19 @@ def test_batches_do_not_change_the_maps(square_finder: nn.Module) -> None:
 
 
 def test_frozen_weights_get_the_same_map_and_no_gradient(square_finder: nn.Module) -> None:
-    film = film_with_square(8, 8)[None]
-    free = heat_of(square_finder, film, class_index=1)
+    image = image_with_square(8, 8)[None]
+    free = heat_of(square_finder, image, class_index=1)
     square_finder.requires_grad_(False)
-    assert np.array_equal(heat_of(square_finder, film, class_index=1), free)
+    assert np.array_equal(heat_of(square_finder, image, class_index=1), free)
     assert all(parameter.grad is None for parameter in square_finder.parameters())
 
 
 def test_no_hook_stays_behind(square_finder: nn.Module) -> None:
-    heat_of(square_finder, film_with_square(8, 8)[None], class_index=1)
+    heat_of(square_finder, image_with_square(8, 8)[None], class_index=1)
     assert not any(module._forward_hooks for module in square_finder.modules())
 
 
-def test_no_films_give_no_maps(square_finder: nn.Module) -> None:
+def test_no_images_give_no_maps(square_finder: nn.Module) -> None:
     assert heat_of(square_finder, np.zeros((0, 32, 32), np.uint8), class_index=1).shape == (0, 32, 32)
 
 
@@ -99,24 +99,24 @@ def test_the_last_stage_of_a_resnet_is_layer4() -> None:
 
 
 @pytest.mark.parametrize("backbone", sorted(ARCHITECTURES))
-def test_every_backbone_gives_maps_of_its_films(backbone: str) -> None:
+def test_every_backbone_gives_maps_of_its_images(backbone: str) -> None:
     torch.manual_seed(3)
     model = build(backbone, 3).eval()
-    films = np.random.default_rng(0).integers(0, 255, (2, 128, 128), np.uint8)
-    heat = heat_of(model, films, class_index=1)
+    images = np.random.default_rng(0).integers(0, 255, (2, 128, 128), np.uint8)
+    heat = heat_of(model, images, class_index=1)
     assert heat.shape == (2, 128, 128)
     assert heat.min() >= 0
     assert heat.max() == pytest.approx(1)
     assert heat.std() > 0
 
 
-def test_a_committee_shows_its_last_member_on_the_film_as_it_is() -> None:
+def test_a_ensemble_shows_its_last_member_on_the_image_as_it_is() -> None:
     built = build("small_cnn", 3, members=2, views=(1.3, 1.0))
     assert last_convolution_stage(built) is built.members[-1].get_submodule("layer4.2")
     finders = [SquareFinder(), SquareFinder()]
-    film = film_with_square(4, 22)[None]
-    heat = heat_of(Committee(finders, (2.0, 1.0)).eval(), film, class_index=1)
-    np.testing.assert_allclose(heat, heat_of(finders[-1], film, class_index=1), atol=1e-5)
+    image = image_with_square(4, 22)[None]
+    heat = heat_of(Ensemble(finders, (2.0, 1.0)).eval(), image, class_index=1)
+    np.testing.assert_allclose(heat, heat_of(finders[-1], image, class_index=1), atol=1e-5)
 
 
 def test_a_stage_inside_one_sequence_with_its_classifier_is_found() -> None:
@@ -133,12 +133,12 @@ def test_a_network_without_convolution_is_refused_by_name() -> None:
     )
 
 
-def test_the_overlay_leaves_the_film_where_there_is_no_heat() -> None:
-    film = film_with_square(8, 8)
+def test_the_overlay_leaves_the_image_where_there_is_no_heat() -> None:
+    image = image_with_square(8, 8)
     heat = np.zeros((32, 32), np.float32)
     heat[:4] = 1
-    picture = overlay(film, heat)
+    picture = overlay(image, heat)
     assert picture.shape == (32, 32, 3)
     assert picture.dtype == np.uint8
-    assert np.array_equal(picture[4:], np.repeat(film[4:, :, None], 3, axis=2))
+    assert np.array_equal(picture[4:], np.repeat(image[4:, :, None], 3, axis=2))
     assert picture[0, 0, 0] > picture[0, 0, 2]  # RGB: the hot end is yellow

@@ -67,7 +67,7 @@ def move(number: str, instead_of: str, *, kind: Kind = "promote", who: str = "an
 
 def names_of_claims() -> list[str]:
     found = tracking_store.client().search_experiments(view_type=1)  # the open ones
-    return [experiment.name for experiment in found if "ledger" in experiment.name]
+    return [experiment.name for experiment in found if "audit log" in experiment.name]
 
 
 def test_without_a_model_there_is_no_history_and_nothing_to_go_back_to() -> None:
@@ -99,12 +99,12 @@ def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
 def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> None:
     create_versions(3)
     move("1", "")
-    move("2", "1", who="ben", why="new films")
+    move("2", "1", who="ben", why="new images")
     with pytest.raises(PromotionHeldError) as caught:
         move("3", "1")
     assert str(caught.value) == (
         "version 3 was not made champion: another move came first (entry 2 of the record: ben made version 2 champion "
-        "(new films)), and this one was decided against version 1; run the same command again, which decides against "
+        "(new images)), and this one was decided against version 1; run the same command again, which decides against "
         "the champion of then"
     )
     assert [entry.after for entry in aliases.history()] == ["1", "2"]
@@ -187,10 +187,10 @@ def test_a_late_finisher_does_not_undo_the_move_that_came_after() -> None:
     create_versions(3)
     move("1", "")
     tracking_store.client().create_experiment(  # a claim whose owner is still on its way
-        "chest-xray-pneumonia ledger 000002", tags={"entry": aliases.history()[0].to_line()}
+        "chest-xray-pneumonia audit log 000002", tags={"entry": aliases.history()[0].to_line()}
     )
     late = Move(2, "2026-01-01T00:00:00+00:00", "promote", "1", "2", "ann", "slow", "")
-    claim = tracking_store.client().get_experiment_by_name("chest-xray-pneumonia ledger 000002")
+    claim = tracking_store.client().get_experiment_by_name("chest-xray-pneumonia audit log 000002")
     assert claim is not None
     tracking_store.client().set_experiment_tag(claim.experiment_id, "entry", late.to_line())
     aliases.settle()
@@ -233,5 +233,5 @@ def test_an_entry_changed_by_hand_shows(caplog: pytest.LogCaptureFixture) -> Non
     aliases.history()
     assert "the record of champions was changed by hand at entry 2" in caplog.messages
     client.set_registered_model_tag(versions.MODEL, "ledger.000001", "nonsense")
-    with pytest.raises(RegistryError, match=r"cannot be read .*; mend or remove the damaged tag ledger"):
+    with pytest.raises(RegistryError, match=r"cannot be read .*; mend or remove the damaged tag audit log"):
         aliases.history()

@@ -9,7 +9,7 @@ import pytest
 
 from cxr.common.params import PromoteParams
 from cxr.registry.audit_log import Move
-from cxr.registry.evidence import Evidence
+from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.promotion import LINEAGE_TAGS, Decision, decide
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -18,7 +18,7 @@ PARAMS = PromoteParams(
     min_class_recall=0.3,
     max_recall_drop=0.1,
     max_ece=0.2,
-    max_loss={"accuracy": 0.3, "macro_f1": 0.3},
+    non_inferiority_margin={"accuracy": 0.3, "macro_f1": 0.3},
     resamples=400,
     seed=1,
 )
@@ -26,8 +26,8 @@ TAGS = {**dict.fromkeys(LINEAGE_TAGS, "x"), "synthetic": "false", "git_dirty": "
 FILES = "metrics.json and predictions.csv as registered, agreeing with each other"
 
 
-def _films(wrong: dict[str, int], per_class: int = 10) -> pd.DataFrame:
-    """Return films, a patient each, of which the first `wrong[label]` of a class are called something else."""
+def _images(wrong: dict[str, int], per_class: int = 10) -> pd.DataFrame:
+    """Return images, a patient each, of which the first `wrong[label]` of a class are called something else."""
     others = {"normal": "viral", "viral": "bacterial", "bacterial": "normal"}
     rows = []
     for label in CLASSES:
@@ -46,28 +46,28 @@ def _films(wrong: dict[str, int], per_class: int = 10) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _of(films: pd.DataFrame, *, tags: dict[str, str] = TAGS, **metrics: Any) -> Evidence:
-    """Return evidence of these films whose metrics.json agrees with them, but for what is given."""
-    accuracy = float((films["label"] == films["predicted_class"]).mean())
+def _of(images: pd.DataFrame, *, tags: dict[str, str] = TAGS, **metrics: Any) -> EvaluationArtifacts:
+    """Return evidence of these images whose metrics.json agrees with them, but for what is given."""
+    accuracy = float((images["label"] == images["predicted_class"]).mean())
     told = {
         "accuracy": accuracy,
         "macro_f1": accuracy,
         "macro_auroc": 0.95,
         "calibration": {"ece": 0.05},
         "classes": list(CLASSES),
-        "n_test": len(films),
-        "test_set_sha256": Evidence({}, films, tags).test_set_sha256,
+        "n_test": len(images),
+        "test_set_sha256": EvaluationArtifacts({}, images, tags).test_set_sha256,
     }
-    return Evidence(told | metrics, films, tags)
+    return EvaluationArtifacts(told | metrics, images, tags)
 
 
 def _evidence(
     wrong: dict[str, int] | None = None, *, tags: dict[str, str] = TAGS, per_class: int = 10, **metrics: Any
-) -> Evidence:
-    return _of(_films(wrong or {}, per_class), tags=tags, **metrics)
+) -> EvaluationArtifacts:
+    return _of(_images(wrong or {}, per_class), tags=tags, **metrics)
 
 
-def _without(evidence: Evidence, name: str) -> Evidence:
+def _without(evidence: EvaluationArtifacts, name: str) -> EvaluationArtifacts:
     assert evidence.metrics is not None
     return replace(evidence, metrics={key: value for key, value in evidence.metrics.items() if key != name})
 
@@ -93,7 +93,7 @@ def test_good_evidence_and_no_champion_is_promoted_on_the_floors_alone() -> None
     ]
 
 
-UNDECIDED: list[tuple[str, Callable[[], Evidence], str]] = [
+UNDECIDED: list[tuple[str, Callable[[], EvaluationArtifacts], str]] = [
     (
         "no metrics",
         lambda: replace(_evidence(), metrics=None),
@@ -101,13 +101,13 @@ UNDECIDED: list[tuple[str, Callable[[], Evidence], str]] = [
     ),
     (
         "no predictions",
-        lambda: replace(_evidence(), films=None),
+        lambda: replace(_evidence(), images=None),
         f"evidence: predictions.csv is missing or not a table of predictions, required {FILES}",
     ),
     (
-        "no test films",
-        lambda: replace(_evidence(), films=_films({}).iloc[:0]),
-        f"evidence: predictions.csv has no test films, required {FILES}",
+        "no test images",
+        lambda: replace(_evidence(), images=_images({}).iloc[:0]),
+        f"evidence: predictions.csv has no test images, required {FILES}",
     ),
     (
         "changed",
@@ -117,7 +117,7 @@ UNDECIDED: list[tuple[str, Callable[[], Evidence], str]] = [
     (
         "other count",
         lambda: _evidence(n_test=7),
-        f"evidence: metrics.json counts other test films than predictions.csv, required {FILES}",
+        f"evidence: metrics.json counts other test images than predictions.csv, required {FILES}",
     ),
     (
         "no classes",
@@ -136,12 +136,12 @@ UNDECIDED: list[tuple[str, Callable[[], Evidence], str]] = [
     ),
     (
         "embellished classes",
-        lambda: _of(_films({"normal": 3}).assign(predicted_class=_films({})["label"])),
-        f"evidence: predictions.csv calls 3 films other than their most probable class, required {FILES}",
+        lambda: _of(_images({"normal": 3}).assign(predicted_class=_images({})["label"])),
+        f"evidence: predictions.csv calls 3 images other than their most probable class, required {FILES}",
     ),
     (
         "no probabilities",
-        lambda: _of(_films({}).drop(columns=[f"p_{name}" for name in CLASSES])),
+        lambda: _of(_images({}).drop(columns=[f"p_{name}" for name in CLASSES])),
         f"evidence: predictions.csv has no probabilities, required {FILES}",
     ),
     *(
@@ -173,8 +173,8 @@ UNDECIDED: list[tuple[str, Callable[[], Evidence], str]] = [
         "macro_f1: missing or not a finite number, required at least 0.600",
     ),
     (
-        "a class without test films",
-        lambda: _of(_films({}).query("label != 'viral'")),
+        "a class without test images",
+        lambda: _of(_images({}).query("label != 'viral'")),
         "recall of viral: missing or not a finite number, required at least 0.300",
     ),
     (
@@ -184,7 +184,7 @@ UNDECIDED: list[tuple[str, Callable[[], Evidence], str]] = [
     ),
 ]
 
-REFUSED: list[tuple[str, Callable[[], Evidence], str]] = [
+REFUSED: list[tuple[str, Callable[[], EvaluationArtifacts], str]] = [
     ("below a floor", lambda: _evidence(macro_f1=0.5), "macro_f1: 0.500, required at least 0.600"),
     ("blind to a class", lambda: _evidence({"viral": 8}), "recall of viral: 0.200, required at least 0.300"),
     (
@@ -196,14 +196,18 @@ REFUSED: list[tuple[str, Callable[[], Evidence], str]] = [
 
 
 @pytest.mark.parametrize(("challenger", "reason"), [row[1:] for row in UNDECIDED], ids=[row[0] for row in UNDECIDED])
-def test_what_is_missing_or_contradictory_holds_and_says_so(challenger: Callable[[], Evidence], reason: str) -> None:
+def test_what_is_missing_or_contradictory_holds_and_says_so(
+    challenger: Callable[[], EvaluationArtifacts], reason: str
+) -> None:
     decision = decide(challenger(), None, PARAMS)
     assert decision.decision == "HOLD"
     assert reason in _against(decision)
 
 
 @pytest.mark.parametrize(("challenger", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_a_refusal_says_what_was_seen_and_what_is_required(challenger: Callable[[], Evidence], reason: str) -> None:
+def test_a_refusal_says_what_was_seen_and_what_is_required(
+    challenger: Callable[[], EvaluationArtifacts], reason: str
+) -> None:
     decision = decide(challenger(), None, PARAMS)
     assert decision.decision == "REJECT"
     assert reason in _against(decision)
@@ -241,10 +245,14 @@ def test_a_drop_of_exactly_the_margin_passes() -> None:
     assert decide(_evidence({"viral": 3}), _evidence({"viral": 2}), PARAMS).decision == "PROMOTE"
 
 
-def _compared(challenger: Evidence, champion: Evidence, margin: float) -> Decision:
+def _compared(challenger: EvaluationArtifacts, champion: EvaluationArtifacts, margin: float) -> Decision:
     """Decide with a margin for the paired comparison and a recall that may drop as far as it likes."""
     loose = PARAMS.model_copy(
-        update={"max_loss": {"accuracy": margin, "macro_f1": margin}, "max_recall_drop": 1.0, "min_class_recall": 0.0}
+        update={
+            "non_inferiority_margin": {"accuracy": margin, "macro_f1": margin},
+            "max_recall_drop": 1.0,
+            "min_class_recall": 0.0,
+        }
     )
     return decide(challenger, champion, loose)
 
@@ -267,7 +275,7 @@ def test_the_paired_comparison_passes_where_a_loss_beyond_the_margin_is_ruled_ou
     assert _compared(champion, champion, 0.0).decision == "PROMOTE"
 
 
-def test_the_paired_comparison_holds_where_the_films_are_too_few_to_tell() -> None:
+def test_the_paired_comparison_holds_where_the_images_are_too_few_to_tell() -> None:
     champion = _evidence({"normal": 3})
     challenger = _evidence({"viral": 4})
     decision = _compared(challenger, champion, 0.05)
@@ -278,28 +286,28 @@ def test_the_paired_comparison_holds_where_the_films_are_too_few_to_tell() -> No
     ]
 
 
-def test_films_of_too_few_patients_carry_no_comparison() -> None:
-    few = _of(_films({}).assign(patient_id="one"))
+def test_images_of_too_few_patients_carry_no_comparison() -> None:
+    few = _of(_images({}).assign(patient_id="one"))
     decision = _compared(few, few, 0.05)
     assert decision.decision == "HOLD"
     assert [check.observed for check in decision.against] == ["+0.000, too few patients for an interval"] * 2
 
 
 def test_patients_that_differ_between_the_two_are_no_comparison() -> None:
-    other = _of(_films({}).assign(patient_id=lambda films: "x" + films["patient_id"]))
+    other = _of(_images({}).assign(patient_id=lambda images: "x" + images["patient_id"]))
     decision = decide(_evidence(), other, PARAMS)
     assert decision.decision == "HOLD"
-    assert "30 films have another patient_id" in decision.against[0].observed
+    assert "30 images have another patient_id" in decision.against[0].observed
 
 
-def test_a_champion_measured_on_other_films_is_no_comparison() -> None:
+def test_a_champion_measured_on_other_images_is_no_comparison() -> None:
     challenger = _evidence()
-    other = _of(_films({}).replace({"image_id": {"normal0": "another"}}))
+    other = _of(_images({}).replace({"image_id": {"normal0": "another"}}))
     decision = decide(challenger, other, PARAMS)
     assert decision.decision == "HOLD"
     assert _against(decision) == [
         f"test set: {challenger.test_set_sha256[:12]}, required the champion's, {other.test_set_sha256[:12]}; "
-        "`python -m tasks.remeasure` measures the champion on the present test films"
+        "`python -m tasks.reevaluate` measures the champion on the present test images"
     ]
 
 
@@ -312,18 +320,18 @@ def test_a_champion_without_evidence_is_no_comparison() -> None:
     ]
 
 
-def test_a_synthetic_champion_gives_way_to_real_films_and_the_record_says_why() -> None:
+def test_a_synthetic_champion_gives_way_to_real_images_and_the_record_says_why() -> None:
     champion = _evidence(tags={**TAGS, "synthetic": "true"}, test_set_sha256="0" * 64)
     decision = decide(_evidence(), champion, PARAMS)
     assert decision.decision == "PROMOTE"
     assert decision.reasons[-1].observed == (
-        "the champion was trained on the synthetic sample, which is no evidence on real films"
+        "the champion was trained on the synthetic sample, which is no evidence on real images"
     )
 
 
-def test_a_synthetic_challenger_does_not_replace_a_champion_of_real_films() -> None:
+def test_a_synthetic_challenger_does_not_replace_a_champion_of_real_images() -> None:
     challenger = _evidence(tags={**TAGS, "synthetic": "true"})
-    assert decide(challenger, _of(_films({}).iloc[3:]), PARAMS).decision == "HOLD"
+    assert decide(challenger, _of(_images({}).iloc[3:]), PARAMS).decision == "HOLD"
 
 
 def test_a_version_that_was_rolled_back_is_held() -> None:

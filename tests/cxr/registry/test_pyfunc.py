@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cxr.common.errors import ImageError, WeightsError
-from cxr.imaging.decode import film_from_bytes
+from cxr.imaging.decode import image_from_bytes
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
@@ -47,22 +47,22 @@ def test_the_served_model_says_what_the_bundle_says_and_holds_no_pickle(version:
 
     with tracking_store.named_to_mlflow():
         served = mlflow.pyfunc.load_model(f"models:/{versions.MODEL}/{version.number}")
-    films = pyfunc.input_example()
-    table = served.predict(films)
+    images = pyfunc.input_example()
+    table = served.predict(images)
     model, bundle_spec = read_bundle(versions.fetch_bundle(version))
-    images = [film_from_bytes(film, bundle_spec.preprocessing, name="film") for film in films["film"]]
-    expected = classify(model, bundle_spec, np.stack(images))
+    pixels = [image_from_bytes(image, bundle_spec.preprocessing, name="image") for image in images["image"]]
+    expected = classify(model, bundle_spec, np.stack(pixels))
     assert list(table.columns) == ["predicted_class", "p_normal", "p_viral", "p_bacterial", "refer", "warning"]
     np.testing.assert_allclose(table.iloc[:, 1:4].to_numpy(np.float64), expected, rtol=1e-5)
     assert table["predicted_class"].tolist() == [bundle_spec.classes[best] for best in expected.argmax(axis=1)]
 
-    assert served.predict(films.iloc[:0]).shape == (0, 6)
-    films.loc[1, "film"] = b"no film"
-    with pytest.raises(ImageError, match="film in row 1 is not an image"):
-        served.predict(films)
+    assert served.predict(images.iloc[:0]).shape == (0, 6)
+    images.loc[1, "image"] = b"no image"
+    with pytest.raises(ImageError, match="image in row 1 is not an image"):
+        served.predict(images)
 
 
-def test_a_bundle_is_classified_in_batches_and_a_bad_film_is_named_by_its_row(
+def test_a_bundle_is_classified_in_batches_and_a_bad_image_is_named_by_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.pyfunc.model import PythonModelContext
@@ -71,13 +71,13 @@ def test_a_bundle_is_classified_in_batches_and_a_bad_film_is_named_by_its_row(
     context = PythonModelContext({"bundle": str(tmp_path)}, None)
     classifier = pyfunc.ServedModel()
     classifier.load_context(context)
-    films = pyfunc.input_example()
-    whole = classifier.predict(context, films)
+    images = pyfunc.input_example()
+    whole = classifier.predict(context, images)
     monkeypatch.setattr(pyfunc, "BATCH_SIZE", 1)
-    np.testing.assert_allclose(classifier.predict(context, films).iloc[:, 1:4], whole.iloc[:, 1:4], rtol=1e-4)
-    films.loc[1, "film"] = b""
-    with pytest.raises(ImageError, match="film in row 1 is empty"):
-        classifier.predict(context, films)
+    np.testing.assert_allclose(classifier.predict(context, images).iloc[:, 1:4], whole.iloc[:, 1:4], rtol=1e-4)
+    images.loc[1, "image"] = b""
+    with pytest.raises(ImageError, match="image in row 1 is empty"):
+        classifier.predict(context, images)
 
 
 def test_changed_weights_are_not_served(version: versions.Version) -> None:

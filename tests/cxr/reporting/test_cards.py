@@ -61,10 +61,10 @@ def content() -> dict[str, Any]:
             "counts": {"train": {"normal": 1100, "viral": 1157}, "test": {"normal": 600, "viral": 634}},
         },
         "audit": {
-            "films": 200, "largest_class": "viral", "largest_class_share": 0.51,
-            "views": {"whole": view | {"title": "whole film"}},
+            "images": 200, "largest_class": "viral", "largest_class_share": 0.51,
+            "views": {"whole": view | {"title": "whole image"}},
             "verdict": [{"level": "good", "sentence": "It reads the lungs.", "rule": "none"}],
-            "probe": {"skipped": "all films come from one source"},
+            "probe": {"skipped": "all images come from one source"},
             "sources": {"clinic": {"normal": 600, "viral": 634}},
         },
         "trust": {
@@ -90,9 +90,9 @@ def test_both_cards_say_first_that_this_is_not_for_clinical_use(tmp_path: Path) 
 def test_the_model_card_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     card, _ = cards(tmp_path, content())
     for said in (
-        "0.876 (0.844 to 0.901)", "0.865", "0.954", "0.032", "1,234 test films of 321 patients", "run-42",
-        "temperature 1.234", "0.777 (0.727 to 0.827)", "| 90.0% | 0.310 |", "2,257 films of 900 patients",
-        "It reads the lungs.", "| whole film | 0.812 (0.750 to 0.850) | 0.913",
+        "0.876 (0.844 to 0.901)", "0.865", "0.954", "0.032", "1,234 test images of 321 patients", "run-42",
+        "temperature 1.234", "0.777 (0.727 to 0.827)", "| 90.0% | 0.310 |", "2,257 images of 900 patients",
+        "It reads the lungs.", "| whole image | 0.812 (0.750 to 0.850) | 0.913",
     ):  # fmt: skip
         assert said in card, said
 
@@ -115,7 +115,7 @@ def test_no_licence_is_assumed_for_a_source_nobody_knows(tmp_path: Path, layouts
     assert not any(known.licence in card for known in PUBLIC_SETS.values())
 
 
-def test_generated_films_are_called_so_and_get_no_licence_of_a_public_set(tmp_path: Path) -> None:
+def test_generated_images_are_called_so_and_get_no_licence_of_a_public_set(tmp_path: Path) -> None:
     files = content()
     files["ingest"]["synthetic"] = files["metrics"]["synthetic"] = True
     model, data = cards(tmp_path, files)
@@ -126,12 +126,12 @@ def test_generated_films_are_called_so_and_get_no_licence_of_a_public_set(tmp_pa
 
 def test_what_could_not_be_measured_is_said_with_its_reason(tmp_path: Path) -> None:
     files = content()
-    files["trust"]["operating_points"] = {"why_not": "no validation film is normal", "points": []}
+    files["trust"]["operating_points"] = {"why_not": "no validation image is normal", "points": []}
     files["trust"]["referral"] = {"why_not": "too few are right", "found": None}
     files["trust"]["sanity"] = {"depends_on_weights": False}
     files["trust"]["attention"] = {"keeps_to_the_thorax": False}
     card, _ = cards(tmp_path, files)
-    for said in ("no validation film is normal", "too few are right", "random weights", "no more than its area"):
+    for said in ("no validation image is normal", "too few are right", "random weights", "no more than its area"):
         assert said in card, said
 
 

@@ -92,7 +92,7 @@ def test_the_confusion_matrix_shows_counts_and_row_shares() -> None:
         assert text in shown
 
 
-def test_a_class_without_films_is_an_empty_row() -> None:
+def test_a_class_without_images_is_an_empty_row() -> None:
     assert "0%" in words(figures.confusion_matrix([[0, 0], [1, 2]], CLASSES[:2]))
 
 
@@ -119,7 +119,7 @@ def test_a_referral_threshold_and_an_operating_point_are_named_in_their_figures(
     assert "bacterial" in words(DRAW["decision_curves"]())
 
 
-def test_an_operating_point_without_ill_films_is_left_out_of_its_figure() -> None:
+def test_an_operating_point_without_ill_images_is_left_out_of_its_figure() -> None:
     undefined = {"value": None, "ci95": None}
     point = {"target_specificity": 0.9, "sensitivity": undefined, "specificity": {"value": 0.9, "ci95": None}}
     curve = RocCurve(np.array([0.0, 1.0]), np.array([0.0, 1.0]))

@@ -4,19 +4,19 @@ import base64
 
 import cv2
 import numpy as np
-from cxr.imaging.encode import jpeg_address
 
-from cxr.reporting.gallery import Pick, contact_sheet, pick_films, pick_surest_errors
+from cxr.imaging.encode import jpeg_address
+from cxr.reporting.gallery import Pick, contact_sheet, pick_images, pick_most_confident_errors
 from cxr.reporting.report import GalleryItem
 
 
-def test_right_films_are_drawn_by_seed_and_errors_are_the_surest() -> None:
+def test_right_images_are_drawn_by_seed_and_errors_are_the_surest() -> None:
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(3), 300)
     labels = np.arange(300) % 3
-    picks = pick_films(labels, probabilities, per_class=2, seed=4)
-    assert picks == pick_films(labels, probabilities, per_class=2, seed=4)
-    assert picks != pick_films(labels, probabilities, per_class=2, seed=5)
+    picks = pick_images(labels, probabilities, per_class=2, seed=4)
+    assert picks == pick_images(labels, probabilities, per_class=2, seed=4)
+    assert picks != pick_images(labels, probabilities, per_class=2, seed=5)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     assert [labels[pick.row] for pick in picks] == [0] * 4 + [1] * 4 + [2] * 4
     for pick in picks:
@@ -26,16 +26,20 @@ def test_right_films_are_drawn_by_seed_and_errors_are_the_surest() -> None:
     assert sorted(confidence[errors], reverse=True) == sorted(confidence[wrong], reverse=True)[:2]
 
 
-def test_a_class_without_errors_or_without_films_shows_what_there_is() -> None:
+def test_a_class_without_errors_or_without_images_shows_what_there_is() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0]])
-    assert pick_films(np.array([0, 1]), probabilities, per_class=3, seed=0) == [Pick(0, True), Pick(1, False)]
+    assert pick_images(np.array([0, 1]), probabilities, per_class=3, seed=0) == [Pick(0, True), Pick(1, False)]
 
 
-def test_the_surest_errors_come_from_all_classes_the_surest_first() -> None:
+def test_the_most_confident_errors_come_from_all_classes_the_surest_first() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
     labels = np.array([0, 0, 1, 0, 1])
-    assert pick_surest_errors(labels, probabilities, at_most=3) == [Pick(1, False), Pick(3, False), Pick(2, False)]
-    assert pick_surest_errors(labels[:1], probabilities[:1], at_most=3) == []
+    assert pick_most_confident_errors(labels, probabilities, at_most=3) == [
+        Pick(1, False),
+        Pick(3, False),
+        Pick(2, False),
+    ]
+    assert pick_most_confident_errors(labels[:1], probabilities[:1], at_most=3) == []
 
 
 def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
@@ -46,10 +50,10 @@ def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
     assert np.abs(read.astype(int) - picture).max() < 8
 
 
-def test_a_sheet_shows_each_film_beside_its_heat_three_in_a_row() -> None:
+def test_a_sheet_shows_each_image_beside_its_heat_three_in_a_row() -> None:
     def item(grey: int) -> GalleryItem:
-        film, heat = np.full((40, 60), grey, np.uint8), np.full((40, 60, 3), (grey, 0, 0), np.uint8)
-        return GalleryItem(jpeg_address(film), jpeg_address(heat), "viral", "normal", 0.75, False, "one")
+        image, heat = np.full((40, 60), grey, np.uint8), np.full((40, 60, 3), (grey, 0, 0), np.uint8)
+        return GalleryItem(jpeg_address(image), jpeg_address(heat), "viral", "normal", 0.75, False, "one")
 
     greys = (50, 100, 150, 200)
     sheet = cv2.imdecode(np.frombuffer(contact_sheet([item(grey) for grey in greys]), np.uint8), cv2.IMREAD_COLOR)
@@ -60,4 +64,4 @@ def test_a_sheet_shows_each_film_beside_its_heat_three_in_a_row() -> None:
         top, left = height * (number // 3), 120 * (number % 3)
         np.testing.assert_allclose(sheet[top + 20, left + 30], [grey] * 3, atol=4)
         np.testing.assert_allclose(sheet[top + 20, left + 90], [0, 0, grey], atol=12)
-    assert sheet[height + 20, 200].min() > 250  # no fifth film
+    assert sheet[height + 20, 200].min() > 250  # no fifth image

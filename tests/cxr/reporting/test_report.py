@@ -26,7 +26,7 @@ from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figu
 CLASSES = ("normal", "viral", "bacterial")
 SETTINGS = Settings(resamples=100, seed=1, bins=10)
 TRUST_SETTINGS = TrustSettings(
-    specificities=[0.9], refer_accuracy=0.8, attention_films=4, sanity_films=4, resamples=100, seed=1
+    specificities=[0.9], refer_accuracy=0.8, attention_images=4, sanity_images=4, resamples=100, seed=1
 )
 PICTURE = "data:image/jpeg;base64,/9j/4AAQSkZJRg=="
 
@@ -34,7 +34,7 @@ PICTURE = "data:image/jpeg;base64,/9j/4AAQSkZJRg=="
 def predictions(
     n: int = 60, *, classes_in_b: int = 2, classes: tuple[str, ...] = CLASSES, one_source: bool = False
 ) -> Predictions:
-    """Films of two sources; source b has only the first `classes_in_b` classes."""
+    """Images of two sources; source b has only the first `classes_in_b` classes."""
     generator = np.random.default_rng(0)
     in_b = np.zeros(n, bool) if one_source else np.arange(n) % 3 == 0
     labels = np.where(in_b, np.arange(n) // 3 % classes_in_b, np.arange(n) % len(classes))
@@ -43,7 +43,7 @@ def predictions(
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     return Predictions(
         classes=classes,
-        image_ids=np.array([f"film-{i}" for i in range(n)], dtype=object),
+        image_ids=np.array([f"image-{i}" for i in range(n)], dtype=object),
         sources=np.where(in_b, "b", "a").astype(object),
         patients=np.array([f"patient-{i}" for i in range(n)], dtype=object),
         labels=labels,
@@ -66,19 +66,19 @@ def split_of(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def trust_of(films: Predictions, **changes: Any) -> dict[str, Any]:
-    """Return trust.json of films, with heat maps that were measured elsewhere."""
+def trust_of(images: Predictions, **changes: Any) -> dict[str, Any]:
+    """Return trust.json of images, with heat maps that were measured elsewhere."""
     share = {"value": 0.625, "ci95": [0.5, 0.75]}
     return {
-        "operating_points": operating_points(films, films, TRUST_SETTINGS),
-        "referral": referral(films, films, TRUST_SETTINGS),
-        "decisions": decisions(films, TRUST_SETTINGS),
+        "operating_points": operating_points(images, images, TRUST_SETTINGS),
+        "referral": referral(images, images, TRUST_SETTINGS),
+        "decisions": decisions(images, TRUST_SETTINGS),
         "attention": {
-            "films": 64, "without_heat": 2, "heat_inside": share, "area_inside": share, "excess": share,
+            "images": 64, "without_heat": 2, "heat_inside": share, "area_inside": share, "excess": share,
             "keeps_to_the_thorax": True,
         },
         "sanity": {
-            "films": 24, "depends_on_weights": True, "still_alike_from": 0.5,
+            "images": 24, "depends_on_weights": True, "still_alike_from": 0.5,
             "steps": [{"redrawn": "head", "similarity": share}, {"redrawn": "stem", "similarity": share}],
         },
     } | changes  # fmt: skip
@@ -88,22 +88,22 @@ def audit_of() -> dict[str, Any]:
     view = {"accuracy": 0.8, "macro_f1": 0.7, "macro_auroc": 0.9}
     view |= {"ci95": {name: [value - 0.1, value + 0.05] for name, value in view.items()}}
     return {
-        "films": 40, "test_films": 60, "patients": 33, "border": 0.1, "largest_class": "viral",
+        "images": 40, "test_images": 60, "patients": 33, "border": 0.1, "largest_class": "viral",
         "largest_class_share": 0.4, "outline": {"from_template": 1, "thorax_share": 0.5, "lung_share_in_border": 0.01},
-        "views": {"whole": view | {"title": "whole film"}, "border_only": view | {"title": "border only"}},
-        "probe": {"skipped": "all films come from one source"}, "sources": {}, "examples": [],
+        "views": {"whole": view | {"title": "whole image"}, "border_only": view | {"title": "border only"}},
+        "probe": {"skipped": "all images come from one source"}, "sources": {}, "examples": [],
         "verdict": [{"level": "good", "sentence": "It reads the lungs.", "rule": "none"}],
     }  # fmt: skip
 
 
 def content(
-    films: Predictions | None = None, trust: dict[str, Any] | None = None, **split_changes: Any
+    images: Predictions | None = None, trust: dict[str, Any] | None = None, **split_changes: Any
 ) -> ReportContent:
-    films = films or predictions()
-    split, trust, audit = split_of(**split_changes), trust or trust_of(films), audit_of()
-    bias = (0.0,) * len(films.classes)
-    calibration = calibration_summary(films, films, temperature=1.25, bias=bias, settings=SETTINGS)
-    metrics = summarize(films, calibration=calibration, split=split, settings=SETTINGS)
+    images = images or predictions()
+    split, trust, audit = split_of(**split_changes), trust or trust_of(images), audit_of()
+    bias = (0.0,) * len(images.classes)
+    calibration = calibration_summary(images, images, temperature=1.25, bias=bias, settings=SETTINGS)
+    metrics = summarize(images, calibration=calibration, split=split, settings=SETTINGS)
     metrics["trust"] = headlines(trust)
     curves = pd.DataFrame(
         {"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.7]}
@@ -125,7 +125,7 @@ def content(
         },
         model={
             "backbone": "resnet50", "head": "linear", "members": 1, "views": [1.0],
-            "classes": list(films.classes),
+            "classes": list(images.classes),
             "preprocessing": {"image_size_px": 224, "fit": "stretch", "contrast": "clahe"},
         },
         ingest={
@@ -135,8 +135,8 @@ def content(
         split=split,
         trust=trust,
         audit=audit,
-        figures=draw_figures(films, metrics, curves=curves, best_epoch=2)
-        | trust_figures(trust, films)
+        figures=draw_figures(images, metrics, curves=curves, best_epoch=2)
+        | trust_figures(trust, images)
         | audit_figures(audit),
         gallery=[GalleryItem(PICTURE, PICTURE, "viral", "bacterial", 0.987, False, "a")],
         errors=[GalleryItem(PICTURE, PICTURE, "normal", "viral", 0.912, False, "b")],
@@ -176,7 +176,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
-def test_synthetic_films_are_named_and_real_ones_are_not_called_so(synthetic: bool) -> None:
+def test_synthetic_images_are_named_and_real_ones_are_not_called_so(synthetic: bool) -> None:
     html = render_report(content(synthetic=synthetic))
     assert (SYNTHETIC in html) is synthetic
     assert ("phantoms" in html) is synthetic
@@ -193,14 +193,14 @@ def test_the_headline_figures_stand_with_their_intervals(page: str) -> None:
 def test_data_and_model_are_described(page: str) -> None:
     text = text_of(page)
     for words in (
-        "60 test films of 60 patients",
+        "60 test images of 60 patients",
         "No patient is in two parts &lt;by name&gt;.",
         "1,200 1,200 1,200 3,600 900",
         "all 5,000 4,990 7 3",
-        "7 kept films are in no part",
+        "7 kept images are in no part",
         "loaded: stem, layer1; partly loaded: layer4; from random: head",
         "weights=&lt;file&gt;",
-        "2 epochs in 1 h 02 min, 12.5 films a second, bf16 on cpu (2 cores, x86_64)",
+        "2 epochs in 1 h 02 min, 12.5 images a second, bf16 on cpu (2 cores, x86_64)",
         "abc123",
         "called bacterial with 98.7%",
     ):
@@ -208,7 +208,7 @@ def test_data_and_model_are_described(page: str) -> None:
 
 
 def test_a_source_without_a_class_says_so(page: str) -> None:
-    assert "no bacterial films here" in text_of(page)
+    assert "no bacterial images here" in text_of(page)
 
 
 def test_the_paper_stands_beside_ours(page: str) -> None:
@@ -225,10 +225,10 @@ def _comparable(metrics: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"synthetic": True}, "ours come from synthetic films"),
-        ({"protocol": "patient"}, "ours follow the protocol patient, the paper drew film by film at random"),
+        ({"synthetic": True}, "ours come from synthetic images"),
+        ({"protocol": "patient"}, "ours follow the protocol patient, the paper drew image by image at random"),
         ({"task": "four_way"}, "ours tell another set of classes apart"),
-        ({"n_test": 1100}, "ours rest on 1,100 test films, the paper's on 500"),
+        ({"n_test": 1100}, "ours rest on 1,100 test images, the paper's on 500"),
     ],
 )
 def test_each_reason_against_the_comparison_is_named(change: dict[str, Any], reason: str) -> None:
@@ -239,25 +239,25 @@ def test_the_papers_own_design_is_comparable_with_a_word_about_the_draw() -> Non
     made = content(protocol="paper", synthetic=False)
     text = text_of(render_report(replace(made, metrics=_comparable(dict(made.metrics)))))
     assert "Not comparable" not in text
-    assert "the films differ" in text
+    assert "the images differ" in text
 
 
 def test_a_test_set_without_a_class_gives_a_page_that_says_not_defined() -> None:
-    films = predictions()
-    html = render_report(content(films.where(films.labels < 2)))
+    images = predictions()
+    html = render_report(content(images.where(images.labels < 2)))
     assert "not defined" in html
     assert "nan" not in text_of(html).lower().split()
 
 
 def test_too_few_patients_leave_the_intervals_out() -> None:
-    films = predictions()
-    text = text_of(render_report(content(films.where(np.arange(60) < 8))))
+    images = predictions()
+    text = text_of(render_report(content(images.where(np.arange(60) < 8))))
     assert "missing where there are too few patients" in text
 
 
 @pytest.mark.parametrize("protocol", ["paper", "official", "cv"])
 def test_every_protocol_is_put_into_words(protocol: str) -> None:
-    test_set = {"paper": "2,500 films", "official": "own test part", "cv": "one fold"}[protocol]
+    test_set = {"paper": "2,500 images", "official": "own test part", "cv": "one fold"}[protocol]
     assert test_set in render_report(content(protocol=protocol))
 
 
@@ -290,7 +290,7 @@ def test_the_sections_hold_their_numbers(page: str) -> None:
         f"below {found['confidence']:.3f} go to a reader",
         f"answered by the model {found['coverage']['value']:.3f}",
         "The maps depend on what was learnt.",
-        "Of a film's heat 62.5% lies in the thorax",
+        "Of an image's heat 62.5% lies in the thorax",
         "actually normal, called viral with 91.2%",
         "resnet50 with a linear head, 3 classes",
     ):
@@ -307,8 +307,8 @@ def test_calibration_errors_after_scaling_stand_with_their_intervals(page: str) 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"attention": None}, "Not measured: no film had a map."),
-        ({"sanity": {"films": 0, "steps": [], "depends_on_weights": None}}, "no film had a map to compare"),
+        ({"attention": None}, "Not measured: no image had a map."),
+        ({"sanity": {"images": 0, "steps": [], "depends_on_weights": None}}, "no image had a map to compare"),
         ({"decisions": {}}, "No yes-or-no decision is among the classes."),
     ],
 )
@@ -317,11 +317,11 @@ def test_what_could_not_be_measured_is_said_so(changes: dict[str, Any], sentence
 
 
 def test_an_accuracy_out_of_reach_leaves_no_referral_threshold() -> None:
-    films = predictions()
-    out_of_reach = referral(films.where(np.arange(60) < 8), films, TRUST_SETTINGS)  # 8 films carry no threshold
+    images = predictions()
+    out_of_reach = referral(images.where(np.arange(60) < 8), images, TRUST_SETTINGS)  # 8 images carry no threshold
     assert out_of_reach["found"] is None
-    text = text_of(render_report(content(trust=trust_of(films, referral=out_of_reach))))
-    assert "No referral threshold: at no threshold are 80% of the validation films above it right" in text
+    text = text_of(render_report(content(trust=trust_of(images, referral=out_of_reach))))
+    assert "No referral threshold: at no threshold are 80% of the validation images above it right" in text
 
 
 @pytest.mark.parametrize(
@@ -338,31 +338,31 @@ def test_an_accuracy_out_of_reach_leaves_no_referral_threshold() -> None:
 def test_two_and_four_classes_and_one_source_make_a_page_too(
     classes: tuple[str, ...], compared: list[str], one_source: bool
 ) -> None:
-    films = predictions(80, classes=classes, one_source=one_source)
-    made = content(films, classes=list(classes), task="another")
+    images = predictions(80, classes=classes, one_source=one_source)
+    made = content(images, classes=list(classes), task="another")
     assert [row.name for row in compare_with_paper(made.metrics)] == compared
     text = text_of(render_report(made))
-    assert "Not comparable: ours come from synthetic films" in text
+    assert "Not comparable: ours come from synthetic images" in text
     assert "ours tell another set of classes apart" in text
-    assert ("the model does not tell normal films from others" in text) is ("normal" not in classes)
+    assert ("the model does not tell normal images from others" in text) is ("normal" not in classes)
     flat = flat_metrics(made.metrics)
     assert ("test_sensitivity_at_specificity_0.9" in flat) is ("normal" in classes)
     assert all(np.isfinite(value) for value in flat.values())
-    assert set(plot_tables(films, bins=10)["roc"]["class"]) == set(classes)
+    assert set(plot_tables(images, bins=10)["roc"]["class"]) == set(classes)
 
 
-def test_a_test_set_without_normal_films_leaves_the_specificity_undefined() -> None:
-    films = predictions()
-    ill = films.where(films.labels > 0)
-    trust = trust_of(films) | {"operating_points": operating_points(films, ill, TRUST_SETTINGS)}
+def test_a_test_set_without_normal_images_leaves_the_specificity_undefined() -> None:
+    images = predictions()
+    ill = images.where(images.labels > 0)
+    trust = trust_of(images) | {"operating_points": operating_points(images, ill, TRUST_SETTINGS)}
     assert trust["operating_points"]["points"][0]["specificity"]["value"] is None
     assert "not defined" in text_of(render_report(content(ill, trust=trust)))
 
 
-def test_without_normal_validation_films_no_threshold_is_chosen() -> None:
-    films = predictions()
-    found = operating_points(films.where(films.labels > 0), films, TRUST_SETTINGS)
+def test_without_normal_validation_images_no_threshold_is_chosen() -> None:
+    images = predictions()
+    found = operating_points(images.where(images.labels > 0), images, TRUST_SETTINGS)
     assert (found["points"], found["why_not"]) == (
         [],
-        "no validation film is normal, so no threshold can be chosen",
+        "no validation image is normal, so no threshold can be chosen",
     )

@@ -36,14 +36,14 @@ def test_a_page_without_runs_names_every_row_as_not_run() -> None:
         assert line(text, label)[1:3] == ["0 of 2", "not run"]
 
 
-def test_a_row_shows_films_pixels_epochs_weights_time_hardware_and_run() -> None:
+def test_a_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
     study = small_study(seeds=[1])
     (group,) = study.groups
     run = record(group, group.rows[0], 1, skill=2.0)
     text = page(study, [run])
     cells = line(text, "the recipe")
     assert cells[1] == "1 of 1"
-    assert cells[2] == "1,200 films, 96 px, 3 epochs, weights imagenet (all but the head)"
+    assert cells[2] == "1,200 images, 96 px, 3 epochs, weights imagenet (all but the head)"
     assert re.fullmatch(r"0\.\d{3} \(0\.\d{3} to [01]\.\d{3}\)", cells[3])
     assert cells[5:7] == ["baseline", "baseline"]
     assert cells[-3:] == ["1.5", "1 cores, x86_64", f"`{run.run_id[:8]}`"]
@@ -64,7 +64,7 @@ def test_synthetic_and_stale_runs_are_told() -> None:
     stale = record(group, group.rows[1], 1, skill=1.0, params={"train.mixup": "0.9"})
     run = RunRecord(**{**vars(run), "tags": {**run.tags, "synthetic": "true"}})
     text = page(study, [run, stale])
-    assert "1 run used synthetic sample films" in text
+    assert "1 run used synthetic sample images" in text
     assert "not shown: ablation.mixup.1" in text
 
 
@@ -90,7 +90,7 @@ def test_leakage_is_the_difference_over_seeds_with_welchs_interval() -> None:
         f"{found.value:+.3f} ({found.interval.low:+.3f} to {found.interval.high:+.3f})",
         "3 and 3",
     ]
-    assert "It covers the draw of the films" in text
+    assert "It covers the draw of the images" in text
     assert "not run" in page(study, records[:3])
 
 
@@ -98,10 +98,10 @@ def test_folds_are_pooled_only_when_all_have_been_run() -> None:
     study = small_study(name="cv", tested=True, baseline=None, seeds=[1], rows=rows("fold1", "fold2"))
     (group,) = study.groups
     records = [record(group, row, 1, skill=2.0, first=60 * n) for n, row in enumerate(group.rows)]
-    assert line(page(study, records), "120 films, each once")[1].startswith("0.")
+    assert line(page(study, records), "120 images, each once")[1].startswith("0.")
     assert "All folds together: 1 of 2 folds have been run." in page(study, records[:1])
     twice = [record(group, row, 1, skill=2.0) for row in group.rows]
-    assert "a film is in the test sets of two rows" in page(study, twice)
+    assert "an image is in the test sets of two rows" in page(study, twice)
 
 
 @pytest.mark.parametrize(("full", "tau"), [((0.5, 1.0, 2.0, 4.0), "1.00"), ((4.0, 2.0, 1.0, 0.5), "-1.00")])
@@ -120,7 +120,7 @@ def test_the_proxys_rank_correlation_is_told(full: tuple[float, ...], tau: str) 
     assert "2 of 4 rows have been run both ways" in page(study, records[:-2])
 
 
-def test_tested_rows_are_compared_with_the_baseline_on_the_test_films() -> None:
+def test_tested_rows_are_compared_with_the_baseline_on_the_test_images() -> None:
     study = small_study(tested=True, seeds=[1])
     (group,) = study.groups
     records = [record(group, row, 1, skill=skill) for row, skill in zip(group.rows, (0.5, 4.0), strict=True)]
@@ -129,16 +129,18 @@ def test_tested_rows_are_compared_with_the_baseline_on_the_test_films() -> None:
     assert row.count("+0.") >= 3
     assert float(row.strip("| ").split("|")[-1]) < 0.05
     elsewhere = [records[0], record(group, group.rows[1], 1, skill=1.0, first=5)]
-    assert "| with mixup | 1 | other test films |" in page(study, elsewhere)
-    assert "Each row against the recipe on the test films: not run." in page(study, records[:1])
+    assert "| with mixup | 1 | other test images |" in page(study, elsewhere)
+    assert "Each row against the recipe on the test images: not run." in page(study, records[:1])
 
 
-def test_the_learning_curve_goes_from_few_films_to_many() -> None:
+def test_the_learning_curve_goes_from_few_images_to_many() -> None:
     study = small_study(name="learning_curve", tested=True, seeds=[1], rows=rows("recipe", "half", "tenth"))
     (group,) = study.groups
-    films = {"recipe": "900", "half": "450", "tenth": "90"}
+    images = {"recipe": "900", "half": "450", "tenth": "90"}
     records = [
-        record(group, row, 1, skill=1.0, params={f"split.counts.train.{name}": films[row.name] for name in ("normal",)})
+        record(
+            group, row, 1, skill=1.0, params={f"split.counts.train.{name}": images[row.name] for name in ("normal",)}
+        )
         for row in group.rows
     ]
     (result,) = study_results(study, records, SETTINGS)

@@ -10,9 +10,9 @@ from cxr.study.results import (
     GroupResult,
     RunRecord,
     Settings,
+    duplicates,
     labels_and_probabilities,
     pooled,
-    same_films,
     stale_tags,
     study_results,
 )
@@ -61,7 +61,7 @@ def test_a_row_without_runs_stays_and_says_nothing() -> None:
     assert (row.row.name, row.runs, row.validation, row.test, row.to_baseline) == ("mixup", {}, {}, {}, None)
 
 
-def test_differences_to_the_baseline_are_paired_by_seed_on_the_same_films() -> None:
+def test_differences_to_the_baseline_are_paired_by_seed_on_the_same_images() -> None:
     study = small_study()
     result = only_group(study, every_run(study, skill={"recipe": 0.5, "mixup": 4.0}))
     assert result.rows[0].to_baseline is None
@@ -74,7 +74,7 @@ def test_differences_to_the_baseline_are_paired_by_seed_on_the_same_films() -> N
     assert found["nll"].value < 0
 
 
-def test_rows_with_other_validation_films_are_not_compared() -> None:
+def test_rows_with_other_validation_images_are_not_compared() -> None:
     study = small_study(seeds=[1])
     (group,) = study.groups
     records = [record(group, group.rows[0], 1, skill=1.0), record(group, group.rows[1], 1, skill=1.0, first=7)]
@@ -136,8 +136,8 @@ def test_folds_pool_into_one_figure() -> None:
     assert pooled(folds, SETTINGS)["accuracy"].value == pytest.approx(np.mean(each))
 
 
-def test_other_films_or_classes_are_not_the_same() -> None:
+def test_other_images_or_classes_are_not_the_same() -> None:
     table = predictions(skill=1.0, seed=1)
-    assert same_films([table, table[::-1]])
-    assert not same_films([table, predictions(skill=1.0, seed=1, first=1)])
-    assert not same_films([table, table.rename(columns={"p_viral": "p_covid"})])
+    assert duplicates([table, table[::-1]])
+    assert not duplicates([table, predictions(skill=1.0, seed=1, first=1)])
+    assert not duplicates([table, table.rename(columns={"p_viral": "p_covid"})])

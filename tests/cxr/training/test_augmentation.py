@@ -1,4 +1,4 @@
-"""Every film moves by its own parameters, within the stated ranges, and the same seed moves it the same way."""
+"""Every image moves by its own parameters, within the stated ranges, and the same seed moves it the same way."""
 
 import torch
 
@@ -12,45 +12,45 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def augment(films: torch.Tensor, ranges: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    return subject.augment(films, ranges, draw_moves(len(films), ranges, generator))
+def augment(images: torch.Tensor, ranges: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    return subject.augment(images, ranges, draw_moves(len(images), ranges, generator))
 
 
 def dot(row: int, column: int, size: int = 65) -> torch.Tensor:
-    film = torch.zeros(size, size)
-    film[row - 1 : row + 2, column - 1 : column + 2] = 1
-    return film
+    image = torch.zeros(size, size)
+    image[row - 1 : row + 2, column - 1 : column + 2] = 1
+    return image
 
 
-def centre_of(film: torch.Tensor) -> torch.Tensor:
-    weights = film / film.sum()
-    axis = torch.arange(len(film), dtype=torch.float32)
+def centre_of(image: torch.Tensor) -> torch.Tensor:
+    weights = image / image.sum()
+    axis = torch.arange(len(image), dtype=torch.float32)
     return torch.stack((weights.sum(1) @ axis, weights.sum(0) @ axis))
 
 
-def test_ranges_of_zero_leave_films_as_they_are() -> None:
-    films = torch.rand(3, 16, 16)
-    assert torch.allclose(augment(films, STILL, seeded())[:, 0], films, atol=1e-5)
+def test_ranges_of_zero_leave_images_as_they_are() -> None:
+    images = torch.rand(3, 16, 16)
+    assert torch.allclose(augment(images, STILL, seeded())[:, 0], images, atol=1e-5)
 
 
-def test_films_of_a_batch_move_differently() -> None:
+def test_images_of_a_batch_move_differently() -> None:
     ranges = Augmentation(rotation_deg=20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0, brightness_jitter=0)
     moved = augment(dot(20, 40).expand(8, -1, -1), ranges, seeded())
-    centres = torch.stack([centre_of(film[0]) for film in moved])
+    centres = torch.stack([centre_of(image[0]) for image in moved])
     assert len(torch.unique(centres.round(decimals=2), dim=0)) == 8
 
 
-def test_same_seed_moves_films_the_same_way() -> None:
+def test_same_seed_moves_images_the_same_way() -> None:
     ranges = Augmentation(rotation_deg=20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0.1, brightness_jitter=0.1)
-    films = torch.rand(4, 16, 16)
-    assert torch.equal(augment(films, ranges, seeded(3)), augment(films, ranges, seeded(3)))
-    assert not torch.equal(augment(films, ranges, seeded(3)), augment(films, ranges, seeded(4)))
+    images = torch.rand(4, 16, 16)
+    assert torch.equal(augment(images, ranges, seeded(3)), augment(images, ranges, seeded(3)))
+    assert not torch.equal(augment(images, ranges, seeded(3)), augment(images, ranges, seeded(4)))
 
 
 def test_rotation_stays_within_its_range_and_keeps_the_distance_to_the_middle() -> None:
     ranges = Augmentation(rotation_deg=20, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0)
     moved = augment(dot(32, 52).expand(64, -1, -1), ranges, seeded())
-    offsets = torch.stack([centre_of(film[0]) for film in moved]) - 32
+    offsets = torch.stack([centre_of(image[0]) for image in moved]) - 32
     angles = torch.rad2deg(torch.atan2(offsets[:, 0], offsets[:, 1])).abs()
     assert 15 < angles.max() <= 20.5
     assert torch.allclose(offsets.norm(dim=1), torch.tensor(20.0), atol=0.3)
@@ -59,7 +59,7 @@ def test_rotation_stays_within_its_range_and_keeps_the_distance_to_the_middle() 
 def test_shift_is_a_share_of_the_side() -> None:
     ranges = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0.1, contrast_jitter=0, brightness_jitter=0)
     moved = augment(dot(32, 32).expand(64, -1, -1), ranges, seeded())
-    offsets = (torch.stack([centre_of(film[0]) for film in moved]) - 32).abs()
+    offsets = (torch.stack([centre_of(image[0]) for image in moved]) - 32).abs()
     assert 5 < offsets.max() <= 6.6  # a tenth of 65 px
 
 
@@ -76,35 +76,35 @@ def test_jitter_never_leaves_the_grey_scale() -> None:
     assert moved.max() <= 1
 
 
-def test_mirror_turns_that_share_of_the_films_left_to_right() -> None:
+def test_mirror_turns_that_share_of_the_images_left_to_right() -> None:
     ranges = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0, mirror=0.5)
-    film = torch.rand(16, 16)
-    moved = augment(film.expand(200, -1, -1), ranges, seeded())[:, 0]
-    mirrored = sum(torch.allclose(one, film.flip(-1), atol=1e-5) for one in moved)
-    assert mirrored + sum(torch.allclose(one, film, atol=1e-5) for one in moved) == 200
+    image = torch.rand(16, 16)
+    moved = augment(image.expand(200, -1, -1), ranges, seeded())[:, 0]
+    mirrored = sum(torch.allclose(one, image.flip(-1), atol=1e-5) for one in moved)
+    assert mirrored + sum(torch.allclose(one, image, atol=1e-5) for one in moved) == 200
     assert 70 < mirrored < 130
 
 
-def test_films_that_are_moved_apart_move_as_they_do_together() -> None:
+def test_images_that_are_moved_apart_move_as_they_do_together() -> None:
     ranges = Augmentation(20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0.1, brightness_jitter=0.1, mirror=0.5)
-    films = torch.rand(6, 16, 16)
+    images = torch.rand(6, 16, 16)
     moves = draw_moves(6, ranges, seeded())
     positions = torch.tensor([4, 1])
-    alone = subject.augment(films[positions], ranges, moves.of(positions))
-    assert torch.allclose(alone, subject.augment(films, ranges, moves)[positions], atol=1e-6)
+    alone = subject.augment(images[positions], ranges, moves.of(positions))
+    assert torch.allclose(alone, subject.augment(images, ranges, moves)[positions], atol=1e-6)
 
 
-def test_mixed_films_are_the_stated_share_of_themselves_and_the_rest_of_their_partner() -> None:
-    films = torch.rand(8, 1, 4, 4)
+def test_mixed_images_are_the_stated_share_of_themselves_and_the_rest_of_their_partner() -> None:
+    images = torch.rand(8, 1, 4, 4)
     partners, share = draw_mixture(8, 0.4, seeded(1))
     assert 0 < share < 1
     assert sorted(partners.tolist()) == list(range(8))
-    assert torch.allclose(mix(films, films[partners], share), share * films + (1 - share) * films[partners])
+    assert torch.allclose(mix(images, images[partners], share), share * images + (1 - share) * images[partners])
     assert draw_mixture(8, 0.4, seeded(1))[1] == share
     assert draw_mixture(8, 0.4, seeded(2))[1] != share
 
 
-def test_without_mixing_films_and_the_generator_stay_as_they_are() -> None:
+def test_without_mixing_images_and_the_generator_stay_as_they_are() -> None:
     generator = seeded(1)
     before = generator.get_state()
     partners, share = draw_mixture(3, 0.0, generator)

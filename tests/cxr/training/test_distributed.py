@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cxr.training.data import TrainingData
 
 from cxr.common.errors import ParamsError
 from cxr.common.params import TrainParams, read_params
 from cxr.models.factory import build
-from cxr.training.distributed import Crew, check_batch_norm
+from cxr.training.data import TrainingData
+from cxr.training.distributed import ProcessGroup, check_batch_norm
 from cxr.training.loop import Epoch, fit
 
 ROOT = Path(__file__).parents[3]
 CLASSES = ("normal", "viral", "bacterial")
-FILMS = 46
+IMAGES = 46
 TINY: dict[str, Any] = {
     "backbone": "resnet50",
     "epochs": 2,
@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
     "precision": "fp32",
     "compile": False,
 }
-"""Class weights, smoothing and mixup: what makes the loss of a batch more than the mean of its films' losses."""
+"""Class weights, smoothing and mixup: what makes the loss of a batch more than the mean of its images' losses."""
 
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 0.01
 """Relative, of the losses and of the way that the weights have gone. Measured: 2e-6 and 0.0012.
@@ -48,7 +48,7 @@ AdamW divides a gradient by its own size: where that is nearly zero, rounding in
 PROCESS = """
 import os, sys
 from pathlib import Path
-from test_distributed import Quiet, films, recipe
+from test_distributed import Quiet, images, recipe
 from cxr.common.cli import run_command
 from cxr.training.distributed import joined
 from cxr.training.loop import fit
@@ -56,11 +56,11 @@ import torch
 
 def main():
     folder = Path(sys.argv[1])
-    with joined() as crew:
-        dies = Quiet(die_after=int(sys.argv[2]) if crew.rank == 1 else 10**9)
-        made = fit(films(), recipe(folder.parent), checkpoints=folder / "ck", listener=dies, crew=crew)
-        torch.save({"state": made.state, "history": [vars(epoch) for epoch in made.history], "size": crew.size},
-                   folder / f"made{crew.rank}.pt")
+    with joined() as group:
+        dies = Quiet(die_after=int(sys.argv[2]) if group.rank == 1 else 10**9)
+        made = fit(images(), recipe(folder.parent), checkpoints=folder / "ck", listener=dies, group=group)
+        torch.save({"state": made.state, "history": [vars(epoch) for epoch in made.history], "size": group.size},
+                   folder / f"made{group.rank}.pt")
 
 run_command(main)
 """
@@ -68,13 +68,13 @@ run_command(main)
 
 
 class Quiet:
-    """A listener that kills its process after so many films."""
+    """A listener that kills its process after so many images."""
 
     def __init__(self, die_after: int = 10**9) -> None:
         self._left = die_after
 
-    def on_batch(self, films: int) -> None:
-        self._left -= films
+    def on_batch(self, images: int) -> None:
+        self._left -= images
         if self._left <= 0:
             os.kill(os.getpid(), 9)
 
@@ -82,12 +82,12 @@ class Quiet:
         pass
 
 
-def films() -> TrainingData:
+def images() -> TrainingData:
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (FILMS, 32, 32)).astype(np.uint8)
-    labels = np.minimum(np.arange(FILMS) % 5, 2)  # three of five are bacterial
-    rows = np.arange(FILMS)
-    return TrainingData(images, labels, rows[:35], rows[35:], CLASSES)
+    pixels = rng.integers(0, 255, (IMAGES, 32, 32)).astype(np.uint8)
+    labels = np.minimum(np.arange(IMAGES) % 5, 2)  # three of five are bacterial
+    rows = np.arange(IMAGES)
+    return TrainingData(pixels, labels, rows[:35], rows[35:], CLASSES)
 
 
 def recipe(folder: Path, **changes: Any) -> TrainParams:
@@ -131,8 +131,8 @@ def made(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def test_two_processes_end_with_the_weights_and_losses_of_one(start: Path, two: Path) -> None:
-    # 35 films in 4 batches of 9, 9, 9 and 8: each shared unevenly or evenly; partners of mixup cross the processes.
-    one = fit(films(), recipe(start), checkpoints=start / "one", listener=Quiet())
+    # 35 images in 4 batches of 9, 9, 9 and 8: each shared unevenly or evenly; partners of mixup cross the processes.
+    one = fit(images(), recipe(start), checkpoints=start / "one", listener=Quiet())
     first = made(two, 0)
     assert first["size"] == 2
     for key in ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "learning_rate"):
@@ -184,14 +184,14 @@ def test_an_error_of_every_process_is_said_once_with_its_exit_code(start: Path) 
     assert done.stderr.count("error: ") == 1
 
 
-def test_parts_of_a_crew_are_nearly_equal_and_hold_every_film_once() -> None:
-    parts = [Crew(rank, 3).part(8).tolist() for rank in range(3)]
+def test_parts_of_a_crew_are_nearly_equal_and_hold_every_image_once() -> None:
+    parts = [ProcessGroup(rank, 3).part(8).tolist() for rank in range(3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_a_batch_too_small_for_the_crew_is_refused(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="batches of 1 films, fewer than the 2 processes"):
-        fit(films(), recipe(start, batch_size=1), checkpoints=tmp_path, listener=Quiet(), crew=Crew(0, 2))
+    with pytest.raises(ParamsError, match="batches of 1 images, fewer than the 2 processes"):
+        fit(images(), recipe(start, batch_size=1), checkpoints=tmp_path, listener=Quiet(), group=ProcessGroup(0, 2))
 
 
 def test_batch_norm_that_learns_its_statistics_is_refused_on_cpus() -> None:
@@ -203,5 +203,5 @@ def test_batch_norm_that_learns_its_statistics_is_refused_on_cpus() -> None:
 
 def test_a_device_that_processes_cannot_share_is_refused() -> None:
     with pytest.raises(ParamsError, match=r"train on cuda or cpu, and train\.device is mps"):
-        Crew(0, 2).device(torch.device("mps"))
-    assert Crew().device(torch.device("mps")) == torch.device("mps")
+        ProcessGroup(0, 2).device(torch.device("mps"))
+    assert ProcessGroup().device(torch.device("mps")) == torch.device("mps")

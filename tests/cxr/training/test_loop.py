@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cxr.training.data import TrainingData
 
 from cxr.common.errors import DataError, ParamsError, TrainingError, WeightsError
 from cxr.common.params import TrainParams, read_params
 from cxr.models.forward import choose_device
+from cxr.training.data import TrainingData
 from cxr.training.loop import Epoch, Trained, choose_precision, fit
 from cxr.training.sampler import epoch_order
 
@@ -36,12 +36,12 @@ TINY: dict[str, Any] = {
 
 @dataclass
 class Quiet:
-    """A listener that interrupts the training after so many films, as Ctrl-C or a signal would."""
+    """A listener that interrupts the training after so many images, as Ctrl-C or a signal would."""
 
     die_after: int = 10**9
 
-    def on_batch(self, films: int) -> None:
-        self.die_after -= films
+    def on_batch(self, images: int) -> None:
+        self.die_after -= images
         if self.die_after <= 0:
             raise KeyboardInterrupt
 
@@ -54,20 +54,20 @@ def recipe(**changes: Any) -> TrainParams:
     return TrainParams.model_validate(values)
 
 
-def films(per_class: int = 16, size: int = 32) -> TrainingData:
+def images(per_class: int = 16, size: int = 32) -> TrainingData:
     """Flat, striped across and striped along: what a network tells apart at once."""
     rng = np.random.default_rng(0)
     stripes = np.tile([[0.0], [120.0]], (size // 2, size))
     patterns = (np.full((size, size), 60.0), stripes, stripes.T)
-    images = np.stack([pattern + rng.normal(60, 20, (size, size)) for pattern in patterns for _ in range(per_class)])
+    pixels = np.stack([pattern + rng.normal(60, 20, (size, size)) for pattern in patterns for _ in range(per_class)])
     labels = np.repeat(np.arange(3), per_class)
     rows = np.arange(len(labels))
     held = rows % 4 == 0
-    return TrainingData(images.clip(0, 255).astype(np.uint8), labels, rows[~held], rows[held], CLASSES)
+    return TrainingData(pixels.clip(0, 255).astype(np.uint8), labels, rows[~held], rows[held], CLASSES)
 
 
 def run(tmp_path: Path, data: TrainingData | None = None, listener: Quiet | None = None, **changes: Any) -> Trained:
-    return fit(data or films(), recipe(**changes), checkpoints=tmp_path / "ck", listener=listener or Quiet())
+    return fit(data or images(), recipe(**changes), checkpoints=tmp_path / "ck", listener=listener or Quiet())
 
 
 def same(one: Trained, other: Trained) -> bool:
@@ -75,7 +75,7 @@ def same(one: Trained, other: Trained) -> bool:
 
 
 def test_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
-    trained = run(tmp_path, films(per_class=32), epochs=6, rotation_deg=0, ema_decay=0.5)
+    trained = run(tmp_path, images(per_class=32), epochs=6, rotation_deg=0, ema_decay=0.5)
     best = trained.history[trained.best_epoch - 1]
     assert best.validation_macro_f1 > 0.9
     assert trained.history[-1].train_loss < trained.history[0].train_loss
@@ -157,7 +157,7 @@ def test_freezing_random_weights_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
 def test_each_way_of_balancing_classes_trains(tmp_path: Path, balance: str) -> None:
-    data = films()
+    data = images()
     few = TrainingData(data.images, data.labels, data.train_rows[:20], data.validation_rows, CLASSES)
     assert np.isfinite(run(tmp_path, few, epochs=1, class_balance=balance).history[0].train_loss)
 
@@ -177,7 +177,7 @@ def test_sampling_by_source_draws_each_source_of_a_class_equally_often(tmp_path:
     counts = [np.mean((labels[drawn] == c) & (sources[drawn] == s)) for c, s in ((0, 0), (0, 1), (1, 0), (2, 1))]
     assert counts == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3], abs=0.03)
     unknown = TrainingData(images, labels, rows, rows[:3], CLASSES)
-    with pytest.raises(DataError, match="needs the source of each film"):
+    with pytest.raises(DataError, match="needs the source of each image"):
         run(tmp_path, unknown, class_balance="sampling_by_source")
 
 
@@ -187,14 +187,14 @@ def test_mixup_changes_what_is_learnt_and_stays_repeatable(tmp_path: Path) -> No
     assert not same(first, run(tmp_path / "c", epochs=1))
 
 
-def test_no_films_to_validate_on_is_an_error(tmp_path: Path) -> None:
-    data = films()
+def test_no_images_to_validate_on_is_an_error(tmp_path: Path) -> None:
+    data = images()
     empty = TrainingData(data.images, data.labels, data.train_rows, data.validation_rows[:0], CLASSES)
     with pytest.raises(DataError, match="got 36 and 0"):
         run(tmp_path, empty)
 
 
-def test_films_too_small_for_the_network_are_refused_before_training(tmp_path: Path) -> None:
+def test_images_too_small_for_the_network_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="inception_v3"):
         run(tmp_path, backbone="inception_v3")
 
@@ -234,7 +234,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from cxr.training.loop import TrainingData, fit
 class Quiet:
-    def on_batch(self, films): pass
+    def on_batch(self, images): pass
     def on_epoch(self, epoch): pass
 images = np.random.default_rng(0).integers(0, 255, (12, 32, 32), np.uint8)
 rows = np.arange(12)

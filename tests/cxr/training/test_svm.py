@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cxr.training.data import TrainingData
 from sklearn.svm import SVC
 
 from cxr.common.errors import DataError, WeightsError
@@ -15,6 +14,7 @@ from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.forward import predict_logits
 from cxr.models.grad_cam import grad_cam
 from cxr.models.modules import SvmHead
+from cxr.training.data import TrainingData
 from cxr.training.loop import Epoch
 from cxr.training.svm import fit_svm, train_svm
 from tests.support.registry_project import spec
@@ -26,10 +26,10 @@ class Told:
     """A listener that counts."""
 
     def __init__(self) -> None:
-        self.films, self.epochs = 0, list[Epoch]()
+        self.images, self.epochs = 0, list[Epoch]()
 
-    def on_batch(self, films: int) -> None:
-        self.films += films
+    def on_batch(self, images: int) -> None:
+        self.images += images
 
     def on_epoch(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)
@@ -45,15 +45,15 @@ def clouds(n_classes: int, *, per_class: int = 30, seed: int = 0) -> tuple[np.nd
     return found, labels
 
 
-def films(per_class: int = 8) -> TrainingData:
+def images(per_class: int = 8) -> TrainingData:
     """Flat, striped across and striped along, dark and light."""
     rng = np.random.default_rng(0)
     stripes = np.tile([[0.0], [120.0]], (32, 64))
     patterns = (np.full((64, 64), 60.0), stripes, stripes.T)
-    images = np.stack([pattern + rng.normal(60, 20, (64, 64)) for pattern in patterns for _ in range(per_class)])
-    rows = np.arange(len(images))
+    pixels = np.stack([pattern + rng.normal(60, 20, (64, 64)) for pattern in patterns for _ in range(per_class)])
+    rows = np.arange(len(pixels))
     held = rows % 4 == 0
-    return TrainingData(images.clip(0, 255).astype(np.uint8), rows // per_class, rows[~held], rows[held], CLASSES)
+    return TrainingData(pixels.clip(0, 255).astype(np.uint8), rows // per_class, rows[~held], rows[held], CLASSES)
 
 
 def recipe(backbone: str = "small_cnn") -> SimpleNamespace:
@@ -84,7 +84,7 @@ def test_scores_and_answers_are_those_of_scikit_learn(n_classes: int, kernel: st
     assert (summary.kernel, summary.n_vectors) == (kernel, len(reference.support_))
 
 
-def test_the_kernel_is_chosen_on_the_validation_films() -> None:
+def test_the_kernel_is_chosen_on_the_validation_images() -> None:
     rng = np.random.default_rng(0)
     points = rng.normal(0, 1, (200, 2)).astype(np.float32)
     labels = (np.linalg.norm(points, axis=1) > 1.2).astype(np.int64)  # a ring: no line parts it from its middle
@@ -94,9 +94,9 @@ def test_the_kernel_is_chosen_on_the_validation_films() -> None:
 
 
 def test_a_network_with_a_machine_learns_and_comes_back_from_its_bundle(tmp_path: Path) -> None:
-    data, told = films(), Told()
+    data, told = images(), Told()
     trained = train_svm(data, recipe(), told)
-    assert told.films == len(data.images)
+    assert told.images == len(data.images)
     assert tuple(told.epochs) == trained.history
     assert trained.history[0].validation_macro_f1 > 0.9
     write_bundle(tmp_path, trained.state, spec(backbone="small_cnn", head="svm"))
@@ -108,14 +108,14 @@ def test_a_network_with_a_machine_learns_and_comes_back_from_its_bundle(tmp_path
 
 def test_random_features_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        train_svm(films(), recipe(), Told())
+        train_svm(images(), recipe(), Told())
     assert caplog.messages == [
         "svm: weights 'none' leave stem, layer1, layer2, layer3, layer4 random; so are the features"
     ]
 
 
 def test_grad_cam_sees_through_the_machine(tmp_path: Path) -> None:
-    write_bundle(tmp_path, train_svm(films(), recipe(), Told()).state, spec(backbone="small_cnn", head="svm"))
+    write_bundle(tmp_path, train_svm(images(), recipe(), Told()).state, spec(backbone="small_cnn", head="svm"))
     model, _ = read_bundle(tmp_path)
     heat = grad_cam(model, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), np.array([0, 1]))
     assert heat.shape == (2, 64, 64)
@@ -124,7 +124,7 @@ def test_grad_cam_sees_through_the_machine(tmp_path: Path) -> None:
 
 
 def test_a_machine_of_another_number_of_classes_does_not_load(tmp_path: Path) -> None:
-    write_bundle(tmp_path, train_svm(films(), recipe(), Told()).state, spec(backbone="small_cnn", head="linear"))
+    write_bundle(tmp_path, train_svm(images(), recipe(), Told()).state, spec(backbone="small_cnn", head="linear"))
     with pytest.raises(WeightsError, match="does not fit small_cnn"):
         read_bundle(tmp_path)
     seen, labels = clouds(4)
@@ -133,11 +133,11 @@ def test_a_machine_of_another_number_of_classes_does_not_load(tmp_path: Path) ->
         SvmHead(3).load_state_dict(state)
 
 
-def test_a_class_without_films_is_named() -> None:
-    data = films()
+def test_a_class_without_images_is_named() -> None:
+    data = images()
     rows = data.train_rows[data.labels[data.train_rows] != 1]
     less = TrainingData(data.images, data.labels, rows, data.validation_rows, CLASSES)
-    with pytest.raises(DataError, match="there is no film of viral to learn from"):
+    with pytest.raises(DataError, match="there is no image of viral to learn from"):
         train_svm(less, recipe(), Told())
-    with pytest.raises(DataError, match="there is no film to validate on"):
+    with pytest.raises(DataError, match="there is no image to validate on"):
         train_svm(TrainingData(data.images, data.labels, data.train_rows, rows[:0], CLASSES), recipe(), Told())

@@ -1,4 +1,4 @@
-"""The reader's page in a real browser."""
+"""The web app in a real browser."""
 
 import base64
 import csv
@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.support.dicom_images import dicom_film
-from tests.support.webapp_server import LIMITS, Served, phantom, serve_here, tiny_classifier, use
+from tests.support.dicom_images import dicom_image
+from tests.support.webapp_server import LIMITS, Served, serve_here, synthetic, tiny_classifier, use
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SLOW = 60_000.0  # ms; the machine may be busy
-PNG = cv2.imencode(".png", phantom("viral"))[1].tobytes()
-DICOM = dicom_film(phantom("normal", seed=2).astype(np.uint16))
+PNG = cv2.imencode(".png", synthetic("viral"))[1].tobytes()
+DICOM = dicom_image(synthetic("normal", seed=2).astype(np.uint16))
 EVIL = '=HYPERLINK("x")<img src=x onerror=alert(1)>.png'
 
 expect.set_options(timeout=SLOW)
@@ -80,22 +80,22 @@ def file(name: str, data: bytes) -> dict[str, Any]:
     return {"name": name, "mimeType": "application/octet-stream", "buffer": data}
 
 
-def test_a_png_a_dicom_film_and_a_text_are_dropped_and_each_is_told_of_rightly(page: Page) -> None:
-    drop(page, {"film.png": PNG, "IM000001": DICOM, "notes.txt": b"Not a film.\n"})
+def test_a_png_a_dicom_image_and_a_text_are_dropped_and_each_is_told_of_rightly(page: Page) -> None:
+    drop(page, {"image.png": PNG, "IM000001": DICOM, "notes.txt": b"Not an image.\n"})
     expect(page.locator("#count")).to_have_text("3 of 3")
     rows = page.locator(".row")
     for number, data in enumerate((PNG, DICOM)):
         classifier = tiny_classifier(refer_below=0.99)
-        (answer,) = classifier.answer(classifier.read(data, name="film")[None])
+        (answer,) = classifier.answer(classifier.read(data, name="image")[None])
         rows.nth(number).click()
         expect(page.locator(".verdict")).to_contain_text(answer.predicted_class)
         shares = page.locator(".chart .share").all_text_contents()
         told = [float(share.strip("<> %")) / 100 for share in shares]
         assert told == pytest.approx(list(answer.probabilities.values()), abs=0.001)
         assert answer.refer is True
-        expect(page.locator(".finding")).to_contain_text("A reader should see this film")
+        expect(page.locator(".finding")).to_contain_text("A reader should see this image")
         expect(rows.nth(number).locator(".flag")).to_have_text("Refer")
-        expect(page.locator(".stack .film")).to_have_js_property("naturalWidth", phantom(*_film(number)).shape[1])
+        expect(page.locator(".stack .image")).to_have_js_property("naturalWidth", synthetic(*_image(number)).shape[1])
         expect(page.locator(".stack .heat")).to_be_visible()
     rows.nth(2).click()
     expect(page.locator("#detail")).to_contain_text("This file could not be read")
@@ -103,7 +103,7 @@ def test_a_png_a_dicom_film_and_a_text_are_dropped_and_each_is_told_of_rightly(p
     expect(page.locator(".stack")).to_have_count(0)
 
 
-def _film(number: int) -> tuple[str, int]:
+def _image(number: int) -> tuple[str, int]:
     return (("viral", 1), ("normal", 2))[number]
 
 
@@ -113,13 +113,13 @@ def test_research_only_and_synthetic_stand_in_sight_at_every_width(page: Page) -
         notice = page.locator(".notice").first
         expect(notice).to_be_in_viewport()
         expect(notice).to_contain_text("Research software, not for clinical use.")
-        expect(notice).to_contain_text("synthetic films")
+        expect(notice).to_contain_text("synthetic images")
         too_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not too_wide
 
 
 def test_the_heat_has_a_class_and_a_strength(page: Page) -> None:
-    drop(page, {"film.png": PNG})
+    drop(page, {"image.png": PNG})
     heat = page.locator(".stack .heat")
     expect(heat).to_be_visible()
     before = heat.get_attribute("src")
@@ -152,7 +152,7 @@ def test_all_of_it_works_from_the_keyboard(page: Page) -> None:
     expect(page.locator("#count")).to_have_text("3 of 3")
     expect(page.locator("#said")).to_contain_text("3 of 3 read")
     for _ in range(3):
-        page.keyboard.press("Tab")  # export, clear, the first film
+        page.keyboard.press("Tab")  # export, clear, the first image
     expect(page.locator(".row").first).to_be_focused()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#detail")).to_contain_text("b.png")
@@ -162,7 +162,7 @@ def test_all_of_it_works_from_the_keyboard(page: Page) -> None:
     expect(page.locator(".choice input:checked")).to_have_count(1)
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
-    page.keyboard.press("Tab")  # past the other films, to the classes of the heat
+    page.keyboard.press("Tab")  # past the other images, to the classes of the heat
     expect(page.locator(".choice input:checked")).to_be_focused()
 
 
@@ -179,7 +179,7 @@ def test_a_name_is_text_on_the_page_and_no_formula_in_the_table(page: Page) -> N
     assert (bad["file"], bad["predicted_class"]) == ("b,\n.txt", "")
     assert "not an image" in bad["error"]
     classifier = tiny_classifier()
-    (answer,) = classifier.answer(classifier.read(PNG, name="film")[None])
+    (answer,) = classifier.answer(classifier.read(PNG, name="image")[None])
     assert {name: float(good[f"p_{name}"]) for name in answer.probabilities} == dict(answer.probabilities)
     assert (good["predicted_class"], good["refer"], good["model_version"]) == (answer.predicted_class, "true", "1")
     assert "not for clinical use" in good["disclaimer"]
@@ -194,21 +194,21 @@ def test_no_name_of_a_file_leaves_the_page(page: Page) -> None:
     assert not any("Sorrowful" in one for one in sent)
 
 
-def test_clearing_forgets_the_films(page: Page) -> None:
-    drop(page, {"film.png": PNG})
+def test_clearing_forgets_the_images(page: Page) -> None:
+    drop(page, {"image.png": PNG})
     expect(page.locator("#count")).to_have_text("1 of 1")
     page.locator("#clear").click()
     expect(page.locator(".row")).to_have_count(0)
     expect(page.locator("#empty")).to_be_visible()
-    assert "film.png" not in page.locator("body").inner_text()
+    assert "image.png" not in page.locator("body").inner_text()
 
 
-def test_a_busy_service_is_asked_again_until_all_films_are_read(browser: Browser) -> None:
-    films = {f"{seed}.png": cv2.imencode(".png", phantom(seed=seed))[1].tobytes() for seed in range(6)}
+def test_a_busy_service_is_asked_again_until_all_images_are_read(browser: Browser) -> None:
+    images = {f"{seed}.png": cv2.imencode(".png", synthetic(seed=seed))[1].tobytes() for seed in range(6)}
     with serve_here(tiny_classifier(), limits=replace(LIMITS, waiting=1)) as served, browser.new_context() as context:
         page = context.new_page()
         page.goto(served.address)
-        drop(page, films)
+        drop(page, images)
         expect(page.locator("#count")).to_have_text("6 of 6")
         expect(page.locator(".row.is-wrong")).to_have_count(0)
 
@@ -219,7 +219,7 @@ def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
         page.goto(served.address)
         expect(page.locator("#model")).to_contain_text("Version 1")
         use(served.page, tiny_classifier("2", seed=2, synthetic=False))
-        drop(page, {"film.png": PNG})
+        drop(page, {"image.png": PNG})
         expect(page.locator("#model")).to_contain_text("Version 2")
         expect(page.locator("#synthetic")).to_be_hidden()
         expect(page.locator(".facts")).to_contain_text("version 2")
@@ -230,7 +230,7 @@ def test_text_stands_out_from_its_ground(browser: Browser, served: Served, schem
     with browser.new_context(color_scheme=scheme) as context:
         page = context.new_page()
         page.goto(served.address)
-        drop(page, {"film.png": PNG, "none.txt": b"none"})
+        drop(page, {"image.png": PNG, "none.txt": b"none"})
         expect(page.locator("#count")).to_have_text("2 of 2")
         expect(page.locator(".stack .heat")).to_be_visible()
         told = page.evaluate(

@@ -17,26 +17,26 @@ from schemathesis.specs.openapi.checks import (
 
 from cxr.webapp.limits import MEDIA_TYPES
 from cxr.webapp.service import PAGE_FILES, PATHS
-from tests.support.dicom_images import dicom_film
-from tests.support.webapp_server import phantom, serve_here, tiny_classifier
+from tests.support.dicom_images import dicom_image
+from tests.support.webapp_server import serve_here, synthetic, tiny_classifier
 
-FILMS = [
-    cv2.imencode(".png", phantom())[1].tobytes(),
-    cv2.imencode(".jpg", phantom())[1].tobytes(),
-    dicom_film(phantom().astype(np.uint16)),
+IMAGES = [
+    cv2.imencode(".png", synthetic())[1].tobytes(),
+    cv2.imencode(".jpg", synthetic())[1].tobytes(),
+    dicom_image(synthetic().astype(np.uint16)),
 ]
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
-def cut(film: bytes, at: int, changed: bytes) -> bytes:
-    """Return a film with some bytes changed; cut off there where they are many."""
-    place = at % len(film)
-    return film[:place] + changed + (b"" if len(changed) > 6 else film[place + len(changed) :])
+def cut(image: bytes, at: int, changed: bytes) -> bytes:
+    """Return an image with some bytes changed; cut off there where they are many."""
+    place = at % len(image)
+    return image[:place] + changed + (b"" if len(changed) > 6 else image[place + len(changed) :])
 
 
 bodies = st.one_of(
-    st.sampled_from(FILMS),
-    st.builds(cut, st.sampled_from(FILMS), st.integers(0, 10**6), st.binary(max_size=8)),
+    st.sampled_from(IMAGES),
+    st.builds(cut, st.sampled_from(IMAGES), st.integers(0, 10**6), st.binary(max_size=8)),
     st.binary(),
 )
 for media_type in MEDIA_TYPES:

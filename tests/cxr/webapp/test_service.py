@@ -1,4 +1,4 @@
-"""The reader's page as a service: answers, limits, and what strangers send."""
+"""The web app as a service: answers, limits, and what strangers send."""
 
 import base64
 import contextlib
@@ -18,12 +18,12 @@ import pytest
 from numpy.typing import NDArray
 
 from cxr.webapp.service import PAGE_FILES
-from tests.support.dicom_images import SECRETS, dicom_film
+from tests.support.dicom_images import SECRETS, dicom_image
 from tests.support.prefect_servers import wait_for
 from tests.support.registry_project import CLASSES
-from tests.support.webapp_server import BYTES, LIMITS, Served, phantom, serve_here, tiny_classifier, use
+from tests.support.webapp_server import BYTES, LIMITS, Served, serve_here, synthetic, tiny_classifier, use
 
-FILM = cv2.imencode(".png", phantom())[1].tobytes()
+IMAGE = cv2.imencode(".png", synthetic())[1].tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +46,31 @@ def reason(response: httpx.Response) -> str:
 
 def test_an_answer_is_that_of_the_core(served: Served) -> None:
     classifier = tiny_classifier()
-    (expected,) = classifier.answer(classifier.read(FILM, name="film")[None])
-    told = send(served, FILM).json()
+    (expected,) = classifier.answer(classifier.read(IMAGE, name="image")[None])
+    told = send(served, IMAGE).json()
     assert told["probabilities"] == pytest.approx(dict(expected.probabilities), abs=0)
     assert told["predicted_class"] == expected.predicted_class
     assert (told["refer"], told["warning"]) == (expected.refer, expected.warning)
     assert (told["model"], told["model_version"], told["engine"]) == ("chest-xray-pneumonia", "1", "torch")
     assert told["synthetic"] is True
     assert "not for clinical use" in told["disclaimer"]
-    assert (told["film"], told["heat"]) == (None, None)
+    assert (told["image"], told["heat"]) == (None, None)
 
 
-def test_a_dicom_film_is_answered_as_its_pixels_are(served: Served) -> None:
+def test_a_dicom_image_is_answered_as_its_pixels_are(served: Served) -> None:
     assert (
-        send(served, dicom_film(phantom().astype(np.uint16))).json()["probabilities"]
-        == send(served, FILM).json()["probabilities"]
+        send(served, dicom_image(synthetic().astype(np.uint16))).json()["probabilities"]
+        == send(served, IMAGE).json()["probabilities"]
     )
 
 
-def test_pictures_come_when_asked_and_the_heat_has_the_shape_of_the_film(served: Served) -> None:
-    told = send(served, FILM, film="true", heat="true", **{"class": "viral"}).json()
+def test_pictures_come_when_asked_and_the_heat_has_the_shape_of_the_image(served: Served) -> None:
+    told = send(served, IMAGE, image="true", heat="true", **{"class": "viral"}).json()
     assert told["heat"]["of_class"] == "viral"
-    film, heat = picture(told["film"]), picture(told["heat"]["image"])
-    assert film.shape[:2] == phantom().shape
+    image, heat = picture(told["image"]), picture(told["heat"]["image"])
+    assert image.shape[:2] == synthetic().shape
     assert heat.shape[2] == 4
-    assert heat.shape[0] / heat.shape[1] == pytest.approx(film.shape[0] / film.shape[1], rel=0.02)
+    assert heat.shape[0] / heat.shape[1] == pytest.approx(image.shape[0] / image.shape[1], rel=0.02)
 
 
 def picture(data_url: str) -> NDArray[np.uint8]:
@@ -79,17 +79,17 @@ def picture(data_url: str) -> NDArray[np.uint8]:
 
 
 def test_heat_is_that_of_the_predicted_class_where_none_is_named(served: Served) -> None:
-    told = send(served, FILM, heat="true").json()
+    told = send(served, IMAGE, heat="true").json()
     assert told["heat"]["of_class"] == told["predicted_class"]
 
 
-def test_films_that_come_together_are_answered_as_those_that_come_alone(served: Served) -> None:
-    films = [cv2.imencode(".png", phantom(seed=seed))[1].tobytes() for seed in range(12)]
-    alone = [send(served, film).json()["probabilities"] for film in films]
+def test_images_that_come_together_are_answered_as_those_that_come_alone(served: Served) -> None:
+    images = [cv2.imencode(".png", synthetic(seed=seed))[1].tobytes() for seed in range(12)]
+    alone = [send(served, image).json()["probabilities"] for image in images]
     with ThreadPoolExecutor(12) as pool:
-        together = [told.json()["probabilities"] for told in pool.map(lambda film: send(served, film), films)]
+        together = [told.json()["probabilities"] for told in pool.map(lambda image: send(served, image), images)]
     assert together == alone
-    assert len({tuple(shares.values()) for shares in alone}) == len(films)
+    assert len({tuple(shares.values()) for shares in alone}) == len(images)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -102,32 +102,32 @@ def png_header(width: int, height: int) -> bytes:
 
 HOSTILE = {
     "nothing": (b"", 422, "empty"),
-    "text": (b"Not a film.\n" * 100, 422, "not an image"),
+    "text": (b"Not an image.\n" * 100, 422, "not an image"),
     "a page": (b"<html><script>alert(1)</script>", 422, "not an image"),
     "an archive": (b"PK\x03\x04" + bytes(200), 422, "not an image"),
-    "a truncated film": (FILM[: len(FILM) // 2], 422, "truncated"),
+    "a truncated image": (IMAGE[: len(IMAGE) // 2], 422, "truncated"),
     "a decompression bomb": (png_header(60_000, 60_000), 413, "larger than the pixel limit"),
-    "a film and a DICOM file in one": (FILM[:100] + bytes(28) + b"DICM" + FILM[132:], 422, "not an image"),
+    "an image and a DICOM file in one": (IMAGE[:100] + bytes(28) + b"DICM" + IMAGE[132:], 422, "not an image"),
     "a DICOM file of nothing": (bytes(128) + b"DICM" + bytes(64), 422, None),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_is_no_film_gets_a_clear_refusal(served: Served, case: str) -> None:
+def test_what_is_no_image_gets_a_clear_refusal(served: Served, case: str) -> None:
     data, status, expected = HOSTILE[case]
-    response = send(served, data, film="true", heat="true")
+    response = send(served, data, image="true", heat="true")
     assert response.status_code == status, response.text
     assert expected in {None, reason(response)}
 
 
-def test_damaged_films_are_refused_or_answered_and_nothing_else(served: Served) -> None:
+def test_damaged_images_are_refused_or_answered_and_nothing_else(served: Served) -> None:
     generator = np.random.default_rng(3)
-    sources = [FILM, cv2.imencode(".jpg", phantom())[1].tobytes(), dicom_film(phantom().astype(np.uint16))]
+    sources = [IMAGE, cv2.imencode(".jpg", synthetic())[1].tobytes(), dicom_image(synthetic().astype(np.uint16))]
     for number in range(60):
         data = bytearray(sources[number % len(sources)])
         for at in generator.integers(0, len(data), generator.integers(1, 30)):
             data[at] = generator.integers(0, 256)
-        response = send(served, bytes(data[: generator.integers(1, len(data) + 1)]), film="true")
+        response = send(served, bytes(data[: generator.integers(1, len(data) + 1)]), image="true")
         assert response.status_code in {200, 413, 422}, response.text
 
 
@@ -135,7 +135,7 @@ def test_more_bytes_than_allowed_are_refused_before_they_arrive(served: Served) 
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LIMITS.upload_bytes + 1}\r\n\r\n"
         client.sendall(head.encode())
-        assert b" 413 " in client.recv(100)  # of the film itself not a byte was sent
+        assert b" 413 " in client.recv(100)  # of the image itself not a byte was sent
 
 
 def test_more_bytes_than_allowed_are_refused_where_no_length_was_announced(served: Served) -> None:
@@ -149,15 +149,15 @@ def test_more_bytes_than_allowed_are_refused_where_no_length_was_announced(serve
 
 @pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data; boundary=x", "application/json"])
 def test_a_body_that_says_it_is_something_else_is_refused(served: Served, media_type: str) -> None:
-    response = httpx.post(f"{served.address}/predict", content=FILM, headers={"Content-Type": media_type})
+    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers={"Content-Type": media_type})
     assert (response.status_code, reason(response)) == (415, "unsupported media type")
 
 
 def test_an_unknown_class_and_a_wrong_parameter_are_named(served: Served) -> None:
-    unknown = send(served, FILM, heat="true", **{"class": "covid"})
+    unknown = send(served, IMAGE, heat="true", **{"class": "covid"})
     assert (unknown.status_code, reason(unknown)) == (422, "unknown class")
     assert all(name in unknown.json()["error"]["message"] for name in CLASSES)
-    wrong = send(served, FILM, heat="perhaps")
+    wrong = send(served, IMAGE, heat="perhaps")
     assert (wrong.status_code, reason(wrong)) == (422, "invalid parameter")
     assert "heat" in wrong.json()["error"]["message"]
 
@@ -198,14 +198,14 @@ def test_a_giant_header_is_refused_and_the_service_lives(served: Served) -> None
     ],
 )
 def test_pages_of_other_sites_and_bent_names_are_refused(served: Served, headers: dict[str, str], status: int) -> None:
-    response = httpx.post(f"{served.address}/predict", content=FILM, headers=BYTES | headers, timeout=60)
+    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES | headers, timeout=60)
     assert response.status_code == status
     assert "access-control-allow-origin" not in response.headers
 
 
 def test_its_own_page_may_ask(served: Served) -> None:
     response = httpx.post(
-        f"{served.address}/predict", content=FILM, headers=BYTES | {"Origin": served.address}, timeout=60
+        f"{served.address}/predict", content=IMAGE, headers=BYTES | {"Origin": served.address}, timeout=60
     )
     assert response.status_code == 200
 
@@ -229,7 +229,7 @@ def test_before_the_model_is_loaded_it_lives_and_is_not_ready() -> None:
         for response in (
             httpx.get(f"{served.address}/ready"),
             httpx.get(f"{served.address}/model"),
-            send(served, FILM),
+            send(served, IMAGE),
         ):
             assert (response.status_code, reason(response)) == (503, "not ready")
             assert int(response.headers["retry-after"]) > 0
@@ -238,10 +238,10 @@ def test_before_the_model_is_loaded_it_lives_and_is_not_ready() -> None:
 
 
 def slow_upload(served: Served) -> socket.socket:
-    """Begin to send a film and stop half-way."""
+    """Begin to send an image and stop half-way."""
     client = socket.create_connection(("127.0.0.1", served.port))
-    client.sendall(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(FILM)}\r\n\r\n".encode())
-    client.sendall(FILM[: len(FILM) // 2])
+    client.sendall(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(IMAGE)}\r\n\r\n".encode())
+    client.sendall(IMAGE[: len(IMAGE) // 2])
     return client
 
 
@@ -249,20 +249,20 @@ def test_a_full_service_says_busy_and_answers_again_when_there_is_room() -> None
     with serve_here(tiny_classifier(), limits=replace(LIMITS, waiting=1)) as served:
         with slow_upload(served) as client:
             wait_for(lambda: served.metric("cxr_page_requests_in_work") == 1)
-            busy = send(served, FILM)
+            busy = send(served, IMAGE)
             assert (busy.status_code, reason(busy)) == (429, "busy")
             assert int(busy.headers["retry-after"]) > 0
-            client.sendall(FILM[len(FILM) // 2 :])
+            client.sendall(IMAGE[len(IMAGE) // 2 :])
             assert b" 200 " in client.recv(100)
-        assert send(served, FILM).status_code == 200
+        assert send(served, IMAGE).status_code == 200
         assert served.metric("cxr_page_refused_total", reason="busy") == 1
 
 
-def test_films_in_work_have_their_bytes_counted() -> None:
-    room_for_one = replace(LIMITS, waiting_bytes=len(FILM) + 10)
+def test_images_in_work_have_their_bytes_counted() -> None:
+    room_for_one = replace(LIMITS, waiting_bytes=len(IMAGE) + 10)
     with serve_here(tiny_classifier(), limits=room_for_one) as served, slow_upload(served):
         wait_for(lambda: served.metric("cxr_page_requests_in_work") == 1)
-        assert send(served, FILM).status_code == 429
+        assert send(served, IMAGE).status_code == 429
 
 
 def test_an_upload_that_does_not_arrive_is_given_up() -> None:
@@ -274,19 +274,19 @@ def test_an_upload_that_does_not_arrive_is_given_up() -> None:
 def test_a_client_that_goes_away_leaves_its_place() -> None:
     with serve_here(tiny_classifier(), limits=replace(LIMITS, waiting=1)) as served:
         slow_upload(served).close()
-        wait_for(lambda: send(served, FILM).status_code == 200)
+        wait_for(lambda: send(served, IMAGE).status_code == 200)
         assert served.metric("cxr_page_requests_in_work") == 0
 
 
-def test_films_on_their_way_are_answered_by_the_version_they_were_made_for() -> None:
+def test_images_on_their_way_are_answered_by_the_version_they_were_made_for() -> None:
     old, new = tiny_classifier("1", seed=1), tiny_classifier("2", seed=2)
-    expected = {each.number: each.answer(each.read(FILM, name="film")[None])[0].probabilities for each in (old, new)}
+    expected = {each.number: each.answer(each.read(IMAGE, name="image")[None])[0].probabilities for each in (old, new)}
     with serve_here(old) as served:
         told: list[httpx.Response] = []
 
         def ask() -> None:
             with httpx.Client(timeout=60) as client:
-                told.extend(client.post(f"{served.address}/predict", content=FILM, headers=BYTES) for _ in range(25))
+                told.extend(client.post(f"{served.address}/predict", content=IMAGE, headers=BYTES) for _ in range(25))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
@@ -306,10 +306,10 @@ def test_films_on_their_way_are_answered_by_the_version_they_were_made_for() -> 
 def test_no_tag_of_a_patient_and_nothing_of_an_address_is_logged_or_counted(
     served: Served, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    good = dicom_film(phantom().astype(np.uint16))
-    broken = dicom_film(phantom().astype(np.uint16), PatientBirthDate=("DA", "Sorrowful"), Rows=7)
+    good = dicom_image(synthetic().astype(np.uint16))
+    broken = dicom_image(synthetic().astype(np.uint16), PatientBirthDate=("DA", "Sorrowful"), Rows=7)
     answers = [
-        send(served, good, film="true", heat="true"),
+        send(served, good, image="true", heat="true"),
         send(served, broken),
         send(served, good[:-900]),
         send(served, good, name="Sorrowful.png"),
@@ -328,7 +328,7 @@ def test_nothing_is_written_to_a_file(served: Served, tmp_path: Path, monkeypatc
     large = cv2.imencode(".png", np.random.default_rng(1).integers(0, 256, (1500, 1500), np.uint8))[1].tobytes()
     assert len(large) > 2**21  # more than a form parser would keep in memory
     before = open_files()
-    assert send(served, large, film="true").status_code in {200, 422}
+    assert send(served, large, image="true").status_code in {200, 422}
     assert list(tmp_path.iterdir()) == []
     assert not any("deleted" in name for name in open_files() - before)
 
@@ -344,10 +344,10 @@ def open_files() -> set[str]:
 
 def test_metrics_tell_what_was_answered_and_by_whom() -> None:
     with serve_here(tiny_classifier("7")) as served:
-        predicted = send(served, FILM).json()["predicted_class"]
-        send(served, b"no film")
+        predicted = send(served, IMAGE).json()["predicted_class"]
+        send(served, b"no image")
         assert served.metric("cxr_page_model", version="7", engine="torch") == 1
-        assert served.metric("cxr_page_films_total", predicted_class=predicted, refer="none") == 1
+        assert served.metric("cxr_page_images_total", predicted_class=predicted, refer="none") == 1
         assert served.metric("cxr_page_refused_total", reason="not an image") == 1
         assert served.metric("cxr_page_requests_total", method="POST", path="/predict", status="200") == 1
         exposition = httpx.get(f"{served.address}/metrics")
@@ -355,16 +355,16 @@ def test_metrics_tell_what_was_answered_and_by_whom() -> None:
         assert "cxr_page_request_seconds_bucket" in exposition.text
 
 
-def test_a_film_that_needs_too_long_is_refused() -> None:
-    frames = dicom_film(phantom().astype(np.uint16), syntax="1.2.840.10008.1.2.4.70")  # decoded by a process: 70 ms
+def test_a_image_that_needs_too_long_is_refused() -> None:
+    frames = dicom_image(synthetic().astype(np.uint16), syntax="1.2.840.10008.1.2.4.70")  # decoded by a process: 70 ms
     with serve_here(tiny_classifier(), limits=replace(LIMITS, read_seconds=0.001)) as served:
         response = send(served, frames)
         assert (response.status_code, reason(response)) == (422, "too slow")
 
 
-def test_a_large_film_is_shown_smaller(served: Served) -> None:
-    wide = cv2.resize(phantom(), (2000, 1000))
-    shown = picture(send(served, cv2.imencode(".png", wide)[1].tobytes(), film="true").json()["film"])
+def test_a_large_image_is_shown_smaller(served: Served) -> None:
+    wide = cv2.resize(synthetic(), (2000, 1000))
+    shown = picture(send(served, cv2.imencode(".png", wide)[1].tobytes(), image="true").json()["image"])
     assert shown.shape[:2] == (360, 720)
 
 

@@ -1,4 +1,4 @@
-"""Measuring the champion on another test set: fairly, as it prepares films itself, and only once."""
+"""Measuring the champion on another test set: fairly, as it prepares images itself, and only once."""
 
 import logging
 from dataclasses import replace
@@ -15,17 +15,17 @@ from cxr.common.files import write_json
 from cxr.dataset.image_array import write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.dataset.shards import write_shards
-from cxr.imaging.decode import film_from_bytes
+from cxr.imaging.decode import image_from_bytes
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
 from cxr.registry import aliases, runs, versions
-from cxr.registry.evidence import Evidence
-from cxr.registry.evidence_store import evidence_of, keep_training_films
-from tasks import remeasure
+from cxr.registry.evaluation_artifacts import EvaluationArtifacts
+from cxr.registry.evaluation_store import evaluation_of, keep_training_images
+from tasks import reevaluate
 from tests.support.registry_project import CLASSES, call, enter_project, spec, write_splits
 
-N_FILMS = 12
+N_IMAGES = 12
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +35,16 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 @pytest.fixture
 def pixels() -> dict[str, bytes]:
-    """The present raw films and split: twelve films that test, one that trains, one that validates."""
+    """The present raw images and split: twelve images that test, one that trains, one that validates."""
     rng = np.random.default_rng(3)
-    made = [cv2.imencode(".png", rng.integers(0, 255, (60, 50), np.uint8))[1].tobytes() for _ in range(N_FILMS)]
-    pixels = {f"films/film{n}.png": film for n, film in enumerate(made)}
+    made = [cv2.imencode(".png", rng.integers(0, 255, (60, 50), np.uint8))[1].tobytes() for _ in range(N_IMAGES)]
+    pixels = {f"images/image{n}.png": image for n, image in enumerate(made)}
     manifest = pd.DataFrame(
         {
-            "image_id": [f"film{n}" for n in range(N_FILMS)],
+            "image_id": [f"image{n}" for n in range(N_IMAGES)],
             "path": list(pixels),
-            "label": [CLASSES[n % 3] for n in range(N_FILMS)],
-            "patient_id": [f"patient-film{n}" for n in range(N_FILMS)],
+            "label": [CLASSES[n % 3] for n in range(N_IMAGES)],
+            "patient_id": [f"patient-image{n}" for n in range(N_IMAGES)],
             "source": "kermany",
         }
     )
@@ -56,12 +56,12 @@ def pixels() -> dict[str, bytes]:
     write_table(manifest, MANIFEST_COLUMNS, Path("data/raw/manifest.parquet"))
     list(
         write_shards(
-            Path("data/raw/films"), {name: len(film) for name, film in pixels.items()}, pixels.__getitem__, workers=1
+            Path("data/raw/images"), {name: len(image) for name, image in pixels.items()}, pixels.__getitem__, workers=1
         )
     )
-    tested = [(f"film{n}", CLASSES[n % 3]) for n in range(N_FILMS)]
+    tested = [(f"image{n}", CLASSES[n % 3]) for n in range(N_IMAGES)]
     write_splits(Path("data/split/splits.csv"), tested)
-    films = pd.DataFrame(tested, columns=["image_id", "label"])
+    images = pd.DataFrame(tested, columns=["image_id", "label"])
     write_json(
         Path("data/split/split.json"),
         {
@@ -69,69 +69,69 @@ def pixels() -> dict[str, bytes]:
             "task": "three_way",
             "classes": list(CLASSES),
             "synthetic": True,
-            "test_set_sha256": Evidence({}, films, {}).test_set_sha256,
+            "test_set_sha256": EvaluationArtifacts({}, images, {}).test_set_sha256,
         },
     )
     return pixels
 
 
 def champion(**seen: list[str]) -> versions.Version:
-    """Register a small network with random weights, trained on films of those ids and patients; make it champion."""
+    """Register a small network with random weights, trained on images of those ids and patients; make it champion."""
     torch.manual_seed(1)
     written = write_bundle(
         Path("made"), build("small_cnn", 3).state_dict(), spec(backbone="small_cnn", image_size_px=32)
     )
     run_id = runs.start_run(run_id=None, name="n", tags={})
-    lineage = keep_training_films(run_id, pd.DataFrame({**seen, "split": "train"})) if seen else {}
+    lineage = keep_training_images(run_id, pd.DataFrame({**seen, "split": "train"})) if seen else {}
     version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage=lineage, evidence={})
     aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
     return version
 
 
-def test_the_champion_is_measured_as_it_prepares_films_itself_and_only_once(
+def test_the_champion_is_measured_as_it_prepares_images_itself_and_only_once(
     pixels: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     version = champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
-    assert evidence_of(version).metrics is None
-    call(monkeypatch, remeasure.main)
+    assert evaluation_of(version).metrics is None
+    call(monkeypatch, reevaluate.main)
     version = versions.get_version("champion")
     test_set = pd.read_json("data/split/split.json", typ="series")["test_set_sha256"]
-    found = evidence_of(version, test_set)
+    found = evaluation_of(version, test_set)
     assert found.problems() == []
     assert found.test_set_sha256 == test_set
     assert found.metric("calibration", "ece") is not None
-    assert found.films is not None
+    assert found.images is not None
     asked = spec(backbone="small_cnn", image_size_px=32)
-    images = np.stack([film_from_bytes(film, asked.preprocessing, name=name) for name, film in pixels.items()])
+    images = np.stack([image_from_bytes(image, asked.preprocessing, name=name) for name, image in pixels.items()])
     model = build("small_cnn", 3)
     torch.manual_seed(1)
     model.load_state_dict(build("small_cnn", 3).state_dict())
     expected = classify(model.eval(), asked, images)
     columns = [f"p_{name}" for name in CLASSES]
     np.testing.assert_allclose(
-        found.films.sort_values("image_id", key=lambda ids: ids.str[4:].astype(int))[columns], expected, atol=1e-5
+        found.images.sort_values("image_id", key=lambda ids: ids.str[4:].astype(int))[columns], expected, atol=1e-5
     )
     caplog.set_level(logging.INFO)
-    call(monkeypatch, remeasure.main)
-    assert f"remeasure: version 1 is measured on the test set {test_set[:12]} already" in caplog.messages
+    call(monkeypatch, reevaluate.main)
+    assert f"reevaluate: version 1 is measured on the test set {test_set[:12]} already" in caplog.messages
     assert versions.get_version("champion") == version
 
 
-def test_films_that_are_prepared_alike_are_taken_as_they_are(
+def test_images_that_are_prepared_alike_are_taken_as_they_are(
     pixels: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
     own = spec(image_size_px=32).preprocessing
     Path("data/images").mkdir()
-    images = np.stack([film_from_bytes(film, own, name=name) for name, film in pixels.items()])
-    np.save("data/images/images.npy", images[:1].repeat(len(images), axis=0))  # to be told from the films in data/raw
-    for preprocessing, answers in ((replace(own, border_crop=0.1), N_FILMS), (own, 1)):
-        write_index(Path("data/images"), [f"film{n}" for n in range(N_FILMS)], preprocessing)
-        call(monkeypatch, remeasure.main)
+    pixels = np.stack([image_from_bytes(image, own, name=name) for name, image in pixels.items()])
+    np.save("data/images/images.npy", pixels[:1].repeat(len(pixels), axis=0))  # to be told from the images in data/raw
+    for preprocessing, answers in ((replace(own, border_crop=0.1), N_IMAGES), (own, 1)):
+        write_index(Path("data/images"), [f"image{n}" for n in range(N_IMAGES)], preprocessing)
+        call(monkeypatch, reevaluate.main)
         version = versions.get_version("champion")
-        films = evidence_of(version, pd.read_json("data/split/split.json", typ="series")["test_set_sha256"]).films
-        assert films is not None
-        assert films["p_normal"].nunique() == answers
+        images = evaluation_of(version, pd.read_json("data/split/split.json", typ="series")["test_set_sha256"]).images
+        assert images is not None
+        assert images["p_normal"].nunique() == answers
         for tag in version.tags:
             if tag.startswith("evidence"):
                 versions.tag_version(version.number, {tag: ""})  # so that it is measured again
@@ -141,25 +141,28 @@ def test_films_that_are_prepared_alike_are_taken_as_they_are(
     ("seen", "reason"),
     [
         (
-            {"image_id": ["film0", "film1", "x"], "patient_id": ["patient-film0", "patient-film1", "patient-film2"]},
-            "version 1 was trained or tuned on 2 of the 12 test films, and on other films of the patients of 1 more; "
+            {
+                "image_id": ["image0", "image1", "x"],
+                "patient_id": ["patient-image0", "patient-image1", "patient-image2"],
+            },
+            "version 1 was trained or tuned on 2 of the 12 test images, and on other images of the patients of 1 more; "
             "it was not measured on them. A person decides",
         ),
         (
             {},
-            "it is not known which films version 1 was trained on, so all 12 test films may be among them; it was not "
+            "it is not known which images version 1 was trained on, so all 12 test images may be among them; it was not "
             "measured on them. A person decides",
         ),
     ],
 )
 @pytest.mark.usefixtures("pixels")
-def test_films_that_the_champion_may_have_seen_are_no_test(
+def test_images_that_the_champion_may_have_seen_are_no_test(
     seen: dict[str, list[str]], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion(**seen)
     before = versions.get_version("1")
     with pytest.raises(PromotionHeldError) as caught:
-        call(monkeypatch, remeasure.main)
+        call(monkeypatch, reevaluate.main)
     assert str(caught.value) == reason
     assert versions.get_version("1") == before
 
@@ -172,20 +175,20 @@ def test_a_champion_of_other_classes_cannot_be_compared(monkeypatch: pytest.Monk
     with pytest.raises(
         PromotionHeldError, match="tells normal, viral, bacterial apart and the present split normal, viral"
     ):
-        call(monkeypatch, remeasure.main)
+        call(monkeypatch, reevaluate.main)
 
 
-def test_without_a_split_or_its_films_the_command_says_what_to_run(
+def test_without_a_split_or_its_images_the_command_says_what_to_run(
     pixels: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
-    assert len(pixels) == N_FILMS
-    write_splits(Path("data/split/splits.csv"), [("film0", "normal"), ("gone", "viral")])
-    with pytest.raises(DataError, match=r"^1 test films of data/split are not in data/raw; run `dvc repro split`$"):
-        call(monkeypatch, remeasure.main)
+    assert len(pixels) == N_IMAGES
+    write_splits(Path("data/split/splits.csv"), [("image0", "normal"), ("gone", "viral")])
+    with pytest.raises(DataError, match=r"^1 test images of data/split are not in data/raw; run `dvc repro split`$"):
+        call(monkeypatch, reevaluate.main)
     Path("data/split/split.json").unlink()
     with pytest.raises(DataError, match=r"split.json is missing; run `dvc repro split` to make it"):
-        call(monkeypatch, remeasure.main)
+        call(monkeypatch, reevaluate.main)
 
 
 @pytest.mark.usefixtures("pixels")
@@ -193,12 +196,12 @@ def test_without_a_champion_there_is_nothing_to_measure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    call(monkeypatch, remeasure.main)
-    assert caplog.messages == ["remeasure: there is no champion yet, so there is nothing to compare with"]
+    call(monkeypatch, reevaluate.main)
+    assert caplog.messages == ["reevaluate: there is no champion yet, so there is nothing to compare with"]
 
 
 @pytest.mark.usefixtures("pixels")
-def test_a_champion_of_the_synthetic_sample_is_not_measured_on_real_films(
+def test_a_champion_of_the_synthetic_sample_is_not_measured_on_real_images(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
@@ -207,6 +210,6 @@ def test_a_champion_of_the_synthetic_sample_is_not_measured_on_real_films(
     split = pd.read_json("data/split/split.json", typ="series").to_dict()
     write_json(Path("data/split/split.json"), split | {"synthetic": False})
     caplog.set_level(logging.INFO)
-    call(monkeypatch, remeasure.main)
-    assert "remeasure: version 1 learnt from the synthetic sample, no match for real films" in caplog.messages
+    call(monkeypatch, reevaluate.main)
+    assert "reevaluate: version 1 learnt from the synthetic sample, no match for real images" in caplog.messages
     assert versions.get_version("1") == before

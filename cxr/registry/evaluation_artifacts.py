@@ -1,4 +1,4 @@
-"""What speaks for a version: its test metrics and its predictions, film by film, as they were registered.
+"""What speaks for a version: its test metrics and its predictions, image by image, as they were registered.
 
 A folder of evidence holds metrics.json and predictions.csv of one measurement; a tag keeps their common digest.
 """
@@ -23,15 +23,15 @@ _AGREEMENT = 1e-3  # between accuracies in metrics.json and from predictions.csv
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Metrics and predictions of the test films, and the version's tags. None: not there, or not readable.
+class EvaluationArtifacts:
+    """Metrics and predictions of the test images, and the version's tags. None: not there, or not readable.
 
-    films    the test rows of predictions.csv, see cxr.evaluation.predictions.Predictions.to_table
+    images    the test rows of predictions.csv, see cxr.evaluation.predictions.Predictions.to_table
     changed  the files are not those that the version's tag names
     """
 
     metrics: Mapping[str, Any] | None
-    films: pd.DataFrame | None
+    images: pd.DataFrame | None
     tags: Mapping[str, str]
     changed: bool = False
 
@@ -42,15 +42,15 @@ class Evidence:
 
     @property
     def synthetic(self) -> bool:
-        """Trained and tested on phantom films."""
+        """Trained and tested on synthetic images."""
         return self.tags.get("synthetic") == "true"
 
     @property
     def test_set_sha256(self) -> str:
-        """Digest of the test films and their labels, as splits are named by; "" without predictions."""
-        if self.films is None or self.films.empty:
+        """Digest of the test images and their labels, as splits are named by; "" without predictions."""
+        if self.images is None or self.images.empty:
             return ""
-        rows = sorted(self.films["image_id"] + "," + self.films["label"])
+        rows = sorted(self.images["image_id"] + "," + self.images["label"])
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def metric(self, *names: str) -> float | None:
@@ -63,10 +63,10 @@ class Evidence:
         return float(value)
 
     def recall(self, label: str) -> float | None:
-        """Return the share of a class's test films that were called right; None without any."""
-        if self.films is None:
+        """Return the share of a class's test images that were called right; None without any."""
+        if self.images is None:
             return None
-        of_class = self.films[self.films["label"] == label]
+        of_class = self.images[self.images["label"] == label]
         return float((of_class["predicted_class"] == label).mean()) if len(of_class) else None
 
     def problems(self) -> list[str]:
@@ -74,55 +74,57 @@ class Evidence:
         found = []
         if self.metrics is None:
             found.append(f"{METRICS_FILE} is missing or not JSON")
-        if self.films is None:
+        if self.images is None:
             found.append(f"{PREDICTIONS_FILE} is missing or not a table of predictions")
-        elif self.films.empty:
-            found.append(f"{PREDICTIONS_FILE} has no test films")
+        elif self.images.empty:
+            found.append(f"{PREDICTIONS_FILE} has no test images")
         return found or self._contradictions()
 
     def _contradictions(self) -> list[str]:
         found = []
         if self.changed:
             found.append("the files were changed after registration")
-        if self.metric("n_test") != (0 if self.films is None else len(self.films)):
-            found.append(f"{METRICS_FILE} counts other test films than {PREDICTIONS_FILE}")
+        if self.metric("n_test") != (0 if self.images is None else len(self.images)):
+            found.append(f"{METRICS_FILE} counts other test images than {PREDICTIONS_FILE}")
         if not self.classes:
             found.append(f"{METRICS_FILE} names no classes")
         if (self.metrics or {}).get("test_set_sha256") != self.test_set_sha256:
             found.append(f"{PREDICTIONS_FILE} is of another test set than {METRICS_FILE}")
-        return found + self._contradictory_films()
+        return found + self._contradictory_images()
 
-    def _contradictory_films(self) -> list[str]:
-        if self.films is None:
+    def _contradictory_images(self) -> list[str]:
+        if self.images is None:
             return []
-        found, counted = [], float((self.films["label"] == self.films["predicted_class"]).mean())
+        found, counted = [], float((self.images["label"] == self.images["predicted_class"]).mean())
         claimed = self.metric("accuracy")  # a missing metric is a matter of its floor
         if claimed is not None and abs(claimed - counted) > _AGREEMENT:
             found.append(f"{METRICS_FILE} says accuracy {claimed:.3f}, {PREDICTIONS_FILE} gives {counted:.3f}")
-        probabilities = self.films.filter(regex="^p_")
+        probabilities = self.images.filter(regex="^p_")
         if probabilities.empty:
             return [*found, f"{PREDICTIONS_FILE} has no probabilities"]
         likeliest = probabilities.idxmax(axis=1).str.slice(len("p_"))
-        if wrong := int((likeliest != self.films["predicted_class"]).sum()):
-            found.append(f"{PREDICTIONS_FILE} calls {wrong} films other than their most probable class")
+        if wrong := int((likeliest != self.images["predicted_class"]).sum()):
+            found.append(f"{PREDICTIONS_FILE} calls {wrong} images other than their most probable class")
         return found
 
 
-def read_evidence(folder: Path | None, tags: Mapping[str, str], *, sha256: str) -> Evidence:
+def read_evaluation(folder: Path | None, tags: Mapping[str, str], *, sha256: str) -> EvaluationArtifacts:
     """Read metrics.json and predictions.csv in `folder`, as far as they are there and can be read.
 
     Args:
         folder: where they are; None where the store has none.
         tags: of the version.
-        sha256: what the store says evidence_digest should be.
+        sha256: what the store says evaluation_digest should be.
     """
     if folder is None:
-        return Evidence(None, None, tags)
-    changed = evidence_digest(folder) != sha256
-    return Evidence(_read_metrics(folder / METRICS_FILE), _read_films(folder / PREDICTIONS_FILE), tags, changed=changed)
+        return EvaluationArtifacts(None, None, tags)
+    changed = evaluation_digest(folder) != sha256
+    return EvaluationArtifacts(
+        _read_metrics(folder / METRICS_FILE), _read_images(folder / PREDICTIONS_FILE), tags, changed=changed
+    )
 
 
-def evidence_digest(folder: Path) -> str:
+def evaluation_digest(folder: Path) -> str:
     """Return one SHA-256 over metrics.json and predictions.csv; a version's tag keeps it."""
     digest = hashlib.sha256()
     for name in (METRICS_FILE, PREDICTIONS_FILE):
@@ -139,11 +141,11 @@ def _read_metrics(path: Path) -> Mapping[str, Any] | None:
     return metrics if isinstance(metrics, dict) else None
 
 
-def _read_films(path: Path) -> pd.DataFrame | None:
+def _read_images(path: Path) -> pd.DataFrame | None:
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "str"), keep_default_na=False)
-        films = table[table["split"] == "test"].reset_index(drop=True)
-        probabilities = [str(name) for name in films if str(name).startswith("p_")]
-        return films.astype(dict.fromkeys(probabilities, "float64")) if set(_TEXT_COLUMNS) <= set(films) else None
+        images = table[table["split"] == "test"].reset_index(drop=True)
+        probabilities = [str(name) for name in images if str(name).startswith("p_")]
+        return images.astype(dict.fromkeys(probabilities, "float64")) if set(_TEXT_COLUMNS) <= set(images) else None
     except (FileNotFoundError, KeyError, ValueError):  # pandas's own errors are ValueErrors
         return None

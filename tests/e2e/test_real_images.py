@@ -1,4 +1,4 @@
-"""The whole loop on a handful of the real films, where they are: `CXR_REAL_FILMS`, or ../shared/data."""
+"""The whole loop on a handful of the real images, where they are: `CXR_REAL_IMAGES`, or ../shared/data."""
 
 import json
 import os
@@ -9,26 +9,26 @@ import pytest
 
 from tests.support.clones import PROJECT, make_clone
 
-FILMS = Path(os.environ.get("CXR_REAL_FILMS", PROJECT.parent / "shared" / "data")) / "raw"
-FILMS_PER_CLASS = 30
+IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", PROJECT.parent / "shared" / "data")) / "raw"
+IMAGES_PER_CLASS = 30
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (FILMS / "chest_xray").is_dir(), reason="the real films are not here"),
+    pytest.mark.skipif(not (IMAGES / "chest_xray").is_dir(), reason="the real images are not here"),
 ]
 
 
 def copy_some(target: Path) -> None:
-    """Copy a few films a class of the first set: data that are real, and few enough to train on in seconds."""
+    """Copy a few images a class of the first set: data that are real, and few enough to train on in seconds."""
     for folder, pattern in (("NORMAL", "*IM-*"), ("PNEUMONIA", "person*_bacteria_*"), ("PNEUMONIA", "person*_virus_*")):
         part = Path("chest_xray") / "train" / folder
         (target / part).mkdir(parents=True, exist_ok=True)
-        for film in sorted((FILMS / part).glob(pattern))[:FILMS_PER_CLASS]:
-            shutil.copy(film, target / part)
+        for image in sorted((IMAGES / part).glob(pattern))[:IMAGES_PER_CLASS]:
+            shutil.copy(image, target / part)
 
 
-def test_real_films_go_from_folder_to_a_registered_model(tmp_path: Path) -> None:
-    copy_some(tmp_path / "films")
+def test_real_images_go_from_folder_to_a_registered_model(tmp_path: Path) -> None:
+    copy_some(tmp_path / "images")
     settings = {
         "preprocess.image_size_px": 64,
         "train.epochs": 1,
@@ -38,13 +38,13 @@ def test_real_films_go_from_folder_to_a_registered_model(tmp_path: Path) -> None
     }
     project = make_clone(
         tmp_path / "clone",
-        f"--data={tmp_path / 'films'}",
+        f"--data={tmp_path / 'images'}",
         *(f"--set={name}={value}" for name, value in settings.items()),
     )
     project.run("dvc", "repro")
     counts = json.loads((project.root / "data" / "raw" / "ingest.json").read_text())
     metrics = json.loads((project.root / "reports" / "metrics.json").read_text())
-    assert counts["total"] == 3 * FILMS_PER_CLASS
+    assert counts["total"] == 3 * IMAGES_PER_CLASS
     assert counts["synthetic"] is metrics["synthetic"] is False
     assert metrics["n_test"] > 0
     assert json.loads((project.root / "reports" / "registration.json").read_text())["version"] == "1"

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from cxr.registry.evidence import evidence_digest, read_evidence
+from cxr.registry.evaluation_artifacts import evaluation_digest, read_evaluation
 
 HEADING = "image_id,split,patient_id,label,predicted_class,p_normal,p_viral\n"
 
 
-def test_the_test_films_are_read_and_checked_against_the_digest(tmp_path: Path) -> None:
+def test_the_test_images_are_read_and_checked_against_the_digest(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 1.0, "macro_f1": True, "classes": ["normal"]}))
     (tmp_path / "predictions.csv").write_text(
         f"{HEADING}007,test,NA,normal,viral,0.25,0.75\nb,validation,p2,normal,normal,0.9,0.1\n"
     )
-    digest = evidence_digest(tmp_path)
-    evidence = read_evidence(tmp_path, {"synthetic": "true"}, sha256=digest)
-    assert evidence.films is not None
-    assert evidence.films[["image_id", "patient_id", "p_viral"]].to_dict("records") == [
+    digest = evaluation_digest(tmp_path)
+    evidence = read_evaluation(tmp_path, {"synthetic": "true"}, sha256=digest)
+    assert evidence.images is not None
+    assert evidence.images[["image_id", "patient_id", "p_viral"]].to_dict("records") == [
         {"image_id": "007", "patient_id": "NA", "p_viral": 0.75}
     ]
     assert (evidence.metric("accuracy"), evidence.metric("macro_f1"), evidence.metric("no", "such")) == (
@@ -29,7 +29,7 @@ def test_the_test_films_are_read_and_checked_against_the_digest(tmp_path: Path) 
     assert (evidence.recall("normal"), evidence.recall("viral")) == (0.0, None)
     assert (evidence.classes, evidence.synthetic, evidence.changed) == (("normal",), True, False)
     (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 0.9}))
-    assert read_evidence(tmp_path, {}, sha256=digest).changed
+    assert read_evaluation(tmp_path, {}, sha256=digest).changed
 
 
 @pytest.mark.parametrize("metrics", ["not json", "[1, 2]"])
@@ -39,15 +39,15 @@ def test_the_test_films_are_read_and_checked_against_the_digest(tmp_path: Path) 
 def test_what_cannot_be_read_counts_as_missing(tmp_path: Path, metrics: str, predictions: str) -> None:
     (tmp_path / "metrics.json").write_text(metrics)
     (tmp_path / "predictions.csv").write_text(predictions)
-    evidence = read_evidence(tmp_path, {}, sha256="")
+    evidence = read_evaluation(tmp_path, {}, sha256="")
     assert evidence.metrics is None
-    assert evidence.films is None
+    assert evidence.images is None
 
 
 def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
-        evidence = read_evidence(folder, {}, sha256=evidence_digest(tmp_path))
-        assert (evidence.metrics, evidence.films, evidence.changed) == (None, None, False)
+        evidence = read_evaluation(folder, {}, sha256=evaluation_digest(tmp_path))
+        assert (evidence.metrics, evidence.images, evidence.changed) == (None, None, False)
         assert evidence.classes == ()
         assert evidence.test_set_sha256 == ""
         assert evidence.recall("normal") is None
