@@ -8,15 +8,25 @@ from __future__ import annotations
 import csv
 import logging
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-from cxr.common.cli import command_parser, run_command
+from cxr.common.cli import answer_help, command_parser, run_command
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from cxr.registry.audit_log import Move
+def command_line() -> ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--csv", action="store_true", help="as CSV, for other programs")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(command_line())
+
+from cxr.registry import aliases, versions
+from cxr.registry.audit_log import Move
 
 COLUMNS = ("number", "time", "kind", "before", "after", "who", "why", "overruled")
 
@@ -25,8 +35,6 @@ log = logging.getLogger("cxr.history")
 
 def history(*, as_csv: bool) -> None:
     """Print the record, the oldest move first."""
-    from cxr.registry import aliases, versions
-
     moves, champion = aliases.history(), versions.champion()
     if as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -67,9 +75,7 @@ def _why(move: Move) -> str:
 
 def main() -> None:
     """Read the command line and print the record."""
-    parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--csv", action="store_true", help="as CSV, for other programs")
-    history(as_csv=parser.parse_args().csv)
+    history(as_csv=command_line().parse_args().csv)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from cxr.common.cli import run_step
+from cxr.common.cli import answer_help, run_step, step_parser
+
+if __name__ == "__main__":
+    answer_help(step_parser(sys.modules[__name__]))
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
 from cxr.common.errors import DataError, ImageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from cxr.common.params import Paths, PreprocessParams
-    from cxr.dataset.shards import Shards
-    from cxr.imaging.preprocess import Preprocessing
+from cxr.common.files import whole_folder
+from cxr.common.params import Paths, PreprocessParams
+from cxr.dataset.image_array import write_index
+from cxr.dataset.manifest import read_manifest
+from cxr.dataset.shards import Shards
+from cxr.imaging.decode import image_from_bytes
+from cxr.imaging.preprocess import Preprocessing
 
 log = logging.getLogger("cxr.preprocess")
 
@@ -37,14 +45,6 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
     Raises:
         DataError: an image is missing, its shard is damaged, or it cannot be prepared.
     """
-    import numpy as np
-
-    from cxr.common.files import whole_folder
-    from cxr.dataset.image_array import write_index
-    from cxr.dataset.manifest import read_manifest
-    from cxr.dataset.shards import Shards
-    from cxr.imaging.preprocess import Preprocessing
-
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
     manifest = read_manifest(paths.raw)
     images = manifest["path"].tolist()
@@ -65,12 +65,6 @@ def _fill(
     pixels: NDArray[np.uint8], images: Sequence[str], shards: Shards, preprocessing: Preprocessing, workers: int
 ) -> list[ImageError]:
     """Write each image into its row of `pixels`; return what went wrong."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import cv2
-    from tqdm import tqdm
-
-    from cxr.imaging.decode import image_from_bytes
 
     def fill_row(row: int) -> ImageError | None:
         data = shards.read(images[row])

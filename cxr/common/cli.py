@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from cxr.common.errors import CxrError, ParamsError
@@ -19,6 +20,8 @@ TELEMETRY_OFF = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+
+_INTERRUPTED = "interrupted; run the same command again to continue"
 
 log = logging.getLogger("cxr")
 
@@ -39,7 +42,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
 
 
@@ -51,16 +54,40 @@ def run_step(step: Callable[[Any, Any], None]) -> NoReturn:
     """
 
     def main() -> None:
-        parser = command_parser(inspect.getmodule(step))
-        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
-        arguments = parser.parse_args()
+        from cxr.common.params import read_params  # pydantic; `--help` imports this module and must not wait for it
 
-        from cxr.common.params import read_params  # after parsing: --help must not wait for pydantic
-
+        arguments = step_parser(inspect.getmodule(step)).parse_args()
         params = read_params(arguments.params)
         step(params.section(step.__name__), params.paths)
 
     run_command(main)
+
+
+def answer_help(parser: argparse.ArgumentParser) -> None:
+    """Answer `--help` and a wrong flag before the imports below, which take seconds, and start the process.
+
+    A task's module calls this between its light and its heavy imports, when it runs as a command; nothing else in it
+    has to import lazily. An interrupt during those imports ends with one line, as in `run_command`.
+    """
+    start_process()
+    sys.excepthook = _end_quietly_when_interrupted
+    parser.parse_args()
+
+
+def _end_quietly_when_interrupted(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print(_INTERRUPTED, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def step_parser(module: Any) -> argparse.ArgumentParser:
+    """Return the parser that all pipeline steps share."""
+    parser = command_parser(module)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    return parser
 
 
 def command_parser(module: Any) -> argparse.ArgumentParser:
