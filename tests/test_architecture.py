@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from cxr.common import params
+from tests.support.project import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 PACKAGES = ("flows", "tasks", "cxr")
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-CHECKLIST = ROOT / "docs" / "claim-checklist.md"
+from tests.support.project import PROJECT
+
+CHECKLIST = PROJECT / "docs" / "claim-checklist.md"
 TEXT = CHECKLIST.read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", TEXT, re.MULTILINE)
 MADE_BY_A_RUN = ("reports/",)
@@ -15,9 +16,9 @@ MADE_BY_A_RUN = ("reports/",)
 def sections_of(page: str) -> set[str]:
     """Return the titles of the sections of the report or a card, from its templates."""
     if page == "report":
-        html = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cxr").glob("*.html.j2"))
+        html = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "cxr").glob("*.html.j2"))
         return set(re.findall(r"<h2>(.+?)</h2>", html))
-    template = ROOT / "cxr" / f"{page.replace(' ', '_')}.md.j2"
+    template = PROJECT / "cxr" / f"{page.replace(' ', '_')}.md.j2"
     return set(re.findall(r"^## (.+)$", template.read_text(encoding="utf-8"), re.MULTILINE))
 
 
@@ -42,7 +43,7 @@ def test_the_summary_names_the_items_that_lack_an_answer(answer: str) -> None:
 def test_every_file_that_is_named_exists() -> None:
     named = {path for path in re.findall(r"`([\w./-]+)`", TEXT) if "/" in path or "." in path or path == "LICENSE"}
     assert len(named) > 15
-    missing = [path for path in named if not path.startswith(MADE_BY_A_RUN) and not (ROOT / path).is_file()]
+    missing = [path for path in named if not path.startswith(MADE_BY_A_RUN) and not (PROJECT / path).is_file()]
     assert missing == []
 
 

@@ -17,7 +17,8 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-PROJECT = Path(__file__).parents[1]
+from tests.support.project import PROJECT
+
 INFRA = PROJECT / "infra"
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
 PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?(@sha256:[0-9a-f]{64})?$")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clones import PROJECT, make_clone
+from tests.support.clones import make_clone
+from tests.support.project import PROJECT
 
 IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", PROJECT.parent / "shared" / "data")) / "raw"
 IMAGES_PER_CLASS = 30

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.prefect_servers import serve_prefect
-
-PROJECT = Path(__file__).parents[2]
+from tests.support.project import PROJECT
 
 DVC_YAML = """
 stages:

@@ -20,9 +20,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from cxr.registry import aliases, versions
 from flows.promote import promote
+from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project, register, write_model
-
-PROJECT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

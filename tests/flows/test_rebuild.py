@@ -21,8 +21,6 @@ from prefect.settings import PREFECT_API_URL
 from flows.rebuild import Rebuild, rebuild
 from tests.support.prefect_servers import wait_for
 
-PROJECT = Path(__file__).parents[2]
-
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 

@@ -6,14 +6,12 @@ With sqlalchemy 2.1 the scheduler failed in every loop and no run was ever creat
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.support.prefect_servers import wait_for
-
-PROJECT = Path(__file__).parents[2]
+from tests.support.project import PROJECT
 
 # deployment -> scheduled or on demand, and what a second run does while the first goes on
 WANTED = {

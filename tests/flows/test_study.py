@@ -20,9 +20,9 @@ from cxr.registry import runs
 from cxr.study.spec import Study, read_study
 from flows.study import Trial, is_done, study_flow, trials
 from tasks.configure import read_profile
+from tests.support.project import PROJECT
 from tests.support.study_runs import ONE_STAGE
 
-PROJECT = Path(__file__).parents[2]
 PARAMS = PROJECT / "params.yaml"
 
 TRAIN = """

@@ -25,7 +25,8 @@ from tests.support.dicom_images import SECRETS
 from tests.support.orthanc import USER, OrthancServer, serve_orthanc
 from tests.support.pacs_worker import CT, UID_ROOT, Spoilt, classifier, follow, image, link
 from tests.support.prefect_servers import wait_for
-from tests.support.registry_project import PROJECT, call, enter_project, spec
+from tests.support.project import PROJECT
+from tests.support.registry_project import call, enter_project, spec
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+from tests.support.project import PROJECT
+
 OURS = ("CXR_", "MLFLOW_", "PREFECT_", "DVC_", "GIT_", "COV_", "COVERAGE_")
 
 

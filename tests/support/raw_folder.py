@@ -15,8 +15,7 @@ from cxr.common.files import sha256_of, write_json
 from cxr.common.params import Params, Paths, read_params
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
 from cxr.dataset.shards import write_shards
-
-ROOT = Path(__file__).parent.parent
+from tests.support.project import PROJECT
 
 
 @dataclass
@@ -115,7 +114,7 @@ def unpacked(raw: Path) -> dict[str, bytes]:
 
 def project_params() -> Params:
     """Return the parameters that the project comes with."""
-    return read_params(ROOT / "params.yaml")
+    return read_params(PROJECT / "params.yaml")
 
 
 def paths_below(folder: Path) -> Paths:

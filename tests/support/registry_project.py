@@ -23,8 +23,8 @@ from cxr.models.bundle import ModelSpec, write_bundle
 from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
 from cxr.registry import tracking_store, versions
+from tests.support.project import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 CLASSES = ("normal", "viral", "bacterial")
 N_TEST = 30
 

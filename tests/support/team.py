@@ -22,7 +22,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.clones import OURS, PROJECT
+from tests.support.clones import OURS
+from tests.support.project import PROJECT
 from tests.support.servers import free_ports, s3_answers, s3_command
 
 BUCKET = "team"

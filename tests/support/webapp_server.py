@@ -26,7 +26,8 @@ from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.model_info import read_card
 from cxr.webapp.server import Page
 from tests.support.prefect_servers import wait_for
-from tests.support.registry_project import PROJECT, artifacts, spec
+from tests.support.project import PROJECT
+from tests.support.registry_project import artifacts, spec
 from tests.support.servers import free_ports
 
 LIMITS = Limits(

@@ -15,7 +15,8 @@ from cxr.common.params import override, read_params
 from cxr.registry import aliases
 from tasks import app
 from tests.support.prefect_servers import wait_for
-from tests.support.registry_project import PROJECT, call, enter_project
+from tests.support.project import PROJECT
+from tests.support.registry_project import call, enter_project
 from tests.support.webapp_server import BYTES, Process, register_champion, serve_process, synthetic
 
 IMAGE = cv2.imencode(".png", synthetic())[1].tobytes()

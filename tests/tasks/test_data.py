@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 
 from cxr.common.errors import SourceError
 from tasks.data import NO_TOKEN, kaggle_authorization, main
+from tests.support.project import PROJECT
 from tests.support.servers import Web, serve_web
 
-ROOT = Path(__file__).resolve().parents[2]
 COVID19 = "/api/datasets/download/pranavraikokte/covid19-image-dataset"
 KERMANY = "/kermany/file_downloaded"
 
@@ -46,7 +46,7 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options_for(web: Web, tmp_path: Path, *more: str) -> list[str]:
-    tree = YAML().load(ROOT / "params.yaml")
+    tree = YAML().load(PROJECT / "params.yaml")
     tree["paths"]["downloads"] = str(tmp_path / "downloads")
     YAML().dump(tree, tmp_path / "params.yaml")
     options = ["--params", str(tmp_path / "params.yaml"), "--kermany-url", web.address + KERMANY]
@@ -118,7 +118,7 @@ def test_a_page_in_place_of_the_zip_is_refused_and_the_next_run_fetches_it_anew(
 
 def test_without_a_token_nothing_is_fetched_and_one_line_says_how_to_get_one(web: Web, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tasks.data", *options_for(web, tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ended.returncode == SourceError.exit_code
     assert ended.stderr == (
         "error: Kaggle's pranavraikokte/covid19-image-dataset needs a Kaggle token and none was found: make one at "

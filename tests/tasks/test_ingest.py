@@ -24,11 +24,11 @@ from cxr.dataset.deduplicate import Sorted
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
 from tasks.ingest import _account, ingest
 from tests.support.dicom_images import SECRETS, dicom_image, picture
+from tests.support.project import PROJECT
 from tests.support.raw_folder import unpacked
 
-ROOT = Path(__file__).resolve().parents[2]
-DEFAULTS = read_params(ROOT / "params.yaml")
-REAL_IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", ROOT.parent / "shared" / "data")) / "raw"
+DEFAULTS = read_params(PROJECT / "params.yaml")
+REAL_IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", PROJECT.parent / "shared" / "data")) / "raw"
 NORMAL, PNEUMONIA = "chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"
 COVID_NORMAL = "Covid19-dataset/train/Normal"
 
@@ -466,7 +466,7 @@ def test_every_file_ends_in_exactly_one_place_whatever_comes(
 def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_never_killed(tmp_path: Path) -> None:
     files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": image(n, side=1000) for n in range(60)}
     expected = digest_of(ingested(tmp_path, files))
-    tree = YAML().load(ROOT / "params.yaml")
+    tree = YAML().load(PROJECT / "params.yaml")
     tree["paths"] |= {"raw": str(tmp_path / "raw"), "downloads": str(tmp_path / "downloads")}
     tree["ingest"]["workers"] = 1
     for source in tree["ingest"]["sources"]:
@@ -474,7 +474,7 @@ def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_n
     YAML().dump(tree, tmp_path / "params.yaml")
     command = [sys.executable, "-m", "tasks.ingest", "--params", str(tmp_path / "params.yaml")]
 
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
     half_done = tmp_path / ".raw.partial"
     while process.poll() is None and not half_done.is_dir():
         time.sleep(0.002)
@@ -484,7 +484,7 @@ def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_n
     assert digest_of(tmp_path / "raw") == expected
 
     shutil.rmtree(tmp_path / "raw")
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     assert digest_of(tmp_path / "raw") == expected
     assert not (tmp_path / ".raw.partial").exists()
 
@@ -506,11 +506,11 @@ def test_a_image_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_noth
 
 
 def test_the_command_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
-    tree = YAML().load(ROOT / "params.yaml")
+    tree = YAML().load(PROJECT / "params.yaml")
     tree["ingest"]["sources"][0]["location"] = str(tmp_path / "none")
     YAML().dump(tree, tmp_path / "params.yaml")
     command = [sys.executable, "-m", "tasks.ingest", "--params", str(tmp_path / "params.yaml")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ended.returncode == SourceError.exit_code
     assert ended.stderr == (
         f"error: {tmp_path}/none: no such folder or file; expected `sample`, a folder, a zip, https://... or "

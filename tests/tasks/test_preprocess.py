@@ -18,9 +18,9 @@ from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.imaging.decode import image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
 from tasks.preprocess import preprocess
+from tests.support.project import PROJECT
 from tests.support.raw_folder import pack, unpacked
 
-ROOT = Path(__file__).parents[2]
 PARAMS = PreprocessParams(
     image_size_px=48,
     border_crop=0.1,
@@ -46,7 +46,7 @@ def write_images(raw: Path, count: int = 5, size: int = 80) -> pd.DataFrame:
 
 
 def paths_in(folder: Path) -> Paths:
-    paths = read_params(ROOT / "params.yaml").paths
+    paths = read_params(PROJECT / "params.yaml").paths
     return paths.model_copy(update={name: folder / getattr(paths, name) for name in Paths.model_fields})
 
 
@@ -104,17 +104,17 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_array(tmp_path: Path)
     paths = paths_in(tmp_path)
     write_images(paths.raw, count=150, size=900)
     params_file = tmp_path / "params.yaml"
-    params_file.write_text((ROOT / "params.yaml").read_text())
+    params_file.write_text((PROJECT / "params.yaml").read_text())
     override(params_file, {f"paths.{name}": str(getattr(paths, name)) for name in Paths.model_fields})
     command = [sys.executable, "-m", "tasks.preprocess", "--params", str(params_file)]
-    started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
     partial = paths.images.with_name(f".{paths.images.name}.partial") / "images.npy"
     while not partial.is_file():
         time.sleep(0.005)
     started.send_signal(signal.SIGKILL)
     assert started.wait() == -signal.SIGKILL
     assert not paths.images.exists()
-    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command, cwd=PROJECT, check=True, stderr=subprocess.DEVNULL)
     again = read_packed(paths.images).images
     preprocess(read_params(params_file).preprocess, paths)
     assert np.array_equal(again, read_packed(paths.images).images)

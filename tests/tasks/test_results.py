@@ -16,7 +16,7 @@ from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
 from cxr.study.results import RunRecord
 from cxr.study.spec import Study, read_study
 from tasks.results import results
-from tests.support.raw_folder import ROOT
+from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project
 from tests.support.study_runs import record, small_study
 
@@ -114,6 +114,6 @@ def test_a_missing_study_leaves_an_earlier_page_alone() -> None:
 
 def test_help_says_what_it_reads_and_writes() -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "tasks.results", "--help"], check=True, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tasks.results", "--help"], check=True, cwd=PROJECT, capture_output=True, text=True
     )
     assert "docs/results.md" in shown.stdout

@@ -27,7 +27,8 @@ from cxr.models.factory import build
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, image_measures, make_reference, write_reference
 from cxr.registry import aliases, runs, tracking_store, versions
 from tasks import predict, score
-from tests.support.registry_project import CLASSES, PROJECT, call, enter_project, spec
+from tests.support.project import PROJECT
+from tests.support.registry_project import CLASSES, call, enter_project, spec
 from tests.support.servers import SECRET_KEY, s3_settings, serve_s3
 
 BUCKET = "images"

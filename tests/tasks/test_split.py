@@ -14,7 +14,8 @@ from cxr.common.errors import DataError, GateError
 from cxr.common.files import sha256_of
 from cxr.common.params import Paths, SplitParams
 from tasks.split import check_split, split
-from tests.support.raw_folder import ROOT, RawFolder, paths_below, project_params, raw_folder
+from tests.support.project import PROJECT
+from tests.support.raw_folder import RawFolder, paths_below, project_params, raw_folder
 
 SMALL_QUOTAS = {
     "paper_train": {"normal": 20, "viral": 20, "bacterial": 20},
@@ -228,6 +229,6 @@ def test_the_log_counts_images_and_says_who_leaks(paths: Paths, caplog: pytest.L
 
 def test_help_says_what_it_reads_and_writes() -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "tasks.split", "--help"], check=True, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tasks.split", "--help"], check=True, cwd=PROJECT, capture_output=True, text=True
     )
     assert "data/split/splits.csv" in shown.stdout

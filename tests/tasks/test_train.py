@@ -19,8 +19,8 @@ from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import read_bundle
 from cxr.models.forward import predict_logits, softmax_with_temperature
+from tests.support.project import PROJECT
 
-ROOT = Path(__file__).parents[2]
 IMAGES = 36
 QUICK = {"train.epochs": 3, "train.batch_size": 12, "train.warmup_epochs": 0, "train.ema_decay": 0.5}
 
@@ -29,7 +29,7 @@ def project(folder: Path) -> Path:
     """Write the inputs of the step below `folder`; return its parameter file."""
     folder.mkdir(parents=True, exist_ok=True)
     params = folder / "params.yaml"
-    params.write_text((ROOT / "params.yaml").read_text())
+    params.write_text((PROJECT / "params.yaml").read_text())
     paths = read_params(params).paths
     override(params, {f"paths.{name}": str(folder / getattr(paths, name)) for name in Paths.model_fields} | QUICK)
     ids = [f"id-{row:02d}" for row in range(IMAGES)]
@@ -68,7 +68,7 @@ def write_manifest(folder: Path, ids: list[str], labels: list[str]) -> None:
 def start(params: Path, store: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tasks.train", "--params", str(params)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def trained(params: Path) -> Path:

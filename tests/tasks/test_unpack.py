@@ -7,13 +7,14 @@ import pytest
 from cxr.common.errors import DataError
 from cxr.common.params import override
 from tasks.unpack import main
-from tests.support.raw_folder import ROOT, RawFolder, pack, raw_folder, unpacked
+from tests.support.project import PROJECT
+from tests.support.raw_folder import RawFolder, pack, raw_folder, unpacked
 
 
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    Path("params.yaml").write_text((PROJECT / "params.yaml").read_text())
     override(Path("params.yaml"), {"paths.raw": "raw"})
     return Path("raw")
 

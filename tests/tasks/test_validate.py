@@ -16,7 +16,8 @@ from cxr.common.params import Paths, ValidateParams
 from tasks.quality.data_docs import make_self_contained
 from tasks.quality.expectations import Check, Outcome, Table, check_tables
 from tasks.validate import validate
-from tests.support.raw_folder import ROOT, RawFolder, pack, paths_below, project_params, raw_folder, unpacked
+from tests.support.project import PROJECT
+from tests.support.raw_folder import RawFolder, pack, paths_below, project_params, raw_folder, unpacked
 
 CHECKS = [
     "schema",
@@ -277,5 +278,5 @@ def test_the_index_shows_what_a_file_name_tries_to_inject_as_text(tmp_path: Path
 
 def test_help_says_what_it_reads_and_writes() -> None:
     command = [sys.executable, "-m", "tasks.validate", "--help"]
-    shown = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    shown = subprocess.run(command, check=True, cwd=PROJECT, capture_output=True, text=True)
     assert "reports/validation.json" in shown.stdout

@@ -3,19 +3,19 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-COMMANDS = sorted(path.stem for path in (ROOT / "tasks").glob("*.py") if "__main__" in path.read_text())
+from tests.support.project import PROJECT
+
+COMMANDS = sorted(path.stem for path in (PROJECT / "tasks").glob("*.py") if "__main__" in path.read_text())
 HEAVY = {"torch", "pandas", "numpy", "mlflow", "great_expectations", "cv2", "pydantic"}
 
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT,
+        cwd=PROJECT,
         env=environment or None,
         capture_output=True,
         text=True,

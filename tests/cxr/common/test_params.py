@@ -8,14 +8,13 @@ from ruamel.yaml import YAML
 
 from cxr.common.errors import ParamsError
 from cxr.common.params import override, read_params
-
-ROOT = Path(__file__).parents[3]
+from tests.support.project import PROJECT
 
 
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     copy = tmp_path / "params.yaml"
-    copy.write_text((ROOT / "params.yaml").read_text())
+    copy.write_text((PROJECT / "params.yaml").read_text())
     return copy
 
 
@@ -66,7 +65,7 @@ def test_missing_file_and_broken_yaml_are_told_apart(tmp_path: Path) -> None:
         read_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("profile", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_fits_and_is_what_is_read_back(params: Path, profile: Path) -> None:
     values = YAML(typ="safe").load(profile)
     override(params, values)

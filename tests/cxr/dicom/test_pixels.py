@@ -25,8 +25,7 @@ from cxr.common.errors import ImageError
 from cxr.dicom.pixels import read_dicom_header
 from cxr.imaging.decode import decode_grey, is_image_file, read_header
 from tests.support.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_image, picture
-
-PROJECT = Path(__file__).parents[3]
+from tests.support.project import PROJECT
 
 
 def decoded(data: bytes, name: str = "image.dcm", max_pixels: int = 10**6) -> NDArray[np.uint8]:

@@ -4,14 +4,13 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cxr.imaging.decode import is_dicom
 from tests.support.hostile_files import claiming, hostile_file, nested_sequences, read, whole_files
+from tests.support.project import PROJECT
 
-ROOT = Path(__file__).parents[3]
 MEMORY_LIMIT_BYTES = 3 << 30  # of address space, of which Python and its libraries take two thirds
 INPUTS = 300
 
@@ -24,7 +23,7 @@ def in_a_process_of_its_own(*arguments: str) -> subprocess.CompletedProcess[str]
 
     return subprocess.run(
         [sys.executable, "-m", "tests.support.hostile_files", *arguments],
-        cwd=ROOT,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,

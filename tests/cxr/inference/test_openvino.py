@@ -20,7 +20,8 @@ from cxr.inference.openvino_export import Agreement, Judged, accept_runtime, agr
 from cxr.models.bundle import ModelSpec, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify, predict_with_features
-from tests.support.registry_project import PROJECT, spec
+from tests.support.project import PROJECT
+from tests.support.registry_project import spec
 
 WIDE, NONE = Agreement(0.05, 0.2, 0.2, 0.2), Agreement(0.0, 0.0, 0.0, 0.0)
 IMAGES = np.random.default_rng(3).integers(0, 255, (20, 64, 64), np.uint8)

@@ -16,10 +16,9 @@ from cxr.common.errors import PromotionHeldError, RegistryError
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.audit_log import Kind, Move
 from tests.support.prefect_servers import wait_for
+from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project
 from tests.support.servers import free_ports
-
-PROJECT = Path(__file__).parents[3]
 
 MOVE = """
 import os, sys, time

@@ -6,13 +6,12 @@ import pytest
 
 from cxr.common.errors import ParamsError
 from cxr.study.spec import read_study
+from tests.support.project import PROJECT
 from tests.support.study_runs import small_study
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_the_projects_own_study_is_one() -> None:
-    study = read_study(ROOT / "study.yaml")
+    study = read_study(PROJECT / "study.yaml")
     tags = [group.tag(row, seed) for group in study.groups for row in group.rows for seed in group.seeds_of(row)]
     assert len(set(tags)) == len(tags)
 

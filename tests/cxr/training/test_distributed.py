@@ -16,8 +16,8 @@ from cxr.models.factory import build
 from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, check_batch_norm
 from cxr.training.loop import Epoch, fit
+from tests.support.project import PROJECT
 
-ROOT = Path(__file__).parents[3]
 CLASSES = ("normal", "viral", "bacterial")
 IMAGES = 46
 TINY: dict[str, Any] = {
@@ -91,7 +91,7 @@ def images() -> TrainingData:
 
 
 def recipe(folder: Path, **changes: Any) -> TrainParams:
-    values = read_params(ROOT / "params.yaml").train.model_dump() | TINY | {"weights": str(folder / "start.pth")}
+    values = read_params(PROJECT / "params.yaml").train.model_dump() | TINY | {"weights": str(folder / "start.pth")}
     return TrainParams.model_validate(values | changes)
 
 
@@ -101,10 +101,10 @@ def train_in_two(folder: Path, die_after: int = 10**9) -> "subprocess.CompletedP
         "from cxr.common.cli import run_command\nfrom cxr.training.launcher import run_processes\n"
         f"run_command(lambda: run_processes('two_processes', [{str(folder)!r}, '{die_after}'], '--nproc-per-node 2'))"
     )
-    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent), str(folder.parent)))
+    path = os.pathsep.join((str(PROJECT), str(Path(__file__).parent), str(folder.parent)))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from cxr.models.forward import choose_device
 from cxr.training.data import TrainingData
 from cxr.training.loop import Epoch, Trained, choose_precision, fit
 from cxr.training.sampler import epoch_order
+from tests.support.project import PROJECT
 
-ROOT = Path(__file__).parents[3]
 CLASSES = ("normal", "viral", "bacterial")
 TINY: dict[str, Any] = {
     "weights": "none",
@@ -50,7 +50,7 @@ class Quiet:
 
 
 def recipe(**changes: Any) -> TrainParams:
-    values = read_params(ROOT / "params.yaml").train.model_dump() | TINY | changes
+    values = read_params(PROJECT / "params.yaml").train.model_dump() | TINY | changes
     return TrainParams.model_validate(values)
 
 
@@ -242,7 +242,7 @@ data = TrainingData(images, rows % 3, rows[:9], rows[9:], ("normal", "viral", "b
 recipe = SimpleNamespace(**{recipe(epochs=1).model_dump()!r})
 print(fit(data, recipe, checkpoints=Path({str(tmp_path)!r}), listener=Quiet()).best_epoch)
 """
-    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    answer = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert answer.stdout.strip() == "1", answer.stderr
 
 
