@@ -1,30 +1,25 @@
-"""The whole loop on a handful of the real images, where they are: `CXR_REAL_IMAGES`, or ../shared/data."""
+"""The whole loop on a handful of real images."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.clones import make_clone
-from tests.support.project import PROJECT
+from tests.support.real_data import RAW, needs_real_images
 
-IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", PROJECT.parent / "shared" / "data")) / "raw"
 IMAGES_PER_CLASS = 30
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (IMAGES / "chest_xray").is_dir(), reason="the real images are not here"),
-]
+pytestmark = [pytest.mark.slow, needs_real_images]
 
 
 def copy_some(target: Path) -> None:
-    """Copy a few images a class of the first set: data that are real, and few enough to train on in seconds."""
+    """Copy a few images of each class of the first set, few enough to train on in seconds."""
     for folder, pattern in (("NORMAL", "*IM-*"), ("PNEUMONIA", "person*_bacteria_*"), ("PNEUMONIA", "person*_virus_*")):
         part = Path("chest_xray") / "train" / folder
         (target / part).mkdir(parents=True, exist_ok=True)
-        for image in sorted((IMAGES / part).glob(pattern))[:IMAGES_PER_CLASS]:
+        for image in sorted((RAW / part).glob(pattern))[:IMAGES_PER_CLASS]:
             shutil.copy(image, target / part)
 
 

@@ -26,9 +26,9 @@ from tasks.ingest import _account, ingest
 from tests.support.dicom_images import SECRETS, dicom_image, picture
 from tests.support.project import PROJECT
 from tests.support.raw_folder import unpacked
+from tests.support.real_data import RAW, needs_real_images
 
 DEFAULTS = read_params(PROJECT / "params.yaml")
-REAL_IMAGES = Path(os.environ.get("CXR_REAL_IMAGES", PROJECT.parent / "shared" / "data")) / "raw"
 NORMAL, PNEUMONIA = "chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"
 COVID_NORMAL = "Covid19-dataset/train/Normal"
 
@@ -518,11 +518,11 @@ def test_the_command_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason="no real images here")
+@needs_real_images
 def test_a_handful_of_real_images_is_taken_in(tmp_path: Path) -> None:
     for folder, count in ((NORMAL, 5), (PNEUMONIA, 8), (COVID_NORMAL, 3), ("Covid19-dataset/test/Covid", 3)):
         (tmp_path / "sets" / folder).mkdir(parents=True)
-        for path in sorted((REAL_IMAGES / folder).iterdir())[:count]:
+        for path in sorted((RAW / folder).iterdir())[:count]:
             shutil.copy(path, tmp_path / "sets" / folder)
     ingest(settings_for(tmp_path / "sets"), paths_in(tmp_path))
     counts = json.loads((tmp_path / "raw" / "ingest.json").read_text())
