@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import time
-from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,7 +85,7 @@ class Tally:
     bad: int = 0
     bad_images: dict[str, str] = field(default_factory=dict)
     referred: int | None = None
-    classes: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, int] = field(default_factory=dict)  # no Counter: `asdict` breaks one
     seconds: float = 0.0
 
     def add(self, batch: ScoredBatch) -> None:
@@ -99,7 +98,7 @@ class Tally:
                     self.bad_images[row["path"]] = row["error"]
                 continue
             self.scored += 1
-            self.classes[row["predicted_class"]] += 1
+            self.classes[row["predicted_class"]] = self.classes.get(row["predicted_class"], 0) + 1
             if self.referred is not None:
                 self.referred += row["refer"]
 

@@ -137,6 +137,19 @@ def test_every_image_is_a_row_with_the_numbers_of_predict(
     assert told[1] == "Research software, not for clinical use."
 
 
+@pytest.mark.usefixtures("images")
+def test_the_tally_file_holds_what_the_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "images", "--tally", "tally.json")
+    first, rows = json.loads(Path("tally.json").read_text()), scores()
+    assert (first["found"], first["known"], first["scored"], first["bad"]) == (N_IMAGES + 1, 0, N_IMAGES, 1)
+    assert first["classes"] == rows["predicted_class"].value_counts().to_dict()
+    assert first["referred"] == rows["refer"].eq(True).sum()
+    assert list(first["bad_images"]) == ["broken.jpeg"]
+    assert first["images_per_second"] > 0
+    run(monkeypatch, "images", "--tally", "tally.json")
+    assert json.loads(Path("tally.json").read_text())["known"] == N_IMAGES + 1
+
+
 def test_a_part_says_which_model_and_code_made_it_and_measures_every_image(
     monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
