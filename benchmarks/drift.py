@@ -106,7 +106,7 @@ class Project:
     def _image(self, path: str, shift: Callable[[Pixels], Pixels]) -> Pixels:
         whole: Preprocessing = self.spec.preprocessing
         grey = decode_grey(
-            self.shards.read(path), name=path, max_pixels=whole.max_pixels, smallest_side_px=2 * whole.image_size_px
+            self.shards.read(path), name=path, max_pixels=whole.max_pixels, min_side_px=2 * whole.image_size_px
         )
         sized = prepare(grey, replace(whole, contrast="none"))
         return prepare(shift(sized), replace(whole, border_crop=0.0))

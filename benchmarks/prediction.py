@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.mlflow_served import served
-from cxr.common.cli import start_process
+from cxr.common.cli import configure_process
 from cxr.imaging.decode import is_image_file
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.prefetch import prepared_batches
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 32, 96])
     parser.add_argument("--no-server", action="store_true", help="leave MLflow's server out")
     given = parser.parse_args()
-    start_process()
+    configure_process()
     files = [file.resolve() for file in sorted(given.images.rglob("*")) if file.is_file() and is_image_file(file)]
     os.chdir(given.project)
     version = get_version("challenger")

@@ -39,7 +39,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     """Predict, calibrate, measure, and write evidence, report and metrics."""
     from cxr.audit.trust import headlines
     from cxr.common.files import write_json
-    from cxr.dataset.image_array import read_packed
+    from cxr.dataset.image_array import read_image_array
     from cxr.evaluation.predictions import predict
     from cxr.evaluation.reference_set import measure_reference
     from cxr.evaluation.summary import Settings, calibration_summary, summarize
@@ -47,7 +47,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
 
     _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
-    packed, records = read_packed(paths.images), _records(paths)
+    packed, records = read_image_array(paths.images), _records(paths)
     split = records["split"]
     _check_fit(read_spec(paths.model), packed, split)
     images = _images(paths, split)
@@ -196,7 +196,7 @@ def _write_evidence(
     """Write tables, figures, cards, reference and what was found; `content` holds the findings and the records."""
     import pandas as pd
 
-    from cxr.common.files import whole_folder, write_json
+    from cxr.common.files import atomic_folder, write_json
     from cxr.evaluation.summary import plot_tables
     from cxr.models.reference import REFERENCE_FILE, write_reference
     from cxr.reporting.cards import write_cards
@@ -204,7 +204,7 @@ def _write_evidence(
 
     predictions = pd.concat([validation.to_table("validation"), test.to_table("test")])
     tables = {"predictions": predictions, **plot_tables(test, bins=content["calibration"]["bins"])}
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
         for name in ("calibration", "trust", "audit"):
@@ -219,7 +219,7 @@ def _write_evidence(
 def _write_report(
     content: Mapping[str, Any], drawn: Mapping[str, str], galleries: Mapping[str, list[GalleryItem]], path: Path
 ) -> None:
-    from cxr.common.files import whole_file
+    from cxr.common.files import atomic_file
     from cxr.reporting.report import ReportContent, render_report
 
     digests = {
@@ -231,7 +231,7 @@ def _write_report(
     page = ReportContent(
         **content, figures=drawn, gallery=galleries["gallery"], errors=galleries["errors"], digests=digests
     )
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(render_report(page), encoding="utf-8")
 
 

@@ -34,11 +34,11 @@ def ingest(params: IngestParams, paths: Paths) -> None:
         SourceError: a source cannot be fetched or holds no images of its layout.
         DataError: kept + quarantined + duplicates is not the number of files that came in.
     """
-    from cxr.common.files import whole_folder
+    from cxr.common.files import atomic_folder
     from cxr.dataset.deduplicate import sort_out
 
     files = _all_files(params, paths)
-    with whole_folder(paths.raw) as raw:
+    with atomic_folder(paths.raw) as raw:
         taken, refused = _take_in(files, params)
         result = sort_out(
             taken, same_image=params.duplicate_correlation, near_duplicate=params.near_duplicate_correlation

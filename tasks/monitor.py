@@ -132,10 +132,10 @@ def _page(
 
 def _write(page: MonitorPage, paths: Paths) -> None:
     """Write the page, then the JSON: who finds the one finds the other."""
-    from cxr.common.files import whole_file, write_json
+    from cxr.common.files import atomic_file, write_json
     from cxr.monitoring.page import render_page, to_markdown
 
-    with whole_file(paths.monitor.with_suffix(".html")) as partial:
+    with atomic_file(paths.monitor.with_suffix(".html")) as partial:
         partial.write_text(render_page(page), encoding="utf-8")
     windows = [asdict(window) | {"alarm": window.alarm} for window in page.windows]
     said = asdict(page) | {"windows": windows, "headline": page.headline(), "markdown": to_markdown(page)}

@@ -198,9 +198,9 @@ def _prepared(classifier: Classifier, files: AnswerFiles, image: Image) -> Prepa
 
 def _bytes_of(path: Path, shown: str, max_pixels: int) -> bytes:
     """Return a whole file, never more of it than an image that may be read can have."""
-    from cxr.imaging.decode import bytes_at_most
+    from cxr.imaging.decode import max_file_bytes
 
-    limit = bytes_at_most(max_pixels)
+    limit = max_file_bytes(max_pixels)
     if path == STANDARD_INPUT:
         data = sys.stdin.buffer.read(limit + 1)
     else:

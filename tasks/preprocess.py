@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cxr.common.errors import DataError, ImageError
-from cxr.common.files import whole_folder
+from cxr.common.files import atomic_folder
 from cxr.common.params import Paths, PreprocessParams
 from cxr.dataset.image_array import write_index
 from cxr.dataset.manifest import read_manifest
@@ -50,7 +50,7 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
     images = manifest["path"].tolist()
     shards = Shards(paths.raw / "images")
     size = preprocessing.image_size_px
-    with whole_folder(paths.images) as folder:
+    with atomic_folder(paths.images) as folder:
         shape = (len(images), size, size)
         pixels = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
         failures = _fill(pixels, images, shards, preprocessing, params.workers or os.cpu_count() or 1)

@@ -115,10 +115,10 @@ def _require_unseen(version: Version, images: pd.DataFrame) -> None:
 
 def _prepared(spec: ModelSpec, images: pd.DataFrame, params: Params, scratch: Path) -> ImageArray:
     """Return the images as this model takes them: from data/images, or prepared again where that differs."""
-    from cxr.dataset.image_array import read_packed
+    from cxr.dataset.image_array import read_image_array
 
     if (params.paths.images / "preprocessing.json").is_file():
-        packed = read_packed(params.paths.images)
+        packed = read_image_array(params.paths.images)
         if packed.preprocessing == spec.preprocessing:
             return packed
     log.info("reevaluate: %d images are prepared again, as this model was trained on them", len(images))

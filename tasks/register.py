@@ -155,11 +155,11 @@ def _validation_images(spec: ModelSpec, paths: Paths) -> Judged:
     import numpy as np
     import pandas as pd
 
-    from cxr.dataset.image_array import read_packed
+    from cxr.dataset.image_array import read_image_array
     from cxr.inference.openvino_export import Judged
     from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
 
-    packed = read_packed(paths.images)
+    packed = read_image_array(paths.images)
     if packed.preprocessing != spec.preprocessing:
         raise DataError(
             f"{paths.images} is prepared in another way than the model was trained on; run `dvc repro train`"

@@ -42,7 +42,7 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
         ParamsError: study.yaml or params.yaml is not as it should be.
         RegistryError: the tracking store does not answer.
     """
-    from cxr.common.files import whole_file
+    from cxr.common.files import atomic_file
     from cxr.common.params import read_params
     from cxr.registry.tracked_runs import runs_with_tag_prefix
     from cxr.study.page import render_page
@@ -54,7 +54,7 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
     records = [record for run in runs_with_tag_prefix(TAG_PREFIX) if (record := _record(run)) is not None]
     groups = study_results(study, records, settings)
     page = render_page(study, groups, records, settings)
-    with whole_file(output) as partial:
+    with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
     _draw_learning_curve(groups, output.parent)
     rows = [row for group in groups for row in group.rows]
@@ -89,7 +89,7 @@ def _images(content: bytes | None) -> pd.DataFrame | None:
 
 
 def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
-    from cxr.common.files import whole_file
+    from cxr.common.files import atomic_file
     from cxr.reporting.figures import learning_curve, standing_alone
     from cxr.study.findings import LEARNING_CURVE, learning_curve_points
 
@@ -97,7 +97,7 @@ def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
         if result.group.name == "learning_curve" and (points := learning_curve_points(result)):
             which = "test" if result.group.tested else "validation"
             svg = learning_curve([(n, point.value, point.low, point.high) for n, point in points], images=which)
-            with whole_file(folder / LEARNING_CURVE) as partial:
+            with atomic_file(folder / LEARNING_CURVE) as partial:
                 partial.write_text(standing_alone(svg), encoding="utf-8")
 
 

@@ -40,7 +40,7 @@ def split(params: SplitParams, paths: Paths) -> None:
         DataError: an input is missing, or the images cannot be split as asked.
         GateError: what was written fails a check; `paths.split` does not exist then.
     """
-    from cxr.common.files import read_json, whole_folder, write_json
+    from cxr.common.files import atomic_folder, read_json, write_json
     from cxr.dataset.manifest import read_manifest
     from cxr.dataset.splits import assign
 
@@ -49,7 +49,7 @@ def split(params: SplitParams, paths: Paths) -> None:
     ingested = read_json(_existing(paths.raw / "ingest.json"))
     shutil.rmtree(paths.split, ignore_errors=True)  # an earlier split must not be taken for one that failed
     table = assign(manifest, near_duplicates, params)
-    with whole_folder(paths.split) as folder:
+    with atomic_folder(paths.split) as folder:
         table.to_csv(folder / "splits.csv", index=False)
         write_json(folder / "split.json", _summary(table, params, ingested))
         check_split(folder, manifest, near_duplicates, params)

@@ -59,12 +59,12 @@ def train(params: TrainParams, paths: Paths) -> None:
 
 
 def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
-    from cxr.common.files import read_json, whole_folder, write_json
-    from cxr.dataset.image_array import read_packed
+    from cxr.common.files import atomic_folder, read_json, write_json
+    from cxr.dataset.image_array import read_image_array
     from cxr.registry.lineage import lineage
     from cxr.registry.runs import training_run
 
-    packed, split, images = read_packed(paths.images), read_json(paths.split / "split.json"), _images(paths)
+    packed, split, images = read_image_array(paths.images), read_json(paths.split / "split.json"), _images(paths)
     data = _training_data(packed, images, tuple(split["classes"]))
     held_out = images[images["split"] == "validation"].drop(columns="split")
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
@@ -76,7 +76,7 @@ def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
         manifest = paths.raw / "manifest.parquet"
         run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
         members = _fit_members(data, params, checkpoints, run, group)
-        with whole_folder(paths.model) as folder:
+        with atomic_folder(paths.model) as folder:
             _write_bundle(members, params, packed, split, folder)
             _validation_table(folder, packed, held_out).to_csv(folder / "validation.csv", **_CSV)
             _curves(members).to_csv(folder / "curves.csv", **_CSV)
@@ -88,12 +88,12 @@ def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
 def _help(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     """Do another process's part of a training that the first one records; a machine's fit has no parts."""
     from cxr.common.files import read_json
-    from cxr.dataset.image_array import read_packed
+    from cxr.dataset.image_array import read_image_array
 
     if params.head == "svm":
         return
     classes = tuple(read_json(paths.split / "split.json")["classes"])
-    data = _training_data(read_packed(paths.images), _images(paths), classes)
+    data = _training_data(read_image_array(paths.images), _images(paths), classes)
     _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, group)
 
 
@@ -159,9 +159,9 @@ def _remembered_run(checkpoints: Path) -> str | None:
 
 
 def _remember_run(checkpoints: Path, run_id: str) -> None:
-    from cxr.common.files import whole_file
+    from cxr.common.files import atomic_file
 
-    with whole_file(checkpoints / "run_id") as partial:
+    with atomic_file(checkpoints / "run_id") as partial:
         partial.write_text(run_id, encoding="utf-8")
 
 

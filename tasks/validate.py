@@ -39,7 +39,7 @@ def validate(params: ValidateParams, paths: Paths) -> None:
         GateError: a check of severity "error" failed; neither of the two outputs exists then.
         ParamsError: `warn_only` names a check that does not exist.
     """
-    from cxr.common.files import whole_folder, write_json
+    from cxr.common.files import atomic_folder, write_json
     from tasks.quality.expectations import enforce
 
     failed_docs = paths.data_docs.with_name(f"{paths.data_docs.name}_failed")
@@ -47,7 +47,7 @@ def validate(params: ValidateParams, paths: Paths) -> None:
         shutil.rmtree(earlier, ignore_errors=True)
     paths.validation.unlink(missing_ok=True)
 
-    with whole_folder(failed_docs) as docs:
+    with atomic_folder(failed_docs) as docs:
         outcomes = _check(params, paths.raw, docs)
     enforce(
         outcomes,

@@ -21,7 +21,7 @@ from cxr.audit.verdict import verdict
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.bootstrap import headline_scores
 from cxr.evaluation.metrics import Floats
-from cxr.imaging.encode import jpeg_address
+from cxr.imaging.encode import jpeg_data_url
 from cxr.models.bundle import ModelSpec
 from cxr.models.factory import features
 from cxr.models.forward import BATCH_SIZE, classify, images_to_input
@@ -194,7 +194,7 @@ def _examples(
             "label": str(labels[row]),
             "source": str(test["source"].iloc[row]),
             "pictures": {
-                name: jpeg_address(view(images[row : row + 1], outlines.thorax[row : row + 1])[0])
+                name: jpeg_data_url(view(images[row : row + 1], outlines.thorax[row : row + 1])[0])
                 for name, view in VIEWS.items()
             },
         }

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from cxr.common.errors import SourceError
-from cxr.common.files import sha256_of, whole_folder
+from cxr.common.files import atomic_folder, sha256_of
 
 
 class DamagedArchiveError(SourceError):
@@ -41,7 +41,7 @@ def unpack(archive: Path, downloads: Path, *, sha256: str | None = None) -> Path
         )
     folder = downloads / f"unpacked-{digest[:16]}"
     if not folder.is_dir():
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             _unpack(archive, partial)
     return folder
 

@@ -26,7 +26,7 @@ _INTERRUPTED = "interrupted; run the same command again to continue"
 log = logging.getLogger("cxr")
 
 
-def start_process() -> None:
+def configure_process() -> None:
     """Set what every process of ours wants: no telemetry, plain log lines on standard error."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
@@ -35,7 +35,7 @@ def start_process() -> None:
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main`; turn its CxrError into one line on standard error, and its answer into the exit code."""
-    start_process()
+    configure_process()
     try:
         sys.exit(main() or 0)
     except CxrError as error:
@@ -69,7 +69,7 @@ def answer_help(parser: argparse.ArgumentParser) -> None:
     A task's module calls this between its light and its heavy imports, when it runs as a command; nothing else in it
     has to import lazily. An interrupt during those imports ends with one line, as in `run_command`.
     """
-    start_process()
+    configure_process()
     sys.excepthook = _end_quietly_when_interrupted
     parser.parse_args()
 

@@ -15,7 +15,7 @@ import urllib3
 from tqdm import tqdm
 
 from cxr.common.errors import SourceError
-from cxr.common.files import sha256_of, whole_file
+from cxr.common.files import atomic_file, sha256_of
 
 ATTEMPTS = 5
 _TIMEOUT_S = (10, 60)  # to connect, between two reads
@@ -69,7 +69,7 @@ def download(
 
 
 def _record(record: Path, target: Path, digest: str) -> None:
-    with whole_file(record) as partial:
+    with atomic_file(record) as partial:
         partial.write_text(f"{digest}  {target.name}\n", encoding="utf-8")
 
 
@@ -159,7 +159,7 @@ def _remember_version(partial: Path, url: str, response: requests.Response) -> N
     strong = "" if etag.startswith("W/") else etag  # If-Range takes no weak ones
     version = strong or response.headers.get("Last-Modified", "")
     partial.unlink(missing_ok=True)
-    with whole_file(_version_file(partial)) as written:
+    with atomic_file(_version_file(partial)) as written:
         written.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
 
 

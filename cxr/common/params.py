@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from cxr.common.classes import CLASSES, Label, Task
 from cxr.common.errors import ParamsError
-from cxr.common.files import whole_file
+from cxr.common.files import atomic_file
 
 ProjectPath = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -361,7 +361,7 @@ def override(path: Path, values: dict[str, Any]) -> None:
         ParamsError: a name is unknown or a value does not fit.
     """
     tree, _ = _overridden(path, values)
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         _yaml().dump(tree, file)
 
 

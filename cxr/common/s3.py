@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from cxr.common.errors import SourceError
-from cxr.common.files import read_json, whole_file, write_json
+from cxr.common.files import atomic_file, read_json, write_json
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -141,7 +141,7 @@ def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], fol
     wanted = [path for path in objects if held.get(path) != objects[path].etag or not (folder / path).is_file()]
 
     def bring(path: str) -> str:
-        with whole_file(folder / path) as partial:
+        with atomic_file(folder / path) as partial:
             client.download_file(bucket, objects[path].key, str(partial), Config=TransferConfig(use_threads=False))
         return path
 

@@ -47,7 +47,7 @@ def write_index(folder: Path, image_ids: Sequence[str], preprocessing: Preproces
     write_json(folder / "preprocessing.json", asdict(preprocessing))
 
 
-def read_packed(folder: Path) -> ImageArray:
+def read_image_array(folder: Path) -> ImageArray:
     """Open the packed images in `folder`; pixels stay on disk until they are used.
 
     Raises:

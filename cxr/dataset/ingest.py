@@ -17,7 +17,7 @@ from cxr.common.errors import ImageError, SourceError
 from cxr.dataset.inspect import Image, examine
 from cxr.dataset.labelled_folder import LABELLED, LABELS_FILE, LabelledFolder, read_labelled_folder
 from cxr.dataset.layouts import LAYOUTS, Layout, Placement, Refusal, files_of, find_set, nothing_found
-from cxr.imaging.decode import bytes_at_most
+from cxr.imaging.decode import max_file_bytes
 
 UNREADABLE = "unreadable"
 OUTWARD_LINK = "link out of the folder"
@@ -191,7 +191,7 @@ def _read(file: RawFile, max_pixels: int) -> bytes | Refusal:
         if not path.is_file():
             return Refusal(UNREADABLE, "not a plain file, or a link that leads nowhere")
         size = path.stat().st_size
-        if size > bytes_at_most(max_pixels):
+        if size > max_file_bytes(max_pixels):
             return Refusal("larger than the pixel limit", f"{size} bytes; an image of {max_pixels} pixels has fewer")
         return path.read_bytes()
     except OSError as error:

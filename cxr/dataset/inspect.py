@@ -48,7 +48,7 @@ def examine(data: bytes, *, name: str, max_pixels: int) -> Image | Refusal:
     """
     try:
         header = read_header(data, name=name, max_pixels=max_pixels)
-        grey = decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=_DECODED_SIDE_PX)
+        grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=_DECODED_SIDE_PX)
     except ImageError as error:
         return Refusal(error.reason, str(error))
     return _describe(data, grey, header)

@@ -46,7 +46,7 @@ def write_shards(
     """Pack images into `folder`, a thread a shard; yields how many images each finished shard took.
 
     Args:
-        folder: new; the caller makes it appear whole (see cxr.common.files.whole_folder).
+        folder: new; the caller makes it appear whole (see cxr.common.files.atomic_folder).
         sizes: path of each image -> bytes; decides the number of shards.
         read: returns an image's bytes; called from several threads.
         workers: threads.

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from cxr.common.archives import DamagedArchiveError, unpack
 from cxr.common.errors import SourceError
-from cxr.common.files import sha256_of, whole_folder
+from cxr.common.files import atomic_folder, sha256_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _sample(downloads: Path, sample: Sample) -> Path:
     generator = hashlib.sha256("".join(digests).encode()).hexdigest()
     folder = downloads / f"sample-{sample.patients_per_class}-{sample.seed}-{generator[:16]}"
     if not folder.is_dir():
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             cxr.dataset.synthetic.write_sample(partial, patients_per_class=sample.patients_per_class, seed=sample.seed)
     return folder
 

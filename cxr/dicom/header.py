@@ -162,7 +162,7 @@ def header_of(dataset: "Dataset", max_pixels: int) -> DicomHeader:
     )
 
 
-def shows_other_part(part: str) -> bool:
+def is_other_body_part(part: str) -> bool:
     """Say whether a body part, as a header names it, is another than the chest; one that is not named is none."""
     named = part.upper()
     return bool(named) and ("SPINE" in named or not any(chest in named for chest in _CHEST_WORDS))
@@ -185,7 +185,7 @@ def _refuse_other_objects(dataset: "Dataset") -> None:
 
 def _refuse_other_views(dataset: "Dataset") -> None:
     part = word(dataset, "BodyPartExamined") or meanings(dataset, "AnatomicRegionSequence")
-    if shows_other_part(part):
+    if is_other_body_part(part):
         raise UnfitError(
             "other body part", "shows another part of the body than the chest, its header says; leave it out"
         )

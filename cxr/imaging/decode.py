@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cxr.common.errors import ImageError
 from cxr.common.warning_filters import ignore_warnings_of
-from cxr.imaging.preprocess import Preprocessing, prepare, smallest_side
+from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -111,7 +111,7 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
     return header
 
 
-def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None) -> NDArray[np.uint8]:
+def decode_grey(data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None) -> NDArray[np.uint8]:
     """Decode an image to grey levels.
 
     Colour becomes luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit
@@ -121,7 +121,7 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
         data: the file's bytes.
         name: what errors call the file.
         max_pixels: refuse larger images before decoding.
-        smallest_side_px: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT
+        min_side_px: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT
             domain) as long as its shorter side stays at least this long.
 
     Returns:
@@ -133,11 +133,11 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, smallest_side_px: in
     if is_dicom(data):
         return _decode_dicom(data, name=name, max_pixels=max_pixels)
     header = read_header(data, name=name, max_pixels=max_pixels)
-    return _grey(data, name, header, _reduction(header, smallest_side_px))
+    return _grey(data, name, header, _reduction(header, min_side_px))
 
 
 def decode_with_colour(
-    data: bytes, *, name: str, max_pixels: int, smallest_side_px: int | None = None
+    data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Decode an image as decode_grey does, and where it has any colour, the same picture in colour.
 
@@ -153,7 +153,7 @@ def decode_with_colour(
     if is_dicom(data):
         return _decode_dicom(data, name=name, max_pixels=max_pixels), None
     header = read_header(data, name=name, max_pixels=max_pixels)
-    reduction = _reduction(header, smallest_side_px)
+    reduction = _reduction(header, min_side_px)
     if header.mode in {"L", "L16"}:
         return _grey(data, name, header, reduction), None
     colour = _pixels(data, name, _COLOUR[reduction])
@@ -173,7 +173,7 @@ def read_image(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
 def image_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
     """Decode and prepare one image; (image_size_px, image_size_px) uint8. Raises ImageError."""
     grey = decode_grey(
-        data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
+        data, name=name, max_pixels=preprocessing.max_pixels, min_side_px=min_decoded_side_px(preprocessing)
     )
     return prepare(grey, preprocessing)
 
@@ -248,12 +248,12 @@ def _decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint
     return decode_dicom(data, name=name, max_pixels=max_pixels)
 
 
-def _reduction(header: Header, smallest_side_px: int | None) -> int:
+def _reduction(header: Header, min_side_px: int | None) -> int:
     """Return by what a JPEG may be reduced; 1 for all else."""
-    if smallest_side_px is None or header.format != "JPEG":
+    if min_side_px is None or header.format != "JPEG":
         return 1
     shorter = min(header.width, header.height)
-    return next((factor for factor in _GREY if shorter // factor >= smallest_side_px), 1)
+    return next((factor for factor in _GREY if shorter // factor >= min_side_px), 1)
 
 
 def _grey(data: bytes, name: str, header: Header, reduction: int) -> NDArray[np.uint8]:
@@ -283,6 +283,6 @@ def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
 _BYTES_PER_PIXEL_AT_MOST = 8  # 16-bit RGBA, not compressed
 
 
-def bytes_at_most(max_pixels: int) -> int:
+def max_file_bytes(max_pixels: int) -> int:
     """Return the size beyond which a file cannot be an image of at most `max_pixels`, metadata included."""
     return max_pixels * _BYTES_PER_PIXEL_AT_MOST + (1 << 20)

@@ -48,7 +48,7 @@ def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
     return sized
 
 
-def smallest_side(preprocessing: Preprocessing) -> int:
+def min_decoded_side_px(preprocessing: Preprocessing) -> int:
     """Return how long the shorter side of a decoded image has to be, in pixels, for nothing to be lost."""
     return math.ceil(preprocessing.image_size_px / (1 - 2 * preprocessing.border_crop))
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import bytes_at_most
+from cxr.imaging.decode import max_file_bytes
 from cxr.inference.classifier import Answer, Classifier
 from cxr.inference.image_source import ImageFile, Location
 from cxr.inference.prefetch import prepared_batches
@@ -71,7 +71,7 @@ def score_images(
 
 
 def _prepare(location: Location, classifier: Classifier, scored: Scored, image: ImageFile) -> _Prepared:
-    limit = bytes_at_most(classifier.spec.preprocessing.max_pixels)
+    limit = max_file_bytes(classifier.spec.preprocessing.max_pixels)
     if image.size_bytes > limit:  # not even read: it would be in memory as a whole
         return _Prepared(
             image, error=f"{image.path} has {image.size_bytes} bytes, an image that may be read {limit} at most"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
 from cxr.imaging.decode import decode_with_colour
-from cxr.imaging.preprocess import Preprocessing, prepare, smallest_side
+from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
 
 NOT_A_CHEST_XRAY = "not a chest X-ray"
 
@@ -42,7 +42,7 @@ def read_chest_xray(data: bytes, preprocessing: Preprocessing, *, name: str) -> 
         ImageError: cannot be read; or with the reason "colour" or NOT_A_CHEST_XRAY.
     """
     grey, colour = decode_with_colour(
-        data, name=name, max_pixels=preprocessing.max_pixels, smallest_side_px=smallest_side(preprocessing)
+        data, name=name, max_pixels=preprocessing.max_pixels, min_side_px=min_decoded_side_px(preprocessing)
     )
     refuse_colour(colour, name=name)
     refuse_flat(grey, name=name)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ParamsError
-from cxr.common.files import whole_file
+from cxr.common.files import atomic_file
 from cxr.inference.classifier import Answer, Classifier
 
 _OVERLAY_SIDE_PX = 448  # at least: the model's own pixels are too few to look at
@@ -82,7 +82,7 @@ def _png(picture: NDArray[np.uint8]) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             partial.write_bytes(data)
     except OSError as error:
         raise ParamsError(f"{path} cannot be written: {error.strerror or error}; name another folder") from error

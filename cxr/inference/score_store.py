@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr.common.errors import DataError
-from cxr.common.files import whole_file
+from cxr.common.files import atomic_file
 from cxr.inference.image_source import ImageFile
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class PartWriter:
     def _write(self) -> Path:
         self._written += 1
         path = self._folder / f"{self._name}-{self._written:05d}.parquet"
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(self._rows, self._schema), partial, compression="zstd")
         self._rows = []
         return path

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from cxr.common.errors import WeightsError
-from cxr.common.files import sha256_of, whole_file
+from cxr.common.files import atomic_file, sha256_of
 
 REFERENCE_FILE = "reference.safetensors"
 MEASURES = (
@@ -234,7 +234,7 @@ def write_reference(path: Path, reference: Reference) -> str:
     } | ({} if reference.outside is None else {"outside": reference.outside})
     described = {"classes": reference.classes, "measures": MEASURES, "residual": reference.space.residual}
     # One key: the order of several in the file is not fixed.
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, partial, metadata={"reference": json.dumps({"format": _FORMAT} | described)})
     return sha256_of(path)

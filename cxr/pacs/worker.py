@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
 from cxr.common.files import read_json, write_json
-from cxr.dicom.header import MODALITIES, shows_other_part
+from cxr.dicom.header import MODALITIES, is_other_body_part
 from cxr.inference.dicom_sr import Author, answer_uid, answers_uid, secondary_capture, structured_report
 from cxr.models.forward import BATCH_SIZE
 from cxr.models.grad_cam import overlay
@@ -150,7 +150,7 @@ class Link:
             if line.kind != "NewInstance":
                 continue
             found = self.orthanc.instance(line.resource)
-            if found and found.modality in MODALITIES and not shows_other_part(found.body_part):
+            if found and found.modality in MODALITIES and not is_other_body_part(found.body_part):
                 images.append(_Image(line, found.sop_uid))
             else:
                 self.tally.passed += 1

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import cxr
 from cxr.common.errors import RegistryError, WeightsError
-from cxr.common.files import sha256_of, whole_folder
+from cxr.common.files import atomic_folder, sha256_of
 from cxr.registry import tracking_store
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
     folder = (cache or tracking_store.mlruns_folder() / "cache") / f"version-{version.number}-{version.run_id[:8]}"
     if folder.is_dir() and not _wrong_files(folder, version):
         return folder
-    with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
+    with atomic_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
         fetched = _download_bundle(version, Path(scratch))
         _check_fetched(fetched, version)
         for name in _files_of(version).values():  # and no other: nobody vouches for what a killed command left

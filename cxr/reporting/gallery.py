@@ -11,7 +11,7 @@ from torch import nn
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.metrics import Floats, Ints
 from cxr.evaluation.predictions import Predictions
-from cxr.imaging.encode import JPEG_QUALITY, jpeg_address
+from cxr.imaging.encode import JPEG_QUALITY, jpeg_data_url
 from cxr.models.bundle import ModelSpec
 from cxr.models.grad_cam import grad_cam_of_images, overlay
 from cxr.reporting.report import GalleryItem
@@ -38,8 +38,8 @@ def make_gallery(
     heat = grad_cam_of_images(model, images, predicted, mean=spec.mean, std=spec.std)
     return [
         GalleryItem(
-            image=jpeg_address(images[i]),
-            overlay=jpeg_address(overlay(images[i], heat[i])),
+            image=jpeg_data_url(images[i]),
+            overlay=jpeg_data_url(overlay(images[i], heat[i])),
             actual=spec.classes[chosen.labels[i]],
             predicted=spec.classes[predicted[i]],
             probability=float(chosen.calibrated[i].max()),

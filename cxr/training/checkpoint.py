@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cxr.common.errors import TrainingError
-from cxr.common.files import whole_file
+from cxr.common.files import atomic_file
 
 
 class Resumable(Protocol):
@@ -66,5 +66,5 @@ def load_checkpoint(run: Resumable, folder: Path, epoch_type: Callable[..., Any]
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         torch.save(content, partial)

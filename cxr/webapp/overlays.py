@@ -26,7 +26,7 @@ def image_layer(data: bytes, *, name: str, max_pixels: int) -> tuple[str, tuple[
     Raises:
         ImageError: see cxr.imaging.decode.decode_grey.
     """
-    grey = decode_grey(data, name=name, max_pixels=max_pixels, smallest_side_px=IMAGE_SIDE_PX)
+    grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=IMAGE_SIDE_PX)
     shown = _at_most(grey, IMAGE_SIDE_PX)
     encoded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     return _data_url("image/jpeg", encoded), (shown.shape[0], shown.shape[1])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cxr.common.cli import start_process
+from cxr.common.cli import configure_process
 from cxr.dataset.synthetic import KERMANY_LOOK
 from cxr.dataset.synthetic_image import draw_anatomy, draw_finding, draw_image
 from cxr.inference.classifier import Answer, Classifier, load_classifier
@@ -100,7 +100,7 @@ class StoppedOrthanc(Orthanc):
 def main() -> int:
     """Follow the feed with overlays until the moment comes; return how many processes were killed."""
     url, place, moment, times = sys.argv[1:]
-    start_process()
+    configure_process()
     for slow in ("highdicom.sc", "highdicom.sr"):
         import_module(slow)  # once, not in each child
     killed = 0

@@ -13,7 +13,7 @@ import pytest
 
 from cxr.common.errors import DataError
 from cxr.common.params import Paths, PreprocessParams, override, read_params
-from cxr.dataset.image_array import read_packed
+from cxr.dataset.image_array import read_image_array
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.imaging.decode import image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
@@ -54,7 +54,7 @@ def test_each_row_is_its_image_prepared(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     manifest = write_images(paths.raw)
     preprocess(PARAMS, paths)
-    packed = read_packed(paths.images)
+    packed = read_image_array(paths.images)
     assert packed.image_ids == manifest["image_id"].tolist()
     expected = Preprocessing(48, "stretch", "clahe", 2.0, 4, 10**6, border_crop=0.1)
     assert packed.preprocessing == expected
@@ -115,6 +115,6 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_array(tmp_path: Path)
     assert started.wait() == -signal.SIGKILL
     assert not paths.images.exists()
     subprocess.run(command, cwd=PROJECT, check=True, stderr=subprocess.DEVNULL)
-    again = read_packed(paths.images).images
+    again = read_image_array(paths.images).images
     preprocess(read_params(params_file).preprocess, paths)
-    assert np.array_equal(again, read_packed(paths.images).images)
+    assert np.array_equal(again, read_image_array(paths.images).images)

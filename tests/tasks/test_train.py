@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from cxr.common.files import write_json
 from cxr.common.params import Paths, override, read_params
-from cxr.dataset.image_array import read_packed, write_index
+from cxr.dataset.image_array import read_image_array, write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import read_bundle
@@ -146,7 +146,7 @@ def test_a_ensemble_averages_networks_of_different_seeds_and_is_what_is_validate
     first, second = (dict(member.named_parameters()) for member in model.get_submodule("members").children())
     assert any(not first[name].equal(second[name]) for name in first)
     table = pd.read_csv(trained(params) / "validation.csv")
-    packed = read_packed(read_params(params).paths.images)
+    packed = read_image_array(read_params(params).paths.images)
     images = packed.images[packed.rows(table["image_id"].tolist())]
     answers = softmax_with_temperature(predict_logits(model, images, mean=spec.mean, std=spec.std), 1.0)
     assert table[["p_normal", "p_viral", "p_bacterial"]].to_numpy() == pytest.approx(answers, abs=1e-6)

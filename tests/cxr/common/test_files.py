@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cxr.common.files import read_json, sha256_of, whole_file, whole_folder, write_json
+from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole_file(path) as partial:
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
         partial.write_text("half")
         raise RuntimeError
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
@@ -19,13 +19,13 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_folder_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         (partial / "one").write_text("1")
-    with pytest.raises(RuntimeError), whole_folder(folder) as partial:
+    with pytest.raises(RuntimeError), atomic_folder(folder) as partial:
         (partial / "two").write_text("2")
         raise RuntimeError
     assert [file.name for file in folder.iterdir()] == ["one"]
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         (partial / "three").write_text("3")
     assert [file.name for file in folder.iterdir()] == ["three"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -34,7 +34,7 @@ def test_folder_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path) -> No
 def test_remains_of_a_killed_run_do_not_get_into_the_folder(tmp_path: Path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "stale").touch()
-    with whole_folder(tmp_path / "out") as partial:
+    with atomic_folder(tmp_path / "out") as partial:
         (partial / "fresh").touch()
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["fresh"]
 

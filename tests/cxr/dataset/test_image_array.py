@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxr.common.errors import DataError
-from cxr.dataset.image_array import read_packed, write_index
+from cxr.dataset.image_array import read_image_array, write_index
 from cxr.imaging.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(4, "stretch", "none", 2.0, 8, 100)
@@ -19,7 +19,7 @@ def pack(folder: Path, ids: list[str], count: int) -> None:
 
 def test_rows_follow_the_ids_asked_for(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b", "c"], 3)
-    packed = read_packed(tmp_path)
+    packed = read_image_array(tmp_path)
     assert packed.rows(["c", "a"]).tolist() == [2, 0]
     assert packed.preprocessing == PREPROCESSING
     assert isinstance(packed.images, np.memmap)
@@ -28,7 +28,7 @@ def test_rows_follow_the_ids_asked_for(tmp_path: Path) -> None:
 def test_unknown_id_is_named(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b", "c"], 3)
     with pytest.raises(DataError) as caught:
-        read_packed(tmp_path).rows(["a", "x"])
+        read_image_array(tmp_path).rows(["a", "x"])
     assert str(caught.value) == (
         "1 images of the split are not among the packed images, the first is x; run `dvc repro preprocess`"
     )
@@ -37,9 +37,9 @@ def test_unknown_id_is_named(tmp_path: Path) -> None:
 def test_array_and_index_of_different_length_are_refused(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b"], 3)
     with pytest.raises(DataError, match=r"holds 3 images and an index of 2; run `dvc repro -f preprocess`"):
-        read_packed(tmp_path)
+        read_image_array(tmp_path)
 
 
 def test_missing_array_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"images\.npy is missing; run `dvc repro preprocess`"):
-        read_packed(tmp_path)
+        read_image_array(tmp_path)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from cxr.dataset.inspect import Image, examine
 from cxr.dataset.layouts import Refusal
-from cxr.imaging.decode import bytes_at_most
+from cxr.imaging.decode import max_file_bytes
 
 
 def encoded(grey: NDArray[np.generic], suffix: str = ".jpeg") -> bytes:
@@ -90,4 +90,4 @@ def test_bytes_behind_the_end_of_a_jpeg_do_no_harm() -> None:
 
 
 def test_an_uncompressed_image_at_the_pixel_limit_is_below_the_byte_limit() -> None:
-    assert bytes_at_most(64 * 64) > len(encoded(np.zeros((64, 64, 4), np.uint16), ".tiff"))
+    assert max_file_bytes(64 * 64) > len(encoded(np.zeros((64, 64, 4), np.uint16), ".tiff"))

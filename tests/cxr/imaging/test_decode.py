@@ -59,7 +59,7 @@ def test_exif_rotation_is_applied() -> None:
 
 def test_jpeg_decoded_at_reduced_scale_keeps_the_picture() -> None:
     data = encoded(gradient(1200, 1600), ".jpg")
-    reduced = decode_grey(data, name="a.jpg", max_pixels=10**7, smallest_side_px=224)
+    reduced = decode_grey(data, name="a.jpg", max_pixels=10**7, min_side_px=224)
     whole = decode_grey(data, name="a.jpg", max_pixels=10**7)
     assert reduced.shape == (300, 400)
     difference = prepare(reduced, PLAIN).astype(int) - prepare(whole, PLAIN)

@@ -78,8 +78,8 @@ def test_a_grey_picture_in_a_colour_file_gives_the_levels_of_the_grey_decoder(
     written = io.BytesIO()
     Image.fromarray(as_rgb(image())).convert(mode).save(written, kind, **options)
     data = written.getvalue()
-    grey, _ = decode_with_colour(data, name="image", max_pixels=10**7, smallest_side_px=smallest)
-    assert np.array_equal(grey, decode_grey(data, name="image", max_pixels=10**7, smallest_side_px=smallest))
+    grey, _ = decode_with_colour(data, name="image", max_pixels=10**7, min_side_px=smallest)
+    assert np.array_equal(grey, decode_grey(data, name="image", max_pixels=10**7, min_side_px=smallest))
 
 
 def test_a_image_that_is_tinted_or_marked_in_one_colour_is_read() -> None:

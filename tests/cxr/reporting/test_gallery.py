@@ -5,7 +5,7 @@ import base64
 import cv2
 import numpy as np
 
-from cxr.imaging.encode import jpeg_address
+from cxr.imaging.encode import jpeg_data_url
 from cxr.reporting.gallery import Pick, contact_sheet, pick_images, pick_most_confident_errors
 from cxr.reporting.report import GalleryItem
 
@@ -45,7 +45,7 @@ def test_the_most_confident_errors_come_from_all_classes_the_surest_first() -> N
 def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
     picture = np.zeros((16, 16, 3), np.uint8)
     picture[..., 0] = 200  # red in RGB
-    data = base64.b64decode(jpeg_address(picture).removeprefix("data:image/jpeg;base64,"))
+    data = base64.b64decode(jpeg_data_url(picture).removeprefix("data:image/jpeg;base64,"))
     read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(read.astype(int) - picture).max() < 8
 
@@ -53,7 +53,7 @@ def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
 def test_a_sheet_shows_each_image_beside_its_heat_three_in_a_row() -> None:
     def item(grey: int) -> GalleryItem:
         image, heat = np.full((40, 60), grey, np.uint8), np.full((40, 60, 3), (grey, 0, 0), np.uint8)
-        return GalleryItem(jpeg_address(image), jpeg_address(heat), "viral", "normal", 0.75, False, "one")
+        return GalleryItem(jpeg_data_url(image), jpeg_data_url(heat), "viral", "normal", 0.75, False, "one")
 
     greys = (50, 100, 150, 200)
     sheet = cv2.imdecode(np.frombuffer(contact_sheet([item(grey) for grey in greys]), np.uint8), cv2.IMREAD_COLOR)
