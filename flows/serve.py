@@ -159,7 +159,7 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
         prefect_command("deploy", "--all")
         parts.start(_worker(prefect, logs, order))
         addresses = {"prefect": f"{prefect}/api", "mlflow": mlflow if own_mlflow else None, "pid": os.getpid()}
-        with _told(root / STATE / "serve.json", addresses):
+        with _announced(root / STATE, addresses):
             print(_ready(prefect, mlflow if own_mlflow else "as MLFLOW_TRACKING_URI says"), flush=True)
             parts.watch()
     finally:
@@ -252,13 +252,19 @@ def _last_words(log: Path) -> str:
 
 
 @contextmanager
-def _told(path: Path, addresses: dict[str, Any]) -> Iterator[None]:
-    """Keep the addresses where `make doctor` looks, for as long as they hold."""
-    write_json(path, addresses)
+def _announced(state: Path, addresses: dict[str, Any]) -> Iterator[None]:
+    """Lead `make doctor` and Prefect's clients in this checkout to the servers, for as long as these run.
+
+    `serve.json` is for the doctor, `profiles.toml` is Prefect's own: `prefect deployment ls` needs no address.
+    """
+    profile = f'active = "served"\n\n[profiles.served]\nPREFECT_API_URL = "{addresses["prefect"]}"\n'
+    write_json(state / "serve.json", addresses)
+    (state / "profiles.toml").write_text(profile)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        for name in ("serve.json", "profiles.toml"):
+            (state / name).unlink(missing_ok=True)
 
 
 def _ready(prefect: str, mlflow: str) -> str:
@@ -268,7 +274,7 @@ Prefect  {prefect}
 MLflow   {mlflow}
 
 Start a run, from another terminal:
-  PREFECT_API_URL={prefect}/api .venv/bin/prefect deployment run rebuild/weekly --watch
+  ./run prefect deployment run rebuild/weekly --watch
 Check everything: make doctor          Logs: {STATE}/logs
 Ctrl-C stops all of it."""
 

@@ -1,14 +1,38 @@
 #!/usr/bin/env bash
-# Build .venv from uv.lock, nothing else: needs python3 of 3.11 or newer; takes uv from PATH or makes a private one.
-# Does nothing when .venv already stands for the lock file as it is.
+# Build .venv from uv.lock, and write .env: where MLflow and Prefect keep what this project records.
+# Needs python3 of 3.11 or newer; takes uv from PATH or makes a private one. Does nothing when both are up to date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 UV_VERSION=0.13.9
 OLDEST_PYTHON="3, 11"
 
+# Prefect reads .env by itself, MLflow with `mlflow --env-file .env`, ./run and infra/environment.sh for every command.
+write_env() {
+    local first="# The stores of $PWD, for ./run and for Prefect. Yours to edit: a team's addresses go here (infra/README.md)."
+    if [ -f .env ]; then
+        local before
+        before=$(sed -n '1s/^# The stores of \(.*\), for \.\/run and.*/\1/p' .env)
+        if [ -z "$before" ] || [ "$before" = "$PWD" ]; then
+            return
+        fi
+        local text
+        text=$(<.env) # the folder was moved or copied
+        printf '%s\n' "${text//"$before"/"$PWD"}" >.env
+        return
+    fi
+    cat >.env <<END
+$first
+PREFECT_HOME=$PWD/.prefect
+PREFECT_PROFILES_PATH=$PWD/.prefect/profiles.toml
+CXR_MLRUNS=$PWD/mlruns
+MLFLOW_TRACKING_URI=sqlite:///$PWD/mlruns/mlflow.db
+END
+}
+write_env
+
 stamp=.venv/.built-from
-wanted=$(cat uv.lock pyproject.toml | sha256sum | cut -d' ' -f1)
+wanted=$(sha256sum <uv.lock | cut -d' ' -f1) # it holds what pyproject.toml asks for, too
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi

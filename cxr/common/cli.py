@@ -96,7 +96,7 @@ def command_parser(module: Any) -> argparse.ArgumentParser:
         raise ParamsError("a command needs a module docstring for its help text")
     name = module.__spec__.name if module.__spec__ else module.__name__
     return argparse.ArgumentParser(
-        prog=f"python -m {name}",
+        prog=f"./run {name.removeprefix('tasks.')}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -63,7 +63,14 @@ def public_uri() -> str:
 
     The local store is always `sqlite:///mlruns/mlflow.db`, so that a receipt is the same on every machine.
     """
-    return without_credentials(os.environ.get(STORE_VARIABLE) or "sqlite:///mlruns/mlflow.db")
+    uri = tracking_uri()
+    return "sqlite:///mlruns/mlflow.db" if _is_local(uri) else without_credentials(uri)
+
+
+def _is_local(uri: str) -> bool:
+    """Say whether an address is that of the local store, however it is written."""
+    local = (mlruns_folder() / "mlflow.db").resolve()
+    return uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).resolve() == local
 
 
 def without_credentials(uri: str) -> str:

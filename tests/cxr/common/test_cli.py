@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
 def test_help_says_what_the_command_does_and_loads_nothing_heavy(name: str) -> None:
     answer = run("-X", "importtime", "-m", f"tasks.{name}", "--help")
     assert answer.returncode == 0
-    assert answer.stdout.startswith(f"usage: python -m tasks.{name}")
+    assert answer.stdout.startswith(f"usage: ./run {name}")
     loaded = {line.rsplit("|", 1)[-1].strip() for line in answer.stderr.splitlines()}
     assert not loaded & HEAVY
 
