@@ -8,7 +8,7 @@ where it does, the run waits for an answer on its page in Prefect: yes or no, wh
 record of champions. A rejection is not asked about. Without an answer in time the run fails and nothing was changed.
 
 A champion that was measured on other test images is measured on the present ones first. Ends as `Promoted`, `Champion
-already`, `Refused` (by the gate), `Declined` (by a person) or `Held` (another promotion came first).
+already`, `Rejected` (by the gate), `Declined` (by a person) or `Held` (another promotion came first).
 """
 
 import json
@@ -65,7 +65,7 @@ def promote(
     if verdict["decision"] == "CHAMPION":
         return Completed(name="Champion already", message=f"version {verdict['version']}")
     if verdict["decision"] == "REJECT":
-        return Completed(name="Refused", message=_reasons(verdict, "failed"))
+        return Completed(name="Rejected", message=_reasons(verdict, "failed"))
     arguments = [f"--version={verdict['version']}"]
     if verdict["decision"] == "HOLD" or ask:
         answer = _ask(verdict, int(answer_within_hours * 3600))

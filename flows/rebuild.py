@@ -7,7 +7,7 @@
 DVC decides what has to run; a stage that is up to date ends as `Cached`. Parameters set for one run leave the
 checkout as it is: the run has a git worktree of its own in .runs/<run>, over the same cache and tracking store.
 A refused promotion is an answer, not a failure, and so is one that waits for a person: the flow ends well, its
-task `promote` in the state `Refused` or `Held`. After a day a run is taken to hang and is stopped.
+task `promote` in the state `Rejected` or `Held`. After a day a run is taken to hang and is stopped.
 """
 
 import sys

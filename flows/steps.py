@@ -11,7 +11,7 @@ from cxr.common.errors import PromotionHeldError, PromotionRefusedError
 from flows.stages import child_environment, last_words
 from flows.supervised import run_supervised
 
-VERDICTS = {0: "Promoted", PromotionRefusedError.exit_code: "Refused", PromotionHeldError.exit_code: "Held"}
+VERDICTS = {0: "Promoted", PromotionRefusedError.exit_code: "Rejected", PromotionHeldError.exit_code: "Held"}
 """Exit code of `tasks.promote` -> the state of whoever asked it: all three are answers, none is a failure."""
 
 

@@ -69,7 +69,7 @@ def test_the_gate_decides_alone_where_it_can() -> None:
     write_model(seed=2, wrong=5, of_class="viral")
     register()
     state = promote(ask=True, return_state=True)  # nobody is asked about what was refused
-    assert state.name == "Refused"
+    assert state.name == "Rejected"
     assert "recall of viral against the champion: 0.500" in str(state.message)
     assert versions.get_version("champion").number == "1"
 

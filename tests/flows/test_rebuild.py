@@ -66,9 +66,9 @@ def test_a_second_run_executes_nothing_and_a_refusal_is_an_answer_with_its_reaso
     (tiny / "refuse").touch()
     state = rebuild(return_state=True)
     cached = dict.fromkeys(["ingest", "train", "evaluate"], "Cached")
-    assert task_runs_of(run_of(state)) == {**cached, "promote": "Refused"}
+    assert task_runs_of(run_of(state)) == {**cached, "promote": "Rejected"}
     assert state.is_completed()
-    assert state.result().verdict == "Refused"
+    assert state.result().verdict == "Rejected"
     assert "0.75 is below 0.8" in artifacts_of(run_of(state))["promotion"]
 
 
@@ -140,7 +140,7 @@ def test_the_command_line_prints_one_line_a_stage_and_the_gates_exit_code(tiny: 
         ["ingest", "Completed"],
         ["train", "Completed"],
         ["evaluate", "Completed"],
-        ["promote", "Refused"],
+        ["promote", "Rejected"],
     ]
     assert lines[4] == ["report", str(tiny / "reports" / "report.html")]
 
