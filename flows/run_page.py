@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from cxr.common.files import read_json
+from cxr.common.notices import notice
 from cxr.common.params import Paths
 from cxr.registry.tracking_store import STORE_VARIABLE, is_server, without_credentials
 from flows.serve import MLFLOW_PAGE_VARIABLE
@@ -58,8 +59,7 @@ def metrics_table(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None
             other = _flat(champion).get(name)
             line += " | |" if other is None else f" {other:.3f} | {value - other:+.3f} |"
         lines.append(line)
-    title = "Synthetic sample, not a measurement of anything clinical\n\n" if metrics.get("synthetic") else ""
-    return title + "\n".join(lines)
+    return f"{notice(synthetic=bool(metrics.get('synthetic')))}\n\n" + "\n".join(lines)
 
 
 def mlflow_links(registration: Path) -> dict[str, str]:

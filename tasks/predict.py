@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import ImageError, ParamsError
-from cxr.common.notices import NOT_CLINICAL
+from cxr.common.notices import notice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +121,7 @@ def predict(
             bar.write(told.to_json(version.number) if as_json else _row(told, spec, width))
             bar.update()
     if not as_json:
-        print(NOT_CLINICAL)
+        print(notice(synthetic=spec.synthetic))
     if failed:
         raise ImageError(
             f"{failed} of {len(images)} files could not be read; the lines above say why", reason="not an image"
@@ -230,8 +230,6 @@ def _title(classifier: Classifier) -> str:
     said = f"chest-xray-pneumonia, version {classifier.number}"
     if classifier.runtime:
         said += f", {classifier.engine}"
-    if classifier.spec.synthetic:
-        said += ", trained on synthetic images: its answers say nothing about patients"
     return said
 
 

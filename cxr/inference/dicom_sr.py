@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.dicom.tags import UnfitError, read_dicom, refusing, text
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from cxr.inference.classifier import Answer
     from cxr.models.bundle import ModelSpec
 
-NOT_CLINICAL = "Research use only. Not for diagnosis."
-SYNTHETIC = "This model was trained on synthetic images: its answers say nothing about patients."
 MODEL = "chest-xray-pneumonia"
 """What `cxr.registry.versions.MODEL` says, which tests compare; a report needs no registry."""
 
@@ -241,7 +240,7 @@ def _summary(answer: "Answer", author: Author) -> str:
 
 def _cautions(answer: "Answer", author: Author) -> list[str]:
     warning = [answer.warning if answer.warning.endswith(".") else f"{answer.warning}."] if answer.warning else []
-    return [*warning, *([SYNTHETIC] if author.synthetic else []), NOT_CLINICAL]
+    return [*warning, notice(synthetic=author.synthetic)]
 
 
 def _meaning(label: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cxr.common.notices import NOT_CLINICAL
 from cxr.monitoring.drift import FAILED, SIGNALS, Window
 
 _WORDS = {
@@ -76,7 +77,9 @@ def render_page(page: MonitorPage) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template("monitor.html.j2").render(page=page, signals=(*SIGNALS, FAILED))
+    return environment.get_template("monitor.html.j2").render(
+        page=page, signals=(*SIGNALS, FAILED), not_clinical=NOT_CLINICAL
+    )
 
 
 def to_markdown(page: MonitorPage) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cxr.common.notices import NOT_CLINICAL
-from cxr.reporting.report import PROTOCOLS, SYNTHETIC
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
+from cxr.reporting.report import PROTOCOLS
 
 MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
 
@@ -98,7 +98,7 @@ def write_cards(
         "trust": trust,
         "protocol": PROTOCOLS[metrics["protocol"]],
         "not_clinical": NOT_CLINICAL,
-        "synthetic_sentence": SYNTHETIC,
+        "synthetic_notice": SYNTHETIC,
         "sources": {name: _public_set(name, ingest) for name in ingest["sources"]},
     }
     environment = _environment()

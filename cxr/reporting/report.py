@@ -10,9 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cxr.common.notices import NOT_CLINICAL
-
-SYNTHETIC = "Synthetic sample: these figures say nothing about patients."
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 
 PROTOCOLS = {
     "patient": "All images, divided by patient: no patient, and no pair of images that look alike, is in two parts.",
@@ -121,7 +119,7 @@ def render_report(content: ReportContent) -> str:
         paper_accuracy_ci95=PAPER_ACCURACY_CI95,
         paper_auroc=PAPER_AUROC,
         not_clinical=NOT_CLINICAL,
-        synthetic_banner=SYNTHETIC,
+        synthetic_notice=SYNTHETIC,
     )
 
 

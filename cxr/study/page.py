@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from cxr.common.notices import NOT_CLINICAL
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.bootstrap import HEADLINES
 from cxr.study.findings import findings
 from cxr.study.results import GroupResult, RowResult, RunRecord, Settings, stale_tags
@@ -78,7 +78,7 @@ def _stale(study: Study, records: Sequence[RunRecord]) -> list[str]:
 
 def _synthetic(runs: Sequence[RunRecord]) -> list[str]:
     n = sum(run.tags.get("synthetic") == "true" for run in runs)
-    return [f"{count(n, 'run')} used synthetic sample images: such figures say nothing about patients."] if n else []
+    return [f"{count(n, 'run')} used the synthetic sample. {SYNTHETIC}"] if n else []
 
 
 def _table(result: GroupResult) -> str:

@@ -12,13 +12,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from cxr.common.errors import CxrError
-from cxr.common.notices import NOT_CLINICAL
+from cxr.common.notices import notice
 from cxr.inference.classifier import Classifier
-from cxr.models.bundle import ModelSpec
 from cxr.registry.evaluation_store import evaluation_of
 from cxr.registry.versions import MODEL, Version
 
-SYNTHETIC = "Trained on synthetic images: its answers say nothing about patients."
 _LINEAGE = ("protocol", "task", "git_commit", "manifest_sha256", "test_set_sha256", "weights_sha256")
 _OVERALL = {
     "accuracy": "Accuracy",
@@ -92,13 +90,8 @@ def read_card(version: Version, classifier: Classifier) -> Card:
         max_pixels=spec.preprocessing.max_pixels,
         measured=_measured(version),
         lineage={name: version.tags[name] for name in _LINEAGE if name in version.tags},
-        disclaimer=card_disclaimer(spec),
+        disclaimer=notice(synthetic=spec.synthetic),
     )
-
-
-def card_disclaimer(spec: ModelSpec) -> str:
-    """Return what must stand beside every answer of a model."""
-    return f"{NOT_CLINICAL} {SYNTHETIC}" if spec.synthetic else NOT_CLINICAL
 
 
 def _measured(version: Version) -> Measured | None:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from cxr.common.notices import NOT_CLINICAL
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC, notice
 from cxr.inference.classifier import Classifier
 from cxr.registry.versions import MODEL
 from cxr.webapp.champion_watch import ChampionWatch
@@ -19,7 +19,6 @@ from cxr.webapp.decode_pool import DecodePool
 from cxr.webapp.engine import Engine, Told
 from cxr.webapp.guard import refusal_response
 from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RefusedError, check_media_type, read_body
-from cxr.webapp.model_info import card_disclaimer
 from cxr.webapp.schemas import REASONS, Bounds, ErrorAnswer, HeatPicture, ModelAnswer, Prediction, Status
 
 _STATIC = Path(__file__).parent / "static"
@@ -137,7 +136,7 @@ def _prediction(told: Told, classifier: Classifier, layer: str | None) -> Predic
         model_version=classifier.number,
         engine=classifier.engine,
         synthetic=classifier.spec.synthetic,
-        disclaimer=card_disclaimer(classifier.spec),
+        disclaimer=notice(synthetic=classifier.spec.synthetic),
         image=layer,
         heat=HeatPicture(of_class=told.heat.of_class, image=told.heat.image) if told.heat else None,
     )
@@ -153,7 +152,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _file(path: Path) -> Any:
-    content, media_type = path.read_bytes(), _MEDIA_TYPES[path.suffix]  # once: no request names a file
+    text, media_type = path.read_text(encoding="utf-8"), _MEDIA_TYPES[path.suffix]  # once: no request names a file
+    content = text.replace("{{ not_clinical }}", NOT_CLINICAL).replace("{{ synthetic }}", SYNTHETIC).encode()
 
     async def answer() -> Response:
         return Response(content, media_type=media_type)

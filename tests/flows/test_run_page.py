@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cxr.common.files import write_json
+from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.registry.tracking_store import STORE_VARIABLE
 from flows.run_page import metrics_table, mlflow_links
 from flows.serve import MLFLOW_PAGE_VARIABLE
@@ -21,6 +22,8 @@ METRICS = {
 def test_each_figure_stands_beside_the_champions_with_the_difference() -> None:
     champion = {"accuracy": 0.5, "ece": 0.25, "recall": {"viral": 0.625}, "test_set_sha256": "a"}
     assert metrics_table(METRICS, champion).splitlines() == [
+        NOT_CLINICAL,
+        "",
         "| metric | this model | 95% interval | champion | difference |",
         "|---|---|---|---|---|",
         "| accuracy | 0.750 | 0.500 to 0.900 | 0.500 | +0.250 |",
@@ -30,11 +33,11 @@ def test_each_figure_stands_beside_the_champions_with_the_difference() -> None:
 
 
 def test_without_a_champion_there_is_no_column_for_one() -> None:
-    assert metrics_table(METRICS, None).splitlines()[0] == "| metric | this model | 95% interval |"
+    assert metrics_table(METRICS, None).splitlines()[2] == "| metric | this model | 95% interval |"
 
 
 def test_figures_of_the_synthetic_sample_say_so() -> None:
-    assert metrics_table({**METRICS, "synthetic": True}, None).startswith("Synthetic sample")
+    assert metrics_table({**METRICS, "synthetic": True}, None).startswith(notice(synthetic=True))
 
 
 def test_links_lead_to_the_version_and_its_report_without_credentials(

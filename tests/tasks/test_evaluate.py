@@ -13,6 +13,7 @@ import torch
 
 from cxr.common.errors import DataError
 from cxr.common.files import read_json, write_json
+from cxr.common.notices import SYNTHETIC
 from cxr.common.params import EvaluateParams, Paths
 from cxr.dataset.image_array import write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
@@ -40,7 +41,7 @@ def paths_in(root: Path) -> Paths:
         downloads=root / "downloads", raw=root / "raw", validation=reports / "validation.json",
         data_docs=reports / "docs", split=root / "split", images=root / "images", model=root / "model",
         checkpoints=root / "checkpoints", metrics=reports / "metrics.json", report=reports / "report.html",
-        evidence=reports / "evidence", registration=reports / "registration.json", scores=root / "scores",
+        evaluation=reports / "evaluation", registration=reports / "registration.json", scores=root / "scores",
         monitor=reports / "monitor.json",
     )  # fmt: skip
 
@@ -139,7 +140,7 @@ def test_the_metrics_hold_what_the_contract_names(evaluated: Paths) -> None:
 
 
 def test_the_predictions_give_the_metrics_again(evaluated: Paths) -> None:
-    table = pd.read_csv(evaluated.evidence / "predictions.csv")
+    table = pd.read_csv(evaluated.evaluation / "predictions.csv")
     assert table["split"].value_counts().to_dict() == {"test": 36, "validation": 18}
     test = table[table["split"] == "test"]
     probabilities = test[[f"p_{name}" for name in CLASSES]].to_numpy()
@@ -155,16 +156,16 @@ def test_the_predictions_give_the_metrics_again(evaluated: Paths) -> None:
 def test_the_probabilities_are_the_models_scaled_by_the_temperature(evaluated: Paths) -> None:
     model, spec = read_bundle(evaluated.model)
     images = np.load(evaluated.images / "images.npy")[30:]
-    temperature = read_json(evaluated.evidence / "calibration.json")["temperature"]
+    temperature = read_json(evaluated.evaluation / "calibration.json")["temperature"]
     expected = softmax_with_temperature(predict_logits(model, images, mean=spec.mean, std=spec.std), temperature)
-    table = pd.read_csv(evaluated.evidence / "predictions.csv").query("split == 'test'").sort_values("image_id")
+    table = pd.read_csv(evaluated.evaluation / "predictions.csv").query("split == 'test'").sort_values("image_id")
     np.testing.assert_allclose(table[[f"p_{name}" for name in CLASSES]], expected, atol=1e-5)
 
 
 def test_the_temperature_lowers_the_loss_on_the_validation_images(evaluated: Paths) -> None:
-    calibration = read_json(evaluated.evidence / "calibration.json")
+    calibration = read_json(evaluated.evaluation / "calibration.json")
     assert calibration["n_validation"] == 18
-    referral = read_json(evaluated.evidence / "trust.json")["referral"]["found"]
+    referral = read_json(evaluated.evaluation / "trust.json")["referral"]["found"]
     assert calibration["refer_below"] == (referral["confidence"] if referral else None)
     assert calibration["validation"]["after"]["nll"] < calibration["validation"]["before"]["nll"]
 
@@ -179,7 +180,7 @@ def test_each_source_is_measured_and_its_missing_class_named(evaluated: Paths) -
 
 def test_the_tables_for_plots_have_their_columns(evaluated: Paths) -> None:
     columns = {
-        name: list(pd.read_csv(evaluated.evidence / f"{name}.csv")) for name in ("confusion", "roc", "reliability")
+        name: list(pd.read_csv(evaluated.evaluation / f"{name}.csv")) for name in ("confusion", "roc", "reliability")
     }
     assert columns == {
         "confusion": ["actual", "predicted"],
@@ -192,11 +193,11 @@ def test_the_page_shows_images_of_every_class_with_their_heat(evaluated: Paths) 
     html = evaluated.report.read_text()
     assert html.count("data:image/jpeg;base64,") >= 2 * len(CLASSES)
     assert all(f"Actually {name}" in html for name in CLASSES)
-    assert "Synthetic sample: these figures say nothing about patients" in html
+    assert SYNTHETIC in html
 
 
 def test_what_a_clinician_asks_is_in_the_evidence_and_its_headlines_in_the_metrics(evaluated: Paths) -> None:
-    trust, headlines = read_json(evaluated.evidence / "trust.json"), read_json(evaluated.metrics)["trust"]
+    trust, headlines = read_json(evaluated.evaluation / "trust.json"), read_json(evaluated.metrics)["trust"]
     points = trust["operating_points"]["points"]
     assert [point["target_specificity"] for point in points] == PARAMS.specificities
     assert headlines["operating_points"] == points
@@ -205,20 +206,20 @@ def test_what_a_clinician_asks_is_in_the_evidence_and_its_headlines_in_the_metri
     assert set(trust["decisions"]) == {"pneumonia", "bacterial"}
     assert trust["sanity"]["images"] <= PARAMS.sanity_images
     assert trust["attention"]["images"] + trust["attention"]["without_heat"] == PARAMS.attention_images
-    assert read_json(evaluated.evidence / "audit.json")["images"] == PARAMS.audit_images
+    assert read_json(evaluated.evaluation / "audit.json")["images"] == PARAMS.audit_images
 
 
 def test_thresholds_come_from_the_validation_images_alone(evaluated: Paths) -> None:
-    table = pd.read_csv(evaluated.evidence / "predictions.csv")
+    table = pd.read_csv(evaluated.evaluation / "predictions.csv")
     normal = table.query("split == 'validation' and label == 'normal'")
-    for point in read_json(evaluated.evidence / "trust.json")["operating_points"]["points"]:
+    for point in read_json(evaluated.evaluation / "trust.json")["operating_points"]["points"]:
         below = (1 - normal["p_normal"] <= point["threshold"] + 1e-12).mean()
         assert below >= point["target_specificity"]
         assert point["specificity"]["of"] == 12
 
 
 def test_the_cards_stand_beside_the_evidence(evaluated: Paths) -> None:
-    cards = [(evaluated.evidence / name).read_text() for name in ("model_card.md", "data_card.md")]
+    cards = [(evaluated.evaluation / name).read_text() for name in ("model_card.md", "data_card.md")]
     assert all("not for clinical use" in card for card in cards)
     assert f"{read_json(evaluated.metrics)['accuracy']:.3f}" in cards[0]
 
@@ -234,15 +235,15 @@ def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> Non
 
 
 def test_the_same_inputs_give_the_same_bytes(evaluated: Paths, tmp_path: Path) -> None:
-    reports = {name: tmp_path / name for name in ("metrics", "report", "evidence")}
-    (tmp_path / ".evidence.partial").mkdir()  # left behind by a killed run
+    reports = {name: tmp_path / name for name in ("metrics", "report", "evaluation")}
+    (tmp_path / ".evaluation.partial").mkdir()  # left behind by a killed run
     again = evaluated.model_copy(update=reports)
     evaluate(PARAMS, again)
     assert again.metrics.read_bytes() == evaluated.metrics.read_bytes()
     assert again.report.read_bytes() == evaluated.report.read_bytes()
-    files = sorted(file.name for file in evaluated.evidence.iterdir())
-    assert files == sorted(file.name for file in again.evidence.iterdir())
-    assert all((again.evidence / name).read_bytes() == (evaluated.evidence / name).read_bytes() for name in files)
+    files = sorted(file.name for file in evaluated.evaluation.iterdir())
+    assert files == sorted(file.name for file in again.evaluation.iterdir())
+    assert all((again.evaluation / name).read_bytes() == (evaluated.evaluation / name).read_bytes() for name in files)
 
 
 def changed_json(path: Path, **changes: Any) -> None:
@@ -295,7 +296,7 @@ def test_images_prepared_otherwise_than_the_models_are_refused(project: Paths) -
 def test_a_validation_set_that_says_little_is_warned_about(
     evaluated: Paths, project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = pd.read_csv(evaluated.evidence / "predictions.csv").query("split == 'validation'")
+    said = pd.read_csv(evaluated.evaluation / "predictions.csv").query("split == 'validation'")
     right = said.loc[said["label"] == said["predicted_class"], "image_id"]
     table = pd.read_csv(project.split / "splits.csv")
     others = (table["split"] == "validation") & ~table["image_id"].isin(right)
@@ -309,9 +310,9 @@ def test_a_bias_is_fitted_when_it_is_asked_for_and_lowers_the_loss_further(evalu
     model = tmp_path / "model"
     shutil.copytree(evaluated.model, model)
     changed_json(model / "training.json", run_id=start_run(run_id=None, name="another training", tags={}))
-    reports = {name: tmp_path / name for name in ("metrics", "report", "evidence")}
+    reports = {name: tmp_path / name for name in ("metrics", "report", "evaluation")}
     evaluate(PARAMS.model_copy(update={"fit_bias": True}), evaluated.model_copy(update=reports | {"model": model}))
-    plain, biased = (read_json(folder / "calibration.json") for folder in (evaluated.evidence, tmp_path / "evidence"))
+    plain, biased = (read_json(folder / "calibration.json") for folder in (evaluated.evaluation, tmp_path / "evaluation"))
     assert plain["bias"] == [0, 0, 0]
     assert any(biased["bias"])
     assert biased["validation"]["after"]["nll"] < plain["validation"]["after"]["nll"]

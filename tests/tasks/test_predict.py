@@ -10,6 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from cxr.common.errors import ImageError, ParamsError, RegistryError, SourceError
+from cxr.common.notices import notice
 from cxr.imaging.decode import SUFFIXES, read_image
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build
@@ -110,16 +111,14 @@ def test_the_table_is_for_people_and_ends_with_the_disclaimer(
     with pytest.raises(ImageError):
         call(monkeypatch, predict.main, str(images / "a.png"), str(images / "broken.jpeg"), str(images / "deeper"))
     title, heading, first, second, _, end = capsys.readouterr().out.splitlines()
-    assert title == (
-        "chest-xray-pneumonia, version 1, trained on synthetic images: its answers say nothing about patients"
-    )
+    assert title == "chest-xray-pneumonia, version 1"
     assert heading.split() == ["file", "class", *CLASSES, "refer"]
     assert first.split()[0] == "images/a.png"
     assert first.split()[1] in CLASSES
     assert len(first.split()) == 6
     assert first.split()[-1] == "-"
     assert second.endswith("error: images/broken.jpeg is empty; copy it again from its source")
-    assert end == "Research software, not for clinical use."
+    assert end == notice(synthetic=True)
 
 
 @pytest.mark.usefixtures("champion")

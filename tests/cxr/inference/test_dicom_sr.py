@@ -13,9 +13,10 @@ import pydicom
 import pytest
 
 from cxr.common.errors import ImageError
+from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.imaging.decode import decode_grey
 from cxr.inference.classifier import Answer
-from cxr.inference.dicom_sr import MODEL, NOT_CLINICAL, SYNTHETIC, Author, secondary_capture, structured_report
+from cxr.inference.dicom_sr import MODEL, Author, secondary_capture, structured_report
 from cxr.registry import versions
 from tests.support.dicom_images import dicom_image, picture
 
@@ -124,7 +125,7 @@ def test_a_person_reads_the_probabilities_the_referral_and_every_caution_in_one_
     )
     odd = replace(ANSWER, warning="Unlike the images that the model was judged on")
     said = summary(report(image, odd, replace(AUTHOR, synthetic=True)))
-    assert said.endswith(f"Unlike the images that the model was judged on. {SYNTHETIC} {NOT_CLINICAL}")
+    assert said.endswith(f"Unlike the images that the model was judged on. {notice(synthetic=True)}")
     drawn = pydicom.dcmread(io.BytesIO(capture(image, odd))).DerivationDescription
     assert drawn.startswith(f"Grad-CAM for Viral pneumonia, {MODEL} version 12. Unlike the images")
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from jinja2 import UndefinedError
 
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.reporting.cards import DATA_CARD, MODEL_CARD, PUBLIC_SETS, write_cards
-from cxr.reporting.report import NOT_CLINICAL, SYNTHETIC
 
 CLASSES = ["normal", "viral"]
 

@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from cxr.audit.trust import TrustSettings, decisions, headlines, operating_points, referral
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
 from cxr.reporting.report import (
-    NOT_CLINICAL,
-    SYNTHETIC,
     GalleryItem,
     ReportContent,
     compare_with_paper,

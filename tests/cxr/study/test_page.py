@@ -64,7 +64,7 @@ def test_synthetic_and_stale_runs_are_told() -> None:
     stale = record(group, group.rows[1], 1, skill=1.0, params={"train.mixup": "0.9"})
     run = RunRecord(**{**vars(run), "tags": {**run.tags, "synthetic": "true"}})
     text = page(study, [run, stale])
-    assert "1 run used synthetic sample images" in text
+    assert "1 run used the synthetic sample" in text
     assert "not shown: ablation.mixup.1" in text
 
 

@@ -113,7 +113,7 @@ def test_research_only_and_synthetic_stand_in_sight_at_every_width(page: Page) -
         notice = page.locator(".notice").first
         expect(notice).to_be_in_viewport()
         expect(notice).to_contain_text("Research software, not for clinical use.")
-        expect(notice).to_contain_text("synthetic images")
+        expect(notice).to_contain_text("Synthetic images")
         too_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not too_wide
 
