@@ -169,13 +169,12 @@ class SvmParams(Section):
 
 
 class TrainParams(Section):
-    """The training recipe."""
+    """The training config: network, starting weights, optimisation and augmentation."""
 
     backbone: Backbone
     head: Literal["linear", "svm"]
     svm: SvmParams
     members: Count
-    views: Annotated[list[Positive], Field(min_length=1)]
     weights: str
     seed: int
     epochs: Count
@@ -202,17 +201,11 @@ class TrainParams(Section):
     compile: bool
 
     @model_validator(mode="after")
-    def _last_view_is_the_image_as_it_is(self) -> "TrainParams":
-        if self.views[-1] != 1:
-            raise ValueError(f"views must end with 1.0, the image as it is, and end with {self.views[-1]:g}")
-        return self
-
-    @model_validator(mode="after")
-    def _one_machine_sees_the_image_as_it_is(self) -> "TrainParams":
-        if self.head == "svm" and (self.members != 1 or self.views != [1.0]):
+    def _svm_is_a_single_network(self) -> "TrainParams":
+        if self.head == "svm" and self.members != 1:
             raise ValueError(
-                "head svm takes members 1 and views [1.0]: its scores are no probabilities to average, and it is the "
-                f"same for every seed; got members {self.members} and views {self.views}"
+                "head svm requires members 1: its scores are not probabilities to average, and the fit is the same "
+                f"for every seed; got members {self.members}"
             )
         return self
 

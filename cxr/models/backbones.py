@@ -1,4 +1,4 @@
-"""What is known of each backbone: who makes it, its parts by depth, its published weights, its smallest image."""
+"""The table of backbones: constructor, parts by depth, published weights and smallest image."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,16 +9,20 @@ from torchvision import models
 
 from cxr.models.modules import SmallCnn
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's three channels, on the scale 0 to 1; all networks here use them."""
+
 
 @dataclass(frozen=True)
 class Published:
-    """ImageNet weights that anybody can fetch."""
+    """Publicly available ImageNet weights."""
 
     url: str
 
     @property
     def digest(self) -> str:
-        """The start of the file's SHA-256, which torch.hub checks."""
+        """The first digits of the file's SHA-256; torch.hub checks them."""
         return self.url.rsplit("-", 1)[-1].removesuffix(".pth")
 
 
@@ -26,12 +30,12 @@ class Published:
 class Architecture:
     """One backbone.
 
-    make          number of classes -> network with random weights
-    stages        names of the modules of the stem and of layers 1 to 4; the head is all that is left
-    saliency_layer      name of the module whose feature maps Grad-CAM shows: the last before the maps are pooled away
-    published     None where nobody has published weights
-    smallest_px   the smallest side of an image that comes through
-    half_range    the published weights expect grey levels of -1 to 1
+    make            number of classes -> network with random weights
+    stages          names of the modules of the stem and of layers 1 to 4; the head is the rest
+    saliency_layer  name of the module whose feature maps Grad-CAM uses: the last before global pooling
+    published       published weights; None if there are none
+    smallest_px     smallest accepted side of an image
+    half_range      whether the published weights expect grey levels from -1 to 1
     """
 
     make: Callable[[int], nn.Module]
@@ -47,7 +51,7 @@ def _torchvision(make: Callable[..., nn.Module], **settings: Any) -> Callable[[i
 
 
 def _xception(n_classes: int) -> nn.Module:
-    from timm.models.xception import Xception  # torchvision has none; timm takes seconds to import
+    from timm.models.xception import Xception  # torchvision lacks it; importing timm takes seconds, so only on use
 
     network: nn.Module = Xception(num_classes=n_classes)
     return network
@@ -112,8 +116,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         smallest_px=32,
     ),
     "resnet50": Architecture(
-        # Residual branches that start at zero (Goyal et al. 2017, section 5.1) make training from scratch steady;
-        # weights that are loaded replace them.
+        # Residual branches that start at zero (Goyal et al. 2017, section 5.1) stabilise training from scratch;
+        # loaded weights replace them.
         make=_torchvision(models.resnet50, zero_init_residual=True),
         stages=(("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
         saliency_layer="layer4",
@@ -163,7 +167,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("block12", "conv3", "bn3", "conv4", "bn4"),
         ),
         saliency_layer="act4",
-        # What timm's `legacy_xception` names; asking timm for it would import timm to read one line.
+        # The address in timm's `legacy_xception`, repeated here because importing timm takes seconds.
         published=Published(
             "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth"
         ),
@@ -174,7 +178,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def to_half_range(_network: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-    """Turn images normalised by ImageNet's mean and deviation into grey levels of -1 to 1; a forward pre-hook."""
+    """Convert images normalised by IMAGENET_MEAN and IMAGENET_STD to grey levels from -1 to 1; a forward pre-hook."""
     (images,) = arguments
-    mean, std = images.new_tensor((0.485, 0.456, 0.406)), images.new_tensor((0.229, 0.224, 0.225))
+    mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     return (images * (2 * std).view(1, 3, 1, 1) + (2 * mean - 1).view(1, 3, 1, 1),)

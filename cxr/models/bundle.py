@@ -1,14 +1,16 @@
-"""A model on disk: weights, and beside them all that is needed to use them. Nothing in it is code.
+"""A model on disk: its weights and everything that is needed to use them. A bundle holds no code.
 
 `model.safetensors`  the tensors
 `model.json`         the ModelSpec, with the SHA-256 of the tensors' file
+
+Importing this module does not import torch: reading a spec, and answering through OpenVINO, must not wait for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -22,24 +24,26 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
 
+_RETIRED = {"views": [1.0]}
+"""Fields of specs written up to 0.4.0, with the only value that changes nothing: the image at magnification 1."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What serves is what trained: the network, the image's way, the class order, the calibration.
+    """Everything but the weights: network, preprocessing, class order and calibration.
 
-    backbone, head, members, views   see `cxr.models.factory.build`
+    backbone, head, members   see `cxr.models.factory.build`
     mean, std     of the three channels, on the scale 0 to 1
-    temperature   raw scores are divided by it before the softmax; 1.0 until calibrated
-    bias          one a class, added after that; zeros until calibrated
-    synthetic     trained on synthetic images: its answers say nothing about patients
-    refer_below   an image whose largest calibrated probability is below goes to a reader; None: the validation images
-                  gave no such threshold, or the model was saved before there was one
+    temperature   logits are divided by it before the softmax; 1.0 until calibrated
+    bias          one value per class, added to the scaled logits; zeros until calibrated
+    synthetic     whether it was trained on synthetic images; then its answers say nothing about patients
+    refer_below   an image whose largest calibrated probability is lower is referred to a reader; None if the validation
+                  images gave no threshold, or the model is older than this field
     """
 
     backbone: str
     head: str
     members: int
-    views: tuple[float, ...]
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     mean: tuple[float, float, float]
@@ -53,7 +57,7 @@ class ModelSpec:
 
 def write_bundle(folder: Path, state: dict[str, Tensor], spec: ModelSpec) -> ModelSpec:
     """Write weights and spec into `folder`; return the spec with the digest of the weights."""
-    from safetensors.torch import save_file  # imports torch, for which those who read a spec alone must not wait
+    from safetensors.torch import save_file  # imports torch, see above
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
@@ -61,47 +65,61 @@ def write_bundle(folder: Path, state: dict[str, Tensor], spec: ModelSpec) -> Mod
 
 
 def write_spec(folder: Path, spec: ModelSpec) -> ModelSpec:
-    """Write `spec` beside the weights in `folder`; return it with their digest."""
+    """Write `spec` next to the weights in `folder`; return it with their digest."""
     complete = replace(spec, weights_sha256=sha256_of(folder / WEIGHTS_FILE))
     write_json(folder / SPEC_FILE, asdict(complete))
     return complete
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """Read the spec in `folder`. Raises WeightsError when it is missing or not one."""
+    """Read the spec in `folder`.
+
+    Raises:
+        WeightsError: the file is missing, is not a spec, or describes a model that this version cannot build.
+    """
     path = folder / SPEC_FILE
     try:
         raw = read_json(path)
+        _drop_retired(raw, path)
         raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
-        raw.update({name: tuple(raw[name]) for name in ("classes", "views", "mean", "std", "bias")})
+        raw.update({name: tuple(raw[name]) for name in ("classes", "mean", "std", "bias")})
         return ModelSpec(**raw)
     except FileNotFoundError:
-        raise WeightsError(f"{path} is missing; a model is the pair {WEIGHTS_FILE} and {SPEC_FILE}") from None
+        raise WeightsError(f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is not a model's description ({error}); export the model again") from error
+        raise WeightsError(f"{path} is not a model spec ({error}); export the model again") from error
+
+
+def _drop_retired(raw: dict[str, Any], path: Path) -> None:
+    for name, neutral in _RETIRED.items():
+        if (value := raw.pop(name, neutral)) != neutral:
+            raise WeightsError(
+                f"{path} has {name} {value}, which only release 0.4.0 and older support; expected {neutral} or none. "
+                "Use that release, or train the model again"
+            )
 
 
 def read_bundle(folder: Path) -> tuple[nn.Module, ModelSpec]:
     """Load the model in `folder`, in evaluation mode on the CPU.
 
     Raises:
-        WeightsError: a file is missing, the weights' hash is not the recorded one, or they do not fit.
+        WeightsError: a file is missing, the digest of the weights differs from the recorded one, or they do not fit.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # these import torch, see above
 
     from cxr.models.factory import build
 
     spec = read_spec(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise WeightsError(f"{path} is missing; a model is the pair {WEIGHTS_FILE} and {SPEC_FILE}")
+        raise WeightsError(f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}")
     found = sha256_of(path)
     if found != spec.weights_sha256:
         raise WeightsError(
-            f"{path} has been changed: its SHA-256 is {found[:12]}, recorded is {spec.weights_sha256[:12]}; "
-            "it was not loaded. Fetch the model again"
+            f"{path} was changed and is not loaded: its SHA-256 is {found[:12]}, the recorded one "
+            f"{spec.weights_sha256[:12]}. Fetch the model again"
         )
-    model = build(spec.backbone, len(spec.classes), head=spec.head, members=spec.members, views=spec.views)
+    model = build(spec.backbone, len(spec.classes), head=spec.head, members=spec.members)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""The networks, their parts by depth, and the weights they start from."""
+"""Build networks, find their parts by depth, and load the weights they start from."""
 
 import hashlib
 import re
@@ -14,19 +14,19 @@ from cxr.common.errors import ParamsError, WeightsError
 from cxr.models.backbones import ARCHITECTURES, Architecture, to_half_range
 from cxr.models.modules import Ensemble, SvmHead
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-"""The parts of a network, from the image to the answer."""
+"""The parts of a network, from input to output."""
 
-_MARK = "backbone"  # the attribute of a built network that says which it is
+_BACKBONE = "backbone"  # attribute of a built network that holds its backbone's name
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What a network started from: parts wholly loaded, partly loaded, and left random.
+    """The weights a network started from.
 
-    `sha256` is that of the tensors' file, "" where there was none.
+    source                   train.weights
+    sha256                   digest of the weights file; "" without a file
+    loaded, partial, random  parts that were loaded completely, in part, and not at all
     """
 
     source: str
@@ -36,99 +36,93 @@ class WeightsReport:
     random: tuple[str, ...]
 
 
-def build(
-    backbone: str, n_classes: int, *, head: str = "linear", members: int = 1, views: tuple[float, ...] = (1.0,)
-) -> nn.Module:
-    """Return `backbone` with random weights, images (N, 3, H, W) in, logits (N, C) out.
+def build(backbone: str, n_classes: int, *, head: str = "linear", members: int = 1) -> nn.Module:
+    """Build `backbone` with random weights: images (N, 3, H, W) in, logits (N, C) out.
 
     Args:
         backbone: one of ARCHITECTURES.
         n_classes: C.
-        head: "linear", or "svm" for an SvmHead that waits for its state.
-        members: networks that answer as one; more than one, or other views, make a Ensemble.
-        views: magnifications of the image that are averaged; the last must be 1.
+        head: "linear", or "svm" for an SvmHead that is empty until its state is loaded.
+        members: number of networks; more than one make an Ensemble.
 
     Raises:
-        WeightsError: there is no such backbone or head, or the last view is not 1.
+        WeightsError: the backbone or head is unknown, or there are fewer members than one.
     """
-    if not is_ensemble(members=members, views=views):
+    if members < 1:
+        raise WeightsError(f"a model needs at least 1 member, got {members}")
+    if members == 1:
         return _network(backbone, n_classes, head)
-    if members < 1 or not views or views[-1] != 1 or min(views) <= 0:
-        raise WeightsError(
-            f"{members} members and views {list(views)} cannot be built: expected 1 member or more and positive "
-            "magnifications that end with 1.0, the image as it is"
-        )
-    return Ensemble((_network(backbone, n_classes, head) for _ in range(members)), views)
+    return Ensemble(_network(backbone, n_classes, head) for _ in range(members))
 
 
-def is_ensemble(*, members: int, views: Sequence[float]) -> bool:
-    """Say whether `build` makes a Ensemble, whose state is a `ensemble_state`."""
-    return members != 1 or tuple(views) != (1.0,)
-
-
-def ensemble_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Merge the states of single networks into that of their Ensemble."""
+def merge_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Merge the states of single networks into the state of what `build` makes with as many members."""
+    if len(states) == 1:
+        return dict(states[0])
     return {f"members.{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
 
 
 def smallest_image_px(backbone: str) -> int:
-    """Return the smallest side of an image that comes through `backbone`."""
+    """Return the smallest side of an image, in pixels, that `backbone` accepts."""
     return _architecture(backbone).smallest_px
 
 
 def check_image_size(backbone: str, side_px: int) -> None:
-    """Refuse images that shrink to nothing inside the network. Raises ParamsError."""
+    """Raise ParamsError when images of `side_px` are too small for `backbone`."""
     smallest = smallest_image_px(backbone)
     if side_px < smallest:
         raise ParamsError(
-            f"{backbone} needs images of {smallest} px or more, and they are {side_px} px; "
-            "set preprocess.image_size_px higher or train.backbone to another network"
+            f"{backbone} needs images of at least {smallest} px, got {side_px} px; "
+            "raise preprocess.image_size_px or choose another train.backbone"
         )
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Return the modules of each part (see PARTS) of a network from `build`; a Ensemble has none of its own."""
-    stages = _architecture(getattr(model, _MARK)).stages
+    """Return the modules of each part (see PARTS) of a single network from `build`."""
+    stages = _architecture(getattr(model, _BACKBONE)).stages
     modules = [nn.ModuleList([model.get_submodule(name) for name in names]) for names in stages]
     return dict(zip(PARTS, [*modules, nn.ModuleList([head_of(model)])], strict=True))
 
 
 def head_of(model: nn.Module) -> nn.Linear | SvmHead:
-    """Return the last layer of a network, of its last member if it is a Ensemble.
+    """Return the last layer of a network, or of the last member of an Ensemble.
 
     Raises:
-        WeightsError: the network ends in something else.
+        WeightsError: the model has neither a linear layer nor an SvmHead.
     """
     heads = [module for module in model.modules() if isinstance(module, nn.Linear | SvmHead)]
     if not heads:
         raise WeightsError(
-            f"{type(model).__name__} has no linear layer to end in; build it with cxr.models.factory.build"
+            f"{type(model).__name__} has no head, a linear layer or SvmHead; build it with cxr.models.factory.build"
         )
     return heads[-1]
 
 
 def set_head(model: nn.Module, head: nn.Module) -> None:
-    """Put `head` in the place of a single network's last layer."""
+    """Replace the last layer of a single network by `head`."""
     parent, _, child = _head_name(model).rpartition(".")
     model.get_submodule(parent).add_module(child, head)
 
 
 def saliency_stage(model: nn.Module) -> nn.Module | None:
-    """Return the module whose feature maps are a network's last; None for a network that is not from `build`."""
+    """Return the module that computes a network's last feature maps; None for a network that is not from `build`."""
     network = model.members[-1] if isinstance(model, Ensemble) else model
-    backbone = getattr(network, _MARK, None)
+    backbone = getattr(network, _BACKBONE, None)
     return None if backbone is None else network.get_submodule(_architecture(backbone).saliency_layer)
 
 
 def features(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what the head sees (N, D) of images (N, 3, H, W): pooled features, of a Ensemble's last member."""
+    """Return the pooled features (N, D), the input of the head, of images (N, 3, H, W).
+
+    The features of an Ensemble are those of its last member.
+    """
     return logits_and_features(model.members[-1] if isinstance(model, Ensemble) else model, x)[1]
 
 
 def logits_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the answers (N, C) to images (N, 3, H, W) and, of the same pass, what the last head saw (N, D).
+    """Return logits (N, C) and features (N, D) of images (N, 3, H, W) from one forward pass.
 
-    Of a Ensemble that is its last member on the image as it is.
+    The features of an Ensemble are those of its last member.
     """
     kept: list[Tensor] = []
 
@@ -145,19 +139,19 @@ def logits_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def load_weights(model: nn.Module, source: str) -> WeightsReport:
-    """Load starting weights into `model` as far as they go; the head always starts from random.
+    """Load every starting weight that fits into `model`; the head always stays random.
 
     Args:
         model: a single network from `build`.
-        source: "none", "imagenet" (published, cached or downloaded) or the path of a state dict
+        source: "none", "imagenet" (published weights, cached or downloaded) or the path of a state dict
             (.pth of tensors only, or .safetensors), which may be partial.
 
     Raises:
-        WeightsError: not to be had, not a state dict, or nothing in it fits.
+        WeightsError: the weights cannot be fetched or read, or none of them fits.
     """
     if source == "none":
         return WeightsReport("none", "", (), (), PARTS)
-    state, digest = _imagenet(getattr(model, _MARK)) if source == "imagenet" else _read_state(Path(source))
+    state, digest = _imagenet(getattr(model, _BACKBONE)) if source == "imagenet" else _read_state(Path(source))
     wanted = model.state_dict()
     head_name = _head_name(model)
     fitting = {
@@ -166,7 +160,9 @@ def load_weights(model: nn.Module, source: str) -> WeightsReport:
         if name in wanted and wanted[name].shape == value.shape and not name.startswith(f"{head_name}.")
     }
     if not fitting:
-        raise WeightsError(f"{source}: none of its {len(state)} tensors fits the network; is it a torchvision one?")
+        raise WeightsError(
+            f"{source}: none of its {len(state)} tensors fits the network; expected torchvision's names and shapes"
+        )
     model.load_state_dict(fitting, strict=False)
     return _report(model, source, digest, set(fitting))
 
@@ -174,9 +170,9 @@ def load_weights(model: nn.Module, source: str) -> WeightsReport:
 def _network(backbone: str, n_classes: int, head: str) -> nn.Module:
     architecture = _architecture(backbone)
     if head not in ("linear", "svm"):
-        raise WeightsError(f"there is no head {head!r}; choose linear or svm")
+        raise WeightsError(f"unknown head {head!r}; choose linear or svm")
     model = architecture.make(n_classes)
-    setattr(model, _MARK, backbone)
+    setattr(model, _BACKBONE, backbone)
     if head == "svm":
         set_head(model, SvmHead(n_classes))
     if architecture.half_range:
@@ -192,12 +188,12 @@ def _head_name(model: nn.Module) -> str:
 
 def _architecture(backbone: str) -> Architecture:
     if backbone not in ARCHITECTURES:
-        raise WeightsError(f"there is no backbone {backbone!r}; choose {', '.join(ARCHITECTURES)}")
+        raise WeightsError(f"unknown backbone {backbone!r}; choose {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[backbone]
 
 
 def _renamed(name: str) -> str:
-    """Return today's name of a tensor; torchvision's DenseNet file still says norm.1 for norm1."""
+    """Return the current name of a tensor; torchvision's DenseNet file has norm.1 where the module has norm1."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
 
 
@@ -217,7 +213,7 @@ def _report(model: nn.Module, source: str, digest: str, loaded_names: set[str]) 
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Yield parameters and running statistics; the batch counter carries no knowledge."""
+    """Yield parameters and running statistics, without the batch counters."""
     yield from module.named_parameters()
     yield from (pair for pair in module.named_buffers() if not pair[0].endswith("num_batches_tracked"))
 
@@ -225,7 +221,9 @@ def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 def _imagenet(backbone: str) -> tuple[dict[str, Tensor], str]:
     published = _architecture(backbone).published
     if published is None:
-        raise WeightsError(f"nobody has published ImageNet weights of {backbone}; set train.weights to none or a file")
+        raise WeightsError(
+            f"there are no published ImageNet weights of {backbone}; set train.weights to none or a file"
+        )
     try:
         state = torch.hub.load_state_dict_from_url(
             published.url, map_location="cpu", check_hash=True, weights_only=True
@@ -233,25 +231,28 @@ def _imagenet(backbone: str) -> tuple[dict[str, Tensor], str]:
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"ImageNet weights cannot be fetched from {published.url} ({error}); "
-            "without a network set train.weights to a file (make run WEIGHTS=<file>) or to none"
+            "offline, set train.weights to a file (make run WEIGHTS=<file>) or to none"
         ) from error
     return dict(state), published.digest
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
-        raise WeightsError(f"weights {path} do not exist; give a file, `imagenet` or `none`")
+        raise WeightsError(f"weights {path} do not exist; set train.weights to a file, `imagenet` or `none`")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _load_tensors(path)
     except Exception as error:  # the two readers share no base class of errors
         raise WeightsError(
-            f"{path} is not a state dict of tensors ({type(error).__name__}); nothing was run"
+            f"{path} is not a state dict of tensors ({type(error).__name__}); no code in it was run"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
     return state, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_tensors(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # optional: the training loop also runs where only torch is installed
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)

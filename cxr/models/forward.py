@@ -1,6 +1,6 @@
-"""From prepared images to probabilities: the one path that evaluation, registration and prediction share.
+"""From prepared images to probabilities: the path that evaluation, registration and prediction share.
 
-Torch is imported where it computes: what answers through another engine must not wait seconds for it.
+Functions import torch where they compute: answering through OpenVINO must not wait seconds for it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from cxr.models.bundle import ModelSpec
 
 BATCH_SIZE = 16
-"""Images that a network looks at together, always as many: see `predict_logits`.
+"""Images in every forward pass, filled up if there are fewer: see `predict_logits`.
 
-Two cores need 5% more time an image than for 32, and a single image costs half of what it would cost among 32.
+On two cores an image takes 5% longer than in batches of 32, and a single image half as long.
 """
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" takes cuda, mps or the CPU, the first there is."""
+    """Return the device called `name`; "auto" selects the first available of cuda, mps and cpu."""
     import torch
 
     if name != "auto":
@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def to_input(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Turn grey images into what the network expects.
+    """Normalise grey images and repeat them on three channels, as the network expects.
 
     Args:
         images: (B, 1, H, W) float, grey levels 0 to 1.
@@ -55,7 +55,7 @@ def to_input(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
 def images_to_input(
     images: NDArray[np.uint8], device: torch.device, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Bring prepared images (N, H, W), which may be memory-mapped, to `device` as the network expects them."""
+    """Return prepared images (N, H, W), which may be memory-mapped, on `device` as `to_input` makes them."""
     import torch
 
     return to_input(torch.from_numpy(np.array(images)).to(device).unsqueeze(1).float() / 255, mean, std)
@@ -70,36 +70,36 @@ def predict_logits(
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], object] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the raw scores of prepared images, in fp32 whatever the model was trained in.
+    """Return the logits of prepared images, computed in fp32 regardless of the precision of the training.
 
-    An image's scores do not depend on the images beside it: libraries choose how they multiply by the size of a batch,
-    which moves the last bits (1e-6 of a DenseNet-121's scores), so the last batch is filled up with black images.
+    An image's logits do not depend on its batch. Libraries choose their algorithms by batch size, which changes the
+    last bits (1e-6 of a DenseNet-121's logits), so the last batch is filled up with black images.
 
     Args:
         model: in evaluation mode, on any device.
         pixels: (N, H, W) uint8; may be memory-mapped, one batch is read at a time.
         mean, std: of the three channels, on the scale 0 to 1.
-        batch_size: images at once.
-        progress: called with the number of images done after each batch.
+        batch_size: images per forward pass.
+        progress: called after each batch with its number of images.
 
     Returns:
         (N, C) float32.
     """
-    scores: list[NDArray[np.float32]] = []
+    logits: list[NDArray[np.float32]] = []
     for start in range(0, len(pixels), batch_size):
         images = pixels[start : start + batch_size]
-        scores.append(_answer(model, images, mean=mean, std=std, batch_size=batch_size)[0])
+        logits.append(_answer(model, images, mean=mean, std=std, batch_size=batch_size)[0])
         if progress is not None:
             progress(len(images))
-    return np.concatenate(scores) if scores else np.zeros((0, 0), np.float32)
+    return np.concatenate(logits) if logits else np.zeros((0, 0), np.float32)
 
 
 def predict_with_features(
     model: nn.Module, images: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the raw scores (N, C) of one batch of prepared images (N, H, W) and what the head saw of them (N, D).
+    """Return logits (N, C) and features (N, D) of prepared images (N, H, W), N from 1 to BATCH_SIZE.
 
-    One pass for both, in fp32; the scores are those of predict_logits, bit for bit. N is 1 to BATCH_SIZE.
+    Both come from one forward pass in fp32. The logits are bit-identical to those of `predict_logits`.
     """
     return _answer(model, images, mean=mean, std=std, batch_size=BATCH_SIZE)
 
@@ -107,7 +107,7 @@ def predict_with_features(
 def _answer(
     model: nn.Module, images: NDArray[np.uint8], *, mean: tuple[float, ...], std: tuple[float, ...], batch_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return scores and features of at most `batch_size` images, computed among as many."""
+    """Return logits and features of at most `batch_size` images, filled up to that number for the forward pass."""
     import torch
 
     from cxr.models.factory import logits_and_features
@@ -115,36 +115,36 @@ def _answer(
     filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
     filled[: len(images)] = images
     device = next(model.parameters()).device
-    # TF32 keeps 10 of 23 bits; on GPUs that have it, convolutions would use it unasked.
+    # TF32 keeps 10 of 23 mantissa bits; GPUs that have it use it for convolutions by default.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        logits, seen = logits_and_features(model, images_to_input(filled, device, mean=mean, std=std))
-    return logits.float().cpu().numpy()[: len(images)], seen.float().cpu().numpy()[: len(images)]
+        logits, features = logits_and_features(model, images_to_input(filled, device, mean=mean, std=std))
+    return logits.float().cpu().numpy()[: len(images)], features.float().cpu().numpy()[: len(images)]
 
 
 def softmax_with_temperature(
     logits: NDArray[np.floating], temperature: float, bias: tuple[float, ...] = (0.0,)
 ) -> NDArray[np.float64]:
-    """Return probabilities (N, C): the softmax of raw scores divided by `temperature`, plus `bias` a class."""
+    """Return probabilities (N, C), the softmax of `logits / temperature + bias` with one bias per class."""
     scaled = np.asarray(logits, np.float64) / temperature + np.asarray(bias)
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
 
 
 def calibrated(logits: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.float64]:
-    """Return probabilities (N, C) from raw scores by the spec's temperature and class bias."""
+    """Return probabilities (N, C) of logits, calibrated by the spec's temperature and bias."""
     return softmax_with_temperature(logits, spec.temperature, spec.bias)
 
 
 def classify(model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the calibrated probabilities (N, C) of prepared images (N, H, W), classes in the spec's order."""
+    """Return calibrated probabilities (N, C) of prepared images (N, H, W), classes in the spec's order."""
     return calibrated(predict_logits(model, images, mean=spec.mean, std=spec.std), spec)
 
 
 def referred(probabilities: NDArray[np.float64], spec: ModelSpec) -> list[bool | None]:
-    """Say of each image with calibrated `probabilities` (N, C) whether a reader should see it.
+    """Return for each image with calibrated `probabilities` (N, C) whether it is referred to a reader.
 
-    None for all where the validation images gave no such threshold (`spec.refer_below`).
+    All are None if the spec has no threshold (`refer_below`).
     """
     if spec.refer_below is None:
         return [None] * len(probabilities)
-    return [bool(surest < spec.refer_below) for surest in probabilities.max(axis=1)]
+    return [bool(confidence < spec.refer_below) for confidence in probabilities.max(axis=1)]

@@ -1,7 +1,7 @@
-"""Grad-CAM: which part of an image speaks for a class (Selvaraju et al. 2017).
+"""Grad-CAM: which part of an image contributes to a class (Selvaraju et al. 2017).
 
-A coarse map of the last convolution stage (7 x 7 cells for a ResNet at 224 px), enlarged to the image. It shows
-what the model used, not where the disease is.
+The map has the resolution of the last convolution stage (7 x 7 cells for a ResNet at 224 px) and is enlarged to the
+image. It shows what the model used, not where the disease is.
 """
 
 import cv2
@@ -16,10 +16,10 @@ from cxr.models.forward import images_to_input
 
 
 def last_convolution_stage(model: nn.Module) -> nn.Module:
-    """Return the last part of `model` that computes feature maps, of a Ensemble that of its last member.
+    """Return the module that computes the last feature maps of `model`, or of the last member of an Ensemble.
 
-    Networks of cxr.models.factory name theirs (a ResNet's is `layer4`). Of others it is told by type: the last child that
-    holds a convolution, entered as long as it holds a linear layer (a classifier) too.
+    Networks of cxr.models.factory name it (`layer4` of a ResNet). In others it is found by type: the last child that
+    contains a convolution, searched recursively while it also contains a linear layer (a classifier).
 
     Raises:
         WeightsError: the model has no two-dimensional convolution.
@@ -33,8 +33,7 @@ def _last_stage_by_type(model: nn.Module) -> nn.Module:
         return model
     if not stages:
         raise WeightsError(
-            f"Grad-CAM needs a model with a convolution stage, and {type(model).__name__} has none; "
-            "choose a convolutional backbone"
+            f"Grad-CAM needs a convolution, and {type(model).__name__} has none; choose a convolutional backbone"
         )
     return _last_stage_by_type(stages[-1]) if _holds(stages[-1], nn.Linear) else stages[-1]
 
@@ -47,17 +46,17 @@ def grad_cam(
     stage: nn.Module | None = None,
     batch_size: int = 16,
 ) -> NDArray[np.float32]:
-    """Return one heat map an image for its class.
+    """Return one heat map per image for its class.
 
     Args:
         model: in evaluation mode, logits (N, C) out.
         inputs: (N, channels, H, W), normalised as in training, on the model's device.
-        class_indices: (N,) the class whose evidence is asked for.
+        class_indices: (N,) the class that each map explains.
         stage: module whose feature maps are used; by default the last convolution stage.
-        batch_size: images at a time.
+        batch_size: images per forward pass.
 
     Returns:
-        (N, H, W), 0 to 1; the largest value of a map is 1, or the map is all 0 where nothing speaks for the class.
+        (N, H, W), 0 to 1. The maximum of a map is 1; a map is all 0 if no cell contributes to the class.
 
     Raises:
         WeightsError: the model has no convolution stage.
@@ -78,18 +77,18 @@ def grad_cam_of_images(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> NDArray[np.float32]:
-    """Return `grad_cam` of prepared images (N, H, W), as `cxr.models.forward.predict_logits` takes them."""
+    """Return `grad_cam` of prepared uint8 images (N, H, W)."""
     device = next(model.parameters()).device
     return grad_cam(model, images_to_input(images, device, mean=mean, std=std), class_indices)
 
 
 def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32], *, strength: float = 0.6) -> NDArray[np.uint8]:
-    """Lay a heat map over an image; where there is no heat the image stays as it is.
+    """Blend a heat map over an image; cells without heat leave it unchanged.
 
     Args:
         grey: (H, W) image.
         heat: (H, W), 0 to 1.
-        strength: opacity of the hottest place, 0 to 1.
+        strength: opacity at the maximum of the heat map, 0 to 1.
 
     Returns:
         (H, W, 3) RGB.
@@ -110,10 +109,10 @@ def _grad_cam_of_batch(
     kept: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        # A leaf in the stage's place: frozen weights need no gradient, and nothing below the stage is walked back.
+        # A leaf in place of the stage's output: works with frozen weights, and backward stops at the stage.
         leaf = output.detach().requires_grad_()
         kept.append(leaf)
-        return leaf.clone()  # the next layer may work in place
+        return leaf.clone()  # the next layer may operate in place
 
     handle = stage.register_forward_hook(keep)
     try:

@@ -1,6 +1,6 @@
-"""Modules of our own: a small network, a support vector machine for a head, several networks that answer as one."""
+"""Custom modules: a small network, a support vector machine as head, and an ensemble."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from math import log
 from typing import Any
@@ -15,8 +15,8 @@ _CHANNELS = (32, 64, 128, 256, 256)
 class SmallCnn(nn.Module):
     """Five blocks of convolution, batch norm, ReLU and pooling, then global pooling, dropout and a linear layer.
 
-    In the spirit of the small networks that are trained from scratch on chest X-rays (Nguyen et al. 2020): 1 million
-    weights where a ResNet-50 has 24.
+    It follows the small networks that are trained from scratch on chest X-rays (Nguyen et al. 2020): 1 million
+    parameters, against 24 million of a ResNet-50.
     """
 
     def __init__(self, n_classes: int) -> None:
@@ -46,16 +46,16 @@ def _block(n_in: int, n_out: int) -> nn.Sequential:
 class SvmHead(nn.Module):
     """A fitted support vector machine as the last layer: features (N, D) in, one score a class (N, C) out.
 
-    Plain tensors, so that it is saved and served like any other layer, and differentiable for Grad-CAM. Scores are
-    those of scikit-learn's `SVC.decision_function` with the shape "ovr"; of two classes the second has the negative
-    of the first.
+    It holds plain tensors, so it is saved and served like any other layer, and it is differentiable for Grad-CAM.
+    Scores equal scikit-learn's `SVC.decision_function` with the shape "ovr". With two classes, the score of the
+    second is that of the first with the opposite sign.
 
-    Buffers, of P pairs of classes and S support vectors; empty until a state is loaded:
+    Buffers for P pairs of classes and S support vectors, empty until a state is loaded:
         mean, scale     (D,) of the training features
-        vectors         (S, D) in units of that scale; of a linear machine one weight vector a pair
+        vectors         (S, D) standardised support vectors; with a linear kernel one weight vector per pair
         coefficients    (S, P) of each vector in each pair's decision, positive for the pair's first class
         intercept       (P,)
-        gamma           of the kernel exp(-gamma |x - v|^2); 0 is the linear kernel
+        gamma           of the kernel exp(-gamma |x - v|^2); 0 means the linear kernel
     """
 
     mean: Tensor
@@ -81,7 +81,7 @@ class SvmHead(nn.Module):
         self.register_buffer("signs", signs, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return scores (N, C) in fp32; the largest is the answer."""
+        """Return scores (N, C) in fp32; the predicted class has the largest."""
         with torch.autocast(x.device.type, enabled=False):
             decisions = self._kernel((x.float() - self.mean) / self.scale) @ self.coefficients + self.intercept
             confidence = decisions @ self.signs
@@ -89,7 +89,7 @@ class SvmHead(nn.Module):
                 return confidence
             votes = torch.where(decisions >= 0, 1.0, 0.0) @ self.signs.clamp(min=0)
             votes = votes + torch.where(decisions < 0, 1.0, 0.0) @ (-self.signs).clamp(min=0)
-            # Votes decide; the confidence, squeezed to less than a third, parts those with as many.
+            # Votes decide; the confidence, scaled to less than 1/3, breaks ties.
             return votes + confidence / (3 * (confidence.abs() + 1))
 
     def _kernel(self, x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class SvmHead(nn.Module):
         return torch.exp(-self.gamma * distances.clamp(min=0))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
-        # How many features and support vectors there are stands in the state alone.
+        # Only the state knows the number of features and of support vectors.
         for name in ("mean", "scale", "vectors", "coefficients"):
             loaded, own = state_dict.get(prefix + name), self.get_buffer(name)
             if isinstance(loaded, Tensor) and (name != "coefficients" or loaded.shape[1:] == own.shape[1:]):
@@ -109,30 +109,13 @@ class SvmHead(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Networks whose probabilities are averaged, each over several magnifications of the image.
+    """Networks whose probabilities are averaged. Features and Grad-CAM are those of the last member."""
 
-    The last view is the image as it is: Grad-CAM shows the last pass of the last member.
-    """
-
-    def __init__(self, members: Iterable[nn.Module], views: Sequence[float]) -> None:
+    def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.views = tuple(views)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logarithm of the mean probability (N, C), a logit like any other, of images (N, 3, H, W)."""
-        shares = [
-            functional.log_softmax(member(magnified(x, view)).float(), dim=1)
-            for member in self.members
-            for view in self.views
-        ]
-        return torch.stack(shares).logsumexp(dim=0) - log(len(shares))
-
-
-def magnified(images: Tensor, times: float) -> Tensor:
-    """Return images (N, C, H, W) magnified about their middle; below 1 the border is repeated outwards."""
-    if times == 1:
-        return images
-    theta = images.new_tensor([[1 / times, 0, 0], [0, 1 / times, 0]], dtype=torch.float32).expand(len(images), 2, 3)
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+        """Return logits (N, C), the logarithm of the mean probability, of images (N, 3, H, W)."""
+        logs = [functional.log_softmax(member(x).float(), dim=1) for member in self.members]
+        return torch.stack(logs).logsumexp(dim=0) - log(len(logs))

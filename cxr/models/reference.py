@@ -1,8 +1,8 @@
-"""What an image measures, and the reference of a model: the same measures of images that it was judged on.
+"""Measures of an image, and the reference of a model: the same measures of its validation and test images.
 
-An image is measured when it is scored, so that a comparison months later reads numbers and no images. The reference
-comes from validation and test images: training images are too tidy in feature space, for the network has seen them.
-It is one file beside the weights, `reference.safetensors`: plain arrays, no code, one digest.
+Scoring measures each image, so a later comparison reads numbers and no images. Training images are no reference: the
+network has fitted them, so they lie closer together in feature space. The reference is one file next to the weights,
+`reference.safetensors`, with plain arrays and no code.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ MEASURES = (
     "left_right",
     "feature_distance",
 )
-"""What `measure` says of each image; see `image_measures` and `FeatureSpace.distance`."""
+"""The measures of an image; see `image_measures` and `FeatureSpace.distance`."""
 
-_CHUNK = 64  # images at once: bounds the float copies
+_CHUNK = 64  # images per step: bounds the memory of the float copies
 _DARK, _BRIGHT = 26, 229  # a tenth from either end of the grey levels
-_FRAME = 16  # the border is a sixteenth of the side
-_DIRECTIONS = 32  # of feature space that are told apart
-_IMAGES_A_DIRECTION = 8  # fewer images carry fewer directions
+_FRAME = 16  # the border is 1/16 of the side
+_DIRECTIONS = 32  # principal directions of the feature space, at most
+_IMAGES_PER_DIRECTION = 8  # fewer images get fewer directions
 _FOLDS = 5
 _FORMAT = "1"
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Where the reference's images lie among a network's pooled features.
+    """The distribution of the reference's images in a network's pooled features.
 
-    centre     (D,)
-    directions (K, D), orthonormal, of the largest spread
-    spread     (K,) standard deviation along each
-    residual   root mean square of what lies outside these directions
+    centre      (D,)
+    directions  (K, D) orthonormal directions of the largest variance
+    spread      (K,) standard deviation along each direction
+    residual    root mean square of the features' length outside these directions
     """
 
     centre: NDArray[np.float32]
@@ -57,42 +57,42 @@ class FeatureSpace:
     residual: float
 
     def distance(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how far features (N, D) lie from the centre, (N,), 0 or more; about 1 for the reference's own images.
+        """Return the distance (N,) of features (N, D) from the centre, 0 or more; about 1 for the reference's images.
 
-        The root of the mean square over the directions and what lies outside them, each in units of its own spread:
-        a Mahalanobis distance with a covariance that is shrunk to K directions and a remainder.
+        It is the root mean square over the directions and the residual, each in units of its own spread: a
+        Mahalanobis distance with a covariance reduced to K directions and a residual.
         """
-        moved = features.astype(np.float32) - self.centre
-        along = moved @ self.directions.T
-        outside = np.maximum((moved**2).sum(1) - (along**2).sum(1), 0) / self.residual**2
+        centred = features.astype(np.float32) - self.centre
+        along = centred @ self.directions.T
+        outside = np.maximum((centred**2).sum(1) - (along**2).sum(1), 0) / self.residual**2
         squares = ((along / self.spread) ** 2).sum(1) + outside
         return np.asarray(np.sqrt(squares / (len(self.spread) + 1)), np.float32)
 
     def outside(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how much of features (N, D) no image of the reference explains, (N,), about 0 to 1.
+        """Return the share (N,), about 0 to 1, of the length of features (N, D) that lies outside the directions.
 
-        Their length outside the directions as a share of their whole length. A picture of another kind excites a
-        network less than an image: it lies near the centre, where `distance` sees nothing, and off the directions.
+        A foreign picture activates a network less than a chest X-ray: it lies near the centre, where `distance` does
+        not detect it, and outside the directions.
         """
-        moved = features.astype(np.float32) - self.centre
-        along = moved @ self.directions.T
-        outside = np.sqrt(np.maximum((moved**2).sum(1) - (along**2).sum(1), 0))
+        centred = features.astype(np.float32) - self.centre
+        along = centred @ self.directions.T
+        outside = np.sqrt(np.maximum((centred**2).sum(1) - (along**2).sum(1), 0))
         length = np.linalg.norm(features.astype(np.float32), axis=1)
         return np.asarray(outside / np.maximum(length, 1e-12), np.float32)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """N images that a model was judged on, as numbers.
+    """The measures of N validation and test images of a model.
 
     classes     in the model's order
     space       see FeatureSpace
     measures    (N, len(MEASURES)), columns as in MEASURES
     confidence  (N,) largest calibrated probability
     predicted   (N,) index into `classes`
-    patients    (N,) number of the image's patient, counted from 0; no name
+    patients    (N,) number of the image's patient, from 0; not an identifier
     outside     (N,) `FeatureSpace.outside` of each image, in a space fitted without its patient; None in references
-                of before there was such a thing
+                older than this field
     """
 
     classes: tuple[str, ...]
@@ -110,15 +110,15 @@ def measure(
     """Return each of MEASURES for N images, arrays (N,).
 
     Args:
-        images: (N, H, W), prepared as the model's spec says.
-        features: (N, D), what the network's head saw of the same images (`cxr.models.forward.predict_with_features`).
+        images: (N, H, W), preprocessed as in the model's spec.
+        features: (N, D) of the same images, from `cxr.models.forward.predict_with_features`.
         reference: of the same model.
     """
     return image_measures(images) | {"feature_distance": reference.space.distance(features)}
 
 
 def image_measures(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Return what N prepared images (N, H, W) measure, arrays (N,); grey levels run from 0 to 1.
+    """Return the measures of N prepared images (N, H, W), arrays (N,); grey levels are 0 to 1.
 
     brightness    mean grey level
     contrast      standard deviation of the grey levels
@@ -161,14 +161,14 @@ def make_reference(
     probabilities: NDArray[np.floating],
     patients: NDArray[np.object_],
 ) -> Reference:
-    """Make the reference of a model from N images that it was judged on.
+    """Make the reference of a model from N validation and test images.
 
     Args:
         classes: in the model's order.
         images: (N, len(MEASURES) - 1), their `image_measures` as columns.
         features: (N, D).
         probabilities: (N, C), calibrated.
-        patients: (N,) whose image it is.
+        patients: (N,) patient of each image.
     """
     _, numbers = np.unique(patients.astype(str), return_inverse=True)
     distance, outside = _held_out(features, numbers)
@@ -185,14 +185,14 @@ def make_reference(
 
 def fit_space(features: NDArray[np.float32]) -> FeatureSpace:
     """Fit a FeatureSpace to features (N, D) of at least two images; few images get few directions."""
-    from sklearn.decomposition import PCA
+    from sklearn.decomposition import PCA  # takes seconds to import, and scoring only reads references
 
-    count = max(1, min(_DIRECTIONS, len(features) // _IMAGES_A_DIRECTION, features.shape[1] - 1))
-    with np.errstate(invalid="ignore"):  # a share of no variance, which is not used
+    count = max(1, min(_DIRECTIONS, len(features) // _IMAGES_PER_DIRECTION, features.shape[1] - 1))
+    with np.errstate(invalid="ignore"):  # the explained share of zero variance, which is not used
         fitted = PCA(count, svd_solver="randomized", random_state=0).fit(features.astype(np.float64))
-    moved = features - fitted.mean_
-    outside = (moved**2).sum(1) - ((moved @ fitted.components_.T) ** 2).sum(1)
-    tiny = 1e-6 * max(float(np.abs(features).max()), 1e-6)  # features that never vary: no division by zero
+    centred = features - fitted.mean_
+    outside = (centred**2).sum(1) - ((centred @ fitted.components_.T) ** 2).sum(1)
+    tiny = 1e-6 * max(float(np.abs(features).max()), 1e-6)  # constant features: no division by zero
     return FeatureSpace(
         centre=fitted.mean_.astype(np.float32),
         directions=np.ascontiguousarray(fitted.components_, np.float32),
@@ -202,14 +202,14 @@ def fit_space(features: NDArray[np.float32]) -> FeatureSpace:
 
 
 def folds_of(patients: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each image (N,) which of five folds its patient is in, drawn by chance."""
+    """Return the random fold (N,), 0 to 4, of each image's patient."""
     return np.random.default_rng(0).permutation(int(patients.max()) + 1)[patients] % _FOLDS
 
 
 def _held_out(
     features: NDArray[np.float32], patients: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return each image's distance and outside share in a space fitted without its patient: its own fits too well."""
+    """Return each image's distance and outside share in a space that was fitted without its patient."""
     fold = folds_of(patients)
     distance, outside = np.zeros(len(features), np.float32), np.zeros(len(features), np.float32)
     for number in range(_FOLDS):
@@ -222,7 +222,7 @@ def _held_out(
 
 
 def write_reference(path: Path, reference: Reference) -> str:
-    """Write `reference` to one file; return its SHA-256. The same reference gives the same bytes."""
+    """Write `reference` to one file and return its SHA-256; equal references give equal bytes."""
     arrays = {
         "centre": reference.space.centre,
         "directions": reference.space.directions,
@@ -233,7 +233,7 @@ def write_reference(path: Path, reference: Reference) -> str:
         "patients": reference.patients,
     } | ({} if reference.outside is None else {"outside": reference.outside})
     described = {"classes": reference.classes, "measures": MEASURES, "residual": reference.space.residual}
-    # One key: the order of several in the file is not fixed.
+    # A single key, because safetensors does not fix the order of several.
     with atomic_file(path) as partial:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, partial, metadata={"reference": json.dumps({"format": _FORMAT} | described)})
@@ -241,14 +241,14 @@ def write_reference(path: Path, reference: Reference) -> str:
 
 
 def read_reference(path: Path) -> Reference:
-    """Read what write_reference wrote.
+    """Read a file that `write_reference` wrote.
 
     Raises:
-        WeightsError: missing, damaged, or of images measured in another way; says what to do.
+        WeightsError: the file is missing or damaged, or holds other measures.
     """
     advice = "run `dvc repro -f -s evaluate`, then `dvc repro register`"
     if not path.is_file():
-        raise WeightsError(f"{path} is missing: this model was saved without reference statistics; {advice}")
+        raise WeightsError(f"{path} is missing: the model was saved without reference statistics; {advice}")
     try:
         with safe_open(path, framework="numpy") as file:
             described = json.loads(file.metadata()["reference"])
@@ -258,7 +258,7 @@ def read_reference(path: Path) -> Reference:
         space = FeatureSpace(arrays.pop("centre"), arrays.pop("directions"), arrays.pop("spread"), residual)
         reference = Reference(classes=tuple(described["classes"]), space=space, **arrays)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is not a model's reference statistics ({error}); {advice}") from error
+        raise WeightsError(f"{path} does not hold reference statistics ({error}); {advice}") from error
     if not same:
-        raise WeightsError(f"{path} holds {', '.join(described['measures'])}, this code measures others; {advice}")
+        raise WeightsError(f"{path} holds other measures, {', '.join(described['measures'])}; {advice}")
     return reference

@@ -19,8 +19,8 @@ import torch
 
 from cxr.common.files import write_json
 from cxr.imaging.preprocess import Preprocessing
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, write_bundle
-from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
 from cxr.registry import tracking_store, versions
 from tests.support.project import PROJECT
@@ -87,7 +87,6 @@ def spec(
         backbone=backbone,
         head=head,
         members=1,
-        views=(1.0,),
         classes=CLASSES,
         preprocessing=preprocessing,
         mean=IMAGENET_MEAN,

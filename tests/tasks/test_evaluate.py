@@ -90,7 +90,7 @@ def write_model(paths: Paths) -> None:
     state = build("small_cnn", 3).state_dict()
     state["fc.weight"] = state["fc.weight"] * 3
     spec = ModelSpec(
-        backbone="small_cnn", head="linear", members=1, views=(1.0,), classes=CLASSES, preprocessing=PREPROCESSING,
+        backbone="small_cnn", head="linear", members=1, classes=CLASSES, preprocessing=PREPROCESSING,
         mean=(0.5,) * 3, std=(0.25,) * 3, temperature=1.0, bias=(0.0,) * 3, synthetic=True,
     )  # fmt: skip
     write_bundle(paths.model, state, spec)

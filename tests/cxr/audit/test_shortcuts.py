@@ -60,7 +60,6 @@ def spec() -> ModelSpec:
         synthetic=True,
         head="linear",
         members=1,
-        views=(1.0,),
         bias=(0.0,) * len(CLASSES),
     )
 

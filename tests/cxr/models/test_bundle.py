@@ -1,4 +1,4 @@
-"""A model comes back as it was saved, or not at all."""
+"""A bundle loads exactly as it was saved, or fails with a clear error."""
 
 import json
 from dataclasses import replace
@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cxr.common.errors import WeightsError
 from cxr.imaging.preprocess import Preprocessing
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec, write_bundle
-from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.models.factory import build
 from cxr.models.forward import calibrated, classify, predict_logits, softmax_with_temperature
 
 SPEC = ModelSpec(
     backbone="resnet50",
     head="linear",
     members=1,
-    views=(1.0,),
     classes=("normal", "viral", "bacterial"),
     preprocessing=Preprocessing(32, "stretch", "clahe", 2.0, 8, 10_000),
     mean=IMAGENET_MEAN,
@@ -45,7 +46,7 @@ def bundle(saved: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_saved_model_answers_as_before(bundle: Path) -> None:
+def test_loaded_model_gives_the_same_logits(bundle: Path) -> None:
     torch.manual_seed(0)
     original = build("resnet50", 3).eval()
     model, spec = read_bundle(bundle)
@@ -60,28 +61,54 @@ def test_changed_weights_are_not_loaded(bundle: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(WeightsError, match=r"has been changed: its SHA-256 is .* it was not loaded"):
+    with pytest.raises(WeightsError, match=r"was changed .*SHA-256"):
         read_bundle(bundle)
 
 
-def test_weights_of_another_shape_are_refused(bundle: Path) -> None:
+def test_weights_of_another_shape_are_rejected(bundle: Path) -> None:
     spec = json.loads((bundle / "model.json").read_text())
     spec["classes"] = ["normal", "viral"]
     (bundle / "model.json").write_text(json.dumps(spec))
-    with pytest.raises(WeightsError, match="does not fit resnet50 with 2 classes"):
+    with pytest.raises(WeightsError, match="does not fit resnet50"):
         read_bundle(bundle)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_missing_half_is_named(bundle: Path, name: str) -> None:
+def test_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
-    with pytest.raises(WeightsError, match=f"{name} is missing; a model is the pair"):
+    with pytest.raises(WeightsError, match=f"{name} is missing"):
         read_bundle(bundle)
 
 
-def test_description_that_is_none_is_refused(bundle: Path) -> None:
+def test_incomplete_spec_is_rejected(bundle: Path) -> None:
     (bundle / "model.json").write_text('{"backbone": "resnet50"}')
-    with pytest.raises(WeightsError, match=r"model\.json is not a model's description"):
+    with pytest.raises(WeightsError, match=r"model\.json is not a model spec"):
+        read_spec(bundle)
+
+
+def add_field(bundle: Path, name: str, value: object) -> None:
+    path = bundle / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+
+def test_bundle_of_release_0_4_0_loads(bundle: Path) -> None:
+    before = read_spec(bundle)
+    add_field(bundle, "views", [1.0])
+    model, spec = read_bundle(bundle)
+    assert spec == before
+    assert not model.training
+
+
+@pytest.mark.parametrize("views", [[1.1, 1.0], [], None])
+def test_bundle_with_magnified_views_is_rejected(bundle: Path, views: object) -> None:
+    add_field(bundle, "views", views)
+    with pytest.raises(WeightsError, match=r"has views .* only release 0\.4\.0"):
+        read_spec(bundle)
+
+
+def test_unknown_field_of_a_spec_is_rejected(bundle: Path) -> None:
+    add_field(bundle, "later", 1)
+    with pytest.raises(WeightsError, match="later"):
         read_spec(bundle)
 
 
@@ -96,20 +123,22 @@ def test_probabilities_sum_to_one_and_temperature_softens(bundle: Path) -> None:
     assert hot.argmax() == cold.argmax()
 
 
-def test_bias_moves_the_probabilities_after_the_temperature() -> None:
+def test_bias_is_added_after_the_temperature() -> None:
     logits = np.array([[2.0, 0.0, -1.0]])
-    shares = calibrated(logits, SPEC)
+    probabilities = calibrated(logits, SPEC)
     expected = np.exp(logits / SPEC.temperature + np.array(SPEC.bias))
-    assert shares == pytest.approx(expected / expected.sum())
-    assert shares[0, 1] > softmax_with_temperature(logits, SPEC.temperature)[0, 1]
+    assert probabilities == pytest.approx(expected / expected.sum())
+    assert probabilities[0, 1] > softmax_with_temperature(logits, SPEC.temperature)[0, 1]
 
 
-def test_a_ensemble_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    spec = replace(SPEC, backbone="small_cnn", members=2, views=(1.2, 1.0))
-    original = build("small_cnn", 3, members=2, views=(1.2, 1.0)).eval()
+def test_loaded_ensemble_gives_the_same_logits(tmp_path: Path) -> None:
+    spec = replace(SPEC, backbone="small_cnn", members=2)
+    original = build("small_cnn", 3, members=2).eval()
     write_bundle(tmp_path, original.state_dict(), spec)
     model, read = read_bundle(tmp_path)
-    assert (read.members, read.views, read.bias) == (2, (1.2, 1.0), SPEC.bias)
+    assert (read.members, read.bias) == (2, SPEC.bias)
+    names = load_file(tmp_path / "model.safetensors")
+    assert all(name.startswith(("members.0.", "members.1.")) for name in names), "0.4.0 stores these names"
     expected = predict_logits(original, IMAGES, mean=SPEC.mean, std=SPEC.std)
     assert np.array_equal(predict_logits(model, IMAGES, mean=spec.mean, std=spec.std), expected)
 

@@ -1,4 +1,4 @@
-"""Weights load as far as they go, and what they leave random is said."""
+"""Networks are built by name, and every starting weight that fits is loaded and reported."""
 
 import copy
 import re
@@ -11,10 +11,8 @@ from safetensors.torch import save_file
 
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.params import Backbone
-from cxr.models.backbones import ARCHITECTURES
+from cxr.models.backbones import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     PARTS,
     build,
     check_image_size,
@@ -44,7 +42,7 @@ def test_parts_cover_every_parameter_once(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", sorted(set(ARCHITECTURES) - {"alexnet", "vgg16", "vgg19"}))  # files too large
-def test_a_state_of_its_own_fills_all_but_the_head(backbone: str, tmp_path: Path) -> None:
+def test_own_state_dict_fills_everything_but_the_head(backbone: str, tmp_path: Path) -> None:
     model = build(backbone, 3)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "own.safetensors")
     report = load_weights(model, str(tmp_path / "own.safetensors"))
@@ -52,7 +50,7 @@ def test_a_state_of_its_own_fills_all_but_the_head(backbone: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("backbone", sorted(ARCHITECTURES))
-def test_a_image_of_the_smallest_size_comes_through(backbone: str) -> None:
+def test_smallest_image_is_accepted(backbone: str) -> None:
     model, side = build(backbone, 3).eval(), smallest_image_px(backbone)
     with torch.inference_mode():
         images = torch.rand(2, 3, side, side)
@@ -63,17 +61,13 @@ def test_a_image_of_the_smallest_size_comes_through(backbone: str) -> None:
     check_image_size(backbone, side)
 
 
-def test_too_small_a_image_is_refused_by_name() -> None:
-    with pytest.raises(ParamsError) as caught:
+def test_too_small_images_are_rejected() -> None:
+    with pytest.raises(ParamsError, match=r"inception_v3 .* 75 px.*image_size_px"):
         check_image_size("inception_v3", 64)
-    assert str(caught.value) == (
-        "inception_v3 needs images of 75 px or more, and they are 64 px; "
-        "set preprocess.image_size_px higher or train.backbone to another network"
-    )
 
 
 @pytest.mark.parametrize("backbone", ["inception_v3", "xception"])
-def test_networks_published_for_grey_levels_of_minus_1_to_1_get_them(backbone: str) -> None:
+def test_networks_published_for_grey_levels_from_minus_1_to_1_receive_them(backbone: str) -> None:
     grey = torch.rand(2, 3, 80, 80)
     seen: list[torch.Tensor] = []
     model = copy.deepcopy(build(backbone, 3)).eval()  # as the running average copies it
@@ -84,7 +78,7 @@ def test_networks_published_for_grey_levels_of_minus_1_to_1_get_them(backbone: s
     assert torch.allclose(seen[0], 2 * grey - 1, atol=1e-5)
 
 
-def test_names_of_torchvisions_old_densenet_file_are_understood(tmp_path: Path) -> None:
+def test_old_tensor_names_of_torchvisions_densenet_file_are_loaded(tmp_path: Path) -> None:
     model = build("densenet121", 3)
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", k): v for k, v in model.state_dict().items()}
     assert old.keys() != model.state_dict().keys()
@@ -92,7 +86,7 @@ def test_names_of_torchvisions_old_densenet_file_are_understood(tmp_path: Path) 
     assert load_weights(model, str(tmp_path / "old.pth")).loaded == PARTS[:-1]
 
 
-def test_the_hidden_layers_of_a_vgg_are_loaded_and_only_the_last_is_not(tmp_path: Path) -> None:
+def test_all_linear_layers_of_a_vgg_but_the_last_are_loaded(tmp_path: Path) -> None:
     torch.manual_seed(4)
     hidden = torch.randn(4096, 4096)
     save_file({"classifier.3.weight": hidden, "classifier.6.bias": torch.ones(3)}, tmp_path / "part.safetensors")
@@ -104,17 +98,17 @@ def test_the_hidden_layers_of_a_vgg_are_loaded_and_only_the_last_is_not(tmp_path
     assert not torch.equal(model.state_dict()["classifier.6.bias"], torch.ones(3))
 
 
-def test_a_network_for_a_machine_has_no_weights_in_its_head() -> None:
+def test_svm_head_has_no_trainable_weights() -> None:
     model = build("resnet50", 3, head="svm")
     assert isinstance(head_of(model), SvmHead)
     assert not list(parts_of(model)["head"].parameters())
 
 
-def test_params_offer_the_backbones_that_there_are() -> None:
+def test_params_list_all_backbones() -> None:
     assert set(get_args(Backbone)) == set(ARCHITECTURES)
 
 
-def test_whole_state_fills_all_but_the_head(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_complete_state_dict_fills_everything_but_the_head(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save(state, tmp_path / "whole.pth")
     model = build("resnet50", 3)
     report = load_weights(model, str(tmp_path / "whole.pth"))
@@ -122,7 +116,7 @@ def test_whole_state_fills_all_but_the_head(tmp_path: Path, state: dict[str, tor
     assert torch.equal(model.state_dict()["layer4.2.conv3.weight"], state["layer4.2.conv3.weight"])
 
 
-def test_partial_state_says_what_starts_from_random(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_partial_state_dict_is_reported_by_part(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     kept = ("conv1", "bn1", "layer1", "layer2.0")
     save_file(
         {name: value.contiguous() for name, value in state.items() if name.startswith(kept)},
@@ -135,11 +129,11 @@ def test_partial_state_says_what_starts_from_random(tmp_path: Path, state: dict[
     assert len(report.sha256) == 64
 
 
-def test_none_leaves_everything_random() -> None:
+def test_without_weights_all_parts_are_random() -> None:
     assert load_weights(build("resnet50", 3), "none").random == PARTS
 
 
-def test_head_of_the_right_size_is_not_taken_over(tmp_path: Path) -> None:
+def test_head_stays_random_even_if_it_fits(tmp_path: Path) -> None:
     torch.manual_seed(2)
     torch.save(build("resnet50", 3).state_dict(), tmp_path / "other.pth")
     torch.manual_seed(3)
@@ -150,21 +144,20 @@ def test_head_of_the_right_size_is_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match=r"gone\.pth do not exist"):
         load_weights(build("resnet50", 3), str(tmp_path / "gone.pth"))
-    assert str(caught.value) == f"weights {tmp_path / 'gone.pth'} do not exist; give a file, `imagenet` or `none`"
 
 
-def test_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+def test_file_without_a_state_dict_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no tensors")
     with pytest.raises(WeightsError, match=r"text\.pth is not a state dict of tensors"):
         load_weights(build("resnet50", 3), str(tmp_path / "text.pth"))
     torch.save({"epoch": 3}, tmp_path / "mixed.pth")
-    with pytest.raises(WeightsError, match=r"mixed\.pth is not a state dict: expected a mapping of names to tensors"):
+    with pytest.raises(WeightsError, match=r"mixed\.pth is not a state dict"):
         load_weights(build("resnet50", 3), str(tmp_path / "mixed.pth"))
 
 
-def test_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (str(tmp_path / "ran"),))  # pragma: no cover
@@ -175,13 +168,13 @@ def test_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "vgg.pth")
-    with pytest.raises(WeightsError, match="none of its 1 tensors fits the network"):
+    with pytest.raises(WeightsError, match="none of its 1 tensors fits"):
         load_weights(build("resnet50", 3), str(tmp_path / "vgg.pth"))
 
 
-def test_imagenet_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_imagenet_weights_name_the_alternative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: nothing listens
     with pytest.raises(WeightsError, match=r"make run WEIGHTS=<file>"):
@@ -189,9 +182,7 @@ def test_imagenet_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("backbone", sorted(set(ARCHITECTURES) - {"small_cnn"}))
-def test_where_imagenet_weights_come_from_is_named(
-    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_of_imagenet_weights_is_named(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     published = ARCHITECTURES[backbone].published
@@ -202,19 +193,18 @@ def test_where_imagenet_weights_come_from_is_named(
         load_weights(build(backbone, 3), "imagenet")
 
 
-def test_a_network_of_our_own_has_no_imagenet_weights() -> None:
-    with pytest.raises(WeightsError, match="nobody has published ImageNet weights of small_cnn"):
+def test_small_cnn_has_no_imagenet_weights() -> None:
+    with pytest.raises(WeightsError, match="no published ImageNet weights of small_cnn"):
         load_weights(build("small_cnn", 3), "imagenet")
 
 
-def test_unknown_backbone_and_head_are_refused() -> None:
-    with pytest.raises(WeightsError, match="there is no backbone 'vgg'; choose alexnet, "):
+def test_unknown_backbone_and_head_are_rejected() -> None:
+    with pytest.raises(WeightsError, match=r"backbone 'vgg'.*alexnet"):
         build("vgg", 3)
-    with pytest.raises(WeightsError, match="there is no head 'tree'; choose linear or svm"):
+    with pytest.raises(WeightsError, match=r"head 'tree'.*svm"):
         build("small_cnn", 3, head="tree")
 
 
-@pytest.mark.parametrize("views", [(1.0, 1.2), (), (-1.0, 1.0)])
-def test_views_that_do_not_end_with_the_image_as_it_is_are_refused(views: tuple[float, ...]) -> None:
-    with pytest.raises(WeightsError, match=r"expected 1 member or more and positive magnifications that end with 1\.0"):
-        build("small_cnn", 3, views=views)
+def test_model_without_members_is_rejected() -> None:
+    with pytest.raises(WeightsError, match="at least 1 member"):
+        build("small_cnn", 3, members=0)

@@ -46,7 +46,7 @@ def content() -> dict[str, Any]:
             "weights": {"source": "imagenet", "loaded": ["stem"], "partial": [], "random": ["head"]},
         },
         "model": {
-            "backbone": "resnet50", "head": "linear", "members": 1, "views": [1.0], "classes": CLASSES,
+            "backbone": "resnet50", "head": "linear", "members": 1, "classes": CLASSES,
             "weights_sha256": "abc123",
             "preprocessing": {"image_size_px": 224, "fit": "stretch", "contrast": "clahe"},
         },

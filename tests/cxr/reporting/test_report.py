@@ -123,7 +123,7 @@ def content(
             "params": {"epochs": 2, "weights": "<file>"},
         },
         model={
-            "backbone": "resnet50", "head": "linear", "members": 1, "views": [1.0],
+            "backbone": "resnet50", "head": "linear", "members": 1,
             "classes": list(images.classes),
             "preprocessing": {"image_size_px": 224, "fit": "stretch", "contrast": "clahe"},
         },
