@@ -1,13 +1,13 @@
-"""How often `monitor` cries wolf, and what it notices: false alarms and detection on images that no training has seen.
+"""False alarms and detection rate of `monitor` on images that were not trained on.
 
 Run   python -m benchmarks.drift PROJECT [--images 200] [--splits 60] [--keep FOLDER]
 
-PROJECT is a project after `make run`: its prepared images, split, trained model and evidence are read, nothing is
-changed. Validation and test images are divided by patient, again and again: half of the patients are the reference,
-windows are drawn from the others, patient by patient. The shifts are made on the image as it is after resizing and
-before the contrast step; their windows come from 220 test images, so they share most of their images and the intervals
-of their rows say little; the reference comes from all other patients.
-KEEP holds what the network said, for a second run.
+PROJECT is a project after `make run`: its prepared images, split, trained model and evaluation artifacts are read,
+nothing is changed. Validation and test images are split by patient many times: half of the patients are the reference,
+and windows are drawn by patient from the others. Shifts are applied after resizing and before the contrast step. Their
+windows come from 220 test images, so they share most of their images and the intervals of their rows are not
+informative; their reference comes from all other patients.
+KEEP stores the outputs of the network for another run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cxr.imaging.preprocess import Preprocessing, prepare
 from cxr.models.bundle import ModelSpec, read_bundle
 from cxr.models.forward import BATCH_SIZE, calibrated, predict_with_features
 from cxr.models.reference import MEASURES, Reference, image_measures, make_reference
-from cxr.monitoring.drift import Rules, Window, find_limits, is_drift, judge
+from cxr.monitoring.drift import Rules, Window, compare_window, find_limits, is_drift
 
 Pixels = NDArray[np.uint8]
 SHIFTED_IMAGES = 220
@@ -58,7 +58,7 @@ SHIFTS: dict[str, Callable[[Pixels], Pixels]] = {
 
 @dataclass(frozen=True)
 class MeasuredImages:
-    """N images as the model sees them: image measures (N, M), features (N, D), probabilities (N, C), who and what."""
+    """N images: measures (N, M), features (N, D), probabilities (N, C), patients, labels and sources (N,)."""
 
     images: NDArray[np.float32]
     features: NDArray[np.float32]
@@ -73,10 +73,10 @@ class MeasuredImages:
 
 
 class Project:
-    """A project after `make run`: its model as calibrated, and its images."""
+    """A project after `make run`: its calibrated model and its images."""
 
     def __init__(self, root: Path) -> None:
-        # Only the paths: a project of another version may lack parameters that this one has.
+        # Read only the paths: the parameters of another version may differ.
         paths = {name: root / path for name, path in YAML(typ="safe").load(root / "params.yaml")["paths"].items()}
         self.shards = Shards(paths["raw"] / "images")
         self.model, spec = read_bundle(paths["model"])
@@ -85,22 +85,22 @@ class Project:
         manifest = read_manifest(paths["raw"])[["image_id", "source", "path"]]
         self.images = read_splits(paths["split"]).merge(manifest, on="image_id", validate="one_to_one")
 
-    def see(self, images: pd.DataFrame, shift: Callable[[Pixels], Pixels], name: str) -> MeasuredImages:
-        """Read, shift, prepare and classify images, a batch at a time."""
+    def measure(self, table: pd.DataFrame, shift: Callable[[Pixels], Pixels], name: str) -> MeasuredImages:
+        """Read, shift, prepare and classify the images of `table` in batches."""
         images, features, probabilities = [], [], []
-        paths = images["path"].tolist()
+        paths = table["path"].tolist()
         for start in tqdm(range(0, len(paths), BATCH_SIZE), desc=name, mininterval=10):
             batch = np.stack([self._image(path, shift) for path in paths[start : start + BATCH_SIZE]])
             measured = image_measures(batch)
-            logits, seen = predict_with_features(self.model, batch, mean=self.spec.mean, std=self.spec.std)
+            logits, of_batch = predict_with_features(self.model, batch, mean=self.spec.mean, std=self.spec.std)
             images.append(np.column_stack([measured[name] for name in MEASURES if name in measured]))
-            features.append(seen)
+            features.append(of_batch)
             probabilities.append(calibrated(logits, self.spec))
         return MeasuredImages(
             np.concatenate(images),
             np.concatenate(features),
             np.concatenate(probabilities),
-            *(images[name].to_numpy(str) for name in ("patient_id", "label", "source")),
+            *(table[name].to_numpy(str) for name in ("patient_id", "label", "source")),
         )
 
     def _image(self, path: str, shift: Callable[[Pixels], Pixels]) -> Pixels:
@@ -113,7 +113,7 @@ class Project:
 
 
 def _kept(folder: Path | None, name: str, make: Callable[[], MeasuredImages]) -> MeasuredImages:
-    """Return the images that `folder` holds under `name`, or make and keep them."""
+    """Return the images that `folder` holds under `name`; make and store them if it has none."""
     if folder is None:
         return make()
     path = folder / f"{name.replace(' ', '-').replace(',', '')}.npz"
@@ -136,7 +136,7 @@ def reference_of(images: MeasuredImages, classes: tuple[str, ...]) -> Reference:
 
 
 def scored(images: MeasuredImages, reference: Reference) -> pd.DataFrame:
-    """Return the columns of scored images that a window is judged by."""
+    """Return the columns of scored images that a window is compared by."""
     columns = {f"m_{name}": images.images[:, c] for c, name in enumerate(MEASURES[:-1])}
     columns["m_feature_distance"] = reference.space.distance(images.features)
     columns |= {f"p_{name}": images.probabilities[:, c].astype(np.float32) for c, name in enumerate(reference.classes)}
@@ -147,7 +147,7 @@ def scored(images: MeasuredImages, reference: Reference) -> pd.DataFrame:
 
 
 def draw(images: MeasuredImages, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows of `count` images of patients in random order, no image twice."""
+    """Return the rows of `count` distinct images, with the patients in random order."""
     _, numbers = np.unique(images.patients, return_inverse=True)
     rank = generator.permutation(int(numbers.max()) + 1)[numbers]
     return np.argsort(rank, kind="stable")[:count]
@@ -166,7 +166,7 @@ def draw_shares(
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row of the table: of how many windows and runs of windows, the alarms, and which signals spoke how often."""
+    """One row of the table: runs of windows, their alarms and the signals that exceeded their limits."""
 
     name: str
     windows: list[list[Window]]
@@ -178,8 +178,8 @@ class Outcome:
         each = alarms.mean(axis=1)
         error = 1.96 * each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
         low, high = wilson(sum(drift), len(drift))
-        spoke = pd.Series([name for run in self.windows for window in run for name in window.speaking], dtype=object)
-        counts = (spoke.value_counts() / alarms.size).head(4)
+        exceeded = pd.Series([name for run in self.windows for window in run for name in window.exceeded], dtype=object)
+        counts = (exceeded.value_counts() / alarms.size).head(4)
         score = np.median([window.score for run in self.windows for window in run])
         return (
             f"| {self.name} | {each.mean():.1%} ± {error:.1%} | {sum(drift)} of {len(drift)} ({low:.1%} to {high:.1%}) "
@@ -194,16 +194,16 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return max(0.0, float((middle - width) / (1 + z * z / total))), float((middle + width) / (1 + z * z / total))
 
 
-def unshifted(judged: MeasuredImages, classes: tuple[str, ...], rules: Rules, splits: int) -> list[Outcome]:
-    """Return false alarms of windows like the reference, and of windows of another class mix, over random halves."""
+def unshifted(measured: MeasuredImages, classes: tuple[str, ...], rules: Rules, splits: int) -> list[Outcome]:
+    """Return the alarms of windows like the reference and of windows with other class shares, over random halves."""
     generator = np.random.default_rng(0)
     same: list[list[Window]] = []
     mixed: list[list[Window]] = []
-    _, numbers = np.unique(judged.patients, return_inverse=True)
+    _, numbers = np.unique(measured.patients, return_inverse=True)
     other_mix = dict(zip(classes, (0.6, 0.2, 0.2), strict=False))
     for _ in tqdm(range(splits), desc="splits", disable=None):
         is_reference = (generator.permutation(int(numbers.max()) + 1) % 2 == 0)[numbers]
-        reference, others = reference_of(judged.where(is_reference), classes), judged.where(~is_reference)
+        reference, others = reference_of(measured.where(is_reference), classes), measured.where(~is_reference)
         limits = find_limits(reference, rules)
         for found, rows in (
             (same, [draw(others, rules.images, generator) for _ in range(OF_WINDOWS)]),
@@ -213,7 +213,9 @@ def unshifted(judged: MeasuredImages, classes: tuple[str, ...], rules: Rules, sp
             ),
         ):
             table = scored(others, reference)
-            found.append([judge(table.iloc[part], reference, limits, number=i + 1) for i, part in enumerate(rows)])
+            found.append(
+                [compare_window(table.iloc[part], reference, limits, number=i + 1) for i, part in enumerate(rows)]
+            )
     return [Outcome("none: the same images", same), Outcome(f"classes {_shares_text(other_mix)}", mixed)]
 
 
@@ -223,7 +225,7 @@ def _shares_text(shares: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """MeasuredImages that windows are drawn from; where `shares` are given, by them from the images' groups."""
+    """Images that windows are drawn from, with the given `shares` of their `groups` if there are any."""
 
     images: MeasuredImages
     groups: NDArray[np.str_] | None = None
@@ -242,51 +244,53 @@ def shifted(pools: dict[str, Pool], reference: Reference, rules: Rules, runs: in
     outcomes = []
     for name, pool in tqdm(pools.items(), desc="shifts", disable=None):
         table = scored(pool.images, reference)
-        judged = [
+        windows = [
             [
-                judge(table.iloc[pool.draw(rules.images, generator)], reference, limits, number=number)
+                compare_window(table.iloc[pool.draw(rules.images, generator)], reference, limits, number=number)
                 for number in range(1, OF_WINDOWS + 1)
             ]
             for _ in range(runs)
         ]
-        outcomes.append(Outcome(name, judged))
+        outcomes.append(Outcome(name, windows))
     return outcomes
 
 
-def _see_all(project: Project, keep: Path | None) -> tuple[MeasuredImages, MeasuredImages, dict[str, MeasuredImages]]:
-    """Return validation and test images, images of the second set and of a class that no training saw, shifted images."""
+def _measure_all(
+    project: Project, keep: Path | None
+) -> tuple[MeasuredImages, MeasuredImages, dict[str, MeasuredImages]]:
+    """Return validation and test images, images of the second set and of untrained classes, and shifted images."""
     images = project.images
-    is_judged = images["split"].isin(("validation", "test"))
+    is_held_out = images["split"].isin(("validation", "test"))
     second = images["source"].value_counts().index[-1]
     is_extra = (images["split"] == "unused") | ((images["split"] == "train") & (images["source"] == second))
-    judged = _kept(keep, "judged", lambda: project.see(images[is_judged], _as_it_is, "judged"))
-    extra = _kept(keep, "extra", lambda: project.see(images[is_extra], _as_it_is, "extra"))
+    held_out = _kept(keep, "held-out", lambda: project.measure(images[is_held_out], _unchanged, "held-out"))
+    extra = _kept(keep, "extra", lambda: project.measure(images[is_extra], _unchanged, "extra"))
     test = images[images["split"] == "test"]
     _, numbers = np.unique(test["patient_id"].to_numpy(str), return_inverse=True)
     order = np.argsort(np.random.default_rng(2).permutation(int(numbers.max()) + 1)[numbers], kind="stable")
     chosen = test.iloc[order[:SHIFTED_IMAGES]]
-    seen = {"none": judged.where(np.isin(judged.patients, chosen["patient_id"].to_numpy(str)))}
+    by_shift = {"none": held_out.where(np.isin(held_out.patients, chosen["patient_id"].to_numpy(str)))}
     for name, shift in SHIFTS.items():
-        seen[name] = _kept(keep, name, partial(project.see, chosen, shift, name))
-    return judged, extra, seen
+        by_shift[name] = _kept(keep, name, partial(project.measure, chosen, shift, name))
+    return held_out, extra, by_shift
 
 
-def _as_it_is(image: Pixels) -> Pixels:
+def _unchanged(image: Pixels) -> Pixels:
     return image
 
 
-def _pools(seen: dict[str, MeasuredImages], extra: MeasuredImages) -> dict[str, Pool]:
-    pools = {"none: the images that are shifted below": Pool(seen["none"])}
-    pools |= {name: Pool(images) for name, images in seen.items() if name != "none"}
-    is_unused = ~np.isin(extra.labels, np.unique(seen["none"].labels))
+def _pools(by_shift: dict[str, MeasuredImages], extra: MeasuredImages) -> dict[str, Pool]:
+    pools = {"none: the images that are shifted below": Pool(by_shift["none"])}
+    pools |= {name: Pool(images) for name, images in by_shift.items() if name != "none"}
+    is_unused = ~np.isin(extra.labels, np.unique(by_shift["none"].labels))
     for name, added, share in (
         ("half of the second set", extra.where(~is_unused), 0.5),
         ("a quarter of the second set", extra.where(~is_unused), 0.25),
-        ("a fifth of a class it was not taught", extra.where(is_unused), 0.2),
+        ("a fifth of a class that was not trained", extra.where(is_unused), 0.2),
     ):
         if len(added.labels):
-            both = _merged(seen["none"], added)
-            groups = np.repeat(np.array(["usual", "added"]), (len(seen["none"].labels), len(added.labels)))
+            both = _merged(by_shift["none"], added)
+            groups = np.repeat(np.array(["usual", "added"]), (len(by_shift["none"].labels), len(added.labels)))
             pools[name] = Pool(both, groups, {"usual": 1 - share, "added": share})
     return pools
 
@@ -296,24 +300,24 @@ def _merged(*parts: MeasuredImages) -> MeasuredImages:
 
 
 def main() -> None:
-    """See the images once, then draw windows, and print the table."""
+    """Measure the images once, then draw windows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
     parser.add_argument("--images", type=int, default=200, help="in a window (%(default)s)")
     parser.add_argument("--splits", type=int, default=60, help="random halves, each with five windows (%(default)s)")
-    parser.add_argument("--keep", type=Path, help="folder for what the network said")
+    parser.add_argument("--keep", type=Path, help="folder for the outputs of the network")
     arguments = parser.parse_args()
     project, rules = Project(arguments.project), Rules(arguments.images, FALSE_ALARM_SHARE, 1000, 0, 0.05)
     classes = project.spec.classes
-    judged, extra, shifted_images = _see_all(project, arguments.keep)
-    taken = np.isin(judged.patients, shifted_images["none"].patients)
-    reference = reference_of(judged.where(~taken), classes)
-    outcomes = unshifted(judged, classes, rules, arguments.splits)
+    held_out, extra, shifted_images = _measure_all(project, arguments.keep)
+    used = np.isin(held_out.patients, shifted_images["none"].patients)
+    reference = reference_of(held_out.where(~used), classes)
+    outcomes = unshifted(held_out, classes, rules, arguments.splits)
     outcomes += shifted(_pools(shifted_images, extra), reference, rules, arguments.splits)
-    print(f"{len(judged.labels)} validation and test images of {len(np.unique(judged.patients))} patients,")
+    print(f"{len(held_out.labels)} validation and test images of {len(np.unique(held_out.patients))} patients,")
     print(f"windows of {rules.images}, {arguments.splits} runs of {OF_WINDOWS} windows a row, limits for ", end="")
     print(f"{rules.false_alarm_share:.0%} false alarms a window; intervals 95%, over draws and not over hospitals.\n")
-    print(f"| shift | alarms of windows | {ALARM_WINDOWS} of {OF_WINDOWS}: drift | median score | what spoke |")
+    print(f"| shift | alarms of windows | {ALARM_WINDOWS} of {OF_WINDOWS}: drift | median score | signals exceeded |")
     print("|---|---|---|---|---|")
     print("\n".join(outcome.row() for outcome in outcomes))
 

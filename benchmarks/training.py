@@ -1,11 +1,11 @@
-"""Training images a second: ours against torchvision's reference loop, in turn, same images, same network.
+"""Training speed in images per second: our loop against torchvision's reference loop, same images, same network.
 
 Run   python -m benchmarks.training FOLDER [--rounds 3] [--images 96]
 
-The peer is the loop of torchvision's references/classification as it runs on a CPU: images decoded from their files
-by Pillow in a DataLoader with two workers, the same augmentation as torchvision transforms, fp32, SGD, all
-parameters. Ours is measured twice: like for like with all parameters learning, and with the recipe of
-profiles/real.yaml (stem and layer 1 frozen, batch-norm statistics kept). Each round gives every side the same images.
+The peer is the loop of torchvision's references/classification as it runs on a CPU: Pillow decodes the files in a
+DataLoader with two workers, torchvision transforms do the same augmentation, and SGD trains all parameters in fp32.
+Our loop is measured twice: with all parameters learning, and with the config of profiles/real.yaml (stem and layer 1
+frozen, batch-norm statistics kept). Each round measures all of them in turn on the same images.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from torchvision.transforms import v2
 from cxr.common.params import TrainParams, read_params
 from cxr.imaging.decode import SUFFIXES, read_image
 from cxr.imaging.preprocess import Preprocessing
-from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.factory import build
 from cxr.training.data import TrainingData
-from cxr.training.loop import Epoch, fit
+from cxr.training.loop import fit
+from cxr.training.results import Epoch
 
 SIZE_PX = 224
 BATCH = 32
@@ -41,7 +43,7 @@ WARM_UP_BATCHES = 1
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Image files as torchvision's reference reads them: Pillow, then transforms, one image at a time."""
+    """Image files as torchvision's reference reads them: one at a time, by Pillow, then transformed."""
 
     def __init__(self, images: list[Path]) -> None:
         self._images = images
@@ -64,7 +66,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
 
 class _Clock:
-    """Images a second once the warm-up batches are through."""
+    """Images per second after the warm-up batches."""
 
     def __init__(self) -> None:
         self._batches = self._images = 0
@@ -80,7 +82,7 @@ class _Clock:
             self._stopped = time.perf_counter()
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Nothing to do: validation is not timed."""
+        """Do nothing: validation is not timed."""
 
     @property
     def images_per_second(self) -> float:
@@ -89,7 +91,7 @@ class _Clock:
 
 
 def reference(images: list[Path]) -> float:
-    """Return the images a second of torchvision's loop."""
+    """Return the images per second of torchvision's loop."""
     model = resnet50(weights=None, num_classes=len(CLASSES)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     criterion = nn.CrossEntropyLoss()
@@ -107,15 +109,15 @@ def _loader(images: list[Path]) -> Iterator[Any]:
     yield from DataLoader(ImageFiles(images), batch_size=BATCH, shuffle=True, num_workers=2)
 
 
-def ours(data: TrainingData, recipe: TrainParams) -> float:
-    """Return the images a second of cxr.training.loop, checkpoints and validation left out."""
+def ours(data: TrainingData, config: TrainParams) -> float:
+    """Return the images per second of cxr.training.loop without checkpoints and validation."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        fit(data, recipe, checkpoints=Path(folder), listener=clock)
+        fit(data, config, checkpoints=Path(folder), listener=clock)
     return clock.images_per_second
 
 
-def _recipe(weights: Path, **changes: Any) -> TrainParams:
+def _config(weights: Path, **changes: Any) -> TrainParams:
     plain = {"weights": str(weights), "epochs": 1, "batch_size": BATCH, "head_only_epochs": 0, "device": "cpu"}
     return TrainParams.model_validate(read_params(Path("params.yaml")).train.model_dump() | plain | changes)
 
@@ -128,7 +130,7 @@ def _data(images: list[Path]) -> TrainingData:
 
 
 def main() -> None:
-    """Measure all contestants in turn, round by round, and print medians and ratios."""
+    """Measure all contestants in turn, round by round; print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
@@ -138,18 +140,18 @@ def main() -> None:
     images = found[:: max(1, len(found) // arguments.images)][: arguments.images]
     data = _data(images)
     with tempfile.TemporaryDirectory() as folder:
-        # Freezing asks for weights that were loaded; which ones does not change the time.
+        # Frozen parts must be loaded from a file; the values do not change the time.
         weights = Path(folder) / "random.pth"
         torch.save(build("resnet50", len(CLASSES)).state_dict(), weights)
         _compare(images, data, weights, arguments.rounds)
 
 
 def _compare(images: list[Path], data: TrainingData, weights: Path, rounds: int) -> None:
-    recipe = _recipe(weights, frozen=["stem", "layer1"], freeze_batchnorm_statistics=True)
+    config = _config(weights, frozen=["stem", "layer1"], freeze_batchnorm_statistics=True)
     contestants: dict[str, Callable[[], float]] = {
         "torchvision reference loop, fp32": lambda: reference(images),
-        "ours, all parameters learn": lambda: ours(data, _recipe(weights)),
-        "ours, recipe of profiles/real.yaml": lambda: ours(data, recipe),
+        "ours, all parameters learn": lambda: ours(data, _config(weights)),
+        "ours, config of profiles/real.yaml": lambda: ours(data, config),
     }
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):

@@ -1,46 +1,50 @@
-"""Say whether the images that are scored now still look like those that the champion was judged on.
+"""Compare the images scored lately with the champion's reference and report drift.
 
 Reads   the scored images of the champion's version (tasks.score) and the reference statistics saved with the champion
-Writes  reports/monitor.html   windows in order of time, what moved, in plain words
+Writes  reports/monitor.html   windows in order of time, and which signals shifted
         reports/monitor.json   the same as numbers, with `drift: true` or `false`
 
-Images are taken in the order in which they were scored, in windows of `monitor.window_images`; what is left over waits
-for its window. The exit code is 0 whatever the answer: drift is a finding, not a failure. The last line says it.
-Windows that a rebuild was started for do not count again; the store remembers them at the champion's version.
+Images are compared in the order in which they were scored, in windows of `monitor.window_images`; an incomplete window
+waits. Drift is a finding, not a failure: the exit code is 0 in both cases, and the last line is the result. Windows
+that a rebuild was started for do not count again; a tag of the champion's version holds their end.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cxr.common.cli import run_step
+from cxr.common.cli import answer_help, run_step, step_parser
+
+if __name__ == "__main__":
+    answer_help(step_parser(sys.modules[__name__]))
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
 from cxr.common.errors import WeightsError
+from cxr.common.files import atomic_file, write_json
+from cxr.common.params import MonitorParams, Paths
+from cxr.inference.score_store import read_scores, version_folder
+from cxr.models.reference import REFERENCE_FILE, Reference, read_reference
+from cxr.monitoring.drift import Rules, Window, compare_window, cut_windows, find_limits, is_drift
+from cxr.monitoring.page import MonitorPage, render_page, to_markdown
+from cxr.registry import versions
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from cxr.common.params import MonitorParams, Paths
-    from cxr.models.reference import Reference
-    from cxr.monitoring.drift import Window
-    from cxr.monitoring.page import MonitorPage
-    from cxr.registry.versions import Version
-
-SHOWN = 40
-"""Windows on the page and in the JSON: the last ones."""
+MAX_WINDOWS = 40
+"""Number of windows, the last ones, on the page and in the JSON file."""
 
 log = logging.getLogger("cxr.monitor")
 
 
 def monitor(params: MonitorParams, paths: Paths) -> None:
-    """Judge the last windows of scored images and write page and JSON."""
-    from cxr.monitoring.drift import is_drift
-    from cxr.registry import versions
-
+    """Compare the last windows of scored images and write page and JSON file."""
     version = versions.get_version(versions.CHAMPION)
     reference = _reference(version)
-    windows, limits, waiting = _judge(_scores(paths, version), reference, params)
+    windows, limits, waiting = _compare(_scores(paths, version), reference, params)
     since = version.tags.get(versions.DRIFT_TAG, "")
     drift = is_drift(windows, alarm_windows=params.alarm_windows, of_windows=params.of_windows, after=since)
     page = _page(version, reference, params, drift=drift, windows=windows, limits=limits, waiting=waiting, since=since)
@@ -51,28 +55,22 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
     log.info("drift: %s", str(drift).lower())
 
 
-def _reference(version: Version) -> Reference:
-    """Return the version's reference; a version registered before there were any says what to do."""
-    from cxr.models.reference import REFERENCE_FILE, read_reference
-    from cxr.registry.versions import fetch_bundle
-
-    folder = fetch_bundle(version)
+def _reference(version: versions.Version) -> Reference:
+    folder = versions.fetch_bundle(version)
     if "reference_sha256" not in version.tags:
         raise WeightsError(
-            f"version {version.number}, the champion, was registered without reference statistics: there is nothing to "
-            "compare images with; run `dvc repro -f -s evaluate`, then `python -m tasks.register`, in a checkout with "
-            "this model in models/trained, which adds them; or train and promote a new version"
+            f"version {version.number}, the champion, was registered without reference statistics, so there is nothing "
+            "to compare images with; run `dvc repro -f -s evaluate`, then `python -m tasks.register`, in a checkout "
+            "with this model in models/trained to add them, or promote a new version"
         )
     return read_reference(folder / REFERENCE_FILE)
 
 
-def _scores(paths: Paths, version: Version) -> pd.DataFrame:
-    """Return what this version scored and measured, the oldest first, each image once.
+def _scores(paths: Paths, version: versions.Version) -> pd.DataFrame:
+    """Return the images that this version scored and measured, each once, the oldest first.
 
-    An image that cannot be opened is tried again every night, and is a row each time: the first counts.
+    Scoring tries an unreadable image again every night and writes a row each time: only the first counts.
     """
-    from cxr.inference.score_store import read_scores, version_folder
-
     scores = read_scores(version_folder(paths.scores, version.number))
     scores = scores[scores["model_version"] == version.number].drop_duplicates(["location", "path", "sha256"])
     measured = scores.filter(like="m_").notna().any(axis=1) | scores["error"].notna()
@@ -85,14 +83,10 @@ def _scores(paths: Paths, version: Version) -> pd.DataFrame:
     return scores[measured]
 
 
-def _judge(
+def _compare(
     scores: pd.DataFrame, reference: Reference, params: MonitorParams
 ) -> tuple[list[Window], dict[str, float], int]:
-    """Return the last windows, the limits, and how many images wait for their window."""
-    from tqdm import tqdm
-
-    from cxr.monitoring.drift import Rules, cut_windows, find_limits, judge
-
+    """Return the last windows, the limits, and the number of images that wait for their window."""
     rules = Rules(
         images=params.window_images,
         false_alarm_share=params.false_alarm_share,
@@ -102,21 +96,17 @@ def _judge(
     )
     cut = cut_windows(scores, params.window_images)
     limits = find_limits(reference, rules)
-    numbered = list(enumerate(cut, start=1))[-max(SHOWN, params.of_windows) :]
+    numbered = list(enumerate(cut, start=1))[-max(MAX_WINDOWS, params.of_windows) :]
     windows = [
-        judge(images, reference, limits, number=number)
+        compare_window(images, reference, limits, number=number)
         for number, images in tqdm(numbered, desc="monitor", unit=" windows", disable=None)
     ]
     return windows, limits, len(scores) - len(cut) * params.window_images
 
 
 def _page(
-    version: Version, reference: Reference, params: MonitorParams, *, drift: bool, since: str, **found: Any
+    version: versions.Version, reference: Reference, params: MonitorParams, *, drift: bool, since: str, **found: Any
 ) -> MonitorPage:
-    import numpy as np
-
-    from cxr.monitoring.page import MonitorPage
-
     counts = np.bincount(reference.predicted, minlength=len(reference.classes))
     return MonitorPage(
         version=version.number,
@@ -131,15 +121,12 @@ def _page(
 
 
 def _write(page: MonitorPage, paths: Paths) -> None:
-    """Write the page, then the JSON: who finds the one finds the other."""
-    from cxr.common.files import atomic_file, write_json
-    from cxr.monitoring.page import render_page, to_markdown
-
+    """Write the page first, so that the JSON file never exists without it."""
     with atomic_file(paths.monitor.with_suffix(".html")) as partial:
         partial.write_text(render_page(page), encoding="utf-8")
     windows = [asdict(window) | {"alarm": window.alarm} for window in page.windows]
-    said = asdict(page) | {"windows": windows, "headline": page.headline(), "markdown": to_markdown(page)}
-    write_json(paths.monitor, said)
+    derived = {"windows": windows, "headline": page.headline(), "markdown": to_markdown(page)}
+    write_json(paths.monitor, asdict(page) | derived)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Train the network on the train split, choosing the epoch on the validation split.
+"""Train the network on the train split; choose the epoch on the validation split.
 
 Reads   data/images, data/split, and the starting weights that train.weights names
 Writes  models/trained: model.safetensors, model.json, curves.csv, training.json, validation.csv
 Tracks  an MLflow run with parameters, curves and system metrics
 
-A checkpoint is written after every epoch; a training that was killed goes on from it when the same
-command is run again, and ends with the same weights.
+Every epoch ends with a checkpoint. A training that was killed resumes from it when the same command is run again, and
+ends with the same weights.
 
-With CXR_TORCHRUN="--nproc-per-node 2", or any other options of torchrun, it trains in that many processes, each with
-its GPU or its cores, on this machine or several.
+CXR_TORCHRUN="--nproc-per-node 2", or any other options of torchrun, starts the training in that many processes, each
+with its own GPU or CPU cores, on one or more machines.
 """
 
 from __future__ import annotations
@@ -22,19 +22,34 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cxr.common.cli import run_step
+from cxr.common.cli import answer_help, run_step, step_parser
 
-if TYPE_CHECKING:
-    import pandas as pd
+if __name__ == "__main__":
+    answer_help(step_parser(sys.modules[__name__]))
 
-    from cxr.common.params import Paths, TrainParams
-    from cxr.dataset.image_array import ImageArray
-    from cxr.registry.runs import TrainingRun
-    from cxr.training.data import TrainingData
-    from cxr.training.distributed import ProcessGroup
-    from cxr.training.loop import Epoch, Trained
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+from cxr.common.params import Paths, TrainParams
+from cxr.dataset.image_array import ImageArray, read_image_array
+from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
+from cxr.models.factory import merge_states
+from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
+from cxr.registry.lineage import lineage
+from cxr.registry.runs import TrainingRun, training_run
+from cxr.training.data import TrainingData
+from cxr.training.distributed import ProcessGroup, is_started_by_torchrun, join_process_group
+from cxr.training.launcher import run_processes
+from cxr.training.loop import fit
+from cxr.training.results import Epoch, Trained
+from cxr.training.svm import train_svm
 
 log = logging.getLogger("cxr.train")
 
@@ -42,75 +57,55 @@ _CSV: dict[str, Any] = {"index": False, "lineterminator": "\n"}
 
 
 def train(params: TrainParams, paths: Paths) -> None:
-    """Train, or go on with a training that was cut off; in several processes where the environment asks for them."""
-    from cxr.training.distributed import is_started_by_torchrun, joined
-
+    """Train, or resume an interrupted training, in several processes if CXR_TORCHRUN is set."""
     options = os.environ.get("CXR_TORCHRUN")
     if options and not is_started_by_torchrun():
-        from cxr.training.launcher import run_processes
-
         run_processes("tasks.train", sys.argv[1:], options)
         return
-    with joined() as group:
+    with join_process_group() as group:
         if group.is_main_process:
             _train(params, paths, group)
-        else:
-            _help(params, paths, group)
+        elif params.head != "svm":  # the fit of a support vector machine is not shared
+            _train_with_main_process(params, paths, group)
 
 
 def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
-    from cxr.common.files import atomic_folder, read_json, write_json
-    from cxr.dataset.image_array import read_image_array
-    from cxr.registry.lineage import lineage
-    from cxr.registry.runs import training_run
-
     packed, split, images = read_image_array(paths.images), read_json(paths.split / "split.json"), _images(paths)
     data = _training_data(packed, images, tuple(split["classes"]))
-    held_out = images[images["split"] == "validation"].drop(columns="split")
+    validation = images[images["split"] == "validation"].drop(columns="split")
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
     name = f"{params.backbone}-{split['protocol']}-{split['task']}"
     tags = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
-    with training_run(name=name, run_id=_remembered_run(checkpoints), tags=tags) as run:
-        _remember_run(checkpoints, run.run_id)
+    with training_run(name=name, run_id=_recorded_run(checkpoints), tags=tags) as run:
+        _record_run(checkpoints, run.run_id)
         run.log_params({"train": params.model_dump(), "split": split, "preprocess": asdict(packed.preprocessing)})
         manifest = paths.raw / "manifest.parquet"
         run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
         members = _fit_members(data, params, checkpoints, run, group)
         with atomic_folder(paths.model) as folder:
             _write_bundle(members, params, packed, split, folder)
-            _validation_table(folder, packed, held_out).to_csv(folder / "validation.csv", **_CSV)
+            _validation_table(folder, packed, validation).to_csv(folder / "validation.csv", **_CSV)
             _curves(members).to_csv(folder / "curves.csv", **_CSV)
             write_json(folder / "training.json", _summary(members, params, run.run_id, group.size))
         run.log_files([paths.model / name for name in ("curves.csv", "training.json", "validation.csv")])
     shutil.rmtree(checkpoints)
 
 
-def _help(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
-    """Do another process's part of a training that the first one records; a machine's fit has no parts."""
-    from cxr.common.files import read_json
-    from cxr.dataset.image_array import read_image_array
-
-    if params.head == "svm":
-        return
+def _train_with_main_process(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
+    """Compute this process's part of the training; the main process records it."""
     classes = tuple(read_json(paths.split / "split.json")["classes"])
     data = _training_data(read_image_array(paths.images), _images(paths), classes)
     _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, group)
 
 
 def _images(paths: Paths) -> pd.DataFrame:
-    """Return the images that train and validate: image_id, split, label, patient_id, source."""
-    from cxr.dataset.manifest import read_manifest, read_splits
-
+    """Return the images of train and validation: image_id, split, label, patient_id, source."""
     table = read_splits(paths.split)
     used = table[table["split"].isin(("train", "validation"))]
     return used.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
 
 
 def _training_data(packed: ImageArray, images: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
-    import numpy as np
-
-    from cxr.training.data import TrainingData
-
     labels, sources = (np.full(len(packed.image_ids), -1, np.int64) for _ in range(2))
     rows = packed.rows(images["image_id"].tolist())
     labels[rows] = [classes.index(label) for label in images["label"]]
@@ -122,28 +117,22 @@ def _training_data(packed: ImageArray, images: pd.DataFrame, classes: tuple[str,
 def _fit_members(
     data: TrainingData, params: TrainParams, checkpoints: Path, run: TrainingRun | None, group: ProcessGroup
 ) -> list[Trained]:
-    """Train the network, or each member of an ensemble, which differ by their seed alone."""
-    from cxr.training.loop import fit
-
+    """Train the network, or the members of an ensemble, which differ only by their seed."""
     members = []
     for member in range(params.members):
-        recipe = params.model_copy(update={"seed": params.seed + member})
-        label = f"_member{member + 1}" if params.members > 1 else ""
-        with _listener(run, images=len(data.train_rows), epochs=params.epochs, label=label) as listener:
+        config = params.model_copy(update={"seed": params.seed + member})
+        suffix = f"_member{member + 1}" if params.members > 1 else ""
+        with _Progress(run, images=len(data.train_rows), epochs=params.epochs, suffix=suffix) as progress:
             if params.head == "svm":
-                from cxr.training.svm import train_svm
-
-                members.append(train_svm(data, recipe, listener=listener))
+                members.append(train_svm(data, config, listener=progress))
             else:
                 folder = checkpoints / f"member{member + 1}"
-                members.append(fit(data, recipe, checkpoints=folder, listener=listener, group=group))
+                members.append(fit(data, config, checkpoints=folder, listener=progress, group=group))
     return members
 
 
 def _fingerprint(params: TrainParams, paths: Paths) -> str:
-    """Return a name for this very training: a checkpoint of other data or another recipe must not be continued."""
-    from cxr.common.files import sha256_of
-
+    """Return a name for this training: a checkpoint of other data or another config must not be resumed."""
     files = [paths.images / name for name in ("images.npy", "index.csv", "preprocessing.json")]
     files += [paths.split / "splits.csv", paths.raw / "manifest.parquet"]
     weights = Path(params.weights)
@@ -153,60 +142,37 @@ def _fingerprint(params: TrainParams, paths: Paths) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _remembered_run(checkpoints: Path) -> str | None:
+def _recorded_run(checkpoints: Path) -> str | None:
     path = checkpoints / "run_id"
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _remember_run(checkpoints: Path, run_id: str) -> None:
-    from cxr.common.files import atomic_file
-
+def _record_run(checkpoints: Path, run_id: str) -> None:
     with atomic_file(checkpoints / "run_id") as partial:
         partial.write_text(run_id, encoding="utf-8")
 
 
-def _listener(run: TrainingRun | None, *, images: int, epochs: int, label: str) -> _ProgressLine | _Silence:
-    return _ProgressLine(run, images=images, epochs=epochs, label=label) if run else _Silence()
+class _Progress:
+    """Shows a progress bar, logs each epoch and records its metrics; silent without a run."""
 
+    def __init__(self, run: TrainingRun | None, *, images: int, epochs: int, suffix: str) -> None:
+        self._run, self._epochs, self._suffix = run, epochs, suffix
+        self._bar = tqdm(total=images, unit=" images", leave=False, disable=None if run else True)
 
-class _Silence:
-    """A process that records nothing: the first one does."""
-
-    def __enter__(self) -> _Silence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave nothing behind."""
-
-    def on_batch(self, images: int) -> None:
-        """Say nothing."""
-
-    def on_epoch(self, epoch: Epoch) -> None:
-        """Say nothing."""
-
-
-class _ProgressLine:
-    """Images of the epoch as a bar, each epoch as a line and as metrics of the run."""
-
-    def __init__(self, run: TrainingRun, *, images: int, epochs: int, label: str) -> None:
-        from tqdm import tqdm
-
-        self._run, self._epochs, self._label = run, epochs, label
-        self._bar = tqdm(total=images, unit=" images", leave=False, disable=None)
-
-    def __enter__(self) -> _ProgressLine:
+    def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def on_batch(self, images: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._bar.update(images)
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Log the line, record the metrics and start the bar anew."""
-        left_min = (self._epochs - epoch.epoch) * epoch.seconds / 60
+        """Log the epoch, record its metrics and restart the bar."""
+        if self._run is None:
+            return
         log.info(
             "epoch %2d/%d  loss %.3f  validation loss %.3f  accuracy %.3f  macro-F1 %.3f  %.1f images/s  %.0f min left",
             epoch.epoch,
@@ -216,9 +182,9 @@ class _ProgressLine:
             epoch.validation_accuracy,
             epoch.validation_macro_f1,
             epoch.images_per_second,
-            left_min,
+            (self._epochs - epoch.epoch) * epoch.seconds / 60,
         )
-        metrics = {key + self._label: value for key, value in asdict(epoch).items() if key != "epoch"}
+        metrics = {key + self._suffix: value for key, value in asdict(epoch).items() if key != "epoch"}
         self._run.log_epoch(metrics, step=epoch.epoch)
         self._bar.reset()
 
@@ -226,15 +192,11 @@ class _ProgressLine:
 def _write_bundle(
     members: list[Trained], params: TrainParams, packed: ImageArray, split: dict[str, Any], folder: Path
 ) -> None:
-    from cxr.models.bundle import ModelSpec, write_bundle
-    from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, ensemble_state
-
-    classes, views = tuple(split["classes"]), tuple(params.views)
+    classes = tuple(split["classes"])
     spec = ModelSpec(
         backbone=params.backbone,
         head=params.head,
         members=params.members,
-        views=views,
         classes=classes,
         preprocessing=packed.preprocessing,
         mean=IMAGENET_MEAN,
@@ -243,24 +205,18 @@ def _write_bundle(
         bias=(0.0,) * len(classes),
         synthetic=split["synthetic"],
     )
-    single = len(members) == 1 and views == (1.0,)
-    write_bundle(folder, members[0].state if single else ensemble_state([m.state for m in members]), spec)
+    write_bundle(folder, merge_states([member.state for member in members]), spec)
     log.info("train: kept epoch %s", " and ".join(str(member.best_epoch) for member in members))
 
 
 def _curves(members: list[Trained]) -> pd.DataFrame:
-    """Return one row an epoch: its values, or their means over the members that ran it."""
-    import pandas as pd
-
+    """Return a row per epoch with its values, or their means over the members that trained so long."""
     epochs = pd.DataFrame([asdict(epoch) for member in members for epoch in member.history])
     return epochs.groupby("epoch", as_index=False).mean()
 
 
 def _validation_table(folder: Path, packed: ImageArray, images: pd.DataFrame) -> pd.DataFrame:
-    """Return what the finished model in `folder` says of the validation images, before any calibration."""
-    from cxr.models.bundle import read_bundle
-    from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
-
+    """Return `images` with the uncalibrated probabilities of the model in `folder`."""
     model, spec = read_bundle(folder)
     pixels = packed.images[packed.rows(images["image_id"].tolist())]
     logits = predict_logits(model.to(choose_device("auto")), pixels, mean=spec.mean, std=spec.std)
@@ -289,8 +245,6 @@ def _summary(members: list[Trained], params: TrainParams, run_id: str, processes
 
 
 def _hardware(device: str) -> str:
-    import torch
-
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

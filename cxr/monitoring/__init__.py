@@ -1,1 +1,1 @@
-"""Drift of scored images against a version's reference."""
+"""Drift of scored images from the reference of a model version."""

@@ -1,6 +1,6 @@
-"""The page that `monitor` writes: windows in order of time, what moved and how far, in plain words.
+"""The page of `tasks.monitor`: windows in order of time, and which signals shifted and how far.
 
-It needs nothing else, neither network nor script, and shows no image: examples are named by their path.
+The page is self-contained, without network access and scripts. It shows no images: examples are named by their path.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ _WORDS = {
     "sharpness": ("less sharp", "sharper, or noisier"),
     "border": ("darker at the border", "brighter at the border"),
     "left_right": ("brighter on the left", "brighter on the right"),
-    "feature_distance": ("nearer to what the model knows", "stranger to the model"),
-    "confidence": ("answered with less confidence", "answered with more confidence"),
+    "feature_distance": ("closer to the reference in feature space", "further from the reference in feature space"),
+    "confidence": ("predicted with less confidence", "predicted with more confidence"),
 }
-_MIDDLE = 0.2  # spreads: a median that moved by less than this did not move; the images are otherwise distributed
+_NO_SHIFT = 0.2  # in spreads: with a smaller shift of the median, only the distribution about it has changed
 
 
 @dataclass(frozen=True)
 class MonitorPage:
-    """What the page shows.
+    """The content of the page.
 
     version           of the champion
-    drift             whether the rule says so
-    rule              in words
+    drift             result of the rule
+    rule              as text
+    window_images     number of images in a window
     windows           the last ones, the oldest first
     limits            by signal
     usual_shares      of the predicted classes among the reference's images
-    reference_images   how many there are
-    waiting           images scored since the last whole window, not judged yet
-    since             a rebuild was started for windows up to this time; "" when none was
+    reference_images  their number
+    waiting           number of images scored since the last complete window
+    since             end of the windows that a rebuild was started for; "" if there was none
     """
 
     version: str
@@ -55,18 +56,16 @@ class MonitorPage:
     since: str
 
     def headline(self) -> str:
-        """Say the answer in a sentence."""
+        """Return the result as a sentence."""
         if not self.windows:
-            return (
-                f"Nothing to judge yet: {self.waiting} of {self.window_images} images of the first window are scored."
-            )
+            return f"No window yet: {self.waiting} of {self.window_images} images of the first window are scored."
         alarms = sum(window.alarm for window in self.windows)
         tail = f"{alarms} of {len(self.windows)} windows are alarms; the rule is {self.rule}."
         return ("The images have changed: " if self.drift else "No drift: ") + tail
 
     def explain(self, window: Window) -> list[str]:
-        """Say in plain words what moved in a window, the furthest first."""
-        return [_explain(signal, window, self) for signal in window.speaking]
+        """Return a sentence for each exceeded signal of a window, the furthest first."""
+        return [_explain(signal, window, self) for signal in window.exceeded]
 
 
 def render_page(page: MonitorPage) -> str:
@@ -83,8 +82,8 @@ def render_page(page: MonitorPage) -> str:
 
 
 def to_markdown(page: MonitorPage) -> str:
-    """Return the windows as a table in markdown."""
-    lines = [f"**{page.headline()}**", "", "| window | scored from | to | distance / limit | what moved |"]
+    """Return the headline and a table of the windows in Markdown."""
+    lines = [f"**{page.headline()}**", "", "| window | scored from | to | distance / limit | what shifted |"]
     lines.append("|---|---|---|---|---|")
     lines += [
         f"| {window.number} | {window.first[:16]} | {window.last[:16]} | {window.score:.2f} "
@@ -99,11 +98,11 @@ def _explain(signal: str, window: Window, page: MonitorPage) -> str:
     if signal == FAILED:
         return f"{window.distances[FAILED]:.0%} of the images could not be read ({distance})"
     if signal == "class_shares":
-        moved = {name: window.shares[name] - usual for name, usual in page.usual_shares.items()}
-        name = max(moved, key=lambda name: abs(moved[name]))
+        changes = {name: window.shares[name] - usual for name, usual in page.usual_shares.items()}
+        name = max(changes, key=lambda name: abs(changes[name]))
         usual = page.usual_shares[name]
-        return f"other answers: {window.shares[name]:.0%} {name} instead of {usual:.0%} ({distance})"
-    move = window.moves[signal]
-    if abs(move) < _MIDDLE:
-        return f"{signal.replace('_', ' ')} is spread otherwise about the same middle ({distance})"
-    return f"images are {_WORDS[signal][move > 0]}: the median moved by {abs(move):.1f} spreads ({distance})"
+        return f"other predictions: {window.shares[name]:.0%} {name} instead of {usual:.0%} ({distance})"
+    shift = window.median_shifts[signal]
+    if abs(shift) < _NO_SHIFT:
+        return f"{signal.replace('_', ' ')} has another distribution about the same median ({distance})"
+    return f"images are {_WORDS[signal][shift > 0]}: the median shifted by {abs(shift):.1f} spreads ({distance})"

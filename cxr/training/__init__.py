@@ -1,1 +1,1 @@
-"""The training loop and what it needs; imports torch and nothing of the platform."""
+"""The training loop and its parts. It imports torch, numpy and scikit-learn, and nothing of the platform."""

@@ -1,7 +1,7 @@
-"""The checkpoint of a training: written whole after every epoch, read without pickle's powers.
+"""The checkpoint of a training: written atomically after every epoch, read without running pickled code.
 
-`last.pt`  weights, average, optimizer and history after the last whole epoch
-`best.pt`  averaged weights of the best epoch; written first, so `last.pt` never names a best that is not there
+`last.pt`  weights, average, optimizer and history after the last complete epoch
+`best.pt`  averaged weights of the best epoch; written first, so that the best epoch in `last.pt` always exists
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from cxr.common.files import atomic_file
 
 
 class Resumable(Protocol):
-    """What a checkpoint holds of a training."""
+    """The state of a training that a checkpoint holds."""
 
     model: nn.Module
     average: AveragedModel
@@ -29,7 +29,7 @@ class Resumable(Protocol):
 
 
 def save_checkpoint(run: Resumable, folder: Path) -> None:
-    """Write the state of `run` after a whole epoch."""
+    """Write the state of `run` after a complete epoch."""
     if run.best_epoch == len(run.history):
         _save({"epoch": run.best_epoch, "state": run.best_state}, folder / "best.pt")
     last = {
@@ -43,7 +43,7 @@ def save_checkpoint(run: Resumable, folder: Path) -> None:
 
 
 def load_checkpoint(run: Resumable, folder: Path, epoch_type: Callable[..., Any]) -> None:
-    """Bring `run` to where the checkpoint in `folder` stands; without one leave it at the start.
+    """Restore `run` from the checkpoint in `folder`; without a checkpoint leave it unchanged.
 
     Raises:
         TrainingError: the checkpoint is damaged or of another training.
@@ -60,7 +60,7 @@ def load_checkpoint(run: Resumable, folder: Path, epoch_type: Callable[..., Any]
     except Exception as error:  # torch's readers raise half a dozen unrelated types
         raise TrainingError(
             f"the checkpoint in {folder} is damaged or of another training ({type(error).__name__}); "
-            "delete the folder to start anew"
+            "delete the folder to start from the beginning"
         ) from error
     run.best_epoch, run.best_state = last["best_epoch"], best["state"]
 

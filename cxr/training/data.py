@@ -1,4 +1,4 @@
-"""The arrays that a training reads."""
+"""The input arrays of a training."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Prepared images and who learns from them.
+    """Prepared images, their labels, and the rows of each split.
 
     images           (N, H, W) uint8, may be memory-mapped
     labels           (N,) int64, index into classes
-    train_rows, validation_rows   rows of `images`; no row may be in both
-    sources          (N,) int64, the set each image comes from; needed for sampling by source alone
+    train_rows, validation_rows   disjoint rows of `images`
+    sources          (N,) int64, source of each image; needed only for sampling by source
     """
 
     images: NDArray[np.uint8]

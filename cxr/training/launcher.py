@@ -1,13 +1,13 @@
-"""Start a training in several processes through torchrun, from the command that starts it in one.
+"""Start a training in several processes through torchrun, with the command for a single process.
 
-`CXR_TORCHRUN` holds torchrun's own options; `torchrun OPTIONS -m tasks.train` does the same without it.
+`CXR_TORCHRUN` holds torchrun's options; `torchrun OPTIONS -m tasks.train` does the same without it.
 
     CXR_TORCHRUN="--nproc-per-node 2" python -m tasks.train              two processes, or two GPUs, of this machine
     CXR_TORCHRUN="--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id NAME --rdzv-endpoint HOST:29500"
                                                                          the same command on both machines
 
-Processes of one machine meet in a file and talk over loopback: no port is open to the network. Those of several
-machines talk over the network that joins them, unencrypted, as torch does: it has to be a private one.
+Processes of one machine meet in a file and communicate over loopback, so no port is open to the network. Processes of
+several machines communicate unencrypted, as torch does: their network must be private.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 
 
 def run_processes(module: str, arguments: list[str], options: str) -> None:
-    """Run `python -m MODULE ARGUMENTS` in the processes that torchrun's `options` ask for, to their end.
+    """Run `python -m MODULE ARGUMENTS` in the processes that torchrun's `options` describe; wait for their end.
 
     Raises:
-        TrainingError: one of them failed; with its message and exit code where it left one. All others are stopped.
-        ParamsError: torchrun does not take the options.
-        KeyboardInterrupt: the processes were stopped as this one was to stop.
+        TrainingError: a process failed, and the others were stopped; with its message and exit code if it left any.
+        ParamsError: torchrun rejects the options.
+        KeyboardInterrupt: this process was interrupted, and the processes were stopped.
     """
-    elastic: Any = importlib.import_module("torch.distributed.run")  # it has no types
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its page about a failure: ours is one line
+    elastic: Any = importlib.import_module("torch.distributed.run")  # untyped
+    logging.getLogger("torch.distributed").setLevel(
+        logging.CRITICAL
+    )  # it prints a page about a failure, we print one line
     words = shlex.split(options)
     with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
         if not any(word.startswith(_ELSEWHERE) for word in words):
@@ -50,7 +52,7 @@ def run_processes(module: str, arguments: list[str], options: str) -> None:
         try:
             parsed = elastic.parse_args([*words, "--log-dir", folder, "--module", module, *arguments])
         except SystemExit as error:
-            raise ParamsError(f"{VARIABLE} holds torchrun's options, and torchrun does not take {options!r}") from error
+            raise ParamsError(f"{VARIABLE} must hold options of torchrun, which rejects {options!r}") from error
         try:
             elastic.run(parsed)
         except ChildFailedError as error:
@@ -62,7 +64,7 @@ def run_processes(module: str, arguments: list[str], options: str) -> None:
 
 
 def _on_this_machine(folder: Path) -> list[str]:
-    """Return options by which the processes meet in files below `folder`; tell them by the environment."""
+    """Return options with which the processes meet in files in `folder`; set the environment for them."""
     os.environ.update({STORE_VARIABLE: str(folder / "processes"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
     for name, value in _LOOPBACK.items():
         os.environ.setdefault(name, value)
@@ -71,24 +73,24 @@ def _on_this_machine(folder: Path) -> list[str]:
 
 
 def _as_one_line(failures: dict[int, ProcessFailure]) -> TrainingError:
-    """Return the cause: the first that failed by itself, not because another was gone."""
+    """Return the cause: the first process that failed by itself, not because another had ended."""
     first = sorted(failures.items(), key=lambda failure: failure[1].timestamp)
     own = [failure for failure in first if not _message(failure[1]).startswith(PeerLostError.__name__)]
     rank, cause = (own or first)[0]
     left_message = Path(cause.error_file).is_file()
     if cause.exitcode < 0:
-        said = f"process {rank} of the training was ended by {cause.signal_name()}, and the others with it"
-        said += "; run the same command again to go on from the last whole epoch"
+        message = f"process {rank} of the training was killed by {cause.signal_name()} and the others were stopped"
+        message += "; run the same command again to resume from the last complete epoch"
     elif left_message:
-        said = _message(cause).partition(": ")[2]
+        message = _message(cause).partition(": ")[2]
     else:
-        said = f"process {rank} of the training ended with exit code {cause.exitcode}; its own words stand above"
-    error = TrainingError(said)
+        message = f"process {rank} of the training ended with exit code {cause.exitcode}; its messages are above"
+    error = TrainingError(message)
     error.exit_code = cause.exitcode if left_message and cause.exitcode > 0 else TrainingError.exit_code
     return error
 
 
 def _message(failure: ProcessFailure) -> str:
-    """Return "Type: text" of the error that a process left, else torch's words; torch keeps the first as a dict."""
+    """Return "Type: text" of the error that a process recorded, which torch keeps as a dict, else torch's text."""
     message: Any = failure.message
     return str(message["message"] if isinstance(message, dict) else message)

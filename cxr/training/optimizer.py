@@ -1,4 +1,4 @@
-"""What moves the weights: which parts learn, how fast, and the average that is kept."""
+"""The optimizer: which parts learn, their learning rates, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
     from cxr.common.params import TrainParams
 
 
-def make_optimizer(model: nn.Module, recipe: TrainParams) -> torch.optim.AdamW:
-    """Return AdamW with a learning rate for each part; biases and norms are not decayed."""
+def make_optimizer(model: nn.Module, config: TrainParams) -> torch.optim.AdamW:
+    """Return AdamW with a learning rate for each part and no weight decay on biases and norms."""
     groups = []
-    rates = {str(part): rate for part, rate in recipe.learning_rates.items()}
+    rates = {str(part): rate for part, rate in config.learning_rates.items()}
     for part, modules in parts_of(model).items():
         rate = rates[part]
         matrices = [value for value in modules.parameters() if value.ndim > 1]
         vectors = [value for value in modules.parameters() if value.ndim <= 1]
-        groups.append({"params": matrices, "lr": rate, "base_lr": rate, "weight_decay": recipe.weight_decay})
+        groups.append({"params": matrices, "lr": rate, "base_lr": rate, "weight_decay": config.weight_decay})
         groups.append({"params": vectors, "lr": rate, "base_lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(groups)
 
 
-def check_frozen(report: WeightsReport, recipe: TrainParams) -> None:
-    """Refuse to freeze what was never trained. Raises WeightsError."""
-    untrained = [part for part in recipe.frozen if part not in report.loaded]
+def check_frozen(report: WeightsReport, config: TrainParams) -> None:
+    """Raise WeightsError if a frozen part was not loaded completely."""
+    untrained = [part for part in config.frozen if part not in report.loaded]
     if untrained:
         raise WeightsError(
-            f"train.frozen holds {', '.join(untrained)}, of which weights {report.source!r} lack some or all: "
-            "frozen they would stay random; take them out of train.frozen or give weights that hold them"
+            f"train.frozen holds {', '.join(untrained)}, which weights {report.source!r} do not contain completely: "
+            "frozen, they would stay random; remove them from train.frozen or set train.weights to other weights"
         )
 
 
-def set_mode(model: nn.Module, report: WeightsReport, recipe: TrainParams, *, epoch: int) -> None:
-    """Put `model` in training mode for `epoch` (from 0): what learns, what keeps its statistics.
+def set_mode(model: nn.Module, report: WeightsReport, config: TrainParams, *, epoch: int) -> None:
+    """Put `model` in training mode for `epoch` (from 0): set which parts learn and which keep their statistics.
 
-    Batch-norm statistics are kept only in parts whose weights were wholly loaded: beside random
-    convolutions the loaded statistics describe activations that do not exist.
+    Only parts whose weights were loaded completely keep batch-norm statistics: statistics do not describe the
+    activations of random convolutions.
     """
     model.train()
     for part, modules in parts_of(model).items():
-        learns = part == "head" or (part not in recipe.frozen and epoch >= recipe.head_only_epochs)
+        learns = part == "head" or (part not in config.frozen and epoch >= config.head_only_epochs)
         modules.requires_grad_(learns)
-        keeps_statistics = part in recipe.frozen or (recipe.freeze_batchnorm_statistics and part in report.loaded)
+        keeps_statistics = part in config.frozen or (config.freeze_batchnorm_statistics and part in report.loaded)
         if keeps_statistics:
             for module in modules.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -58,13 +58,13 @@ def set_mode(model: nn.Module, report: WeightsReport, recipe: TrainParams, *, ep
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's rate to its own base rate times `factor`."""
+    """Set the learning rate of each parameter group to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def warm_cosine(step: int, *, warmup_steps: float, total_steps: int) -> float:
-    """Return the factor of the learning rate at `step` (from 0): linear up to 1, then half a cosine down to 0."""
+    """Return the factor of the learning rate at `step` (from 0): linear warm-up to 1, then cosine decay to 0."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
@@ -72,9 +72,9 @@ def warm_cosine(step: int, *, warmup_steps: float, total_steps: int) -> float:
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Return the exponential moving average of weights and statistics, `decay` reached by warming up.
+    """Return an exponential moving average of weights and statistics whose decay rises to `decay`.
 
-    Without warm-up the random start would weigh on the average for 1 / (1 - decay) steps.
+    Without this warm-up the random start would influence the average for 1 / (1 - decay) steps.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""In which order images are learnt from, and how much each class weighs."""
+"""The order of the training images, and the weight of each class."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from cxr.training.data import TrainingData
 
 
-def epoch_order(data: TrainingData, recipe: TrainParams, generator: torch.Generator) -> NDArray[np.int64]:
-    """Return the rows of one epoch: shuffled, or drawn with replacement so that strata are equally likely."""
+def epoch_order(data: TrainingData, config: TrainParams, generator: torch.Generator) -> NDArray[np.int64]:
+    """Return the rows of one epoch: shuffled, or drawn with replacement with equal probability of each stratum."""
     rows = data.train_rows
-    if recipe.class_balance in {"none", "weights"}:
+    if config.class_balance in {"none", "weights"}:
         chosen = torch.randperm(len(rows), generator=generator)
     else:
-        weights = torch.from_numpy(_sampling_weights(data, by_source=recipe.class_balance == "sampling_by_source"))
+        weights = torch.from_numpy(_sampling_weights(data, by_source=config.class_balance == "sampling_by_source"))
         chosen = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
     return np.asarray(rows[chosen.numpy()], np.int64)
 
 
 def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.float64]:
-    """Return a weight for each training image: each class weighs the same and, if asked, each source within it."""
+    """Return a weight for each training image, with equal sums over classes and, if `by_source`, over their sources."""
     labels = data.labels[data.train_rows]
     weights = 1.0 / np.bincount(labels, minlength=len(data.classes))[labels]
     if not by_source:
         return weights
     if data.sources is None:
-        raise DataError("train.class_balance sampling_by_source needs the source of each image, and none is known")
+        raise DataError("train.class_balance sampling_by_source needs the source of each image, and the data have none")
     _, stratum, counts = np.unique(
         np.stack([labels, data.sources[data.train_rows]]), axis=1, return_inverse=True, return_counts=True
     )
@@ -42,9 +42,9 @@ def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.floa
     return 1.0 / (counts[stratum.ravel()] * sources_of_class[labels])
 
 
-def class_weights(data: TrainingData, recipe: TrainParams) -> Tensor:
-    """Return a weight a class: all one, or the inverse of its share, with the mean over images one."""
-    if recipe.class_balance != "weights":
+def class_weights(data: TrainingData, config: TrainParams) -> Tensor:
+    """Return a weight per class: 1, or the inverse of its share, scaled to a mean over images of 1."""
+    if config.class_balance != "weights":
         return torch.ones(len(data.classes))
     counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))
     return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)

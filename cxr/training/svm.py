@@ -1,7 +1,7 @@
-"""Train a support vector machine on the features of a network whose weights stay as they are.
+"""Fit a support vector machine on the features of a frozen network.
 
-The related work's other way to use a network: deep features once, a classical machine on top. The machine becomes
-the network's head (see `cxr.models.modules.SvmHead`), so one bundle and one way of predicting serve both.
+Part of the related work uses networks this way: deep features and a classical classifier. The machine becomes the
+network's head (see `cxr.models.modules.SvmHead`), so bundles and prediction are the same as with a linear head.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr.common.errors import DataError
-from cxr.models.factory import IMAGENET_MEAN, IMAGENET_STD, build, check_image_size, features, load_weights, set_head
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.factory import build, check_image_size, features, load_weights, set_head
 from cxr.models.forward import BATCH_SIZE, choose_device, images_to_input
 from cxr.models.modules import SvmHead
 from cxr.training.data import TrainingData
-from cxr.training.loop import Epoch, Listener, Trained, choose_precision
+from cxr.training.loop import choose_precision
+from cxr.training.results import Epoch, Listener, Trained
 
 if TYPE_CHECKING:
     from cxr.common.params import TrainParams
@@ -39,7 +41,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SvmSummary:
-    """The machine that was kept: its kernel, cost, support vectors and macro-F1 on the validation images."""
+    """The selected machine: kernel, cost, number of support vectors and validation macro-F1."""
 
     kernel: str
     cost: float
@@ -47,33 +49,33 @@ class SvmSummary:
     validation_macro_f1: float
 
 
-def train_svm(data: TrainingData, recipe: TrainParams, listener: Listener) -> Trained:
-    """Fit a machine on the features of the training images, choosing kernel and cost on the validation images.
+def train_svm(data: TrainingData, config: TrainParams, listener: Listener) -> Trained:
+    """Fit a machine on the features of the training images; select kernel and cost on the validation images.
 
     Args:
         data: images and rows.
-        recipe: backbone, weights, svm, seed, device and precision are used; any object with these will do.
-        listener: told of each batch whose features are computed, and of the one epoch there is.
+        config: a TrainParams, or any object with backbone, weights, svm, seed, device and precision.
+        listener: callbacks, called after each batch of features and after the only epoch.
 
     Returns:
-        The network with the machine as its head; a history of one epoch.
+        The network with the machine as its head, and a history of one epoch.
 
     Raises:
-        DataError: a class has no image to learn from, or there is none to validate on.
+        DataError: a class has no training image, or there is no validation image.
         ParamsError: the images are too small for the network.
         WeightsError: starting weights cannot be loaded.
     """
     _check(data)
-    check_image_size(recipe.backbone, data.images.shape[1])
+    check_image_size(config.backbone, data.images.shape[1])
     started = time.perf_counter()
-    device = choose_device(recipe.device)
-    precision = choose_precision(recipe.precision, device)
-    torch.manual_seed(recipe.seed)  # what the weights' file leaves random
-    model = build(recipe.backbone, len(data.classes))
-    report = load_weights(model, recipe.weights)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    torch.manual_seed(config.seed)  # weights that the file does not hold
+    model = build(config.backbone, len(data.classes))
+    report = load_weights(model, config.weights)
     untrained = [part for part in (*report.random, *report.partial) if part != "head"]
     if untrained:
-        log.warning("svm: weights %r leave %s random; so are the features", report.source, ", ".join(untrained))
+        log.warning("svm: with weights %r, %s and the features are random", report.source, ", ".join(untrained))
     model.to(device).eval()
     seen, held_out = (
         _features(model, data, rows, precision, listener) for rows in (data.train_rows, data.validation_rows)
@@ -83,8 +85,8 @@ def train_svm(data: TrainingData, recipe: TrainParams, listener: Listener) -> Tr
         data.labels[data.train_rows],
         held_out,
         data.labels[data.validation_rows],
-        kernels=recipe.svm.kernels,
-        costs=recipe.svm.c,
+        kernels=config.svm.kernels,
+        costs=config.svm.c,
     )
     log.info("svm: kept the %s kernel, C %g, %d support vectors", summary.kernel, summary.cost, summary.n_vectors)
     head = SvmHead(len(data.classes))
@@ -104,22 +106,22 @@ def fit_svm(
     kernels: Sequence[str],
     costs: Sequence[float],
 ) -> tuple[dict[str, Tensor], SvmSummary]:
-    """Fit one machine a kernel and cost, and keep the one with the best macro-F1 on the validation images.
+    """Fit one machine per kernel and cost; return the one with the best validation macro-F1, the first of equals.
 
-    Classes weigh alike however many images they have; gamma of the RBF kernel is 1 / D in standard units. Of machines
-    that are equally good the first is kept.
+    Classes have equal weight regardless of their number of images. Features are standardised, and gamma of the RBF
+    kernel is 1 / D.
 
     Args:
         features_train, features_validation: (N, D).
-        labels_train, labels_validation: (N,), 0 to C - 1; every class has an image to learn from.
-        kernels: of "linear" and "rbf".
-        costs: positive; the larger, the more an image on the wrong side counts.
+        labels_train, labels_validation: (N,), 0 to C - 1; every class has a training image.
+        kernels: "linear" or "rbf".
+        costs: positive; larger values penalise misclassified training images more.
 
     Returns:
-        The state of an SvmHead of C classes, and what was kept.
+        The state of an SvmHead of C classes, and a summary.
     """
     mean, scale = features_train.mean(axis=0), features_train.std(axis=0)
-    scale[scale == 0] = 1  # a feature that never varies says nothing in any unit
+    scale[scale == 0] = 1  # constant features
     seen, held_out = (features_train - mean) / scale, (features_validation - mean) / scale
     gamma = 1 / (seen.shape[1] * max(float(seen.var()), 1e-12))
     best: tuple[SVC, SvmSummary] | None = None
@@ -130,13 +132,13 @@ def fit_svm(
         if best is None or score > best[1].validation_macro_f1:
             best = machine, SvmSummary(kernel, cost, len(machine.support_), score)
     if best is None:
-        raise DataError("there is no kernel or no cost to try; look at train.svm in params.yaml")
+        raise DataError("there is no kernel or no cost to try; check train.svm in params.yaml")
     state = _tensors(best[0]) | {"mean": torch.from_numpy(mean), "scale": torch.from_numpy(scale)}
     return {name: value.float() for name, value in state.items()}, best[1]
 
 
 def _tensors(machine: SVC) -> dict[str, Tensor]:
-    """Return what the machine learnt, one column of coefficients a pair of classes.
+    """Return the fitted tensors, with one column of coefficients per pair of classes.
 
     scikit-learn keeps the coefficients of a support vector of class c against the other classes in C - 1 rows, in
     the order of the classes without c (user guide, 1.4.7.3).
@@ -148,7 +150,7 @@ def _tensors(machine: SVC) -> dict[str, Tensor]:
     for column, (first, second) in enumerate(pairs):
         coefficients[owner == first, column] = machine.dual_coef_[second - 1, owner == first]
         coefficients[owner == second, column] = machine.dual_coef_[first, owner == second]
-    sign = -1 if n_classes == 2 else 1  # of two classes scikit-learn turns the sign: positive is the second
+    sign = -1 if n_classes == 2 else 1  # with two classes, positive means the second
     coefficients, intercept = sign * coefficients, sign * machine.intercept_
     vectors, gamma = machine.support_vectors_, machine.gamma
     if machine.kernel == "linear":
@@ -165,9 +167,9 @@ def _check(data: TrainingData) -> None:
     counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))
     absent = [name for name, count in zip(data.classes, counts, strict=True) if count == 0]
     if absent or not len(data.validation_rows):
-        missing = f"no image of {', '.join(absent)} to learn from" if absent else "no image to validate on"
+        missing = f"no training image of {', '.join(absent)}" if absent else "no validation image"
         raise DataError(
-            f"a support vector machine needs every class and some validation images, and there is {missing}"
+            f"a support vector machine needs training images of every class and validation images: {missing}"
         )
 
 
@@ -203,7 +205,7 @@ def _epoch(head: SvmHead, data: TrainingData, seen: Features, held_out: Features
 
 @torch.inference_mode()
 def _measured(head: SvmHead, found: Features, labels: NDArray[np.int64]) -> tuple[float, float, float]:
-    """Return loss, accuracy and macro-F1, the scores taken for logits."""
+    """Return loss, accuracy and macro-F1, with the scores used as logits."""
     scores, targets = head(torch.from_numpy(found)), torch.from_numpy(labels)
     predicted = scores.argmax(dim=1)
     accuracy = float((predicted == targets).float().mean())

@@ -1,4 +1,4 @@
-"""Every network, and a machine on its features, goes the whole way: train, register, load by its alias, predict."""
+"""Every network, and one with an SVM head, is trained, registered, loaded by its alias and predicts."""
 
 import shutil
 from pathlib import Path
@@ -35,8 +35,8 @@ def images(size: int) -> TrainingData:
     return TrainingData(pixels, rows % 3, rows[:6], rows[6:], CLASSES)
 
 
-def recipe(backbone: str, head: str) -> TrainParams:
-    """One epoch of two steps; of a VGG the head alone learns, or its optimizer's state would take a gigabyte."""
+def config(backbone: str, head: str) -> TrainParams:
+    """One epoch of two steps. Only the head of a VGG learns: the optimizer state of all of it would take a gigabyte."""
     quick = {"epochs": 1, "batch_size": 3, "warmup_epochs": 0, "head_only_epochs": int(backbone.startswith("vgg"))}
     settings = {"weights": "none", "frozen": [], "device": "cpu", "precision": "fp32", "compile": False}
     values = read_params(Path("params.yaml")).train.model_dump() | quick | settings
@@ -46,8 +46,8 @@ def recipe(backbone: str, head: str) -> TrainParams:
 @pytest.mark.parametrize(
     ("backbone", "head"), [*((name, "linear") for name in sorted(ARCHITECTURES)), ("mobilenet_v2", "svm")]
 )
-def test_it_trains_and_predicts_through_the_registry(backbone: str, head: str) -> None:
-    data, settings = images(max(smallest_image_px(backbone), 64)), recipe(backbone, head)
+def test_network_trains_and_predicts_through_the_registry(backbone: str, head: str) -> None:
+    data, settings = images(max(smallest_image_px(backbone), 64)), config(backbone, head)
     if head == "svm":
         trained = train_svm(data, settings, listener=QUIET)
     else:

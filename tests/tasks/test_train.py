@@ -1,4 +1,4 @@
-"""The training step: its files, its run in the tracking store, and what a kill leaves."""
+"""The training step: its files, its run in the tracking store, and resuming after a kill."""
 
 import json
 import os
@@ -26,7 +26,7 @@ QUICK = {"train.epochs": 3, "train.batch_size": 12, "train.warmup_epochs": 0, "t
 
 
 def project(folder: Path) -> Path:
-    """Write the inputs of the step below `folder`; return its parameter file."""
+    """Write the inputs of the step into `folder`; return its parameter file."""
     folder.mkdir(parents=True, exist_ok=True)
     params = folder / "params.yaml"
     params.write_text((PROJECT / "params.yaml").read_text())
@@ -100,7 +100,7 @@ def test_model_curves_and_summary_are_written(finished: Path) -> None:
     assert not list(read_params(finished).paths.checkpoints.iterdir()), "a finished training leaves no checkpoint"
 
 
-def test_run_holds_parameters_curves_data_and_lineage(finished: Path, store: Path) -> None:
+def test_run_records_parameters_curves_dataset_and_lineage(finished: Path, store: Path) -> None:
     run_id = json.loads((trained(finished) / "training.json").read_text())["run_id"]
     client = MlflowClient(f"sqlite:///{store}")
     run = client.get_run(run_id)
@@ -112,7 +112,7 @@ def test_run_holds_parameters_curves_data_and_lineage(finished: Path, store: Pat
     assert {"git_commit", "params_sha256", "uv_lock_sha256", "protocol"} <= set(run.data.tags)
 
 
-def test_killed_training_resumes_into_its_run_and_ends_with_the_same_bits(
+def test_killed_training_resumes_its_run_and_ends_with_bit_identical_weights(
     finished: Path, store: Path, tmp_path: Path
 ) -> None:
     params = project(tmp_path)
@@ -124,8 +124,8 @@ def test_killed_training_resumes_into_its_run_and_ends_with_the_same_bits(
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert not trained(params).exists()
-    (remembered,) = read_params(params).paths.checkpoints.glob("*/run_id")
-    run_id = remembered.read_text()
+    (recorded,) = read_params(params).paths.checkpoints.glob("*/run_id")
+    run_id = recorded.read_text()
     resumed = start(params, store)
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
@@ -135,7 +135,7 @@ def test_killed_training_resumes_into_its_run_and_ends_with_the_same_bits(
     assert json.loads((trained(params) / "training.json").read_text())["run_id"] == run_id
 
 
-def test_a_ensemble_averages_networks_of_different_seeds_and_is_what_is_validated(tmp_path: Path, store: Path) -> None:
+def test_ensemble_averages_networks_of_different_seeds_and_is_validated_as_a_whole(tmp_path: Path, store: Path) -> None:
     params = project(tmp_path)
     override(params, {"train.members": 2, "train.epochs": 1, "train.backbone": "small_cnn"})
     process = start(params, store)
@@ -154,7 +154,7 @@ def test_a_ensemble_averages_networks_of_different_seeds_and_is_what_is_validate
     assert json.loads((trained(params) / "training.json").read_text())["best_epochs"] == [1, 1]
 
 
-def test_missing_input_is_one_line_and_an_exit_code(tmp_path: Path, store: Path) -> None:
+def test_missing_input_is_reported_in_one_line(tmp_path: Path, store: Path) -> None:
     params = project(tmp_path)
     (read_params(params).paths.split / "splits.csv").unlink()
     process = start(params, store)

@@ -1,9 +1,9 @@
-"""Every image moves by its own parameters, within the stated ranges, and the same seed moves it the same way."""
+"""Every image is transformed by its own parameters within the configured ranges, reproducibly by seed."""
 
 import torch
 
 from cxr.training import augmentation as subject
-from cxr.training.augmentation import Augmentation, draw_mixture, draw_moves, mix
+from cxr.training.augmentation import Augmentation, draw, draw_mixture, mix
 
 STILL = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0)
 
@@ -13,7 +13,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def augment(images: torch.Tensor, ranges: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    return subject.augment(images, ranges, draw_moves(len(images), ranges, generator))
+    return subject.augment(images, ranges, draw(len(images), ranges, generator))
 
 
 def dot(row: int, column: int, size: int = 65) -> torch.Tensor:
@@ -28,26 +28,26 @@ def centre_of(image: torch.Tensor) -> torch.Tensor:
     return torch.stack((weights.sum(1) @ axis, weights.sum(0) @ axis))
 
 
-def test_ranges_of_zero_leave_images_as_they_are() -> None:
+def test_zero_ranges_leave_images_unchanged() -> None:
     images = torch.rand(3, 16, 16)
     assert torch.allclose(augment(images, STILL, seeded())[:, 0], images, atol=1e-5)
 
 
-def test_images_of_a_batch_move_differently() -> None:
+def test_images_of_a_batch_get_different_parameters() -> None:
     ranges = Augmentation(rotation_deg=20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0, brightness_jitter=0)
     moved = augment(dot(20, 40).expand(8, -1, -1), ranges, seeded())
     centres = torch.stack([centre_of(image[0]) for image in moved])
     assert len(torch.unique(centres.round(decimals=2), dim=0)) == 8
 
 
-def test_same_seed_moves_images_the_same_way() -> None:
+def test_same_seed_gives_the_same_images() -> None:
     ranges = Augmentation(rotation_deg=20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0.1, brightness_jitter=0.1)
     images = torch.rand(4, 16, 16)
     assert torch.equal(augment(images, ranges, seeded(3)), augment(images, ranges, seeded(3)))
     assert not torch.equal(augment(images, ranges, seeded(3)), augment(images, ranges, seeded(4)))
 
 
-def test_rotation_stays_within_its_range_and_keeps_the_distance_to_the_middle() -> None:
+def test_rotation_stays_within_its_range_and_keeps_the_distance_to_the_centre() -> None:
     ranges = Augmentation(rotation_deg=20, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0)
     moved = augment(dot(32, 52).expand(64, -1, -1), ranges, seeded())
     offsets = torch.stack([centre_of(image[0]) for image in moved]) - 32
@@ -76,7 +76,7 @@ def test_jitter_never_leaves_the_grey_scale() -> None:
     assert moved.max() <= 1
 
 
-def test_mirror_turns_that_share_of_the_images_left_to_right() -> None:
+def test_mirror_flips_that_share_of_the_images() -> None:
     ranges = Augmentation(rotation_deg=0, zoom=(1, 1), shift=0, contrast_jitter=0, brightness_jitter=0, mirror=0.5)
     image = torch.rand(16, 16)
     moved = augment(image.expand(200, -1, -1), ranges, seeded())[:, 0]
@@ -85,16 +85,16 @@ def test_mirror_turns_that_share_of_the_images_left_to_right() -> None:
     assert 70 < mirrored < 130
 
 
-def test_images_that_are_moved_apart_move_as_they_do_together() -> None:
+def test_augmentation_of_an_image_does_not_depend_on_its_batch() -> None:
     ranges = Augmentation(20, zoom=(0.9, 1.1), shift=0.1, contrast_jitter=0.1, brightness_jitter=0.1, mirror=0.5)
     images = torch.rand(6, 16, 16)
-    moves = draw_moves(6, ranges, seeded())
+    draws = draw(6, ranges, seeded())
     positions = torch.tensor([4, 1])
-    alone = subject.augment(images[positions], ranges, moves.of(positions))
-    assert torch.allclose(alone, subject.augment(images, ranges, moves)[positions], atol=1e-6)
+    alone = subject.augment(images[positions], ranges, draws.of(positions))
+    assert torch.allclose(alone, subject.augment(images, ranges, draws)[positions], atol=1e-6)
 
 
-def test_mixed_images_are_the_stated_share_of_themselves_and_the_rest_of_their_partner() -> None:
+def test_mixup_blends_each_image_with_its_partner() -> None:
     images = torch.rand(8, 1, 4, 4)
     partners, share = draw_mixture(8, 0.4, seeded(1))
     assert 0 < share < 1
@@ -104,7 +104,7 @@ def test_mixed_images_are_the_stated_share_of_themselves_and_the_rest_of_their_p
     assert draw_mixture(8, 0.4, seeded(2))[1] != share
 
 
-def test_without_mixing_images_and_the_generator_stay_as_they_are() -> None:
+def test_mixup_of_zero_changes_neither_images_nor_generator() -> None:
     generator = seeded(1)
     before = generator.get_state()
     partners, share = draw_mixture(3, 0.0, generator)

@@ -1,4 +1,4 @@
-"""A training learns, stops when it must, survives a kill to the bit and needs nothing of the platform."""
+"""A training learns, stops early, resumes bit-identically after a kill, and imports nothing of the platform."""
 
 import subprocess
 import sys
@@ -12,9 +12,11 @@ import torch
 
 from cxr.common.errors import DataError, ParamsError, TrainingError, WeightsError
 from cxr.common.params import TrainParams, read_params
+from cxr.models.factory import build
 from cxr.models.forward import choose_device
 from cxr.training.data import TrainingData
-from cxr.training.loop import Epoch, Trained, choose_precision, fit
+from cxr.training.loop import choose_precision, fit
+from cxr.training.results import Epoch, Trained
 from cxr.training.sampler import epoch_order
 from tests.support.project import PROJECT
 
@@ -36,7 +38,7 @@ TINY: dict[str, Any] = {
 
 @dataclass
 class Quiet:
-    """A listener that interrupts the training after so many images, as Ctrl-C or a signal would."""
+    """A listener that interrupts the training, as Ctrl-C does, after `die_after` images."""
 
     die_after: int = 10**9
 
@@ -49,13 +51,13 @@ class Quiet:
         pass
 
 
-def recipe(**changes: Any) -> TrainParams:
+def config(**changes: Any) -> TrainParams:
     values = read_params(PROJECT / "params.yaml").train.model_dump() | TINY | changes
     return TrainParams.model_validate(values)
 
 
 def images(per_class: int = 16, size: int = 32) -> TrainingData:
-    """Flat, striped across and striped along: what a network tells apart at once."""
+    """Plain images, horizontal and vertical stripes: easy to distinguish."""
     rng = np.random.default_rng(0)
     stripes = np.tile([[0.0], [120.0]], (size // 2, size))
     patterns = (np.full((size, size), 60.0), stripes, stripes.T)
@@ -67,27 +69,27 @@ def images(per_class: int = 16, size: int = 32) -> TrainingData:
 
 
 def run(tmp_path: Path, data: TrainingData | None = None, listener: Quiet | None = None, **changes: Any) -> Trained:
-    return fit(data or images(), recipe(**changes), checkpoints=tmp_path / "ck", listener=listener or Quiet())
+    return fit(data or images(), config(**changes), checkpoints=tmp_path / "ck", listener=listener or Quiet())
 
 
 def same(one: Trained, other: Trained) -> bool:
     return all(torch.equal(value, other.state[name]) for name, value in one.state.items())
 
 
-def test_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
+def test_network_learns_an_easy_task(tmp_path: Path) -> None:
     trained = run(tmp_path, images(per_class=32), epochs=6, rotation_deg=0, ema_decay=0.5)
     best = trained.history[trained.best_epoch - 1]
     assert best.validation_macro_f1 > 0.9
     assert trained.history[-1].train_loss < trained.history[0].train_loss
 
 
-def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+def test_weights_are_bit_identical_for_the_same_seed_only(tmp_path: Path) -> None:
     first, again = run(tmp_path / "a", epochs=1), run(tmp_path / "b", epochs=1)
     assert same(first, again)
     assert not same(first, run(tmp_path / "c", epochs=1, seed=1))
 
 
-def test_interrupted_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_resumed_training_ends_with_bit_identical_weights(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", epochs=3)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", epochs=3, listener=Quiet(die_after=60))  # in the middle of the second epoch
@@ -96,7 +98,7 @@ def test_interrupted_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path
     assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in whole.history]
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_infinite_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     kept = (tmp_path / "ck" / "last.pt").read_bytes()
     exploding = dict.fromkeys(("head", "layer4", "layer3", "layer2", "layer1", "stem"), 1e30)
@@ -105,12 +107,8 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_pa
         group["base_lr"] = exploding["head"]
     torch.save(checkpoint, tmp_path / "ck" / "last.pt")
     kept = (tmp_path / "ck" / "last.pt").read_bytes()
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TrainingError, match="nan in epoch 2"):
         run(tmp_path, epochs=3)
-    assert str(caught.value) == (
-        "the loss is nan in epoch 2; the checkpoint of epoch 1 is kept. "
-        "Lower train.learning_rates or set train.precision to fp32, and run again"
-    )
     assert (tmp_path / "ck" / "last.pt").read_bytes() == kept
 
 
@@ -130,7 +128,7 @@ def test_frozen_parts_keep_weights_and_statistics(tmp_path: Path) -> None:
     assert not torch.equal(trained.state["layer2.0.bn1.running_mean"], start["layer2.0.bn1.running_mean"])
 
 
-def test_frozen_statistics_stay_only_where_the_weights_were_loaded(tmp_path: Path) -> None:
+def test_statistics_are_frozen_only_in_completely_loaded_parts(tmp_path: Path) -> None:
     start = whole_weights(tmp_path / "whole.pth")
     partial = {name: value for name, value in start.items() if not name.startswith("layer4.2.conv3")}
     torch.save(partial, tmp_path / "partial.pth")
@@ -140,23 +138,19 @@ def test_frozen_statistics_stay_only_where_the_weights_were_loaded(tmp_path: Pat
     assert trained.weights.partial == ("layer4",)
 
 
-def test_head_only_epochs_leave_the_backbone_alone(tmp_path: Path) -> None:
+def test_head_only_epochs_leave_the_backbone_unchanged(tmp_path: Path) -> None:
     start = whole_weights(tmp_path / "start.pth")
     trained = run(tmp_path, epochs=1, head_only_epochs=1, weights=str(tmp_path / "start.pth"))
     assert torch.equal(trained.state["layer4.0.conv1.weight"], start["layer4.0.conv1.weight"])
 
 
-def test_freezing_random_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError) as caught:
+def test_freezing_random_weights_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"train\.frozen holds layer4"):
         run(tmp_path, frozen=["layer4"])
-    assert str(caught.value) == (
-        "train.frozen holds layer4, of which weights 'none' lack some or all: frozen they would stay random; "
-        "take them out of train.frozen or give weights that hold them"
-    )
 
 
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
-def test_each_way_of_balancing_classes_trains(tmp_path: Path, balance: str) -> None:
+def test_every_class_balance_trains(tmp_path: Path, balance: str) -> None:
     data = images()
     few = TrainingData(data.images, data.labels, data.train_rows[:20], data.validation_rows, CLASSES)
     assert np.isfinite(run(tmp_path, few, epochs=1, class_balance=balance).history[0].train_loss)
@@ -170,7 +164,7 @@ def test_sampling_by_source_draws_each_source_of_a_class_equally_often(tmp_path:
     data = TrainingData(images, labels, rows, rows[:3], CLASSES, sources)
     drawn = np.concatenate(
         [
-            epoch_order(data, recipe(class_balance="sampling_by_source"), torch.Generator().manual_seed(seed))
+            epoch_order(data, config(class_balance="sampling_by_source"), torch.Generator().manual_seed(seed))
             for seed in range(20)
         ]
     )
@@ -181,20 +175,20 @@ def test_sampling_by_source_draws_each_source_of_a_class_equally_often(tmp_path:
         run(tmp_path, unknown, class_balance="sampling_by_source")
 
 
-def test_mixup_changes_what_is_learnt_and_stays_repeatable(tmp_path: Path) -> None:
+def test_mixup_changes_the_weights_reproducibly(tmp_path: Path) -> None:
     first, again = (run(tmp_path / name, epochs=1, mixup=0.4) for name in ("a", "b"))
     assert same(first, again)
     assert not same(first, run(tmp_path / "c", epochs=1))
 
 
-def test_no_images_to_validate_on_is_an_error(tmp_path: Path) -> None:
+def test_missing_validation_images_are_an_error(tmp_path: Path) -> None:
     data = images()
     empty = TrainingData(data.images, data.labels, data.train_rows, data.validation_rows[:0], CLASSES)
-    with pytest.raises(DataError, match="got 36 and 0"):
+    with pytest.raises(DataError, match="36 and 0"):
         run(tmp_path, empty)
 
 
-def test_images_too_small_for_the_network_are_refused_before_training(tmp_path: Path) -> None:
+def test_images_too_small_for_the_network_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="inception_v3"):
         run(tmp_path, backbone="inception_v3")
 
@@ -202,11 +196,11 @@ def test_images_too_small_for_the_network_are_refused_before_training(tmp_path: 
 def test_damaged_checkpoint_names_its_folder(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     (tmp_path / "ck" / "last.pt").write_bytes(b"half")
-    with pytest.raises(TrainingError, match=r"ck is damaged or of another training .*; delete the folder"):
+    with pytest.raises(TrainingError, match=r"ck is damaged"):
         run(tmp_path)
 
 
-def test_precision_and_device_can_be_forced_and_auto_finds_them() -> None:
+def test_precision_and_device_are_as_configured_or_detected() -> None:
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) == "fp32"
     assert choose_precision("auto", cpu) in {"fp32", "bf16"}
@@ -214,8 +208,8 @@ def test_precision_and_device_can_be_forced_and_auto_finds_them() -> None:
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}
 
 
-def test_loop_runs_where_only_torch_numpy_and_sklearn_are(tmp_path: Path) -> None:
-    # A machine that is rented for its GPU has these four and nothing else of ours.
+def test_loop_runs_with_only_torch_numpy_and_sklearn_installed(tmp_path: Path) -> None:
+    # A rented GPU machine has torch, torchvision, numpy and scikit-learn, and none of the other dependencies.
     script = f"""
 import sys
 from importlib.machinery import ModuleSpec
@@ -232,24 +226,23 @@ sys.meta_path.insert(0, Absent())
 import numpy as np
 from pathlib import Path
 from types import SimpleNamespace
-from cxr.training.loop import TrainingData, fit
+from cxr.training.data import TrainingData
+from cxr.training.loop import fit
 class Quiet:
     def on_batch(self, images): pass
     def on_epoch(self, epoch): pass
 images = np.random.default_rng(0).integers(0, 255, (12, 32, 32), np.uint8)
 rows = np.arange(12)
 data = TrainingData(images, rows % 3, rows[:9], rows[9:], ("normal", "viral", "bacterial"))
-recipe = SimpleNamespace(**{recipe(epochs=1).model_dump()!r})
-print(fit(data, recipe, checkpoints=Path({str(tmp_path)!r}), listener=Quiet()).best_epoch)
+config = SimpleNamespace(**{config(epochs=1).model_dump()!r})
+print(fit(data, config, checkpoints=Path({str(tmp_path)!r}), listener=Quiet()).best_epoch)
 """
     answer = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert answer.stdout.strip() == "1", answer.stderr
 
 
 def whole_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Write random weights that stand for trained ones: all of a ResNet-50 but the head."""
-    from cxr.models.factory import build
-
+    """Write random weights, in place of trained ones, of everything but the head of a ResNet-50."""
     torch.manual_seed(5)
     state = {name: value for name, value in build("resnet50", 3).state_dict().items() if not name.startswith("fc.")}
     torch.save(state, path)

@@ -1,0 +1,33 @@
+"""The monitor's page is self-contained and explains every alarm."""
+
+from dataclasses import replace
+
+from cxr.monitoring.drift import FAILED, SIGNALS
+from cxr.monitoring.page import MonitorPage, render_page, to_markdown
+from tests.support.drift_windows import window
+from tests.support.reference_images import CLASSES
+
+PAGE = MonitorPage(
+    version="3", drift=True, rule="1 alarm", window_images=40, windows=[window(1, alarm=False), window(2, alarm=True)],
+    limits=dict.fromkeys((*SIGNALS, FAILED), 0.2), usual_shares=dict.fromkeys(CLASSES, 1 / 3),
+    reference_images=240, waiting=7, since="2026-01-01T00:00",
+)  # fmt: skip
+DARKER = "images are darker: the median shifted by 1.0 spreads (distance 0.30, limit 0.20)"
+
+
+def test_page_is_self_contained_and_escapes_paths() -> None:
+    html = render_page(PAGE)
+    assert DARKER in html
+    assert "http" not in html
+    assert "<script" not in html
+    assert "a&lt;b&gt;.png" in html
+
+
+def test_markdown_has_a_row_per_window() -> None:
+    rows = to_markdown(PAGE).splitlines()
+    assert [row.startswith("| 1 |") or row.startswith("| 2 |") for row in rows[-2:]] == [True, True]
+    assert rows[-1].endswith(f"| {DARKER} |")
+
+
+def test_page_without_windows_counts_the_scored_images() -> None:
+    assert "7 of 40 images" in render_page(replace(PAGE, windows=[], drift=False))
