@@ -26,7 +26,7 @@ from benchmarks.mlflow_served import served
 from cxr.common.cli import configure_process
 from cxr.imaging.decode import is_image_file
 from cxr.inference.classifier import Classifier, load_classifier
-from cxr.inference.prefetch import prepared_batches
+from cxr.inference.pipeline import prepared_batches
 from cxr.models.forward import BATCH_SIZE
 from cxr.registry.versions import fetch_bundle, get_version
 

@@ -42,7 +42,7 @@ SHOWN_BAD_IMAGES = 50
 
 @dataclass(frozen=True)
 class Scoring:
-    """What all shards of a run did together; the fields are those of tasks.score.Tally."""
+    """What all shards of a run did together; the fields are those of tasks.score.ScoringSummary."""
 
     location: str
     version: str
@@ -91,7 +91,7 @@ def score(
 
 @flow(name="score-shards")
 def score_shards(root: str, location: str, output: str, model: str, shards: int) -> list[dict[str, Any]] | State[Any]:
-    """Run all shards side by side; return each one's tally. One that fails does not stop the others."""
+    """Run all shards side by side; return each one's summary. One that fails does not stop the others."""
     retries = RETRIES if location.startswith(BUCKET_SCHEME) else 0
     futures = [
         score_shard.with_options(task_run_name=f"{number} of {shards}", retries=retries).submit(
@@ -103,21 +103,21 @@ def score_shards(root: str, location: str, output: str, model: str, shards: int)
         future.wait()
     if failed := {str(future.state.message): None for future in futures if not future.state.is_completed()}:
         return Failed(message="; ".join(failed))
-    tallies: list[Any] = [future.result() for future in futures]
-    return tallies
+    summaries: list[Any] = [future.result() for future in futures]
+    return summaries
 
 
 @task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS, timeout_seconds=TIME_LIMIT_SECONDS)
 def score_shard(root: str, location: str, output: str, model: str, shard: str) -> dict[str, Any] | State[Any]:
     """Score one share of the images; its lines are this task run's log. No image that can be read is an answer, too."""
     with tempfile.TemporaryDirectory() as scratch:
-        tally = Path(scratch) / "tally.json"
-        arguments = [location, "--output", output, "--model", model, "--shard", shard, "--tally", str(tally)]
+        summary = Path(scratch) / "summary.json"
+        arguments = [location, "--output", output, "--model", model, "--shard", shard, "--summary", str(summary)]
         done = run_step("score", *arguments, folder=Path(root), environment=shared_environment(Path(root)))
-        if done.code not in {0, ImageError.exit_code} or not tally.is_file():
+        if done.code not in {0, ImageError.exit_code} or not summary.is_file():
             error = StageFailedError(f"score {shard}: {done.last_words}")
             return Failed(message=str(error), data=error)
-        found: dict[str, Any] = read_json(tally)
+        found: dict[str, Any] = read_json(summary)
     return found
 
 
@@ -140,19 +140,19 @@ def publish(done: Scoring, folder: Path) -> None:
         create_table_artifact(key="bad-images", table=[{"path": path, "error": error} for path, error in shown])
 
 
-def _together(tallies: list[dict[str, Any]]) -> Scoring:
-    referred = [tally["referred"] for tally in tallies if tally["referred"] is not None]
+def _together(summaries: list[dict[str, Any]]) -> Scoring:
+    referred = [summary["referred"] for summary in summaries if summary["referred"] is not None]
     classes: Counter[str] = Counter()
-    for tally in tallies:
-        classes.update(tally["classes"])
+    for summary in summaries:
+        classes.update(summary["classes"])
     return Scoring(
-        location=tallies[0]["location"],
-        version=tallies[0]["version"],
-        **{name: sum(tally[name] for tally in tallies) for name in ("found", "known", "scored", "bad")},
-        bad_images={path: error for tally in tallies for path, error in tally["bad_images"].items()},
+        location=summaries[0]["location"],
+        version=summaries[0]["version"],
+        **{name: sum(summary[name] for summary in summaries) for name in ("found", "known", "scored", "bad")},
+        bad_images={path: error for summary in summaries for path, error in summary["bad_images"].items()},
         referred=sum(referred) if referred else None,
         classes=dict(classes),
-        seconds=max(tally["seconds"] for tally in tallies),
+        seconds=max(summary["seconds"] for summary in summaries),
     )
 
 

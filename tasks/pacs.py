@@ -90,7 +90,9 @@ def champion(*, fast: bool) -> Callable[[], Classifier]:
         nonlocal loaded
         version = get_version(CHAMPION)
         if loaded is None or (loaded[0].number, loaded[0].run_id) != (version.number, version.run_id):
-            classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
+            classifier = load_classifier(
+                fetch_bundle(version), number=version.number, engine="openvino" if fast else "torch"
+            )
             log.info("pacs: version %s answers", version.number)
             loaded = version, classifier
         return loaded[1]

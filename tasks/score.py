@@ -1,17 +1,18 @@
-"""Score all images of a folder or an S3 prefix with the champion: what runs every night.
+"""Score all images of a folder or an S3 prefix with the champion: the nightly job.
 
-    python -m tasks.score                                          # what params.yaml names
+    python -m tasks.score                                          # the location named in params.yaml
     python -m tasks.score s3://hospital/incoming --output data/scores
-    python -m tasks.score /mnt/images --shard 2/8                   # one of eight processes or machines, each its own
+    python -m tasks.score /mnt/images --shard 2/8                  # one of eight processes or machines
 
 Reads   images, a few at a time: whole sets are neither copied nor held in memory
-Writes  <output>/version-<n>/*.parquet, a row an image; its columns are told in cxr/inference/score_store.py
+Writes  <output>/version-<n>/*.parquet, a row an image (columns: cxr/inference/score_store.py); --summary FILE: the
+        counts as JSON
 Prints  how many images were found, scored, known, bad and referred to a reader, and images a second
 
-An image is scored once by each version: run the same command again after any interruption. An image that has the path,
-size and modification time (or ETag) of a scored one is not read again; any other is, and left out when its bytes were
-scored under its path. An image that cannot be read is a row with its `error`, and no failure: exit code 4 only when
-there was not one image that could be read.
+Each version scores an image once: after any interruption run the same command again. An image with the path, size and
+modification time (or ETag) of a scored one is not read. Any other is read, and left out when its bytes were scored
+under its path. An image that cannot be read is a row with its `error` and no failure: the exit code is 4 only when no
+image could be read.
 """
 
 from __future__ import annotations
@@ -22,25 +23,47 @@ import os
 import re
 import sys
 import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cxr.common.cli import command_parser, run_command
+from cxr.common.cli import add_engine_argument, answer_help, command_parser, run_command
+
+
+def command_line() -> ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
+    parser.add_argument("--output", type=Path, help="folder of the parts")
+    parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
+    add_engine_argument(parser, "torch")
+    parser.add_argument("--shard", default="1/1", help="share of the images to score, such as 2/8 (%(default)s)")
+    parser.add_argument("--summary", metavar="FILE", type=Path, help="write the counts as JSON")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(command_line())
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cxr.common.engines import Engine
 from cxr.common.errors import ImageError, ParamsError
+from cxr.common.files import write_json
 from cxr.common.notices import NOT_CLINICAL
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from cxr.common.params import ScoreParams
-    from cxr.inference.batch import ScoredBatch
-    from cxr.inference.classifier import Classifier
-    from cxr.inference.image_source import ImageFile, Location
-    from cxr.inference.score_store import PartWriter, Scored
-    from cxr.registry.versions import Version
-
+from cxr.common.params import ScoreParams, read_params
+from cxr.dataset.shards import shard_of
+from cxr.inference.batch import ScoredBatch, score_images
+from cxr.inference.classifier import Classifier, load_classifier
+from cxr.inference.image_source import ImageFile, Location, open_location
+from cxr.inference.score_store import PartWriter, Scored, schema, version_folder
+from cxr.registry.lineage import lineage
+from cxr.registry.versions import MODEL, Version, fetch_bundle, get_version
 
 _NAMED_BAD_IMAGES = 50
 
@@ -49,7 +72,7 @@ log = logging.getLogger("cxr.score")
 
 @dataclass(frozen=True)
 class Shard:
-    """Number `number` of `of` shares of the images, counted from 1; which share an image is in follows from its path."""
+    """Share `number` of `of` shares of the images, counted from 1; an image's path decides which share holds it."""
 
     number: int
     of: int
@@ -58,19 +81,17 @@ class Shard:
         return f"{self.number}of{self.of}"
 
     def holds(self, path: str) -> bool:
-        """Say whether the image at `path` is in this share."""
-        from cxr.dataset.shards import shard_of
-
+        """Return whether the image at `path` is in this share."""
         return shard_of(path, self.of) == self.number - 1
 
 
 @dataclass
-class Tally:
-    """What a run did.
+class ScoringSummary:
+    """The counts of a run.
 
     found, known     images of the shard; those of them that this version had scored before
     scored, bad      images scored now; images that could not be read
-    bad_images        path -> error of the first of them
+    bad_images       path -> error of the first of them
     referred         of the scored ones; None where the model has no threshold or had nothing to do
     classes          predicted class -> images
     seconds          of reading and scoring, without loading the model
@@ -116,50 +137,50 @@ class Tally:
 
 
 def score(
-    params: ScoreParams, output: Path, *, model: str = "champion", shard: Shard | None = None, fast: bool = False
-) -> Tally:
+    params: ScoreParams,
+    output: Path,
+    *,
+    model: str = "champion",
+    shard: Shard | None = None,
+    engine: Engine = "torch",
+) -> ScoringSummary:
     """Score the images of `params.location` that version `model` has not scored into `output`.
 
-    `fast`: by the exported network where the version has one; what torch scored before is not scored again.
+    Images that the version has scored with another engine are not scored again.
 
     Raises:
-        SourceError: the location does not exist, or does not answer any more; parts that were written stand.
+        SourceError: the location does not exist, or no longer answers; parts that were written stand.
         RegistryError, WeightsError: the model cannot be fetched as it was registered.
         DataError: a part in `output` is damaged.
     """
-    from cxr.inference.image_source import open_location
-    from cxr.inference.score_store import Scored, version_folder
-    from cxr.registry.versions import get_version
-
     share = shard or Shard(1, 1)
     version = get_version(model)
     location = open_location(params.location)
     images = [image for image in location.images if share.holds(image.path)]
     folder = version_folder(output, version.number)
     scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name)
-    todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_mixed)
-    tally = Tally(location.name, str(folder), version.number, found=len(images), known=len(images) - len(todo))
+    todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_random_order)
+    summary = ScoringSummary(
+        location.name, str(folder), version.number, found=len(images), known=len(images) - len(todo)
+    )
     if todo:
-        classifier = _load(version, fast=fast)
-        tally.referred = None if classifier.spec.refer_below is None else 0
+        classifier = _load(version, engine)
+        summary.referred = None if classifier.spec.refer_below is None else 0
         writer = _writer(classifier, version, folder, images_per_part=params.images_per_part, share=share)
-        _score_all(classifier, location, todo, scored=scored, writer=writer, tally=tally, workers=params.workers)
-    return tally
+        _score_all(classifier, location, todo, scored=scored, writer=writer, summary=summary, workers=params.workers)
+    return summary
 
 
-def _mixed(image: ImageFile) -> bytes:
-    """Return a place in an order that names say nothing of.
+def _random_order(image: ImageFile) -> bytes:
+    """Return a sort key that is fixed for an image and unrelated to its name.
 
-    Images lie by ward, part or class: in the order of their paths whole windows of the monitor would be of one kind.
+    Images lie by ward, part or class: in the order of their paths, whole windows of the monitor would be of one kind.
     """
     return hashlib.blake2b(image.path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
-def _load(version: Version, *, fast: bool) -> Classifier:
-    from cxr.inference.classifier import load_classifier
-    from cxr.registry.versions import fetch_bundle
-
-    classifier = load_classifier(fetch_bundle(version), number=version.number, fast=fast)
+def _load(version: Version, engine: Engine) -> Classifier:
+    classifier = load_classifier(fetch_bundle(version), number=version.number, engine=engine)
     if classifier.reference is None:
         log.warning("version %s has no reference statistics: its images are not measured for drift", version.number)
     return classifier
@@ -168,10 +189,6 @@ def _load(version: Version, *, fast: bool) -> Classifier:
 def _writer(
     classifier: Classifier, version: Version, folder: Path, *, images_per_part: int, share: Shard
 ) -> PartWriter:
-    from cxr.inference.score_store import PartWriter, schema
-    from cxr.registry.lineage import lineage
-    from cxr.registry.versions import MODEL
-
     code = lineage(Path())
     metadata = {
         "model": MODEL,
@@ -191,28 +208,24 @@ def _score_all(
     *,
     scored: Scored,
     writer: PartWriter,
-    tally: Tally,
+    summary: ScoringSummary,
     workers: int,
 ) -> None:
-    """Score `images`, a part at a time; what an error or Ctrl-C finds scored is written, too."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from cxr.inference.batch import score_images
-
+    """Score `images`, a part at a time; rows scored before an error or Ctrl-C are written too."""
     batches = score_images(classifier, location, images, scored=scored, workers=workers or os.cpu_count() or 1)
     started = time.monotonic()
     with logging_redirect_tqdm(), tqdm(total=len(images), desc="score", unit=" images", disable=None) as bar:
         try:
             with closing(batches):
                 for batch in batches:
-                    tally.add(batch)
+                    summary.add(batch)
                     bar.update(len(batch.rows) + batch.known)
                     if writer.add(batch.rows):
-                        log.info("score: %d of %d images, %d bad", tally.scored + tally.bad, len(images), tally.bad)
+                        done = summary.scored + summary.bad
+                        log.info("score: %d of %d images, %d bad", done, len(images), summary.bad)
         finally:
             writer.close()
-            tally.seconds = time.monotonic() - started
+            summary.seconds = time.monotonic() - started
 
 
 def _shard(given: str) -> Shard:
@@ -225,32 +238,20 @@ def _shard(given: str) -> Shard:
 
 def main() -> None:
     """Read the command line and score."""
-    parser = command_parser(sys.modules[__name__])
-    parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
-    parser.add_argument("--output", type=Path, help="folder of the parts")
-    parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
-    parser.add_argument("--fast", action="store_true", help="by the exported network, within its bounds of torch")
-    parser.add_argument("--shard", default="1/1", help="which share of the images, such as 2/8 (%(default)s)")
-    parser.add_argument("--tally", type=Path, help="file for what was done, as JSON")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
-    given = parser.parse_args()
-
-    from cxr.common.files import write_json
-    from cxr.common.params import read_params
-
+    given = command_line().parse_args()
     params = read_params(given.params)
-    wanted: dict[str, Any] = {"location": given.location} if given.location else {}
-    section = params.score.model_copy(update=wanted)
+    changed: dict[str, Any] = {"location": given.location} if given.location else {}
+    section = params.score.model_copy(update=changed)
     folder, share = given.output or params.paths.scores, _shard(given.shard)
-    tally = score(section, folder, model=given.model, shard=share, fast=given.fast)
-    if given.tally:
-        write_json(given.tally, asdict(tally) | {"images_per_second": tally.images_per_second})
-    print(tally)
+    summary = score(section, folder, model=given.model, shard=share, engine=given.engine)
+    if given.summary:
+        write_json(given.summary, asdict(summary) | {"images_per_second": summary.images_per_second})
+    print(summary)
     print(NOT_CLINICAL)
-    if tally.bad and not tally.scored + tally.known:
+    if summary.bad and not summary.scored + summary.known:
         raise ImageError(
-            f"not one of the {tally.found} images in {tally.location} could be read; the column `error` in "
-            f"{tally.folder} says why",
+            f"not one of the {summary.found} images in {summary.location} could be read; the column `error` in "
+            f"{summary.folder} says why",
             reason="not an image",
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from cxr.common.engines import ENGINES, Engine
 from cxr.common.errors import CxrError, ParamsError
 
 TELEMETRY_OFF = {
@@ -88,6 +89,16 @@ def step_parser(module: Any) -> argparse.ArgumentParser:
     parser = command_parser(module)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     return parser
+
+
+def add_engine_argument(parser: argparse.ArgumentParser, default: Engine) -> None:
+    """Add `--engine`, which `cxr.inference.classifier.load_classifier` takes."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=default,
+        help="what computes: torch, bit for bit as evaluated, or openvino, the faster exported network (%(default)s)",
+    )
 
 
 def command_parser(module: Any) -> argparse.ArgumentParser:

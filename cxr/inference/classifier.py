@@ -9,7 +9,7 @@ is asked for those of the faster exported network (cxr/inference/openvino.py), w
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr.common.engines import Engine
+from cxr.inference.answer import Answer
 from cxr.inference.input_checks import read_chest_xray
 from cxr.inference.ood import OodDetector, ood_detector
 from cxr.inference.openvino import Runtime, load_runtime
@@ -25,41 +27,11 @@ from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_wi
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, measure, read_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
-TORCH = "torch"
-"""The engine whose answers are those of the evaluation, bit for bit."""
-
 log = logging.getLogger("cxr.inference.classifier")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model says of one image.
-
-    probabilities  by class, each 0 to 1, calibrated
-    refer          a reader should see the image, for the model is not sure enough of it or there is a warning; None: no
-                   threshold for that and no warning
-    warning        why the answer may mean nothing: the image is unlike those that the model was judged on
-    measures       what the image measures, by the names of `cxr.models.reference.MEASURES`; empty without reference statistics
-    """
-
-    probabilities: Mapping[str, float]
-    refer: bool | None
-    warning: str | None = None
-    measures: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def predicted_class(self) -> str:
-        """The most probable class."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
-
-    @property
-    def confidence(self) -> float:
-        """The largest probability."""
-        return max(self.probabilities.values())
 
 
 @dataclass(frozen=True)
@@ -80,7 +52,7 @@ class Classifier:
     @property
     def engine(self) -> str:
         """What computes the answers: "torch", or "openvino" and its precision."""
-        return self.runtime.name if self.runtime else TORCH
+        return self.runtime.name if self.runtime else "torch"
 
     @cached_property
     def network(self) -> nn.Module:
@@ -142,25 +114,25 @@ class Classifier:
         return predict_with_features(self.network, images, mean=self.spec.mean, std=self.spec.std)
 
 
-def load_classifier(bundle: Path, *, number: str, fast: bool = False) -> Classifier:
-    """Load the version `number` from its bundle, a folder that `cxr.registry.versions.fetch_bundle` gave.
+def load_classifier(bundle: Path, *, number: str, engine: Engine = "torch") -> Classifier:
+    """Load the version `number` from its bundle, a folder that `cxr.registry.versions.fetch_bundle` returned.
 
     Args:
         bundle: the folder.
         number: of the version.
-        fast: answer through the exported network where the version has one that may be used on this processor, else
-            through torch, and say so.
+        engine: what computes the answers. Where "openvino" is asked for and the version has no exported network that
+            was accepted for this processor, torch computes them and the log says so.
 
     Raises:
         WeightsError: a file is missing, changed or damaged.
     """
     spec = read_spec(bundle)
     reference = read_reference(bundle / REFERENCE_FILE) if (bundle / REFERENCE_FILE).is_file() else None
-    runtime = load_runtime(bundle) if fast else None
+    runtime = load_runtime(bundle) if engine == "openvino" else None
     if runtime:
         return Classifier(spec, number, reference, partial(_load_network, bundle), runtime)
-    if fast:
-        log.warning("version %s has no faster network that was accepted for this processor: torch answers", number)
+    if engine == "openvino":
+        log.warning("version %s has no exported network that was accepted for this processor: torch answers", number)
     network = _load_network(bundle)
     return Classifier(spec, number, reference, lambda: network)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.sr.coding import Code
 
-    from cxr.inference.classifier import Answer
+    from cxr.inference.answer import Answer
     from cxr.models.bundle import ModelSpec
 
 MODEL = "chest-xray-pneumonia"
@@ -215,8 +215,6 @@ def _group(image: "Dataset", answer: "Answer", author: Author) -> "MeasurementsA
         sr.Measurement(_probability_of(label), round(probability, 6), unit=codes.UCUM.NoUnits)
         for label, probability in answer.probabilities.items()
     ]
-    evaluations = [(_ours("REFER", "Refer to a reader first"), answer.refer)] if answer.refer is not None else []
-    evaluations.append((_ours("UNLIKE", "Image unlike those the model was judged on"), answer.warning is not None))
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=_uid(image.SOPInstanceUID, author, "tracking"), identifier=_TRACKED
@@ -225,7 +223,9 @@ def _group(image: "Dataset", answer: "Answer", author: Author) -> "MeasurementsA
         algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=author.version),
         finding_type=_finding(answer.predicted_class),
         measurements=measurements,
-        qualitative_evaluations=[sr.QualitativeEvaluation(name, _yes_or_no(said)) for name, said in evaluations],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(_ours(*code), _yes_or_no(value)) for code, value in answer.report_items()
+        ],
         source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from cxr.common.errors import ParamsError
 from cxr.common.files import atomic_file
-from cxr.inference.classifier import Answer, Classifier
+from cxr.inference.answer import Answer
+from cxr.inference.classifier import Classifier
 
 _OVERLAY_SIDE_PX = 448  # at least: the model's own pixels are too few to look at
 

@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 
 from cxr.common.errors import DataError
 from cxr.common.files import atomic_file
+from cxr.inference.answer import FieldType, columns
 from cxr.inference.image_source import ImageFile
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ _BEFORE_ANSWER = (
     pa.field("changed", pa.string()),
     pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
     pa.field("model_version", pa.string(), nullable=False),
-    pa.field("predicted_class", pa.string()),
 )
+_TYPES: dict[FieldType, pa.DataType] = {
+    "string": pa.string(),
+    "boolean": pa.bool_(),
+    "double": pa.float64(),
+    "float": pa.float32(),
+}
 
 
 def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
@@ -63,11 +69,7 @@ def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[st
     """
     fields = [
         *_BEFORE_ANSWER,
-        *(pa.field(f"p_{name}", pa.float64()) for name in classes),
-        pa.field("confidence", pa.float64()),
-        pa.field("refer", pa.bool_()),
-        pa.field("warning", pa.string()),
-        *(pa.field(f"m_{name}", pa.float32()) for name in measures),
+        *(pa.field(column.name, _TYPES[column.type]) for column in columns(classes, measures)),
         pa.field("error", pa.string()),
     ]
     return pa.schema(fields, metadata={**metadata, "schema_version": _SCHEMA_VERSION})

@@ -29,7 +29,8 @@ from cxr.models.grad_cam import overlay
 from cxr.pacs.orthanc import Change, Changes, Orthanc
 
 if TYPE_CHECKING:
-    from cxr.inference.classifier import Answer, Classifier
+    from cxr.inference.answer import Answer
+    from cxr.inference.classifier import Classifier
 
 LINES_A_ROUND = 100
 TRIES = 3

@@ -7,7 +7,10 @@ Preprocessing, class order and temperature are those saved with the weights, who
 loaded.
 """
 
+import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from cxr.inference.classifier import Answer, load_classifier
-from cxr.models.forward import BATCH_SIZE
+from cxr.inference.answer import SHOWN_FIELDS, Answer, columns
+from cxr.inference.classifier import load_classifier
+from cxr.inference.pipeline import PreparedImage, answered_batches, prepare
 
 with warnings.catch_warnings():  # of the type hints of MLflow's own agent classes, at every import
     warnings.filterwarnings("ignore", message=".*hint is inferred as AnyType", category=UserWarning)
@@ -43,31 +47,32 @@ class ServedModel(PythonModel):
         params: dict[str, Any] | None = None,  # noqa: ARG002  and this one
     ) -> pd.DataFrame:
         """Classify the images in the column `image`; raises ImageError naming the row of a file that is no image."""
-        images = model_input[IMAGE_COLUMN]
-        answers: list[Answer] = []
-        for start in range(0, len(images), BATCH_SIZE):  # a few prepared images are in memory, however long the table
-            answers += self._classify(images.iloc[start : start + BATCH_SIZE], first_row=start)
-        columns = {
-            f"p_{name}": [answer.probabilities[name] for answer in answers] for name in self.classifier.spec.classes
+        images = [bytes(image) for image in model_input[IMAGE_COLUMN]]
+        rows = [answer.to_row(SHOWN_FIELDS) for answer in self._answers(images)]
+        table = {
+            column.name: pd.Series([row[column.name] for row in rows], dtype=object if column.nullable else None)
+            for column in columns(self.classifier.spec.classes, fields=SHOWN_FIELDS)
         }
-        told = {name: pd.Series([getattr(one, name) for one in answers], dtype=object) for name in ("refer", "warning")}
-        return pd.DataFrame({"predicted_class": [answer.predicted_class for answer in answers], **columns, **told})
+        return pd.DataFrame(table)
 
-    def _classify(self, images: "pd.Series[Any]", *, first_row: int) -> list[Answer]:
-        pixels = [
-            self.classifier.read(bytes(image), name=f"image in row {first_row + row}")
-            for row, image in enumerate(images)
-        ]
-        return self.classifier.answer(np.stack(pixels))
+    def _answers(self, images: Sequence[bytes]) -> Iterator[Answer]:
+        def read(row: int) -> PreparedImage[int]:
+            return prepare(images[row], self.classifier, key=row, name=f"image in row {row}")
+
+        workers = os.cpu_count() or 1
+        with closing(answered_batches(self.classifier, range(len(images)), read, workers=workers)) as batches:
+            for one in (one for batch in batches for one in batch):
+                if one.image.error is not None:
+                    raise one.image.error
+                if one.answer is not None:
+                    yield one.answer
 
 
 def signature(classes: tuple[str, ...]) -> ModelSignature:
     """Return what goes in and comes out."""
     outputs: list[Any] = [
-        ColSpec("string", "predicted_class"),
-        *(ColSpec("double", f"p_{name}") for name in classes),
-        ColSpec("boolean", "refer", required=False),  # null where the model has no threshold
-        ColSpec("string", "warning", required=False),
+        ColSpec(column.type, column.name, required=not column.nullable)
+        for column in columns(classes, fields=SHOWN_FIELDS)
     ]
     return ModelSignature(inputs=Schema([ColSpec("binary", IMAGE_COLUMN)]), outputs=Schema(outputs))
 

@@ -68,7 +68,9 @@ class ChampionWatch:
 
     def _load(self, version: Version) -> None:
         try:
-            classifier = load_classifier(fetch_bundle(version), number=version.number, fast=self.fast)
+            classifier = load_classifier(
+                fetch_bundle(version), number=version.number, engine="openvino" if self.fast else "torch"
+            )
             _warm_up(classifier)
             card = read_card(version, classifier)
         except Exception as error:  # damaged files fail in many ways, and the version in use must go on answering

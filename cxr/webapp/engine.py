@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cxr.inference.classifier import Answer, Classifier
+from cxr.inference.answer import Answer
+from cxr.inference.classifier import Classifier
 from cxr.webapp.decode_pool import Prepared
 from cxr.webapp.limits import Limits, RefusedError
 from cxr.webapp.metrics import Metrics

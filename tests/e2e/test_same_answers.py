@@ -124,9 +124,9 @@ def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
 ) -> None:
     assert versions.get_version("champion").tags["runtime"].startswith("openvino")
     expected = _evaluated()
-    told = _predicted(monkeypatch, capsys, images, "--fast")
+    told = _predicted(monkeypatch, capsys, images, "--engine", "openvino")
     assert told != expected  # it is another engine that answers
-    rows = _scored(monkeypatch, images, "scores", "--fast")
+    rows = _scored(monkeypatch, images, "scores", "--engine", "openvino")
     assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == told
     difference = np.abs(np.array([told[name] for name in expected]) - np.array(list(expected.values())))
     assert difference.max() <= BOUND

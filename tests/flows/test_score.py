@@ -22,7 +22,7 @@ if location.endswith("down") and not attempt.exists():
     attempt.write_text("")
     sys.exit(f"error: {location}: Could not connect")
 bad = 3 if location == "hopeless" else int(shard[0]) - 1
-pathlib.Path(arguments["--tally"]).write_text(json.dumps({
+pathlib.Path(arguments["--summary"]).write_text(json.dumps({
     "location": location, "folder": arguments["--output"], "version": "7", "found": 3, "known": 0,
     "scored": 3 - bad, "bad": bad, "bad_images": {f"{shard[0]}-{n}.png": "is empty" for n in range(bad)},
     "referred": 1, "classes": {"normal": 3 - bad}, "seconds": 2.0,

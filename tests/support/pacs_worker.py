@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from cxr.common.cli import configure_process
 from cxr.dataset.synthetic import KERMANY_LOOK
 from cxr.dataset.synthetic_image import draw_anatomy, draw_finding, draw_image
-from cxr.inference.classifier import Answer, Classifier, load_classifier
+from cxr.inference.answer import Answer
+from cxr.inference.classifier import Classifier, load_classifier
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.orthanc import Orthanc

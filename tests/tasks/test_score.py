@@ -138,16 +138,16 @@ def test_every_image_is_a_row_with_the_numbers_of_predict(
 
 
 @pytest.mark.usefixtures("images")
-def test_the_tally_file_holds_what_the_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "images", "--tally", "tally.json")
-    first, rows = json.loads(Path("tally.json").read_text()), scores()
+def test_the_summary_file_holds_the_counts_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "images", "--summary", "summary.json")
+    first, rows = json.loads(Path("summary.json").read_text()), scores()
     assert (first["found"], first["known"], first["scored"], first["bad"]) == (N_IMAGES + 1, 0, N_IMAGES, 1)
     assert first["classes"] == rows["predicted_class"].value_counts().to_dict()
     assert first["referred"] == rows["refer"].eq(True).sum()
     assert list(first["bad_images"]) == ["broken.jpeg"]
     assert first["images_per_second"] > 0
-    run(monkeypatch, "images", "--tally", "tally.json")
-    assert json.loads(Path("tally.json").read_text())["known"] == N_IMAGES + 1
+    run(monkeypatch, "images", "--summary", "summary.json")
+    assert json.loads(Path("summary.json").read_text())["known"] == N_IMAGES + 1
 
 
 def test_a_part_says_which_model_and_code_made_it_and_measures_every_image(
@@ -242,9 +242,9 @@ def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
     Path("params.yaml").write_text(text.replace("images_per_part: 500", "images_per_part: 1"))
     # The second batch waits for an image that never comes: a FIFO is a file whose reader waits.
     os.mkfifo("fifo")
-    hold = "import cxr.inference.image_source as l, sys; real = l._folder\nfrom tasks.score import _mixed\n"
+    hold = "import cxr.inference.image_source as l, sys; real = l._folder\nfrom tasks.score import _random_order\n"
     hold += "def slow(where):\n    found = real(where)\n    def read(path):\n"
-    hold += "        open('fifo').read() if path == max(found.images, key=_mixed).path else None\n"
+    hold += "        open('fifo').read() if path == max(found.images, key=_random_order).path else None\n"
     hold += "        return found.read(path)\n"
     hold += "    return l.Location(found.name, found.images, read)\nl._folder = slow\n"
     hold += "sys.argv = ['score', 'images', '--output', 'scores']\nfrom tasks.score import main; main()\n"

@@ -15,7 +15,7 @@ import pytest
 from cxr.common.errors import ImageError
 from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.imaging.decode import decode_grey
-from cxr.inference.classifier import Answer
+from cxr.inference.answer import Answer
 from cxr.inference.dicom_sr import MODEL, Author, secondary_capture, structured_report
 from cxr.registry import versions
 from tests.support.dicom_images import dicom_image, picture

@@ -42,7 +42,7 @@ def test_the_served_model_says_what_the_bundle_says_and_holds_no_pickle(version:
     from cxr.models.bundle import read_bundle
 
     stored = artifacts()
-    assert {"model.safetensors", "model.json", "serving.py", "MLmodel"} <= {path.name for path in stored}
+    assert {"model.safetensors", "model.json", "pyfunc.py", "MLmodel"} <= {path.name for path in stored}
     assert not [path for path in stored if path.suffix in PICKLE_SUFFIXES or _is_pickle(path.read_bytes()[:4096])]
 
     with tracking_store.named_to_mlflow():
@@ -73,7 +73,7 @@ def test_a_bundle_is_classified_in_batches_and_a_bad_image_is_named_by_its_row(
     classifier.load_context(context)
     images = pyfunc.input_example()
     whole = classifier.predict(context, images)
-    monkeypatch.setattr(pyfunc, "BATCH_SIZE", 1)
+    monkeypatch.setattr("cxr.inference.pipeline.BATCH_SIZE", 1)
     np.testing.assert_allclose(classifier.predict(context, images).iloc[:, 1:4], whole.iloc[:, 1:4], rtol=1e-4)
     images.loc[1, "image"] = b""
     with pytest.raises(ImageError, match="image in row 1 is empty"):
