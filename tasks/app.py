@@ -33,7 +33,7 @@ def app(params: AppParams, *, host: str, port: int, names: list[str], model: str
     from cxr.webapp.server import Page, serve_page
 
     get_version(model)  # before it listens: without a champion there is nothing to wait for
-    page = Page(_limits(params), names=names, model=model, fast=not exact, registry_seconds=params.registry_seconds)
+    page = Page(_limits(params), names=names, model=model, fast=not exact, registry_seconds=params.champion_poll_s)
     serve_page(page, host=host, port=port)
 
 
@@ -41,14 +41,14 @@ def _limits(params: AppParams) -> Limits:
     from cxr.webapp.limits import MEGABYTE, Limits
 
     return Limits(
-        upload_bytes=round(params.upload_mb * MEGABYTE),
-        waiting=params.waiting,
-        waiting_bytes=round(params.waiting_mb * MEGABYTE),
-        batch_images=params.batch_images,
-        read_workers=params.read_workers,
-        upload_seconds=params.upload_seconds,
-        read_seconds=params.read_seconds,
-        answer_seconds=params.answer_seconds,
+        upload_bytes=round(params.max_upload_mb * MEGABYTE),
+        waiting=params.max_queued_images,
+        waiting_bytes=round(params.max_queued_mb * MEGABYTE),
+        batch_images=params.max_batch_images,
+        read_workers=params.decode_workers,
+        upload_seconds=params.upload_timeout_s,
+        read_seconds=params.decode_timeout_s,
+        answer_seconds=params.inference_timeout_s,
     )
 
 

@@ -46,11 +46,11 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
     reference = _reference(version)
     windows, limits, waiting = _compare(_scores(paths, version), reference, params)
     since = version.tags.get(versions.DRIFT_TAG, "")
-    drift = is_drift(windows, alarm_windows=params.alarm_windows, of_windows=params.of_windows, after=since)
+    drift = is_drift(windows, alarm_windows=params.alarm_windows, of_windows=params.recent_windows, after=since)
     page = _page(version, reference, params, drift=drift, windows=windows, limits=limits, waiting=waiting, since=since)
     _write(page, paths)
     log.info("monitor: version %s, %s\nreport: %s", version.number, page.headline(), paths.monitor.with_suffix(".html"))
-    for window in windows[-params.of_windows :]:
+    for window in windows[-params.recent_windows :]:
         log.info("  window %d: %.2f of its limit  %s", window.number, window.score, "; ".join(page.explain(window)))
     log.info("drift: %s", str(drift).lower())
 
@@ -96,7 +96,7 @@ def _compare(
     )
     cut = cut_windows(scores, params.window_images)
     limits = find_limits(reference, rules)
-    numbered = list(enumerate(cut, start=1))[-max(MAX_WINDOWS, params.of_windows) :]
+    numbered = list(enumerate(cut, start=1))[-max(MAX_WINDOWS, params.recent_windows) :]
     windows = [
         compare_window(images, reference, limits, number=number)
         for number, images in tqdm(numbered, desc="monitor", unit=" windows", disable=None)
@@ -111,7 +111,7 @@ def _page(
     return MonitorPage(
         version=version.number,
         drift=drift,
-        rule=f"{params.alarm_windows} alarms among the last {params.of_windows} windows",
+        rule=f"{params.alarm_windows} alarms among the last {params.recent_windows} windows",
         window_images=params.window_images,
         usual_shares=dict(zip(reference.classes, (counts / counts.sum()).tolist(), strict=True)),
         reference_images=len(reference.predicted),

@@ -5,7 +5,7 @@ Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: a row 
         data/split/split.json   counts, patients, what leaks, and the digest of the test set
 
 Protocols (split.protocol): paper (quotas, random by image, leaks patients on purpose), patient (the default),
-official (the set's own test part), cv (folds). split.images, train_sources and train_share leave some images out again,
+official (the set's own test part), cv (folds). split.subsample, train_sources and train_share leave some images out again,
 for comparisons at equal numbers, of sources, and for learning curves.
 
 Great Expectations checks what was written before it takes its name: every image once; no patient and no near-duplicates
@@ -194,7 +194,7 @@ def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any])
         "protocol": params.protocol,
         "task": params.task,
         "classes": list(CLASSES[params.task]),
-        "images": "paper_quotas" if has_quotas(params) else "all",
+        "subsample": "paper_quotas" if has_quotas(params) else "none",
         "train_share": params.train_share,
         "train_sources": params.train_sources,
         "seed": params.seed,

@@ -79,7 +79,7 @@ def _check(params: ValidateParams, raw: Path, docs: Path) -> list[Outcome]:
     tables, warn_only = [schema], []
     if (schema.rows["found"] == schema.rows["expected"]).all():
         images = manifest.merge(read_table(raw / "statistics.parquet", STATISTICS_COLUMNS), on="image_id", how="left")
-        images["aspect"] = images["width"] / images["height"]
+        images["aspect_ratio"] = images["width"] / images["height"]
         images["file"] = _file_states(images, Shards(raw / "images"))
         tables += [_images(images, params), _classes(images, params), _sources(images, ingested, params)]
         warn_only = params.warn_only
@@ -130,7 +130,7 @@ def _images(images: pd.DataFrame, params: ValidateParams) -> Table:
         column("file_as_recorded", "ColumnValuesToBeInSet", "the recorded SHA-256", "file", value_set=["as recorded"]),
         between("width_px", "width", params.side_px, " px"),
         between("height_px", "height", params.side_px, " px"),
-        between("aspect", "aspect", params.aspect),
+        between("aspect_ratio", "aspect_ratio", params.aspect_ratio),
         column("statistics_present", "ColumnValuesToNotBeNull", "grey levels of each image", "grey_mean"),
         between("grey_mean", "grey_mean", params.grey_mean),
         column("grey_std", "ColumnValuesToBeBetween", f"at least {least:g}", "grey_std", min_value=least),

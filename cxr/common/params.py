@@ -1,7 +1,7 @@
-"""The parameters of every step, strict: an unknown key or a wrong type is an error that names it.
+"""The parameters of every step, checked strictly: an unknown key or a wrong type raises an error that names it.
 
-A section of params.yaml, a stage of dvc.yaml, a module of tasks and a class here share one name.
-Defaults stand in params.yaml alone.
+A section of params.yaml, the stage of dvc.yaml, the module in `tasks` and the class here share one name.
+Default values are in params.yaml only.
 """
 
 from pathlib import Path
@@ -35,13 +35,13 @@ Part = Literal["head", "layer4", "layer3", "layer2", "layer1", "stem"]
 
 
 class Section(BaseModel):
-    """Base of all sections: strict, frozen, nothing extra."""
+    """Base of all sections: strict, frozen, no extra keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class Paths(Section):
-    """Where every step reads and writes, relative to the project's root."""
+    """Where steps read and write, relative to the project root."""
 
     downloads: ProjectPath
     raw: ProjectPath
@@ -60,16 +60,16 @@ class Paths(Section):
 
 
 class Source(Section):
-    """One set of raw images: where it is and how it is laid out."""
+    """One set of raw images. `layout` is a name in `cxr.dataset.layouts.LAYOUTS`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    layout: Literal["chest_xray", "covid19", "labelled"]
+    layout: str
     location: str
     sha256: str | None
 
 
 class IngestParams(Section):
-    """Which sets are merged, and what counts as the same image."""
+    """Which sources are merged, and which images count as duplicates."""
 
     watch: str
     sources: Annotated[list[Source], Field(min_length=1)]
@@ -82,11 +82,11 @@ class IngestParams(Section):
 
 
 class ValidateParams(Section):
-    """Thresholds of the gate after ingest."""
+    """Thresholds of the data-quality gate after ingest."""
 
     min_images_per_class: dict[Label, int]
     side_px: Annotated[list[int], Field(min_length=2, max_length=2)]
-    aspect: Range
+    aspect_ratio: Range
     max_quarantined_share: Share
     grey_mean: Range
     min_grey_std: float
@@ -95,11 +95,11 @@ class ValidateParams(Section):
 
 
 class SplitParams(Section):
-    """Which images train, validate and test."""
+    """How images are assigned to training, validation and test."""
 
     protocol: Literal["paper", "patient", "official", "cv"]
     task: Task
-    images: Literal["all", "paper_quotas"]
+    subsample: Literal["none", "paper_quotas"]
     train_share: Annotated[float, Field(gt=0, le=1)]
     train_sources: list[str]
     seed: int
@@ -116,7 +116,7 @@ class SplitParams(Section):
     @model_validator(mode="after")
     def _fold_exists(self) -> "SplitParams":
         if self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} does not exist: there are {self.folds}, counted from 0")
+            raise ValueError(f"fold {self.fold} does not exist; folds are 0 to {self.folds - 1}")
         return self
 
     @model_validator(mode="after")
@@ -124,32 +124,32 @@ class SplitParams(Section):
         test_share = 1 / self.folds if self.protocol == "cv" else self.test_share
         if not (self.validation_share > 0 and test_share > 0 and self.validation_share + test_share < 1):
             raise ValueError(
-                f"validation ({self.validation_share:g}) and test ({test_share:g}) must each get a share above 0 and "
-                "leave one for training"
+                f"the shares of validation ({self.validation_share:g}) and test ({test_share:g}) must be above 0 and "
+                "leave images for training"
             )
         return self
 
     @model_validator(mode="after")
-    def _an_official_test_set_stays_whole(self) -> "SplitParams":
-        if self.protocol == "official" and self.images == "paper_quotas":
+    def _official_test_set_is_complete(self) -> "SplitParams":
+        if self.protocol == "official" and self.subsample == "paper_quotas":
             raise ValueError(
-                "images paper_quotas would thin the official test set, which is given; use images all, or protocol "
-                "patient, cv or paper"
+                "subsample paper_quotas would leave out images of the official test set; set subsample to none, or "
+                "protocol to patient, cv or paper"
             )
         return self
 
     @model_validator(mode="after")
-    def _there_is_a_quota_for_each_class(self) -> "SplitParams":
-        asked = self.protocol == "paper" or self.images == "paper_quotas"
+    def _every_class_has_a_quota(self) -> "SplitParams":
+        needed = self.protocol == "paper" or self.subsample == "paper_quotas"
         for name in ("paper_train", "paper_test", "paper_validation"):
             absent = [label for label in CLASSES[self.task] if getattr(self, name).get(label, 0) < 1]
-            if asked and absent:
+            if needed and absent:
                 raise ValueError(f"{name} needs a quota of at least 1 for {', '.join(absent)}")
         return self
 
 
 class PreprocessParams(Section):
-    """The way of an image to the model's door."""
+    """How an image is prepared for the model."""
 
     image_size_px: Annotated[int, Field(ge=32, le=1024)]
     border_crop: Annotated[float, Field(ge=0, le=0.25)]
@@ -162,7 +162,7 @@ class PreprocessParams(Section):
 
 
 class SvmParams(Section):
-    """The machines that are fitted on a network's features; the best on the validation images is kept."""
+    """The support vector machines fitted on a network's features; the best on the validation set is kept."""
 
     kernels: Annotated[list[Literal["linear", "rbf"]], Field(min_length=1)]
     c: Annotated[list[Positive], Field(min_length=1)]
@@ -211,7 +211,7 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """How the test set is measured."""
+    """How the test set is evaluated."""
 
     bootstrap_resamples: Annotated[int, Field(ge=100)]
     seed: int
@@ -227,7 +227,7 @@ class EvaluateParams(Section):
 
 
 class RuntimeBounds(Section):
-    """How far from torch's the answers of the exported network may be; see cxr.inference.openvino_export.Agreement."""
+    """How far the export may differ from torch; see cxr.inference.openvino_export.Agreement."""
 
     probability: Share
     changed_share: Share
@@ -236,14 +236,14 @@ class RuntimeBounds(Section):
 
 
 class RegisterParams(Section):
-    """What every registered version carries besides its lineage."""
+    """Tags of every registered version, and the tolerance of its export."""
 
     tags: dict[str, str]
     runtime_bounds: RuntimeBounds
 
 
 class PromoteParams(Section):
-    """What a challenger must show before it becomes champion."""
+    """Requirements that a challenger must meet to become champion."""
 
     floors: dict[Literal["accuracy", "macro_f1", "macro_auroc"], Share]
     min_class_recall: Share
@@ -255,7 +255,7 @@ class PromoteParams(Section):
 
 
 class ScoreParams(Section):
-    """Which images are scored every night, and how the work is cut up."""
+    """Which images are scored every night, and how the work is divided."""
 
     location: str
     images_per_part: Count
@@ -264,54 +264,58 @@ class ScoreParams(Section):
 
 
 class MonitorParams(Section):
-    """When scored images count as changed."""
+    """When scored images count as drifted."""
 
     window_images: Annotated[int, Field(ge=20)]
     alarm_windows: Count
-    of_windows: Count
+    recent_windows: Count
     false_alarm_share: Annotated[float, Field(gt=0, lt=0.5)]
     max_failed_share: Share
     resamples: Annotated[int, Field(ge=100)]
     seed: int
 
     @model_validator(mode="after")
-    def _the_rule_can_be_met(self) -> "MonitorParams":
-        if self.alarm_windows > self.of_windows:
-            raise ValueError(f"{self.alarm_windows} alarms of {self.of_windows} windows can never be; raise of_windows")
+    def _rule_can_be_met(self) -> "MonitorParams":
+        if self.alarm_windows > self.recent_windows:
+            raise ValueError(
+                f"alarm_windows ({self.alarm_windows}) cannot exceed recent_windows ({self.recent_windows})"
+            )
         return self
 
     @model_validator(mode="after")
-    def _the_draws_reach_the_quantile(self) -> "MonitorParams":
+    def _resamples_reach_the_quantile(self) -> "MonitorParams":
         if self.resamples * self.false_alarm_share < 5:
             raise ValueError(
-                f"{self.resamples} draws are too few for a false alarm share of {self.false_alarm_share:g}; raise "
-                f"resamples to {round(5 / self.false_alarm_share)} or more"
+                f"resamples ({self.resamples}) is too small for a false_alarm_share of {self.false_alarm_share:g}; "
+                f"raise it to {round(5 / self.false_alarm_share)} or more"
             )
         return self
 
 
 class AppParams(Section):
-    """Limits of the web app; what each means stands in cxr.webapp.limits."""
+    """Limits of the web app; see cxr.webapp.limits."""
 
-    upload_mb: Positive
-    waiting: Count
-    waiting_mb: Positive
-    batch_images: Count
-    read_workers: Count
-    upload_seconds: Positive
-    read_seconds: Positive
-    answer_seconds: Positive
-    registry_seconds: Positive
+    max_upload_mb: Positive
+    max_queued_images: Count
+    max_queued_mb: Positive
+    max_batch_images: Count
+    decode_workers: Count
+    upload_timeout_s: Positive
+    decode_timeout_s: Positive
+    inference_timeout_s: Positive
+    champion_poll_s: Positive
 
     @model_validator(mode="after")
     def _one_image_fits(self) -> "AppParams":
-        if self.waiting_mb < self.upload_mb:
-            raise ValueError(f"waiting_mb ({self.waiting_mb:g}) must hold one image of upload_mb ({self.upload_mb:g})")
+        if self.max_queued_mb < self.max_upload_mb:
+            raise ValueError(
+                f"max_queued_mb ({self.max_queued_mb:g}) must hold one image of max_upload_mb ({self.max_upload_mb:g})"
+            )
         return self
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """All of params.yaml."""
 
     paths: Paths
     ingest: IngestParams
@@ -327,7 +331,7 @@ class Params(Section):
     app: AppParams
 
     def section(self, name: str) -> Section:
-        """Return the section that stands as `name:` in params.yaml."""
+        """Return the section `name` of params.yaml."""
         fields = {field.alias or key: key for key, field in type(self).model_fields.items()}
         section: Section = getattr(self, fields[name])
         return section
@@ -346,9 +350,9 @@ def read_params(path: Path) -> Params:
 
 
 def override(path: Path, values: dict[str, Any]) -> None:
-    """Set dotted names to new values in a parameter file; comments and order stay.
+    """Set dotted names to new values in a parameter file; comments and order are kept.
 
-    The file changes only when the result is valid as a whole.
+    The file is written only when the result is valid.
 
     Raises:
         ParamsError: a name is unknown or a value does not fit.
@@ -359,7 +363,7 @@ def override(path: Path, values: dict[str, Any]) -> None:
 
 
 def with_overrides(path: Path, values: dict[str, Any]) -> Params:
-    """Return what `override` would make of a parameter file, which stays as it is. Raises ParamsError."""
+    """Return the parameters that `override` would write, without writing them. Raises ParamsError."""
     return _overridden(path, values)[1]
 
 
@@ -378,7 +382,7 @@ def _set(tree: Any, name: str, value: Any) -> None:
     try:
         for part in parents:
             tree = tree[_key(tree, part)]
-        tree[_key(tree, last)]  # only what is there can be set
+        tree[_key(tree, last)]  # an unknown name raises KeyError
         tree[_key(tree, last)] = value
     except (KeyError, IndexError, TypeError, ValueError):
         raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
@@ -399,7 +403,7 @@ def _load(path: Path) -> Any:
     try:
         return _yaml().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; run from the project's root, where params.yaml is") from None
+        raise ParamsError(f"{path} is missing; run the command from the project root") from None
     except YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -1,6 +1,6 @@
 """Which of the images that a split has placed are left out again: pure functions, seeded, for fair comparisons.
 
-`split.images: paper_quotas`  as many images of each class in each split as the paper has
+`split.subsample: paper_quotas`  as many images of each class in each split as the paper has
 `split.train_sources`        only images of these sources train
 `split.train_share`          a share of the training images of each class, for learning curves
 
@@ -22,7 +22,7 @@ _STREAMS = {"train": 1, "validation": 2, "test": 3, "share": 4}  # not 0: numpy 
 
 def has_quotas(params: SplitParams) -> bool:
     """Say whether each split holds the paper's numbers of images rather than shares of all images."""
-    return params.protocol == "paper" or params.images == "paper_quotas"
+    return params.protocol == "paper" or params.subsample == "paper_quotas"
 
 
 def quotas_of(params: SplitParams) -> dict[str, dict[Label, int]]:
@@ -44,7 +44,7 @@ def subsample(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
             class without training images.
     """
     placed = placed.assign(split=placed["split"].to_numpy(object))
-    if params.images == "paper_quotas" and params.protocol != "paper":
+    if params.subsample == "paper_quotas" and params.protocol != "paper":
         placed = _to_quotas(placed, params)
     if params.train_sources:
         placed = _to_sources(placed, params)
@@ -66,8 +66,8 @@ def _to_quotas(placed: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
             placed = _leave_out(placed, _shuffled(rows, params.seed, label, name)[wanted:])
     if lacking:
         raise DataError(
-            f"too few images for split.images paper_quotas: {'; '.join(lacking)}; add images, lower the quotas "
-            "split.paper_train, paper_test and paper_validation, or set split.images to all"
+            f"too few images for split.subsample paper_quotas: {'; '.join(lacking)}; add images, lower the quotas "
+            "split.paper_train, paper_test and paper_validation, or set split.subsample to none"
         )
     return placed
 

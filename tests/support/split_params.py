@@ -10,7 +10,7 @@ def split_params(**changes: Any) -> SplitParams:
     values: dict[str, Any] = {
         "protocol": "patient",
         "task": "three_way",
-        "images": "all",
+        "subsample": "none",
         "train_share": 1.0,
         "train_sources": [],
         "seed": 7,

@@ -26,7 +26,7 @@ PLANTED = "Sorrowful-Jane"
 @pytest.fixture(autouse=True)
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
-    override(Path("params.yaml"), {"app.registry_seconds": 0.2})
+    override(Path("params.yaml"), {"app.champion_poll_s": 0.2})
 
 
 def test_without_a_champion_it_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +35,9 @@ def test_without_a_champion_it_says_what_to_run(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_image_must_fit() -> None:
-    with pytest.raises(Exception, match="waiting_mb"):
-        override(Path("params.yaml"), {"app.waiting_mb": 1.0})
-    assert read_params(Path("params.yaml")).app.waiting_mb > 1
+    with pytest.raises(Exception, match="max_queued_mb"):
+        override(Path("params.yaml"), {"app.max_queued_mb": 1.0})
+    assert read_params(Path("params.yaml")).app.max_queued_mb > 1
 
 
 class Clients:

@@ -312,7 +312,9 @@ def test_a_bias_is_fitted_when_it_is_asked_for_and_lowers_the_loss_further(evalu
     changed_json(model / "training.json", run_id=start_run(run_id=None, name="another training", tags={}))
     reports = {name: tmp_path / name for name in ("metrics", "report", "evaluation")}
     evaluate(PARAMS.model_copy(update={"fit_bias": True}), evaluated.model_copy(update=reports | {"model": model}))
-    plain, biased = (read_json(folder / "calibration.json") for folder in (evaluated.evaluation, tmp_path / "evaluation"))
+    plain, biased = (
+        read_json(folder / "calibration.json") for folder in (evaluated.evaluation, tmp_path / "evaluation")
+    )
     assert plain["bias"] == [0, 0, 0]
     assert any(biased["bias"])
     assert biased["validation"]["after"]["nll"] < plain["validation"]["after"]["nll"]

@@ -20,7 +20,13 @@ from tasks.monitor import monitor
 from tests.support.registry_project import CLASSES, enter_project, reference, register, write_model
 
 PARAMS = MonitorParams(
-    window_images=20, alarm_windows=2, of_windows=5, false_alarm_share=0.05, max_failed_share=0.2, resamples=200, seed=1
+    window_images=20,
+    alarm_windows=2,
+    recent_windows=5,
+    false_alarm_share=0.05,
+    max_failed_share=0.2,
+    resamples=200,
+    seed=1,
 )
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

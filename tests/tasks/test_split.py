@@ -73,12 +73,12 @@ def test_the_four_way_task_splits_the_covid_images_too(paths: Paths) -> None:
 
 @pytest.mark.parametrize("protocol", ["patient", "cv"])
 def test_a_thinned_split_passes_its_gate_with_the_quotas_and_says_so(paths: Paths, protocol: str) -> None:
-    split(params(protocol=protocol, images="paper_quotas", train_share=0.5, **SMALL_QUOTAS), paths)
+    split(params(protocol=protocol, subsample="paper_quotas", train_share=0.5, **SMALL_QUOTAS), paths)
     summary = json.loads((paths.split / "split.json").read_text())
     assert summary["counts"]["train"] == {"normal": 10, "viral": 10, "bacterial": 10}
     assert summary["counts"]["test"] == SMALL_QUOTAS["paper_test"]
     assert summary["counts"]["validation"] == SMALL_QUOTAS["paper_validation"]
-    assert (summary["images"], summary["train_share"], summary["patients_crossing"]) == ("paper_quotas", 0.5, 0)
+    assert (summary["subsample"], summary["train_share"], summary["patients_crossing"]) == ("paper_quotas", 0.5, 0)
 
 
 @pytest.mark.parametrize("protocol", ["patient", "official", "cv"])
@@ -93,7 +93,7 @@ def test_a_share_of_the_training_images_of_one_source_passes_the_gate_beside_the
         assert subsampled["counts"][key] == whole["counts"][key]
     assert subsampled["test_set_sha256"] == whole["test_set_sha256"]
     assert sum(subsampled["counts"]["train"].values()) < 0.5 * sum(whole["counts"]["train"].values())
-    assert (subsampled["images"], subsampled["train_sources"]) == ("all", ["kermany"])
+    assert (subsampled["subsample"], subsampled["train_sources"]) == ("none", ["kermany"])
 
 
 def test_the_same_seed_writes_the_same_bytes(paths: Paths, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""A wrong parameter is named; a right one is set without disturbing the file."""
+"""Reading and changing params.yaml: errors name the parameter, changes keep the rest of the file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def params(tmp_path: Path) -> Path:
     return copy
 
 
-def test_override_changes_its_line_alone(params: Path) -> None:
+def test_an_override_changes_only_its_line(params: Path) -> None:
     before = params.read_text().splitlines()
     override(params, {"train.epochs": 3, "ingest.sources.1.location": "/images"})
     changed = [(old, new) for old, new in zip(before, params.read_text().splitlines(), strict=True) if old != new]
@@ -28,24 +29,23 @@ def test_override_changes_its_line_alone(params: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value", "named"),
     [
-        ("train.epoch", 1, "there is no parameter train.epoch; params.yaml lists them all"),
-        ("train.epochs.x", 1, "there is no parameter train.epochs.x; params.yaml lists them all"),
-        ("ingest.sources.x.name", "a", "there is no parameter ingest.sources.x.name; params.yaml lists them all"),
-        ("ingest.sources.9.name", "a", "there is no parameter ingest.sources.9.name; params.yaml lists them all"),
-        ("train.epochs", "many", "train.epochs: Input should be a valid integer, got 'many'"),
-        ("train.epochs", 0, "train.epochs: Input should be greater than or equal to 1, got 0"),
-        ("split.fold", 7, "split: Value error, fold 7 does not exist: there are 5, counted from 0"),
+        ("train.epoch", 1, "train.epoch;"),
+        ("train.epochs.x", 1, "train.epochs.x;"),
+        ("ingest.sources.x.name", "a", "ingest.sources.x.name;"),
+        ("ingest.sources.9.name", "a", "ingest.sources.9.name;"),
+        ("train.epochs", "many", "train.epochs:"),
+        ("train.epochs", 0, "train.epochs:"),
+        ("split.fold", 7, "fold 7"),
     ],
 )
-def test_override_that_does_not_fit_is_refused_and_the_file_stays(
-    params: Path, name: str, value: Any, message: str
+def test_an_invalid_override_names_the_parameter_and_leaves_the_file_unchanged(
+    params: Path, name: str, value: Any, named: str
 ) -> None:
     before = params.read_bytes()
-    with pytest.raises(ParamsError) as caught:
+    with pytest.raises(ParamsError, match=re.escape(named)):
         override(params, {name: value})
-    assert str(caught.value).startswith(message)
     assert params.read_bytes() == before
 
 
@@ -57,8 +57,8 @@ def test_unknown_and_missing_keys_are_named(params: Path) -> None:
     assert "train.epoch: Extra inputs are not permitted, got" in str(caught.value)
 
 
-def test_missing_file_and_broken_yaml_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="is missing; run from the project's root"):
+def test_a_missing_file_and_invalid_yaml_have_different_messages(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="is missing"):
         read_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("train: {")
     with pytest.raises(ParamsError, match="is not valid YAML"):
@@ -66,7 +66,7 @@ def test_missing_file_and_broken_yaml_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_profile_fits_and_is_what_is_read_back(params: Path, profile: Path) -> None:
+def test_every_profile_is_valid_and_read_back_unchanged(params: Path, profile: Path) -> None:
     values = YAML(typ="safe").load(profile)
     override(params, values)
     for name, value in values.items():

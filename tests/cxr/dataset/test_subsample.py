@@ -56,7 +56,7 @@ def ids(table: pd.DataFrame, split: str) -> set[str]:
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS, protocol=st.sampled_from(["patient", "cv"]), task=st.sampled_from(list(CLASSES)))
 def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, protocol: str, task: str) -> None:
-    images, chosen = cohort(data), params(protocol=protocol, task=task, seed=seed, images="paper_quotas")
+    images, chosen = cohort(data), params(protocol=protocol, task=task, seed=seed, subsample="paper_quotas")
     table = assign(images, NO_PAIRS, chosen)
     counts = count_images(table, chosen)
     for name in ("train", "validation", "test"):
@@ -72,7 +72,7 @@ def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, p
 @given(data=SEEDS, seed=SEEDS)
 def test_paper_and_thinned_patient_splits_have_the_same_numbers_of_images(data: int, seed: int) -> None:
     images = cohort(data)
-    paper, patient = params(protocol="paper", seed=seed), params(images="paper_quotas", seed=seed)
+    paper, patient = params(protocol="paper", seed=seed), params(subsample="paper_quotas", seed=seed)
     counts = [count_images(assign(images, NO_PAIRS, chosen), chosen) for chosen in (paper, patient)]
     assert counts[0] == counts[1]
 
@@ -111,7 +111,7 @@ def test_validation_and_test_never_change_with_what_trains(
         assert all(image_id.startswith("kermany-") for image_id in ids(subsampled, "train"))
 
 
-@pytest.mark.parametrize("changes", [{"images": "paper_quotas"}, {"train_share": 0.5}])
+@pytest.mark.parametrize("changes", [{"subsample": "paper_quotas"}, {"train_share": 0.5}])
 def test_the_order_of_rows_does_not_change_what_is_left_out(changes: dict[str, Any]) -> None:
     images = cohort(3)
     pd.testing.assert_frame_equal(
@@ -134,13 +134,13 @@ def test_classes_stand_in_one_order_in_every_task() -> None:
 
 
 def test_a_part_with_fewer_images_than_its_quota_is_named() -> None:
-    asked = params(images="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
+    asked = params(subsample="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
     with pytest.raises(DataError) as raised:
         assign(cohort(1), NO_PAIRS, asked)
     there = count_images(assign(cohort(1), NO_PAIRS, params()), params())["test"]["viral"]
     assert str(raised.value) == (
-        f"too few images for split.images paper_quotas: test has {there} viral and needs 999; add images, lower the "
-        "quotas split.paper_train, paper_test and paper_validation, or set split.images to all"
+        f"too few images for split.subsample paper_quotas: test has {there} viral and needs 999; add images, lower the "
+        "quotas split.paper_train, paper_test and paper_validation, or set split.subsample to none"
     )
 
 
@@ -164,11 +164,11 @@ def test_a_source_without_images_of_a_class_cannot_train_alone() -> None:
     )
 
 
-def test_an_official_test_set_cannot_be_thinned() -> None:
-    with pytest.raises(ValueError, match="images paper_quotas would thin the official test set"):
-        params(protocol="official", images="paper_quotas")
+def test_the_official_test_set_cannot_be_subsampled() -> None:
+    with pytest.raises(ValueError, match="official test set"):
+        params(protocol="official", subsample="paper_quotas")
 
 
-def test_thinning_needs_a_quota_for_each_class_of_the_task() -> None:
+def test_subsampling_needs_a_quota_for_each_class_of_the_task() -> None:
     with pytest.raises(ValueError, match="paper_test needs a quota of at least 1 for covid"):
-        params(images="paper_quotas", task="four_way", paper_test={"normal": 1, "viral": 1, "bacterial": 1})
+        params(subsample="paper_quotas", task="four_way", paper_test={"normal": 1, "viral": 1, "bacterial": 1})

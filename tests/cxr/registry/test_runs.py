@@ -36,7 +36,9 @@ def test_the_store_is_below_the_current_directory_unless_told_otherwise(monkeypa
     monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, "/elsewhere/mlruns")
     assert tracking_store.tracking_uri() == "sqlite:////elsewhere/mlruns/mlflow.db"
     assert tracking_store.public_uri() == "sqlite:///mlruns/mlflow.db"
-    monkeypatch.setenv(tracking_store.STORE_VARIABLE, "sqlite:////elsewhere/mlruns/mlflow.db")  # the same, as ./run does
+    monkeypatch.setenv(
+        tracking_store.STORE_VARIABLE, "sqlite:////elsewhere/mlruns/mlflow.db"
+    )  # the same, as ./run does
     assert tracking_store.public_uri() == "sqlite:///mlruns/mlflow.db"
     monkeypatch.setenv(tracking_store.STORE_VARIABLE, "http://127.0.0.1:5000")
     assert tracking_store.tracking_uri() == tracking_store.public_uri() == "http://127.0.0.1:5000"
