@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check audit data serve app doctor bench clean
+.PHONY: help setup run test check audit data serve app doctor bench docs clean
 
 DATA ?=
 WEIGHTS ?=
@@ -10,7 +10,6 @@ PROTOCOL ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 PORT ?= 8000
-
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -54,6 +53,9 @@ bench: ## measurements that need no model, on DATA=folder of images of their ori
 	./run benchmarks.tracking_files
 	./run benchmarks.flow_overhead
 
+docs: ## build the documentation site into site/, with offline search
+	@./run infra/docs/build.sh
+
 clean: ## remove what `make run` can build again; keeps downloads, mlruns and DVC's cache
-	rm -rf reports models data/raw data/split data/images data/unpacked .checkpoints .runs dvc_plots
+	rm -rf reports models data/raw data/split data/images data/unpacked .checkpoints .runs dvc_plots site docs/reference
 	git worktree prune

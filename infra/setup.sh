@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build .venv from uv.lock, and write .env: where MLflow and Prefect keep what this project records.
 # Needs python3 of 3.11 or newer; takes uv from PATH or makes a private one. Does nothing when both are up to date.
+# `--print-uv` only prints the path of uv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,14 +30,6 @@ CXR_MLRUNS=$PWD/mlruns
 MLFLOW_TRACKING_URI=sqlite:///$PWD/mlruns/mlflow.db
 END
 }
-write_env
-
-stamp=.venv/.built-from
-wanted=$(sha256sum <uv.lock | cut -d' ' -f1) # it holds what pyproject.toml asks for, too
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-    exit 0
-fi
-
 fail() {
     echo "error: $*" >&2
     exit 1
@@ -76,6 +69,19 @@ find_uv() {
     fi
     echo "$tools/bin/uv"
 }
+
+if [ "${1:-}" = --print-uv ]; then
+    find_uv
+    exit
+fi
+
+write_env
+
+stamp=.venv/.built-from
+wanted=$(sha256sum <uv.lock | cut -d' ' -f1) # it holds what pyproject.toml asks for, too
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
 
 uv=$(find_uv)
 echo "building .venv from uv.lock" >&2

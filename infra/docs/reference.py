@@ -1,0 +1,202 @@
+"""Write the reference pages of the site from the code: commands, parameters, the REST service, metrics.
+
+python -m infra.docs.reference docs/reference
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cxr.common import params
+from cxr.webapp.service import Service
+
+ROOT = Path(__file__).parents[2]
+_PARSER = re.compile(r"\b(command_parser|step_parser|run_step)\(")
+_COMMENT = re.compile(r"\s#\s(?P<text>.*)$")
+_KEY = re.compile(r"  (?P<name>\w+):\s*(?P<value>.*)$")
+
+
+def commands() -> list[str]:
+    """Return the modules of tasks/ and flows/ that read a command line, tasks first."""
+    files = [*sorted((ROOT / "tasks").glob("[a-z]*.py")), *sorted((ROOT / "flows").glob("[a-z]*.py"))]
+    return [f"{file.parent.name}.{file.stem}" for file in files if _PARSER.search(file.read_text(encoding="utf-8"))]
+
+
+def help_of(module: str) -> str:
+    """Return what `python -m module --help` prints."""
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.rstrip()
+
+
+def commands_page() -> str:
+    """Return the page of all commands: what `--help` prints for each."""
+    names = commands()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = list(pool.map(help_of, names))
+    sections = [f"## {name}\n\n```text\n{text}\n```\n" for name, text in zip(names, texts, strict=True)]
+    intro = "# Commands\n\nWhat `--help` prints for each command. `make help` lists the targets of `make`.\n"
+    return "\n".join([intro, *sections])
+
+
+def parameters_page() -> str:
+    """Return the page of params.yaml: each parameter with its default, its type and its comment."""
+    lines = [
+        "# Parameters\n",
+        "Every parameter of `params.yaml`, the only place that holds defaults, with the type that is checked when a "
+        "command starts. An unknown name, a wrong type or a value out of range ends the command with exit code 2. The "
+        "files of `profiles/` hold what differs for the public images.\n",
+    ]
+    for section, rows in sections((ROOT / "params.yaml").read_text(encoding="utf-8")):
+        model = getattr(params, "Paths" if section == "paths" else f"{section.capitalize()}Params")
+        schema = model.model_json_schema()
+        lines += [f"## {section}\n", f"{model.__doc__}\n", "| name | default | type | meaning |\n|---|---|---|---|"]
+        for name, default, meaning in rows:
+            kind = type_of(schema["properties"][name], schema.get("$defs", {}))
+            lines.append(f"| `{name}` | {code(default)} | {cell(kind)} | {cell(meaning)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def sections(text: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield each section of params.yaml with its parameters: name, default, comment."""
+    for block in re.split(r"^(?=\w+:$)", text, flags=re.MULTILINE)[1:]:
+        head, *rest = block.splitlines()
+        yield head.rstrip(":"), list(_rows(rest))
+
+
+def _rows(lines: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    above: list[str] = []
+    name, values, meaning = "", [""], [""]
+    for line in lines:
+        comment = _COMMENT.search(f" {line}")
+        content = line[: comment.start()].rstrip() if comment else line
+        if key := _KEY.match(content):
+            if name:
+                yield name, " ".join(values).strip(), " ".join(meaning).strip()
+            name, values, meaning = key["name"], [key["value"]], [*above, comment["text"] if comment else ""]
+            above = []
+        elif content.strip():
+            values.append(content.strip())
+        elif comment and line.startswith("    "):
+            meaning.append(comment["text"])
+        elif comment:
+            above.append(comment["text"])
+    if name:
+        yield name, " ".join(values).strip(), " ".join(meaning).strip()
+
+
+def type_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """Return a JSON schema's type in words."""
+    if reference := schema.get("$ref"):
+        return type_of(definitions[reference.rsplit("/", 1)[1]], definitions)
+    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
+        return "one of " + ", ".join(f"`{choice}`" for choice in choices)
+    if options := schema.get("anyOf"):
+        return " or ".join(type_of(option, definitions) for option in options)
+    kind = schema.get("type", "value")
+    if kind in ("array", "object"):
+        return _container_type(schema, definitions)
+    if kind == "string":
+        kind = "path" if schema.get("format") == "path" else "text"
+    return f"{kind} {_bounds(schema)}".rstrip()
+
+
+def _container_type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if items := schema.get("items"):
+        return f"list of {type_of(items, definitions)}"
+    if properties := schema.get("properties"):
+        return "`{" + ", ".join(properties) + "}`"
+    values = schema.get("additionalProperties")
+    return f"{type_of(values, definitions)} for each name" if isinstance(values, dict) else "mapping"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    return ", ".join(f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema)
+
+
+def rest_page() -> str:
+    """Return the page of the REST service, from its OpenAPI description."""
+    nothing: Any = None  # the description needs none of the parts that answer
+    api = Service(nothing, nothing, nothing, nothing).app().openapi()
+    lines = [
+        "# REST service\n",
+        f"{api['info']['description']} `make app` starts it on http://127.0.0.1:8000; it has no login. The service "
+        "serves the description that this page is made from at `/openapi.json`.\n",
+    ]
+    for path, methods in api["paths"].items():
+        for method, operation in methods.items():
+            lines += _operation(f"{method.upper()} {path}", operation)
+    lines += ["## Objects\n"]
+    for name, schema in api["components"]["schemas"].items():
+        if "properties" in schema:
+            lines += _object(name, schema, api["components"]["schemas"])
+    return "\n".join(lines)
+
+
+def _operation(title: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield f"{operation.get('description') or operation['summary']}\n"
+    if body := operation.get("requestBody"):
+        yield f"Body: {body['description']}. Media types: {', '.join(f'`{kind}`' for kind in body['content'])}.\n"
+    if parameters := operation.get("parameters"):
+        yield "| parameter | type | default | meaning |\n|---|---|---|---|"
+        for parameter in parameters:
+            schema = parameter["schema"]
+            default = str(schema.get("default", "")).lower()
+            meaning = cell(parameter.get("description", ""))
+            yield f"| `{parameter['name']}` | {cell(type_of(schema, {}))} | {code(default)} | {meaning} |"
+        yield ""
+    yield "| status | meaning | body |\n|---|---|---|"
+    for status, response in operation["responses"].items():
+        yield f"| {status} | {cell(response['description'])} | {_body(response)} |"
+    yield ""
+
+
+def _body(response: Mapping[str, Any]) -> str:
+    kinds = response.get("content", {})
+    named = [content.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1] for content in kinds.values()]
+    pairs = zip(named, kinds, strict=True)
+    return ", ".join(f"[{name}](#{name.lower()})" if name else f"`{kind}`" for name, kind in pairs)
+
+
+def _object(name: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {name}\n"
+    if description := schema.get("description"):
+        yield f"{description}\n"
+    yield "| field | type | meaning |\n|---|---|---|"
+    for field, of in schema["properties"].items():
+        yield f"| `{field}` | {cell(type_of(of, schemas))} | {cell(of.get('description', ''))} |"
+    yield ""
+
+
+def cell(text: str) -> str:
+    """Return `text` for a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def code(text: str) -> str:
+    """Return `text` as code in a cell of a table."""
+    return f"`{cell(text)}`" if text else ""
+
+
+def main() -> None:
+    """Write every page into the folder that is named."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {"commands": commands_page, "parameters": parameters_page, "rest": rest_page}
+    for name, page in pages.items():
+        (folder / f"{name}.md").write_text(page().rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
