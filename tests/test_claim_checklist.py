@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.project import PROJECT
 
+TEMPLATES = PROJECT / "cxr" / "reporting" / "templates"
 CHECKLIST = PROJECT / "docs" / "claim-checklist.md"
 TEXT = CHECKLIST.read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", TEXT, re.MULTILINE)
@@ -16,9 +17,9 @@ MADE_BY_A_RUN = ("reports/",)
 def sections_of(page: str) -> set[str]:
     """Return the titles of the sections of the report or a card, from its templates."""
     if page == "report":
-        html = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "cxr").glob("*.html.j2"))
+        html = "".join(path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2"))
         return set(re.findall(r"<h2>(.+?)</h2>", html))
-    template = PROJECT / "cxr" / f"{page.replace(' ', '_')}.md.j2"
+    template = TEMPLATES / f"{page.replace(' ', '_')}.md.j2"
     return set(re.findall(r"^## (.+)$", template.read_text(encoding="utf-8"), re.MULTILINE))
 
 
