@@ -2,9 +2,9 @@
 
 Threads share this process; on a cluster every task runs in a process of its own, on any of the machines:
 
-- what a task is given must pickle, and locks and queues of `threading` and `queue` do not; `cxr.common.locks` holds some
-  that are files and reach across processes and machines;
-- its working directory is not the project's root, so paths are given absolute;
+- the arguments of a task must pickle; locks and queues of `threading` and `queue` do not. The locks of
+  `cxr.common.locks` are files, which hold across processes and machines;
+- its working directory is not the project's root, so paths are absolute;
 - the project's folder must lie under the same path on every machine, on a file system they share.
 
 CXR_RAY_ADDRESS   host:port of the cluster's head, with a Ray node on this machine; or ray://host:port

@@ -1,12 +1,14 @@
 """Score the images that came in with the champion: every night, in one process or shared by several.
 
-    python -m flows.score                                           # what params.yaml names
-    python -m flows.score s3://hospital/incoming --shards 4
+    ./run flows.score                                               # the location of params.yaml
+    ./run flows.score s3://hospital/incoming --shards 4
 
-A shard is a task that runs `python -m tasks.score --shard i/n`; shards run side by side on this machine, or on
-a Ray cluster where `CXR_RAY_ADDRESS` names one (flows/runners.py), which has to share the output's folder. An image that
-cannot be read is a row and no failure. The run's page shows what was scored, and the first images that could not be
-read. A failed task is tried again only where images come over a network; it goes on after the last part it wrote.
+Each shard is a task that runs `./run score --shard i/n`. Shards run side by side on this machine, or on the Ray
+cluster that `CXR_RAY_ADDRESS` names (flows/runners.py); its machines must share the folder of the output.
+
+An image that cannot be read is a row, not a failure; the run's page lists the first ones. While the folder of
+params.yaml does not exist, no image has come in: the run ends well and says so. Failed tasks are tried again only
+where images come over a network; they continue after the last part that was written.
 """
 
 import sys
@@ -20,7 +22,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from cxr.common.cli import command_parser
 from cxr.common.errors import ImageError
@@ -76,6 +78,10 @@ def score(
     root = Path.cwd()
     params = read_params(root / "params.yaml")
     where, count = location or params.score.location, shards or params.score.shards
+    if location is None and _nothing_came_in(root, where):
+        message = f"{where} does not exist yet: no image has come in, and nothing was scored"
+        create_markdown_artifact(key="scores", markdown=message)
+        return Completed(message=message)
     folder = (root / (output or params.paths.scores)).resolve()
     # A flow of its own: only there can the number of tasks at once, or a cluster, be chosen by parameters.
     fan_out = score_shards.with_options(task_runner=runner(count))
@@ -140,6 +146,14 @@ def publish(done: Scoring, folder: Path) -> None:
         create_table_artifact(key="bad-images", table=[{"path": path, "error": error} for path, error in shown])
 
 
+def _nothing_came_in(root: Path, location: str) -> bool:
+    """Say whether `location` is a folder of this project that nobody has made yet.
+
+    A bucket, a mount or any other absolute path that is missing is an outage, and the step fails with it.
+    """
+    return not (location.startswith(BUCKET_SCHEME) or Path(location).is_absolute() or (root / location).exists())
+
+
 def _together(summaries: list[dict[str, Any]]) -> Scoring:
     referred = [summary["referred"] for summary in summaries if summary["referred"] is not None]
     classes: Counter[str] = Counter()
@@ -168,6 +182,9 @@ def main() -> None:
     if not ended.is_completed():
         raise StageFailedError(str(ended.message))
     done = ended.result()
+    if not isinstance(done, Scoring):
+        print(ended.message)
+        return
     print(f"{done.found} images: {done.scored} scored by version {done.version}, {done.known} before, {done.bad} bad")
 
 

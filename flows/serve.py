@@ -29,7 +29,7 @@ import requests
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
 from cxr.common.files import write_json
-from cxr.registry.tracking_store import is_server, tracking_uri
+from cxr.registry.tracking_store import is_server, mlruns_folder, tracking_uri
 from flows.stages import child_environment
 from flows.supervised import start_supervised, stop_supervised
 
@@ -181,9 +181,9 @@ def _server(address: str, port: int, logs: Path) -> Part:
 
 
 def _mlflow(address: str, port: int, logs: Path) -> Part:
-    where = ["--backend-store-uri", tracking_uri(), "--artifacts-destination", "mlruns/artifacts"]
+    where = ["--backend-store-uri", tracking_uri(), "--artifacts-destination", str(mlruns_folder() / "artifacts")]
     command = _module("mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(port), *where)
-    Path("mlruns").mkdir(exist_ok=True)
+    mlruns_folder().mkdir(exist_ok=True)
     return Part("MLflow", command, logs / "mlflow.log", lambda: _ok(f"{address}/health"))
 
 

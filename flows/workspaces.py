@@ -12,6 +12,7 @@ from typing import Any
 
 from cxr.common.errors import CxrError, ParamsError
 from cxr.common.params import override, read_params
+from cxr.registry.tracking_store import FOLDER_VARIABLE, mlruns_folder
 
 FOLDER = ".runs"
 CARRIED = ("params.yaml", "dvc.lock")
@@ -50,7 +51,7 @@ def close_workspace(root: Path, workspace: Path) -> None:
 
 def shared_environment(root: Path) -> dict[str, str]:
     """Return what makes a workspace's steps record in the main checkout's tracking store."""
-    return {"CXR_MLRUNS": str(root.resolve() / "mlruns")}
+    return {FOLDER_VARIABLE: str(root.resolve() / mlruns_folder())}
 
 
 def _check_out(root: Path, workspace: Path) -> None:

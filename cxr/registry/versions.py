@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import cxr
 from cxr.common.errors import RegistryError, WeightsError
 from cxr.common.files import atomic_folder, sha256_of
+from cxr.common.locks import file_lock
 from cxr.registry import tracking_store
 
 if TYPE_CHECKING:
@@ -294,13 +295,14 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
         RegistryError: the store does not answer or has lost the files.
     """
     folder = (cache or tracking_store.mlruns_folder() / "cache") / f"version-{version.number}-{version.run_id[:8]}"
-    if folder.is_dir() and not _wrong_files(folder, version):
-        return folder
-    with atomic_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
-        fetched = _download_bundle(version, Path(scratch))
-        _check_fetched(fetched, version)
-        for name in _files_of(version).values():  # and no other: nobody vouches for what a killed command left
-            shutil.copy2(fetched / name, partial)
+    with file_lock(folder.with_name(f".{folder.name}.lock")):  # shards of a scoring ask for a new champion at once
+        if folder.is_dir() and not _wrong_files(folder, version):
+            return folder
+        with atomic_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
+            fetched = _download_bundle(version, Path(scratch))
+            _check_fetched(fetched, version)
+            for name in _files_of(version).values():  # and no other: nobody vouches for what a killed command left
+                shutil.copy2(fetched / name, partial / name)
     return folder
 
 

@@ -105,16 +105,22 @@ def commit_everything(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Prefect's own harness: a server with an empty database, for the whole session."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=300):
-        yield
-
-
-@pytest.fixture(scope="session")
 def standing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Prefect server with its scheduler and without a worker, for the session; yields its environment."""
     with serve_prefect(tmp_path_factory.mktemp("standing")) as environment:
         yield environment
+
+
+@pytest.fixture(scope="session")
+def prefect_server(
+    standing_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The same server for the flows and clients of this process; what runs return is kept in a folder of its own."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    settings = {
+        PREFECT_API_URL: standing_server["PREFECT_API_URL"],
+        PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
+    }
+    with temporary_settings(settings):
+        yield standing_server

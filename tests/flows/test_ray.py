@@ -18,7 +18,7 @@ from tests.support.study_runs import ONE_STAGE
 
 STEP = """
 import hashlib, json, os, pathlib, time
-from cxr import tracking
+from cxr.registry import runs
 from cxr.common.params import read_params
 params = read_params(pathlib.Path("params.yaml"))
 meeting = pathlib.Path("../../meeting")  # beside .runs
@@ -31,7 +31,7 @@ while len(list(meeting.iterdir())) < 2:  # both trials run at the same time, or 
     time.sleep(0.1)
 recipe = hashlib.sha256(params.train.model_dump_json().encode()).hexdigest()
 tags = {"recipe": recipe, "node": os.environ.get("RAY_RAYLET_PID", "")}
-run = tracking.start_run(run_id=None, name="tiny", tags=tags)
+run = runs.start_run(run_id=None, name="tiny", tags=tags)
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
 """

@@ -1,43 +1,48 @@
-"""The nightly flow: shards as tasks, one page of what came out, and what fails said in one line."""
+"""The nightly flow with the real step: shards as tasks, one page of the results, one line for a failure."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
 from prefect.client.schemas.objects import State
 
-from flows.score import Scoring, score
+from cxr.registry import tracking_store
+from flows.score import Scoring, score, score_shard
+from tests.support.project import PROJECT
+from tests.support.tiny_model import enter_tiny_project, write_image
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-STEP = """
-import json, sys, pathlib
-arguments = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-location, shard = sys.argv[1], arguments["--shard"]
-print(f"scoring {shard} of {location}")
-attempt = pathlib.Path(f"attempt-{shard[0]}")
-if location.endswith("down") and not attempt.exists():
-    attempt.write_text("")
-    sys.exit(f"error: {location}: Could not connect")
-bad = 3 if location == "hopeless" else int(shard[0]) - 1
-pathlib.Path(arguments["--summary"]).write_text(json.dumps({
-    "location": location, "folder": arguments["--output"], "version": "7", "found": 3, "known": 0,
-    "scored": 3 - bad, "bad": bad, "bad_images": {f"{shard[0]}-{n}.png": "is empty" for n in range(bad)},
-    "referred": 1, "classes": {"normal": 3 - bad}, "seconds": 2.0,
-}))
-sys.exit(4 if bad == 3 else 0)
-"""
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a project with a champion."""
+    folder = tmp_path_factory.mktemp("champion")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_tiny_project(folder, patch, tmp_path_factory, champion=True)
+    return folder / "mlruns"
 
 
 @pytest.fixture
-def project(tiny: Path) -> Path:
-    (tiny / "tasks" / "score.py").write_text(STEP)
-    return tiny
+def project(champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with parameters and without images; the steps are those of this project."""
+    monkeypatch.delenv(tracking_store.STORE_VARIABLE, raising=False)
+    monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(champion))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy2(PROJECT / "params.yaml", tmp_path)
+    return tmp_path
 
 
-def _artifacts(state: State[Any]) -> dict[str, str]:
+def artifacts_of(state: State[Any]) -> dict[str, str]:
     with get_client(sync_client=True) as client:
         run_id = state.state_details.flow_run_id
         assert run_id is not None
@@ -47,31 +52,78 @@ def _artifacts(state: State[Any]) -> dict[str, str]:
     return {str(artifact.key): str(artifact.data) for artifact in found}
 
 
-def test_shards_are_counted_together_and_shown_with_the_images_that_are_bad(project: Path) -> None:
+def attempts_of_first_shard(state: State[Any]) -> int:
+    """Return how often the task of the first shard was started."""
+    parent = state.state_details.flow_run_id
+    assert parent is not None
+    with get_client(sync_client=True) as client:
+        below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]))
+        return next(
+            run.run_count for run in client.read_task_runs(flow_run_filter=below) if run.name.startswith("1 of")
+        )
+
+
+def test_new_known_and_unreadable_images_are_counted_over_all_shards(project: Path) -> None:
+    for number in range(4):
+        write_image(project / "images" / f"{number}.png", seed=number)
+    (project / "images" / "empty.png").touch()
     state = score("images", shards=2, return_state=True)
     done: Scoring = state.result()
-    assert (done.found, done.scored, done.bad, done.referred, done.classes) == (6, 5, 1, 2, {"normal": 5})
-    assert done.images_per_second == 3.0
-    shown = _artifacts(state)
-    assert "Version 7 on images" in shown["scores"]
-    assert "| called normal | 5 |" in shown["scores"]
-    assert "2-0.png" in shown["bad-images"]
+    assert (done.found, done.known, done.scored, done.bad) == (5, 0, 4, 1)
+    assert sum(done.classes.values()) == 4
+    assert done.images_per_second > 0
+    shown = artifacts_of(state)
+    assert "Version 1 on images" in shown["scores"]
     assert str(project / "data" / "scores") in shown["scores"]
+    assert "empty.png" in shown["bad-images"]
+
+    write_image(project / "images" / "new.png", seed=9)
+    again = score("images", shards=1, return_state=True).result()
+    assert (again.found, again.known, again.scored, again.bad) == (
+        6,
+        5,
+        1,
+        0,
+    )  # an unreadable image that did not change is known, too
 
 
-def test_not_one_image_that_can_be_read_is_a_failure(project: Path) -> None:
-    assert project.is_dir()
-    state = score("hopeless", shards=1, return_state=True)
+def test_a_run_without_one_readable_image_fails(project: Path) -> None:
+    (project / "images").mkdir()
+    (project / "images" / "empty.png").touch()
+    state = score("images", shards=1, return_state=True)
     assert state.is_failed()
-    assert state.message == "not one of the 3 images in hopeless could be read"
+    assert "could be read" in str(state.message)
 
 
-def test_a_folder_that_fails_is_not_tried_again_and_a_bucket_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.score import score_shard
+def test_before_any_image_came_in_the_night_ends_well_and_says_so(project: Path) -> None:
+    state = score(return_state=True)
+    assert state.is_completed()
+    assert "data/incoming" in str(state.message)
+    assert "data/incoming" in artifacts_of(state)["scores"]
+    assert not (project / "data" / "scores").exists()
 
-    state = score("down", shards=1, return_state=True)
+
+def test_a_missing_folder_that_was_named_is_a_failure_after_one_attempt(project: Path) -> None:
+    state = score("elsewhere", shards=1, return_state=True)
     assert state.is_failed()
-    assert "down: Could not connect" in str(state.message)
-    (project / "attempt-1").unlink()
+    assert "elsewhere" in str(state.message)
+    assert attempts_of_first_shard(state) == 1
+    assert not (project / "data" / "scores").exists()
+
+
+@pytest.fixture
+def down(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a step into the project that cannot reach the bucket; the real client would try for a long time."""
+    (project / "tasks").mkdir()
+    (project / "tasks" / "__init__.py").touch()
+    (project / "tasks" / "score.py").write_text("raise SystemExit('error: s3://bucket: Could not connect')")
     monkeypatch.setattr(score_shard, "retry_delay_seconds", 0)
-    assert score("s3://bucket/down", shards=1, return_state=True).is_completed()
+    monkeypatch.setattr("flows.score.RETRIES", 2)
+
+
+@pytest.mark.usefixtures("down")
+def test_a_bucket_that_cannot_be_reached_is_tried_again() -> None:
+    state = score("s3://bucket/images", shards=1, return_state=True)
+    assert state.is_failed()
+    assert "Could not connect" in str(state.message)
+    assert attempts_of_first_shard(state) == 3

@@ -27,7 +27,7 @@ PARAMS = PROJECT / "params.yaml"
 
 TRAIN = """
 import json, os, pathlib, time
-from cxr import tracking
+from cxr.registry import runs
 from cxr.common.params import read_params
 params = read_params(pathlib.Path("params.yaml"))
 if params.train.epochs == 13:
