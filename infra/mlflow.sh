@@ -5,7 +5,7 @@
 #   MLFLOW_AUTH_ADMIN_USERNAME, MLFLOW_AUTH_ADMIN_PASSWORD   first account; read only while there is none
 #   MLFLOW_FLASK_SERVER_SECRET_KEY   signs forms; the same for every copy of the server
 #   MLFLOW_ARTIFACTS_DESTINATION  s3://bucket/prefix; the server alone holds the bucket's keys, clients need none
-#   MLFLOW_HOST, MLFLOW_PORT      127.0.0.1 and 5000 unless told
+#   MLFLOW_HOST, MLFLOW_PORT      127.0.0.1 and 5000 by default
 set -euo pipefail
 : "${MLFLOW_BACKEND_STORE_URI:?}" "${MLFLOW_AUTH_DATABASE_URI:?}" "${MLFLOW_ARTIFACTS_DESTINATION:?}"
 : "${MLFLOW_AUTH_ADMIN_PASSWORD:?}" "${MLFLOW_FLASK_SERVER_SECRET_KEY:?}"

@@ -15,7 +15,7 @@ from cxr.common.errors import DataError
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, patient_draws, percentile_interval
 from cxr.evaluation.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
 
-MCNEMAR_NOTE = "McNemar's test takes images for independent; where patients have several, its p-value is too small."
+MCNEMAR_NOTE = "McNemar's test treats images as independent; where patients have several, its p-value is too small."
 
 _FIGURES = ("accuracy", "macro_f1", "macro_auroc", "nll")
 _LEAST_PROBABILITY = 1e-12  # of the true class, so that the log of a rounded 0 is a number

@@ -58,7 +58,7 @@ def _leakage(result: GroupResult) -> str:
     covers = "the draw of the images and the training's randomness"
     if "split.seed" not in result.group.seeded:
         covers = "the training's randomness alone, since all seeds have the same images"
-    note = f"Welch's t interval over seeds, unpaired, for the two have different images. It covers {covers}."
+    note = f"Welch's t interval over seeds, unpaired, because the two have different images. It covers {covers}."
     return f"{table(heads, rows)}\n\n{note}"
 
 
@@ -77,7 +77,7 @@ def _all_folds(result: GroupResult, settings: Settings) -> str:
 
 
 def _proxy(cheap: GroupResult, full: GroupResult) -> str:
-    """Say whether the cheap runs rank recipes as the full runs do."""
+    """Say whether the cheap runs rank configurations as the full runs do."""
     from scipy.stats import kendalltau, spearmanr
 
     rows = []

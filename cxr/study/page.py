@@ -36,8 +36,8 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
     seeds = sorted({seed for result in results for row in result.rows for seed in row.runs})
     lines = [
         "# Results",
-        f"Written by `python -m tasks.results` from {count(len(used), 'tracked run')}; no number here was typed, so "
-        "edit `study.yaml` and not this page. `python -m flows.study` runs what is missing.",
+        f"Written by `python -m tasks.results` from {count(len(used), 'tracked run')}; no number is typed by hand, "
+        "so edit `study.yaml` and not this page. `python -m flows.study` runs what is missing.",
         NOT_CLINICAL,
         bullets(
             f"{done} of {wanted} trials have been run (a trial is a row with one of its seeds). Seeds: "
@@ -51,8 +51,8 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
             "One seed: the figure and its 95% interval, from "
             f"{settings.resamples:,} bootstrap resamples of the patients of the images (seed {settings.seed}). Several "
             "seeds: the mean over them, and in brackets the lowest and highest.",
-            "Validation chooses the epoch and the recipe, so its figures flatter. The test images are looked at once "
-            "for each finished recipe, and only in the tables that have test columns.",
+            "Validation images choose the epoch and the configuration, so their figures are optimistic. Test images "
+            "are used once for each finished configuration, and only in the tables that have test columns.",
             "A difference to another row is taken on the same images, paired by image and by seed; NLL is the mean "
             "negative log-likelihood, lower is better.",
             "Time is that of training, in minutes.",
