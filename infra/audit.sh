@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Secrets in tracked files, then known weaknesses of every package that uv.lock pins. Called by `make audit`.
-# The second part asks PyPI's advisories: without them it fails and says so, for then nothing was looked at.
-# A weakness that is accepted stands in infra/accepted-weaknesses.txt: its id, then the reason.
+# The second part asks PyPI's advisories: without them it fails and says so, because then nothing was checked.
+# Accepted weaknesses are listed in infra/accepted-weaknesses.txt: the id, then the reason.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make a database with an owner of its own for each service; run once against an empty PostgreSQL 14 or newer.
-# compose.yaml runs it as the database is first made; elsewhere: PGHOST=... POSTGRES_USER=... infra/databases.sh
-# An owner sees its own databases and no others. Passwords come from the environment, never from the command line.
+# Create a database with its own owner for each service; run once against an empty PostgreSQL 14 or newer.
+# compose.yaml runs it when the database is first created; elsewhere: PGHOST=... POSTGRES_USER=... infra/databases.sh
+# An owner has access to its own databases only. Passwords come from the environment, never from the command line.
 set -euo pipefail
 : "${MLFLOW_DB_PASSWORD:?a password for the role mlflow}" "${PREFECT_DB_PASSWORD:?a password for the role prefect}"
 export MLFLOW_DB_PASSWORD PREFECT_DB_PASSWORD

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole loop: raw images to a promoted champion and one prediction by it. Called by `make run`.
+# The whole pipeline: from raw images to a promoted champion and one prediction by it. Called by `make run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1 weights=$2 protocol=$3
@@ -19,8 +19,8 @@ if [ ${#settings[@]} -gt 0 ]; then
 fi
 
 python -m dvc repro
-python -m tasks.register # where DVC took that stage from its cache, the challenger may be another model: name this one
-python -m tasks.reevaluate || [ $? -eq 11 ] # a champion that cannot be compared is the gate's to judge
+python -m tasks.register # if DVC took that stage from its cache, the alias may still be on another model
+python -m tasks.reevaluate || [ $? -eq 11 ] # the gate decides about a champion that cannot be compared
 
 code=0
 python -m tasks.promote || code=$?

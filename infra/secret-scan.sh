@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Look for secrets in every tracked file. What only looks like one stands in .secrets.baseline; after a look at it:
+# Look for secrets in every tracked file. False alarms are listed in .secrets.baseline; after checking, update it:
 #   git ls-files -z ':!.secrets.baseline' | xargs -0 detect-secrets scan --slim --exclude-files 'uv\.lock$' >baseline
 #   mv baseline .secrets.baseline
 set -euo pipefail

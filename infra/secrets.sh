@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draw every password that compose.yaml asks for into infra/.env, readable by you alone. Never overwrites one.
+# Write random passwords for compose.yaml into infra/.env, readable by you only. Never overwrites that file.
 set -euo pipefail
 cd "$(dirname "$0")"
 umask 077

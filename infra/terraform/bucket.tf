@@ -1,4 +1,4 @@
-# One bucket, mlflow/ for MLflow's server and dvc/ for the data: private, encrypted, versioned, over TLS alone.
+# One bucket, mlflow/ for MLflow's server and dvc/ for the data: private, encrypted, versioned, TLS only.
 resource "aws_s3_bucket" "store" {
   bucket = var.bucket
 }

@@ -1,4 +1,4 @@
-# PostgreSQL for MLflow and Prefect: encrypted, in private subnets, backed up, reached from the cluster alone.
+# PostgreSQL for MLflow and Prefect: encrypted, in private subnets, backed up, reachable from the cluster only.
 resource "aws_db_subnet_group" "postgresql" {
   name       = "cxr"
   subnet_ids = var.private_subnet_ids

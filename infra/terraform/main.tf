@@ -1,6 +1,6 @@
-# Bucket, database and roles on AWS for MLflow, Prefect and DVC. No password passes through here or its state:
-# the database's administrator has one that AWS draws and keeps (Secrets Manager), the services' own are set by
-# infra/databases.sh, and whoever uses the bucket has a role, not keys.
+# Bucket, database and roles on AWS for MLflow, Prefect and DVC. Neither this code nor its state holds a password:
+# AWS creates and keeps the database administrator's (Secrets Manager), the services' own are set by
+# infra/databases.sh, and clients of the bucket use a role, not keys.
 terraform {
   required_version = ">= 1.9"
   required_providers {

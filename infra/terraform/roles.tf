@@ -1,5 +1,5 @@
-# Who may do what in the bucket: MLflow's server below mlflow/, a worker below dvc/, each by its service account in the
-# namespace `cxr`. Neither changes the bucket itself. Only MLflow deletes: versions keep what it deletes for 90 days.
+# Rights in the bucket: MLflow's server below mlflow/, a worker below dvc/, each through its service account in the
+# namespace `cxr`. Neither may change the bucket itself. Only MLflow may delete; deleted versions are kept for 90 days.
 locals {
   members = {
     mlflow = {
