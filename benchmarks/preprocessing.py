@@ -1,11 +1,11 @@
-"""Images a second from file to prepared pixels: ours against Pillow + torchvision, in turn, same images.
+"""Images per second from file to prepared pixels: this project against Pillow + torchvision, on the same images.
 
 Run   python -m benchmarks.preprocessing FOLDER [--rounds 5]
 
-Two peers do what most pipelines do: open with Pillow, `Resize`, equalise; once in a loop, once in torchvision's
-usual company, a DataLoader with as many workers as there are cores. Both sides equalise here, because Pillow and
-torchvision have no CLAHE; ours with CLAHE, the default, is a row of its own. The last row says how far decoding a
-JPEG at reduced scale moves the grey levels of an image away from decoding it whole.
+The two peers do what most pipelines do: open with Pillow, `Resize`, equalise; once in a loop and once in a DataLoader
+with one worker per core. All equalise the histogram, because Pillow and torchvision have no CLAHE; this project with
+CLAHE, its default, is a separate row. The last row is the difference in grey levels between decoding JPEGs at reduced
+and at full scale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from cxr.imaging.decode import SUFFIXES, decode_grey, read_image
+from cxr.imaging.decode import SUFFIXES, decode_grey, image_from_bytes
 from cxr.imaging.preprocess import Preprocessing, prepare
 
 Contrast = Literal["clahe", "equalize", "none"]
@@ -35,14 +35,14 @@ CORES = os.cpu_count() or 1
 
 
 def ours(images: list[Path], contrast: Contrast) -> None:
-    """Prepare images the way tasks.preprocess does."""
+    """Prepare images like tasks.preprocess."""
     preprocessing = _preprocessing(contrast)
     with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(lambda image: read_image(image, preprocessing), images))
+        list(pool.map(lambda image: _prepared(image, preprocessing), images))
 
 
 class PillowImages(Dataset[np.ndarray]):
-    """Images through Pillow and torchvision's transforms."""
+    """Images prepared by Pillow and torchvision's transforms."""
 
     def __init__(self, images: list[Path]) -> None:
         self._images = images
@@ -57,28 +57,32 @@ class PillowImages(Dataset[np.ndarray]):
 
 
 def pillow_loop(images: list[Path]) -> None:
-    """Prepare images one after the other with Pillow and torchvision."""
+    """Prepare images one by one with Pillow and torchvision."""
     peer = PillowImages(images)
     for index in range(len(peer)):
         peer[index]
 
 
 def pillow_loader(images: list[Path]) -> None:
-    """Prepare images with Pillow and torchvision in a DataLoader with a worker a core."""
+    """Prepare images with Pillow and torchvision in a DataLoader with one worker per core."""
     for _ in DataLoader(PillowImages(images), batch_size=32, num_workers=CORES):
         pass
 
 
 def reduced_scale_difference(images: list[Path]) -> str:
-    """Return how far prepared images move when JPEGs are decoded at reduced scale (no contrast step)."""
+    """Return the difference in grey levels when JPEGs are decoded at reduced scale, without contrast step."""
     preprocessing = _preprocessing("none")
     differences = []
     for image in images:
         whole = decode_grey(image.read_bytes(), name=image.name, max_pixels=preprocessing.max_pixels)
-        reduced = read_image(image, preprocessing).astype(np.int16)
+        reduced = _prepared(image, preprocessing).astype(np.int16)
         differences.append(np.abs(reduced - prepare(whole, preprocessing)))
     stacked = np.stack(differences)
     return f"mean {stacked.mean():.2f}, 99th percentile {np.percentile(stacked, 99):.0f}, largest {stacked.max()}"
+
+
+def _prepared(image: Path, preprocessing: Preprocessing) -> np.ndarray:
+    return image_from_bytes(image.read_bytes(), preprocessing, name=image.name)
 
 
 def _preprocessing(contrast: Contrast) -> Preprocessing:
@@ -92,22 +96,22 @@ def _images_per_second(run: Callable[[], None], count: int) -> float:
 
 
 def main() -> None:
-    """Measure all contestants in turn, round by round, and print medians and ratios."""
+    """Measure all variants in turn, round by round, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     images = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     cv2.setNumThreads(1)
-    contestants: dict[str, Callable[[], None]] = {
+    variants: dict[str, Callable[[], None]] = {
         "ours, equalised": lambda: ours(images, "equalize"),
         "ours, CLAHE (default)": lambda: ours(images, "clahe"),
         "Pillow + torchvision, loop": lambda: pillow_loop(images),
         f"Pillow + torchvision, DataLoader({CORES})": lambda: pillow_loader(images),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(arguments.rounds + 1):
-        for name, run in contestants.items():
+        for name, run in variants.items():
             speeds[name].append(_images_per_second(run, len(images)))
     base = "ours, equalised"
     print(f"{len(images)} images, {CORES} cores, {arguments.rounds} rounds in turn after one warm-up; medians")

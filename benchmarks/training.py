@@ -28,7 +28,7 @@ from torchvision.models import resnet50
 from torchvision.transforms import v2
 
 from cxr.common.params import TrainParams, read_params
-from cxr.imaging.decode import SUFFIXES, read_image
+from cxr.imaging.decode import SUFFIXES, image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import build
@@ -124,7 +124,7 @@ def _config(weights: Path, **changes: Any) -> TrainParams:
 
 def _data(images: list[Path]) -> TrainingData:
     preprocessing = Preprocessing(SIZE_PX, "stretch", "clahe", 2.0, 8, 50_000_000)
-    pixels = np.stack([read_image(image, preprocessing) for image in images])
+    pixels = np.stack([image_from_bytes(image.read_bytes(), preprocessing, name=image.name) for image in images])
     rows = np.arange(len(images))
     return TrainingData(pixels, rows % len(CLASSES), rows, rows[:4], CLASSES)
 

@@ -1,29 +1,44 @@
-"""Write values into params.yaml; comments stay, and a file that says so already is left untouched.
+"""Write values into params.yaml; comments are kept, and a file with these values already is not changed.
 
-    python -m tasks.configure --profile profiles/real.yaml --data ../chest-images --weights imagenet
-    python -m tasks.configure --set train.epochs=20 --set split.protocol=cv
+    ./run configure --profile profiles/real.yaml --data ../chest-images --weights imagenet
+    ./run configure --set train.epochs=20 --set split.protocol=cv
 
-Profiles are applied first, in order, then --data, --weights and --set. A profile is a YAML mapping of
-dotted names to values. --data is a folder or a zip that holds `chest_xray` or `Covid19-dataset` or both,
-as Kaggle's archives unpack; sets that it does not hold are left out. It may also be an https:// or s3://
-address: DVC cannot watch one, so what is fetched is pinned by the source's sha256 in params.yaml alone.
+Profiles are applied first, in order, then --data, --weights and --set. A profile is a YAML mapping of dotted names to
+values. --data is a folder or a zip that holds `chest_xray` or `Covid19-dataset` or both, as Kaggle's archives unpack,
+or a folder with labels.csv; sources that it does not hold are removed. It may also be an https:// or s3:// address.
+DVC cannot watch an address: set the source's sha256 in params.yaml to pin what is downloaded.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import zipfile
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from cxr.common.cli import command_parser, run_command
-from cxr.common.errors import ParamsError, SourceError, WeightsError
+from cxr.common.cli import answer_help, command_parser, run_command
 
-if TYPE_CHECKING:
-    import argparse
 
-SOURCE_NAMES = {"chest_xray": "kermany", "covid19": "covid19", "labelled": "hospital"}
-"""Layout -> the name that its source gets where params.yaml has none."""
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    parser.add_argument("--profile", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
+    parser.add_argument("--data", metavar="FOLDER", help="folder, zip or address of the raw sets")
+    parser.add_argument("--weights", metavar="FILE", help="a state dict, or `imagenet`, or `none`")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(command_line())
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cxr.common.errors import ParamsError, WeightsError
+from cxr.common.params import override, read_params, with_overrides
+from cxr.dataset.layouts import LAYOUTS, layout_named, layouts_in
 
 ADDRESS_PREFIXES = ("http://", "https://", "s3://")
 _MISSING = object()
@@ -32,13 +47,11 @@ _MISSING = object()
 def configure(path: Path, values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Write `values` (dotted name -> value) into the parameter file at `path`.
 
-    Returns the names that changed, with the value before and after; with none the file is not written.
+    Returns the changed names with the values before and after; without changes the file is not written.
 
     Raises:
-        ParamsError: a name is unknown or a value does not fit; the file stays as it was.
+        ParamsError: a name is unknown or a value is invalid; the file is not changed.
     """
-    from cxr.common.params import override, read_params
-
     before = read_params(path).model_dump(mode="json", by_alias=True)
     unknown = [name for name in values if _value_at(before, name) is _MISSING]
     if unknown:
@@ -46,8 +59,11 @@ def configure(path: Path, values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     changed = {name: value for name, value in values.items() if _value_at(before, name) != value}
     if not changed:
         return {}
+    new = with_overrides(path, changed)
+    for source in new.ingest.sources:
+        layout_named(source.layout)
     override(path, changed)
-    after = read_params(path).model_dump(mode="json", by_alias=True)
+    after = new.model_dump(mode="json", by_alias=True)
     return {name: (_value_at(before, name), _value_at(after, name)) for name in changed}
 
 
@@ -60,7 +76,7 @@ def read_profile(path: Path) -> dict[str, Any]:
     try:
         profile = _parse(path.read_text(encoding="utf-8"), name=str(path))
     except FileNotFoundError:
-        raise ParamsError(f"{path}: there is no such profile; profiles/ holds those of this project") from None
+        raise ParamsError(f"{path}: there is no such profile; the profiles of this project are in profiles/") from None
     if not isinstance(profile, dict) or not all(isinstance(name, str) for name in profile):
         raise ParamsError(f"{path}: a profile is a mapping such as `train.epochs: 20`, got {profile!r}")
     return profile
@@ -74,81 +90,49 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     """
     name, equals, value = setting.partition("=")
     if not name or not equals:
-        raise ParamsError(f"--set takes name=value, such as train.epochs=20; got {setting!r}")
+        raise ParamsError(f"--set expects name=value, such as train.epochs=20; got {setting!r}")
     return name, _parse(value, name=name)
 
 
 def data_settings(data: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the settings that make ingest read `data`: a folder, a zip, or an http(s) or s3 address.
 
-    `sources` are the present ones; they keep their order and names when they fit what `data` holds.
+    The present `sources` keep their order and names if their layouts are those of `data`.
 
     Raises:
-        SourceError: `data` does not exist or holds no set that is known here.
+        SourceError: `data` does not exist or holds no set with a known layout.
     """
     if data.startswith(ADDRESS_PREFIXES):
         return {"ingest.watch": "tasks/ingest.py"} | _locations(sources, data)
     path = Path(data).expanduser().resolve()
-    held = _layouts_in(path)
-    if {source["layout"] for source in sources} == held:
+    found = layouts_in(path)
+    if {source["layout"] for source in sources} == set(found):
         return {"ingest.watch": str(path)} | _locations(sources, str(path))
     return {
         "ingest.watch": str(path),
         "ingest.sources": [
-            {"name": SOURCE_NAMES[layout], "layout": layout, "location": str(path), "sha256": None}
-            for layout in SOURCE_NAMES
-            if layout in held
+            {"name": LAYOUTS[layout].source_name, "layout": layout, "location": str(path), "sha256": None}
+            for layout in found
         ],
     }
 
 
 def weights_setting(weights: str) -> str:
-    """Return `imagenet` and `none` as they are, and a path as an absolute one.
+    """Return `imagenet` and `none` unchanged, and a path as an absolute path.
 
     Raises:
-        WeightsError: there is no such file.
+        WeightsError: the file does not exist.
     """
     if weights in {"imagenet", "none"}:
         return weights
     path = Path(weights).expanduser().resolve()
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file of weights; give a state dict's path, `imagenet` or `none`")
+        raise WeightsError(f"{path}: there is no such file; give the path of a state dict, `imagenet` or `none`")
     return str(path)
 
 
 def _locations(sources: list[dict[str, Any]], location: str) -> dict[str, Any]:
     return {f"ingest.sources.{number}.location": location for number in range(len(sources))}
-
-
-def _layouts_in(path: Path) -> set[str]:
-    """Return the layouts of the sets that `path` holds, or is."""
-    from cxr.dataset.labelled_folder import LABELLED, LABELS_FILE
-    from cxr.dataset.layouts import LAYOUTS
-
-    if (path / LABELS_FILE).is_file():
-        return {LABELLED}
-    folders = {layout.folder: name for name, layout in LAYOUTS.items()}
-    tops = {path.name, *_top_folders(path)}
-    held: set[str] = {name for folder, name in folders.items() if folder in tops}
-    if not held:
-        found = ", ".join(sorted(tops - {path.name})[:5]) or "no folder"
-        raise SourceError(
-            f"{path}: expected a folder {' or '.join(folders)} in it, as Kaggle's archives unpack, or a {LABELS_FILE}; "
-            f"found {found}"
-        )
-    return held
-
-
-def _top_folders(path: Path) -> set[str]:
-    if path.is_dir():
-        return {entry.name for entry in path.iterdir() if entry.is_dir()}
-    if not path.exists():
-        raise SourceError(f"{path}: there is no such folder or zip of images")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {PurePosixPath(name).parts[0] for name in archive.namelist() if "/" in name}
-    except zipfile.BadZipFile:
-        raise SourceError(f"{path}: neither a folder nor a zip") from None
 
 
 def _value_at(tree: Any, name: str) -> Any:
@@ -163,9 +147,6 @@ def _value_at(tree: Any, name: str) -> Any:
 
 
 def _parse(text: str, *, name: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
@@ -173,8 +154,6 @@ def _parse(text: str, *, name: str) -> Any:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    from cxr.common.params import read_params
-
     settings: dict[str, Any] = {}
     for profile in arguments.profile:
         settings |= read_profile(profile)
@@ -187,19 +166,13 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse the command line, write params.yaml and print what changed."""
-    parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
-    parser.add_argument("--profile", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
-    parser.add_argument("--data", metavar="FOLDER", help="folder, zip or address of the raw sets")
-    parser.add_argument("--weights", metavar="FILE", help="a state dict, or `imagenet`, or `none`")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
-    arguments = parser.parse_args()
+    """Read the command line, write params.yaml and print the changes."""
+    arguments = command_line().parse_args()
     changed = configure(arguments.params, _settings(arguments))
     for name, (before, after) in changed.items():
         print(f"{name}: {before} -> {after}")
     if not changed:
-        print(f"{arguments.params} says so already")
+        print(f"{arguments.params} has these values already")
 
 
 if __name__ == "__main__":

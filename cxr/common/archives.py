@@ -1,4 +1,4 @@
-"""Unpacking zips that came from elsewhere: whole or not at all, and never outside their folder."""
+"""Unpack untrusted zips: completely or not at all, and never outside their folder."""
 
 import shutil
 import stat
@@ -13,31 +13,31 @@ from cxr.common.files import atomic_folder, sha256_of
 
 
 class DamagedArchiveError(SourceError):
-    """A file that is no zip or whose bytes are damaged; fetching it again may help."""
+    """The file is not a zip or is damaged; downloading it again may help."""
 
 
 def unpack(archive: Path, downloads: Path, *, sha256: str | None = None) -> Path:
-    """Unpack a zip below `downloads`, in a folder named by the zip's digest; done once for each digest.
+    """Unpack a zip below `downloads`, into a folder named by the zip's digest; once per digest.
 
     Args:
         archive: the zip.
-        downloads: where unpacked zips are kept.
-        sha256: the digest the zip must have, where it is known.
+        downloads: folder for unpacked zips.
+        sha256: the expected digest, if known.
 
     Returns:
-        The folder that holds the entries.
+        The folder with the entries.
 
     Raises:
-        SourceError: the zip has another digest, is corrupt or encrypted, does not fit on the disk, or
-            has entries that would leave the folder.
+        SourceError: the zip has another digest, is damaged or encrypted, does not fit on the disk, or has entries
+            outside its folder.
     """
     try:
         digest = sha256_of(archive)
     except OSError as error:
-        raise SourceError(f"{archive} cannot be read ({error.strerror}); mend its permissions") from error
+        raise SourceError(f"{archive} cannot be read ({error.strerror}); check its permissions") from error
     if sha256 is not None and digest != sha256.lower():
         raise SourceError(
-            f"{archive} has the sha256 {digest}, expected {sha256.lower()}; fetch it again, or correct ingest.sources"
+            f"{archive} has the sha256 {digest}, expected {sha256.lower()}; download it again or correct ingest.sources"
         )
     folder = downloads / f"unpacked-{digest[:16]}"
     if not folder.is_dir():
@@ -57,7 +57,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with opened.open(entry) as packed, path.open("xb") as file:
                     shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DamagedArchiveError(f"{archive} is no zip or is damaged ({error}); fetch it again") from error
+        raise DamagedArchiveError(f"{archive} is not a zip or is damaged ({error}); download it again") from error
     except OSError as error:
         raise SourceError(f"{archive} cannot be unpacked ({error.strerror}: {error.filename})") from error
 
@@ -66,11 +66,11 @@ def _check(archive: Path, entries: list[zipfile.ZipInfo], *, free_bytes: int) ->
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise SourceError(f"{archive}: the entry {entry.filename!r} would leave the folder; nothing was unpacked")
+            raise SourceError(f"{archive}: the entry {entry.filename!r} is outside the folder; nothing was unpacked")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise SourceError(f"{archive}: the entry {entry.filename!r} is a link; nothing was unpacked")
         if entry.flag_bits & 1:
-            raise SourceError(f"{archive}: the entry {entry.filename!r} is encrypted; unpack it and name the folder")
+            raise SourceError(f"{archive}: the entry {entry.filename!r} is encrypted; give the unpacked folder")
     size = sum(entry.file_size for entry in entries)
     if size > free_bytes:
-        raise SourceError(f"{archive} unpacks to {size:,} bytes and {free_bytes:,} are free; make room first")
+        raise SourceError(f"{archive} unpacks to {size:,} bytes, but {free_bytes:,} are free; free some space first")

@@ -1,4 +1,4 @@
-"""Class names, in the order that every array, table and figure uses, and the tasks made of them."""
+"""Class names, in the order of every array, table and figure, and the classes of each task."""
 
 from typing import Literal, get_args
 

@@ -1,7 +1,7 @@
-"""Download a large file over HTTP: goes on after a cut, whole or not at all, digest checked.
+"""Download a large file over HTTP: resumes after an interruption and checks the digest.
 
-While it runs, `.<name>.part` holds what has come and `.<name>.part.json` says of which version.
-Beside the finished file, `<name>.sha256` records its digest, as `sha256sum -c` reads it.
+During the download, `.<name>.part` holds the bytes received so far and `.<name>.part.json` the version they belong to.
+Beside the finished file, `<name>.sha256` records its digest in the format of `sha256sum -c`.
 """
 
 import json
@@ -20,7 +20,7 @@ from cxr.common.files import atomic_file, sha256_of
 ATTEMPTS = 5
 _TIMEOUT_S = (10, 60)  # to connect, between two reads
 _CHUNK_BYTES = 1 << 18
-_LATER = {408, 425, 429, 500, 502, 503, 504}
+_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 log = logging.getLogger("cxr.common.download")
 
@@ -30,18 +30,18 @@ def download(
 ) -> str:
     """Download `url` to `target` and return its SHA-256.
 
-    A file that is there already with the right digest is not fetched again.
+    An existing file with the right digest is not downloaded again.
 
     Args:
-        url: http:// or https://; redirects are followed, but never from https to http.
+        url: http:// or https://; redirects from https to http are not followed.
         target: the file to write.
-        sha256: the digest it must have; where None, the one recorded by an earlier run, if any.
-        headers: to send along, such as credentials; requests drops Authorization on the way to another host.
-        backoff_s: the first pause after a failure; doubles with each. Five failures in a row that brought nothing
-            end the attempt; what came is kept for the next run.
+        sha256: the expected digest; None: the digest recorded by an earlier run, if any.
+        headers: extra headers, such as credentials; requests drops Authorization on redirects to another host.
+        backoff_s: pause after the first failure; doubles with each failure. Five failures in a row without progress
+            end the download; the next run resumes it.
 
     Raises:
-        SourceError: the address does not answer or refuses, or the digest is another one; the file is then removed.
+        SourceError: the server does not answer or rejects the request; or the digest differs, and the file is removed.
     """
     record = target.with_name(f"{target.name}.sha256")
     if target.is_file():
@@ -50,7 +50,7 @@ def download(
         if expected in (None, digest):
             _record(record, target, digest)
             return digest
-        log.warning("%s has changed since it was fetched; fetching it again", target)
+        log.warning("%s has changed since its download; downloading it again", target)
         target.unlink()
     partial = target.with_name(f".{target.name}.part")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def download(
     if sha256 is not None and digest != sha256.lower():
         partial.unlink()
         raise SourceError(
-            f"{url}: what came has the sha256 {digest}, expected {sha256.lower()}; it was removed: "
+            f"{url}: the file has the sha256 {digest}, expected {sha256.lower()}, and was removed; "
             "run the same command again, or correct the digest if a new version was published"
         )
     partial.replace(target)
@@ -85,28 +85,28 @@ def _fetch(url: str, partial: Path, headers: dict[str, str], backoff_s: float) -
             with requests.Session() as session:
                 if _fetch_once(session, url, partial, headers):
                     return
-            problem = "the connection was cut"
+            problem = "the connection was interrupted"
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            problem = _why(error)
+            problem = _problem(error)
         after = partial.stat().st_size if partial.exists() else 0
         failures = 1 if after > before else failures + 1
         if failures >= ATTEMPTS:
             raise SourceError(
                 f"{url}: {problem}, {ATTEMPTS} times in a row; {after:,} bytes are kept: "
-                "run the same command again to go on from there"
+                "run the same command again to resume"
             )
         pause = backoff_s * 2 ** (failures - 1)
-        log.warning("%s: %s after %s bytes; trying again in %g s", url, problem, f"{after:,}", pause)
+        log.warning("%s: %s after %s bytes; retrying in %g s", url, problem, f"{after:,}", pause)
         time.sleep(pause)
 
 
 def _fetch_once(session: requests.Session, url: str, partial: Path, headers: dict[str, str]) -> bool:
-    """Append to `partial` until the end or a cut; return whether it is whole."""
+    """Append to `partial` until the end or an interruption; return whether it is complete."""
     version, have = _version(partial, url)
-    asked = {**headers, "Accept-Encoding": "identity"}
+    sent = {**headers, "Accept-Encoding": "identity"}
     if have:
-        asked |= {"Range": f"bytes={have}-", "If-Range": version}
-    with session.get(url, headers=asked, stream=True, timeout=_TIMEOUT_S) as response:
+        sent |= {"Range": f"bytes={have}-", "If-Range": version}
+    with session.get(url, headers=sent, stream=True, timeout=_TIMEOUT_S) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             if response.headers.get("Content-Range") == f"bytes */{have}":
                 return True
@@ -126,7 +126,7 @@ def _fetch_once(session: requests.Session, url: str, partial: Path, headers: dic
 def _append(response: requests.Response, partial: Path, have: int, total: int | None) -> None:
     bar = tqdm(total=total, initial=have, desc=partial.name[1:-5], unit="B", unit_scale=True, disable=None)
     with bar, partial.open("ab" if have else "wb") as file:
-        # read1 hands on what has come; iter_content would drop up to a chunk of it when the connection is cut.
+        # read1 returns the bytes received; iter_content would drop up to a chunk when the connection is interrupted.
         while chunk := response.raw.read1(_CHUNK_BYTES):
             file.write(chunk)
             bar.update(len(chunk))
@@ -134,42 +134,44 @@ def _append(response: requests.Response, partial: Path, have: int, total: int | 
 
 def _check(url: str, response: requests.Response) -> None:
     if url.startswith("https://") and not response.url.startswith("https://"):
-        raise SourceError(f"{url}: leads to {response.url}, which is not encrypted; nothing was fetched")
-    if response.status_code in _LATER:
+        raise SourceError(f"{url}: redirects to {response.url}, which is not encrypted; nothing was downloaded")
+    if response.status_code in _RETRY_STATUS:
         response.raise_for_status()
     if response.status_code in {401, 403}:
-        raise SourceError(f"{url}: refused ({response.status_code} {response.reason}); check the credentials and terms")
+        raise SourceError(
+            f"{url}: access denied ({response.status_code} {response.reason}); check the credentials and terms"
+        )
     if not response.ok:
         raise SourceError(f"{url}: not found ({response.status_code} {response.reason}); check the address")
 
 
 def _version(partial: Path, url: str) -> tuple[str, int]:
-    """Return the version of what `partial` holds and its size; size 0 where it cannot be gone on with."""
+    """Return the version and size of `partial`; size 0 if the download cannot be resumed."""
     try:
         known = json.loads(_version_file(partial).read_text(encoding="utf-8"))
         if known["url"] == url and known["version"]:
             return str(known["version"]), partial.stat().st_size
     except (OSError, ValueError, KeyError):
-        pass  # no part, or a kill before its version was written whole: start anew
+        pass  # no partial file, or no record of its version: start again
     return "", 0
 
 
 def _remember_version(partial: Path, url: str, response: requests.Response) -> None:
     etag = response.headers.get("ETag", "")
-    strong = "" if etag.startswith("W/") else etag  # If-Range takes no weak ones
+    strong = "" if etag.startswith("W/") else etag  # If-Range requires a strong one
     version = strong or response.headers.get("Last-Modified", "")
     partial.unlink(missing_ok=True)
     with atomic_file(_version_file(partial)) as written:
         written.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
 
 
-def _why(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:
+def _problem(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:
     if isinstance(error, requests.HTTPError):
         return f"the server answers {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "the server does not answer in time"
     if isinstance(error, urllib3.exceptions.HTTPError):
-        return "the connection was cut"
+        return "the connection was interrupted"
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached"
     return str(error)

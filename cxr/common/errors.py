@@ -1,24 +1,24 @@
-"""Every error that a user can cause or mend.
+"""All errors that a user can cause or fix.
 
 CxrError
- +-- ParamsError           params.yaml or an override is not what a step takes
- +-- SourceError           raw images cannot be fetched or laid out
- +-- ImageError            one file is not an image that can be read
- +-- DataError             a manifest, split or packed array is missing or contradicts another
- |    +-- GateError        the data are readable and not good enough to go on
- +-- WeightsError          weights or a saved model cannot be loaded or fail their hash
- +-- TrainingError         training cannot go on (non-finite loss)
- +-- RegistryError         the tracking store or registry lacks what was asked for
- +-- PromotionRefusedError the evidence speaks against the promotion
- +-- PromotionHeldError    the evidence does not decide the promotion; a person has to look
+ +-- ParamsError           a parameter is unknown or invalid
+ +-- SourceError           raw images cannot be fetched or have an unknown layout
+ +-- ImageError            a file is not an image that can be read
+ +-- DataError             a manifest, split or image array is missing or contradicts another input
+ |    +-- GateError        the data do not pass a data-quality gate
+ +-- WeightsError          weights or a saved model cannot be loaded or fail the hash check
+ +-- TrainingError         training cannot continue (non-finite loss)
+ +-- RegistryError         the tracking store or registry has no such entry or does not answer
+ +-- PromotionRefusedError the challenger is not good enough
+ +-- PromotionHeldError    the promotion needs a person's decision
 
-The command line prints the message as one line and exits with `exit_code`, so a message says
-what was expected, what came, and what to do now.
+The command line prints the message as one line and exits with `exit_code`. A message states what was expected, what was
+found, and what to do.
 """
 
 
 class CxrError(Exception):
-    """Base of all errors that are reported as one line, without a traceback."""
+    """Base of all errors that are printed as one line, without a traceback."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class ParamsError(CxrError):
 
 
 class SourceError(CxrError):
-    """A source of images cannot be reached, is corrupt or has an unknown layout."""
+    """A source of images cannot be reached, is damaged or has an unknown layout."""
 
     exit_code = 3
 
@@ -38,9 +38,9 @@ class SourceError(CxrError):
 class ImageError(CxrError):
     """A file is not an image that can be read.
 
-    `reason` is one of "empty", "truncated", "not an image", "larger than the pixel limit"; of a DICOM file also
-    "no pixels", "several frames", "colour", "other modality", "other body part", "lateral view", "for processing",
-    "unsupported encoding"; of an image that is asked about also "colour" and "not a chest X-ray" (cxr/inference/input_checks.py).
+    `reason` is "empty", "truncated", "not an image" or "larger than the pixel limit"; of a DICOM file also "no pixels",
+    "several frames", "colour", "other modality", "other body part", "lateral view", "for processing" or "unsupported
+    encoding"; of an image to classify also "colour" or "not a chest X-ray" (cxr/inference/input_checks.py).
     """
 
     exit_code = 4

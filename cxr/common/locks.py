@@ -1,7 +1,7 @@
-"""Locks that are files: they hold between threads, processes and, on a shared file system, machines.
+"""File locks between threads, processes and, on a shared file system, machines.
 
-The operating system lets go of a lock when its holder is gone, killed outright included: none is ever stale.
-The files stay; an empty file that nobody holds means nothing.
+The operating system releases a lock when its holder ends or is killed, so no lock is ever stale. The lock files stay;
+they are empty and have no meaning without a holder.
 """
 
 import fcntl
@@ -15,16 +15,16 @@ _POLL_SECONDS = 0.2
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock `path` for the length of the block; wait for it as long as another holds it."""
+    """Hold the lock `path` during the block; wait while another holder has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:  # each call opens it anew, so that threads exclude each other too
+    with path.open("ab") as file:  # opened in each call, so that threads exclude each other too
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def any_file_lock(paths: list[Path]) -> Iterator[Path]:
-    """Hold the first of `paths` that nobody holds, waiting for one to come free; yields which it is."""
+    """Hold the first free lock of `paths` during the block and yield its path; wait while none is free."""
     while True:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)

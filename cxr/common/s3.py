@@ -1,7 +1,7 @@
-"""Images in an S3 bucket: a prefix mirrored to a folder, fetching only what is missing or changed, or read as it is.
+"""Images in an S3 bucket: read objects of a prefix, or mirror a prefix to a folder.
 
-The endpoint and the keys come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
-whatever else boto3 reads.
+Endpoint and keys come from the environment variables and files that boto3 reads, such as AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from cxr.common.errors import SourceError
@@ -27,7 +32,7 @@ _CONNECTIONS = 8
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """An object of a bucket; `etag` changes when its bytes do."""
+    """An object of a bucket; `etag` changes when its bytes change."""
 
     key: str
     etag: str
@@ -35,10 +40,10 @@ class RemoteObject:
 
 
 class Prefix:
-    """The objects under `s3://bucket/prefix`, read into memory one at a time; several threads may read.
+    """The objects under `s3://bucket/prefix`. Safe to read from several threads.
 
     Raises, in every method:
-        SourceError: the bucket cannot be reached or refuses.
+        SourceError: the bucket cannot be reached or denies access.
     """
 
     def __init__(self, address: str) -> None:
@@ -48,14 +53,12 @@ class Prefix:
             self._client = _connect()
 
     def objects(self) -> dict[str, RemoteObject]:
-        """Return path below the prefix -> object; none where there is nothing under it."""
+        """Return path below the prefix -> object; empty if there are none."""
         with _bucket_errors(self._address):
             return _list(self._client, self._bucket, self._prefix)
 
     def read(self, key: str) -> bytes:
-        """Return an object's bytes. Raises FileNotFoundError where it went since it was listed."""
-        from botocore.exceptions import ClientError
-
+        """Return an object's bytes. Raises FileNotFoundError if it was deleted since it was listed."""
         with _bucket_errors(self._address):
             try:
                 return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
@@ -66,13 +69,13 @@ class Prefix:
 
 
 def mirror(address: str, downloads: Path) -> Path:
-    """Bring `s3://bucket/prefix` to a folder below `downloads` and return it.
+    """Mirror `s3://bucket/prefix` to a folder below `downloads` and return the folder.
 
-    A prefix that is itself one object comes as the file `<folder>/<name of the object>`. Objects
-    that went from the bucket go from the folder.
+    Only missing and changed objects are downloaded; files whose objects were deleted are removed. A prefix that is the
+    name of one object becomes the file `<folder>/<name of the object>`.
 
     Raises:
-        SourceError: the bucket cannot be reached or refuses, or there is nothing under the prefix.
+        SourceError: the bucket cannot be reached or denies access, or there are no objects under the prefix.
     """
     bucket, prefix = _parts(address)
     folder = downloads / f"s3-{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:16]}"
@@ -80,7 +83,7 @@ def mirror(address: str, downloads: Path) -> Path:
         client = _connect()
         objects = _list(client, bucket, prefix)
         if not objects:
-            raise SourceError(f"{address}: there is nothing under this prefix; check bucket and prefix")
+            raise SourceError(f"{address}: no objects under this prefix; check bucket and prefix")
         _update(client, bucket, objects, folder)
     return folder
 
@@ -88,23 +91,17 @@ def mirror(address: str, downloads: Path) -> Path:
 def _parts(address: str) -> tuple[str, str]:
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     if not bucket:
-        raise SourceError(f"{address} names no bucket; expected s3://bucket/prefix")
+        raise SourceError(f"{address} has no bucket; expected s3://bucket/prefix")
     return bucket, prefix
 
 
 def _connect() -> S3Client:
-    import boto3
-    from botocore.config import Config
-
     return boto3.Session().client("s3", config=Config(max_pool_connections=_CONNECTIONS, retries={"mode": "standard"}))
 
 
 @contextmanager
 def _bucket_errors(address: str) -> Iterator[None]:
-    """Turn what boto3 raises into one line that names the address and no key."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    """Turn boto3's errors into one line with the address and without keys."""
     try:
         yield
     except (Boto3Error, BotoCoreError, ClientError) as error:
@@ -121,18 +118,16 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
         for item in page.get("Contents", []):
             key = item["Key"]
             if key.endswith("/") or not (key == prefix or key.startswith(below)):
-                continue  # a folder's marker, or a neighbour such as `images-old/` beside `images`
+                continue  # a folder's placeholder, or a neighbour such as `images-old/` of `images`
             path = PurePosixPath(key).name if key == prefix else key.removeprefix(below)
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise SourceError(f"s3://{bucket}/{key} would leave the folder; nothing was fetched")
+                raise SourceError(f"s3://{bucket}/{key} is outside the folder; nothing was downloaded")
             found[path] = RemoteObject(key, item["ETag"], item["Size"])
     return found
 
 
 def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], folder: Path) -> None:
-    from boto3.s3.transfer import TransferConfig
-
-    # The record lies beside the folder: inside it would count as one of the images.
+    # The record is beside the folder, because a file inside would count as an image.
     record = folder.with_name(f"{folder.name}.json")
     held: dict[str, str] = read_json(record) if record.is_file() else {}
     for path in [path for path in held if path not in objects]:
@@ -140,14 +135,14 @@ def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], fol
         del held[path]
     wanted = [path for path in objects if held.get(path) != objects[path].etag or not (folder / path).is_file()]
 
-    def bring(path: str) -> str:
+    def download(path: str) -> str:
         with atomic_file(folder / path) as partial:
             client.download_file(bucket, objects[path].key, str(partial), Config=TransferConfig(use_threads=False))
         return path
 
     try:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            for path in tqdm(pool.map(bring, wanted), total=len(wanted), desc=bucket, unit="file", disable=None):
+            for path in tqdm(pool.map(download, wanted), total=len(wanted), desc=bucket, unit="file", disable=None):
                 held[path] = objects[path].etag
     finally:
-        write_json(record, held)  # after a cut, too: the next run goes on from here
+        write_json(record, held)  # after an interruption, too: the next run resumes here

@@ -1,12 +1,12 @@
-"""Libraries that warn about the files they read, and quote them."""
+"""Silence libraries whose warnings quote the files they read."""
 
 import warnings
 
 
 def ignore_warnings_of(library: str) -> None:
-    """Ignore the warnings of all modules of `library`, for good.
+    """Ignore the warnings of all modules of `library`, permanently.
 
-    A filter that stays is safe among threads; one that is set and taken back is not.
+    A permanent filter is thread-safe; a filter that is set and removed is not.
     """
     pattern = rf"{library}\."
     if not any(entry[0] == "ignore" and getattr(entry[3], "pattern", None) == pattern for entry in warnings.filters):

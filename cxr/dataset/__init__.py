@@ -1,1 +1,1 @@
-"""From raw sets to one manifest, splits and an image array; the synthetic sample."""
+"""From raw sets to one manifest, splits and one image array; the synthetic sample."""

@@ -1,4 +1,4 @@
-"""Which of the images that came in are kept: one of each picture, and none whose copies disagree on the label."""
+"""Keep one image of each group of duplicates, and none of a group whose labels disagree."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,75 +6,81 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.dataset.ingest import Refused, Taken
-from cxr.dataset.layouts import Refusal
-from cxr.dataset.near_duplicates import Pairs, alike_pairs, components, correlation_of
+from cxr.dataset.ingest import Accepted, Rejected
+from cxr.dataset.near_duplicates import Pairs, connected_groups, correlation_of, similar_pairs
+from cxr.dataset.raw_set import Rejection
 
 CONFLICTING = "conflicting labels"
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """An image left out because `kept` is the same picture: the same bytes, or nearly the same thumbnail."""
+    """An image that is left out as a duplicate of `kept`: the same bytes, or nearly the same thumbnail."""
 
-    image: Taken
-    kept: Taken
+    image: Accepted
+    kept: Accepted
     kind: Literal["exact", "near"]
     correlation: float
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """What became of the images.
+class Deduplicated:
+    """The images by result.
 
-    kept         sorted by image_id
-    duplicates   sorted by source and path
-    conflicting  images whose copies have another label; `refused` says so for each
-    near_duplicates  (image_id, image_id, correlation) of kept images that a split must not part, sorted
-    patients     patient_id as read from the path -> patient_id to use: two that share an image are one
+    kept             sorted by image_id
+    duplicates       sorted by source and path
+    conflicting      images that have a duplicate with another label
+    rejected         one entry for each of `conflicting`
+    near_duplicates  (image_id, image_id, correlation) of kept images that must be in the same split, sorted
+    patients         patient_id of the raw set -> patient_id to use; two patients that share an image become one
     """
 
-    kept: list[Taken]
+    kept: list[Accepted]
     duplicates: list[Duplicate]
-    conflicting: list[Taken]
-    refused: list[Refused]
+    conflicting: list[Accepted]
+    rejected: list[Rejected]
     near_duplicates: list[tuple[str, str, float]]
     patients: dict[str, str]
 
 
-def sort_out(images: list[Taken], *, same_image: float, near_duplicate: float) -> Sorted:
-    """Keep one image of each picture: the one with most pixels, of these the first of `images`.
+def deduplicate(images: list[Accepted], *, duplicate: float, near_duplicate: float) -> Deduplicated:
+    """Keep the largest image of each group of duplicates; of equally large ones the first.
 
-    Images whose thumbnails correlate at `same_image` or more are one picture, as are equal bytes;
-    where the images of one picture have different labels, none is kept.
+    Images are duplicates when their bytes are equal or their thumbnails correlate at `duplicate` or more. Of a group
+    with different labels none is kept.
+
+    Args:
+        images: all accepted images.
+        duplicate: correlation of thumbnails from which images are duplicates, 0 to 1.
+        near_duplicate: correlation from which kept images must be in the same split, 0 to 1.
     """
     thumbnails = np.array([image.image.thumbnail for image in images], np.uint8).reshape(-1, 32, 32)
-    alike = _alike(images, thumbnails, min(same_image, near_duplicate))
-    group_of = components(len(images), alike.at_least(same_image).rows)
-    kept, duplicates, conflicting, refused = [], [], [], []
-    kept_row: dict[int, Taken] = {}
+    similar = _similar(images, thumbnails, min(duplicate, near_duplicate))
+    group_of = connected_groups(len(images), similar.at_least(duplicate).rows)
+    kept, duplicates, conflicting, rejected = [], [], [], []
+    kept_row: dict[int, Accepted] = {}
     for rows in _members(group_of):
         group = [images[row] for row in rows]
-        if len({image.placement.label for image in group}) > 1:
+        if len({image.annotation.label for image in group}) > 1:
             conflicting += group
-            refused += _conflicts(group)
+            rejected += _conflicts(group)
             continue
         best = min(rows, key=lambda row: (-images[row].image.width * images[row].image.height, row))
         kept.append(images[best])
         kept_row[best] = images[best]
         duplicates += [_duplicate(images, thumbnails, row, best) for row in rows if row != best]
-    return Sorted(
+    return Deduplicated(
         kept=sorted(kept, key=lambda image: image.image_id),
         duplicates=sorted(duplicates, key=lambda row: (row.image.source, row.image.path)),
         conflicting=conflicting,
-        refused=refused,
-        near_duplicates=_near_duplicates(alike.at_least(near_duplicate), kept_row),
+        rejected=rejected,
+        near_duplicates=_near_duplicates(similar.at_least(near_duplicate), kept_row),
         patients=_patients(images, group_of),
     )
 
 
-def _alike(images: list[Taken], thumbnails: NDArray[np.uint8], at_least: float) -> Pairs:
-    """Pairs of equal bytes (correlation 1), and pairs of alike thumbnails among images of different bytes."""
+def _similar(images: list[Accepted], thumbnails: NDArray[np.uint8], at_least: float) -> Pairs:
+    """Return pairs of equal bytes (correlation 1), and pairs of similar thumbnails among images of different bytes."""
     first_row: dict[str, int] = {}
     equal = []
     for row, image in enumerate(images):
@@ -83,7 +89,7 @@ def _alike(images: list[Taken], thumbnails: NDArray[np.uint8], at_least: float) 
             equal.append((first, row))
     different = np.array(list(first_row.values()), np.int64)
     hashes = np.array([images[row].image.phash for row in different], np.uint64)
-    near = alike_pairs(hashes, thumbnails[different], at_least=at_least)
+    near = similar_pairs(hashes, thumbnails[different], at_least=at_least)
     rows = np.concatenate([np.array(equal, np.int64).reshape(-1, 2), different[near.rows]])
     return Pairs(rows, np.concatenate([np.ones(len(equal)), near.correlation]))
 
@@ -95,19 +101,20 @@ def _members(group_of: NDArray[np.int64]) -> list[list[int]]:
     return list(members.values())
 
 
-def _conflicts(group: list[Taken]) -> list[Refused]:
-    said = "; ".join(f"{image.source}/{image.path} is {image.placement.label}" for image in group)
-    return [Refused(image.source, image.path, Refusal(CONFLICTING, f"one picture: {said}")) for image in group]
+def _conflicts(group: list[Accepted]) -> list[Rejected]:
+    labels = "; ".join(f"{image.source}/{image.path} is {image.annotation.label}" for image in group)
+    rejection = Rejection(CONFLICTING, f"duplicates with different labels: {labels}")
+    return [Rejected(image.source, image.path, rejection) for image in group]
 
 
-def _duplicate(images: list[Taken], thumbnails: NDArray[np.uint8], row: int, kept: int) -> Duplicate:
+def _duplicate(images: list[Accepted], thumbnails: NDArray[np.uint8], row: int, kept: int) -> Duplicate:
     if images[row].image.sha256 == images[kept].image.sha256:
         return Duplicate(images[row], images[kept], "exact", 1.0)
     correlation = float(correlation_of(thumbnails, np.array([[row, kept]]))[0])
     return Duplicate(images[row], images[kept], "near", correlation)
 
 
-def _near_duplicates(pairs: Pairs, kept_row: dict[int, Taken]) -> list[tuple[str, str, float]]:
+def _near_duplicates(pairs: Pairs, kept_row: dict[int, Accepted]) -> list[tuple[str, str, float]]:
     found = []
     for (one, other), correlation in zip(pairs.rows.tolist(), pairs.correlation.tolist(), strict=True):
         if one in kept_row and other in kept_row:
@@ -116,17 +123,16 @@ def _near_duplicates(pairs: Pairs, kept_row: dict[int, Taken]) -> list[tuple[str
     return sorted(found)
 
 
-def _patients(images: list[Taken], group_of: NDArray[np.int64]) -> dict[str, str]:
-    """Two patient numbers that share a picture are one person, named by the first of them.
+def _patients(images: list[Accepted], group_of: NDArray[np.int64]) -> dict[str, str]:
+    """Merge patients that share an image; the merged patient has the first of their patient_ids.
 
-    Otherwise a person's other images could lie in training while the kept copy, under the other
-    number, is tested.
+    Otherwise other images of the patient could be in training while the kept copy is in the test set.
     """
     names = sorted({image.patient_id for image in images})
     number = {name: index for index, name in enumerate(names)}
     patient = np.array([number[image.patient_id] for image in images], np.int64)
     first_of_group: dict[int, int] = {}
     rows = [(first_of_group.setdefault(group, row), row) for row, group in enumerate(group_of.tolist())]
-    person = components(len(names), patient[np.array(rows, np.int64).reshape(-1, 2)])
+    merged = connected_groups(len(names), patient[np.array(rows, np.int64).reshape(-1, 2)])
     first_name: dict[int, str] = {}
-    return {name: first_name.setdefault(one, name) for name, one in zip(names, person.tolist(), strict=True)}
+    return {name: first_name.setdefault(one, name) for name, one in zip(names, merged.tolist(), strict=True)}

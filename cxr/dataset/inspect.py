@@ -1,4 +1,4 @@
-"""One file as it came in: is it an image, and what describes it (digest, perceptual hash, grey levels)."""
+"""Description of one raw image: digest, perceptual hash, size and grey levels."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,23 +7,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.common.errors import ImageError
-from cxr.dataset.layouts import Refusal
 from cxr.imaging.decode import Header, decode_grey, read_header
 
 THUMBNAIL_SIDE_PX = 32
 _HASH_SIDE = 8
-# Statistics, hash and thumbnail need no more; large JPEG images decode several times faster at reduced scale.
+# Enough for statistics, hash and thumbnail; large JPEG images decode several times faster at reduced scale.
 _DECODED_SIDE_PX = 256
 
 
 @dataclass(frozen=True)
-class Image:
-    """A file that is a readable image.
+class InspectedImage:
+    """Description of a readable image.
 
     phash          64-bit perceptual hash
     width, height  pixels as stored
-    grey_*         of the decoded image on the 8-bit scale; saturated_share: pixels that are 0 or 255
+    mode           see cxr.imaging.decode.Header
+    grey_*         of the decoded image, 0 to 255; saturated_share: share of pixels that are 0 or 255
     thumbnail      (32, 32) uint8, area-averaged
     """
 
@@ -41,27 +40,27 @@ class Image:
     thumbnail: NDArray[np.uint8]
 
 
-def examine(data: bytes, *, name: str, max_pixels: int) -> Image | Refusal:
-    """Return what describes the image in `data`, or why it is not one.
+def inspect_image(data: bytes, *, name: str, max_pixels: int) -> InspectedImage:
+    """Decode an image at reduced scale and describe it.
 
-    The header is read before anything is decoded, so that a small file that claims a huge picture costs nothing.
+    The header is read first, so that a small file that claims a huge size costs nothing.
+
+    Raises:
+        ImageError: `data` is not an image that can be read; see cxr.imaging.decode.read_header.
     """
-    try:
-        header = read_header(data, name=name, max_pixels=max_pixels)
-        grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=_DECODED_SIDE_PX)
-    except ImageError as error:
-        return Refusal(error.reason, str(error))
+    header = read_header(data, name=name, max_pixels=max_pixels)
+    grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=_DECODED_SIDE_PX)
     return _describe(data, grey, header)
 
 
-def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Image:
+def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> InspectedImage:
     side = THUMBNAIL_SIDE_PX
     thumbnail = np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
     shares = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
     levels = np.arange(256)
     mean = float(shares @ levels)
     cumulated = np.cumsum(shares)
-    return Image(
+    return InspectedImage(
         sha256=hashlib.sha256(data).hexdigest(),
         phash=perceptual_hash(thumbnail),
         width=header.width,
@@ -78,9 +77,9 @@ def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Image:
 
 
 def perceptual_hash(thumbnail: NDArray[np.uint8]) -> int:
-    """Return the 64-bit hash of a (32, 32) thumbnail: signs of its 8 x 8 lowest DCT terms about their median.
+    """Return the 64-bit hash of a (32, 32) thumbnail: its 8 x 8 lowest DCT terms, above their median or not.
 
-    The constant term is left out of the median, so that exposure does not move it.
+    The median excludes the constant term, so that exposure does not change it.
     """
     lowest = cv2.dct(thumbnail.astype(np.float32))[:_HASH_SIDE, :_HASH_SIDE].ravel()
     bits = np.packbits(lowest > np.median(lowest[1:]))

@@ -1,14 +1,14 @@
-"""A folder of a hospital's own: images anywhere below it, and labels.csv at its top that says what they are.
+"""A folder of images in any structure, DICOM included, with their labels in labels.csv at its top.
 
 labels.csv (UTF-8, with a header line):
 
 `path`            the image, relative to the folder, with forward slashes
 `label`           one of cxr.common.classes.LABELS
-`patient_id`      optional; who the image is of, in the hospital's words
+`patient_id`      optional; the hospital's own patient number
 `official_split`  optional; a part that the hospital has set aside, such as `test`; empty: `all`
 
-Who a DICOM image is of stands in its PatientID; a `patient_id` in labels.csv comes first. Neither is kept: what goes
-on is a digest (see cxr/dicom/deidentify.py). An image that names nobody counts as a person of its own.
+Without a `patient_id` in labels.csv, the patient of a DICOM image is its PatientID. Neither is stored: both are
+replaced by a digest (see cxr/dicom/deidentify.py). An image without a patient counts as a patient of its own.
 """
 
 import csv
@@ -18,46 +18,15 @@ from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import ImageError, SourceError
-from cxr.dataset.layouts import Placement, Refusal
-from cxr.dicom.deidentify import patient_digest, patient_key, read_identity, without_patient
+from cxr.dataset.raw_set import Annotation, Rejection, files_below
+from cxr.dicom.deidentify import deidentified, patient_digest, patient_key, read_identity
 from cxr.imaging.decode import is_dicom
-
-LABELLED = "labelled"
-"""The layout's name in params.yaml."""
 
 LABELS_FILE = "labels.csv"
 NOT_LABELLED = "not in labels.csv"
 
-_COLUMNS = ("path", "label")
+_REQUIRED = ("path", "label")
 _OPTIONAL = ("patient_id", "official_split")
-
-
-@dataclass(frozen=True)
-class LabelledFolder:
-    """A folder whose images are labelled by a table. Its repr shows no patient."""
-
-    folder: Path
-    rows: Mapping[PurePosixPath, "Row"] = field(repr=False)
-    key: bytes = field(repr=False)
-
-    def place(self, path: PurePosixPath, data: bytes) -> Placement | Refusal:
-        """Return what is known of the image `path`, relative to the folder, or why it is not taken."""
-        row = self.rows.get(path)
-        if row is None:
-            return Refusal(NOT_LABELLED, f"has no line in {LABELS_FILE}; add one, or leave the file out")
-        try:
-            patient, issuer = _patient(row, path, data)
-        except ImageError as error:
-            return Refusal(error.reason, str(error))
-        return Placement(row.label, row.official_split, patient_digest(patient, issuer=issuer, key=self.key))
-
-    def kept(self, path: PurePosixPath, data: bytes, *, max_pixels: int) -> bytes:
-        """Return what of the image may be kept: of a DICOM image its picture, of another the file as it came.
-
-        Raises:
-            ImageError: a DICOM file is no image that can be read.
-        """
-        return without_patient(data, name=str(path), max_pixels=max_pixels) if is_dicom(data) else data
 
 
 @dataclass(frozen=True)
@@ -69,46 +38,94 @@ class Row:
     patient_id: str = field(repr=False)
 
 
-def read_labelled_folder(folder: Path) -> LabelledFolder:
-    """Read a folder's labels.csv, and the key for its patients' digests.
+@dataclass(frozen=True)
+class LabelledSet:
+    """The images of a folder with labels.csv. Its repr shows no patient."""
 
-    Raises:
-        SourceError: labels.csv is missing or not what is expected (names the line), or there is no key.
-    """
-    table = folder / LABELS_FILE
+    folder: Path
+    paths: Sequence[PurePosixPath]
+    rows: Mapping[PurePosixPath, Row] = field(repr=False)
+    key: bytes = field(repr=False)
+
+    def annotate(self, path: PurePosixPath, data: bytes) -> Annotation | Rejection:
+        """Return label, part and patient digest of an image, or why it has none."""
+        row = self.rows.get(path)
+        if row is None:
+            return Rejection(NOT_LABELLED, f"the file has no line in {LABELS_FILE}; add one or remove the file")
+        try:
+            patient, issuer = _patient(row, path, data)
+        except ImageError as error:
+            return Rejection(error.reason, str(error))
+        return Annotation(row.label, row.official_split, patient_digest(patient, issuer=issuer, key=self.key))
+
+    def stored_bytes(self, path: PurePosixPath, data: bytes, *, max_pixels: int) -> bytes:
+        """Return a DICOM image without its patient, and any other file unchanged.
+
+        Raises:
+            ImageError: a DICOM file is not a readable image.
+        """
+        return deidentified(data, name=str(path), max_pixels=max_pixels) if is_dicom(data) else data
+
+
+@dataclass(frozen=True)
+class LabelledFolder:
+    """The layout of a folder with labels.csv."""
+
+    source_name: str = "hospital"
+    marker: str = LABELS_FILE
+    covers_location: bool = True
+
+    def open(self, location: Path) -> LabelledSet:
+        """Read labels.csv and the key of the patient digests, and list the files.
+
+        Raises:
+            SourceError: labels.csv is missing or invalid (names the line) or names absent files, or there is no key.
+        """
+        rows = _read_rows(location / LABELS_FILE)
+        folder = location.resolve()
+        paths = [path for path in files_below(folder) if path != PurePosixPath(LABELS_FILE)]
+        if missing := sorted(map(str, rows.keys() - set(paths))):
+            raise SourceError(
+                f"{folder / LABELS_FILE} names {len(missing)} files that do not exist, such as {missing[0]}; "
+                "add the files or remove their lines"
+            )
+        return LabelledSet(folder, paths, rows, patient_key())
+
+
+def _read_rows(table: Path) -> dict[PurePosixPath, Row]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             _check_columns(table, reader.fieldnames or ())
             rows = _rows(table, reader)
     except FileNotFoundError:
-        raise SourceError(f"{table} is missing: expected a table with the columns {', '.join(_COLUMNS)}") from None
+        raise SourceError(f"{table} is missing: expected a table with the columns {', '.join(_REQUIRED)}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{table} cannot be read as CSV in UTF-8: {type(error).__name__}; write it again") from None
     if not rows:
-        raise SourceError(f"{table} has no line below its header; expected one an image")
-    return LabelledFolder(folder.resolve(), rows, patient_key())
+        raise SourceError(f"{table} has no line below its header; expected one line per image")
+    return rows
 
 
 def _check_columns(table: Path, columns: Sequence[str]) -> None:
-    missing = [column for column in _COLUMNS if column not in columns]
+    missing = [column for column in _REQUIRED if column not in columns]
     if missing:
         raise SourceError(
-            f"{table}: missing in its header: {', '.join(missing)}; "
-            f"expected {', '.join(_COLUMNS)}, and where known {', '.join(_OPTIONAL)}"
+            f"{table}: its header lacks {', '.join(missing)}; "
+            f"expected {', '.join(_REQUIRED)}, and optionally {', '.join(_OPTIONAL)}"
         )
 
 
 def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[PurePosixPath, Row]:
     rows: dict[PurePosixPath, Row] = {}
     for line in reader:
-        values = {column: (line.get(column) or "").strip() for column in (*_COLUMNS, *_OPTIONAL)}
+        values = {column: (line.get(column) or "").strip() for column in (*_REQUIRED, *_OPTIONAL)}
         path = PurePosixPath(values["path"])
         where = f"{table}, line {reader.line_num}"
         if not values["path"] or path.is_absolute() or ".." in path.parts:
-            raise SourceError(f"{where}: path has to be of a file below the folder, relative to it")
+            raise SourceError(f"{where}: path must name a file below the folder, relative to it")
         if values["label"] not in LABELS:
-            raise SourceError(f"{where}: label has to be one of {', '.join(LABELS)}, got {values['label']!r}")
+            raise SourceError(f"{where}: label must be one of {', '.join(LABELS)}, got {values['label']!r}")
         if path in rows:
             raise SourceError(f"{where}: {path} has a line already; keep one")
         label = next(label for label in LABELS if label == values["label"])
@@ -117,7 +134,7 @@ def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[PurePosixPath, Row
 
 
 def _patient(row: Row, path: PurePosixPath, data: bytes) -> tuple[str, str]:
-    """Return a patient's number and who issued it; for an image that names nobody its own path."""
+    """Return the patient number and its issuer; for an image without a patient its path."""
     if row.patient_id:
         return row.patient_id, ""
     if is_dicom(data):

@@ -1,134 +1,107 @@
-"""How the two public sets lie in their folders: label, official part and patient of an image from its path.
+"""The table of layouts of raw images, and the file names of the two public sets.
+
+A new layout is one entry in `LAYOUTS`: a `ClassFolders` with its own function from file name to label and patient, or
+a class of its own that provides `cxr.dataset.raw_set.Layout`.
 
 `chest_xray`  Kermany, Zhang, Goldbaum 2018 (doi 10.17632/rscbjbr9sj.2)
               chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/
               personN_bacteria_M.jpeg, personN_virus_M.jpeg; IM-NNNN-MMMM.jpeg, NORMAL2-IM-NNNN-MMMM.jpeg
 `covid19`     Kaggle pranavraikokte/covid19-image-dataset
               Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}/
+`labelled`    images in any folder structure, DICOM included, and labels.csv: see cxr/dataset/labelled_folder.py
 
-Numbers restart between the official parts, so a patient's id holds source and part. Where names
-leave open whether two images are of one person, they count as one: a split may then be coarser
-than it had to be, and never leaks.
+In the public sets patient numbers restart in each official part, so a patient ID holds source and part. Where file
+names do not show whether two images are of one patient, both get the same patient ID. A split may then be coarser than
+necessary, but no patient leaks.
 """
 
-import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from cxr.common.classes import Label
-from cxr.common.errors import SourceError
-
-LayoutName = Literal["chest_xray", "covid19"]
-"""Of the public sets; a hospital's own folder has the layout `labelled`, see cxr.dataset.labelled_folder."""
-
-UNKNOWN_FOLDER = "unknown class folder"
-UNKNOWN_NAME = "unknown class in the file name"
+from cxr.common.errors import ParamsError, SourceError
+from cxr.dataset.class_folders import UNKNOWN_NAME, ClassFolders
+from cxr.dataset.labelled_folder import LabelledFolder
+from cxr.dataset.raw_set import Layout, Rejection
 
 _PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<agent>bacteria|virus)_", re.IGNORECASE)
-# NORMAL2-IM-0383 and IM-0383 are taken for one person: the number alone groups (see docs/decisions.md).
+# NORMAL2-IM-0383 and IM-0383 count as one patient: only the number groups (see docs/decisions.md).
 _NORMAL = re.compile(r"(?:NORMAL\d*-)?IM-(?P<number>\d+)", re.IGNORECASE)
-# COVID-00003a and COVID-00003b, auntminnie-a-... and auntminnie-b-... are views of one person.
+# COVID-00003a and COVID-00003b, auntminnie-a-... and auntminnie-b-... are views of one patient.
 _VIEW_LETTER = re.compile(r"(?<=\d)[a-z]$|(?<=^auntminnie)-[a-z](?=-)")
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a file is not taken: `reason` groups, `detail` says what was found."""
-
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What is known of an image beside its pixels; `patient` is unique in its source."""
-
-    label: Label
-    official_split: str
-    patient: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One set's layout: the folder that holds the set, its parts and class folders."""
-
-    folder: str
-    parts: tuple[str, ...]
-    class_folders: tuple[str, ...]
-    place_name: Callable[[str, str], tuple[Label, str] | Refusal]
-
-    def place(self, path: PurePosixPath) -> Placement | Refusal:
-        """Return what `path`, relative to the set's folder, says of the image, or why it says too little."""
-        folders = list(path.parts[:-1])
-        while folders and folders[0] == self.folder:  # some zips hold the set a second time inside itself
-            folders.pop(0)
-        if len(folders) != 2 or folders[0] not in self.parts or folders[1] not in self.class_folders:
-            return Refusal(UNKNOWN_FOLDER, f"lies in {'/'.join(path.parts[:-1]) or '.'}; expected {self.expected}")
-        named = self.place_name(folders[1], path.stem)
-        return named if isinstance(named, Refusal) else Placement(named[0], folders[0], f"{folders[0]}/{named[1]}")
-
-    @property
-    def expected(self) -> str:
-        """The layout on one line, for messages."""
-        return f"{{{','.join(self.parts)}}}/{{{','.join(self.class_folders)}}}"
-
-
-def _place_kermany(folder: str, stem: str) -> tuple[Label, str] | Refusal:
+def _kermany_label_and_patient(folder: str, stem: str) -> tuple[Label, str] | Rejection:
     pneumonia = _PNEUMONIA.match(stem)
     if folder == "NORMAL":
         if pneumonia:
-            return Refusal(UNKNOWN_NAME, f"lies in NORMAL and its name says {pneumonia['agent'].lower()}")
+            return Rejection(UNKNOWN_NAME, f"the file is in NORMAL and its name says {pneumonia['agent'].lower()}")
         normal = _NORMAL.match(stem)
         return "normal", f"IM-{normal['number']}" if normal else stem
     if not pneumonia:
-        return Refusal(UNKNOWN_NAME, "lies in PNEUMONIA and its name is not personN_bacteria_M or personN_virus_M")
+        return Rejection(
+            UNKNOWN_NAME, "the file is in PNEUMONIA and its name is not personN_bacteria_M or personN_virus_M"
+        )
     return ("viral" if pneumonia["agent"].lower() == "virus" else "bacterial"), f"person{pneumonia['number']}"
 
 
-def _place_covid19(folder: str, stem: str) -> tuple[Label, str] | Refusal:
+def _covid19_label_and_patient(folder: str, stem: str) -> tuple[Label, str] | Rejection:
     labels: dict[str, Label] = {"Covid": "covid", "Normal": "normal", "Viral Pneumonia": "viral"}
     return labels[folder], f"{folder}/{_VIEW_LETTER.sub('', stem)}"
 
 
-LAYOUTS: dict[LayoutName, Layout] = {
-    "chest_xray": Layout("chest_xray", ("train", "val", "test"), ("NORMAL", "PNEUMONIA"), _place_kermany),
-    "covid19": Layout("Covid19-dataset", ("train", "test"), ("Covid", "Normal", "Viral Pneumonia"), _place_covid19),
-}
+KERMANY = ClassFolders(
+    source_name="kermany",
+    marker="chest_xray",
+    parts=("train", "val", "test"),
+    class_folders=("NORMAL", "PNEUMONIA"),
+    label_and_patient=_kermany_label_and_patient,
+)
+COVID19 = ClassFolders(
+    source_name="covid19",
+    marker="Covid19-dataset",
+    parts=("train", "test"),
+    class_folders=("Covid", "Normal", "Viral Pneumonia"),
+    label_and_patient=_covid19_label_and_patient,
+)
+
+LAYOUTS: Mapping[str, Layout] = {"chest_xray": KERMANY, "covid19": COVID19, "labelled": LabelledFolder()}
+"""Name of the layout in params.yaml -> layout."""
 
 
-def find_set(location: Path, layout: Layout) -> Path:
-    """Return the folder that holds the set's parts: `location` itself or the set's own folder below it.
+def layout_named(name: str) -> Layout:
+    """Return a layout by its name in params.yaml. Raises ParamsError for an unknown name."""
+    if name not in LAYOUTS:
+        raise ParamsError(f"ingest.sources: unknown layout {name!r}; expected one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def layouts_in(location: Path) -> list[str]:
+    """Return the names of the layouts whose sets are in `location`, a folder or a zip, in the order of `LAYOUTS`.
 
     Raises:
-        SourceError: neither has one of the parts; names the folder and the layout that was expected.
+        SourceError: `location` does not exist, is neither a folder nor a zip, or holds no set.
     """
-    for folder in (location / layout.folder, location):
-        parts = [inside / part for inside in (folder, folder / layout.folder) for part in layout.parts]
-        if any(part.is_dir() for part in parts):
-            return folder.resolve()
-    raise nothing_found(location, layout)
+    names = _top_names(location)
+    found = [name for name, layout in LAYOUTS.items() if layout.marker in names | {location.name}]
+    if not found:
+        expected = ", ".join(layout.marker for layout in LAYOUTS.values())
+        raise SourceError(
+            f"{location}: expected one of {expected} at its top, as Kaggle's archives unpack; "
+            f"found {', '.join(sorted(names)[:5]) or 'nothing'}"
+        )
+    return [name for name in found if LAYOUTS[name].covers_location][:1] or found
 
 
-def nothing_found(location: Path, layout: Layout) -> SourceError:
-    """Return the error for a location without an image, which says what is expected there."""
-    return SourceError(
-        f"{location}: no images of the set found; expected {layout.folder}/{layout.expected} below it; "
-        "unpack the set's zip there, or name the right folder, zip or address"
-    )
-
-
-def files_of(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield every file below `folder`, and every link to a folder, as sorted paths relative to it."""
-
-    def stop(error: OSError) -> None:
-        raise SourceError(f"{error.filename}: the folder cannot be read ({error.strerror}); mend its permissions")
-
-    for parent, folders, files in os.walk(folder, onerror=stop):
-        folders.sort()
-        here = Path(parent)
-        links = [name for name in folders if (here / name).is_symlink()]
-        for name in sorted(files + links):
-            yield PurePosixPath((here / name).relative_to(folder).as_posix())
+def _top_names(location: Path) -> set[str]:
+    if location.is_dir():
+        return {entry.name for entry in location.iterdir()}
+    if not location.exists():
+        raise SourceError(f"{location}: there is no such folder or zip of images")
+    try:
+        with zipfile.ZipFile(location) as archive:
+            return {PurePosixPath(name).parts[0] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        raise SourceError(f"{location}: neither a folder nor a zip") from None

@@ -1,14 +1,15 @@
-"""The manifest: one row for each image that ingest kept, in `data/raw/manifest.parquet`.
+"""The manifest, `data/raw/manifest.parquet`: one row for each image that ingest kept.
 
 Beside it in `data/raw`:
 
-`images/`              the kept files, byte for byte as they came, packed in zips (see cxr/dataset/shards.py);
-                      `python -m tasks.unpack FOLDER` makes a tree of them for people
-`statistics.parquet`  grey-level statistics of each image, same rows
-`duplicates.csv`      files left out because a kept image is the same picture
-`near_duplicates.csv`      pairs of kept images so alike that a split must not part them
-`quarantine.csv`      files left out, with the reason
-`ingest.json`         the count of every file that came in, and how each source is laid out
+`images/`              the kept images byte for byte, packed in zip files (see cxr/dataset/shards.py); DICOM images
+                       without their patient; `./run unpack FOLDER` unpacks them
+`statistics.parquet`   grey-level statistics of each image, same rows
+`duplicates.csv`       `source, path, sha256, kind, kept_image_id, correlation`: files left out as duplicates of a kept
+                       image; `kind` is "exact" (same bytes) or "near" (nearly the same thumbnail)
+`near_duplicates.csv`  `image_id_a, image_id_b, correlation`: pairs of kept images that must be in the same split
+`quarantine.csv`       `source, path, reason, detail`: rejected files; `path` is relative to the set's folder
+`ingest.json`          counts of all files by result and source, the layout of each source, the manifest's SHA-256
 """
 
 from pathlib import Path
@@ -35,10 +36,10 @@ MANIFEST_COLUMNS: dict[str, str] = {
 
 image_id        unique, stable between runs: source and the first 16 digits of the SHA-256
 source          name of the source in params.yaml, "kermany", "covid19"
-official_split  the part of its own set the image came from: "train", "val", "test"
-path            of the image in the shards of data/raw/images, and below the folder that tasks.unpack fills
+official_split  the part of its set: "train", "val", "test"; of a labelled folder any name
+path            of the image in the shards of data/raw/images, and below the folder that tasks.unpack writes
 label           one of cxr.common.classes.LABELS
-patient_id      groups images of one person; holds source and part, since numbers restart there
+patient_id      groups the images of one patient; holds source and part, because numbers restart in each part
 phash           64-bit perceptual hash, 16 hexadecimal digits
 width, height   pixels as stored
 mode            "L" (8-bit grey), "L16" (16-bit grey), "RGB" or "RGBA"
@@ -57,7 +58,7 @@ STATISTICS_COLUMNS: dict[str, str] = {
 
 
 def write_table(table: pd.DataFrame, columns: dict[str, str], path: Path) -> None:
-    """Write `table` as Parquet with exactly `columns`, in their order and dtypes."""
+    """Write the columns `columns` of `table` as Parquet, in their order and with their dtypes."""
     table[list(columns)].astype(columns).to_parquet(path, index=False)
 
 
@@ -65,14 +66,14 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     """Read a Parquet table and check that it has `columns`.
 
     Raises:
-        DataError: the file is missing, or a column is missing from it.
+        DataError: the file or one of its columns is missing.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro` to make it")
+        raise DataError(f"{path} is missing; run `dvc repro ingest`")
     table = pd.read_parquet(path)
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `dvc repro --force` to make it anew")
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `dvc repro --force ingest`")
     return table[list(columns)]
 
 
@@ -82,12 +83,12 @@ def read_manifest(raw: Path) -> pd.DataFrame:
 
 
 def read_splits(folder: Path) -> pd.DataFrame:
-    """Read the assignment of images to splits: `image_id, split, fold, label, patient_id`, a row an image.
+    """Read the assignment of images to splits: `image_id, split, fold, label, patient_id`, one row per image.
 
     Raises:
         DataError: the file is missing.
     """
     path = folder / "splits.csv"
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro split` to make it")
+        raise DataError(f"{path} is missing; run `dvc repro split`")
     return pd.read_csv(path, dtype={"image_id": "str", "split": "str", "label": "str", "patient_id": "str"})

@@ -1,8 +1,8 @@
-"""Images that are the same picture, or nearly: found without comparing all pairs.
+"""Find duplicate and near-duplicate images without comparing all pairs.
 
-Two images are candidates when their 64-bit perceptual hashes agree on two of eight bytes (three,
-where images are many), and are then compared by the correlation of their 32 x 32 thumbnails. Hashes
-that differ in six (five) bits or fewer always do. Measured recall against all pairs: docs/decisions.md.
+Two images are candidates when their 64-bit perceptual hashes agree on two of eight bytes, or on three in sets of more
+than 50,000 images. Hashes that differ in at most six (five) bits always agree. Candidates are compared by the
+correlation of their 32 x 32 thumbnails. Measured recall against all pairs: docs/decisions.md.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# The buckets of two bytes grow too full beyond this: 28 * N * N / 2 / 750 comparisons, measured.
+# Beyond this, buckets of two bytes are too full: 28 * N * N / 2 / 750 comparisons, measured.
 _MANY = 50_000
-# Farther apart than this, no pair of images correlates at 0.98 (measured); spares most correlations.
+# No pair of images with more different bits correlates at 0.98 (measured); avoids most correlations.
 _MOST_BITS_APART = 16
-# Neighbours looked at inside one bucket, which is sorted by hash: keeps the work linear where
-# thousands of images share a bucket.
+# Neighbours compared within a bucket, which is sorted by hash: keeps the work linear where thousands of images share
+# a bucket.
 _WINDOW = 256
 _PAIRS_AT_ONCE = 1 << 12
 
@@ -31,25 +31,25 @@ class Pairs:
     correlation: NDArray[np.float64]
 
     def at_least(self, correlation: float) -> "Pairs":
-        """Return the pairs that correlate at least so much."""
+        """Return the pairs with this correlation or a higher one."""
         chosen = self.correlation >= correlation
         return Pairs(self.rows[chosen], self.correlation[chosen])
 
 
-def alike_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], *, at_least: float) -> Pairs:
-    """Return the pairs of images whose thumbnails correlate at least so much.
+def similar_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], *, at_least: float) -> Pairs:
+    """Return the candidate pairs whose thumbnails correlate at `at_least` or more.
 
     Args:
         hashes: (N,) perceptual hashes.
         thumbnails: (N, 32, 32).
-        at_least: correlation, 0 to 1. An image of one single grey level correlates with nothing.
+        at_least: correlation, 0 to 1. An image with a single grey level correlates with no image.
     """
     rows = candidate_pairs(hashes)
     return Pairs(rows, correlation_of(thumbnails, rows)).at_least(at_least)
 
 
 def candidate_pairs(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the pairs (M, 2) of rows whose hashes agree on two or three of eight bytes and nearly on the rest."""
+    """Return the pairs (M, 2) of rows whose hashes agree on two or three bytes and differ in few bits of the others."""
     bytes_compared = 2 if len(hashes) <= _MANY else 3
     codes = [np.empty(0, np.int64)]
     for chosen in combinations(range(8), bytes_compared):
@@ -95,7 +95,7 @@ def _standardised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 0), np.float32)
 
 
-def components(n: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each of `n` rows the number of its group; the pairs (M, 2) join groups."""
+def connected_groups(n: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the group number (n,) of each of `n` rows; each of the pairs (M, 2) joins two groups."""
     graph = coo_array((np.ones(len(rows), np.int8), (rows[:, 0], rows[:, 1])), shape=(n, n))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)

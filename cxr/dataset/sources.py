@@ -1,7 +1,7 @@
-"""Bring the images of a source to a folder on this machine, wherever they are.
+"""Fetch the images of a source to a folder on this machine.
 
-A location is `sample`, a folder, a zip, `https://...` or `s3://bucket/prefix`. What is fetched is
-kept below the downloads folder and not fetched again.
+A location is `sample`, a folder, a zip, `https://...` or `s3://bucket/prefix`. Downloads are kept below the downloads
+folder and not repeated.
 """
 
 import hashlib
@@ -10,8 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cxr.common.archives import DamagedArchiveError, unpack
+from cxr.common.download import download
 from cxr.common.errors import SourceError
 from cxr.common.files import atomic_folder, sha256_of
+from cxr.dataset import synthetic, synthetic_image
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where the images are; `is_archive`: the folder holds what one archive or prefix held, nothing else."""
+    """A folder of images; `is_archive`: it holds the contents of one archive or S3 prefix, and nothing else."""
 
     folder: Path
     is_archive: bool
@@ -34,13 +36,13 @@ def fetch(location: str, *, downloads: Path, sample: Sample, sha256: str | None 
     """Return a folder with the images of `location`.
 
     Args:
-        location: `sample`, a folder, a zip, an address.
-        downloads: where copies are kept.
-        sample: what the synthetic sample is made of.
-        sha256: of a zip, where it is known; a file that differs is refused.
+        location: `sample`, a folder, a zip, or an http(s) or s3 address.
+        downloads: folder for downloads and unpacked zips.
+        sample: parameters of the synthetic sample.
+        sha256: expected digest of a zip, if known.
 
     Raises:
-        SourceError: the location cannot be reached, is corrupt or is of no known kind.
+        SourceError: the location does not exist or cannot be reached, or the zip is damaged or has another digest.
     """
     if location == "sample":
         return Fetched(_sample(downloads, sample), is_archive=False)
@@ -59,33 +61,28 @@ def fetch(location: str, *, downloads: Path, sample: Sample, sha256: str | None 
 
 
 def _sample(downloads: Path, sample: Sample) -> Path:
-    import cxr.dataset.synthetic  # only the sample needs the generator
-
-    written_by = Path(cxr.dataset.synthetic.__file__)
-    digests = [sha256_of(path) for path in sorted(written_by.parent.glob("synthetic*.py"))]
+    digests = [sha256_of(Path(str(module.__file__))) for module in (synthetic, synthetic_image)]
     generator = hashlib.sha256("".join(digests).encode()).hexdigest()
     folder = downloads / f"sample-{sample.patients_per_class}-{sample.seed}-{generator[:16]}"
     if not folder.is_dir():
         with atomic_folder(folder) as partial:
-            cxr.dataset.synthetic.write_sample(partial, patients_per_class=sample.patients_per_class, seed=sample.seed)
+            synthetic.write_sample(partial, patients_per_class=sample.patients_per_class, seed=sample.seed)
     return folder
 
 
 def _http(url: str, downloads: Path, sha256: str | None) -> Path:
-    from cxr.common.download import download
-
     name = Path(urlsplit(url).path).name or "download"
     archive = downloads / f"http-{hashlib.sha256(url.encode()).hexdigest()[:16]}" / name
     download(url, archive, sha256=sha256)
     try:
         return unpack(archive, downloads)
     except DamagedArchiveError:
-        archive.unlink()  # or every later run would stumble over it
+        archive.unlink()  # the next run downloads it again
         raise
 
 
 def _s3(address: str, downloads: Path, sha256: str | None) -> Path:
-    from cxr.common.s3 import mirror
+    from cxr.common.s3 import mirror  # boto3 takes about a second to import, and only S3 needs it
 
     folder = mirror(address, downloads)
     archive = folder / Path(address).name

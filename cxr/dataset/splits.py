@@ -1,12 +1,13 @@
-"""Which images train, validate and test: pure functions from the manifest to an assignment.
+"""Assign images to training, validation and test: pure functions of the manifest.
 
 `paper`     random by image with the paper's quotas (Pham and Nguyen 2023); patients leak on purpose
-`patient`   all images in shares; a patient and what looks alike stay together
-`official`  the test part of the set itself; everything else trains and validates, patients together
-`cv`        k folds, patients together; one fold is the test set
+`patient`   all images, split by patient in given shares
+`official`  the test part of the set itself; all other images are split by patient into training and validation
+`cv`        k folds, split by patient; one fold is the test set
 
-What of it is left out again, such as for learning curves, is in cxr.dataset.subsample.
-The result depends on the images, the near-duplicate pairs and the parameters, never on the order of rows.
+Split by patient means: all images of a patient, and near-duplicates, are in the same split. cxr.dataset.subsample
+leaves some of the assigned images out again, for learning curves and comparisons. The result depends on the images,
+the near-duplicate pairs and the parameters, and not on the order of rows.
 """
 
 import hashlib
@@ -29,44 +30,44 @@ SPLIT_COLUMNS = ("image_id", "split", "fold", "label", "patient_id")
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """Patients with images in training or validation who also have images in the test set."""
+class PatientOverlap:
+    """Number of test patients, and of those who also have images in training or validation."""
 
-    patients: int
+    overlapping: int
     test_patients: int
 
 
 def assign(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Give every image of the manifest its split.
+    """Assign every image of the manifest to a split.
 
     Args:
         manifest: rows as in cxr.dataset.manifest.MANIFEST_COLUMNS.
-        near_duplicates: pairs of images that a split must not part, columns `image_id_a`, `image_id_b`.
+        near_duplicates: pairs of images that must be in the same split, columns `image_id_a`, `image_id_b`.
         params: section `split` of params.yaml.
 
     Returns:
-        One row an image, sorted by `image_id`: `image_id`, `split` (train, validation, test or unused),
-        `fold` (-1 where there are no folds), `label`, `patient_id`.
+        One row per image, sorted by `image_id`: `image_id`, `split` (train, validation, test or unused), `fold` (-1
+        without folds), `label`, `patient_id`.
 
     Raises:
-        DataError: a class has no images, too few for its quota, or too few patients for every split to get one;
-            the official test part is absent; or split.train_sources does not fit the images.
+        DataError: a class has no images, fewer than its quota, or fewer patients than splits; the official test part
+            is absent; or split.train_sources names an unknown source.
     """
     images = manifest.sort_values("image_id", ignore_index=True)
     usable = images[images["label"].isin(CLASSES[params.task])].reset_index(drop=True)
     _require_every_class(usable, params)
     usable["group"] = patient_groups(usable, near_duplicates)
-    placed = _PROTOCOLS[params.protocol](usable, params)
-    _require_every_class_in_every_split(placed, params)
-    placed = subsample(placed, params)
-    table = images[["image_id", "label", "patient_id"]].merge(placed[["image_id", "split", "fold"]], how="left")
+    assigned = _PROTOCOLS[params.protocol](usable, params)
+    _require_every_class_in_every_split(assigned, params)
+    assigned = subsample(assigned, params)
+    table = images[["image_id", "label", "patient_id"]].merge(assigned[["image_id", "split", "fold"]], how="left")
     table["split"] = table["split"].fillna(UNUSED)
     table["fold"] = table["fold"].fillna(-1).astype("int64")
     return table[list(SPLIT_COLUMNS)]
 
 
 def patient_groups(images: pd.DataFrame, near_duplicates: pd.DataFrame) -> NDArray[np.int64]:
-    """Return a group number for each row: one person's images, and images that look alike, share a number."""
+    """Return the group number of each row; images of one patient and near-duplicates share a number."""
     patients = images.groupby("patient_id", sort=True).ngroup().to_numpy(np.int64)
     row_of = pd.Series(np.arange(len(images)), index=images["image_id"])
     pairs = near_duplicates[
@@ -80,20 +81,21 @@ def patient_groups(images: pd.DataFrame, near_duplicates: pd.DataFrame) -> NDArr
     return np.asarray(component[patients], dtype=np.int64)
 
 
-def deal(counts: NDArray[np.int64], shares: Sequence[float], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Deal groups into parts so that each part gets its share of every class.
+def distribute(counts: NDArray[np.int64], shares: Sequence[float], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Distribute groups so that each part gets its share of every class.
 
-    The largest groups go first (equal ones in random order), each to the part where the sum over the classes of
-    (images - target)² / target rises least. The division by the target fills all parts in step, so that large
-    groups do not all end up in the largest part; the many single images at the end even out what is left.
+    Groups are assigned one by one, the largest first, groups of equal size in random order. Each goes to the part
+    where the sum over the classes of (images - target)² / target increases least. The division by the target fills
+    all parts at the same rate, so that large groups do not all go to the largest part. The groups of one image come
+    last and even out the differences.
 
     Args:
-        counts: (groups, classes) images of each class in each group.
-        shares: share of each part, above 0, sum 1.
-        rng: order of groups of one size.
+        counts: (groups, classes) number of images of each class in each group.
+        shares: share of each part, above 0, summing to 1.
+        rng: orders groups of equal size.
 
     Returns:
-        (groups,) number of the part.
+        (groups,) the part of each group.
     """
     targets = np.outer(shares, counts.sum(axis=0))
     missing = targets.copy()
@@ -107,10 +109,10 @@ def deal(counts: NDArray[np.int64], shares: Sequence[float], rng: np.random.Gene
 
 
 def target_shares(params: SplitParams) -> dict[str, float]:
-    """Return the share of each class that a split should hold.
+    """Return the target share of each split, the same for every class; empty for `paper`.
 
-    Of all images of the task; for `official`, where the test set is given, of the images that are not grouped with it.
-    Of the training images, the share before `train_sources` and `train_share` leave some out. Empty for `paper`.
+    Shares are of all images of the task; for `official`, where the test set is given, of the images outside the groups
+    of the test set. The share of training is that before `train_sources` and `train_share` are applied.
     """
     if params.protocol == "paper":
         return {}
@@ -122,7 +124,7 @@ def target_shares(params: SplitParams) -> dict[str, float]:
 
 
 def images_to_share(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> dict[str, int]:
-    """Count by class the images that `target_shares` are shares of."""
+    """Return the number of images of each class that `target_shares` refers to."""
     usable = manifest[manifest["label"].isin(CLASSES[params.task])].reset_index(drop=True)
     if params.protocol == "official":
         group = pd.Series(patient_groups(usable, near_duplicates))
@@ -130,36 +132,36 @@ def images_to_share(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, param
     return {str(label): int(n) for label, n in usable["label"].value_counts().items()}
 
 
-def crossing(table: pd.DataFrame) -> Crossing:
-    """Count the patients of the test set whose other images train or validate."""
+def patient_overlap(table: pd.DataFrame) -> PatientOverlap:
+    """Count the patients of the test set who also have images in training or validation."""
     tested = set(table.loc[table["split"] == "test", "patient_id"])
     seen = set(table.loc[table["split"].isin(["train", "validation"]), "patient_id"])
-    return Crossing(patients=len(tested & seen), test_patients=len(tested))
+    return PatientOverlap(overlapping=len(tested & seen), test_patients=len(tested))
 
 
 def leakage(table: pd.DataFrame, params: SplitParams) -> str:
-    """Say in one sentence what the test set knows of the training set's patients."""
-    found = crossing(table)
+    """Return one sentence about patients that the test set shares with training and validation."""
+    found = patient_overlap(table)
     if params.protocol == "paper":
         return (
-            f"Split at random by image, as the paper does: {found.patients} of the {found.test_patients} patients in "
+            f"Split at random by image, as in the paper: {found.overlapping} of the {found.test_patients} patients in "
             "the test set also have images in training or validation, so the metrics are higher than for new patients."
         )
     return (
-        f"No patient leaks as far as the sets' file names tell: {found.patients} of the {found.test_patients} patients "
-        "in the test set have images in training or validation, and no images that look alike are parted."
+        f"Split by patient: {found.overlapping} of the {found.test_patients} patients in the test set have images in "
+        "training or validation, as far as file names identify patients. Near-duplicates are in the same split."
     )
 
 
 def test_set_sha256(table: pd.DataFrame) -> str:
-    """Return the SHA-256 of the lines `image_id,label` of the test set, sorted: equal means the same test set."""
+    """Return the SHA-256 of the sorted lines `image_id,label` of the test set; it identifies the test set."""
     test = table[table["split"] == "test"].sort_values("image_id")
     lines = [f"{image_id},{label}" for image_id, label in zip(test["image_id"], test["label"], strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def count_images(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str, int]]:
-    """Return images as {split: {label: n}}: every class of the task in each split, those there are in `unused`."""
+    """Return {split: {label: n}} with every class of the task; `unused` has only classes with images."""
     labels: dict[str, list[str]] = {name: list(CLASSES[params.task]) for name in SPLITS}
     unused = table.loc[table["split"] == UNUSED, "label"]
     labels[UNUSED] = [label for label in LABELS if label in set(unused)]
@@ -168,13 +170,13 @@ def count_images(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str
 
 
 def _paper(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Draw the quotas class by class at random; test and training first, validation from what is left."""
+    """Draw the quotas of each class at random."""
     quotas = quotas_of(params)
     _require_quotas(usable, params, quotas)
     split = np.full(len(usable), UNUSED, dtype=object)
     for label in CLASSES[params.task]:
         rows = np.flatnonzero(usable["label"] == label)
-        # By the class's number in every task: a pair of classes has the images that these classes have in all tasks.
+        # Seeded by the class alone, so that a class has the same images in every task.
         rows = np.random.default_rng([params.seed, LABELS.index(label)]).permutation(rows)
         for name, quota in quotas.items():
             split[rows[: quota[label]]] = name
@@ -183,18 +185,18 @@ def _paper(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
 
 
 def _patient(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    part = _deal_images(usable, list(target_shares(params).values()), params)
+    part = _distribute_images(usable, list(target_shares(params).values()), params)
     return usable.assign(split=np.array(SPLITS, dtype=object)[part], fold=-1)
 
 
 def _official(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Take the test part as it is; an image of its patients or that looks like one of its images is left unused."""
+    """Use the whole test part; other images of its patients and near-duplicates of its images are unused."""
     is_test = _is_official_test(usable, params)
     _require_official_test(usable, is_test, params)
     in_test_group = usable["group"].isin(usable.loc[is_test, "group"])
     split = np.where(is_test, "test", UNUSED).astype(object)
     pool = usable[~in_test_group]
-    part = _deal_images(pool, list(target_shares(params).values()), params)
+    part = _distribute_images(pool, list(target_shares(params).values()), params)
     split[~in_test_group] = np.array(SPLITS, dtype=object)[part]
     return usable.assign(split=split, fold=-1)
 
@@ -204,13 +206,13 @@ def _is_official_test(usable: pd.DataFrame, params: SplitParams) -> pd.Series:
 
 
 def _cv(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Deal the folds from the seed alone, then carve validation out of the other folds."""
-    fold = _deal_images(usable, [1 / params.folds] * params.folds, params)
+    """Assign folds, which do not depend on `params.fold`, then take validation from the folds that are not test."""
+    fold = _distribute_images(usable, [1 / params.folds] * params.folds, params)
     _require_every_class_in_every_fold(usable, fold, params)
     shares = target_shares(params)
     rest = fold != params.fold
     kept = 1 - shares["test"]
-    part = _deal_images(usable[rest], [shares["train"] / kept, shares["validation"] / kept], params)
+    part = _distribute_images(usable[rest], [shares["train"] / kept, shares["validation"] / kept], params)
     split = np.full(len(usable), "test", dtype=object)
     split[rest] = np.array(SPLITS, dtype=object)[part]
     return usable.assign(split=split, fold=fold)
@@ -224,21 +226,21 @@ _PROTOCOLS: dict[str, Callable[[pd.DataFrame, SplitParams], pd.DataFrame]] = {
 }
 
 
-def _deal_images(images: pd.DataFrame, shares: Sequence[float], params: SplitParams) -> NDArray[np.int64]:
-    """Deal the groups of `images` and return the part of each image."""
+def _distribute_images(images: pd.DataFrame, shares: Sequence[float], params: SplitParams) -> NDArray[np.int64]:
+    """Distribute the groups of `images` and return the part of each image."""
     _, group = np.unique(images["group"], return_inverse=True)
     label = pd.Categorical(images["label"], categories=CLASSES[params.task]).codes
     counts = np.zeros((int(group.max(initial=-1)) + 1, len(CLASSES[params.task])), dtype=np.int64)
     np.add.at(counts, (group, label), 1)
-    return deal(counts, shares, np.random.default_rng(params.seed))[group]
+    return distribute(counts, shares, np.random.default_rng(params.seed))[group]
 
 
 def _require_every_class(usable: pd.DataFrame, params: SplitParams) -> None:
     absent = [label for label in CLASSES[params.task] if label not in set(usable["label"])]
     if absent:
         raise DataError(
-            f"the manifest holds no images of class {', '.join(absent)}, and split.task {params.task} needs "
-            f"{', '.join(CLASSES[params.task])}; add a source with them to ingest.sources or choose another task"
+            f"the manifest has no images of class {', '.join(absent)}, which split.task {params.task} needs; add a "
+            "source with them to ingest.sources or choose another task"
         )
 
 
@@ -248,7 +250,7 @@ def _require_quotas(usable: pd.DataFrame, params: SplitParams, quotas: dict[str,
         there = int((usable["label"] == label).sum())
         needed = sum(quota[label] for quota in quotas.values())
         lacking = lacking or there < needed
-        lines.append(f"{label} has {there}, needs {needed}, lacks {max(needed - there, 0)}")
+        lines.append(f"{label} has {there} and needs {needed}")
     if lacking:
         raise DataError(
             f"too few images for split.protocol paper: {'; '.join(lines)}; add images, lower the quotas "
@@ -267,21 +269,23 @@ def _require_official_test(usable: pd.DataFrame, is_test: pd.Series, params: Spl
         )
 
 
-def _require_every_class_in_every_split(placed: pd.DataFrame, params: SplitParams) -> None:
-    _require_every_class_in(placed, "split", list(SPLITS), params)
+def _require_every_class_in_every_split(assigned: pd.DataFrame, params: SplitParams) -> None:
+    _require_every_class_in(assigned, "split", list(SPLITS), params)
 
 
 def _require_every_class_in_every_fold(usable: pd.DataFrame, fold: NDArray[np.int64], params: SplitParams) -> None:
     _require_every_class_in(usable.assign(fold=fold), "fold", list(range(params.folds)), params)
 
 
-def _require_every_class_in(placed: pd.DataFrame, column: str, parts: Sequence[str | int], params: SplitParams) -> None:
+def _require_every_class_in(
+    assigned: pd.DataFrame, column: str, parts: Sequence[str | int], params: SplitParams
+) -> None:
     for label in CLASSES[params.task]:
-        images = placed[placed["label"] == label]
+        images = assigned[assigned["label"] == label]
         empty = [str(part) for part in parts if part not in set(images[column])]
         if empty:
             raise DataError(
-                f"no images of class {label} are left for {column} {', '.join(empty)}: its {len(images)} images come from "
-                f"{images['group'].nunique()} patients, who are never parted; add images of this class or make "
-                f"{'split.folds smaller' if column == 'fold' else 'the shares of small splits larger'}"
+                f"no images of class {label} for {column} {', '.join(empty)}: its {len(images)} images are of "
+                f"{images['group'].nunique()} patients, and all images of a patient stay together; add images of this "
+                f"class or {'reduce split.folds' if column == 'fold' else 'increase the shares of small splits'}"
             )

@@ -1,10 +1,10 @@
-"""The embedded sample: synthetic images in the folders and under the names that the real sets use.
+"""The embedded sample: synthetic images with the folders and file names of the real sets.
 
-    chest_xray/{train,test}/{NORMAL,PNEUMONIA}              several images a patient; numbers restart in test
-    Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}   fewer images, another hospital's look
+    chest_xray/{train,test}/{NORMAL,PNEUMONIA}                   several images per patient; numbers restart in test
+    Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}  fewer images, with another appearance
 
-No image shows a person. Files that a gate must catch are planted among them, see PLANTED.
-The same seed writes the same bytes.
+No image shows a real person. PLANTED lists files that ingest has to reject or deduplicate. The same seed writes the
+same bytes.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,25 +40,25 @@ PLANTED: dict[str, str] = {
     "Covid19-dataset/train/Covid/0902.png": KEPT,
     "chest_xray/train/PNEUMONIA/person9007_virus_1.jpeg": KEPT,
 }
-"""Path of a planted file -> what must become of it: kept, duplicate, or the reason of its quarantine.
+"""Path of a planted file -> expected result: kept, duplicate, or the reason of its rejection.
 
-The first two duplicates are byte for byte an image of their own set, the third is an image of the other set, encoded
-anew. The two files with conflicting labels hold the same bytes. Of the two that are kept one has 16 bits a pixel, and
-one looks much like the first viral image without being the same: no split may part them.
+The first two duplicates have the bytes of an image of their own set; the third is a re-encoded image of the other set.
+The two files with conflicting labels have the same bytes. Of the two kept files one has 16 bits per pixel, and one is a
+near-duplicate of the first viral image: both must be in the same split.
 """
 
 
 def write_sample(folder: Path, *, patients_per_class: int, seed: int) -> None:
     """Write both synthetic sets into `folder`.
 
-    A patient has one to three images. One patient in five is in the test parts; the second set has a third as many
-    patients as the first. `PLANTED` files come on top: with fewer than 25 patients a class their share is above
-    what `validate` lets pass by default.
+    A patient has one to three images. One patient in five is in the test parts; the second set has a third of the
+    patients of the first. The `PLANTED` files are added. With fewer than 25 patients per class their share exceeds the
+    default limit of `validate`.
 
     Args:
-        folder: made if it is missing; files of the same names are replaced.
+        folder: created if it does not exist; files with the same names are replaced.
         patients_per_class: at least 2.
-        seed: of everything that is drawn.
+        seed: of all random numbers.
     """
     if patients_per_class < 2:
         raise ValueError(f"a sample needs at least 2 patients of each class, got {patients_per_class}")
@@ -82,7 +82,7 @@ def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
         return name
 
     for part, count in _parts(n_patients):
-        # As in the real set, some person numbers have images of both kinds.
+        # As in the real set, some patient numbers have images of both kinds.
         first_viral = count - count // 10 + 1
         root = folder / _KERMANY / part
         _write_patients(root, "normal", range(1, count + 1), normal, seed)
@@ -91,7 +91,7 @@ def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
 
 
 def _write_patients(root: Path, label: Label, numbers: range, name: Callable[[int, int], str], seed: int) -> None:
-    """Write all images of the patients `numbers` of one class; a number with pneumonia is one person, of either kind."""
+    """Write the images of the patients `numbers` of one class; viral and bacterial patients share their numbers."""
     for number in numbers:
         person = _rng(seed, root.name, "normal" if label == "normal" else "pneumonia", number)
         anatomy = draw_anatomy(person)
@@ -102,7 +102,7 @@ def _write_patients(root: Path, label: Label, numbers: range, name: Callable[[in
 
 
 def _write_covid19(folder: Path, n_patients: int, seed: int) -> None:
-    """One image a patient; PNG and JPEG, grey and RGB in turn; the same names in every folder."""
+    """Write one image per patient: PNG and JPEG, grey and RGB, the same names in every folder."""
     for part, count in _parts(n_patients):
         for label, class_folder in _COVID19_FOLDERS.items():
             for number in range(1, count + 1):
@@ -135,7 +135,7 @@ def _plant(folder: Path, seed: int) -> None:
 
 
 def _shifted(image: Grey) -> Grey:
-    """Cut rows and columns off until small copies of both images correlate below 0.99: alike, and not the same."""
+    """Cut off rows and columns until thumbnails of both images correlate below 0.99: a near-duplicate."""
     small = [cv2.resize(image[cut:, cut:], (32, 32), interpolation=cv2.INTER_AREA).ravel() for cut in range(40)]
     return next((image[cut:, cut:] for cut in range(40) if np.corrcoef(small[0], small[cut])[0, 1] < 0.99), image)
 
@@ -152,7 +152,7 @@ def _one_image(label: Label, look: Look, rng: np.random.Generator) -> Grey:
 
 
 def _rng(seed: int, part: str, kind: str, number: int) -> np.random.Generator:
-    """Return a generator of its own for each patient, so that more patients do not change those there were."""
+    """Return a generator for one patient, so that adding patients does not change the others."""
     return np.random.default_rng([seed, *f"{part}/{kind}".encode(), number])
 
 

@@ -1,10 +1,10 @@
-"""Draws one synthetic chest X-ray: a synthetic that shows the patterns of the classes and nobody's anatomy.
+"""Draw one synthetic chest X-ray with the patterns of its class.
 
-Image coordinates: u to the right (the patient's left), v downwards, both about -1 to 1 over the image.
-All layers are formulas over the whole (H, W) grid; what they add up to is attenuation, bright on the image.
+Image coordinates: u to the right (the patient's left), v downwards, both about -1 to 1 over the image. All layers are
+formulas over the whole (H, W) grid; their sum is attenuation, which is bright in the image.
 
-What tells the classes apart is shape and texture. Grey mean and spread are drawn at the end without regard to
-the class, so that exposure tells nothing.
+Classes differ in shape and texture. Mean and standard deviation of the grey levels are drawn independently of the
+class, so that exposure does not reveal it.
 """
 
 import math
@@ -21,7 +21,7 @@ Plane = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One person; lengths in image coordinates."""
+    """The anatomy of one patient; lengths in image coordinates."""
 
     body: float
     shoulder_v: float
@@ -44,7 +44,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a patient has: blobs (side, height, depth, size, strength) and the strength of the reticular pattern."""
+    """The finding of a patient: blobs (side, height, depth, size, strength) and strength of the reticular pattern."""
 
     blobs: tuple[tuple[float, float, float, float, float], ...] = ()
     reticular: float = 0.0
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """How one hospital's images look."""
+    """The appearance of one hospital's images."""
 
     grey_mean: tuple[float, float]
     grey_std: tuple[float, float]
@@ -69,7 +69,7 @@ COVID19_LOOK = Look((112, 150), (52, 70), 0.010, 0.5, ("AP", "PORTABLE", "AP SUP
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draw one person."""
+    """Draw the anatomy of one patient."""
     draw = rng.uniform
     return Anatomy(
         body=draw(0.74, 0.92),
@@ -93,7 +93,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def draw_finding(label: Label, rng: np.random.Generator) -> Finding:
-    """Draw what a patient of this class has."""
+    """Draw the finding of a patient of this class."""
     draw = rng.uniform
     if label == "bacterial":  # lobar: one dense, focal consolidation
         side = float(rng.choice([-1, 1]))
@@ -111,7 +111,7 @@ def draw_finding(label: Label, rng: np.random.Generator) -> Finding:
 
 
 def draw_image(anatomy: Anatomy, finding: Finding, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw an image of a person: pose, size, exposure and noise of its own. Returns (H, W) grey levels."""
+    """Draw an image of a patient with random pose, size, exposure and noise; (H, W) uint8."""
     height, width = (int(side) for side in rng.integers(*look.sides_px, size=2, endpoint=True))
     u, v = _pose(height, width, look, rng)
     attenuation, lungs = _thorax(anatomy, u, v)
@@ -123,7 +123,7 @@ def draw_image(anatomy: Anatomy, finding: Finding, look: Look, rng: np.random.Ge
 
 
 def _step(distance: Plane, softness: float) -> Plane:
-    """Return 0 below, 1 above distance 0, smoothly over `softness` on both sides."""
+    """Return a smooth step from 0 to 1 at distance 0, `softness` wide on both sides."""
     t: Plane = np.clip(distance * (0.5 / softness) + 0.5, 0, 1)
     smooth: Plane = t * t * (3 - 2 * t)
     return smooth
@@ -135,7 +135,7 @@ def _bump(distance: Plane, width: float) -> Plane:
 
 
 def _cloud(shape: tuple[int, ...], cells: float, rng: np.random.Generator) -> Plane:
-    """Return smooth noise of about unit variance with `cells` blobs across the image."""
+    """Return smooth noise with about unit variance and `cells` blobs across the image."""
     height, width = shape
     coarse = rng.standard_normal((max(round(cells * height / width), 2), max(round(cells), 2)), dtype=np.float32)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
@@ -181,7 +181,7 @@ def _body_half_width(anatomy: Anatomy, v: Plane) -> Plane:
 
 
 def _arms(anatomy: Anatomy, a: Plane, v: Plane) -> Plane:
-    """Upper arms: bars that leave the shoulders at the person's own angle, with the bone inside."""
+    """Return the upper arms: bars from the shoulders at the patient's angle, with the bone inside."""
     along_u, along_v = math.cos(anatomy.arm_angle), math.sin(anatomy.arm_angle)
     du, dv = a - anatomy.body, v - (anatomy.shoulder_v + 0.2)
     along: Plane = du * along_u + dv * along_v
@@ -191,7 +191,7 @@ def _arms(anatomy: Anatomy, a: Plane, v: Plane) -> Plane:
 
 
 def _lung_fields(anatomy: Anatomy, u: Plane, v: Plane) -> tuple[Plane, Plane]:
-    """Return the weights of the lung fields and of what lies below the diaphragm."""
+    """Return the weights of the lung fields and of the region below the diaphragm."""
     lungs = np.zeros_like(u)
     below = np.zeros_like(u)
     for side, dome in zip((-1, 1), anatomy.dome, strict=True):
@@ -216,7 +216,7 @@ def _heart(anatomy: Anatomy, u: Plane, v: Plane) -> Plane:
 
 
 def _midline(anatomy: Anatomy, u: Plane, v: Plane) -> Plane:
-    """Mediastinum and vertebrae, less the air in the windpipe."""
+    """Return mediastinum and vertebrae, less the air in the windpipe."""
     column = np.square(_bump(u, anatomy.spine * 2.1)) * 0.3
     vertebrae = _bump(u, anatomy.spine) * (0.06 + 0.04 * np.cos(v * (math.tau / 0.14)))
     windpipe = 0.1 * _bump(u + 0.01, 0.035) * _step(-0.3 - v, 0.1)
@@ -225,7 +225,7 @@ def _midline(anatomy: Anatomy, u: Plane, v: Plane) -> Plane:
 
 
 def _bones(anatomy: Anatomy, a: Plane, v: Plane, below: Plane) -> Plane:
-    """Ribs behind and in front, the edge of the rib cage, collar bones."""
+    """Return posterior and anterior ribs, the edge of the rib cage and the collar bones."""
     edge = anatomy.lung_u + anatomy.lung_width * 0.93 + 0.1 * (v + 0.1)
     cage = _step(edge - a, 0.03) * _step(v + 0.85, 0.05) * (1 - 0.6 * below) * _step(a - 0.08, 0.04)
     arc: Plane = anatomy.rib_bend * np.square(a - 0.22)
@@ -239,7 +239,7 @@ def _bones(anatomy: Anatomy, a: Plane, v: Plane, below: Plane) -> Plane:
 
 
 def _rib_profile(anatomy: Anatomy, height: Plane) -> Plane:
-    """Bars in equal distance along `height`, brighter at their edges as the cortex of a rib is."""
+    """Return evenly spaced bars along `height`, brighter at their edges like the cortex of a rib."""
     turns = height * (1 / anatomy.rib_spacing) + anatomy.rib_phase
     offset: Plane = np.abs(turns - np.round(turns))
     profile: Plane = _step(0.24 - offset, 0.06) * 0.6 + 0.5 * _bump(offset - 0.2, 0.06)
@@ -247,7 +247,7 @@ def _rib_profile(anatomy: Anatomy, height: Plane) -> Plane:
 
 
 def _vessels(anatomy: Anatomy, u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Vessels as every lung has them: coarse, near the hilum."""
+    """Return the vessels of a healthy lung: coarse, near the hilum."""
     from_hilum: Plane = np.hypot(np.abs(u) - (anatomy.lung_u - 0.15), (v - 0.02) * 0.8)
     near = _bump(from_hilum, 0.3)
     vessels: Plane = (0.02 + 0.08 * near) * _cloud(u.shape, 26, rng) + 0.05 * near
@@ -255,7 +255,7 @@ def _vessels(anatomy: Anatomy, u: Plane, v: Plane, rng: np.random.Generator) -> 
 
 
 def _pathology(anatomy: Anatomy, finding: Finding, u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Attenuation that the finding adds inside the lung fields."""
+    """Return the attenuation that the finding adds inside the lung fields."""
     added = np.zeros_like(u)
     ragged = 1 + 0.22 * _cloud(u.shape, 12, rng)
     for side, height, depth, size, strength in finding.blobs:
@@ -273,7 +273,7 @@ def _pathology(anatomy: Anatomy, finding: Finding, u: Plane, v: Plane, rng: np.r
 
 
 def _expose(attenuation: Plane, look: Look, rng: np.random.Generator) -> Plane:
-    """Return grey levels with a mean, a spread and a gamma that know nothing of the class."""
+    """Return grey levels with random mean, standard deviation and gamma, independent of the class."""
     low, high = (float(level) for level in np.percentile(attenuation[::4, ::4], (0.5, 99.5)))
     unit: Plane = np.clip((attenuation - low) / (high - low), 0, 1) ** rng.uniform(0.8, 1.25)
     standard = (unit - float(unit.mean())) * (1 / float(unit.std()))
@@ -281,7 +281,7 @@ def _expose(attenuation: Plane, look: Look, rng: np.random.Generator) -> Plane:
 
 
 def _frame(grey: Plane, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Round to 8 bits; add the side marker and the collimator's border."""
+    """Round to 8 bits and add the side marker and the collimator's border."""
     image: NDArray[np.uint8] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
     height, width = image.shape
     if look.border:

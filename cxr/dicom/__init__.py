@@ -1,1 +1,1 @@
-"""From the bytes of a DICOM file to pixels, and what identifies a patient."""
+"""From the bytes of a DICOM file to grey levels, and de-identification."""

@@ -1,9 +1,9 @@
-"""Compressed DICOM frames to samples, in a process of their own.
+"""Decode compressed DICOM frames in a separate process.
 
-GDCM is native code, and frames come from strangers. Of 2,671 mutated frames 16 killed the process that decoded them
-(SIGSEGV, or std::terminate), and CharLS ran for 20 s on frames of 2 KB. So each frame gets a fresh process with a limit
-on memory and time, nothing in its environment, and no image but its own; it costs 0.07 s of a core. Baseline JPEG does
-not come here: OpenCV decodes it as it decodes a JPEG file.
+GDCM is native code, and frames are untrusted. Of 2,671 mutated frames 16 crashed the decoding process (SIGSEGV or
+std::terminate), and CharLS ran for 20 s on frames of 2 KB. Therefore each frame is decoded in a new process with limits
+on memory and time and an empty environment, which costs 0.07 s of one core. Baseline JPEG is decoded by OpenCV instead,
+like a JPEG file.
 """
 
 import subprocess
@@ -43,7 +43,7 @@ def decompress(
         (rows, columns) uint16, the bit patterns of the samples; a signed sample is in two's complement.
 
     Raises:
-        FrameError: the decoder refused the frame, died of it, ran out of time or memory, or gave another size.
+        FrameError: the decoder failed or crashed, exceeded its time or memory, or returned another size.
     """
     request = f"{syntax} {columns} {rows} {bits_allocated} {bits_stored} {int(signed)}\n".encode()
     try:
@@ -57,9 +57,9 @@ def decompress(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise FrameError("the decoder ran out of time") from error
+        raise FrameError("the decoder exceeded its time limit") from error
     samples, size = rows * columns, len(done.stdout)
     if done.returncode != 0 or size not in (samples, 2 * samples):
-        raise FrameError("the decoder refused it")
+        raise FrameError("the decoder failed")
     decoded = np.frombuffer(done.stdout, np.uint8 if size == samples else "<u2").reshape(rows, columns)
     return decoded.astype(np.uint16)

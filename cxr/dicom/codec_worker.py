@@ -1,7 +1,7 @@
-"""The program that decodes one compressed DICOM frame; `cxr/dicom/codec.py` runs it, and says why it is a program.
+"""The program that decodes one compressed DICOM frame; cxr/dicom/codec.py runs it as a process.
 
-Reads one line, `syntax columns rows bits_allocated bits_stored signed`, and the frame from standard input; writes the
-samples, little endian, to standard output. Exit code 0, or it could not.
+Reads one line, `syntax columns rows bits_allocated bits_stored signed`, and the frame from standard input. Writes the
+samples, little endian, to standard output. The exit code is 0 unless decoding failed.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 
-_MEMORY_BYTES, _MEMORY_BYTES_A_PIXEL = 1 << 30, 48  # of address space; GDCM and its codecs need about 20 a pixel
+_MEMORY_BYTES, _MEMORY_BYTES_A_PIXEL = 1 << 30, 48  # of address space; GDCM and its codecs need about 20 per pixel
 
 _BY_PRECISION = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 
@@ -18,9 +18,9 @@ def _decode(request: bytes) -> bytes:
     line, _, frame = request.partition(b"\n")
     syntax, *numbers = line.decode().split()
     columns, rows, bits_allocated, bits_stored, signed = map(int, numbers)
-    _limit_memory(_MEMORY_BYTES + _MEMORY_BYTES_A_PIXEL * rows * columns)  # a frame may claim to be larger than that
+    _limit_memory(_MEMORY_BYTES + _MEMORY_BYTES_A_PIXEL * rows * columns)  # a frame may claim a larger size
 
-    import gdcm
+    import gdcm  # under the memory limit, and after it is set
 
     if syntax in _BY_PRECISION:
         bits_allocated = 8 if bits_stored <= 8 else 16
@@ -37,7 +37,7 @@ def _decode(request: bytes) -> bytes:
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     image.SetPixelFormat(gdcm.PixelFormat(1, bits_allocated, bits_stored, bits_stored - 1, signed))
-    return bytes(image.GetBuffer().encode("utf-8", "surrogateescape"))  # GDCM hands out char* as str
+    return bytes(image.GetBuffer().encode("utf-8", "surrogateescape"))  # GDCM returns char* as str
 
 
 def _limit_memory(limit: int) -> None:
@@ -48,7 +48,7 @@ def _limit_memory(limit: int) -> None:
 
 def _main() -> None:
     answer = os.dup(sys.stdout.fileno())
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what GDCM prints is no part of the answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps GDCM's messages out of the samples
     decoded = _decode(sys.stdin.buffer.read())
     with os.fdopen(answer, "wb") as out:
         out.write(decoded)

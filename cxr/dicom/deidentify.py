@@ -1,11 +1,11 @@
-"""Whose image a DICOM file is, for the few that must know, and the image without that.
+"""Read study and patient of a DICOM file, and write the image without them.
 
-A patient's number is never kept. Where images of one patient must stay together, `patient_digest` stands in for it: an
-HMAC under a key that only the hospital has. A plain or salted hash would not do: patient numbers are short, and with
-the salt beside the hash all of them are tried in seconds. The key comes from the environment, so that it lies in no
-output, no commit and no log; the same key gives the same digests, on any machine.
+A patient number is never stored. `patient_digest` replaces it where images of one patient must stay together: an HMAC
+with a key that only the hospital has. A plain or salted hash is not enough: patient numbers are short, and with a known
+salt all of them can be tried in seconds. The key comes from the environment, so that it is in no output, commit or log;
+the same key gives the same digests on any machine.
 
-Letters that are burned into the picture stay in it: a header cannot tell where they are.
+Text that is burned into the pixels is not removed, because the header does not tell where it is.
 """
 
 import hashlib
@@ -13,24 +13,21 @@ import hmac
 import io
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import UID
 
 from cxr.common.errors import SourceError
-from cxr.dicom.greyscale import Table, Window
-from cxr.dicom.header import NATIVE, header_of
+from cxr.dicom.greyscale import GreyRules, Table, Window
+from cxr.dicom.header import NATIVE, DicomHeader, parse_header
 from cxr.dicom.pixels import IMAGE_TAGS, grey_rules, samples_of
-from cxr.dicom.tags import EXPLICIT, listed, read_dicom, refusing, text
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-    from cxr.dicom.greyscale import GreyRules
-    from cxr.dicom.header import DicomHeader
+from cxr.dicom.tags import EXPLICIT, image_errors, read_dicom, text, values_of
 
 KEY_VARIABLE = "CXR_PATIENT_KEY"
-_KEY_CHARACTERS_AT_LEAST = 32
+_MIN_KEY_CHARACTERS = 32
 _DIGEST_CHARACTERS = 16
-_ASPECT_UNIT = 500_000_000  # four times as much still is a DICOM integer
+_ASPECT_UNIT = 500_000_000  # four times this number is still a DICOM integer
 _CR_STORAGE = "1.2.840.10008.5.1.4.1.1.1"
 _IDENTITY_TAGS = (
     "StudyInstanceUID",
@@ -44,7 +41,7 @@ _IDENTITY_TAGS = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What links an image to its study and patient. Its repr shows none of it, so that no log line can."""
+    """Study and patient of an image. Its repr is empty, so that no log line shows them."""
 
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
@@ -55,66 +52,64 @@ class Identity:
 
 
 def read_identity(data: bytes, *, name: str) -> Identity:
-    """Read what links an image to its study and patient; empty where the file does not say.
+    """Read study and patient of an image; missing tags are empty.
 
     Raises:
         ImageError: the file cannot be read.
     """
-    with refusing(name):
+    with image_errors(name):
         dataset = read_dicom(data, _IDENTITY_TAGS)
         return Identity(*(text(dataset, keyword) for keyword in _IDENTITY_TAGS))
 
 
 def patient_key() -> bytes:
-    """Return the key of the digests from the environment.
+    """Return the key of the patient digests from the environment.
 
     Raises:
-        SourceError: it is not set, or too short to withstand guessing.
+        SourceError: it is not set or too short.
     """
     key = os.environ.get(KEY_VARIABLE, "")
-    if len(key) < _KEY_CHARACTERS_AT_LEAST:
+    if len(key) < _MIN_KEY_CHARACTERS:
         raise SourceError(
-            f"{KEY_VARIABLE} is {'too short' if key else 'not set'}: patients' numbers are replaced with digests under "
-            f"it; set it to {_KEY_CHARACTERS_AT_LEAST} random characters or more, and keep it: "
+            f"{KEY_VARIABLE} is {'too short' if key else 'not set'}: it is the key of the digests that replace patient "
+            f"numbers; set it to {_MIN_KEY_CHARACTERS} random characters or more, and keep it: "
             "python -c 'import secrets; print(secrets.token_hex(32))'"
         )
     return key.encode()
 
 
 def patient_digest(patient: str, *, issuer: str, key: bytes) -> str:
-    """Return what stands for a patient: 16 hexadecimal digits, the same for the same patient and key."""
+    """Return the digest of a patient: 16 hexadecimal digits, the same for the same patient and key."""
     message = f"{issuer}\0{patient}".encode("utf-8", "surrogateescape")
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:_DIGEST_CHARACTERS]
 
 
-def without_patient(data: bytes, *, name: str, max_pixels: int) -> bytes:
-    """Return the image as a DICOM file with nothing but its picture: it decodes to the same grey levels.
+def deidentified(data: bytes, *, name: str, max_pixels: int) -> bytes:
+    """Return a DICOM file with the image only, which decodes to the same grey levels.
 
-    It is built anew of what the reader understood, not stripped of what is known to be private: a tag nobody thought
-    of cannot stay. The same image gives the same bytes.
+    The file is built from the parsed image, and not by removing private tags, so that no unknown tag remains. The same
+    image gives the same bytes.
 
     Args:
         data: the file's bytes.
-        name: what errors call the file.
-        max_pixels: refuse larger images.
+        name: name of the file in messages.
+        max_pixels: larger images are rejected.
 
     Raises:
-        ImageError: it is no image that can be read; see cxr.dicom.pixels.read_dicom_header.
+        ImageError: it is not a readable chest X-ray; see cxr.dicom.pixels.read_dicom_header.
     """
-    with refusing(name):
+    with image_errors(name):
         source = read_dicom(data, IMAGE_TAGS)
-        header = header_of(source, max_pixels)
-        image = _picture(source, header)
+        header = parse_header(source, max_pixels)
+        image = _image_dataset(source, header)
         _describe_grey(image, grey_rules(source, header))
         return _file(image, EXPLICIT if header.transfer_syntax in NATIVE else header.transfer_syntax)
 
 
-def _picture(source: "Dataset", header: "DicomHeader") -> "Dataset":
-    from pydicom.dataset import Dataset
-
+def _image_dataset(source: Dataset, header: DicomHeader) -> Dataset:
     image = Dataset()
     image.SOPClassUID, image.Modality, image.BodyPartExamined = _CR_STORAGE, header.modality, "CHEST"
-    image.PatientOrientation = [str(axis).strip().upper()[:1] for axis in listed(source, "PatientOrientation")]
+    image.PatientOrientation = [str(axis).strip().upper()[:1] for axis in values_of(source, "PatientOrientation")]
     image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME1" if header.inverted else "MONOCHROME2"
     image.Rows, image.Columns = header.rows, header.columns
     image.PixelAspectRatio = [round(header.aspect * _ASPECT_UNIT), _ASPECT_UNIT]
@@ -129,9 +124,7 @@ def _picture(source: "Dataset", header: "DicomHeader") -> "Dataset":
     return image
 
 
-def _describe_grey(image: "Dataset", rules: "GreyRules") -> None:
-    from pydicom.sequence import Sequence
-
+def _describe_grey(image: Dataset, rules: GreyRules) -> None:
     if isinstance(rules.modality, Table):
         image.ModalityLUTSequence = Sequence([_table(rules.modality)])
     else:
@@ -147,9 +140,7 @@ def _describe_grey(image: "Dataset", rules: "GreyRules") -> None:
         image.add_new("PixelPaddingRangeLimit", vr, rules.padding[1])
 
 
-def _table(table: Table) -> "Dataset":
-    from pydicom.dataset import Dataset
-
+def _table(table: Table) -> Dataset:
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [len(table.values) % 0x10000, table.first % 0x10000, table.bits])
     item.add_new("LUTData", "OW", table.values.astype("<u2").tobytes())
@@ -157,14 +148,11 @@ def _table(table: Table) -> "Dataset":
 
 
 def _decimal(number: float) -> str:
-    """Return a number in the 16 characters that DICOM allows, the same number where they suffice."""
+    """Return a number in the 16 characters that DICOM allows, exactly if possible."""
     return next(text for digits in range(17, 0, -1) if len(text := f"{number:.{digits}g}") <= 16)
 
 
-def _file(image: "Dataset", transfer_syntax: str) -> bytes:
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import UID
-
+def _file(image: Dataset, transfer_syntax: str) -> bytes:
     image.SOPInstanceUID = f"2.25.{int.from_bytes(hashlib.sha256(image.PixelData).digest()[:16], 'big')}"
     image.file_meta = FileMetaDataset()
     image.file_meta.MediaStorageSOPClassUID = UID(_CR_STORAGE)

@@ -1,9 +1,9 @@
 """From stored DICOM samples to grey levels: modality LUT, then VOI LUT, then polarity (PS3.3 C.7.6.3, C.11.1, C.11.2).
 
-An image has at most 65,536 different samples, so the way is worked out once for each of them, in double precision, and
-read from a table. Without a window or VOI LUT the levels are those of a PNG of the same samples: 8 bits are taken
-as they are, more are stretched from the darkest to the brightest sample, padding left out. Percentiles would cut off
-what is brighter than the image, such as lead letters; the same image as a 16-bit PNG would then give other levels.
+An image has at most 65,536 different samples, so the grey level of each is computed once, in double precision, and
+looked up. Without a window or VOI LUT the levels are those of a PNG with the same samples: 8-bit samples are unchanged,
+others are stretched from the darkest to the brightest sample, without padding. Percentiles are not used, because they
+would clip bright parts such as lead letters and give other levels than a 16-bit PNG of the same image.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Window:
     kind: WindowKind
 
     def of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return each value's place in the window, 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+        """Return the position of each value in the window, 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
         if self.kind == "SIGMOID":
             exponent = np.clip(-4.0 * (values - self.centre) / self.width, -700, 700)
             return np.asarray(1.0 / (1.0 + np.exp(exponent)))
@@ -52,11 +52,11 @@ class Window:
 
 @dataclass(frozen=True)
 class GreyRules:
-    """How samples become grey levels.
+    """Rules from samples to grey levels.
 
     modality  a table, or (slope, intercept)
-    voi       a table, a window, or None: neither
-    padding   lowest and highest sample value that is no part of the picture, or None
+    voi       a table, a window, or None
+    padding   lowest and highest sample value of padding, or None
     """
 
     bits_stored: int
@@ -71,7 +71,7 @@ class GreyRules:
         values = self._values()
         padded = self._padded(values)
         shown = ~padded
-        if self.voi is None:  # else nobody asks which samples there are
+        if self.voi is None:  # only stretching depends on the samples of the image
             used = np.zeros(len(values), np.bool_)
             used[samples.ravel()] = True
             shown &= used
@@ -112,7 +112,7 @@ class GreyRules:
         seen = measured[shown] if shown.any() else measured
         low, high = float(seen.min()), float(seen.max())
         scale = 255.0 / ((high - low) or 1.0)
-        stretched = (measured.astype(np.float32) - low) * scale  # in float32, as a 16-bit PNG is
+        stretched = (measured.astype(np.float32) - low) * scale  # in float32, like a 16-bit PNG
         return np.clip(stretched.astype(np.float64), 0.0, 255.0)
 
     def _is_plain_8_bit(self) -> bool:
@@ -123,7 +123,7 @@ def table(descriptor: Sequence[int], data: bytes | Sequence[int], *, signed: boo
     """Return the table of a LUT descriptor and LUT data (PS3.3 C.11.1.1).
 
     Raises:
-        ValueError: the descriptor is absurd, or there are fewer values than it says.
+        ValueError: the descriptor is invalid, or there are fewer values than it declares.
     """
     count, first, bits = (int(number) for number in descriptor)
     count = count % 0x10000 or 0x10000
@@ -132,7 +132,7 @@ def table(descriptor: Sequence[int], data: bytes | Sequence[int], *, signed: boo
         raise ValueError("bits of a lookup table")
     if not isinstance(data, bytes):
         values = np.asarray(data, np.int64) % 0x10000
-    elif bits == 8 and count <= len(data) < 2 * count:  # packed two to a word, low byte first
+    elif bits == 8 and count <= len(data) < 2 * count:  # two per word, low byte first
         words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
         values = words.astype("<u2").view(np.uint8).astype(np.int64)
     else:

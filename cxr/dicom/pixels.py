@@ -1,24 +1,33 @@
-"""DICOM images to grey levels: the usual way up, in square pixels, bone bright.
+"""Decode DICOM images to grey levels: display orientation, square pixels, bone bright.
 
-Only the tags in `IMAGE_TAGS` are ever read here, and none of them is the patient's. For those of a study and its patient
-there is cxr/dicom/deidentify.py, for whoever asks.
+This module reads only the tags in `IMAGE_TAGS`, and none of them identifies the patient. cxr/dicom/deidentify.py reads
+those of study and patient.
 """
 
 import math
 import struct
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 
 from cxr.dicom.codec import FrameError, decompress
 from cxr.dicom.greyscale import GreyRules, Table, Window, WindowKind, table
-from cxr.dicom.header import BASELINE, NATIVE, RLE, DicomHeader, header_of
-from cxr.dicom.tags import BIG_ENDIAN, UnfitError, cut_short, integers, items, numbers, read_dicom, refusing, word
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+from cxr.dicom.header import BASELINE, NATIVE, RLE, DicomHeader, parse_header
+from cxr.dicom.tags import (
+    BIG_ENDIAN,
+    DicomError,
+    code_string,
+    image_errors,
+    integers,
+    items,
+    numbers,
+    read_dicom,
+    truncated,
+)
 
 IMAGE_TAGS = (
     "SOPClassUID", "Modality", "BodyPartExamined", "AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence",
@@ -31,43 +40,43 @@ IMAGE_TAGS = (
 
 
 def read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> DicomHeader:
-    """Read what the picture is like, without decoding it, and refuse what is no chest X-ray.
+    """Read the header of an image without decoding it.
 
     Args:
         data: the file's bytes.
-        name: what errors call the file.
-        max_pixels: refuse larger images.
+        name: name of the file in messages.
+        max_pixels: larger images are rejected.
 
     Raises:
-        ImageError: see the reasons there; the message has no value of the patient's tags.
+        ImageError: it is not a readable chest X-ray; see its reasons. The message has no patient data.
     """
-    with refusing(name):
-        return header_of(read_dicom(data, IMAGE_TAGS), max_pixels)
+    with image_errors(name):
+        return parse_header(read_dicom(data, IMAGE_TAGS), max_pixels)
 
 
 def decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a DICOM image to grey levels, the usual way up, in square pixels.
+    """Decode a DICOM image to grey levels, in display orientation, with square pixels.
 
     Args:
         data: the file's bytes.
-        name: what errors call the file.
-        max_pixels: refuse larger images before decoding.
+        name: name of the file in messages.
+        max_pixels: larger images are rejected before decoding.
 
     Returns:
-        (height, width) uint8, as in the header; bone is bright, air and padding are dark.
+        (height, width) uint8; bone is bright, air and padding are dark.
 
     Raises:
-        ImageError: see read_dicom_header; also when the pixels are cut short or damaged.
+        ImageError: see read_dicom_header; also for truncated or damaged pixels.
     """
-    with refusing(name):
+    with image_errors(name):
         dataset = read_dicom(data, IMAGE_TAGS)
-        header = header_of(dataset, max_pixels)
+        header = parse_header(dataset, max_pixels)
         samples = samples_of(dataset, header)
-        return header.turn.apply(header.square(grey_rules(dataset, header).apply(samples)))
+        return header.turn.apply(header.with_square_pixels(grey_rules(dataset, header).apply(samples)))
 
 
-def grey_rules(dataset: "Dataset", header: DicomHeader) -> GreyRules:
-    """Return how the samples of an image become grey levels; raises what `refusing` turns into an ImageError."""
+def grey_rules(dataset: Dataset, header: DicomHeader) -> GreyRules:
+    """Return the rules from samples to grey levels. Its exceptions are to be handled by `image_errors`."""
     little_endian = header.transfer_syntax != BIG_ENDIAN
 
     def lut(keyword: str, *, signed: bool) -> Table | None:
@@ -93,19 +102,19 @@ def grey_rules(dataset: "Dataset", header: DicomHeader) -> GreyRules:
     )
 
 
-def _window(dataset: "Dataset") -> Window | None:
-    """Return the first window; one that no width or centre is usable of counts as none."""
+def _window(dataset: Dataset) -> Window | None:
+    """Return the first window, or None if its centre or width is missing or invalid."""
     centre, width = numbers(dataset, "WindowCenter")[:1], numbers(dataset, "WindowWidth")[:1]
     if not (centre and width and math.isfinite(centre[0]) and math.isfinite(width[0])):
         return None
-    said = word(dataset, "VOILUTFunction")
-    kind = cast(WindowKind, said if said in {"LINEAR_EXACT", "SIGMOID"} else "LINEAR")
+    function = code_string(dataset, "VOILUTFunction")
+    kind = cast(WindowKind, function if function in {"LINEAR_EXACT", "SIGMOID"} else "LINEAR")
     if width[0] < 1.0 if kind == "LINEAR" else width[0] <= 0.0:
         return None
     return Window(centre[0], width[0], kind)
 
 
-def _padding(dataset: "Dataset", header: DicomHeader) -> tuple[int, int] | None:
+def _padding(dataset: Dataset, header: DicomHeader) -> tuple[int, int] | None:
     little_endian = header.transfer_syntax != BIG_ENDIAN
 
     def value(keyword: str) -> int | None:
@@ -125,8 +134,8 @@ def _padding(dataset: "Dataset", header: DicomHeader) -> tuple[int, int] | None:
     return min(one, other), max(one, other)
 
 
-def samples_of(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
-    """Return the bit patterns of the samples, shifted and masked to the bits stored."""
+def samples_of(dataset: Dataset, header: DicomHeader) -> NDArray[np.uint16]:
+    """Return the bit patterns of the samples (rows, columns), shifted and masked to the stored bits."""
     if header.transfer_syntax in NATIVE:
         patterns = _native(dataset, header) >> np.uint16(header.high_bit + 1 - header.bits_stored)
     else:
@@ -134,32 +143,30 @@ def samples_of(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
     return patterns & np.uint16((1 << header.bits_stored) - 1)
 
 
-def _native(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
+def _native(dataset: Dataset, header: DicomHeader) -> NDArray[np.uint16]:
     element = dataset["PixelData"]
     big_endian = header.transfer_syntax == BIG_ENDIAN
     expected = header.rows * header.columns * (header.bits_allocated // 8)
     data = element.value
     if not isinstance(data, bytes) or len(data) < expected:
-        raise cut_short()
+        raise truncated()
     if header.bits_allocated == 16:
         stored = np.frombuffer(data[:expected], ">u2" if big_endian else "<u2")
-    elif big_endian and element.VR == "OW":  # two samples a word, and the word is swapped
+    elif big_endian and element.VR == "OW":  # two samples per word, and the words are swapped
         stored = np.frombuffer(data[: len(data) // 2 * 2], np.uint8).reshape(-1, 2)[:, ::-1].ravel()[:expected]
     else:
         stored = np.frombuffer(data[:expected], np.uint8)
     if stored.size < header.rows * header.columns:
-        raise cut_short()
+        raise truncated()
     return stored.astype(np.uint16).reshape(header.rows, header.columns)
 
 
-def _decompressed(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]:
-    from pydicom.encaps import get_frame
-
+def _decompressed(dataset: Dataset, header: DicomHeader) -> NDArray[np.uint16]:
     frame = get_frame(dataset["PixelData"].value, 0, number_of_frames=1)
     if header.transfer_syntax != RLE:
         frame = frame.rstrip(b"\0")
         if not frame.endswith(b"\xff\xd9"):  # the end of every JPEG, JPEG-LS and JPEG 2000 codestream
-            raise cut_short()
+            raise truncated()
     try:
         if header.transfer_syntax == BASELINE:
             return _baseline(frame, header)
@@ -173,23 +180,23 @@ def _decompressed(dataset: "Dataset", header: DicomHeader) -> NDArray[np.uint16]
             signed=header.signed,
         )
     except FrameError as error:
-        raise UnfitError("not an image", f"has damaged pixels ({error}); copy it again") from None
+        raise DicomError("not an image", f"has damaged pixels ({error}); copy it again") from None
 
 
 def _baseline(frame: bytes, header: DicomHeader) -> NDArray[np.uint16]:
     if _jpeg_size(frame) != (header.rows, header.columns, 1):
-        raise FrameError("the JPEG in it is of another size or in colour")
+        raise FrameError("its JPEG has another size or is in colour")
     try:
         grey = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         grey = None
     if grey is None or grey.shape != (header.rows, header.columns):
-        raise FrameError("the decoder refused it")
+        raise FrameError("the decoder failed")
     return np.asarray(grey).astype(np.uint16)
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns and components from a JPEG's frame header, before anything is decoded."""
+    """Return rows, columns and components from the frame header of a JPEG, without decoding it."""
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")

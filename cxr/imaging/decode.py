@@ -1,9 +1,4 @@
-"""The way of an image: bytes, grey levels, border, size, contrast.
-
-The steps are those of Pham and Nguyen 2023 (section 3.1): grey, contrast raised, 224 x 224. Cutting the border
-off is ours: letters, tubes and collimation live there, and a network learns from them what they should not tell. The
-third channel is made at the model's door, never stored.
-"""
+"""From the bytes of an image file, DICOM included, to grey levels."""
 
 import io
 import struct
@@ -26,7 +21,7 @@ from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "DICOM")
-# By signature, not through Image.open: that warns of large images, and warnings cannot be silenced safely in threads.
+# By signature and not by Image.open, which warns of large images; warnings cannot be silenced safely in threads.
 _READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
     _PNG_SIGNATURE: PngImageFile,
@@ -36,9 +31,9 @@ _READERS: dict[bytes, type[ImageFile.ImageFile]] = {
 }
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"})
 
-_DICOM_PREFIX_AT, _DICOM_PREFIX = 128, b"DICM"
+_DICOM_PREFIX_OFFSET, _DICOM_PREFIX = 128, b"DICM"
 _FIRST_VRS = {b"UL", b"UI", b"CS", b"OB", b"SH", b"LO", b"DA"}
-_FIRST_LENGTH_AT_MOST = 64
+_MAX_FIRST_LENGTH = 64
 
 _GREY = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
@@ -57,9 +52,9 @@ _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 @dataclass(frozen=True)
 class Header:
-    """What an image's header says. `mode` is "L", "L16", "RGB" or "RGBA"; `format` one of FORMATS.
+    """The header of an image. `mode` is "L" (8-bit grey), "L16" (16-bit grey), "RGB" or "RGBA"; `format` in FORMATS.
 
-    Size as stored; of a DICOM image as it is decoded: the usual way up, in square pixels.
+    The size is as stored; of a DICOM image as decoded, in display orientation with square pixels.
     """
 
     width: int
@@ -69,7 +64,7 @@ class Header:
 
 
 def is_image_file(path: Path) -> bool:
-    """Tell by its name whether a file of a folder may be an image; where the name ends in no letters, by its signature.
+    """Return whether a file may be an image, by its suffix; a file without a suffix of letters, by its signature.
 
     A PACS writes DICOM files as IM000001 or 1.2.840.113.5.
     """
@@ -79,21 +74,21 @@ def is_image_file(path: Path) -> bool:
     if any(letter.isalpha() for letter in suffix):
         return False
     with path.open("rb") as file:
-        return is_dicom(file.read(_DICOM_PREFIX_AT + len(_DICOM_PREFIX)))
+        return is_dicom(file.read(_DICOM_PREFIX_OFFSET + len(_DICOM_PREFIX)))
 
 
 def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
-    """Read size and mode without decoding, and refuse what should not be decoded.
+    """Read size and mode without decoding, and reject files that must not be decoded.
 
     Raises:
-        ImageError: empty, not one of FORMATS, cut short, or more than `max_pixels` pixels; names the file `name`.
+        ImageError: the file is empty, not in FORMATS, truncated, or has more than `max_pixels` pixels; names it `name`.
     """
     if not data:
         raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
     if is_dicom(data):
         return _read_dicom_header(data, name=name, max_pixels=max_pixels)
     reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
-    ignore_warnings_of("PIL")  # it warns of what the file's tags lack, and what matters of that is refused here
+    ignore_warnings_of("PIL")  # its warnings about missing tags are irrelevant here
     try:
         if reader is None:
             raise SyntaxError("no known signature")
@@ -106,7 +101,7 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
         ) from error
     if header.width * header.height > max_pixels:
         raise _too_large(name, f"{header.width} x {header.height} pixels", max_pixels)
-    if _is_cut_short(data, header.format):
+    if _is_truncated(data, header.format):
         raise ImageError(f"{name} is truncated: its end is missing; copy it again from its source", reason="truncated")
     return header
 
@@ -114,21 +109,21 @@ def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
 def decode_grey(data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None) -> NDArray[np.uint8]:
     """Decode an image to grey levels.
 
-    Colour becomes luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit
-    images are stretched from their own darkest and brightest level to 0 and 255.
+    Colour is converted to luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit images are
+    stretched from their darkest and brightest level to 0 and 255.
 
     Args:
         data: the file's bytes.
-        name: what errors call the file.
-        max_pixels: refuse larger images before decoding.
-        min_side_px: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT
-            domain) as long as its shorter side stays at least this long.
+        name: name of the file in messages.
+        max_pixels: larger images are rejected before decoding.
+        min_side_px: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT domain) as long as its
+            shorter side has at least this length.
 
     Returns:
         (height, width) uint8.
 
     Raises:
-        ImageError: see read_header; also when the decoder fails ("not an image").
+        ImageError: see read_header; also if the decoder fails ("not an image").
     """
     if is_dicom(data):
         return _decode_dicom(data, name=name, max_pixels=max_pixels)
@@ -139,13 +134,13 @@ def decode_grey(data: bytes, *, name: str, max_pixels: int, min_side_px: int | N
 def decode_with_colour(
     data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Decode an image as decode_grey does, and where it has any colour, the same picture in colour.
+    """Decode an image like decode_grey, and also in colour if it has any.
 
-    Most colour files hold grey alone. Their three channels are equal, and equal to what decode_grey returns, so that
-    such an image is decoded once.
+    Most colour files are grey: their three channels are equal to each other and to the result of decode_grey. Such an
+    image is decoded once.
 
     Returns:
-        (height, width) uint8, and None: all is grey, or (height, width, 3) uint8, blue first.
+        (height, width) uint8, and None for a grey image or (height, width, 3) uint8 in the order blue, green, red.
 
     Raises:
         ImageError: see decode_grey.
@@ -165,11 +160,6 @@ def decode_with_colour(
     return _grey(data, name, header, reduction), np.asarray(colour, np.uint8)
 
 
-def read_image(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Read, decode and prepare one image; (image_size_px, image_size_px) uint8. Raises ImageError."""
-    return image_from_bytes(path.read_bytes(), preprocessing, name=str(path))
-
-
 def image_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
     """Decode and prepare one image; (image_size_px, image_size_px) uint8. Raises ImageError."""
     grey = decode_grey(
@@ -179,28 +169,28 @@ def image_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) ->
 
 
 def is_dicom(data: bytes) -> bool:
-    """Tell a DICOM file; of one without preamble the first element is of group 2 or 8, and its length is plausible."""
-    if data[_DICOM_PREFIX_AT : _DICOM_PREFIX_AT + len(_DICOM_PREFIX)] == _DICOM_PREFIX:
+    """Return whether a file is DICOM. Without preamble, the first element needs group 2 or 8 and a plausible length."""
+    if data[_DICOM_PREFIX_OFFSET : _DICOM_PREFIX_OFFSET + len(_DICOM_PREFIX)] == _DICOM_PREFIX:
         return True
     if len(data) < 12 or data[:2] not in {b"\x02\x00", b"\x08\x00"} or data[3] != 0:
         return False
-    return data[4:6] in _FIRST_VRS or int.from_bytes(data[4:8], "little") <= _FIRST_LENGTH_AT_MOST
+    return data[4:6] in _FIRST_VRS or int.from_bytes(data[4:8], "little") <= _MAX_FIRST_LENGTH
 
 
 def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
-    from cxr.dicom.pixels import (
-        read_dicom_header,  # pydicom takes a fifth of a second to import, and most images need none
-    )
+    from cxr.dicom.pixels import read_dicom_header  # pydicom takes 0.4 s to import, few images need it
 
-    _refuse_two_formats(data, name)
+    _reject_two_formats(data, name)
     header = read_dicom_header(data, name=name, max_pixels=max_pixels)
     return Header(header.width, header.height, "L" if header.bits_stored <= 8 else "L16", "DICOM")
 
 
-def _refuse_two_formats(data: bytes, name: str) -> None:
-    # Scanners of one maker begin the preamble of plain DICOM files like a TIFF; nobody begins it like the others.
+def _reject_two_formats(data: bytes, name: str) -> None:
+    # Some scanners write a TIFF signature into the preamble of DICOM files; none writes another signature.
     if any(data.startswith(signature) for signature, reader in _READERS.items() if reader is not TiffImageFile):
-        raise ImageError(f"{name} is two formats in one file; export the image again as one", reason="not an image")
+        raise ImageError(
+            f"{name} has two formats in one file; export the image again in one format", reason="not an image"
+        )
 
 
 def _mode(pillow_mode: str) -> str:
@@ -219,37 +209,37 @@ def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     )
 
 
-def _is_cut_short(data: bytes, image_format: str) -> bool:
-    # Inside a JPEG's compressed data every 0xff is stuffed, so these markers cannot occur by chance:
-    # a whole file has an end after its last scan, also when a thumbnail with its own end comes first.
+def _is_truncated(data: bytes, image_format: str) -> bool:
+    # Inside a JPEG's compressed data every 0xff is stuffed, so these markers cannot occur by chance. A complete file
+    # has an end marker after its last scan, even if a thumbnail with its own end marker comes first.
     if image_format == "JPEG":
         end = data.rfind(_JPEG_END)
         return end < 0 or data.find(_JPEG_START_OF_SCAN, end) >= 0
-    return image_format == "PNG" and not _is_whole_png(data)
+    return image_format == "PNG" and not _is_complete_png(data)
 
 
-def _is_whole_png(data: bytes) -> bool:
-    """Tell whether every chunk up to the last lies in the file: OpenCV makes room for as much as a chunk claims."""
+def _is_complete_png(data: bytes) -> bool:
+    """Return whether all chunks are in the file. OpenCV allocates the size that a chunk claims."""
     at, size = len(_PNG_SIGNATURE), len(data)
     while at + 12 <= size:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"IEND":
             return True
-        if kind == b"IHDR" and at > len(_PNG_SIGNATURE):  # a second one would be another size than what was checked
+        if kind == b"IHDR" and at > len(_PNG_SIGNATURE):  # a second one could have another size than the checked one
             return False
         at += 12 + int(length)
     return False
 
 
 def _decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    _refuse_two_formats(data, name)
-    from cxr.dicom.pixels import decode_dicom
+    from cxr.dicom.pixels import decode_dicom  # as above
 
+    _reject_two_formats(data, name)
     return decode_dicom(data, name=name, max_pixels=max_pixels)
 
 
 def _reduction(header: Header, min_side_px: int | None) -> int:
-    """Return by what a JPEG may be reduced; 1 for all else."""
+    """Return the factor by which a JPEG may be reduced; 1 for other formats."""
     if min_side_px is None or header.format != "JPEG":
         return 1
     shorter = min(header.width, header.height)
@@ -262,9 +252,8 @@ def _grey(data: bytes, name: str, header: Header, reduction: int) -> NDArray[np.
 
 
 def _pixels(data: bytes, name: str, flag: int) -> NDArray[np.generic]:
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # else OpenCV writes a line, of some files thousands, for what is said here
+    # Otherwise OpenCV writes a line, for some files thousands, about the errors that are reported here.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:
@@ -280,9 +269,9 @@ def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.asarray(np.rint((grey.astype(np.float32) - low) * scale), np.uint8)
 
 
-_BYTES_PER_PIXEL_AT_MOST = 8  # 16-bit RGBA, not compressed
+_MAX_BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed
 
 
 def max_file_bytes(max_pixels: int) -> int:
-    """Return the size beyond which a file cannot be an image of at most `max_pixels`, metadata included."""
-    return max_pixels * _BYTES_PER_PIXEL_AT_MOST + (1 << 20)
+    """Return the largest size in bytes of a file with an image of `max_pixels` pixels, metadata included."""
+    return max_pixels * _MAX_BYTES_PER_PIXEL + (1 << 20)

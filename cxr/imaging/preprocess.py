@@ -1,7 +1,7 @@
-"""Grey levels as the model takes them: border cut off, resized, contrast raised.
+"""Prepare grey levels for the model: crop the border, resize, enhance the contrast.
 
-The steps are those of Pham and Nguyen 2023 (section 3.1): grey, contrast raised, 224 x 224. Cutting the border off is
-ours: letters, tubes and collimation live there, and a network learns from them what they should not tell.
+Grey levels, contrast enhancement and resizing to 224 x 224 follow Pham and Nguyen 2023 (section 3.1). Cropping the
+border is an addition: it removes letters, tubes and collimation, from which a network can learn shortcuts.
 """
 
 import math
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image is prepared; saved with the model, so that what trained is what serves.
+    """How an image is prepared; saved with the model, so that training and prediction prepare images equally.
 
-    `border_crop` is the share of the image's height and width that is cut off at each side, 0 to 0.25.
+    `border_crop` is the share of height and width that is cut off at each side, 0 to 0.25.
     """
 
     image_size_px: int
@@ -26,15 +26,15 @@ class Preprocessing:
     clahe_clip_limit: float
     clahe_tiles: int
     max_pixels: int
-    border_crop: float = 0.0  # none: also what a model saved before this field means
+    border_crop: float = 0.0  # models saved before this field existed have none
 
 
 def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Cut the border off, resize and raise the contrast of one image.
+    """Crop the border, resize and enhance the contrast of one image.
 
     Args:
         grey: (height, width), any size.
-        preprocessing: what to do.
+        preprocessing: size, border and contrast.
 
     Returns:
         (image_size_px, image_size_px) uint8.
@@ -49,12 +49,12 @@ def prepare(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
 
 
 def min_decoded_side_px(preprocessing: Preprocessing) -> int:
-    """Return how long the shorter side of a decoded image has to be, in pixels, for nothing to be lost."""
+    """Return the length in pixels of the shorter side at which decoding at reduced scale loses no detail."""
     return math.ceil(preprocessing.image_size_px / (1 - 2 * preprocessing.border_crop))
 
 
 def _without_border(grey: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-    """Cut `share` of each side off, rounded down: what is left is never smaller than its share."""
+    """Cut off `share` of the image at each side, rounded down."""
     height, width = grey.shape
     top, left = int(height * share), int(width * share)
     return grey[top : height - top, left : width - left]

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.notices import NOT_CLINICAL, notice
-from cxr.dicom.tags import UnfitError, read_dicom, refusing, text
+from cxr.dicom.tags import DicomError, image_errors, read_dicom, text
 
 if TYPE_CHECKING:
     from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations
@@ -79,7 +79,7 @@ def structured_report(source: bytes, answer: "Answer", *, author: Author, name: 
     Raises:
         ImageError: the image's header cannot be read, or lacks what links a report to it.
     """
-    with refusing(name):  # highdicom's errors may quote a patient's tag too
+    with image_errors(name):  # highdicom's errors may quote a patient's tag too
         return _report(_image(source), answer, author, made_at)
 
 
@@ -99,7 +99,7 @@ def secondary_capture(
     Raises:
         ImageError: the image's header cannot be read, or lacks what links a picture to it.
     """
-    with refusing(name):
+    with image_errors(name):
         return _capture(_image(source), overlay, answer, author, made_at)
 
 
@@ -170,7 +170,7 @@ def _image(source: bytes) -> "Dataset":
     image = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
     missing = [keyword for keyword in _LINKS if not text(image, keyword)]
     if missing:
-        raise UnfitError("not an image", f"has no {', '.join(missing)}, so no answer can be filed beside it")
+        raise DicomError("not an image", f"has no {', '.join(missing)}, so no answer can be filed beside it")
     image.decode()  # names in the image's character set: highdicom writes UTF-8
     for keyword in _COPIED:
         if keyword not in image:

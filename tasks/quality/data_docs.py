@@ -1,28 +1,25 @@
-"""Data Docs that open anywhere and are the same for the same data.
+"""Make Data Docs self-contained and reproducible.
 
-As built they fetch styles, fonts, scripts and a picture with a time stamp from ten hosts, so that without a
-network they show unstyled text and an empty index, and with one they tell those hosts who reads the report, and when.
-They also hold times and random ids, so that no two runs over the same data would leave the same dvc.lock.
+As generated, Data Docs load styles, fonts, scripts and an image with a time stamp from ten hosts. Without a network
+they show unstyled text and an empty index, and with one they tell these hosts who reads the report. They also contain
+times and random IDs, so that two runs on the same data would give different entries in dvc.lock.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+from tasks.quality.expectations import Outcome
 
-    from tasks.quality.expectations import Outcome
-
-_NEEDS_MORE = re.compile(r"<script\b.*?</script>|<footer\b.*?</footer>|<link\b[^>]*>|<img\b[^>]*>", re.DOTALL)
+_REMOTE = re.compile(r"<script\b.*?</script>|<footer\b.*?</footer>|<link\b[^>]*>|<img\b[^>]*>", re.DOTALL)
 _TIME = re.compile(r"\d{4}-?\d\d-?\d\dT\d\d:?\d\d:?\d\d[\d.:+]*Z?")
 _RANDOM_ID = re.compile(r"-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RESOURCE = re.compile(r"url\([^)]*\)")
-_USELESS_WITHOUT_SCRIPT = ".modal, .btn, [data-toggle=collapse], .card:has(.btn-group)"
+_NEEDS_SCRIPT = ".modal, .btn, [data-toggle=collapse], .card:has(.btn-group)"
 
 _STYLE = f"""<style>
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2733; margin: 0 auto; max-width: 1200px; padding: 1rem }}
@@ -40,15 +37,15 @@ ol, ul {{ padding-left: 1.2rem }}
 .text-success::before {{ color: #1a7f37; content: "\\2713"; font-weight: bold }}
 .text-warning::before {{ color: #9a6700; content: "!"; font-weight: bold }}
 .text-danger::before {{ color: #c0262d; content: "\\2717"; font-weight: bold }}
-{_USELESS_WITHOUT_SCRIPT} {{ display: none }}
+{_NEEDS_SCRIPT} {{ display: none }}
 </style>
 """
 
 
 def make_self_contained(docs: Path, outcomes: Sequence[Outcome], *, title: str, notes: str) -> None:
-    """Take scripts, remote resources and times out of the pages below `docs`, and write an index that needs none."""
+    """Remove scripts, remote resources and times from the pages below `docs`, and write an index without them."""
     for page in docs.rglob("*.html"):
-        html = _NEEDS_MORE.sub("", page.read_text(encoding="utf-8"))
+        html = _REMOTE.sub("", page.read_text(encoding="utf-8"))
         html = _RANDOM_ID.sub("", _TIME.sub("not recorded", _RESOURCE.sub("none", html)))
         page.write_text(html.replace("</head>", f"{_STYLE}</head>", 1), encoding="utf-8")
     shutil.rmtree(docs / "static", ignore_errors=True)  # fonts and 3 MB of tutorial pictures
@@ -65,7 +62,7 @@ def _index(docs: Path, outcomes: Sequence[Outcome], title: str, notes: str) -> s
         f"<p><strong>{escape(notes)}</strong></p>\n"
         "<table><tr><th></th><th>check</th><th>severity</th><th>expected</th><th>found</th></tr>\n"
         f"{''.join(_row(outcome) for outcome in outcomes)}</table>\n"
-        f"<h4>In detail, by Great Expectations</h4>\n<ul>{links}</ul>\n</body></html>\n"
+        f"<h4>Details by Great Expectations</h4>\n<ul>{links}</ul>\n</body></html>\n"
     )
 
 

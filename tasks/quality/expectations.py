@@ -1,40 +1,46 @@
-"""What a data-quality gate is made of: named checks on tables, run by Great Expectations.
+"""Data-quality checks: named checks on tables, run by Great Expectations.
 
-The only module that imports Great Expectations (inside functions: the import takes seconds). The gates themselves
-are the steps `validate`, after ingest, and `split`.
+This is the only module that imports Great Expectations. The gates are the steps `validate`, after ingest, and `split`.
 """
 
 from __future__ import annotations
 
 import logging
 import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import great_expectations as gx
+import pandas as pd
+from great_expectations.checkpoint.actions import UpdateDataDocsAction
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.base import (
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
 
 from cxr.common.errors import GateError, ParamsError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    import pandas as pd
 
 log = logging.getLogger("cxr.gate")
 
 Severity = Literal["error", "warn"]
 _OFFENDERS_SHOWN = 5
-_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)  # the run's time would name a folder: no two runs would write the same
+# The run's time would be part of paths, so that no two runs would write the same files.
+_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Check:
     """One expectation on a table.
 
-    name         as params, reports and messages call it
-    kind         class of great_expectations.expectations without its "Expect"
+    name         name in parameters, reports and messages
+    kind         class of great_expectations.expectations without "Expect"
     arguments    of that class
-    expected     the same for people: "64 to 8000"
+    expected     the threshold as text: "64 to 8000"
     """
 
     name: str
@@ -45,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to check. `key` names the columns that tell a person which row it is."""
+    """Rows to check. `key` names the columns that identify a row in messages."""
 
     name: str
     rows: pd.DataFrame
@@ -55,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one check ended; `offenders` are the first rows that failed, as "column=value, ..."."""
+    """Result of one check; `offenders` are the first rows that failed, as "column=value, ..."."""
 
     name: str
     severity: Severity
@@ -78,14 +84,14 @@ class Outcome:
 def check_tables(
     tables: Sequence[Table], *, suite: str, notes: str, warn_only: Collection[str] = (), docs: Path | None = None
 ) -> list[Outcome]:
-    """Run every check and return what came out, in the order of the checks.
+    """Run every check and return the results, in the order of the checks.
 
     Args:
-        tables: what to check.
-        suite: name of the gate; each table's suite is "<suite>-<table>".
-        notes: stands above the expectations in Data Docs.
-        warn_only: names of checks whose failure is no error.
-        docs: empty folder for Data Docs as HTML; none are written without.
+        tables: tables with their checks.
+        suite: name of the gate; the suite of each table is "<suite>-<table>".
+        notes: text above the expectations in Data Docs.
+        warn_only: names of checks that only warn.
+        docs: empty folder for Data Docs as HTML; None: no Data Docs.
 
     Raises:
         ParamsError: `warn_only` names a check that does not exist.
@@ -93,18 +99,18 @@ def check_tables(
     known = [check.name for table in tables for check in table.checks]
     unknown = sorted(set(warn_only) - set(known))
     if unknown:
-        raise ParamsError(f"warn_only names no check of this gate: {', '.join(unknown)}; there are {', '.join(known)}")
+        raise ParamsError(f"warn_only: unknown check {', '.join(unknown)}; expected {', '.join(known)}")
     context = _context(docs)
     return [outcome for table in tables for outcome in _check_table(context, table, suite, notes, warn_only, docs)]
 
 
 def enforce(outcomes: Sequence[Outcome], *, gate: str, hint: str) -> None:
-    """Log the table of what failed; stop if any of it is an error.
+    """Log the failed checks, and raise if one of them is an error.
 
     Args:
         outcomes: of all checks.
-        gate: what the message calls this gate, "after ingest".
-        hint: what to do now.
+        gate: name of the gate in messages, such as "after ingest".
+        hint: what the user can do.
 
     Raises:
         GateError: at least one check of severity "error" failed.
@@ -133,15 +139,8 @@ def _failure_table(failed: Iterable[Outcome]) -> list[str]:
 
 
 def _context(docs: Path | None) -> Any:
-    """Return a GX context that lives in memory, writes Data Docs to `docs` alone and draws no progress bars."""
+    """Return an in-memory GX context that writes only Data Docs, to `docs`, and shows no progress bars."""
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import (
-        DataContextConfig,
-        InMemoryStoreBackendDefaults,
-        ProgressBarsConfig,
-    )
-
     sites: dict[str, Any] = {}
     if docs:
         backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
@@ -159,10 +158,6 @@ def _context(docs: Path | None) -> Any:
 def _check_table(
     context: Any, table: Table, suite: str, notes: str, warn_only: Collection[str], docs: Path | None
 ) -> list[Outcome]:
-    import great_expectations as gx
-    from great_expectations.checkpoint.actions import UpdateDataDocsAction
-    from great_expectations.core.run_identifier import RunIdentifier
-
     severity: dict[str, Severity] = {
         check.name: "warn" if check.name in warn_only else "error" for check in table.checks
     }
@@ -207,7 +202,7 @@ def _outcome(check: Check, key: Sequence[str], severity: Severity, result: dict[
 
 
 def _as_text(row: dict[str, Any], key: Sequence[str]) -> str:
-    """Return the key columns of a row, then those that were checked."""
+    """Return the key columns of a row, then the checked columns."""
     names = [*key, *(name for name in row if name not in key)]
     return ", ".join(
         f"{name}={row[name]:.4g}" if isinstance(row[name], float) else f"{name}={row[name]}" for name in names
@@ -215,6 +210,6 @@ def _as_text(row: dict[str, Any], key: Sequence[str]) -> str:
 
 
 def _reason(info: dict[str, Any]) -> str:
-    """Return the message in GX's exception info, which may be nested one level under the id of a metric."""
+    """Return the message of GX's exception info, which may be nested under the ID of a metric."""
     nested = [value for value in info.values() if isinstance(value, dict)]
     return str((nested[0] if nested else info).get("exception_message"))

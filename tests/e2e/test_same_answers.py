@@ -18,8 +18,8 @@ from cxr.dataset.image_array import write_index
 from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.imaging.decode import image_from_bytes
 from cxr.inference.score_store import read_scores
-from cxr.models.bundle import write_bundle
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify, predict_with_features
 from cxr.models.reference import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference

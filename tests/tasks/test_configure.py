@@ -55,9 +55,9 @@ def test_a_file_that_says_so_already_is_not_touched(params: Path) -> None:
 )
 def test_an_unknown_name_is_refused_and_nothing_is_written(params: Path, name: str) -> None:
     before = params.read_text()
-    with pytest.raises(ParamsError) as refusal:
+    with pytest.raises(ParamsError) as caught:
         configure(params, {"train.epochs": 3, name: 1})
-    assert str(refusal.value) == f"there is no parameter {name}; params.yaml lists them all"
+    assert name in str(caught.value)
     assert params.read_text() == before
 
 
@@ -81,18 +81,19 @@ def test_profiles_settings_and_data_are_written_together(
     ]
     assert "split.protocol: patient -> paper" in capsys.readouterr().out
     run(monkeypatch, *arguments, "--weights", "weights.pth", "--set", "train.epochs=2")
-    assert capsys.readouterr().out == "params.yaml says so already\n"
+    assert capsys.readouterr().out == "params.yaml has these values already\n"
 
 
-def test_the_command_line_says_what_is_wrong_in_one_line(params: Path) -> None:
+def test_an_error_is_one_line(params: Path) -> None:
     command = [sys.executable, "-m", "tasks.configure", "--params", str(params), "--data", "/no/such/folder"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == SourceError.exit_code
-    assert done.stderr == "error: /no/such/folder: there is no such folder or zip of images\n"
+    assert done.stderr.startswith("error: /no/such/folder: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("top", ["", "chest_xray"])  # the folder above the set, or the set's own
-def test_a_set_that_is_not_there_is_left_out(tmp_path: Path, top: str) -> None:
+def test_an_absent_set_is_left_out(tmp_path: Path, top: str) -> None:
     images = sets_below(tmp_path, "chest_xray") / top
     settings = data_settings(str(images), BOTH)
     assert settings["ingest.sources"] == [
@@ -100,7 +101,7 @@ def test_a_set_that_is_not_there_is_left_out(tmp_path: Path, top: str) -> None:
     ]
 
 
-def test_a_zip_is_looked_into(tmp_path: Path) -> None:
+def test_the_sets_of_a_zip_are_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("chest_xray/train/NORMAL/IM-0001-0001.jpeg", b"")
         archive.writestr("Covid19-dataset/train/Covid/01.jpeg", b"")
@@ -108,7 +109,7 @@ def test_a_zip_is_looked_into(tmp_path: Path) -> None:
     assert settings["ingest.sources.1.location"] == str(tmp_path / "images.zip")
 
 
-def test_an_address_is_pinned_by_its_digest_and_not_watched() -> None:
+def test_an_address_is_not_watched() -> None:
     assert data_settings("s3://images/raw", BOTH) == {
         "ingest.watch": "tasks/ingest.py",
         "ingest.sources.0.location": "s3://images/raw",
@@ -116,7 +117,7 @@ def test_an_address_is_pinned_by_its_digest_and_not_watched() -> None:
     }
 
 
-def test_a_folder_with_a_table_of_labels_is_a_hospitals_own(tmp_path: Path) -> None:
+def test_a_folder_with_labels_csv_is_a_labelled_folder(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\n")
     assert data_settings(str(tmp_path), BOTH) == {
         "ingest.watch": str(tmp_path),
@@ -124,30 +125,22 @@ def test_a_folder_with_a_table_of_labels_is_a_hospitals_own(tmp_path: Path) -> N
     }
 
 
-def test_data_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_data_without_a_known_layout_are_named(tmp_path: Path) -> None:
     sets_below(tmp_path / "other", "cats")
     (tmp_path / "notes.txt").write_text("not a zip")
-    rows: dict[str, str] = {
-        "other": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack, or a "
-        "labels.csv; found cats",
-        "other/cats/train": "expected a folder chest_xray or Covid19-dataset in it, as Kaggle's archives unpack, or a "
-        "labels.csv; found no folder",
-        "absent": "there is no such folder or zip of images",
-        "notes.txt": "neither a folder nor a zip",
-    }
-    for name, message in rows.items():
-        with pytest.raises(SourceError) as refusal:
+    rows = {"other": "cats", "other/cats/train": "nothing", "absent": "no such folder", "notes.txt": "neither"}
+    for name, token in rows.items():
+        with pytest.raises(SourceError) as caught:
             data_settings(str(tmp_path / name), BOTH)
-        assert str(refusal.value) == f"{tmp_path / name}: {message}"
+        assert str(caught.value).startswith(f"{tmp_path / name}: ")
+        assert token in str(caught.value)
 
 
 def test_weights_are_a_known_word_or_a_file_that_exists(tmp_path: Path) -> None:
     assert [weights_setting(word) for word in ("imagenet", "none")] == ["imagenet", "none"]
-    with pytest.raises(WeightsError) as refusal:
+    with pytest.raises(WeightsError) as caught:
         weights_setting(str(tmp_path / "absent.pth"))
-    assert str(refusal.value) == (
-        f"{tmp_path / 'absent.pth'}: there is no such file of weights; give a state dict's path, `imagenet` or `none`"
-    )
+    assert "absent.pth" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -164,26 +157,26 @@ def test_settings_are_read_as_yaml(setting: str, parsed: tuple[str, Any]) -> Non
     assert parse_setting(setting) == parsed
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("train.epochs", "--set takes name=value, such as train.epochs=20; got 'train.epochs'"),
-        ("=3", "--set takes name=value, such as train.epochs=20; got '=3'"),
-    ],
-)
-def test_a_setting_without_name_or_value_is_refused(setting: str, message: str) -> None:
-    with pytest.raises(ParamsError) as refusal:
+@pytest.mark.parametrize("setting", ["train.epochs", "=3"])
+def test_a_setting_without_name_or_value_is_rejected(setting: str) -> None:
+    with pytest.raises(ParamsError, match="--set expects name=value"):
         parse_setting(setting)
-    assert str(refusal.value) == message
 
 
 def test_a_profile_is_a_mapping_of_names(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
-    with pytest.raises(ParamsError, match="there is no such profile; profiles/ holds those of this project"):
+    with pytest.raises(ParamsError, match="no such profile"):
         read_profile(profile)
     profile.write_text("- train.epochs")
-    with pytest.raises(ParamsError, match=r"a profile is a mapping such as `train.epochs: 20`, got \['train.epochs'\]"):
+    with pytest.raises(ParamsError, match="a profile is a mapping"):
         read_profile(profile)
     profile.write_text("a: [")
     with pytest.raises(ParamsError, match="not valid YAML"):
         read_profile(profile)
+
+
+def test_an_unknown_layout_is_rejected_before_the_file_is_written(params: Path) -> None:
+    before = params.read_bytes()
+    with pytest.raises(ParamsError, match="mimic"):
+        configure(params, {"ingest.sources.0.layout": "mimic"})
+    assert params.read_bytes() == before

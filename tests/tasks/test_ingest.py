@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 
 from cxr.common.errors import DataError, ParamsError, SourceError
 from cxr.common.params import IngestParams, Paths, Source, read_params
-from cxr.dataset.deduplicate import Sorted
+from cxr.dataset.deduplicate import Deduplicated
+from cxr.dataset.ingest import list_files
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
 from tasks.ingest import _account, ingest
 from tests.support.dicom_images import SECRETS, dicom_image, picture
@@ -82,7 +83,7 @@ def digest_of(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_image_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
+def test_an_image_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Path) -> None:
     raw = ingested(tmp_path, {f"{PNEUMONIA}/person7_virus_3.jpeg": image(1, side=80)})
     manifest = read_manifest(raw)
     assert list(manifest.columns) == list(MANIFEST_COLUMNS)
@@ -124,7 +125,7 @@ def test_the_counts_add_up_per_source_and_in_all(tmp_path: Path) -> None:
     assert counts["manifest_sha256"] == hashlib.sha256((raw / "manifest.parquet").read_bytes()).hexdigest()
 
 
-def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp_path: Path) -> None:
+def test_each_kind_of_bad_file_is_quarantined_with_its_reason(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
         {
@@ -138,43 +139,21 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason_and_what_to_do(tmp
         },
         max_pixels=40_000,
     )
-    name = "kermany/train"
-    assert quarantine(raw) == {
-        f"{name}/PNEUMONIA/person1_virus_1.jpeg": (
-            "truncated",
-            "train/PNEUMONIA/person1_virus_1.jpeg is truncated: its end is missing; copy it again from its source",
-        ),
-        f"{name}/PNEUMONIA/person2_virus_1.jpeg": (
-            "empty",
-            "train/PNEUMONIA/person2_virus_1.jpeg is empty; copy it again from its source",
-        ),
-        f"{name}/NORMAL/.DS_Store": (
-            "not an image",
-            "train/NORMAL/.DS_Store is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; "
-            "remove it or export it again",
-        ),
-        f"{name}/NORMAL/IM-0001-0001.jpeg": (
-            "larger than the pixel limit",
-            "train/NORMAL/IM-0001-0001.jpeg is larger than the pixel limit: 300 x 300 pixels, allowed 40000; "
-            "raise max_pixels in params.yaml if such images are expected",
-        ),
-        f"{name}/NORMAL/IM-0002-0001.jpeg": (
-            "larger than the pixel limit",
-            "2000000 bytes; an image of 40000 pixels has fewer",
-        ),
-        f"{name}/UNSURE/person3_virus_1.jpeg": (
-            "unknown class folder",
-            "lies in train/UNSURE; expected {train,val,test}/{NORMAL,PNEUMONIA}",
-        ),
-        f"{name}/PNEUMONIA/person4_fungus_1.jpeg": (
-            "unknown class in the file name",
-            "lies in PNEUMONIA and its name is not personN_bacteria_M or personN_virus_M",
-        ),
+    found = quarantine(raw)
+    assert {path.removeprefix("kermany/train/"): reason for path, (reason, _) in found.items()} == {
+        "PNEUMONIA/person1_virus_1.jpeg": "truncated",
+        "PNEUMONIA/person2_virus_1.jpeg": "empty",
+        "NORMAL/.DS_Store": "not an image",
+        "NORMAL/IM-0001-0001.jpeg": "larger than the pixel limit",
+        "NORMAL/IM-0002-0001.jpeg": "larger than the pixel limit",
+        "UNSURE/person3_virus_1.jpeg": "unknown class folder",
+        "PNEUMONIA/person4_fungus_1.jpeg": "unknown class in the file name",
     }
+    assert "300 x 300 pixels, allowed 40000" in found["kermany/train/NORMAL/IM-0001-0001.jpeg"][1]
     assert kept_paths(raw) == []
 
 
-def test_a_link_out_of_the_set_is_refused_and_one_inside_is_a_duplicate(tmp_path: Path) -> None:
+def test_a_link_out_of_the_set_is_rejected_and_one_inside_is_a_duplicate(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpeg"
     secret.write_bytes(image(5))
     lay_out(tmp_path / "sets", {f"{NORMAL}/IM-0001-0001.jpeg": image(1)})
@@ -183,18 +162,15 @@ def test_a_link_out_of_the_set_is_refused_and_one_inside_is_a_duplicate(tmp_path
     (tmp_path / "sets" / NORMAL / "IM-0004-0001.jpeg").symlink_to("gone.jpeg")
     (tmp_path / "sets" / "chest_xray" / "val").symlink_to(tmp_path)
     raw = ingested(tmp_path, {})
-    assert quarantine(raw) == {
-        "kermany/train/NORMAL/IM-0002-0001.jpeg": (
-            "link out of the folder",
-            "points outside the set's folder; put the file itself there",
-        ),
-        "kermany/train/NORMAL/IM-0004-0001.jpeg": ("unreadable", "not a plain file, or a link that leads nowhere"),
-        "kermany/val": ("link out of the folder", "points outside the set's folder; put the file itself there"),
+    assert {path: reason for path, (reason, _) in quarantine(raw).items()} == {
+        "kermany/train/NORMAL/IM-0002-0001.jpeg": "link out of the folder",
+        "kermany/train/NORMAL/IM-0004-0001.jpeg": "unreadable",
+        "kermany/val": "link out of the folder",
     }
     assert pd.read_csv(raw / "duplicates.csv")["path"].tolist() == ["train/NORMAL/IM-0003-0001.jpeg"]
 
 
-def test_a_file_that_may_not_be_read_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path.read_bytes
 
     def locked(path: Path) -> bytes:  # tests may run as a user whom no permission stops
@@ -204,26 +180,22 @@ def test_a_file_that_may_not_be_read_is_quarantined(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "read_bytes", locked)
     raw = ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": image(1)})
-    assert quarantine(raw)["kermany/train/NORMAL/IM-0001-0001.jpeg"] == (
-        "unreadable",
-        "Permission denied; mend its permissions or copy it again",
-    )
+    reason, detail = quarantine(raw)["kermany/train/NORMAL/IM-0001-0001.jpeg"]
+    assert reason == "unreadable"
+    assert "Permission denied" in detail
 
 
-def test_a_file_name_that_no_table_can_hold_is_quarantined(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_quarantined(tmp_path: Path) -> None:
     lay_out(tmp_path / "sets", {})
     (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(image(1))
     raw = ingested(tmp_path, {f"{NORMAL}/IM-0001\u202fäöü 肺.jpeg": image(2)})
     assert kept_paths(raw) == ["images/kermany/train/NORMAL/IM-0001\u202fäöü 肺.jpeg"]
-    assert quarantine(raw) == {
-        "kermany/train/NORMAL/IM-\\udcff.jpeg": (
-            "unreadable",
-            "the file name has characters that cannot be written; rename it",
-        )
-    }
+    assert [(path, reason) for path, (reason, _) in quarantine(raw).items()] == [
+        ("kermany/train/NORMAL/IM-\\udcff.jpeg", "unreadable")
+    ]
 
 
-def test_of_equal_files_the_first_is_kept_also_across_sets_and_inside_a_nested_copy(tmp_path: Path) -> None:
+def test_of_equal_files_the_first_is_kept_across_sets_and_nested_copies(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
         {
@@ -235,7 +207,7 @@ def test_of_equal_files_the_first_is_kept_also_across_sets_and_inside_a_nested_c
     )
     assert kept_paths(raw) == ["images/kermany/chest_xray/train/NORMAL/IM-0001-0001.jpeg"]
     duplicates = pd.read_csv(raw / "duplicates.csv")
-    assert list(duplicates.columns) == ["path", "source", "sha256", "kind", "kept_image_id", "correlation"]
+    assert list(duplicates.columns) == ["source", "path", "sha256", "kind", "kept_image_id", "correlation"]
     assert (duplicates["source"] + "/" + duplicates["path"]).tolist() == [
         "covid19/train/Normal/01.jpeg",
         "kermany/train/NORMAL/IM-0001-0001.jpeg",
@@ -246,7 +218,7 @@ def test_of_equal_files_the_first_is_kept_also_across_sets_and_inside_a_nested_c
     assert set(duplicates["kept_image_id"]) == {f"kermany-{hashlib.sha256(image(1)).hexdigest()[:16]}"}
 
 
-def test_of_near_equal_images_the_larger_is_kept(tmp_path: Path) -> None:
+def test_of_near_duplicates_the_larger_is_kept(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
         {f"{NORMAL}/IM-0001-0001.jpeg": image(1, quality=60), f"{COVID_NORMAL}/01.jpeg": image(1, side=120)},
@@ -258,7 +230,7 @@ def test_of_near_equal_images_the_larger_is_kept(tmp_path: Path) -> None:
     assert "images/kermany/train/NORMAL/IM-0001-0001.jpeg" not in unpacked(raw)
 
 
-def test_patients_who_share_a_image_are_one_person(tmp_path: Path) -> None:
+def test_patients_who_share_an_image_become_one(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
         {
@@ -278,18 +250,16 @@ def test_copies_with_different_labels_are_all_quarantined(tmp_path: Path) -> Non
         tmp_path,
         {f"{NORMAL}/IM-0001-0001.jpeg": image(1), f"{PNEUMONIA}/person1_virus_1.jpeg": image(1, side=90)},
     )
-    detail = (
-        "one picture: kermany/train/NORMAL/IM-0001-0001.jpeg is normal; "
-        "kermany/train/PNEUMONIA/person1_virus_1.jpeg is viral"
-    )
-    assert quarantine(raw) == {
-        "kermany/train/NORMAL/IM-0001-0001.jpeg": ("conflicting labels", detail),
-        "kermany/train/PNEUMONIA/person1_virus_1.jpeg": ("conflicting labels", detail),
-    }
+    found = quarantine(raw)
+    for path in ("kermany/train/NORMAL/IM-0001-0001.jpeg", "kermany/train/PNEUMONIA/person1_virus_1.jpeg"):
+        reason, detail = found.pop(path)
+        assert reason == "conflicting labels"
+        assert "NORMAL/IM-0001-0001.jpeg is normal" in detail
+    assert found == {}
     assert kept_paths(raw) == []
 
 
-def test_kept_images_that_near_duplicate_are_listed_in_pairs(tmp_path: Path) -> None:
+def test_near_duplicates_are_listed_in_pairs(tmp_path: Path) -> None:
     marked = cv2.imdecode(np.frombuffer(image(1), np.uint8), cv2.IMREAD_GRAYSCALE)
     marked[:6, :6] = 255 - marked[:6, :6]
     files = {
@@ -303,7 +273,7 @@ def test_kept_images_that_near_duplicate_are_listed_in_pairs(tmp_path: Path) -> 
     assert 0.9 <= pair["correlation"] < 0.995
 
 
-def test_what_lies_beside_the_set_in_an_archive_is_accounted_for(tmp_path: Path) -> None:
+def test_files_beside_the_set_in_an_archive_are_accounted_for(tmp_path: Path) -> None:
     lay_out(tmp_path / "sets", {"__MACOSX/chest_xray/._train": b"\0\5\26\7", "README.txt": b"text"})
     shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "sets")
     ingest(settings_for(tmp_path / "all.zip"), paths_in(tmp_path))
@@ -321,20 +291,17 @@ def test_the_same_images_give_the_same_bytes_whatever_the_workers(tmp_path: Path
     assert digest_of(ingested(tmp_path, files, workers=4)) == first
 
 
-def test_a_folder_without_images_stops_with_the_layout_that_was_expected(tmp_path: Path) -> None:
+def test_an_error_names_the_expected_layout_for_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         ingest(settings_for(tmp_path), paths_in(tmp_path))
-    assert str(caught.value) == (
-        f"{tmp_path}: no images of the set found; expected chest_xray/{{train,val,test}}/{{NORMAL,PNEUMONIA}} below "
-        "it; unpack the set's zip there, or name the right folder, zip or address"
-    )
+    assert "chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}" in str(caught.value)
     assert not (tmp_path / "raw").exists()
 
 
-def test_class_folders_without_a_file_stop_with_the_layout_that_was_expected(tmp_path: Path) -> None:
+def test_an_error_names_the_expected_layout_for_empty_class_folders(tmp_path: Path) -> None:
     lay_out(tmp_path, {})
     (tmp_path / COVID_NORMAL / "9998.jpeg").unlink()
-    with pytest.raises(SourceError, match="no images of the set found; expected Covid19-dataset/"):
+    with pytest.raises(SourceError, match="expected Covid19-dataset/"):
         ingest(settings_for(tmp_path), paths_in(tmp_path))
 
 
@@ -348,7 +315,7 @@ def hospital(folder: Path, table: str, images: dict[str, bytes]) -> IngestParams
     return DEFAULTS.ingest.model_copy(update={"sources": [own], "workers": 2})
 
 
-def test_a_hospitals_folder_of_dicom_images_is_taken_in_without_its_patients(
+def test_a_labelled_folder_of_dicom_images_is_ingested_without_its_patients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXR_PATIENT_KEY", "k" * 32)
@@ -373,7 +340,7 @@ def test_a_hospitals_folder_of_dicom_images_is_taken_in_without_its_patients(
     assert not [secret for secret in SECRETS if secret.encode() in written or secret in caplog.text]
 
 
-def test_a_label_without_its_image_and_a_missing_key_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_without_image_and_a_missing_key_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = hospital(
         tmp_path / "ward", "path,label\na.png,viral\ngone.png,normal\n", {"a.png": image(1, suffix=".png")}
     )
@@ -383,36 +350,25 @@ def test_a_label_without_its_image_and_a_missing_key_are_named(tmp_path: Path, m
     monkeypatch.setenv("CXR_PATIENT_KEY", "k" * 32)
     with pytest.raises(SourceError) as caught:
         ingest(params, paths_in(tmp_path))
-    assert str(caught.value) == (
-        f"{tmp_path}/ward/labels.csv names 1 files that are not there, such as gone.png; "
-        "put them there or take their lines out"
-    )
+    assert "such as gone.png" in str(caught.value)
 
 
-def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_sources_with_the_same_name_are_rejected(tmp_path: Path) -> None:
     one: Source = DEFAULTS.ingest.sources[0]
     with pytest.raises(ParamsError) as caught:
         ingest(DEFAULTS.ingest.model_copy(update={"sources": [one, one]}), paths_in(tmp_path))
-    assert str(caught.value) == "ingest.sources: each source needs a name of its own, got kermany, kermany"
+    assert "kermany, kermany" in str(caught.value)
 
 
 def test_a_count_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
-    from cxr.dataset.ingest import list_files
-
     lay_out(tmp_path, {})
-    files = list_files("kermany", "chest_xray", tmp_path, all_of_it=False)
-    lost = Sorted(kept=[], duplicates=[], conflicting=[], refused=[], near_duplicates=[], patients={})
-    with pytest.raises(DataError) as caught:
+    files = list_files("kermany", "chest_xray", tmp_path, is_archive=False)
+    lost = Deduplicated(kept=[], duplicates=[], conflicting=[], rejected=[], near_duplicates=[], patients={})
+    with pytest.raises(DataError, match=r"source kermany: .* does not add up"):
         _account(files, [], lost)
-    assert str(caught.value) == (
-        "source kermany: {'total': 1, 'kept': 0, 'quarantined': 0, 'duplicates': 0} does not add up; "
-        "this is a fault of ingest, please report it"
-    )
 
 
-def test_the_log_ends_with_a_table_of_what_became_of_the_files(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_ends_with_a_table_of_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="cxr.ingest"):
         ingested(tmp_path, {f"{NORMAL}/empty.jpeg": b""})
     assert caplog.messages == [
@@ -421,7 +377,7 @@ def test_the_log_ends_with_a_table_of_what_became_of_the_files(
         "covid19                 1            1            0            0",
         "kept: 2 normal",
         "quarantined: 1 empty",
-        "pairs of kept images that look alike: 0",
+        "near-duplicate pairs of kept images: 0",
     ]
 
 
@@ -439,23 +395,23 @@ FILE_KINDS = st.tuples(
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(FILE_KINDS, max_size=12))
-def test_every_file_ends_in_exactly_one_place_whatever_comes(
+def test_every_file_has_exactly_one_result(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[str, str, bytes]]
 ) -> None:
     tmp_path = tmp_path_factory.mktemp("mix")
     files = {f"{folder}/{name.format(number)}": content for number, (folder, name, content) in enumerate(kinds)}
     raw = ingested(tmp_path, files)
     manifest = read_manifest(raw)
-    duplicates, refused = pd.read_csv(raw / "duplicates.csv"), pd.read_csv(raw / "quarantine.csv")
+    duplicates, rejected = pd.read_csv(raw / "duplicates.csv"), pd.read_csv(raw / "quarantine.csv")
     kept = manifest["path"].str.removeprefix("images/")
-    everywhere = [
+    accounted = [
         *kept,
         *(duplicates["source"] + "/" + duplicates["path"]),
-        *(refused["source"] + "/" + refused["path"]),
+        *(rejected["source"] + "/" + rejected["path"]),
     ]
-    came_in = {name.replace("chest_xray/", "kermany/", 1).replace("Covid19-dataset/", "covid19/", 1) for name in files}
-    came_in |= {"kermany/train/NORMAL/IM-9999-0001.jpeg", "covid19/train/Normal/9998.jpeg"}
-    assert sorted(everywhere) == sorted(came_in)
+    given = {name.replace("chest_xray/", "kermany/", 1).replace("Covid19-dataset/", "covid19/", 1) for name in files}
+    given |= {"kermany/train/NORMAL/IM-9999-0001.jpeg", "covid19/train/Normal/9998.jpeg"}
+    assert sorted(accounted) == sorted(given)
     assert manifest["image_id"].is_unique
     assert manifest["sha256"].is_unique
     assert set(duplicates["kept_image_id"]) <= set(manifest["image_id"])
@@ -463,7 +419,7 @@ def test_every_file_ends_in_exactly_one_place_whatever_comes(
     assert packed == dict(zip(manifest["path"], manifest["sha256"], strict=True))
 
 
-def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_never_killed(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_old_folder_and_the_next_run_gives_the_same_bytes(tmp_path: Path) -> None:
     files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": image(n, side=1000) for n in range(60)}
     expected = digest_of(ingested(tmp_path, files))
     tree = YAML().load(PROJECT / "params.yaml")
@@ -489,9 +445,7 @@ def test_a_run_killed_midway_leaves_the_old_folder_and_the_next_run_ends_as_if_n
     assert not (tmp_path / ".raw.partial").exists()
 
 
-def test_a_image_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_changes_during_ingest_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, read_before = Path.read_bytes, set[Path]()
 
     def overtaken(path: Path) -> bytes:
@@ -500,7 +454,7 @@ def test_a_image_that_changes_while_it_is_taken_in_stops_the_run_and_leaves_noth
         return image(2) if changed else whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", overtaken)
-    with pytest.raises(SourceError, match=r"IM-0001-0001\.jpeg changed while it was taken in; run ingest again"):
+    with pytest.raises(SourceError, match=r"IM-0001-0001\.jpeg changed during ingest"):
         ingested(tmp_path, {f"{NORMAL}/IM-0001-0001.jpeg": image(1)})
     assert not (tmp_path / "raw").exists()
 
@@ -512,14 +466,12 @@ def test_the_command_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None
     command = [sys.executable, "-m", "tasks.ingest", "--params", str(tmp_path / "params.yaml")]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert ended.returncode == SourceError.exit_code
-    assert ended.stderr == (
-        f"error: {tmp_path}/none: no such folder or file; expected `sample`, a folder, a zip, https://... or "
-        "s3://bucket/prefix\n"
-    )
+    assert ended.stderr.startswith(f"error: {tmp_path}/none: ")
+    assert ended.stderr.count("\n") == 1
 
 
 @needs_real_images
-def test_a_handful_of_real_images_is_taken_in(tmp_path: Path) -> None:
+def test_some_real_images_are_ingested(tmp_path: Path) -> None:
     for folder, count in ((NORMAL, 5), (PNEUMONIA, 8), (COVID_NORMAL, 3), ("Covid19-dataset/test/Covid", 3)):
         (tmp_path / "sets" / folder).mkdir(parents=True)
         for path in sorted((RAW / folder).iterdir())[:count]:

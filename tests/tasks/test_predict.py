@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from cxr.common.errors import ImageError, ParamsError, RegistryError, SourceError
 from cxr.common.notices import notice
-from cxr.imaging.decode import SUFFIXES, read_image
+from cxr.imaging.decode import SUFFIXES, image_from_bytes
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
@@ -100,7 +100,7 @@ def test_the_answers_are_those_of_the_registered_bundle(
     call(monkeypatch, predict.main, "--json", "--model", "1", *map(str, paths))
     told = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
     model, described = read_bundle(champion)
-    pixels = np.stack([read_image(path, described.preprocessing) for path in paths])
+    pixels = np.stack([image_from_bytes(path.read_bytes(), described.preprocessing, name=path.name) for path in paths])
     np.testing.assert_allclose([list(p.values()) for p in told], classify(model, described, pixels), rtol=1e-4)
 
 

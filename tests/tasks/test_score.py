@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from cxr.common.errors import ImageError, ParamsError, SourceError
-from cxr.imaging.decode import read_image
+from cxr.imaging.decode import image_from_bytes
 from cxr.inference.score_store import read_scores
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
@@ -160,7 +160,7 @@ def test_a_part_says_which_model_and_code_made_it_and_measures_every_image(
     assert metadata[b"weights_sha256"].decode() == versions.get_version("1").tags["weights_sha256"]
     assert len(metadata[b"code_sha256"]) == 64
     rows = scores().set_index("path")
-    expected = image_measures(read_image(images / "00.png", PREPROCESSING)[None])
+    expected = image_measures(image_from_bytes((images / "00.png").read_bytes(), PREPROCESSING, name="00.png")[None])
     assert rows.loc["00.png", "m_brightness"] == pytest.approx(expected["brightness"][0])
     assert rows.loc["00.png", [f"m_{name}" for name in MEASURES]].notna().all()
 

@@ -44,7 +44,7 @@ def paths(tmp_path: Path, raw: tuple[Path, RawFolder]) -> Paths:
 
 
 @pytest.mark.parametrize("protocol", ["patient", "paper", "official", "cv"])
-def test_every_protocol_passes_its_gate_and_tells_what_it_did(paths: Paths, protocol: str) -> None:
+def test_every_protocol_passes_its_gate_and_writes_a_summary(paths: Paths, protocol: str) -> None:
     chosen = params(protocol=protocol, **SMALL_QUOTAS)
     split(chosen, paths)
     table = pd.read_csv(paths.split / "splits.csv")
@@ -55,7 +55,7 @@ def test_every_protocol_passes_its_gate_and_tells_what_it_did(paths: Paths, prot
         rows = table[table["split"] == name]
         assert summary["counts"][name] == {label: int((rows["label"] == label).sum()) for label in summary["classes"]}
         assert summary["patients"][name] == rows["patient_id"].nunique()
-    assert (summary["patients_crossing"] > 0) == (protocol == "paper")
+    assert (summary["overlapping_patients"] > 0) == (protocol == "paper")
     assert summary["protocol"] == protocol
     assert summary["classes"] == ["normal", "viral", "bacterial"]
     assert (summary["fold"], summary["folds"]) == ((0, 5) if protocol == "cv" else (-1, 0))
@@ -72,19 +72,17 @@ def test_the_four_way_task_splits_the_covid_images_too(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["patient", "cv"])
-def test_a_thinned_split_passes_its_gate_with_the_quotas_and_says_so(paths: Paths, protocol: str) -> None:
+def test_a_subsampled_split_passes_its_gate_with_the_quotas(paths: Paths, protocol: str) -> None:
     split(params(protocol=protocol, subsample="paper_quotas", train_share=0.5, **SMALL_QUOTAS), paths)
     summary = json.loads((paths.split / "split.json").read_text())
     assert summary["counts"]["train"] == {"normal": 10, "viral": 10, "bacterial": 10}
     assert summary["counts"]["test"] == SMALL_QUOTAS["paper_test"]
     assert summary["counts"]["validation"] == SMALL_QUOTAS["paper_validation"]
-    assert (summary["subsample"], summary["train_share"], summary["patients_crossing"]) == ("paper_quotas", 0.5, 0)
+    assert (summary["subsample"], summary["train_share"], summary["overlapping_patients"]) == ("paper_quotas", 0.5, 0)
 
 
 @pytest.mark.parametrize("protocol", ["patient", "official", "cv"])
-def test_a_share_of_the_training_images_of_one_source_passes_the_gate_beside_the_same_test_set(
-    paths: Paths, protocol: str
-) -> None:
+def test_a_share_of_the_training_images_of_one_source_keeps_the_test_set(paths: Paths, protocol: str) -> None:
     split(params(protocol=protocol), paths)
     whole = json.loads((paths.split / "split.json").read_text())
     split(params(protocol=protocol, train_share=0.5, train_sources=["kermany"]), paths)
@@ -104,16 +102,13 @@ def test_the_same_seed_writes_the_same_bytes(paths: Paths, tmp_path: Path) -> No
         assert (paths.split / name).read_bytes() == (again.split / name).read_bytes()
 
 
-def test_a_failed_share_leaves_no_output_not_even_an_earlier_one(
+def test_a_failed_check_leaves_no_output_and_removes_the_earlier_one(
     paths: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     split(params(), paths)
     with pytest.raises(GateError) as raised:
         split(params(share_tolerance=0.0001, validation_share=0.123), paths)
-    assert str(raised.value) == (
-        "the gate after split failed: class_shares (1 of 5 checks); nothing was written; see split in params.yaml, or "
-        "report a defect"
-    )
+    assert "class_shares (1 of 5 checks)" in str(raised.value)
     assert list(paths.split.parent.iterdir()) == []
     assert "train 0.677, validation 0.123, test 0.2," in caplog.text
     assert "split=train, label=normal, images=" in caplog.text
@@ -136,10 +131,10 @@ def broken(rows: pd.DataFrame, near_duplicates: pd.DataFrame, fault: str) -> pd.
         case "train_sources":
             other = rows["image_id"].str.startswith("covid19") & (rows["split"] == "unused")
             rows.loc[other.idxmax(), "split"] = "train"
-        case "no_patient_crosses":
+        case "patient_in_one_split":
             first = rows.index[rows["split"] == "train"][0]
             rows.loc[first, "split"] = "test"
-        case "no_near_duplicates_parted":
+        case "near_duplicates_in_one_split":
             rows.loc[pair, "split"] = ["test", "train"]
     return rows
 
@@ -151,12 +146,12 @@ def broken(rows: pd.DataFrame, near_duplicates: pd.DataFrame, fault: str) -> pd.
         ("image_assigned_once, twice", "assigned=twice"),
         ("image_assigned_once, unknown", "image_id=elsewhere-0"),
         ("split_known", "split=holdout"),
-        ("no_patient_crosses", "splits_of_patient=2"),
-        ("no_near_duplicates_parted", "parted_from="),
+        ("patient_in_one_split", "splits_of_patient=2"),
+        ("near_duplicates_in_one_split", "near_duplicate_elsewhere="),
         ("class_shares", "split=train, label=normal"),
     ],
 )
-def test_each_fault_in_a_written_split_is_caught_with_its_row(
+def test_each_fault_in_a_split_is_detected_with_its_row(
     paths: Paths, caplog: pytest.LogCaptureFixture, fault: str, shown: str
 ) -> None:
     manifest, near_duplicates = (
@@ -171,9 +166,7 @@ def test_each_fault_in_a_written_split_is_caught_with_its_row(
     assert shown in caplog.text
 
 
-def test_a_training_image_of_another_source_than_asked_for_is_caught(
-    paths: Paths, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_training_image_of_another_source_is_detected(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
     chosen = params(train_sources=["kermany"])
     split(chosen, paths)
     manifest, near_duplicates = (
@@ -187,16 +180,16 @@ def test_a_training_image_of_another_source_than_asked_for_is_caught(
     assert "trains=covid19" in caplog.text
 
 
-def test_a_missed_quota_is_caught(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missed_quota_is_detected(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
     chosen = params(protocol="paper", **SMALL_QUOTAS)
     split(chosen, paths)
     manifest, near_duplicates = (
         pd.read_parquet(paths.raw / "manifest.parquet"),
         pd.read_csv(paths.raw / "near_duplicates.csv"),
     )
-    asked = params(protocol="paper", **{**SMALL_QUOTAS, "paper_test": {"normal": 6, "viral": 6, "bacterial": 7}})
+    chosen = params(protocol="paper", **{**SMALL_QUOTAS, "paper_test": {"normal": 6, "viral": 6, "bacterial": 7}})
     with pytest.raises(GateError, match=r"quotas_met \(1 of 3 checks\)"):
-        check_split(paths.split, manifest, near_duplicates, asked)
+        check_split(paths.split, manifest, near_duplicates, chosen)
     assert "split=test, label=normal, images=5, quota=6" in caplog.text
 
 
@@ -208,10 +201,10 @@ def test_a_missing_input_is_named(paths: Paths, raw: tuple[Path, RawFolder], tmp
     (incomplete / name).unlink()
     with pytest.raises(DataError) as raised:
         split(params(), paths.model_copy(update={"raw": incomplete}))
-    assert str(raised.value) == f"{incomplete / name} is missing; run `python -m tasks.ingest` to make it"
+    assert str(raised.value).startswith(f"{incomplete / name} is missing")
 
 
-def test_what_a_killed_run_left_does_no_harm(paths: Paths) -> None:
+def test_the_partial_folder_of_a_killed_run_is_replaced(paths: Paths) -> None:
     left = paths.split.with_name(f".{paths.split.name}.partial")
     left.mkdir(parents=True)
     (left / "splits.csv").write_text("half a li")
@@ -220,11 +213,11 @@ def test_what_a_killed_run_left_does_no_harm(paths: Paths) -> None:
     assert {path.name for path in paths.split.iterdir()} == {"splits.csv", "split.json"}
 
 
-def test_the_log_counts_images_and_says_who_leaks(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_reports_counts_and_leakage(paths: Paths, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     split(params(), paths)
     assert "split test" in caplog.text
-    assert "No patient leaks as far as the sets' file names tell: 0 of the" in caplog.text
+    assert "Split by patient: 0 of the" in caplog.text
 
 
 def test_help_says_what_it_reads_and_writes() -> None:

@@ -36,7 +36,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("tables")
-def test_all_images_come_out_under_their_paths_also_a_second_time(
+def test_all_images_are_written_to_their_paths_repeatedly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raw: Path
 ) -> None:
     for _ in range(2):
@@ -47,7 +47,7 @@ def test_all_images_come_out_under_their_paths_also_a_second_time(
         )
 
 
-def test_the_first_and_the_named_come_out_alone(monkeypatch: pytest.MonkeyPatch, tables: RawFolder) -> None:
+def test_only_the_first_or_the_named_images_are_written(monkeypatch: pytest.MonkeyPatch, tables: RawFolder) -> None:
     call(monkeypatch, "first", "--first", "1")
     assert list(tree(Path("first"))) == [tables.manifest["path"][0]]
     call(monkeypatch, "named", tables.manifest["image_id"][4], tables.manifest["image_id"][2])
@@ -55,29 +55,29 @@ def test_the_first_and_the_named_come_out_alone(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.usefixtures("tables")
-def test_an_unknown_image_and_the_tracked_folder_are_refused(monkeypatch: pytest.MonkeyPatch, raw: Path) -> None:
+def test_an_unknown_image_and_the_tracked_folder_are_rejected(monkeypatch: pytest.MonkeyPatch, raw: Path) -> None:
     before = tree(raw)
-    with pytest.raises(DataError, match=r"the manifest has no image kermany-none; image_ids stand in"):
+    with pytest.raises(DataError, match="kermany-none"):
         call(monkeypatch, "tree", "kermany-none")
-    with pytest.raises(DataError, match=r"raw/images lies in raw, which DVC tracks as it is; name another folder"):
+    with pytest.raises(DataError, match="raw/images is inside raw"):
         call(monkeypatch, "raw/images")
     assert tree(raw) == before
 
 
-def test_a_image_that_is_not_the_manifests_is_refused(
+def test_an_image_with_another_digest_is_rejected(
     monkeypatch: pytest.MonkeyPatch, raw: Path, tables: RawFolder
 ) -> None:
     path = tables.manifest["path"][0]
     pack(raw, unpacked(raw) | {path: b"other"})
-    with pytest.raises(DataError, match=f"{path} is not the image of the manifest"):
+    with pytest.raises(DataError, match=f"{path} does not have the SHA-256"):
         call(monkeypatch, "tree")
 
 
-def test_a_image_whose_path_leads_out_of_the_folder_is_refused(
+def test_an_image_with_a_path_outside_the_folder_is_rejected(
     monkeypatch: pytest.MonkeyPatch, raw: Path, tables: RawFolder
 ) -> None:
     tables.manifest.loc[0, "path"] = "images/../../out.png"
     tables.write(raw)
-    with pytest.raises(DataError, match=r"the image images/\.\./\.\./out\.png would leave tree"):
+    with pytest.raises(DataError, match=r"images/\.\./\.\./out\.png"):
         call(monkeypatch, "tree")
     assert not Path("out.png").exists()

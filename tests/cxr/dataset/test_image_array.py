@@ -29,14 +29,12 @@ def test_unknown_id_is_named(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b", "c"], 3)
     with pytest.raises(DataError) as caught:
         read_image_array(tmp_path).rows(["a", "x"])
-    assert str(caught.value) == (
-        "1 images of the split are not among the packed images, the first is x; run `dvc repro preprocess`"
-    )
+    assert "dvc repro preprocess" in str(caught.value)
 
 
-def test_array_and_index_of_different_length_are_refused(tmp_path: Path) -> None:
+def test_array_and_index_of_different_length_are_an_error(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b"], 3)
-    with pytest.raises(DataError, match=r"holds 3 images and an index of 2; run `dvc repro -f preprocess`"):
+    with pytest.raises(DataError, match="3 images"):
         read_image_array(tmp_path)
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cxr.dataset.inspect import perceptual_hash
-from cxr.dataset.near_duplicates import alike_pairs, candidate_pairs, components, correlation_of
+from cxr.dataset.near_duplicates import candidate_pairs, connected_groups, correlation_of, similar_pairs
 
 Thumbnails = NDArray[np.uint8]
 
@@ -50,17 +50,17 @@ def test_a_noisy_copy_is_found_and_strangers_are_not() -> None:
     images = thumbnails(200)
     noise = np.random.default_rng(1).integers(-4, 5, (32, 32))
     images[150] = np.clip(images[3].astype(int) + noise, 0, 255)
-    pairs = alike_pairs(hashes(images), images, at_least=0.98)
+    pairs = similar_pairs(hashes(images), images, at_least=0.98)
     assert pairs.rows.tolist() == [[3, 150]]
     assert pairs.correlation[0] == pytest.approx(np.corrcoef(images[3].ravel(), images[150].ravel())[0, 1], abs=1e-5)
 
 
 def test_no_images_make_no_pairs() -> None:
-    none = alike_pairs(np.empty(0, np.uint64), np.empty((0, 32, 32), np.uint8), at_least=0.5)
+    none = similar_pairs(np.empty(0, np.uint64), np.empty((0, 32, 32), np.uint8), at_least=0.5)
     assert none.rows.shape == (0, 2)
 
 
 def test_pairs_join_into_groups() -> None:
-    groups = components(5, np.array([[0, 1], [1, 4]]))
+    groups = connected_groups(5, np.array([[0, 1], [1, 4]]))
     assert groups[0] == groups[1] == groups[4]
     assert len({groups[0], groups[2], groups[3]}) == 3

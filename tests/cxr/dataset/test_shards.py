@@ -97,13 +97,7 @@ def test_many_threads_read_at_once(tmp_path: Path) -> None:
         assert list(pool.map(shards.read, list(images) * 5)) == list(images.values()) * 5
 
 
-REPAIR = (
-    "run `dvc checkout --force` to take it from DVC's cache, `dvc pull` where it is not there, or "
-    "`dvc repro --force ingest` to pack the images anew"
-)
-
-
-def test_a_shard_with_a_changed_byte_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_shard_with_a_changed_byte_is_named(tmp_path: Path) -> None:
     packed(tmp_path / "images", images_of(3), shard_bytes=1000)
     shard = tmp_path / "images" / "0000.zip"
     shard.write_bytes(shard.read_bytes().replace(b"\1" * 40, b"\1" * 39 + b"\2"))
@@ -111,19 +105,19 @@ def test_a_shard_with_a_changed_byte_is_named_with_what_to_do(tmp_path: Path) ->
     assert shards.read("images/kermany/000.jpeg") == bytes(40)
     with pytest.raises(DataError) as raised:
         shards.read("images/kermany/001.jpeg")
-    assert str(raised.value) == f"{shard} is damaged (images/kermany/001.jpeg has another checksum); {REPAIR}"
+    assert str(raised.value).startswith(f"{shard} is damaged (images/kermany/001.jpeg")
 
 
-def test_a_shard_cut_short_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     packed(tmp_path / "images", images_of(3), shard_bytes=1000)
     shard = tmp_path / "images" / "0000.zip"
     shard.write_bytes(shard.read_bytes()[:-30])
     with pytest.raises(DataError) as raised:
         Shards(tmp_path / "images")
-    assert str(raised.value) == f"{shard} is damaged (File is not a zip file); {REPAIR}"
+    assert str(raised.value).startswith(f"{shard} is damaged (File is not a zip file)")
 
 
-def test_a_shard_that_is_gone_after_it_was_listed_is_named(tmp_path: Path) -> None:
+def test_a_shard_that_was_removed_after_it_was_listed_is_named(tmp_path: Path) -> None:
     packed(tmp_path / "images", images_of(3), shard_bytes=1000)
     shards = Shards(tmp_path / "images")
     (tmp_path / "images" / "0000.zip").write_bytes(b"")
@@ -134,13 +128,9 @@ def test_a_shard_that_is_gone_after_it_was_listed_is_named(tmp_path: Path) -> No
         shards.read("images/kermany/000.jpeg")
 
 
-def test_a_folder_without_shards_and_a_image_in_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as raised:
+def test_a_folder_without_shards_and_an_unknown_image_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no shards"):
         Shards(tmp_path)
-    assert str(raised.value) == f"{tmp_path} holds no shards of images (*.zip); run `dvc repro ingest` to make them"
     packed(tmp_path / "images", {})
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(DataError, match=r"images/a\.png"):
         Shards(tmp_path / "images").read("images/a.png")
-    assert str(raised.value) == (
-        "images/a.png is in no shard of images; run `dvc repro --force ingest` to pack the images anew"
-    )

@@ -56,16 +56,13 @@ def message_of(location: str, downloads: Path, digest: str | None = None) -> str
     return str(caught.value)
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_is_used_in_place(tmp_path: Path) -> None:
     fetched = fetch(str(tmp_path), downloads=tmp_path / "downloads", sample=SAMPLE)
     assert (fetched.folder, fetched.is_archive) == (tmp_path, False)
 
 
-def test_a_location_of_no_known_kind_is_named_with_the_kinds(tmp_path: Path) -> None:
-    assert message_of(f"{tmp_path}/none", tmp_path) == (
-        f"{tmp_path}/none: no such folder or file; expected `sample`, a folder, a zip, https://... or "
-        "s3://bucket/prefix"
-    )
+def test_an_unknown_location_is_named(tmp_path: Path) -> None:
+    assert message_of(f"{tmp_path}/none", tmp_path).startswith(f"{tmp_path}/none: ")
 
 
 def test_the_sample_is_written_once_for_its_parameters(tmp_path: Path) -> None:
@@ -80,7 +77,7 @@ def test_the_sample_is_written_once_for_its_parameters(tmp_path: Path) -> None:
 # --- zips ---
 
 
-def test_a_zip_is_unpacked_once_and_beside_it_nothing_is_left(tmp_path: Path) -> None:
+def test_a_zip_is_unpacked_once_without_temporary_files(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     archive.write_bytes(zip_of({"chest_xray/train/a b.jpeg": b"image", "empty/": b""}))
     downloads = tmp_path / "downloads"
@@ -93,67 +90,54 @@ def test_a_zip_is_unpacked_once_and_beside_it_nothing_is_left(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["../out.jpeg", "a/../../out.jpeg", "/out.jpeg", "C:/out.jpeg", "..\\out.jpeg"])
-def test_an_entry_that_would_leave_the_folder_refuses_the_whole_zip(tmp_path: Path, name: str) -> None:
+def test_a_zip_with_an_entry_outside_its_folder_is_rejected(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "set.zip"
     archive.write_bytes(zip_of({"train/good.jpeg": b"image", name: b"bad"}))
-    assert message_of(str(archive), tmp_path / "downloads") == (
-        f"{archive}: the entry {name!r} would leave the folder; nothing was unpacked"
-    )
+    assert f"the entry {name!r}" in message_of(str(archive), tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-def test_an_entry_that_is_a_link_refuses_the_zip(tmp_path: Path) -> None:
+def test_a_zip_with_a_link_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     link = zipfile.ZipInfo("train/link.jpeg")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr(link, "/etc/hostname")
-    assert message_of(str(archive), tmp_path) == (
-        f"{archive}: the entry 'train/link.jpeg' is a link; nothing was unpacked"
-    )
+    assert "'train/link.jpeg' is a link" in message_of(str(archive), tmp_path)
 
 
-def test_an_encrypted_zip_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_encrypted_zip_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     content = bytearray(zip_of({"a.jpeg": b"image"}))
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the entry's flag in the directory
     archive.write_bytes(content)
-    assert message_of(str(archive), tmp_path) == (
-        f"{archive}: the entry 'a.jpeg' is encrypted; unpack it and name the folder"
-    )
+    assert "'a.jpeg' is encrypted" in message_of(str(archive), tmp_path)
 
 
-def test_a_corrupt_zip_leaves_nothing_unpacked(tmp_path: Path) -> None:
+def test_of_a_damaged_zip_nothing_is_unpacked(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as opened:
         opened.writestr("good.jpeg", b"image")
         opened.writestr("bad.jpeg", b"changed below")
     archive.write_bytes(buffer.getvalue().replace(b"changed below", b"CHANGED below"))
-    assert message_of(str(archive), tmp_path / "downloads") == (
-        f"{archive} is no zip or is damaged (Bad CRC-32 for file 'bad.jpeg'); fetch it again"
-    )
+    assert "'bad.jpeg'" in message_of(str(archive), tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_a_file_that_is_no_zip_is_named(tmp_path: Path) -> None:
     archive = tmp_path / "set.rar"
     archive.write_bytes(b"Rar!")
-    assert message_of(str(archive), tmp_path) == (
-        f"{archive} is no zip or is damaged (File is not a zip file); fetch it again"
-    )
+    assert f"{archive} is not a zip" in message_of(str(archive), tmp_path)
 
 
-def test_a_zip_of_another_digest_is_refused(tmp_path: Path) -> None:
+def test_a_zip_with_another_digest_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     archive.write_bytes(zip_of({"a.jpeg": b"image"}))
-    assert message_of(str(archive), tmp_path, "0" * 64) == (
-        f"{archive} has the sha256 {sha256(archive.read_bytes())}, expected {'0' * 64}; fetch it again, or correct "
-        "ingest.sources"
-    )
+    assert f"expected {'0' * 64}" in message_of(str(archive), tmp_path, "0" * 64)
 
 
-def test_a_zip_larger_than_the_disk_is_refused_before_unpacking(
+def test_a_zip_larger_than_the_disk_is_rejected_before_unpacking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = tmp_path / "set.zip"
@@ -162,13 +146,13 @@ def test_a_zip_larger_than_the_disk_is_refused_before_unpacking(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # a full disk cannot be had here
     with pytest.raises(SourceError) as caught:
         unpack(archive, tmp_path)
-    assert str(caught.value) == f"{archive} unpacks to 5,000 bytes and 4,096 are free; make room first"
+    assert "5,000 bytes" in str(caught.value)
 
 
 # --- http ---
 
 
-def test_a_download_goes_on_where_it_was_cut(web: Web, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.cut_after = [30_000, 20_000]
     digest = download(f"{web.address}/set.zip", tmp_path / "set.zip", sha256=sha256(BODY), backoff_s=0)
@@ -179,22 +163,19 @@ def test_a_download_goes_on_where_it_was_cut(web: Web, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set.zip", "set.zip.sha256"]
 
 
-def test_a_later_run_goes_on_from_what_an_earlier_one_kept(web: Web, tmp_path: Path) -> None:
+def test_a_later_run_resumes_the_download(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.cut_after = [30_000, 0, 0, 0, 0, 0]
     with pytest.raises(SourceError) as caught:
         download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
-    assert str(caught.value) == (
-        f"{web.address}/set.zip: the connection was cut, 5 times in a row; 30,000 bytes are kept: "
-        "run the same command again to go on from there"
-    )
+    assert "5 times in a row; 30,000 bytes are kept" in str(caught.value)
     web.cut_after.clear()
     download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
     assert web.asked[-1] == ("/set.zip", "bytes=30000-")
     assert (tmp_path / "set.zip").read_bytes() == BODY
 
 
-def test_a_file_that_changed_at_its_home_meanwhile_is_fetched_from_the_start(web: Web, tmp_path: Path) -> None:
+def test_a_file_that_changed_on_the_server_is_downloaded_from_the_start(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.cut_after = [30_000, 0, 0, 0, 0, 0]
     with pytest.raises(SourceError):
@@ -206,7 +187,7 @@ def test_a_file_that_changed_at_its_home_meanwhile_is_fetched_from_the_start(web
 
 
 @pytest.mark.parametrize(("etag", "ranges"), [(None, True), ('W/"weak"', True), ('"one"', False)])
-def test_a_server_that_cannot_resume_is_asked_for_the_whole_again(
+def test_without_support_for_ranges_the_download_starts_again(
     web: Web, tmp_path: Path, etag: str | None, ranges: bool
 ) -> None:
     web.files["/set.zip"], web.etag, web.ranges = BODY, etag, ranges
@@ -215,7 +196,7 @@ def test_a_server_that_cannot_resume_is_asked_for_the_whole_again(
     assert (tmp_path / "set.zip").read_bytes() == BODY
 
 
-def test_a_kill_between_the_last_byte_and_the_rename_costs_no_second_download(web: Web, tmp_path: Path) -> None:
+def test_a_kill_after_the_last_byte_needs_no_second_download(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.cut_after = [30_000, 0, 0, 0, 0, 0]
     with pytest.raises(SourceError):
@@ -227,7 +208,7 @@ def test_a_kill_between_the_last_byte_and_the_rename_costs_no_second_download(we
     assert web.asked[-1] == ("/set.zip", f"bytes={len(BODY)}-")
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(web: Web, tmp_path: Path) -> None:
+def test_a_partial_file_longer_than_the_file_is_discarded(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.cut_after = [30_000, 0, 0, 0, 0, 0]
     with pytest.raises(SourceError):
@@ -238,18 +219,16 @@ def test_a_part_longer_than_the_file_is_thrown_away(web: Web, tmp_path: Path) ->
     assert (tmp_path / "set.zip").read_bytes() == BODY
 
 
-def test_a_corrupt_download_is_removed_and_named(web: Web, tmp_path: Path) -> None:
+def test_a_damaged_download_is_removed_and_reported(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY[:-1] + b"?"
     with pytest.raises(SourceError) as caught:
         download(f"{web.address}/set.zip", tmp_path / "set.zip", sha256=sha256(BODY), backoff_s=0)
-    assert str(caught.value) == (
-        f"{web.address}/set.zip: what came has the sha256 {sha256(web.files['/set.zip'])}, expected {sha256(BODY)}; "
-        "it was removed: run the same command again, or correct the digest if a new version was published"
-    )
+    assert sha256(web.files["/set.zip"]) in str(caught.value)
+    assert sha256(BODY) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_is_not_fetched_again_unless_it_changed(web: Web, tmp_path: Path) -> None:
+def test_an_existing_file_is_downloaded_again_only_if_it_changed(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     target = tmp_path / "set.zip"
     download(f"{web.address}/set.zip", target)
@@ -261,31 +240,31 @@ def test_a_file_that_is_there_is_not_fetched_again_unless_it_changed(web: Web, t
     assert target.read_bytes() == BODY
 
 
-def test_an_overloaded_server_is_asked_again_and_a_missing_file_is_not(web: Web, tmp_path: Path) -> None:
+def test_an_overloaded_server_is_retried_and_a_missing_file_is_not(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.statuses = [503, 429]
     download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
     assert len(web.asked) == 3
     with pytest.raises(SourceError) as caught:
         download(f"{web.address}/none.zip", tmp_path / "none.zip", backoff_s=0)
-    assert str(caught.value) == f"{web.address}/none.zip: not found (404 Not Found); check the address"
+    assert "404" in str(caught.value)
     assert len(web.asked) == 4
 
 
-def test_a_server_that_stays_overloaded_or_away_is_named(web: Web, tmp_path: Path) -> None:
+def test_a_server_that_stays_overloaded_or_unreachable_is_an_error(web: Web, tmp_path: Path) -> None:
     web.statuses = [503] * 5
-    with pytest.raises(SourceError, match="the server answers 503 Service Unavailable, 5 times in a row; 0 bytes"):
+    with pytest.raises(SourceError, match=r"503 .*5 times in a row; 0 bytes"):
         download(f"{web.address}/set.zip", tmp_path / "set.zip", backoff_s=0)
-    with pytest.raises(SourceError, match="the server cannot be reached, 5 times in a row"):
+    with pytest.raises(SourceError, match="cannot be reached, 5 times in a row"):
         download("http://127.0.0.1:9/set.zip", tmp_path / "set.zip", backoff_s=0)
 
 
-def test_credentials_do_not_follow_to_another_host(web: Web, tmp_path: Path) -> None:
+def test_credentials_are_not_sent_to_another_host(web: Web, tmp_path: Path) -> None:
     with serve_web() as other:
         web.redirects["/set.zip"] = f"{other.address}/store"
         other.files["/store"] = BODY
         other.authorization = "Bearer token"
-        with pytest.raises(SourceError, match=r"refused \(401 Unauthorized\); check the credentials and terms"):
+        with pytest.raises(SourceError, match="401"):
             download(f"{web.address}/set.zip", tmp_path / "a", headers={"Authorization": "Bearer token"}, backoff_s=0)
 
 
@@ -300,10 +279,10 @@ def test_an_address_is_downloaded_and_unpacked_once(web: Web, tmp_path: Path) ->
     assert len(web.asked) == 1
 
 
-def test_a_download_that_is_no_zip_is_removed_so_that_the_next_run_fetches_it_anew(web: Web, tmp_path: Path) -> None:
+def test_a_download_that_is_not_a_zip_is_removed_and_downloaded_again(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = b"<html>please log in</html>"
     message = message_of(f"{web.address}/set.zip", tmp_path)
-    assert message.endswith("set.zip is no zip or is damaged (File is not a zip file); fetch it again")
+    assert "set.zip is not a zip" in message
     web.files["/set.zip"] = zip_of({"train/a.jpeg": b"image"})
     assert (fetch(f"{web.address}/set.zip", downloads=tmp_path, sample=SAMPLE).folder / "train/a.jpeg").is_file()
 
@@ -323,7 +302,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_prefix_is_mirrored_and_later_only_what_changed(s3: str, tmp_path: Path) -> None:
+def test_a_prefix_is_mirrored_and_later_only_changes(s3: str, tmp_path: Path) -> None:
     put(s3, {"set/train/a.jpeg": b"a", "set/train/b.jpeg": b"b", "set/c.jpeg": b"c", "set-old/d.jpeg": b"d"})
     folder = fetch(f"s3://{BUCKET}/set", downloads=tmp_path, sample=SAMPLE).folder
     assert contents(folder) == {"train/a.jpeg": b"a", "train/b.jpeg": b"b", "c.jpeg": b"c"}
@@ -340,7 +319,7 @@ def test_a_prefix_that_is_one_zip_is_unpacked(s3: str, tmp_path: Path) -> None:
     assert contents(folder) == {"train/a.jpeg": b"image"}
 
 
-def test_an_endpoint_that_is_away_is_named_and_later_only_what_is_missing_is_fetched(
+def test_after_an_unreachable_endpoint_only_missing_objects_are_downloaded(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(s3, {"cut/a.jpeg": b"a", "cut/b.jpeg": b"b"})
@@ -350,30 +329,23 @@ def test_an_endpoint_that_is_away_is_named_and_later_only_what_is_missing_is_fet
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     message = message_of(f"s3://{BUCKET}/cut", tmp_path)
-    assert message == (
-        f's3://{BUCKET}/cut: Could not connect to the endpoint URL: "http://127.0.0.1:9/{BUCKET}'
-        '?list-type=2&prefix=cut&encoding-type=url"; '
-        "check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    )
+    assert message.startswith(f"s3://{BUCKET}/cut: ")
+    assert "AWS_ENDPOINT_URL" in message
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     fetch(f"s3://{BUCKET}/cut", downloads=tmp_path, sample=SAMPLE)
     assert contents(folder) == {"a.jpeg": b"a", "b.jpeg": b"b"}
     assert (folder / "a.jpeg").stat().st_mtime_ns == first
 
 
-def test_a_prefix_with_nothing_under_it_is_named(s3: str, tmp_path: Path) -> None:
+def test_an_empty_prefix_is_named(s3: str, tmp_path: Path) -> None:
     assert s3
-    assert message_of(f"s3://{BUCKET}/none", tmp_path) == (
-        f"s3://{BUCKET}/none: there is nothing under this prefix; check bucket and prefix"
-    )
+    assert f"s3://{BUCKET}/none" in message_of(f"s3://{BUCKET}/none", tmp_path)
 
 
-def test_wrong_keys_are_named_with_the_variables_to_check(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_keys_are_reported_without_the_keys(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert s3
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     message = message_of(f"s3://{BUCKET}/set", tmp_path)
-    assert message.startswith(f"s3://{BUCKET}/set: An error occurred (SignatureDoesNotMatch)")
-    assert message.endswith("; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    assert message.startswith(f"s3://{BUCKET}/set: ")
+    assert "AWS_SECRET_ACCESS_KEY" in message
     assert "wrong" not in message

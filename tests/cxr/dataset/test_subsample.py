@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
-from cxr.dataset.splits import assign, count_images, crossing, leakage
+from cxr.dataset.splits import assign, count_images, leakage, patient_overlap
 from cxr.dataset.splits import test_set_sha256 as digest_of_test_set
 from tests.support.split_params import split_params
 
@@ -64,8 +64,8 @@ def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, p
         assert counts[name] == {label: quota[label] for label in CLASSES[chosen.task]}
     used = table[table["split"] != "unused"]
     assert used.groupby("patient_id")["split"].nunique().max() == 1
-    assert crossing(table).patients == 0
-    assert leakage(table, chosen).startswith("No patient leaks")
+    assert patient_overlap(table).overlapping == 0
+    assert leakage(table, chosen).startswith("Split by patient: 0 of")
 
 
 @settings(max_examples=15, deadline=None)
@@ -96,7 +96,7 @@ def test_a_smaller_share_of_the_training_images_is_part_of_a_larger_one(
 
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS, protocol=PROTOCOLS, share=st.floats(0.01, 1), source=st.sampled_from(["kermany", ""]))
-def test_validation_and_test_never_change_with_what_trains(
+def test_subsampling_of_training_images_keeps_validation_and_test(
     data: int, seed: int, protocol: str, share: float, source: str
 ) -> None:
     images, sources = cohort(data), [source] if source else []
@@ -129,28 +129,23 @@ def test_a_pair_of_classes_is_drawn_as_in_the_task_of_all_classes() -> None:
     assert set(pair.loc[~pair["label"].isin(["viral", "bacterial"]), "split"]) == {"unused"}
 
 
-def test_classes_stand_in_one_order_in_every_task() -> None:
+def test_classes_have_the_same_order_in_every_task() -> None:
     assert all(list(classes) == sorted(classes, key=LABELS.index) for classes in CLASSES.values())
 
 
 def test_a_part_with_fewer_images_than_its_quota_is_named() -> None:
-    asked = params(subsample="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
+    chosen = params(subsample="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
     with pytest.raises(DataError) as raised:
-        assign(cohort(1), NO_PAIRS, asked)
+        assign(cohort(1), NO_PAIRS, chosen)
     there = count_images(assign(cohort(1), NO_PAIRS, params()), params())["test"]["viral"]
-    assert str(raised.value) == (
-        f"too few images for split.subsample paper_quotas: test has {there} viral and needs 999; add images, lower the "
-        "quotas split.paper_train, paper_test and paper_validation, or set split.subsample to none"
-    )
+    assert f"test has {there} viral and needs 999" in str(raised.value)
 
 
-def test_a_source_that_no_image_has_is_named() -> None:
+def test_an_unknown_source_is_named() -> None:
     with pytest.raises(DataError) as raised:
         assign(cohort(1), NO_PAIRS, params(train_sources=["kermani"]))
-    assert str(raised.value) == (
-        "split.train_sources names kermani, and the images of task three_way come from covid19, kermany; name one of "
-        "those, or add the source to ingest.sources"
-    )
+    assert "kermani" in str(raised.value)
+    assert "covid19, kermany" in str(raised.value)
 
 
 def test_a_source_without_images_of_a_class_cannot_train_alone() -> None:
@@ -158,10 +153,7 @@ def test_a_source_without_images_of_a_class_cannot_train_alone() -> None:
     images = images[(images["label"] != "covid") | (images["source"] == "covid19")]
     with pytest.raises(DataError) as raised:
         assign(images, NO_PAIRS, params(task="four_way", train_sources=["kermany"]))
-    assert str(raised.value) == (
-        "split.train_sources kermany leaves no training images of class covid; add a source that has them, or choose "
-        "a split.task without that class"
-    )
+    assert "covid" in str(raised.value)
 
 
 def test_the_official_test_set_cannot_be_subsampled() -> None:

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cxr.dataset.layouts import LAYOUTS, Placement
+from cxr.dataset.layouts import COVID19, KERMANY
+from cxr.dataset.raw_set import Annotation
 from cxr.dataset.synthetic import DUPLICATE, KEPT, PLANTED, write_sample
 
 PATIENTS = 24
@@ -28,16 +29,16 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def placements(folder: Path) -> dict[str, Placement]:
-    """Return what the readers of the real sets say of each image that was not planted."""
+def annotations(folder: Path) -> dict[str, Annotation]:
+    """Return the annotation of each image that was not planted."""
     found = {}
     for name in all_files(folder):
         if name not in PLANTED:
             top, inside = name.split("/", 1)
-            layout = next(layout for layout in LAYOUTS.values() if layout.folder == top)
-            placed = layout.place(PurePosixPath(inside))
-            assert isinstance(placed, Placement), placed
-            found[name] = placed
+            layout = next(layout for layout in (KERMANY, COVID19) if layout.marker == top)
+            annotation = layout.annotate(PurePosixPath(inside))
+            assert isinstance(annotation, Annotation), annotation
+            found[name] = annotation
     return found
 
 
@@ -68,14 +69,14 @@ def test_more_patients_leave_the_first_ones_as_they_were(tmp_path: Path) -> None
 
 
 def test_the_real_sets_readers_find_every_class_in_every_part(sample: Path) -> None:
-    counted = Counter((name.split("/")[0], at.official_split, at.label) for name, at in placements(sample).items())
+    counted = Counter((name.split("/")[0], at.official_split, at.label) for name, at in annotations(sample).items())
     for part in ("train", "test"):
         assert min(counted["chest_xray", part, label] for label in ("normal", "viral", "bacterial")) >= 4
         assert min(counted["Covid19-dataset", part, label] for label in ("normal", "viral", "covid")) >= 1
 
 
 def test_patients_have_several_images_and_numbers_restart_between_the_parts(sample: Path) -> None:
-    kermany = [at for name, at in placements(sample).items() if name.startswith("chest_xray")]
+    kermany = [at for name, at in annotations(sample).items() if name.startswith("chest_xray")]
     images = Counter((at.official_split, at.patient) for at in kermany)
     assert max(images.values()) >= 3
     assert {("train", "train/person1"), ("test", "test/person1")} <= set(images)
@@ -84,7 +85,7 @@ def test_patients_have_several_images_and_numbers_restart_between_the_parts(samp
 
 
 def test_images_have_the_sizes_and_formats_of_two_different_sources(sample: Path) -> None:
-    sides = [side for name in list(placements(sample))[::10] for side in grey(sample / name).shape]
+    sides = [side for name in list(annotations(sample))[::10] for side in grey(sample / name).shape]
     assert 300 <= min(sides) <= max(sides) <= 420
     assert {path.suffix for path in (sample / "Covid19-dataset").rglob("*.*")} == {".jpeg", ".png"}
     for image in list((sample / "Covid19-dataset/train/Covid").glob("0[1-9].*"))[:4]:
@@ -116,7 +117,7 @@ def test_of_the_planted_files_that_are_kept_one_has_16_bits_and_one_looks_like_a
 
 
 def test_no_two_other_images_are_taken_for_one(sample: Path) -> None:
-    names = list(placements(sample))
+    names = list(annotations(sample))
     thumbnails = [cv2.resize(grey(sample / name), (32, 32), interpolation=cv2.INTER_AREA).ravel() for name in names]
     correlation = np.triu(np.corrcoef(np.array(thumbnails, dtype=np.float64)), 1)
     assert correlation.max() < 0.98
@@ -124,7 +125,7 @@ def test_no_two_other_images_are_taken_for_one(sample: Path) -> None:
 
 def test_classes_show_in_shape_and_texture_and_not_in_exposure(sample: Path) -> None:
     """A sample that grey level alone separates would let any model look good."""
-    kermany = {name: at for name, at in placements(sample).items() if name.startswith("chest_xray")}
+    kermany = {name: at for name, at in annotations(sample).items() if name.startswith("chest_xray")}
     images = [grey(sample / name) for name in kermany]
     label = np.array([at.label for at in kermany.values()])
     is_test = np.array([at.official_split == "test" for at in kermany.values()])

@@ -1,4 +1,4 @@
-"""Who an image is of, told apart without saying it; and images without their patient."""
+"""Patient digests, and DICOM images without their patient."""
 
 import io
 from typing import Any
@@ -10,18 +10,18 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from cxr.common.errors import ImageError, SourceError
-from cxr.dicom.deidentify import KEY_VARIABLE, patient_digest, patient_key, read_identity, without_patient
+from cxr.dicom.deidentify import KEY_VARIABLE, deidentified, patient_digest, patient_key, read_identity
 from cxr.imaging.decode import decode_grey
 from tests.support.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_image, picture
 
 
-def test_identity_is_read_and_its_repr_says_nothing() -> None:
+def test_identity_is_read_and_its_repr_is_empty() -> None:
     identity = read_identity(dicom_image(picture()), name="image.dcm")
     assert (identity.study_uid, identity.sop_uid, identity.patient_id) == ("1.2.3", "1.2.3.4.5", "MRN-8675309")
     assert repr(identity) == "Identity()"
 
 
-def test_a_digest_stays_for_a_patient_and_differs_between_patients_issuers_and_keys() -> None:
+def test_a_digest_depends_on_patient_issuer_and_key() -> None:
     digests = {
         patient_digest(patient, issuer=issuer, key=key)
         for patient in ("1", "2")
@@ -33,14 +33,12 @@ def test_a_digest_stays_for_a_patient_and_differs_between_patients_issuers_and_k
     assert all(len(digest) == 16 for digest in digests)
 
 
-@pytest.mark.parametrize(("key", "said"), [(None, "not set"), ("short", "too short")])
-def test_a_missing_or_short_key_stops_with_how_to_make_one(
-    monkeypatch: pytest.MonkeyPatch, key: str | None, said: str
-) -> None:
+@pytest.mark.parametrize(("key", "problem"), [(None, "not set"), ("short", "too short")])
+def test_a_missing_or_short_key_is_an_error(monkeypatch: pytest.MonkeyPatch, key: str | None, problem: str) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     if key:
         monkeypatch.setenv(KEY_VARIABLE, key)
-    with pytest.raises(SourceError, match=f"{KEY_VARIABLE} is {said}.*token_hex"):
+    with pytest.raises(SourceError, match=f"{KEY_VARIABLE} is {problem}.*token_hex"):
         patient_key()
 
 
@@ -65,17 +63,17 @@ KINDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_image_without_its_patient_gives_the_same_levels_and_no_name(kind: dict[str, Any]) -> None:
+def test_a_deidentified_image_has_the_same_levels_and_no_patient(kind: dict[str, Any]) -> None:
     image = dicom_image(picture(bits=kind.get("bits", 8)), **kind)
-    bare = without_patient(image, name="image.dcm", max_pixels=10**6)
+    bare = deidentified(image, name="image.dcm", max_pixels=10**6)
     before = decode_grey(image, name="image.dcm", max_pixels=10**6)
     assert np.array_equal(decode_grey(bare, name="bare.dcm", max_pixels=10**6), before)
     assert not [secret for secret in SECRETS if secret.encode() in bare]
     assert "1.2.3.4.5" not in str(pydicom.dcmread(io.BytesIO(bare)))
-    assert without_patient(image, name="image.dcm", max_pixels=10**6) == bare
+    assert deidentified(image, name="image.dcm", max_pixels=10**6) == bare
 
 
-def test_what_is_no_image_has_nothing_that_could_be_kept() -> None:
+def test_a_file_that_is_not_a_chest_x_ray_cannot_be_deidentified() -> None:
     with pytest.raises(ImageError) as caught:
-        without_patient(dicom_image(picture(), Modality="MR"), name="image.dcm", max_pixels=10**6)
+        deidentified(dicom_image(picture(), Modality="MR"), name="image.dcm", max_pixels=10**6)
     assert caught.value.reason == "other modality"

@@ -37,14 +37,14 @@ def png(samples: NDArray[Any]) -> bytes:
 
 
 @pytest.mark.parametrize(("bits", "syntax"), [(bits, name) for bits in (8, 12, 16) for name in LOSSLESS])
-def test_a_image_gives_the_levels_of_a_png_of_the_same_samples(bits: int, syntax: str) -> None:
+def test_a_dicom_image_has_the_levels_of_a_png_with_the_same_samples(bits: int, syntax: str) -> None:
     samples = picture(bits=bits)
     of_png = decoded(png(samples.astype(np.uint8 if bits == 8 else np.uint16)), "image.png")
     assert np.array_equal(decoded(dicom_image(samples, bits=bits, syntax=LOSSLESS[syntax])), of_png)
 
 
 @pytest.mark.parametrize("bits", [8, 12])
-def test_a_lossy_image_is_close_to_what_was_stored(bits: int) -> None:
+def test_a_lossy_image_is_close_to_the_original(bits: int) -> None:
     samples = picture(bits=bits)
     syntax = BASELINE if bits == 8 else "1.2.840.10008.1.2.4.51"
     difference = decoded(dicom_image(samples, bits=bits, syntax=syntax)).astype(int) - decoded(
@@ -68,7 +68,7 @@ WINDOWS = [
     ({"WindowCenter": 128, "WindowWidth": 256}, lambda v: v),
     ({"WindowCenter": 128, "WindowWidth": 256, "PhotometricInterpretation": "MONOCHROME1"}, lambda v: 255 - v),
     ({"PhotometricInterpretation": "MONOCHROME1"}, lambda v: 255 - v),
-    # Both say one thing; said twice it still is one inversion.
+    # Both mean the same; together they are still one inversion.
     ({"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}, lambda v: 255 - v),
     ({"PresentationLUTShape": "INVERSE"}, lambda v: 255 - v),
     # The first of several windows counts.
@@ -81,13 +81,13 @@ WINDOWS = [
         {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 100.5, "WindowWidth": 201},
         lambda v: 2.55 * v - 127.5,
     ),
-    # A window that cannot be counts as none.
+    # An invalid window is ignored.
     (WINDOW | {"WindowWidth": 0}, lambda v: v),
 ]
 
 
 @pytest.mark.parametrize(("tags", "level"), WINDOWS, ids=[str(tags) for tags, _ in WINDOWS])
-def test_samples_become_levels_as_the_standard_says(tags: dict[str, Any], level: Callable[[Any], Any]) -> None:
+def test_samples_become_levels_as_in_the_standard(tags: dict[str, Any], level: Callable[[Any], Any]) -> None:
     samples = np.arange(256).reshape(16, 16)
     expected = np.clip(level(samples.astype(float)), 0, 255)
     assert np.abs(decoded(dicom_image(samples, **tags)) - expected).max() < 0.5 + 1e-9
@@ -108,7 +108,7 @@ def test_the_modality_lut_comes_before_the_voi_lut() -> None:
     assert np.array_equal(decoded(image), 255 - samples)
 
 
-def test_signed_samples_high_bits_and_overlays_in_unused_bits_are_read_as_meant() -> None:
+def test_signed_samples_high_bits_and_overlays_in_unused_bits_are_decoded() -> None:
     values = np.arange(-128, 128).reshape(16, 16)
     signed = dicom_image(values & 0xFFF, bits=12, PixelRepresentation=1, WindowCenter=0, WindowWidth=256)
     assert np.array_equal(decoded(signed), values + 128)
@@ -117,7 +117,7 @@ def test_signed_samples_high_bits_and_overlays_in_unused_bits_are_read_as_meant(
     assert np.array_equal(decoded(image), values + 128)
 
 
-def test_padding_is_dark_and_does_not_count_when_levels_are_stretched() -> None:
+def test_padding_is_dark_and_excluded_from_stretching() -> None:
     samples = picture(bits=12) // 4 + 100
     padded = np.pad(samples, 3, constant_values=4000)
     padded[0] = 4095
@@ -144,7 +144,7 @@ def test_padding_is_dark_and_does_not_count_when_levels_are_stretched() -> None:
         (["?", "F"], lambda image: image),
     ],
 )
-def test_a_image_is_brought_the_usual_way_up(axes: list[str] | None, turned: Callable[[Any], Any]) -> None:
+def test_an_image_is_turned_to_display_orientation(axes: list[str] | None, turned: Callable[[Any], Any]) -> None:
     samples = picture()
     image = dicom_image(samples, PatientOrientation=axes)
     assert np.array_equal(decoded(image), turned(samples))
@@ -165,28 +165,28 @@ def test_a_image_is_brought_the_usual_way_up(axes: list[str] | None, turned: Cal
         ({"PixelSpacing": [0, 0]}, (40, 56)),
     ],
 )
-def test_pixels_come_out_square(tags: dict[str, Any], shape: tuple[int, int]) -> None:
+def test_decoded_pixels_are_square(tags: dict[str, Any], shape: tuple[int, int]) -> None:
     image = dicom_image(picture(), **tags)
     header = read_header(image, name="image.dcm", max_pixels=10**6)
     assert decoded(image).shape == (header.height, header.width) == shape
 
 
-REFUSED = [
+REJECTED = [
     ({"NumberOfFrames": 2}, "several frames", "image.dcm has 2 frames"),
-    ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour", "stored in colour"),
-    ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "stored in colour"),
+    ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour", "colour"),
+    ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "colour"),
     ({"Modality": "CT"}, "other modality", "its modality is computed tomography; expected CR, DX, RG"),
-    ({"Modality": "Sorrowful"}, "other modality", "its modality is not named, or of a kind unknown here"),
-    ({"Modality": None}, "other modality", "not named"),
-    ({"BodyPartExamined": "KNEE"}, "other body part", "another part of the body"),
-    ({"BodyPartExamined": "THORACIC SPINE"}, "other body part", "another part of the body"),
-    ({"BodyPartExamined": "Knee of Jane Sorrowful"}, "other body part", "another part of the body"),
+    ({"Modality": "Sorrowful"}, "other modality", "missing or unknown"),
+    ({"Modality": None}, "other modality", "missing or unknown"),
+    ({"BodyPartExamined": "KNEE"}, "other body part", "another body part"),
+    ({"BodyPartExamined": "THORACIC SPINE"}, "other body part", "another body part"),
+    ({"BodyPartExamined": "Knee of Jane Sorrowful"}, "other body part", "another body part"),
     ({"ViewPosition": "LL"}, "lateral view", "lateral or oblique"),
     ({"ViewPosition": "LATERAL"}, "lateral view", "lateral or oblique"),
     ({"PatientOrientation": ["A", "F"]}, "lateral view", "lateral or oblique"),
-    ({"Modality": "SR", "PixelData": None}, "no pixels", "has no picture"),
-    ({"PixelData": None}, "no pixels", "has no picture"),
-    ({"PresentationIntentType": "FOR PROCESSING"}, "for processing", "raw values"),
+    ({"Modality": "SR", "PixelData": None}, "no pixels", "has no pixels"),
+    ({"PixelData": None}, "no pixels", "has no pixels"),
+    ({"PresentationIntentType": "FOR PROCESSING"}, "for processing", "raw detector values"),
     ({"Rows": 0}, "no pixels", "no rows"),
     ({"Rows": None}, "not an image", "has no Rows in its header"),
     ({"BitsAllocated": 12}, "unsupported encoding", "8 of 12 bits"),
@@ -199,8 +199,8 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("tags", "reason", "message"), REFUSED, ids=[str(tags) for tags, _, _ in REFUSED])
-def test_what_is_no_frontal_chest_radiograph_is_refused_with_the_reason(
+@pytest.mark.parametrize(("tags", "reason", "message"), REJECTED, ids=[str(tags) for tags, _, _ in REJECTED])
+def test_a_file_that_is_not_a_frontal_chest_x_ray_is_rejected_with_the_reason(
     tags: dict[str, Any], reason: str, message: str
 ) -> None:
     with pytest.raises(ImageError) as caught:
@@ -212,7 +212,7 @@ def test_what_is_no_frontal_chest_radiograph_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("code", ["399067008", "R-10232"])
-def test_a_lateral_view_is_known_by_its_code_too(code: str) -> None:
+def test_a_lateral_view_is_recognised_by_its_code(code: str) -> None:
     view = Dataset()
     view.CodeValue, view.CodeMeaning = code, "a view"
     with pytest.raises(ImageError, match="lateral or oblique"):
@@ -220,31 +220,31 @@ def test_a_lateral_view_is_known_by_its_code_too(code: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["", "CHEST", "Chest AP", "THORAX", "LUNG"])
-def test_a_chest_by_any_name_is_taken(part: str) -> None:
+def test_every_name_of_the_chest_is_accepted(part: str) -> None:
     assert decoded(dicom_image(picture(), BodyPartExamined=part)).shape == (40, 56)
 
 
 @pytest.mark.parametrize("syntax", ["explicit", "deflated", "JPEG lossless", "JPEG-LS", "JPEG 2000", "RLE"])
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.98])
-def test_a_image_that_was_cut_off_is_refused(syntax: str, share: float) -> None:
+def test_a_truncated_image_is_rejected(syntax: str, share: float) -> None:
     image = dicom_image(picture(), syntax=LOSSLESS[syntax])
     with pytest.raises(ImageError) as caught:
         decoded(image[: int(len(image) * share)])
     assert caught.value.reason == "truncated"
 
 
-def test_a_image_that_was_cut_off_in_its_header_is_refused_wherever_the_cut_fell() -> None:
+def test_an_image_truncated_in_its_header_is_rejected() -> None:
     image = dicom_image(picture())
     reasons = set()
     for end in range(140, image.index(b"\xe0\x7f\x10\x00") + 12):
         with pytest.raises(ImageError) as caught:
             decoded(image[:end])
         reasons.add(caught.value.reason)
-    # A cut between two elements looks like a file that never had the rest, one in the file meta like any damage.
+    # A file truncated between two elements looks complete; one truncated in the file meta looks damaged.
     assert reasons == {"truncated", "no pixels", "other modality", "not an image"}
 
 
-def test_a_image_that_inflates_without_end_is_refused_at_the_limit() -> None:
+def test_an_image_that_inflates_beyond_the_limit_is_rejected() -> None:
     image = dicom_image(picture(), syntax=LOSSLESS["deflated"], ImageComments=("UT", "0" * (300 << 20)))
     assert len(image) < 1 << 20
     with pytest.raises(ImageError) as caught:
@@ -252,21 +252,21 @@ def test_a_image_that_inflates_without_end_is_refused_at_the_limit() -> None:
     assert caught.value.reason == "larger than the pixel limit"
 
 
-def test_a_jpeg_of_another_size_than_its_header_says_is_not_decoded() -> None:
+def test_a_jpeg_with_another_size_than_its_header_is_not_decoded() -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((4000, 4000), np.uint8))[1].tobytes()
     image = dicom_image(picture(), syntax=BASELINE, PixelData=("OB", pydicom.encaps.encapsulate([jpeg])))
-    with pytest.raises(ImageError, match="of another size"):
+    with pytest.raises(ImageError, match="another size"):
         decoded(image)
 
 
-def test_a_picture_that_is_a_png_and_a_dicom_file_at_once_is_refused_and_a_tiff_preamble_is_not() -> None:
+def test_a_file_that_is_both_png_and_dicom_is_rejected_but_a_tiff_preamble_is_accepted() -> None:
     image = dicom_image(picture())
-    with pytest.raises(ImageError, match="two formats in one file"):
+    with pytest.raises(ImageError, match="two formats"):
         decoded(b"\x89PNG\r\n\x1a\n" + image[8:])
     assert np.array_equal(decoded(b"II*\0" + image[4:]), picture())
 
 
-def test_an_unknown_transfer_syntax_is_refused_before_pixels_are_looked_at() -> None:
+def test_an_unknown_transfer_syntax_is_rejected_before_decoding() -> None:
     image = dicom_image(
         picture(), PixelData=("OB", pydicom.encaps.encapsulate([b"x" * 8])), syntax="1.2.840.10008.1.2.4.201"
     )
@@ -280,7 +280,7 @@ def test_an_unknown_transfer_syntax_is_refused_before_pixels_are_looked_at() -> 
     ["CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_expb.dcm", "MR_small_RLE.dcm", "693_J2KI.dcm",
      "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "J2K_pixelrep_mismatch.dcm"],
 )  # fmt: skip
-def test_files_of_real_machines_give_the_levels_that_pydicom_gives(file: str) -> None:
+def test_files_of_real_devices_have_the_same_levels_as_with_pydicom(file: str) -> None:
     original = pydicom.dcmread(str(get_testdata_file(file, download=False)))
     original.Modality, original.BodyPartExamined, original.PatientOrientation = "DX", "CHEST", ["L", "F"]
     for keyword in ("PixelPaddingValue", "PixelSpacing"):
@@ -310,7 +310,7 @@ def test_files_of_real_machines_give_the_levels_that_pydicom_gives(file: str) ->
         ("dicomdirtests/77654033/CR1/6154", "other body part"),
     ],
 )
-def test_files_of_real_machines_that_are_no_chest_xrays_are_refused(file: str, reason: str) -> None:
+def test_files_of_real_devices_that_are_not_chest_x_rays_are_rejected(file: str, reason: str) -> None:
     folder = Path(str(get_testdata_file("CT_small.dcm", download=False))).parent
     path = folder / ("dicomdirtests/DICOMDIR" if file == "DICOMDIR" else file)
     with pytest.raises(ImageError) as caught:
@@ -318,7 +318,7 @@ def test_files_of_real_machines_that_are_no_chest_xrays_are_refused(file: str, r
     assert caught.value.reason == reason
 
 
-def test_files_of_a_pacs_are_known_by_their_signature(tmp_path: Path) -> None:
+def test_files_of_a_pacs_are_recognised_by_their_signature(tmp_path: Path) -> None:
     for name in ("IM000001", "1.2.840.5"):
         (tmp_path / name).write_bytes(dicom_image(picture()))
     for name in ("notes.txt", "a", "b.dcm"):
@@ -327,7 +327,7 @@ def test_files_of_a_pacs_are_known_by_their_signature(tmp_path: Path) -> None:
 
 
 def broken(image: bytes) -> list[bytes]:
-    """Files whose patient tags are damaged or odd, so that pydicom has something to say of them."""
+    """Return files with damaged or unusual patient tags, about which pydicom warns."""
     name = "=".join(["Sorrowful^Jane"] * 5)
     return [
         dicom_image(picture(), PatientBirthDate=None, PatientName=name, PatientID="8675309 " * 20),
@@ -342,34 +342,34 @@ def broken(image: bytes) -> list[bytes]:
 def test_no_tag_of_the_patient_reaches_a_log_a_warning_or_a_message(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = []
+    messages = []
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for data in broken(dicom_image(picture())):
             try:
-                said.append(repr(read_dicom_header(data, name="image.dcm", max_pixels=10**6)))
+                messages.append(repr(read_dicom_header(data, name="image.dcm", max_pixels=10**6)))
                 decoded(data)
             except ImageError as error:
-                said.append(f"{error!r} {error.__cause__!r}")
+                messages.append(f"{error!r} {error.__cause__!r}")
     out, err = capfd.readouterr()
-    everything = "\n".join([*said, caplog.text, out, err, *(str(warning.message) for warning in caught)])
-    assert len(said) == 6
+    everything = "\n".join([*messages, caplog.text, out, err, *(str(warning.message) for warning in caught)])
+    assert len(messages) == 6
     assert not [secret for secret in SECRETS if secret in everything]
 
 
-def test_importing_the_reader_of_images_does_not_import_pydicom() -> None:
+def test_importing_the_decoder_does_not_import_pydicom() -> None:
     script = "import sys, cxr.imaging.decode; print('pydicom' in sys.modules, 'gdcm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_a_frame_that_kills_its_decoder_costs_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_that_crashes_the_decoder_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.dicom.codec.TIME_LIMIT_S", 0.001)
-    with pytest.raises(ImageError, match="ran out of time"):
+    with pytest.raises(ImageError, match="time limit"):
         decoded(dicom_image(picture(), syntax=LOSSLESS["JPEG-LS"]))
     monkeypatch.undo()
     frame = bytearray(dicom_image(picture(), bits=16, syntax=LOSSLESS["JPEG lossless"]))
-    frame[frame.index(b"\xff\xc3") + 4] = 75  # a precision that GDCM dies of
+    frame[frame.index(b"\xff\xc3") + 4] = 75  # a precision that crashes GDCM
     with pytest.raises(ImageError, match="damaged pixels"):
         decoded(bytes(frame))
 
@@ -390,13 +390,13 @@ def test_a_damaged_file_gives_an_array_or_an_image_error(
     seed: bytes, changes: list[tuple[float, int]], kept: float
 ) -> None:
     data = bytearray(seed)
-    for place, value in changes:
-        data[min(132 + int(place * (len(data) - 132)), len(data) - 1)] = value
-    said = ""
+    for position, value in changes:
+        data[min(132 + int(position * (len(data) - 132)), len(data) - 1)] = value
+    result = ""
     try:
         image = decoded(bytes(data[: int(len(data) * kept)]))
-        said = f"{image.dtype} {image.ndim}"
+        result = f"{image.dtype} {image.ndim}"
     except ImageError as error:
-        said = str(error)
-    assert said == "uint8 2" or said.startswith("image.dcm ")
-    assert not any(secret in said for secret in SECRETS)
+        result = str(error)
+    assert result == "uint8 2" or result.startswith("image.dcm ")
+    assert not any(secret in result for secret in SECRETS)

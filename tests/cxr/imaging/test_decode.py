@@ -1,4 +1,4 @@
-"""What comes out of a file, and what a user reads when nothing can."""
+"""Decoding of image files, and the errors of files that cannot be decoded."""
 
 import io
 from dataclasses import replace
@@ -25,7 +25,7 @@ def encoded(pixels: np.ndarray, suffix: str = ".png") -> bytes:
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
-def test_png_comes_out_as_it_went_in() -> None:
+def test_png_is_decoded_exactly() -> None:
     image = gradient()
     assert np.array_equal(decode_grey(encoded(image), name="a.png", max_pixels=10**6), image)
 
@@ -93,7 +93,7 @@ def test_border_is_cut_off_at_every_side_before_resizing(fit: Literal["stretch",
 
 
 @pytest.mark.parametrize("border_crop", [0.05, 0.25])
-def test_a_large_jpeg_is_decoded_whole_where_half_of_it_would_be_too_small_without_its_border(
+def test_the_border_crop_counts_when_a_jpeg_is_decoded_at_reduced_scale(
     border_crop: float,
 ) -> None:
     data = encoded(np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8), ".jpg")
@@ -103,47 +103,30 @@ def test_a_large_jpeg_is_decoded_whole_where_half_of_it_would_be_too_small_witho
 
 
 @pytest.mark.parametrize(
-    ("data", "reason", "message"),
+    ("data", "reason"),
     [
-        (b"", "empty", "image.jpg is empty; copy it again from its source"),
-        (
-            b"no picture",
-            "not an image",
-            "image.jpg is not an image: expected JPEG, PNG, BMP, TIFF, DICOM; remove it or export it again",
-        ),
-        (
-            encoded(gradient(), ".jpg")[:-400],
-            "truncated",
-            "image.jpg is truncated: its end is missing; copy it again from its source",
-        ),
-        (
-            encoded(gradient(), ".png")[:-20],
-            "truncated",
-            "image.jpg is truncated: its end is missing; copy it again from its source",
-        ),
-        (
-            encoded(np.zeros((2000, 1000), np.uint8)),
-            "larger than the pixel limit",
-            "image.jpg is larger than the pixel limit: 1000 x 2000 pixels, allowed 1000000; "
-            "raise max_pixels in params.yaml if such images are expected",
-        ),
+        (b"", "empty"),
+        (b"no picture", "not an image"),
+        (encoded(gradient(), ".jpg")[:-400], "truncated"),
+        (encoded(gradient(), ".png")[:-20], "truncated"),
+        (encoded(np.zeros((2000, 1000), np.uint8)), "larger than the pixel limit"),
     ],
-    ids=["empty", "text", "cut jpeg", "cut png", "too large"],
+    ids=["empty", "text", "truncated jpeg", "truncated png", "too large"],
 )
-def test_bad_file_is_named_with_its_reason(data: bytes, reason: str, message: str) -> None:
-    with pytest.raises(ImageError) as caught:
+def test_a_bad_file_is_named_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=r"image\.jpg") as caught:
         image_from_bytes(data, PLAIN, name="image.jpg")
-    assert (caught.value.reason, str(caught.value)) == (reason, message)
+    assert caught.value.reason == reason
 
 
-def test_png_with_damaged_pixels_is_refused() -> None:
+def test_png_with_damaged_pixels_is_rejected() -> None:
     data = bytearray(encoded(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))
     data[60:200] = bytes(140)
     with pytest.raises(ImageError, match=r"image\.png"):
         image_from_bytes(bytes(data), PLAIN, name="image.png")
 
 
-def test_jpeg_with_thumbnail_cut_after_the_thumbnail_counts_as_truncated() -> None:
+def test_jpeg_truncated_after_its_thumbnail_is_truncated() -> None:
     whole = encoded(gradient(), ".jpg")
     thumbnail = encoded(gradient(30, 40), ".jpg")
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail

@@ -1,0 +1,94 @@
+"""Sets that are laid out as <set>/<part>/<class folder>/<image>, such as chest_xray/train/NORMAL/IM-0115-0001.jpeg."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cxr.common.classes import Label
+from cxr.common.errors import SourceError
+from cxr.dataset.raw_set import Annotation, Rejection, files_below
+
+UNKNOWN_FOLDER = "unknown class folder"
+UNKNOWN_NAME = "unknown class in the file name"
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A layout of parts and class folders.
+
+    source_name     name of a source with this layout
+    marker          name of the set's folder
+    parts           official parts, such as "train"
+    class_folders   folders inside each part
+    label_and_patient   from class folder and file name without suffix to label and patient
+    """
+
+    source_name: str
+    marker: str
+    parts: tuple[str, ...]
+    class_folders: tuple[str, ...]
+    label_and_patient: Callable[[str, str], tuple[Label, str] | Rejection]
+
+    covers_location = False
+
+    @property
+    def expected(self) -> str:
+        """The layout on one line, for messages."""
+        return f"{{{','.join(self.parts)}}}/{{{','.join(self.class_folders)}}}"
+
+    def open(self, location: Path) -> "ClassFolderSet":
+        """Find the set in `location`: see `cxr.dataset.raw_set.Layout`."""
+        folder = self.find(location)
+        paths = list(files_below(folder))
+        if not paths:
+            raise self._not_found(location)
+        return ClassFolderSet(self, folder, paths)
+
+    def find(self, location: Path) -> Path:
+        """Return the folder that holds the parts: `location` itself or the set's folder below it.
+
+        Raises:
+            SourceError: neither holds one of the parts; names the expected layout.
+        """
+        for folder in (location / self.marker, location):
+            parts = [inside / part for inside in (folder, folder / self.marker) for part in self.parts]
+            if any(part.is_dir() for part in parts):
+                return folder.resolve()
+        raise self._not_found(location)
+
+    def annotate(self, path: PurePosixPath) -> Annotation | Rejection:
+        """Return label, part and patient from a path relative to the set's folder, or why the path has none."""
+        folders = list(path.parts[:-1])
+        while folders and folders[0] == self.marker:  # some zips hold the set a second time inside itself
+            folders.pop(0)
+        if len(folders) != 2 or folders[0] not in self.parts or folders[1] not in self.class_folders:
+            found = "/".join(path.parts[:-1]) or "."
+            return Rejection(UNKNOWN_FOLDER, f"the file is in {found}; expected {self.expected}")
+        part, class_folder = folders
+        named = self.label_and_patient(class_folder, path.stem)
+        return named if isinstance(named, Rejection) else Annotation(named[0], part, f"{part}/{named[1]}")
+
+    def _not_found(self, location: Path) -> SourceError:
+        return SourceError(
+            f"{location}: found no images; expected {self.marker}/{self.expected} below it; "
+            "unpack the set's zip there, or name another folder, zip or address"
+        )
+
+
+@dataclass(frozen=True)
+class ClassFolderSet:
+    """A set with the layout `layout` in `folder`."""
+
+    layout: ClassFolders
+    folder: Path
+    paths: Sequence[PurePosixPath]
+
+    def annotate(self, path: PurePosixPath, data: bytes) -> Annotation | Rejection:
+        """Return label, part and patient from the path."""
+        del data
+        return self.layout.annotate(path)
+
+    def stored_bytes(self, path: PurePosixPath, data: bytes, *, max_pixels: int) -> bytes:
+        """Return the file unchanged."""
+        del path, max_pixels
+        return data
