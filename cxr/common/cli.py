@@ -28,14 +28,14 @@ log = logging.getLogger("cxr")
 
 
 def configure_process() -> None:
-    """Set what every process of ours wants: no telemetry, plain log lines on standard error."""
+    """Configure a process of this project: no telemetry, plain log lines on standard error."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main`; turn its CxrError into one line on standard error, and its answer into the exit code."""
+    """Run `main`; print a CxrError as one line on standard error and exit with its code."""
     configure_process()
     try:
         sys.exit(main() or 0)

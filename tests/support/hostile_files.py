@@ -1,10 +1,10 @@
-"""Files that mean harm, drawn by seed: mutated, spliced, with lengths blown up; and a program that reads them.
+"""Malicious files by seed: mutated, spliced, with huge lengths; and a program that reads them.
 
     python -m tests.support.hostile_files --first 0 --inputs 5000 --seconds 600
 
-Reads every drawn file as the product does and prints one JSON line: inputs, images, refusals by reason, whatever came
-that was no ImageError, the slowest input, the peak of memory. The number of the input being read stands in the file
-that --at names, so that whoever watches knows what a dead process died of. A number draws the same bytes, always.
+Reads every file like the product and prints one JSON line: inputs, results by reason, exceptions other than ImageError,
+the slowest input, the peak memory. The file named by --at holds the number of the current input, which identifies the
+input that crashed the process. A number always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_ima
 MAX_PIXELS = 50_000_000
 PREPARATION = Preprocessing(112, "stretch", "clahe", 2.0, 8, MAX_PIXELS, 0.05)
 _LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFE, 0x80000000)
-_HEAD = 400  # bytes in which headers stand: half of all mutations go there
+_HEAD = 400  # bytes with headers: half of all mutations are there
 
 Mutation = Callable[[np.random.Generator, bytearray, list[bytes]], None]
 
@@ -93,7 +93,7 @@ def hostile_file(number: int) -> bytes:
 
 
 def claiming(width: int, height: int, kind: str) -> bytes:
-    """Return a small file that claims a picture of this size."""
+    """Return a small file that claims to be an image of this size."""
     if kind == "PNG":
         chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
         body = b"IDAT" + zlib.compress(b"\0" * 100_000)
@@ -111,9 +111,9 @@ def claiming(width: int, height: int, kind: str) -> bytes:
 
 
 def nested_sequences(depth: int) -> bytes:
-    """Return a DICOM file of `depth` sequences inside each other."""
+    """Return a DICOM file with `depth` nested sequences."""
     image = bytearray(whole_files()["DICOM implicit"])
-    at = image.index(b"\x28\x00\x02\x00")  # before the group that describes the picture
+    at = image.index(b"\x28\x00\x02\x00")  # before the group that describes the image
     opened = struct.pack("<HHI", 0x0008, 0x1140, 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
     closed = struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     return bytes(image[:at] + opened * depth + closed * depth + image[at:])
@@ -125,7 +125,7 @@ def _by_pillow(colour: np.ndarray, kind: str, mode: str, options: dict[str, str]
     return buffer.getvalue()
 
 
-def _place(rng: np.random.Generator, data: bytearray) -> int:
+def _position(rng: np.random.Generator, data: bytearray) -> int:
     reach = min(len(data), _HEAD) if rng.random() < 0.5 else len(data)
     start = 0 if data[128:132] != b"DICM" or rng.random() < 0.2 else 128
     return int(rng.integers(start, max(start + reach, start + 1)))
@@ -133,39 +133,39 @@ def _place(rng: np.random.Generator, data: bytearray) -> int:
 
 def _flip_bits(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
     for _ in range(int(rng.integers(1, 20))):
-        at = _place(rng, data)
+        at = _position(rng, data)
         if at < len(data):
             data[at] ^= 1 << int(rng.integers(8))
 
 
 def _overwrite(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
-    at = _place(rng, data)
+    at = _position(rng, data)
     data[at : at + 8] = rng.bytes(int(rng.integers(1, 9)))
 
 
-def _blow_up_length(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
-    at, value = _place(rng, data) & ~1, int(rng.choice(np.array(_LENGTHS, np.uint64)))
+def _enlarge_length(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    at, value = _position(rng, data) & ~1, int(rng.choice(np.array(_LENGTHS, np.uint64)))
     order, size = ("little" if rng.random() < 0.5 else "big"), 4 if rng.random() < 0.6 else 2
     data[at : at + size] = (value & (256**size - 1)).to_bytes(size, order)
 
 
-def _cut_short(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
-    del data[_place(rng, data) :]
+def _truncate(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
+    del data[_position(rng, data) :]
 
 
 def _cut_out(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
-    at = _place(rng, data)
+    at = _position(rng, data)
     del data[at : at + int(rng.integers(1, 64))]
 
 
 def _repeat(rng: np.random.Generator, data: bytearray, _others: list[bytes]) -> None:
-    at, size = _place(rng, data), int(rng.integers(1, 200))
+    at, size = _position(rng, data), int(rng.integers(1, 200))
     data[at:at] = bytes(data[at : at + size]) * int(rng.integers(1, 50))
 
 
 def _splice(rng: np.random.Generator, data: bytearray, others: list[bytes]) -> None:
     other = others[int(rng.integers(len(others)))]
-    at = _place(rng, data)
+    at = _position(rng, data)
     data[at:] = other[int(rng.integers(len(other))) :]
 
 
@@ -179,9 +179,9 @@ _MUTATIONS: tuple[Mutation, ...] = (
     _flip_bits,
     _overwrite,
     _overwrite,
-    _blow_up_length,
-    _blow_up_length,
-    _cut_short,
+    _enlarge_length,
+    _enlarge_length,
+    _truncate,
     _cut_out,
     _repeat,
     _splice,
@@ -190,7 +190,7 @@ _MUTATIONS: tuple[Mutation, ...] = (
 
 
 def read(data: bytes) -> str:
-    """Read `data` as the product does; return "image", the reason of a refusal, or what else came."""
+    """Read `data` like the product; return "image", the reason of an ImageError, or another result."""
     try:
         image = read_chest_xray(data, PREPARATION, name="image")
     except ImageError as error:
@@ -199,7 +199,7 @@ def read(data: bytes) -> str:
 
 
 def _peak_mb() -> int:
-    """Return the most memory that this program has had; getrusage's figure begins with that of whoever started it."""
+    """Return the peak memory of this process; that of getrusage includes the parent process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) // 1024
 
@@ -227,7 +227,7 @@ def main() -> None:
                 read_header(data, name="image", max_pixels=MAX_PIXELS)
         except ImageError:
             pass
-        except Exception as error:  # what this program is there to find
+        except Exception as error:  # what this program looks for
             outcome = f"OTHER {type(error).__name__}: {error}"
         if outcome.startswith("OTHER"):
             others.append((number, outcome))
