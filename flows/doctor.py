@@ -30,7 +30,7 @@ from packaging.version import Version
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
 from cxr.common.params import read_params
-from cxr.registry import tracking_store
+from cxr.registry import aliases, tracking_store, versions
 from flows.findings import Finding, failed, ok, warning
 from flows.serve import STATE
 
@@ -80,33 +80,40 @@ def check_versions(root: Path) -> Iterator[Finding]:
 
 
 def check_tracking(_root: Path) -> Iterator[Finding]:
-    """Ask the tracking store for the champion and its files."""
-    from cxr.registry import aliases, versions
-
+    """Check the tracking store, the champion's files, and that the alias agrees with the audit log."""
     where = tracking_store.public_uri()
     local = tracking_store.tracking_uri().removeprefix("sqlite:///")
     if tracking_store.tracking_uri().startswith("sqlite:///") and not Path(local).is_file():
         yield warning("tracking store", f"{where} is not there yet", "make run")
         return
     try:
-        champion = versions.champion()
+        alias = aliases.standing().alias
     except CxrError as error:
         advice = f"start that server, or unset {tracking_store.STORE_VARIABLE} for the store of this folder"
         yield failed("tracking store", str(error), advice)
         return
     yield ok("tracking store", f"{where} answers")
-    if champion is None:
+    yield _champions_files(alias)
+    yield _audit_log()
+
+
+def _champions_files(number: str) -> Finding:
+    if not number:
         advice = "`make run`, or `python -m tasks.promote` where a challenger is registered"
-        yield warning("champion", "there is none yet", advice)
-        return
-    fault = versions.bundle_fault(champion)
-    if fault:
-        yield failed("champion", fault, "python -m tasks.rollback, or restore the store from its backup")
-    else:
-        yield ok("champion", f"version {champion.number}; its files are as registered")
+        return warning("champion", "there is none yet", advice)
+    if fault := versions.bundle_fault(versions.get_version(number)):
+        return failed("champion", fault, "python -m tasks.rollback, or restore the store from its backup")
+    return ok("champion", f"version {number}; its files are as registered")
+
+
+def _audit_log() -> Finding:
     if move := aliases.unfinished():
-        said = f"version {move.after} was to become champion, and the command was killed in the middle"
-        yield warning("champion", said, "the next promotion or rollback finishes it; python -m tasks.history")
+        message = f"version {move.after} was to become champion, and the command was killed in the middle"
+        return warning("audit log", message, "the next promotion or rollback finishes it; python -m tasks.history")
+    if problems := aliases.problems():
+        advice = "python -m tasks.promote or python -m tasks.rollback; python -m tasks.history shows all moves"
+        return failed("audit log", "; ".join(problems), advice)
+    return ok("audit log", "complete, and the alias champion agrees with it")
 
 
 def check_remote(root: Path) -> Iterator[Finding]:

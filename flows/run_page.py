@@ -16,6 +16,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from cxr.common.files import read_json
 from cxr.common.notices import notice
 from cxr.common.params import Paths
+from cxr.registry.stored_names import current_verdict
 from cxr.registry.tracking_store import STORE_VARIABLE, is_server, without_credentials
 from flows.serve import MLFLOW_PAGE_VARIABLE
 
@@ -82,7 +83,7 @@ def _champion(folder: Path, paths: Paths) -> Mapping[str, Any] | None:
     verdict, receipt = folder / paths.registration.with_name("promotion.json"), folder / paths.registration
     if not verdict.is_file() or not receipt.is_file():
         return None
-    sides = read_json(verdict)["evidence"]
+    sides = current_verdict(read_json(verdict))["evaluation"]
     if not sides["champion"] or sides["version"]["weights_sha256"] != read_json(receipt)["weights_sha256"]:
         return None
     champion: Mapping[str, Any] = sides["champion"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from prefect import get_run_logger
 
-from cxr.common.errors import PromotionHeldError, PromotionRefusedError
+from cxr.common.errors import PromotionHeldError, PromotionRejectedError
 from flows.stages import child_environment, last_words
 from flows.supervised import run_supervised
 
-VERDICTS = {0: "Promoted", PromotionRefusedError.exit_code: "Rejected", PromotionHeldError.exit_code: "Held"}
+VERDICTS = {0: "Promoted", PromotionRejectedError.exit_code: "Rejected", PromotionHeldError.exit_code: "Held"}
 """Exit code of `tasks.promote` -> the state of whoever asked it: all three are answers, none is a failure."""
 
 

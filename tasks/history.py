@@ -1,6 +1,8 @@
-"""Show which version was champion when, who made it so, and why.
+"""Show which version was champion when, who approved it, and why.
 
-Reads   the record in the model registry; writes nothing
+Reads   the audit log in the model registry; writes nothing
+
+Warns where an entry was changed or removed, and where the alias `champion` was moved by hand.
 """
 
 from __future__ import annotations
@@ -25,17 +27,17 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
-from cxr.registry import aliases, versions
-from cxr.registry.audit_log import Move
+from cxr.registry import aliases
+from cxr.registry.audit_log import NO_VERSION, Move
 
-COLUMNS = ("number", "time", "kind", "before", "after", "who", "why", "overruled")
+COLUMNS = ("number", "time", "kind", "before", "after", "approved_by", "reason", "overruled", "found")
 
 log = logging.getLogger("cxr.history")
 
 
 def history(*, as_csv: bool) -> None:
-    """Print the record, the oldest move first."""
-    moves, champion = aliases.history(), versions.champion()
+    """Print the audit log, the oldest move first."""
+    moves = aliases.history()
     if as_csv:
         writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -49,32 +51,31 @@ def history(*, as_csv: bool) -> None:
             begun.number,
             begun.after,
         )
-        return
-    recorded, present = (moves[-1].after if moves else None), (champion.number if champion else None)
-    if recorded != present:
-        log.warning(
-            "the alias champion is on version %s, the record says %s: somebody moved it past the gate; "
-            "`python -m tasks.promote` or `python -m tasks.rollback` decides again",
-            present,
-            recorded,
-        )
+    elif found := aliases.mismatch():
+        log.warning("%s", found)
 
 
 def _table(moves: Sequence[Move]) -> str:
-    rows = [("time (UTC)", "move", "version", "before", "who", "why")]
-    rows += [(move.time, move.kind, move.after, move.before or "-", move.who, _why(move)) for move in moves]
+    rows = [("time (UTC)", "move", "version", "before", "approved by", "reason")]
+    rows += [
+        (move.time, move.kind, move.after or "-", move.found or move.before or "-", move.approved_by, _reason(move))
+        for move in moves
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _why(move: Move) -> str:
-    return f"{move.why} [overruled by {move.who}: {move.overruled}]" if move.overruled else move.why
+def _reason(move: Move) -> str:
+    notes = [f"overruled by {move.approved_by}: {move.overruled}"] if move.overruled else []
+    if move.found and move.found != NO_VERSION and move.kind != "restore":
+        notes.append(f"version {move.found} had been set past the gate")
+    return " ".join([move.reason, *(f"[{note}]" for note in notes)])
 
 
 def main() -> None:
-    """Read the command line and print the record."""
+    """Read the command line and print the audit log."""
     history(as_csv=command_line().parse_args().csv)
 
 

@@ -1,14 +1,17 @@
-"""Ask the gate whether the challenger becomes champion, and make it so if it passes.
+"""Ask the gate whether the challenger becomes champion, and move the alias if it passes.
 
-Reads   the versions' evidence in the tracking store; thresholds in params.yaml: promote
+Reads   the versions' evaluation artifacts in the tracking store; thresholds in params.yaml: promote
 Writes  reports/promotion.json, the verdict as tags of the version, and on a pass the alias `champion`
 
-Exit code 0: the version is champion, now or already. 10: rejected, measured and not good enough. 11: held, the evidence
-does not decide it, or somebody else's promotion came first. The table says why.
+Exit code 0: the version is champion, now or already. 10: rejected, evaluated and not good enough. 11: held, the
+artifacts do not decide it, or another promotion came first. The table says why.
 
-A person who has looked may overrule what holds a version back, which goes on record; never a rejection:
+A person who has looked may overrule a HOLD, which the audit log records; never a rejection:
 
-    python -m tasks.promote --approve-held --who ann --why "read all 12 images that differ"
+    python -m tasks.promote --approve-held --approved-by ann --reason "read all 12 images that differ"
+
+The gate compares with the champion of the audit log. Where somebody moved the alias by hand, this command puts that
+champion back, unless the version under test passes and replaces it.
 """
 
 from __future__ import annotations
@@ -16,21 +19,41 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from argparse import ArgumentParser
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cxr.common.cli import command_parser, run_command
-from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRefusedError
+from cxr.common.cli import answer_help, command_parser, run_command
 from cxr.registry.audit_log import present_user
 
-if TYPE_CHECKING:
-    from cxr.common.params import PromoteParams
-    from cxr.registry.evaluation_artifacts import EvaluationArtifacts
-    from cxr.registry.promotion import Decision
-    from cxr.registry.versions import Version
 
-VERDICT_TAG = "promotion"
+def command_line() -> ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="show the checks; change nothing at all")
+    parser.add_argument("--version", metavar="N", help="a version other than the challenger")
+    parser.add_argument("--approve-held", action="store_true", help="overrule a HOLD; needs the next two")
+    parser.add_argument("--approved-by", metavar="NAME", help=f"name for the audit log ({present_user()})")
+    parser.add_argument("--reason", help="reason for the audit log (passed the gate)")
+    parser.add_argument("--json", action="store_true", help="the verdict as one line of JSON, for other programs")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(command_line())
+
+from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError
+from cxr.common.files import read_json, write_json
+from cxr.common.params import PromoteParams, read_params
+from cxr.registry import aliases, audit_log, versions
+from cxr.registry.aliases import Standing
+from cxr.registry.evaluation_artifacts import EvaluationArtifacts
+from cxr.registry.evaluation_store import evaluation_of
+from cxr.registry.promotion import Decision, decide, sentence
+from cxr.registry.stored_names import DECISION_TAG, EVALUATION_TAG, VERDICT_TAG, current_verdict
+from cxr.registry.versions import Version
 
 log = logging.getLogger("cxr.promote")
 
@@ -39,8 +62,8 @@ log = logging.getLogger("cxr.promote")
 class Request:
     """Who asks for what: `named` is a version other than the challenger."""
 
-    who: str
-    why: str
+    approved_by: str
+    reason: str
     named: str | None = None
     approve_held: bool = False
     dry_run: bool = False
@@ -49,11 +72,12 @@ class Request:
 
 @dataclass(frozen=True)
 class _Case:
-    """A version before the gate: whom it is up against, what speaks for both, and the verdict."""
+    """A version before the gate, the recorded champion, the artifacts of both, and the verdict."""
 
     version: Version
     champion: Version | None
-    evidence: EvaluationArtifacts
+    standing: Standing
+    artifacts: EvaluationArtifacts
     against: EvaluationArtifacts | None
     decision: Decision
 
@@ -62,85 +86,95 @@ def promote(params_file: Path, request: Request) -> None:
     """Decide about a version, the challenger unless another is named.
 
     Raises:
-        PromotionRefusedError: it was measured and is not good enough; the champion stays.
-        PromotionHeldError: the evidence does not decide it, or another move came first; the champion stays.
+        PromotionRejectedError: it was evaluated and is not good enough; the recorded champion stays.
+        PromotionHeldError: the artifacts do not decide it, or another move came first; the recorded champion stays.
         RegistryError: there is no such version.
     """
-    from cxr.common.params import read_params
-    from cxr.registry import aliases, versions
-
     params = read_params(params_file)
     receipt = params.paths.registration.with_name("promotion.json")
     _settle(dry_run=request.dry_run)
-    version, champion = versions.get_version(request.named or versions.CHALLENGER), versions.champion()
+    standing = aliases.standing()
+    version = versions.get_version(request.named or versions.CHALLENGER)
+    champion = versions.look_up(standing.recorded) if standing.recorded else None
     _note_other_receipt(params.paths.registration, version)
     if champion and champion.number == version.number:
-        _stay(version, receipt, request)
+        _stay(version, standing, receipt, request)
         return
-    case = _judge(version, champion, params.promote)
+    case = _judge(version, champion, standing, params.promote)
     record = _record(case, request)
     print(json.dumps(record) if request.as_json else _table(case))
     if not request.dry_run:
         _keep(record, version, receipt)
-    overruled = _overruled(case, request)
+    try:
+        overruled = _overruled(case, request)
+    except (PromotionRejectedError, PromotionHeldError):
+        _restore(standing, request)
+        raise
     if request.dry_run:
         log.info("dry run: version %s would become champion; nothing was changed", version.number)
         return
     aliases.move_champion(
         version.number,
-        instead_of=champion.number if champion else "",
+        instead_of=standing.recorded,
+        alias_was=standing.alias,
         kind="promote",
-        who=request.who,
-        why=request.why,
+        approved_by=request.approved_by,
+        reason=request.reason,
         overruled=overruled,
     )
     print(f"version {version.number} is champion")
 
 
 def _settle(*, dry_run: bool) -> None:
-    """Finish what a killed command has left half done; a dry run only says so."""
-    from cxr.registry import aliases
-
+    """Finish what a killed command left half done; a dry run only says so."""
     if not dry_run:
         aliases.settle()
     elif move := aliases.unfinished():
         log.warning(
-            "entry %d of the record, version %s as champion, was cut off; the next command that moves the alias "
+            "entry %d of the audit log, version %s as champion, was cut off; the next command that moves the alias "
             "finishes it first",
             move.number,
             move.after,
         )
 
 
-def _judge(version: Version, champion: Version | None, params: PromoteParams) -> _Case:
-    from cxr.registry import aliases, audit_log
-    from cxr.registry.evaluation_store import evaluation_of
-    from cxr.registry.promotion import decide
-    from cxr.registry.versions import bundle_fault
+def _restore(standing: Standing, request: Request) -> None:
+    """Put the recorded champion back where the alias was moved by hand; a dry run only says so."""
+    if not standing.moved_by_hand:
+        return
+    if request.dry_run:
+        log.warning(
+            "the alias champion was moved by hand to version %s; without --dry-run this command puts %s back",
+            standing.alias or audit_log.NO_VERSION,
+            f"version {standing.recorded}" if standing.recorded else "no champion",
+        )
+        return
+    move = aliases.restore_champion(approved_by=request.approved_by, reason="the gate did not pass it")
+    log.warning("%s; champion is now version %s", move.reason, move.after or audit_log.NO_VERSION)
 
-    evidence = evaluation_of(version)
-    against = evaluation_of(champion, evidence.test_set_sha256) if champion else None
+
+def _judge(version: Version, champion: Version | None, standing: Standing, params: PromoteParams) -> _Case:
+    artifacts = evaluation_of(version)
+    against = evaluation_of(champion, artifacts.test_set_sha256) if champion else None
     decision = decide(
-        evidence,
+        artifacts,
         against,
         params,
         rolled_back=audit_log.rolled_back_by(aliases.history(), version.number),
-        broken_bundle=bundle_fault(version),
+        broken_bundle=versions.bundle_fault(version),
     )
-    return _Case(version, champion, evidence, against, decision)
+    return _Case(version, champion, standing, artifacts, against, decision)
 
 
 def _overruled(case: _Case, request: Request) -> str:
-    """Return what held the version back and is overruled, "" where nothing did; raise what stops it."""
-    from cxr.registry.promotion import sentence
-
-    said, against = case.decision.decision, sentence(case.decision.against)
-    if said == "REJECT":
-        raise PromotionRefusedError(f"version {case.version.number} was refused, {_stays(case.champion)}: {against}")
-    if said == "HOLD" and not request.approve_held:
+    """Return the checks that held the version and that a person overrules, "" for none; raise what stops it."""
+    verdict, against = case.decision.decision, sentence(case.decision.against)
+    if verdict == "REJECT":
+        raise PromotionRejectedError(f"version {case.version.number} was rejected, {_stays(case.champion)}: {against}")
+    if verdict == "HOLD" and not request.approve_held:
         raise PromotionHeldError(
-            f"version {case.version.number} was held, {_stays(case.champion)}: {against}. Mend that, or have somebody "
-            "look and say `python -m tasks.promote --approve-held --who NAME --why REASON`"
+            f"version {case.version.number} was held, {_stays(case.champion)}: {against}. Correct that, or have a "
+            "person look and run `python -m tasks.promote --approve-held --approved-by NAME --reason REASON`"
         )
     return against
 
@@ -150,9 +184,7 @@ def _stays(champion: Version | None) -> str:
 
 
 def _note_other_receipt(receipt: Path, version: Version) -> None:
-    """Say so where the newest challenger is not the model that stands in this folder."""
-    from cxr.common.files import read_json
-
+    """Say so where the newest challenger is not the model in this folder."""
     if receipt.is_file() and (here := read_json(receipt)["weights_sha256"]) != version.tags.get("weights_sha256"):
         log.info(
             "version %s is another model than the one in this folder (weights %s); `python -m tasks.register` makes "
@@ -162,13 +194,18 @@ def _note_other_receipt(receipt: Path, version: Version) -> None:
         )
 
 
-def _stay(version: Version, receipt: Path, request: Request) -> None:
-    from cxr.common.files import write_json
-
-    said = f"version {version.number} is champion already; nothing to do"
-    print(json.dumps({"decision": "CHAMPION", "version": version.number}) if request.as_json else said)
+def _stay(version: Version, standing: Standing, receipt: Path, request: Request) -> None:
+    _restore(standing, request)
+    message = f"version {version.number} is champion already; nothing to do"
+    answer = {"decision": "CHAMPION", "version": version.number, "set_by_hand": _set_by_hand(standing)}
+    print(json.dumps(answer) if request.as_json else message)
     if not request.dry_run and not receipt.is_file() and VERDICT_TAG in version.tags:
-        write_json(receipt, json.loads(version.tags[VERDICT_TAG]))
+        write_json(receipt, current_verdict(json.loads(version.tags[VERDICT_TAG])))
+
+
+def _set_by_hand(standing: Standing) -> str | None:
+    """Return the version that somebody moved the alias to, None where nobody did."""
+    return (standing.alias or audit_log.NO_VERSION) if standing.moved_by_hand else None
 
 
 def _table(case: _Case) -> str:
@@ -187,60 +224,48 @@ def _table(case: _Case) -> str:
 
 
 def _record(case: _Case, request: Request) -> dict[str, Any]:
-    from cxr.registry.versions import MODEL
-
     return {
         "decision": case.decision.decision,
-        "model": MODEL,
+        "model": versions.MODEL,
         "version": case.version.number,
         "champion": case.champion.number if case.champion else None,
-        "who": request.who,
-        "why": request.why,
+        "set_by_hand": _set_by_hand(case.standing),
+        "approved_by": request.approved_by,
+        "reason": request.reason,
         "approved_by_a_person": case.decision.decision == "HOLD" and request.approve_held,
         "reasons": [asdict(check) for check in case.decision.reasons],
-        "evidence": {
-            "version": _summary(case.evidence),
+        "evaluation": {
+            "version": _summary(case.artifacts),
             "champion": _summary(case.against) if case.against else None,
         },
     }
 
 
-def _summary(evidence: EvaluationArtifacts) -> dict[str, Any]:
-    """Return what the verdict rested on: metrics, recalls, and the digests that name model and test set."""
-    tags = ("weights_sha256", "evidence_sha256", "protocol", "synthetic")
+def _summary(artifacts: EvaluationArtifacts) -> dict[str, Any]:
+    """Return what the verdict is based on: metrics, recalls, and the digests of model and test set."""
+    tags = ("weights_sha256", f"{EVALUATION_TAG}_sha256", "protocol", "synthetic")
     return {
-        **{name: evidence.metric(name) for name in ("accuracy", "macro_f1", "macro_auroc")},
-        "ece": evidence.metric("calibration", "ece"),
-        "recall": {name: evidence.recall(name) for name in evidence.classes},
-        "test_set_sha256": evidence.test_set_sha256,
-        **{name: evidence.tags.get(name) for name in tags},
+        **{name: artifacts.metric(name) for name in ("accuracy", "macro_f1", "macro_auroc")},
+        "ece": artifacts.metric("calibration", "ece"),
+        "recall": {name: artifacts.recall(name) for name in artifacts.classes},
+        "test_set_sha256": artifacts.test_set_sha256,
+        **{name: artifacts.tags.get(name) for name in tags},
     }
 
 
 def _keep(record: dict[str, Any], version: Version, receipt: Path) -> None:
-    from cxr.common.files import write_json
-    from cxr.registry import versions
-
-    versions.tag_version(version.number, {VERDICT_TAG: json.dumps(record), "promotion_decision": record["decision"]})
+    versions.tag_version(version.number, {VERDICT_TAG: json.dumps(record), DECISION_TAG: record["decision"]})
     write_json(receipt, record)
 
 
 def main() -> None:
     """Read the command line and ask the gate."""
-    parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="show the checks; change nothing at all")
-    parser.add_argument("--version", metavar="N", help="a version other than the challenger")
-    parser.add_argument("--approve-held", action="store_true", help="overrule a HOLD; needs --who and --why")
-    parser.add_argument("--who", help=f"name for the record ({present_user()})")
-    parser.add_argument("--why", help="reason for the record (passed the gate)")
-    parser.add_argument("--json", action="store_true", help="the verdict as one line of JSON, for other programs")
-    given = parser.parse_args()
-    if given.approve_held and not (given.who and given.why):
-        raise ParamsError("--approve-held goes on record: say --who looked at the version and --why it is good enough")
+    given = command_line().parse_args()
+    if given.approve_held and not (given.approved_by and given.reason):
+        raise ParamsError("--approve-held needs --approved-by NAME and --reason REASON for the audit log")
     request = Request(
-        who=given.who or present_user(),
-        why=given.why or "passed the gate",
+        approved_by=given.approved_by or present_user(),
+        reason=given.reason or "passed the gate",
         named=given.version,
         approve_held=given.approve_held,
         dry_run=given.dry_run,

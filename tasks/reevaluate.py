@@ -1,14 +1,14 @@
-"""Measure the champion on the present test images, so that a challenger can be compared with it image by image.
+"""Evaluate the champion on the present test images, so that the gate can compare a challenger image by image.
 
-Reads   the champion from the registry; data/split, data/raw, and data/images where it prepares images alike
-Writes  evidence of this test set into the store, under the champion's run and by tags of its version
+Reads   the champion from the registry; data/split, data/raw, and data/images where it is preprocessed alike
+Writes  evaluation artifacts of this test set into the store, under the champion's run and by tags of its version
 
-Needed when the test set has changed: the gate compares on the same images alone. Images that the champion was trained
-or tuned on are no test of it: where the present test set holds such images, or other images of their patients, or
-where it is not known what the champion was trained on, nothing is measured.
+Needed when the test set has changed: the gate compares on the same images only. A version is not evaluated where the
+present test set holds images it was trained or tuned on, or other images of their patients, or where its training
+images are not known.
 
-Exit code 0: the champion has evidence of this test set, now or already; or needs none, because there is no champion
-yet or it learnt from the synthetic sample. 11: it cannot be measured on it fairly.
+Exit code 0: the champion is evaluated on this test set, now or already; or needs no evaluation, because there is no
+champion yet or it was trained on the synthetic sample. 11: it cannot be evaluated on it fairly.
 """
 
 from __future__ import annotations
@@ -16,65 +16,84 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from argparse import ArgumentParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cxr.common.cli import command_parser, run_command
-from cxr.common.errors import DataError, ImageError, PromotionHeldError
+from cxr.common.cli import answer_help, command_parser, run_command
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-    from cxr.common.params import Params, Paths
-    from cxr.dataset.image_array import ImageArray
-    from cxr.evaluation.predictions import Predictions
-    from cxr.models.bundle import ModelSpec
-    from cxr.registry.versions import Version
+def command_line() -> ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    parser.add_argument("--version", metavar="N", default="champion", help="another version (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(command_line())
+
+import pandas as pd
+
+from cxr.common.errors import DataError, PromotionHeldError
+from cxr.common.files import read_json, write_json
+from cxr.common.params import Params, Paths, read_params
+from cxr.dataset.image_array import ImageArray, read_image_array
+from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.prepare import write_image_array
+from cxr.dataset.shards import Shards
+from cxr.evaluation.calibration import measure_calibration
+from cxr.evaluation.predictions import Predictions, predict_as_served
+from cxr.evaluation.summary import Settings, summarize
+from cxr.models.bundle import ModelSpec, read_bundle
+from cxr.registry import aliases, versions
+from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
+from cxr.registry.evaluation_store import evaluation_of, store_evaluation, training_images
+from cxr.registry.versions import Version
 
 log = logging.getLogger("cxr.reevaluate")
 
 
 def reevaluate(params: Params, *, which: str) -> None:
-    """Measure a version on the test images of data/split and keep the evidence.
+    """Evaluate a version on the test images of data/split and store the artifacts.
+
+    Args:
+        params: of the project.
+        which: a number, an alias, or "champion": the one of the audit log, with which the gate compares.
 
     Raises:
-        PromotionHeldError: the version has seen some of them, or nobody knows, or it tells other classes apart.
+        PromotionHeldError: the version has seen some of the images, or that is not known, or its classes differ.
         RegistryError: there is no such version.
         DataError: a file is missing; the images are not those of the split.
     """
-    from cxr.evaluation.predictions import predict_as_served
-    from cxr.models.bundle import read_bundle
-    from cxr.registry.evaluation_store import evaluation_of
-    from cxr.registry.versions import CHAMPION, champion, fetch_bundle, get_version
-
-    if which == CHAMPION and champion() is None:
+    named = aliases.standing().recorded if which == versions.CHAMPION else which
+    if not named:
         log.info("reevaluate: there is no champion yet, so there is nothing to compare with")
         return
-    version, paths = get_version(which), params.paths
+    version, paths = versions.get_version(named), params.paths
     split, images = _split(paths), _test_images(paths)
     test_set = str(split["test_set_sha256"])
     if version.tags.get("synthetic") == "true" and not split["synthetic"]:
-        log.info("reevaluate: version %s learnt from the synthetic sample, no match for real images", version.number)
+        log.info("reevaluate: version %s was trained on the synthetic sample, real images need none", version.number)
         return
     known = evaluation_of(version, test_set)
     if known.test_set_sha256 == test_set and not known.problems():
-        log.info("reevaluate: version %s is measured on the test set %s already", version.number, test_set[:12])
+        log.info("reevaluate: version %s is evaluated on the test set %s already", version.number, test_set[:12])
         return
     _require_unseen(version, images)
-    model, spec = read_bundle(fetch_bundle(version))
+    model, spec = read_bundle(versions.fetch_bundle(version))
     if spec.classes != tuple(split["classes"]):
         raise PromotionHeldError(
-            f"version {version.number} tells {', '.join(spec.classes)} apart and the present split "
+            f"version {version.number} has the classes {', '.join(spec.classes)} and the present split "
             f"{', '.join(split['classes'])}: there is nothing to compare; a person decides"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        found = predict_as_served(model, spec, _prepared(spec, images, params, Path(scratch)), images)
+        found = predict_as_served(model, spec, _preprocessed(spec, images, params, Path(scratch)), images)
         _keep(version, found, spec, split, params)
 
 
 def _split(paths: Paths) -> dict[str, Any]:
-    from cxr.common.files import read_json
-
     path = paths.split / "split.json"
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro split` to make it")
@@ -83,8 +102,6 @@ def _split(paths: Paths) -> dict[str, Any]:
 
 def _test_images(paths: Paths) -> pd.DataFrame:
     """Return the test rows of splits.csv with source and path of each image."""
-    from cxr.dataset.manifest import read_manifest, read_splits
-
     table = read_splits(paths.split)
     test = table[table["split"] == "test"]
     manifest = read_manifest(paths.raw)[["image_id", "source", "path"]]
@@ -95,77 +112,41 @@ def _test_images(paths: Paths) -> pd.DataFrame:
 
 
 def _require_unseen(version: Version, images: pd.DataFrame) -> None:
-    from cxr.registry.evaluation_store import training_images
-
     seen = training_images(version)
     if seen is None:
         raise PromotionHeldError(
-            f"it is not known which images version {version.number} was trained on, so all {len(images)} test images may "
-            "be among them; it was not measured on them. A person decides"
+            f"the training images of version {version.number} are not known, so all {len(images)} test images may be "
+            "among them; it was not evaluated on them. A person decides"
         )
     same = images["image_id"].isin(seen["image_id"])
     of_patients = images["patient_id"].isin(seen["patient_id"]) & ~same
     if same.any() or of_patients.any():
         raise PromotionHeldError(
             f"version {version.number} was trained or tuned on {int(same.sum())} of the {len(images)} test images, and "
-            f"on other images of the patients of {int(of_patients.sum())} more; it was not measured on them. "
+            f"on other images of the patients of {int(of_patients.sum())} more; it was not evaluated on them. "
             "A person decides"
         )
 
 
-def _prepared(spec: ModelSpec, images: pd.DataFrame, params: Params, scratch: Path) -> ImageArray:
-    """Return the images as this model takes them: from data/images, or prepared again where that differs."""
-    from cxr.dataset.image_array import read_image_array
-
+def _preprocessed(spec: ModelSpec, images: pd.DataFrame, params: Params, scratch: Path) -> ImageArray:
+    """Return the images as this model takes them: from data/images, or preprocessed here where that differs."""
     if (params.paths.images / "preprocessing.json").is_file():
         packed = read_image_array(params.paths.images)
         if packed.preprocessing == spec.preprocessing:
             return packed
-    log.info("reevaluate: %d images are prepared again, as this model was trained on them", len(images))
-    return _prepare_again(spec, images, params, scratch)
-
-
-def _prepare_again(spec: ModelSpec, images: pd.DataFrame, params: Params, scratch: Path) -> ImageArray:
-    import os
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-    from tqdm import tqdm
-
-    from cxr.dataset.image_array import ImageArray
-    from cxr.dataset.shards import Shards
-    from cxr.imaging.decode import image_from_bytes
-
-    names, size = images["path"].tolist(), spec.preprocessing.image_size_px
-    shards = Shards(params.paths.raw / "images")
-    pixels = np.lib.format.open_memmap(
-        scratch / "images.npy", mode="w+", dtype=np.uint8, shape=(len(names), size, size)
+    log.info("reevaluate: %d images are preprocessed as this model's training images were", len(images))
+    write_image_array(
+        scratch,
+        Shards(params.paths.raw / "images"),
+        image_ids=images["image_id"].tolist(),
+        paths=images["path"].tolist(),
+        preprocessing=spec.preprocessing,
+        workers=params.preprocess.workers,
     )
-
-    def fill_row(row: int) -> None:
-        pixels[row] = image_from_bytes(shards.read(names[row]), spec.preprocessing, name=names[row])
-
-    workers = params.preprocess.workers or os.cpu_count() or 1
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(names), unit=" images", desc="prepare", disable=None) as bar,
-    ):
-        try:
-            for _ in pool.map(fill_row, range(len(names))):
-                bar.update()
-        except ImageError as error:
-            raise DataError(f"a test image cannot be prepared for this model: {error}") from error
-    return ImageArray(pixels, images["image_id"].tolist(), spec.preprocessing)
+    return read_image_array(scratch)
 
 
 def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str, Any], params: Params) -> None:
-    from cxr.common.files import write_json
-    from cxr.evaluation.calibration import measure_calibration
-    from cxr.evaluation.summary import Settings, summarize
-    from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
-    from cxr.registry.evaluation_store import store_evaluation
-    from cxr.registry.versions import tag_version
-
     asked = params.evaluate
     settings = Settings(asked.bootstrap_resamples, asked.seed, asked.calibration_bins)
     errors = measure_calibration(found.labels, found.calibrated, bins=settings.bins).to_json()
@@ -176,9 +157,8 @@ def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str
         write_json(folder / METRICS_FILE, metrics)
         found.to_table("test").to_csv(folder / PREDICTIONS_FILE, index=False, lineterminator="\n")
         test_set = str(split["test_set_sha256"])
-        tag_version(
-            version.number, store_evaluation(version.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
-        )
+        tags = store_evaluation(version.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
+        versions.tag_version(version.number, tags)
     log.info(
         "reevaluate: version %s on the test set %s: accuracy %.3f, macro-F1 %.3f of %d images",
         version.number,
@@ -190,14 +170,8 @@ def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str
 
 
 def main() -> None:
-    """Read the command line and measure."""
-    parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
-    parser.add_argument("--version", metavar="N", default="champion", help="another version (%(default)s)")
-    given = parser.parse_args()
-
-    from cxr.common.params import read_params
-
+    """Read the command line and evaluate."""
+    given = command_line().parse_args()
     reevaluate(read_params(given.params), which=given.version)
 
 

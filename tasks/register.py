@@ -1,35 +1,57 @@
-"""Register the trained and measured model as the challenger.
+"""Register the trained and evaluated model as the challenger.
 
 Reads   models/trained, reports/metrics.json, reports/report.html, reports/evaluation, data/split/split.json, and the
         validation images in data/images
 Writes  reports/registration.json, the receipt
-Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, in its run the evidence
-        and the list of its training images
+Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, and in its run the
+        evaluation artifacts and the list of its training images
 
-The network is exported for fast answers on a CPU, and the export goes with the version where on the validation images
-it stays within `runtime_bounds` of torch; else the tag `runtime` says why not, and torch alone answers.
+The network is exported for fast answers on a CPU. The export is registered with the version if it stays within
+`runtime_bounds` of torch on the validation images; else the tag `runtime` says why not, and torch alone answers.
 
-The same weights with the same calibration never make a second version, so this can be run again at any time:
-also where DVC restored the receipt from a cache and this store has no such version yet. A version that has an export
-keeps it; one of earlier days, or one that was refused, is tried again.
+The same weights with the same calibration never make a second version, so this can be run again at any time: also
+where DVC restored the receipt from a cache and this store has no such version yet. A version that has an export keeps
+it; a version without one, or whose export was rejected, gets another try.
 """
 
 from __future__ import annotations
 
+import csv
 import logging
 import shutil
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cxr.common.cli import run_step
+from cxr.common.cli import answer_help, run_step, step_parser
+
+if __name__ == "__main__":
+    answer_help(step_parser(sys.modules[__name__]))
+
+import numpy as np
+import pandas as pd
+
 from cxr.common.errors import CxrError, DataError, WeightsError
-
-if TYPE_CHECKING:
-    from cxr.common.params import Paths, RegisterParams, RuntimeBounds
-    from cxr.inference.openvino_export import Judged
-    from cxr.models.bundle import ModelSpec
+from cxr.common.files import read_json, write_json
+from cxr.common.params import Paths, RegisterParams, RuntimeBounds
+from cxr.dataset.image_array import read_image_array
+from cxr.dataset.manifest import read_splits
+from cxr.inference.openvino_export import (
+    Agreement,
+    Judged,
+    accept_runtime,
+    export_runtime,
+    remove_runtime,
+    tags_of,
+)
+from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, read_spec, write_spec
+from cxr.models.reference import REFERENCE_FILE, read_reference
+from cxr.registry import registration, runs, tracking_store, versions
+from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
+from cxr.registry.evaluation_store import keep_training_images, store_evaluation
+from cxr.registry.lineage import lineage
 
 RESTORED_TAG = "restored_from"
 
@@ -38,9 +60,6 @@ log = logging.getLogger("cxr.register")
 
 def register(params: RegisterParams, paths: Paths) -> None:
     """Register the model of models/trained and write the receipt."""
-    from cxr.common.files import write_json
-    from cxr.registry import tracking_store, versions
-
     metrics, calibration = _read(paths.metrics), _read(paths.evaluation / "calibration.json")
     split, training = _read(paths.split / "split.json"), _read(paths.model / "training.json")
     _check_same_test_set(metrics, split, paths)
@@ -49,14 +68,15 @@ def register(params: RegisterParams, paths: Paths) -> None:
         _add_reference(paths.evaluation, Path(scratch))
         run_id = _run_of(training, spec, paths)
         runtime = _add_runtime(params.runtime_bounds, spec, paths, Path(scratch))
-        evidence = _log_evidence(run_id, paths) | _scores(metrics) | runtime
-        lineage = {**params.tags, **_lineage(run_id, spec, split, training), **_training_images(run_id, paths)}
-        version, is_new = versions.register_version(
-            Path(scratch), spec, run_id=run_id, lineage=lineage, evidence=evidence
+        evaluation = _log_evaluation(run_id, paths) | _scores(metrics) | runtime
+        origin = {**params.tags, **_lineage(run_id, spec, split, training)}
+        origin |= keep_training_images(run_id, read_splits(paths.split))
+        version, is_new = registration.register_version(
+            Path(scratch), spec, run_id=run_id, lineage=origin, evaluation=evaluation
         )
     if is_new:
         test_metrics = {f"test_{name}": float(value) for name, value in _scores(metrics).items()}
-        versions.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
+        registration.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
     log.info("register: version %s is %s and challenger", version.number, "new" if is_new else "registered already")
     write_json(
         paths.registration,
@@ -72,29 +92,25 @@ def register(params: RegisterParams, paths: Paths) -> None:
 
 
 def _read(path: Path) -> Any:
-    from cxr.common.files import read_json
-
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro` to make it")
     try:
         return read_json(path)
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); run `dvc repro --force` to make it anew") from error
+        raise DataError(f"{path} is not JSON ({error}); run `dvc repro --force` to make it again") from error
 
 
 def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: Paths) -> None:
     measured, present = metrics.get("test_set_sha256"), split.get("test_set_sha256")
     if measured != present:
         raise DataError(
-            f"{paths.metrics} was measured on the test set {str(measured)[:12]}, {paths.split / 'split.json'} has "
+            f"{paths.metrics} was computed on the test set {str(measured)[:12]}, {paths.split / 'split.json'} has "
             f"{str(present)[:12]}; run `dvc repro evaluate`"
         )
 
 
 def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> ModelSpec:
-    """Copy the model into `folder` with its temperature, bias and referral; the weights' hash is checked on the way."""
-    from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, read_spec, write_spec
-
+    """Copy the model into `folder` with temperature, bias and referral threshold; check the weights' hash."""
     spec = read_spec(model)
     if not (model / WEIGHTS_FILE).is_file():
         raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `dvc repro train`")
@@ -114,23 +130,17 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
     return final
 
 
-def _add_reference(evidence: Path, folder: Path) -> None:
-    """Copy what images of today measure into `folder`; it is read before, so that what is registered can be used."""
-    from cxr.models.reference import REFERENCE_FILE, read_reference
-
-    read_reference(evidence / REFERENCE_FILE)
-    shutil.copy2(evidence / REFERENCE_FILE, folder)
+def _add_reference(evaluation: Path, folder: Path) -> None:
+    """Copy the reference statistics into `folder`; they are read first, so that none are registered that cannot be."""
+    read_reference(evaluation / REFERENCE_FILE)
+    shutil.copy2(evaluation / REFERENCE_FILE, folder)
 
 
 def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: Path) -> dict[str, str]:
-    """Export the network of the bundle in `folder` beside it; return tags that say what came of it.
+    """Export the network of the bundle in `folder` beside it; return tags with the outcome.
 
     A model is registered without an export rather than not at all.
     """
-    from cxr.inference.openvino_export import Agreement, accept_runtime, export_runtime, remove_runtime, tags_of
-    from cxr.models.bundle import read_bundle
-    from cxr.registry import versions
-
     known = versions.find_version(spec)
     if known and versions.has_runtime(known):
         return {}
@@ -151,18 +161,12 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
 
 
 def _validation_images(spec: ModelSpec, paths: Paths) -> Judged:
-    """Return the packed validation images and what the evaluation said of them."""
-    import numpy as np
-    import pandas as pd
-
-    from cxr.dataset.image_array import read_image_array
-    from cxr.inference.openvino_export import Judged
-    from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
+    """Return the packed validation images and the probabilities that the evaluation gave them."""
 
     packed = read_image_array(paths.images)
     if packed.preprocessing != spec.preprocessing:
         raise DataError(
-            f"{paths.images} is prepared in another way than the model was trained on; run `dvc repro train`"
+            f"{paths.images} is preprocessed differently from the model's training images; run `dvc repro train`"
         )
     table = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
     images = table[table["split"] == "validation"]
@@ -176,8 +180,6 @@ def _validation_images(spec: ModelSpec, paths: Paths) -> Judged:
 
 def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
     """Return the training's run, or one that stands for it where the training came from DVC's cache."""
-    from cxr.registry import runs, versions
-
     known = versions.find_version(spec)
     for run_id in (known.run_id if known else None, training["run_id"]):
         if runs.run_exists(run_id):
@@ -189,9 +191,7 @@ def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
 
 
 def _start_restored_run(training: dict[str, Any]) -> str:
-    """Begin a run for a training that this store has not seen."""
-    from cxr.registry import runs
-
+    """Start a run for a training that this store does not have."""
     tags = {RESTORED_TAG: str(training["run_id"])}
     run_id = runs.start_run(run_id=None, name="restored training", tags=tags)
     runs.log_params(run_id, {"train": training["params"]})
@@ -200,11 +200,7 @@ def _start_restored_run(training: dict[str, Any]) -> str:
 
 
 def _complete(run_id: str, paths: Paths) -> None:
-    """Give a run that is still open what the training's files know: the store was away as the training ended."""
-    import csv
-
-    from cxr.registry import runs
-
+    """Complete a run that is still open from the training's files: the store did not answer when the training ended."""
     if runs.is_finished(run_id):
         return
     with (paths.model / "curves.csv").open(encoding="utf-8", newline="") as file:
@@ -214,11 +210,8 @@ def _complete(run_id: str, paths: Paths) -> None:
     runs.complete_run(run_id, epochs, [file for file in files if file.is_file()])
 
 
-def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
-    """Put the evidence into the run, under a name of its own for each measurement; return the tags that find it."""
-    from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
-    from cxr.registry.evaluation_store import store_evaluation
-
+def _log_evaluation(run_id: str, paths: Paths) -> dict[str, str]:
+    """Put the evaluation artifacts into the run, each evaluation under its own path; return the tags that find them."""
     files = [paths.evaluation / PREDICTIONS_FILE, paths.evaluation / "calibration.json", paths.split / "split.json"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -232,13 +225,6 @@ def _log_evidence(run_id: str, paths: Paths) -> dict[str, str]:
         return store_evaluation(run_id, sorted(folder.iterdir()))
 
 
-def _training_images(run_id: str, paths: Paths) -> dict[str, str]:
-    from cxr.dataset.manifest import read_splits
-    from cxr.registry.evaluation_store import keep_training_images
-
-    return keep_training_images(run_id, read_splits(paths.split))
-
-
 def _scores(metrics: dict[str, Any]) -> dict[str, str]:
     """Return the headline metrics as tags; an undefined one is left out."""
     named = {name: metrics.get(name) for name in ("accuracy", "macro_f1", "macro_auroc")}
@@ -247,10 +233,7 @@ def _scores(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def _lineage(run_id: str, spec: ModelSpec, split: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
-    """Return where the model comes from: the project as it stood when the training began, where that is known."""
-    from cxr.registry import runs
-    from cxr.registry.lineage import lineage
-
+    """Return where the model comes from: the project as it was when the training began, where that is known."""
     now = lineage(Path())
     then = runs.run_tags(run_id)
     return {

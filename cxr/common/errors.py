@@ -9,7 +9,7 @@ CxrError
  +-- WeightsError          weights or a saved model cannot be loaded or fail the hash check
  +-- TrainingError         training cannot continue (non-finite loss)
  +-- RegistryError         the tracking store or registry has no such entry or does not answer
- +-- PromotionRefusedError the challenger is not good enough
+ +-- PromotionRejectedError the challenger is not good enough
  +-- PromotionHeldError    the promotion needs a person's decision
 
 The command line prints the message as one line and exits with `exit_code`. A message states what was expected, what was
@@ -80,7 +80,7 @@ class RegistryError(CxrError):
     exit_code = 9
 
 
-class PromotionRefusedError(CxrError):
+class PromotionRejectedError(CxrError):
     """The version was measured and is not good enough; the champion stays."""
 
     exit_code = 10

@@ -1,13 +1,12 @@
-"""Who is champion: every move of the alias `champion`, on record, and never two at once.
+"""Moving the alias `champion`: each move is in the audit log, and no two happen at once.
 
-The record is kept as tags `ledger.<n>` of the registered model, for it has to live where the alias lives: whoever
-sees the champion sees its history, on any machine, and a lost working copy loses nothing. See cxr.registry.audit_log for how a
-changed entry shows.
+MLflow has no compare-and-set, but no two experiments have one name. So entry n of the audit log begins as a claim
+(cxr.registry.audit_log_store): the command that creates it owns the move. Then come the entry's tag, the head and the
+alias, and at last the claim is closed. A command that was killed on the way leaves its claim open: the next move finds
+it and finishes it first.
 
-MLflow has no compare-and-set, but no two experiments have one name. So entry n begins as a claim: an experiment
-`chest-xray-pneumonia audit log <n>` that carries the whole entry. Whoever makes it has the move, then come the tag and
-the alias, and at last the experiment is deleted, which in MLflow hides it and keeps its name taken. A command that
-was killed on the way leaves its claim open: the next move finds it and finishes it first.
+Whoever may write to the registry can also move the alias by hand. The audit log then contradicts it, and the next
+promotion or rollback decides against the recorded champion, never against a version that the gate did not pass.
 """
 
 from __future__ import annotations
@@ -19,187 +18,247 @@ from typing import NoReturn
 
 from cxr.common.errors import PromotionHeldError, RegistryError
 from cxr.registry import audit_log, tracking_store
-from cxr.registry.audit_log import Kind, Move
-from cxr.registry.versions import CHAMPION, MODEL, Version, champion, get_version
-
-_AUDIT_LOG_PREFIX = "ledger."
-_ENTRY_TAG = "entry"
+from cxr.registry.audit_log import NO_VERSION, Head, Kind, Move
+from cxr.registry.audit_log_store import Claim, StoredLog, claim_of, contradiction, read_log
+from cxr.registry.stored_names import CHAMPION, ENTRY_TAG, HEAD_TAG, MODEL, claim_names, entry_tag
+from cxr.registry.versions import Version, get_version, look_up
 
 log = logging.getLogger("cxr.registry.aliases")
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """An entry as its experiment carries it; open until the alias has moved."""
+class Standing:
+    """Which version is champion; "" for none.
 
-    experiment_id: str
-    line: str
-    is_open: bool
+    recorded  by the audit log
+    alias     by the alias, which is what serves
+    """
+
+    recorded: str
+    alias: str
+
+    @property
+    def moved_by_hand(self) -> bool:
+        """Whether somebody moved the alias past the gate. Only meaningful after `settle`."""
+        return self.recorded != self.alias
+
+
+def standing() -> Standing:
+    """Return what audit log and alias say of the champion."""
+    stored = read_log()
+    return Standing(stored.recorded, stored.alias)
 
 
 def history() -> list[Move]:
-    """Return every move of the alias `champion`, the oldest first; warns of entries that were changed."""
-    lines = _audit_log_lines()
-    try:
-        moves = [audit_log.move_from_line(line) for line in lines]
-        broken = audit_log.altered(lines)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(
-            f"the record of champions in {tracking_store.public_uri()} cannot be read ({error}); "
-            f"mend or remove the damaged tag {_AUDIT_LOG_PREFIX}<n> of the registered model {MODEL}"
-        ) from error
-    if broken:
-        log.warning("the record of champions was changed by hand at entry %s", ", ".join(map(str, broken)))
-    return moves
+    """Return every move of the alias `champion`, the oldest first; warn of changed and missing entries.
+
+    Raises:
+        RegistryError: an entry cannot be read.
+    """
+    stored = read_log()
+    if stored.faults:
+        log.warning("the audit log was changed by hand: %s", "; ".join(map(str, stored.faults)))
+    for number, line in stored.entries.items():
+        try:
+            audit_log.move_from_line(line)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise RegistryError(
+                f"entry {number} of the audit log in {tracking_store.public_uri()} cannot be read ({error}); "
+                f"`python -m tasks.promote` restores it, or restore the tag {entry_tag(number)} of the registered "
+                f"model {MODEL} from a backup"
+            ) from error
+    return stored.moves
+
+
+def mismatch() -> str:
+    """Say how the alias contradicts the audit log; "" where it does not."""
+    return contradiction(read_log())
+
+
+def problems() -> list[str]:
+    """Return what is wrong with the champion's record: entries changed or missing, an alias moved by hand."""
+    stored = read_log()
+    found = contradiction(stored)
+    others = [fault for fault in stored.faults if not found.startswith(str(fault))]
+    return [*([found] if found else []), *(f"{fault} in the audit log" for fault in others)]
 
 
 def previous_champion() -> Version:
-    """Return the champion before the present one.
+    """Return the champion before the recorded one; only versions that passed the gate or were approved count.
 
     Raises:
         RegistryError: there was none, or its version is gone.
     """
-    present = champion()
-    earlier = [number for number in audit_log.champions_before(history()) if present and number != present.number]
+    moves = history()
+    present = audit_log.recorded_champion(moves)
+    earlier = [number for number in audit_log.champions_before(moves) if number != present]
     if not earlier:
         raise RegistryError("there is no champion to go back to; `python -m tasks.history` shows what was champion")
     return get_version(earlier[-1])
 
 
-def move_champion(number: str, *, instead_of: str, kind: Kind, who: str, why: str, overruled: str = "") -> Move:
-    """Make a version champion, on record. Call `settle` first.
+def move_champion(
+    number: str,
+    *,
+    instead_of: str,
+    kind: Kind,
+    approved_by: str,
+    reason: str,
+    overruled: str = "",
+    alias_was: str | None = None,
+) -> Move:
+    """Make a version champion and record it. Call `settle` first.
 
     Args:
-        number: the version.
-        instead_of: the version that was champion when this move was decided, "" for none.
-        kind: what the record calls the move.
-        who, why: for the record.
+        number: the version; "" for no champion.
+        instead_of: the recorded champion when this move was decided, "" for none.
+        kind: what the audit log calls the move.
+        approved_by, reason: for the audit log.
         overruled: what held the promotion back and a person overruled; "" where nothing did.
+        alias_was: where the alias was when this move was decided, if not on `instead_of`; "" for nowhere.
 
     Raises:
         PromotionHeldError: somebody else moved the alias in the meantime; nothing was changed.
         RegistryError: the store does not answer.
     """
-    lines, before = _audit_log_lines(), champion()
-    if (before.number if before else "") != instead_of:
-        _give_way(number, instead_of, history()[-1:])
+    stored, alias = read_log(), instead_of if alias_was is None else alias_was
+    if (stored.recorded, stored.alias) != (instead_of, alias):
+        _give_way(number, instead_of, stored.moves[-1:])
     move = Move(
-        number=len(lines) + 1,
+        number=stored.last_number + 1,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         kind=kind,
         before=instead_of,
         after=number,
-        who=who,
-        why=why,
-        previous=audit_log.digest(lines[-1]) if lines else "",
+        approved_by=approved_by,
+        reason=reason,
+        previous=_last_digest(stored),
         overruled=overruled,
+        found="" if alias == instead_of else alias or NO_VERSION,
     )
     experiment_id = _claim(move)
     if experiment_id is None:
-        winner = _claim_of(move.number)
+        winner = claim_of(move.number)
         _give_way(number, instead_of, [audit_log.move_from_line(winner.line)] if winner else [])
-    _finish(_Claim(experiment_id, move.to_line(), is_open=True))
+    _finish(Claim(experiment_id, move.to_line(), is_open=True))
     return move
+
+
+def _last_digest(stored: StoredLog) -> str:
+    """Return the digest of the last entry as it was written: a new entry must not vouch for a changed one."""
+    if stored.head and stored.head.number == stored.last_number:
+        return stored.head.sha256
+    return audit_log.digest(stored.entries[stored.last_number]) if stored.entries else ""
+
+
+def restore_champion(*, approved_by: str, reason: str) -> Move:
+    """Put the alias back on the recorded champion, or remove it where there is none. Call `settle` first."""
+    now = standing()
+    target = now.recorded if now.recorded and look_up(now.recorded) else ""
+    set_by_hand = f"version {now.alias} was set as champion past the gate" if now.alias else "the alias was removed"
+    return move_champion(
+        target,
+        instead_of=now.recorded,
+        kind="restore",
+        approved_by=approved_by,
+        reason=f"{set_by_hand}; {reason}",
+        alias_was=now.alias,
+    )
 
 
 def unfinished() -> Move | None:
     """Return the move that a command has claimed and not finished, None where there is none; changes nothing."""
-    lines = _audit_log_lines()
-    for number in (len(lines), len(lines) + 1):
-        claim = _claim_of(number)
+    last = read_log().last_number
+    for number in (last, last + 1):
+        claim = claim_of(number)
         if claim and claim.is_open:
             return audit_log.move_from_line(claim.line)
     return None
 
 
 def settle() -> None:
-    """Finish the moves that killed commands have left between their claim and the alias."""
-    lines = _audit_log_lines()
-    last = _claim_of(len(lines))
+    """Finish the moves that killed commands left between claim and alias; restore entries changed by hand."""
+    stored = read_log()
+    _restore_entries(stored)
+    number = stored.last_number
+    last = claim_of(number)
     if last and last.is_open:
         _finish(last)
-    while claim := _claim_of(len(lines) + 1):
-        _finish(claim)  # a closed one: its entry was removed by hand, and comes back
-        lines.append(claim.line)
+    while claim := claim_of(number := number + 1):
+        if claim.is_open:
+            _finish(claim)
+        else:  # its entry was removed by hand
+            _write_entry(claim)
+
+
+def _restore_entries(stored: StoredLog) -> None:
+    """Write changed and missing entries again where their claims have kept them."""
+    for fault in stored.faults:
+        claim = claim_of(fault.number)
+        if claim and fault.sha256 in {"", audit_log.digest(claim.line)}:
+            log.warning("%s in the audit log; it is restored from its claim", fault)
+            _write_entry(claim)
 
 
 def _give_way(number: str, instead_of: str, latest: list[Move]) -> NoReturn:
-    """Tell the one who came second what happened."""
+    """Tell the command that came second what happened."""
     found = "; ".join(
-        f"entry {move.number} of the record: {move.who} made version {move.after} champion ({move.why})"
+        f"entry {move.number}: {move.approved_by} made version {move.after or NO_VERSION} champion ({move.reason})"
         for move in latest
     )
     decided = f"against version {instead_of}" if instead_of else "while there was no champion"
     raise PromotionHeldError(
-        f"version {number} was not made champion: another move came first ({found or 'it is not on record'}), and this "
-        f"one was decided {decided}; run the same command again, which decides against the champion of then"
+        f"version {number} was not made champion: another move came first ({found or 'not in the audit log'}), and "
+        f"this one was decided {decided}; run the same command again to decide against the present champion"
     )
 
 
-def _finish(claim: _Claim) -> None:
-    """Bring record and alias to what a claim says. Two commands may do this at once: both do the same."""
-    move, client = audit_log.move_from_line(claim.line), tracking_store.client()
+def _finish(claim: Claim) -> None:
+    """Bring audit log and alias to what an open claim says. Two commands may do this at once: both do the same."""
+    move = audit_log.move_from_line(claim.line)
+    _write_entry(claim)
     with tracking_store.store_errors(f"making version {move.after} champion"):
-        client.set_registered_model_tag(MODEL, f"{_AUDIT_LOG_PREFIX}{move.number:06d}", claim.line)
-        if claim.is_open:
-            _point_alias_at_last_entry()
-            _close(claim.experiment_id)
-            log.info("entry %d of the record: version %s is champion", move.number, move.after)
+        _point_at_last_entry(claim)
+        _close(claim.experiment_id)
+    log.info("entry %d of the audit log: version %s is champion", move.number, move.after or NO_VERSION)
 
 
-def _point_alias_at_last_entry() -> None:
-    """Move the alias; and again where a later move was finished in the meantime, which must not be undone here."""
-    client, last = tracking_store.client(), history()[-1]
+def _write_entry(claim: Claim) -> None:
+    number, client = audit_log.move_from_line(claim.line).number, tracking_store.client()
+    with tracking_store.store_errors(f"writing entry {number} of the audit log"):
+        client.set_registered_model_tag(MODEL, entry_tag(number), claim.line)
+
+
+def _point_at_last_entry(claim: Claim) -> None:
+    """Set head and alias to the last entry; repeat where a later move was finished in the meantime."""
+    client = tracking_store.client()
+    number, line = audit_log.move_from_line(claim.line).number, claim.line
     while True:
-        client.set_registered_model_alias(MODEL, CHAMPION, last.after)
-        seen, last = last, history()[-1]
-        if seen == last:
+        last = read_log()
+        if last.last_number > number and last.last_number in last.entries:
+            number, line = last.last_number, last.entries[last.last_number]
+        champion = audit_log.move_from_line(line).after
+        client.set_registered_model_tag(MODEL, HEAD_TAG, Head(number, audit_log.digest(line)).to_text())
+        if champion:
+            client.set_registered_model_alias(MODEL, CHAMPION, champion)
+        elif last.alias:
+            client.delete_registered_model_alias(MODEL, CHAMPION)
+        if read_log().last_number == number:
             return
 
 
 def _claim(move: Move) -> str | None:
-    """Make the experiment of an entry and return its id; None where the entry is claimed already."""
-    client = tracking_store.client()
-    from mlflow.exceptions import MlflowException
-
-    with tracking_store.store_errors(f"claiming entry {move.number} of the record"):
-        try:
-            return str(client.create_experiment(_claim_name(move.number), tags={_ENTRY_TAG: move.to_line()}))
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_ALREADY_EXISTS":
-                return None
-            raise
-
-
-def _claim_of(number: int) -> _Claim | None:
-    client = tracking_store.client()
-    with tracking_store.store_errors(f"looking for a claim on entry {number} of the record"):
-        found = client.get_experiment_by_name(_claim_name(number))
-    if found is None:
+    """Create the experiment of an entry and return its id; None where the entry is claimed already."""
+    if claim_of(move.number):
         return None
-    return _Claim(found.experiment_id, found.tags[_ENTRY_TAG], is_open=found.lifecycle_stage == "active")
+    client, name = tracking_store.client(), claim_names(move.number)[0]
+    with tracking_store.store_errors(f"claiming entry {move.number} of the audit log"):
+        made = tracking_store.unless_present(lambda: client.create_experiment(name, tags={ENTRY_TAG: move.to_line()}))
+    return None if made is None else str(made)
 
 
 def _close(experiment_id: str) -> None:
-    """Hide a claim that is done with; another command may have closed it already."""
+    """Hide a finished claim; another command may have closed it already."""
     client = tracking_store.client()
     if client.get_experiment(experiment_id).lifecycle_stage == "active":
         client.delete_experiment(experiment_id)
-
-
-def _claim_name(number: int) -> str:
-    return f"{MODEL} audit log {number:06d}"
-
-
-def _audit_log_lines() -> list[str]:
-    client = tracking_store.client()
-    from mlflow.exceptions import MlflowException
-
-    with tracking_store.store_errors("reading the record of champions"):
-        try:
-            tags = client.get_registered_model(MODEL).tags
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return []
-            raise
-    return [tags[name] for name in sorted(tags) if name.startswith(_AUDIT_LOG_PREFIX)]

@@ -1,6 +1,6 @@
-"""What speaks for a version: its test metrics and its predictions, image by image, as they were registered.
+"""The evaluation artifacts of a version: its test metrics and its predictions, image by image, as registered.
 
-A folder of evidence holds metrics.json and predictions.csv of one measurement; a tag keeps their common digest.
+A folder holds metrics.json and predictions.csv of one evaluation; a tag of the version keeps their common digest.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import pandas as pd
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
-DIGEST_TAG = "evidence_sha256"
 _TEXT_COLUMNS = ("image_id", "split", "patient_id", "label", "predicted_class")
-_AGREEMENT = 1e-3  # between accuracies in metrics.json and from predictions.csv: printed digits, not another result
+_AGREEMENT = 1e-3  # between the accuracies of metrics.json and predictions.csv: rounding, not another result
 
 
 @dataclass(frozen=True)
 class EvaluationArtifacts:
-    """Metrics and predictions of the test images, and the version's tags. None: not there, or not readable.
+    """Metrics and predictions of the test images, and the version's tags. None: missing or not readable.
 
-    images    the test rows of predictions.csv, see cxr.evaluation.predictions.Predictions.to_table
-    changed  the files are not those that the version's tag names
+    images   the test rows of predictions.csv, see cxr.evaluation.predictions.Predictions.to_table
+    changed  the files do not have the digest in the version's tag
     """
 
     metrics: Mapping[str, Any] | None
@@ -63,14 +62,14 @@ class EvaluationArtifacts:
         return float(value)
 
     def recall(self, label: str) -> float | None:
-        """Return the share of a class's test images that were called right; None without any."""
+        """Return the recall of a class on its test images, 0 to 1; None without any."""
         if self.images is None:
             return None
         of_class = self.images[self.images["label"] == label]
         return float((of_class["predicted_class"] == label).mean()) if len(of_class) else None
 
     def problems(self) -> list[str]:
-        """Return what is missing, changed or contradictory, in words; empty where all is well."""
+        """Return what is missing, changed or contradictory, in words; empty where nothing is."""
         found = []
         if self.metrics is None:
             found.append(f"{METRICS_FILE} is missing or not JSON")
@@ -85,7 +84,7 @@ class EvaluationArtifacts:
         if self.changed:
             found.append("the files were changed after registration")
         if self.metric("n_test") != (0 if self.images is None else len(self.images)):
-            found.append(f"{METRICS_FILE} counts other test images than {PREDICTIONS_FILE}")
+            found.append(f"{METRICS_FILE} counts a different number of test images than {PREDICTIONS_FILE}")
         if not self.classes:
             found.append(f"{METRICS_FILE} names no classes")
         if (self.metrics or {}).get("test_set_sha256") != self.test_set_sha256:
@@ -104,12 +103,12 @@ class EvaluationArtifacts:
             return [*found, f"{PREDICTIONS_FILE} has no probabilities"]
         likeliest = probabilities.idxmax(axis=1).str.slice(len("p_"))
         if wrong := int((likeliest != self.images["predicted_class"]).sum()):
-            found.append(f"{PREDICTIONS_FILE} calls {wrong} images other than their most probable class")
+            found.append(f"the predicted class of {wrong} images in {PREDICTIONS_FILE} is not their most probable one")
         return found
 
 
 def read_evaluation(folder: Path | None, tags: Mapping[str, str], *, sha256: str) -> EvaluationArtifacts:
-    """Read metrics.json and predictions.csv in `folder`, as far as they are there and can be read.
+    """Read metrics.json and predictions.csv in `folder`, as far as they exist and can be read.
 
     Args:
         folder: where they are; None where the store has none.

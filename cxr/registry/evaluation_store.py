@@ -1,10 +1,10 @@
-"""What a version's measurements and training left in the tracking store, found by the version's tags.
+"""What a version's evaluations and its training left in the tracking store, found by the version's tags.
 
-`evidence`, `evidence_sha256`              of the measurement it was registered with
-`evidence.<t>`, `evidence_sha256.<t>`      of a later measurement; <t> is how the digest of that test set begins
-`training_images`, `training_images_sha256`  which images, of which patients, it was trained and tuned on
+`evaluation_artifacts`, `evaluation_artifacts_sha256`          of the evaluation it was registered with
+`evaluation_artifacts.<t>`, `evaluation_artifacts_sha256.<t>`  of a later one; <t> begins that test set's digest
+`training_images`, `training_images_sha256`                    the images and patients it was trained and tuned on
 
-Each says `<run>/<path>` below that run's artifacts, or the SHA-256 that the files must have.
+A location is `<run>/<path>` below that run's artifacts; the SHA-256 is what the files must have.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import pandas as pd
 
 from cxr.common.files import sha256_of
 from cxr.registry import runs, tracking_store
-from cxr.registry.evaluation_artifacts import DIGEST_TAG, EvaluationArtifacts, evaluation_digest, read_evaluation
+from cxr.registry.evaluation_artifacts import EvaluationArtifacts, evaluation_digest, read_evaluation
+from cxr.registry.stored_names import EVALUATION_TAG, TRAINING_IMAGES_TAG, evaluation_tags
 from cxr.registry.versions import Version
-
-_EVIDENCE_TAG = "evidence"
-_TRAINING_IMAGES_TAG = "training_images"
 
 
 def store_evaluation(run_id: str, files: Sequence[Path], *, test_set_sha256: str = "") -> dict[str, str]:
@@ -29,20 +27,20 @@ def store_evaluation(run_id: str, files: Sequence[Path], *, test_set_sha256: str
 
     Args:
         run_id: the run of the training.
-        files: all in one folder. They get a place of their own for each measurement.
-        test_set_sha256: "" for the measurement that a version is registered with.
+        files: all in one folder. Each evaluation gets a path of its own.
+        test_set_sha256: "" for the evaluation that a version is registered with.
     """
     digest = evaluation_digest(files[0].parent)
-    path = f"evidence/{digest[:12]}"
+    path = f"{EVALUATION_TAG}/{digest[:12]}"
     runs.log_files(run_id, files, path)
-    location, sha256 = _evidence_tags(test_set_sha256)
+    location, sha256 = evaluation_tags(test_set_sha256)
     return {location: f"{run_id}/{path}", sha256: digest}
 
 
 def keep_training_images(run_id: str, splits: pd.DataFrame) -> dict[str, str]:
-    """Record which images of splits.csv train and validate; return the tags that find them.
+    """Record the training and validation images of splits.csv; return the tags that find them.
 
-    A later test set must hold none of them, or this model cannot be measured on it.
+    A version is never evaluated on a test set that holds one of them.
     """
     seen = splits.loc[splits["split"].isin(["train", "validation"]), ["image_id", "patient_id"]]
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,20 +49,20 @@ def keep_training_images(run_id: str, splits: pd.DataFrame) -> dict[str, str]:
         digest = sha256_of(file)
         folder = f"training_images/{digest[:12]}"
         runs.log_files(run_id, [file], folder)
-    return {_TRAINING_IMAGES_TAG: f"{run_id}/{folder}/{file.name}", f"{_TRAINING_IMAGES_TAG}_sha256": digest}
+    return {TRAINING_IMAGES_TAG: f"{run_id}/{folder}/{file.name}", f"{TRAINING_IMAGES_TAG}_sha256": digest}
 
 
 def evaluation_of(version: Version, test_set_sha256: str = "") -> EvaluationArtifacts:
-    """Return what speaks for a version.
+    """Return the evaluation artifacts of a version.
 
     Args:
         version: which.
-        test_set_sha256: prefer its measurement on this test set, where tasks.reevaluate has made one; else the
-            evidence is that of its registration.
+        test_set_sha256: prefer the evaluation on this test set, where tasks.reevaluate has made one; else that of the
+            registration.
     """
-    location, digest = _evidence_tags(test_set_sha256)
+    location, digest = evaluation_tags(test_set_sha256)
     if location not in version.tags:
-        location, digest = _evidence_tags()
+        location, digest = evaluation_tags()
     with tempfile.TemporaryDirectory() as scratch:
         folder = _fetch_stored(version, version.tags.get(location, ""), Path(scratch))
         return read_evaluation(folder, version.tags, sha256=version.tags.get(digest, ""))
@@ -73,11 +71,11 @@ def evaluation_of(version: Version, test_set_sha256: str = "") -> EvaluationArti
 def training_images(version: Version) -> pd.DataFrame | None:
     """Return the images a version was trained and tuned on, columns `image_id` and `patient_id`.
 
-    None where that is not known: registered before it was kept, or lost, or changed since.
+    None where that is not known: the version was registered before they were kept, or they are lost or changed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        file = _fetch_stored(version, version.tags.get(_TRAINING_IMAGES_TAG, ""), Path(scratch))
-        if file is None or sha256_of(file) != version.tags.get(f"{_TRAINING_IMAGES_TAG}_sha256"):
+        file = _fetch_stored(version, version.tags.get(TRAINING_IMAGES_TAG, ""), Path(scratch))
+        if file is None or sha256_of(file) != version.tags.get(f"{TRAINING_IMAGES_TAG}_sha256"):
             return None
         return pd.read_csv(file, dtype="str", keep_default_na=False)
 
@@ -93,9 +91,3 @@ def _fetch_stored(version: Version, location: str, target: Path) -> Path | None:
         if path not in {file.path for file in client.list_artifacts(run_id, parent)}:
             return None
         return Path(client.download_artifacts(run_id, path, str(target)))
-
-
-def _evidence_tags(test_set_sha256: str = "") -> tuple[str, str]:
-    """Return the names of the tags that say where evidence is and what its digest is; "" for the registration's."""
-    end = f".{test_set_sha256[:12]}" if test_set_sha256 else ""
-    return _EVIDENCE_TAG + end, DIGEST_TAG + end

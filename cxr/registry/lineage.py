@@ -1,4 +1,4 @@
-"""Where a model comes from: the commit, the digests of what decides a run, the versions that computed it."""
+"""Where a model comes from: the commit, digests of the files that decide a run, Python and torch versions."""
 
 import hashlib
 import platform
@@ -9,7 +9,7 @@ from pathlib import Path
 from cxr.common.files import sha256_of
 
 NONE = "none"
-"""Stands where there is nothing to record, so that every version has the same tags."""
+"""Value of a tag with nothing to record, so that every version has the same tags."""
 
 _DECIDING_FILES = {"dvc_lock_sha256": "dvc.lock", "params_sha256": "params.yaml", "uv_lock_sha256": "uv.lock"}
 _CODE_FOLDERS = ("cxr", "flows", "tasks")
@@ -21,9 +21,9 @@ def lineage(root: Path) -> dict[str, str]:
 
     Returns:
         git_commit        40 hexadecimal digits, "none" outside git
-        git_dirty         "true" where tracked files differ from the commit, parameters and lock file aside, which
+        git_dirty         "true" where tracked files differ from the commit, other than parameters and lock file, which
                           have digests of their own; "none" outside git
-        code_sha256       of every Python file of the project: says which code ran also where the tree is dirty
+        code_sha256       of every Python file of the project: identifies the code of a dirty tree too
         dvc_lock_sha256, params_sha256, uv_lock_sha256   of those files, "none" where missing
         python_version, torch_version
     """

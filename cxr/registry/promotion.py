@@ -1,12 +1,12 @@
-"""The gate before the alias `champion` moves: evidence and thresholds in, a decision with its reasons out.
+"""The gate before the alias `champion` moves: evaluation artifacts and thresholds in, a decision with reasons out.
 
 PROMOTE  every check passed
-REJECT   measured, and not good enough: a floor, the calibration bound, a class's recall, or worse than the champion
-HOLD     the evidence does not decide it, so a person has to look: something is missing, changed, of other images, or
-         the images are too few to tell. A person may overrule a HOLD, never a REJECT
+REJECT   evaluated, and not good enough: a floor, the calibration bound, a class's recall, or worse than the champion
+HOLD     the artifacts do not decide it, so a person has to look: something is missing, changed or of other images, or
+         the images are too few. A person may overrule a HOLD, never a REJECT
 
 Nothing here reads the registry; see tasks.promote. Recalls are counted from predictions.csv, image by image, and
-metrics.json must agree with them: a number alone carries no promotion.
+metrics.json must agree with them.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ LINEAGE_TAGS = (
     "weights_sha256",
 )
 OTHER_TEST_SET = "test set"
-"""Name of the check that the two versions were measured on the same images."""
-_REEVALUATE = "`python -m tasks.reevaluate` measures the champion on the present test images"
+"""Name of the check that the two versions were evaluated on the same images."""
+_REEVALUATE = "`python -m tasks.reevaluate` evaluates the champion on the present test images"
 _ROUNDING = 1e-9  # in floating point 0.95 - 0.05 is more than 0.9: a drop of exactly the margin passes
 
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of the gate, in words."""
+    """One condition of the gate: what was observed and what is required, in words."""
 
     name: str
     outcome: Outcome
@@ -52,13 +52,13 @@ class Check:
     required: str
 
     def __str__(self) -> str:
-        """Return the check as a sentence's part: name, what was seen, what is needed."""
+        """Return the check as a clause: name, observed, required."""
         return f"{self.name}: {self.observed}, required {self.required}"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict; `reasons` are all checks, whatever came of them."""
+    """The verdict; `reasons` are all checks, whatever their outcome."""
 
     reasons: tuple[Check, ...]
 
@@ -86,14 +86,14 @@ def decide(
     """Decide whether the challenger becomes champion.
 
     Args:
-        challenger: its evidence.
-        champion: the present champion's, of the challenger's test set where there is such; None where there is no
+        challenger: its evaluation artifacts.
+        champion: the present champion's, of the challenger's test set where there are such; None where there is no
             champion yet, then only the floors count.
         params: thresholds.
         rolled_back: the rollback that took the challenger out of service, where there was one.
         broken_bundle: what is wrong with the challenger's files in the store; "" where they are as registered.
     """
-    checks = [_evidence_is_whole(challenger), _lineage_is_complete(challenger), _bundle_is_whole(broken_bundle)]
+    checks = [_artifacts_are_complete(challenger), _lineage_is_complete(challenger), _bundle_is_whole(broken_bundle)]
     checks += _floors(challenger, params)
     if champion is not None:
         checks += _against_champion(challenger, champion, params)
@@ -102,18 +102,18 @@ def decide(
     return Decision(tuple(checks))
 
 
-def _evidence_is_whole(evidence: EvaluationArtifacts) -> Check:
-    found = evidence.problems()
+def _artifacts_are_complete(artifacts: EvaluationArtifacts) -> Check:
+    found = artifacts.problems()
     required = f"{METRICS_FILE} and {PREDICTIONS_FILE} as registered, agreeing with each other"
-    return Check("evidence", "held" if found else "passed", "; ".join(found) or "complete", required)
+    return Check("evaluation artifacts", "held" if found else "passed", "; ".join(found) or "complete", required)
 
 
-def _lineage_is_complete(evidence: EvaluationArtifacts) -> Check:
-    """Ask for every digest; of a model of the sample, which serves nobody, no commit."""
-    tags = evidence.tags
-    wanted = [name for name in LINEAGE_TAGS if name != "git_commit" or not evidence.synthetic]
+def _lineage_is_complete(artifacts: EvaluationArtifacts) -> Check:
+    """Require every digest; of a model of the synthetic sample, which serves no patients, no commit."""
+    tags = artifacts.tags
+    wanted = [name for name in LINEAGE_TAGS if name != "git_commit" or not artifacts.synthetic]
     found = [f"{name} missing" for name in wanted if tags.get(name, NONE) in {"", NONE}]
-    if tags.get("git_dirty") == "true" and not evidence.synthetic:
+    if tags.get("git_dirty") == "true" and not artifacts.synthetic:
         found.append("the tree differed from git_commit, so its code is in no commit")
     return Check("lineage", "held" if found else "passed", "; ".join(found) or "complete", ", ".join(wanted))
 
@@ -122,16 +122,16 @@ def _bundle_is_whole(broken: str) -> Check:
     return Check("stored model", "held" if broken else "passed", broken or "as registered", "the registered digests")
 
 
-def _floors(evidence: EvaluationArtifacts, params: PromoteParams) -> list[Check]:
+def _floors(artifacts: EvaluationArtifacts, params: PromoteParams) -> list[Check]:
     values: dict[str, tuple[float | None, float]] = {
-        name: (evidence.metric(name), floor) for name, floor in sorted(params.floors.items())
+        name: (artifacts.metric(name), floor) for name, floor in sorted(params.floors.items())
     }
-    values |= {f"recall of {name}": (evidence.recall(name), params.min_class_recall) for name in evidence.classes}
+    values |= {f"recall of {name}": (artifacts.recall(name), params.min_class_recall) for name in artifacts.classes}
     checks = [
         _measured(name, value, f"at least {floor:.3f}", good=value is not None and value >= floor)
         for name, (value, floor) in values.items()
     ]
-    ece, most = evidence.metric("calibration", "ece"), params.max_ece
+    ece, most = artifacts.metric("calibration", "ece"), params.max_ece
     return [*checks, _measured("calibration error", ece, f"at most {most:.3f}", good=ece is not None and ece <= most)]
 
 
@@ -145,10 +145,10 @@ def _against_champion(
     challenger: EvaluationArtifacts, champion: EvaluationArtifacts, params: PromoteParams
 ) -> list[Check]:
     if champion.synthetic and not challenger.synthetic:
-        observed = "the champion was trained on the synthetic sample, which is no evidence on real images"
+        observed = "the champion was trained on the synthetic sample, so it is no comparison on real images"
         return [Check(OTHER_TEST_SET, "passed", observed, "the champion's, or a champion from the synthetic sample")]
     if missing := champion.problems():
-        return [Check("champion's evidence", "held", "; ".join(missing), "complete, to compare with")]
+        return [Check("champion's evaluation artifacts", "held", "; ".join(missing), "complete, to compare with")]
     if challenger.test_set_sha256 != champion.test_set_sha256:
         observed = challenger.test_set_sha256[:12] or "missing"
         required = f"the champion's, {champion.test_set_sha256[:12]}; {_REEVALUATE}"
@@ -197,9 +197,11 @@ def _no_worse(name: str, difference: Difference, margin: float) -> Check:
 
 
 def _was_rolled_back(move: Move) -> Check:
-    return Check("record", "held", f"rolled back on {move.time} by {move.who} ({move.why})", "never rolled back")
+    return Check(
+        "audit log", "held", f"rolled back on {move.time} by {move.approved_by} ({move.reason})", "never rolled back"
+    )
 
 
 def sentence(checks: Sequence[Check]) -> str:
-    """Return checks as one line."""
+    """Return checks as one line of text."""
     return "; ".join(map(str, checks))

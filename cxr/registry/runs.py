@@ -1,10 +1,10 @@
 """What a training and an evaluation write into the tracking store (cxr.registry.tracking_store).
 
-A store that does not answer stops a training before its first step, while nothing is lost yet. Once a training
-runs, the store may go away: each epoch that could not be recorded is kept and sent with the next one. What is
-still unsent at the end stands in the training's files; its run stays open, and `register` completes it from them.
+A store that does not answer stops a training before its first step, while nothing is lost yet. Once a training runs,
+the store may go away: each epoch that could not be recorded is kept and sent with the next one. What is still unsent
+at the end is in the training's files; the run stays open, and `register` completes it from them.
 
-MLflow takes seconds to import, so nothing here imports it at module level.
+MLflow's parts are imported where they are used, after `client()`: see cxr.registry.tracking_store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from cxr.common.errors import RegistryError
-from cxr.registry.tracking_store import client, is_server, mlruns_folder, public_uri, store_errors, tracking_uri
+from cxr.registry.tracking_store import (
+    client,
+    is_server,
+    mlruns_folder,
+    public_uri,
+    store_errors,
+    tracking_uri,
+    unless_absent,
+)
 
 EXPERIMENT = "chest-xray-pneumonia"
 TRAINING_FOLDER = "training"
@@ -54,15 +62,9 @@ def run_exists(run_id: str | None) -> bool:
     if not run_id:
         return False
     store = client()
-    from mlflow.exceptions import MlflowException
-
     with store_errors(f"looking for the run {run_id}"):
-        try:
-            return bool(store.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException as error:
-            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-                return False
-            raise
+        found = unless_absent(lambda: store.get_run(run_id))
+    return found is not None and found.info.lifecycle_stage == "active"
 
 
 def start_run(*, run_id: str | None, name: str, tags: Mapping[str, str]) -> str:
@@ -89,7 +91,7 @@ def start_run(*, run_id: str | None, name: str, tags: Mapping[str, str]) -> str:
 def log_params(run_id: str, params: Mapping[str, Any]) -> None:
     """Record parameters under dotted names; nested mappings are flattened, lists are written as JSON.
 
-    A value longer than MLflow takes is cut, and the log says so. MLflow never changes a parameter of a run: a
+    A value longer than MLflow accepts is cut, and the log says so. MLflow never changes a parameter of a run: a
     resumed run keeps the value it began with, and the log names what differs now.
     """
     store = client()
@@ -137,7 +139,7 @@ def log_dataset(run_id: str, *, name: str, source: Path, sha256: str, context: s
     Args:
         run_id: the run.
         name: name of the data set.
-        source: the manifest. MLflow refuses addresses of other kinds than its own, so this is a path.
+        source: the manifest. MLflow rejects addresses of other kinds than its own, so this is a path.
         sha256: of the manifest. MLflow's digest holds 36 characters; the whole one is the input's tag `sha256`.
         context: "training" or "evaluation".
     """
@@ -204,12 +206,12 @@ def is_finished(run_id: str) -> bool:
 
 
 def complete_run(run_id: str, epochs: Mapping[int, Mapping[str, float]], files: Sequence[Path]) -> None:
-    """Give a run the epochs and files that did not reach the store as it trained, and close it.
+    """Add the epochs and files that did not reach the store during the training, and close the run.
 
     Args:
         run_id: a run that is not finished.
         epochs: epoch -> its metrics; those that the store has stay as they are.
-        files: what `TrainingRun.log_files` had to copy.
+        files: those of `TrainingRun.log_files`.
     """
     store = client()
     names = sorted({name for metrics in epochs.values() for name in metrics})
@@ -226,8 +228,8 @@ def complete_run(run_id: str, epochs: Mapping[int, Mapping[str, float]], files: 
 def log_evaluation(run_id: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
     """Add test metrics and evaluation files to the run of the training.
 
-    The evaluation itself is in the reports, and `register` records it again with the version; so a store that
-    lacks the run (the training came from DVC's cache) or does not answer costs a line in the log, not the step.
+    The evaluation itself is in the reports, and `register` records it again with the version. So a store that lacks
+    the run (the training came from DVC's cache) or does not answer costs a line in the log, not the step.
     """
     try:
         if not run_exists(run_id):
@@ -241,7 +243,7 @@ def log_evaluation(run_id: str, metrics: Mapping[str, float], files: Sequence[Pa
 
 @dataclass
 class TrainingRun:
-    """A run that is open; its `run_id` belongs into the checkpoint, so that a killed training resumes into it."""
+    """An open run; its `run_id` belongs in the checkpoint, so that a killed training resumes the same run."""
 
     run_id: str
     _unsent: list[tuple[dict[str, float], int]] = field(default_factory=list)
@@ -249,7 +251,7 @@ class TrainingRun:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was to be recorded has been."""
+        """Whether everything has been recorded."""
         return not (self._unsent or self._files_lost)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -261,7 +263,7 @@ class TrainingRun:
         log_dataset(self.run_id, name=name, source=source, sha256=sha256, context=context)
 
     def log_epoch(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record an epoch and those before it that could not be recorded; a dead store never stops a training."""
+        """Record an epoch and those before it that are not recorded yet; a dead store never stops a training."""
         self._unsent.append((dict(metrics), step))
         self._send()
 
@@ -287,11 +289,11 @@ class TrainingRun:
 def training_run(
     *, name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
 ) -> Iterator[TrainingRun]:
-    """Open (or resume) the run of a training with system metrics on; close it as the block ends.
+    """Open or resume the run of a training, with system metrics; close it when the block ends.
 
     Args:
         name: of a new run, for people.
-        run_id: the run in the checkpoint of a training that was cut off.
+        run_id: the run in the checkpoint of an interrupted training.
         tags: see `cxr.registry.lineage.lineage`.
 
     Raises:
@@ -313,7 +315,7 @@ def training_run(
 
 
 def _close(run: TrainingRun, status: str) -> None:
-    """Close the run, a finished one only where all of it is recorded."""
+    """Close the run; a finished one stays open until everything is recorded."""
     if status == "FINISHED" and not run.complete:
         log.warning("run %s stays open in the tracking store; `register` will complete it", run.run_id)
         return

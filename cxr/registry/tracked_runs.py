@@ -1,4 +1,4 @@
-"""Finished runs as the tracking store keeps them: tags, parameters and files, to read."""
+"""Finished runs in the tracking store, read-only: tags, parameters and files."""
 
 import tempfile
 from collections.abc import Sequence

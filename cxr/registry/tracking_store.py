@@ -1,9 +1,10 @@
-"""The tracking store itself: where it is, whether it answers, and its errors in words.
+"""The tracking store itself: where it is, whether it answers, and its errors as one line.
 
 The store is `MLFLOW_TRACKING_URI`, or `mlruns/mlflow.db` below the current directory with the artifacts in
 `mlruns/artifacts`. `CXR_MLRUNS` names another `mlruns` folder: a run in a git worktree shares the main checkout's.
 
-MLflow takes seconds to import, so nothing here imports it at module level.
+MLflow takes 4 seconds to import and reads some of its settings as it is imported. So no module of cxr.registry but
+pyfunc imports it at module level; functions import its parts after `client()`, which makes the settings.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from cxr.common.errors import RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+T = TypeVar("T")
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 FOLDER_VARIABLE = "CXR_MLRUNS"
@@ -49,7 +52,7 @@ def mlruns_folder() -> Path:
 
 
 def tracking_uri() -> str:
-    """Return the address of the tracking store and registry, credentials and all: never print it."""
+    """Return the address of the tracking store and registry with its credentials: never print it."""
     return os.environ.get(STORE_VARIABLE) or f"sqlite:///{mlruns_folder() / 'mlflow.db'}"
 
 
@@ -81,8 +84,6 @@ def without_credentials(uri: str) -> str:
 def client() -> MlflowClient:
     """Return a client of the store; the local store is made when it is missing.
 
-    MLflow reads some of its settings as it is imported: callers import its modules after this call.
-
     Raises:
         RegistryError: the store does not answer within seconds.
     """
@@ -100,9 +101,9 @@ def client() -> MlflowClient:
 
 @contextmanager
 def named_to_mlflow() -> Iterator[None]:
-    """Tell MLflow's own functions which store is meant; some look nowhere else (3.17: versions of logged models).
+    """Set the store for MLflow's own functions; some read no other setting (3.17: versions of logged models).
 
-    MLflow writes the address into the environment for child processes and leaves it there: it is put back.
+    MLflow writes the address into the environment for child processes and leaves it there: it is restored.
     """
     import mlflow
 
@@ -124,9 +125,9 @@ def store_errors(doing: str) -> Iterator[None]:
     except RegistryError:
         raise
     except Exception as error:  # the store may be a file, a database or a server, each with errors of its own
-        if _refused_account(error):
+        if _account_is_rejected(error):
             raise RegistryError(
-                f"the tracking store {public_uri()} refused the account while {doing}; set MLFLOW_TRACKING_USERNAME "
+                f"the tracking store {public_uri()} rejected the account while {doing}; set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD to an account with the right to do it, then run the same command again"
             ) from None
         raise RegistryError(
@@ -135,7 +136,27 @@ def store_errors(doing: str) -> Iterator[None]:
         ) from None
 
 
-def _refused_account(error: Exception) -> bool:
+def unless_absent(ask: Callable[[], T]) -> T | None:
+    """Return what the store answers, None where it has no such thing."""
+    try:
+        return ask()
+    except Exception as error:
+        if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
+
+
+def unless_present(make: Callable[[], T]) -> T | None:
+    """Return what the store has made, None where it has one of that name already."""
+    try:
+        return make()
+    except Exception as error:
+        if getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
+            return None
+        raise
+
+
+def _account_is_rejected(error: Exception) -> bool:
     """Say whether a server answered 401 or 403: no account, a wrong password, or no right."""
     if getattr(error, "error_code", "") in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return True
@@ -143,7 +164,7 @@ def _refused_account(error: Exception) -> bool:
 
 
 def _check_answers(uri: str) -> None:
-    """Fail at once where MLflow would go on trying for minutes."""
+    """Fail at once where MLflow would retry for minutes."""
     parts = urlsplit(uri)
     if parts.scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))

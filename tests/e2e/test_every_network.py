@@ -14,6 +14,7 @@ from cxr.models.factory import build, smallest_image_px
 from cxr.models.forward import classify, predict_logits
 from cxr.models.grad_cam import grad_cam_of_images
 from cxr.registry import aliases, runs, versions
+from cxr.registry.registration import register_version
 from cxr.training.data import TrainingData
 from cxr.training.loop import fit
 from cxr.training.svm import train_svm
@@ -56,8 +57,8 @@ def test_network_trains_and_predicts_through_the_registry(backbone: str, head: s
     described = spec(backbone=backbone, head=head, image_size_px=data.images.shape[1])
     written = write_bundle(Path("made"), trained.state, described)
     run_id = runs.start_run(run_id=None, name=backbone, tags={})
-    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    version, _ = register_version(Path("made"), written, run_id=run_id, lineage={}, evaluation={})
+    aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     shutil.rmtree("made")
     model, read = read_bundle(versions.fetch_bundle(versions.get_version("champion")))
     trained_network = build(backbone, len(CLASSES), head=head).eval()

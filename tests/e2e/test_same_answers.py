@@ -63,7 +63,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
     table[PROBABILITIES] = said
     table.to_csv("reports/evaluation/predictions.csv", index=False)
     version = register()
-    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     return Path("images")
 
 

@@ -82,7 +82,7 @@ def test_a_champion_whose_files_were_changed_is_found(
     assert only(check_tracking(tmp_path), "champion").level == "warning"
     write_model()
     version = register()
-    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     assert only(check_tracking(tmp_path), "champion").level == "ok"
     stored = next((tmp_path / "mlruns" / "artifacts").rglob("model.safetensors"))
     stored.write_bytes(b"other weights")

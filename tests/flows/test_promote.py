@@ -1,4 +1,4 @@
-"""The flow around the gate: it decides alone where it can, and a person's answer ends on record.
+"""The flow around the gate: it decides alone where it can, and a person's answer goes into the audit log.
 
 Real registry, real commands; the questions are asked in Prefect's own server, and once through a worker.
 """
@@ -45,7 +45,7 @@ def asked_runs() -> list[FlowRun]:
 def wait_for_question(seconds: float = 300) -> FlowRun:
     deadline = time.monotonic() + seconds
     while not (waiting := asked_runs()):
-        assert time.monotonic() < deadline, "nobody was asked"
+        assert time.monotonic() < deadline, "no run waits for an answer"
         time.sleep(0.5)
     return waiting[0]
 
@@ -64,11 +64,11 @@ def test_the_gate_decides_alone_where_it_can() -> None:
     register()
     state = promote(return_state=True)
     assert (state.name, state.message) == ("Promoted", "version 1 is champion")
-    assert aliases.history()[0].why.startswith("passed the gate, flow run ")
+    assert aliases.history()[0].reason.startswith("passed the gate, flow run ")
     assert promote(return_state=True).name == "Champion already"
     write_model(seed=2, wrong=5, of_class="viral")
     register()
-    state = promote(ask=True, return_state=True)  # nobody is asked about what was refused
+    state = promote(ask=True, return_state=True)  # nobody is asked about a rejection
     assert state.name == "Rejected"
     assert "recall of viral against the champion: 0.500" in str(state.message)
     assert versions.get_version("champion").number == "1"
@@ -77,7 +77,7 @@ def test_the_gate_decides_alone_where_it_can() -> None:
 def test_a_person_may_say_no_to_what_passed() -> None:
     write_model()
     register()
-    state = answered({"approve": False, "who": "ann", "why": "the readers are on holiday"}, ask=True)
+    state = answered({"approve": False, "approved_by": "ann", "reason": "the readers are on holiday"}, ask=True)
     assert (state.name, state.message) == ("Declined", "ann: the readers are on holiday")
     assert versions.champion() is None
     assert aliases.history() == []
@@ -96,7 +96,7 @@ def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(t
         write_model(seed=seed, images=images)
         register()
         if seed == 1:
-            aliases.move_champion("1", instead_of="", kind="promote", who="ann", why="first")
+            aliases.move_champion("1", instead_of="", kind="promote", approved_by="ann", reason="first")
     environment = {**os.environ, "PREFECT_API_URL": api_url(), "PYTHONPATH": str(tmp_path)}
 
     def prefect(*arguments: str) -> None:
@@ -115,13 +115,13 @@ def test_what_is_held_suspends_the_deployments_run_and_goes_on_with_the_answer(t
             assert run.state is not None
             assert run.state.name == "Suspended"
             assert versions.get_version("champion").number == "1"
-            resume_flow_run(run.id, run_input={"approve": True, "who": "ben", "why": "read all 33 images"})
+            resume_flow_run(run.id, run_input={"approve": True, "approved_by": "ben", "reason": "read all 33 images"})
             ended = wait_for_end(run, tmp_path / "worker.log")
         finally:
             worker.kill()  # asked to end while a run ends, it may wait for ever
     assert (ended.name, ended.message) == ("Promoted", "version 2 is champion")
     last = aliases.history()[-1]
-    assert (last.before, last.after, last.who, last.why) == ("1", "2", "ben", "read all 33 images")
+    assert (last.before, last.after, last.approved_by, last.reason) == ("1", "2", "ben", "read all 33 images")
     assert last.overruled.startswith("test set: ")
 
 

@@ -19,7 +19,8 @@ from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.orthanc import ACCOUNT_VARIABLES, Orthanc
 from cxr.pacs.worker import TRIES
-from cxr.registry import aliases, runs, versions
+from cxr.registry import aliases, runs
+from cxr.registry.registration import register_version
 from tasks import pacs
 from tests.support.dicom_images import SECRETS
 from tests.support.orthanc import USER, OrthancServer, serve_orthanc
@@ -75,8 +76,8 @@ def make_champion(*, instead_of: str = "") -> str:
     described = spec(image_size_px=32, backbone="small_cnn")
     written = write_bundle(Path("made"), build("small_cnn", 3).state_dict(), described)
     run_id = runs.start_run(run_id=None, name="n", tags={})
-    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    aliases.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
+    version, _ = register_version(Path("made"), written, run_id=run_id, lineage={}, evaluation={})
+    aliases.move_champion(version.number, instead_of=instead_of, kind="promote", approved_by="ann", reason="test")
     return version.number
 
 

@@ -156,7 +156,7 @@ def test_every_service_was_killed_and_the_same_command_ended_well(loop: Loop) ->
 def test_one_version_and_one_entry_in_the_record_came_of_it(team: Team) -> None:
     model = mlflow(team, "registered-models/get", name=MODEL)["registered_model"]
     assert {alias["alias"]: alias["version"] for alias in model["aliases"]} == {"challenger": "1", "champion": "1"}
-    entries = [json.loads(tag["value"]) for tag in model["tags"] if tag["key"].startswith("ledger.")]
+    entries = [json.loads(tag["value"]) for tag in model["tags"] if tag["key"].startswith("audit_log.")]
     assert [(entry["before"], entry["after"]) for entry in entries] == [("", "1")]
     versions = mlflow(team, "model-versions/search", filter=f"name='{MODEL}'")["model_versions"]
     assert [version["version"] for version in versions] == ["1"]

@@ -22,6 +22,7 @@ from cxr.inference.classifier import Classifier
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.registry import aliases, runs, versions
+from cxr.registry.registration import register_version
 from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.model_info import read_card
 from cxr.webapp.server import Page
@@ -107,11 +108,11 @@ def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False)
     made = Path(f"made-{seed}")
     written = write_bundle(made, build("small_cnn", 3).state_dict(), described)
     run_id = runs.start_run(run_id=None, name="n", tags={})
-    version, _ = versions.register_version(made, written, run_id=run_id, lineage={}, evidence={})
+    version, _ = register_version(made, written, run_id=run_id, lineage={}, evaluation={})
     for path in set(artifacts()) - known if damaged else ():
         if path.name == "model.safetensors":
             path.write_bytes(path.read_bytes()[:-4] + b"evil")
-    aliases.move_champion(version.number, instead_of=instead_of, kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of=instead_of, kind="promote", approved_by="ann", reason="test")
     shutil.rmtree(made)
     return version
 

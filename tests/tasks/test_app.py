@@ -85,7 +85,9 @@ def test_a_new_champion_takes_over_without_a_dropped_request_and_a_wrong_one_doe
         answered = len(clients.told)
         wait_for(lambda: len(clients.told) > answered + 5)
 
-        aliases.move_champion(first.number, instead_of=damaged.number, kind="rollback", who="ann", why="test")
+        aliases.move_champion(
+            first.number, instead_of=damaged.number, kind="rollback", approved_by="ann", reason="test"
+        )
         told_by_now = len(clients.told)
         wait_for(lambda: "1" in {version for _, version in clients.told[told_by_now:]})
         Path("mlruns/mlflow.db").rename("mlruns/away.db")

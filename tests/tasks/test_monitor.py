@@ -39,7 +39,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 def make_champion() -> versions.Version:
     write_model()
     version = register()
-    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     return version
 
 

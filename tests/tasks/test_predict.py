@@ -15,7 +15,8 @@ from cxr.imaging.decode import SUFFIXES, image_from_bytes
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
-from cxr.registry import aliases, runs, versions
+from cxr.registry import aliases, runs
+from cxr.registry.registration import register_version
 from tasks import predict
 from tests.support.dicom_images import PATIENT, dicom_image, picture
 from tests.support.registry_project import CLASSES, call, enter_project, spec
@@ -45,8 +46,8 @@ def champion() -> Path:
     """Register a real network with random weights and make it champion; return its bundle."""
     written = write_bundle(Path("made"), build("resnet50", 3).state_dict(), spec(image_size_px=32))
     run_id = runs.start_run(run_id=None, name="n", tags={})
-    version, _ = versions.register_version(Path("made"), written, run_id=run_id, lineage={}, evidence={})
-    aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+    version, _ = register_version(Path("made"), written, run_id=run_id, lineage={}, evaluation={})
+    aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     return Path("made")
 
 

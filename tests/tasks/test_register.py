@@ -1,6 +1,5 @@
-"""Registering: once for the same weights, from a cache too, and never what does not fit together."""
+"""Registering: once for the same weights, from a cache too, and never files that contradict each other."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def _versions() -> int:
     return len(tracking_store.client().search_model_versions(f"name = '{versions.MODEL}'"))
 
 
-def test_a_model_becomes_the_challenger_with_its_lineage_evidence_and_receipt() -> None:
+def test_a_model_becomes_the_challenger_with_lineage_evaluation_and_receipt() -> None:
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("tags: {}", "tags: {team: radiology}"))
     version = register()
     receipt = read_json(Path("reports/registration.json"))
@@ -79,13 +78,13 @@ def test_another_temperature_bias_or_referral_is_another_version(change: dict[st
     assert register().number == "2"
 
 
-def test_a_new_measurement_of_the_same_weights_adds_evidence_and_keeps_the_old() -> None:
+def test_a_new_evaluation_of_the_same_weights_keeps_the_old_one() -> None:
     first = register()
     metrics = read_json(Path("reports/metrics.json"))
     write_json(Path("reports/metrics.json"), metrics | {"macro_auroc": 0.9})
     second = register()
     assert second.number == first.number
-    assert second.tags["evidence"] != first.tags["evidence"]
+    assert second.tags["evaluation_artifacts"] != first.tags["evaluation_artifacts"]
     assert second.tags["macro_auroc"] == "0.9000"
     assert evaluation_of(first).metric("macro_auroc") == 0.99
 
@@ -116,9 +115,7 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     assert run.data.params == {"train.epochs": "2"}
     assert [m.value for m in tracking_store.client().get_metric_history(version.run_id, "train_loss")] == [0.5, 0.4]
     assert runs.run_tags(version.run_id) == {"restored_from": f"{1:032x}"}
-    assert f"register: the training's run {1:032x} is not in this store; run {version.run_id} stands for it" in (
-        caplog.messages
-    )
+    assert any(f"{1:032x} is not in this store" in message for message in caplog.messages)
     write_json(
         Path("reports/evaluation/calibration.json"), {"temperature": 2.0, "bias": [0.0] * 3, "refer_below": None}
     )
@@ -128,50 +125,40 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("reports/metrics.json", "run `dvc repro` to make it"),
-        ("reports/evaluation/calibration.json", "run `dvc repro` to make it"),
+        ("reports/metrics.json", "run `dvc repro`"),
+        ("reports/evaluation/calibration.json", "run `dvc repro`"),
         ("reports/evaluation/predictions.csv", "run `dvc repro evaluate`"),
-        ("data/split/split.json", "run `dvc repro` to make it"),
-        ("models/trained/training.json", "run `dvc repro` to make it"),
+        ("data/split/split.json", "run `dvc repro`"),
+        ("models/trained/training.json", "run `dvc repro`"),
     ],
 )
 def test_a_missing_input_is_named(path: str, advice: str) -> None:
     Path(path).unlink()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=f"{path} is missing; {advice}"):
         register()
-    assert str(caught.value) == f"{path} is missing; {advice}"
 
 
 def test_an_input_that_is_not_json_is_named() -> None:
     Path("reports/metrics.json").write_text("{")
-    with pytest.raises(DataError, match=r"reports/metrics.json is not JSON .*; run `dvc repro --force`"):
+    with pytest.raises(DataError, match=r"reports/metrics\.json is not JSON"):
         register()
 
 
-def test_metrics_of_another_test_set_are_refused() -> None:
+def test_metrics_of_another_test_set_are_rejected() -> None:
     split = read_json(Path("data/split/split.json"))
     write_json(Path("data/split/split.json"), split | {"test_set_sha256": "f" * 64})
-    measured = read_json(Path("reports/metrics.json"))["test_set_sha256"][:12]
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="dvc repro evaluate"):
         register()
-    assert str(caught.value) == (
-        f"reports/metrics.json was measured on the test set {measured}, data/split/split.json has {'f' * 12}; "
-        "run `dvc repro evaluate`"
-    )
 
 
-def test_weights_changed_after_training_are_refused() -> None:
-    spec = json.loads(Path("models/trained/model.json").read_text())
-    recorded = spec["weights_sha256"][:12]
+def test_weights_changed_after_training_are_rejected() -> None:
     weights = Path("models/trained/model.safetensors")
     weights.write_bytes(weights.read_bytes() + b" ")
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="has been changed"):
         register()
-    assert f"model.json says {recorded}; it was not registered. Run `dvc repro --force train`" in str(caught.value)
     weights.unlink()
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="is missing"):
         register()
-    assert str(caught.value) == "models/trained/model.safetensors is missing; run `dvc repro train`"
 
 
 def test_a_password_in_the_stores_address_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, image_measures, make_reference, write_reference
 from cxr.registry import aliases, runs, tracking_store, versions
+from cxr.registry.registration import register_version
 from tasks import predict, score
 from tests.support.project import PROJECT
 from tests.support.registry_project import CLASSES, call, enter_project, spec
@@ -68,9 +69,9 @@ def make_champion(*, seed: int, refer_below: float | None, with_reference: bool)
         write_reference(folder / REFERENCE_FILE, some_reference())
     run_id = runs.start_run(run_id=None, name="n", tags={})
     before = versions.champion()
-    version, _ = versions.register_version(folder, written, run_id=run_id, lineage={}, evidence={})
+    version, _ = register_version(folder, written, run_id=run_id, lineage={}, evaluation={})
     aliases.move_champion(
-        version.number, instead_of=before.number if before else "", kind="promote", who="ann", why="test"
+        version.number, instead_of=before.number if before else "", kind="promote", approved_by="ann", reason="test"
     )
 
 

@@ -1,50 +1,51 @@
-"""Who is champion: the record of every move, a killed command, and two commands at once, in a real registry."""
+"""Moves of the alias `champion` in a real registry: audit log, killed commands, two at once, moves by hand."""
 
 import contextlib
-import logging
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
+import mlflow
 import pytest
 
 from cxr.common.errors import PromotionHeldError, RegistryError
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.audit_log import Kind, Move
+from cxr.registry.audit_log_store import claim_of
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project
 from tests.support.servers import free_ports
 
 MOVE = """
-import os, sys, time
+import sys, time
 from pathlib import Path
-from cxr import champions, tracking_store
 from cxr.common.cli import run_command
+from cxr.registry import aliases, tracking_store
 tracking_store.client().search_experiments()
 number, instead_of = sys.argv[1:3]
-ready = Path(f"ready-{number}")
-ready.touch()
+Path(f"ready-{number}").touch()
 while not Path("go").exists():
     time.sleep(0.001)
 def move():
-    aliases.move_champion(number, instead_of=instead_of, kind="promote", who="ann", why="at once")
+    aliases.move_champion(number, instead_of=instead_of, kind="promote", approved_by="ann", reason="at once")
 run_command(move)
 """
 
-KILLED = """
-import os, signal, sys
-import mlflow
-from cxr import champions
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(mlflow.MlflowClient, sys.argv[1], die)
-aliases.move_champion("2", instead_of="1", kind="promote", who="ann", why="better")
-"""
+
+AtOnce = Callable[[Path, tuple[str, ...]], dict[str, str]]
+
+
+class Killed(BaseException):
+    """Ends a move where it is, as SIGKILL would: nothing of the product catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +61,10 @@ def create_versions(count: int) -> None:
         client.create_model_version(versions.MODEL, "s3://models/one")
 
 
-def move(number: str, instead_of: str, *, kind: Kind = "promote", who: str = "ann", why: str = "better") -> Move:
-    return aliases.move_champion(number, instead_of=instead_of, kind=kind, who=who, why=why)
+def move(
+    number: str, instead_of: str, *, kind: Kind = "promote", approved_by: str = "ann", reason: str = "better"
+) -> Move:
+    return aliases.move_champion(number, instead_of=instead_of, kind=kind, approved_by=approved_by, reason=reason)
 
 
 def names_of_claims() -> list[str]:
@@ -79,12 +82,12 @@ def test_without_a_model_there_is_no_history_and_nothing_to_go_back_to() -> None
 
 def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
     create_versions(2)
-    move("1", "", why="first")
-    move("2", "1", who="ben")
+    move("1", "", reason="first")
+    move("2", "1", approved_by="ben")
     assert aliases.previous_champion().number == "1"
-    move("1", "2", kind="rollback", who="cem", why="misses effusions")
+    move("1", "2", kind="rollback", approved_by="cem", reason="misses effusions")
     moves = aliases.history()
-    assert [(m.number, m.kind, m.before, m.after, m.who, m.why) for m in moves] == [
+    assert [(m.number, m.kind, m.before, m.after, m.approved_by, m.reason) for m in moves] == [
         (1, "promote", "", "1", "ann", "first"),
         (2, "promote", "1", "2", "ben", "better"),
         (3, "rollback", "2", "1", "cem", "misses effusions"),
@@ -98,14 +101,10 @@ def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
 def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> None:
     create_versions(3)
     move("1", "")
-    move("2", "1", who="ben", why="new images")
+    move("2", "1", approved_by="ben", reason="new images")
     with pytest.raises(PromotionHeldError) as caught:
         move("3", "1")
-    assert str(caught.value) == (
-        "version 3 was not made champion: another move came first (entry 2 of the record: ben made version 2 champion "
-        "(new images)), and this one was decided against version 1; run the same command again, which decides against "
-        "the champion of then"
-    )
+    assert "entry 2: ben made version 2 champion (new images)" in str(caught.value)
     assert [entry.after for entry in aliases.history()] == ["1", "2"]
     assert versions.get_version("champion").number == "2"
 
@@ -134,50 +133,90 @@ def mlflow_server(folder: Path) -> Iterator[str]:
             process.wait()
 
 
-@pytest.fixture(params=["database", "server"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The project's store, reached directly or through a server of MLflow's."""
-    with contextlib.ExitStack() as stack:
-        if request.param == "server":
-            monkeypatch.setenv(tracking_store.STORE_VARIABLE, stack.enter_context(mlflow_server(tmp_path)))
-        yield
+def at_once_in_processes(folder: Path, numbers: tuple[str, ...]) -> dict[str, str]:
+    """Promote both versions instead of version 1 at the same moment; return each command's error, "" for none."""
+    both = {
+        number: subprocess.Popen([sys.executable, "-c", MOVE, number, "1"], stderr=subprocess.PIPE, text=True)
+        for number in numbers
+    }
+    wait_for(lambda: all((folder / f"ready-{number}").exists() for number in numbers))
+    (folder / "go").touch()
+    messages = {number: process.communicate()[1] for number, process in both.items()}
+    codes = {process.returncode for process in both.values()}
+    assert codes == {0, PromotionHeldError.exit_code}, messages
+    return {number: messages[number] if process.returncode else "" for number, process in both.items()}
 
 
-@pytest.mark.usefixtures("store")
-def test_of_two_processes_that_promote_at_once_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
+def at_once_in_threads(_folder: Path, numbers: tuple[str, ...]) -> dict[str, str]:
+    def promote(number: str) -> str:
+        try:
+            move(number, "1")
+        except PromotionHeldError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        return dict(zip(numbers, pool.map(promote, numbers), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("through_server", "at_once"),
+    [(False, at_once_in_processes), (True, at_once_in_threads)],
+    ids=["database", "server"],
+)
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_held(
+    through_server: bool, at_once: AtOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create_versions(3)
     move("1", "")
-    both = [
-        subprocess.Popen([sys.executable, "-c", MOVE, number, "1"], stderr=subprocess.PIPE, text=True)
-        for number in ("2", "3")
-    ]
-    wait_for(lambda: (tmp_path / "ready-2").exists() and (tmp_path / "ready-3").exists())
-    (tmp_path / "go").touch()
-    said = {number: process.communicate()[1] for number, process in zip(("2", "3"), both, strict=True)}
-    codes = dict(zip(("2", "3"), (process.returncode for process in both), strict=True))
-    assert sorted(codes.values()) == [0, PromotionHeldError.exit_code], said
-    winner, loser = sorted(codes, key=codes.__getitem__)
-    assert f"error: version {loser} was not made champion: another move came first" in said[loser]
-    aliases.settle()
-    assert versions.get_version("champion").number == winner
-    assert [(entry.before, entry.after) for entry in aliases.history()] == [("", "1"), ("1", winner)]
-    assert names_of_claims() == []
+    with contextlib.ExitStack() as stack:
+        if through_server:
+            monkeypatch.setenv(tracking_store.STORE_VARIABLE, stack.enter_context(mlflow_server(tmp_path)))
+        messages = at_once(tmp_path, ("2", "3"))
+        winner, loser = sorted(messages, key=messages.__getitem__)
+        assert messages[winner] == ""
+        assert f"version {loser} was not made champion" in messages[loser]
+        aliases.settle()
+        assert versions.get_version("champion").number == winner
+        assert [(entry.before, entry.after) for entry in aliases.history()] == [("", "1"), ("1", winner)]
+        assert names_of_claims() == []
 
 
-@pytest.mark.parametrize("step", ["set_registered_model_tag", "set_registered_model_alias", "delete_experiment"])
-def test_a_move_killed_at_any_step_is_finished_by_the_next_command_as_it_was_begun(step: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "call"),
+    [
+        ("set_registered_model_tag", 1),
+        ("set_registered_model_tag", 2),
+        ("set_registered_model_alias", 1),
+        ("delete_experiment", 1),
+    ],
+)
+def test_a_move_killed_at_any_step_is_finished_by_the_next_command(
+    step: str, call: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     create_versions(2)
     move("1", "")
-    done = subprocess.run([sys.executable, "-c", KILLED, step], env=os.environ, check=False)
-    assert done.returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        real, calls = getattr(mlflow.MlflowClient, step), itertools.count(1)
+
+        def die(*arguments: Any, **named: Any) -> Any:
+            if next(calls) == call:
+                raise Killed
+            return real(*arguments, **named)
+
+        patch.setattr(mlflow.MlflowClient, step, die)
+        with pytest.raises(Killed):
+            move("2", "1")
     begun = aliases.unfinished()
     assert begun is not None
-    assert (begun.before, begun.after, begun.who) == ("1", "2", "ann")
+    assert (begun.before, begun.after, begun.approved_by) == ("1", "2", "ann")
+    assert versions.champion() is not None
+    assert aliases.problems() == caplog.messages == []  # a move under way is not a move by hand
     aliases.settle()
     assert aliases.unfinished() is None
     assert versions.get_version("champion").number == "2"
     assert aliases.history()[1:] == [begun]
-    assert names_of_claims() == []
+    assert names_of_claims() == aliases.problems() == []
     move("1", "2", kind="rollback")
     assert [entry.number for entry in aliases.history()] == [1, 2, 3]
 
@@ -185,52 +224,138 @@ def test_a_move_killed_at_any_step_is_finished_by_the_next_command_as_it_was_beg
 def test_a_late_finisher_does_not_undo_the_move_that_came_after() -> None:
     create_versions(3)
     move("1", "")
-    tracking_store.client().create_experiment(  # a claim whose owner is still on its way
-        "chest-xray-pneumonia audit log 000002", tags={"entry": aliases.history()[0].to_line()}
-    )
-    late = Move(2, "2026-01-01T00:00:00+00:00", "promote", "1", "2", "ann", "slow", "")
-    claim = tracking_store.client().get_experiment_by_name("chest-xray-pneumonia audit log 000002")
-    assert claim is not None
-    tracking_store.client().set_experiment_tag(claim.experiment_id, "entry", late.to_line())
-    aliases.settle()
+    move("2", "1")
     move("3", "2")
-    tracking_store.client().restore_experiment(claim.experiment_id)  # as its owner still sees it
-    owners = aliases._claim_of(2)
-    assert owners is not None
-    aliases._finish(owners)
+    claim = claim_of(2)
+    assert claim is not None
+    tracking_store.client().restore_experiment(claim.experiment_id)  # open, as its slow owner still sees it
+    aliases._finish(replace(claim, is_open=True))
     assert versions.get_version("champion").number == "3"
     assert [entry.after for entry in aliases.history()] == ["1", "2", "3"]
+    assert aliases.problems() == []
 
 
-def test_an_alias_moved_by_hand_is_no_unfinished_move() -> None:
+def set_by_hand(number: str) -> None:
+    tracking_store.client().set_registered_model_alias(versions.MODEL, "champion", number)
+
+
+def test_a_champion_set_by_hand_is_served_with_one_warning_however_often_it_is_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     create_versions(2)
     move("1", "")
-    tracking_store.client().set_registered_model_alias(versions.MODEL, "champion", "2")
+    assert versions.get_version("champion").number == "1"
+    assert caplog.messages == []
+    versions.tag_version("2", {"promotion_decision": "REJECT"})
+    set_by_hand("2")
     assert aliases.unfinished() is None
-    aliases.settle()
+    for _ in range(3):
+        assert versions.get_version("champion").number == "2"
+    (warning,) = caplog.messages
+    assert "version 2 (gate: REJECT)" in warning
+    assert "the audit log says version 1" in warning
+    assert aliases.problems() == [warning]
+    assert aliases.standing() == aliases.Standing(recorded="1", alias="2")
+
+
+def test_without_any_record_a_champion_set_by_hand_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    create_versions(1)
+    set_by_hand("1")
+    assert versions.get_version("champion").number == "1"
+    assert "the audit log says no version" in caplog.text
+    move = aliases.restore_champion(approved_by="ann", reason="not tested")
+    assert (move.kind, move.before, move.after, move.found) == ("restore", "", "", "1")
+    assert versions.champion() is None
+    assert aliases.problems() == []
+
+
+def test_a_champion_removed_by_hand_is_noticed_and_restored(caplog: pytest.LogCaptureFixture) -> None:
+    create_versions(1)
+    move("1", "")
+    tracking_store.client().delete_registered_model_alias(versions.MODEL, "champion")
+    assert versions.champion() is None
+    assert "was removed by hand" in caplog.text
+    aliases.restore_champion(approved_by="ann", reason="a slip")
+    assert versions.get_version("champion").number == "1"
+    assert aliases.history()[-1].found == "none"
+
+
+def test_only_versions_that_passed_are_rolled_back_to() -> None:
+    create_versions(3)
+    move("1", "")
+    set_by_hand("2")
+    aliases.move_champion(
+        "3", instead_of="1", alias_was="2", kind="promote", approved_by="ann", reason="better than version 1"
+    )
+    assert (aliases.history()[-1].before, aliases.history()[-1].found) == ("1", "2")
+    assert aliases.previous_champion().number == "1"
+
+
+def test_a_move_decided_before_the_alias_was_moved_by_hand_is_not_made() -> None:
+    create_versions(3)
+    move("1", "")
+    set_by_hand("2")
+    with pytest.raises(PromotionHeldError):
+        move("3", "1")
     assert versions.get_version("champion").number == "2"
 
 
-def test_the_last_entry_comes_back_when_it_was_removed_by_hand() -> None:
-    create_versions(2)
-    move("1", "")
-    move("2", "1")
+def change_entry(number: int, line: str | None = None) -> None:
+    """Change the name in an entry by hand, or the whole line."""
+    client, tag = tracking_store.client(), f"audit_log.{number:06d}"
+    stored = client.get_registered_model(versions.MODEL).tags[tag]
+    client.set_registered_model_tag(versions.MODEL, tag, line or stored.replace("ann", "eve"))
+
+
+def remove_entry(number: int) -> None:
+    tracking_store.client().delete_registered_model_tag(versions.MODEL, f"audit_log.{number:06d}")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (change_entry, "was changed"),
+        (remove_entry, "is missing"),
+        (lambda n: change_entry(n, "nonsense"), "was changed"),
+    ],
+    ids=["changed", "removed", "unreadable"],
+)
+def test_an_entry_changed_or_removed_by_hand_is_named_and_comes_back(
+    number: int, damage: Callable[[int], None], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_versions(3)
+    for version in (1, 2, 3):
+        move(str(version), str(version - 1) if version > 1 else "")
     before = aliases.history()
-    tracking_store.client().delete_registered_model_tag(versions.MODEL, "ledger.000002")
+    damage(number)
+    assert [problem.partition(" in the audit log")[0] for problem in aliases.problems()] == [f"entry {number} {what}"]
+    with contextlib.suppress(RegistryError):  # an unreadable entry stops it
+        aliases.history()
+    assert f"the audit log was changed by hand: entry {number} {what}" in caplog.messages
     aliases.settle()
     assert aliases.history() == before
+    assert aliases.problems() == []
 
 
-def test_an_entry_changed_by_hand_shows(caplog: pytest.LogCaptureFixture) -> None:
-    create_versions(2)
+def test_an_entry_whose_claim_is_gone_too_stays_named_after_the_next_move() -> None:
+    create_versions(3)
     move("1", "")
     move("2", "1")
-    client = tracking_store.client()
-    first = client.get_registered_model(versions.MODEL).tags["ledger.000001"]
-    client.set_registered_model_tag(versions.MODEL, "ledger.000001", first.replace("ann", "eve"))
-    caplog.set_level(logging.WARNING)
-    aliases.history()
-    assert "the record of champions was changed by hand at entry 2" in caplog.messages
-    client.set_registered_model_tag(versions.MODEL, "ledger.000001", "nonsense")
-    with pytest.raises(RegistryError, match=r"cannot be read .*; mend or remove the damaged tag audit log"):
-        aliases.history()
+    change_entry(2)
+    claim = tracking_store.client().get_experiment_by_name("chest-xray-pneumonia audit log 000002")
+    assert claim is not None
+    tracking_store.client().restore_experiment(claim.experiment_id)
+    tracking_store.client().rename_experiment(claim.experiment_id, "gone")
+    tracking_store.client().delete_experiment(claim.experiment_id)
+    aliases.settle()
+    move("3", "2")
+    assert aliases.problems() == ["entry 2 was changed in the audit log"]
+
+
+def test_a_changed_head_does_not_accuse_the_last_entry() -> None:
+    create_versions(1)
+    move("1", "")
+    for text in ("1 " + "0" * 64, "nonsense"):
+        tracking_store.client().set_registered_model_tag(versions.MODEL, "audit_log_head", text)
+        assert aliases.problems() == []

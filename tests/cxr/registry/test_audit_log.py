@@ -1,4 +1,4 @@
-"""The record of champions: its chain, and what it says about going back."""
+"""The audit log: its chain of digests, and the champions to go back to."""
 
 import getpass
 
@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr.registry.audit_log import (
+    Head,
     Kind,
     Move,
-    altered,
     champions_before,
     digest,
+    faults,
+    head_from_text,
     move_from_line,
     present_user,
+    recorded_champion,
     rolled_back_by,
 )
 
@@ -36,13 +39,29 @@ def test_an_entry_is_read_back_as_written() -> None:
 
 
 @given(st.integers(1, 6), st.data())
-def test_any_changed_or_removed_entry_but_the_last_shows(count: int, data: st.DataObject) -> None:
-    lines = _chain(count + 1)
-    assert altered(lines) == []
-    place = data.draw(st.integers(0, count - 1))
-    changed = [line.replace("ann", "eve") if n == place else line for n, line in enumerate(lines)]
-    assert altered(changed) == [place + 2]
-    assert altered(lines[:place] + lines[place + 1 :])
+def test_any_changed_or_missing_entry_is_named(count: int, data: st.DataObject) -> None:
+    lines = _chain(count)
+    entries, head = dict(enumerate(lines, start=1)), Head(count, digest(lines[-1]))
+    assert faults(entries, head) == []
+    number = data.draw(st.integers(1, count))
+    old = data.draw(st.sampled_from(["ann", '"previous": "', '"number"', "{"]))
+    changed = entries | {number: entries[number].replace(old, f"{old}x")}
+    assert [(fault.number, fault.what) for fault in faults(changed, head)] == [(number, "changed")]
+    missing = {n: line for n, line in entries.items() if n != number}
+    (fault,) = faults(missing, head)
+    assert (fault.number, fault.what, fault.sha256) == (number, "missing", digest(entries[number]))
+
+
+def test_without_a_head_the_last_entry_is_not_vouched_for() -> None:
+    lines = _chain(2)
+    entries = dict(enumerate(lines, start=1))
+    assert faults(entries, None) == faults(entries | {2: lines[1].replace("ann", "eve")}, None) == []
+
+
+def test_a_head_is_read_back_as_written() -> None:
+    head = Head(3, "ab" * 32)
+    assert head_from_text(head.to_text()) == head
+    assert head_from_text("") is head_from_text("three") is None
 
 
 @pytest.mark.parametrize(
@@ -54,10 +73,20 @@ def test_any_changed_or_removed_entry_but_the_last_shows(count: int, data: st.Da
         # two rollbacks in a row go back two champions, not to and fro
         ([("promote", "", "1"), ("promote", "1", "2"), ("promote", "2", "3"), ("rollback", "3", "2")], ["1"]),
         ([("rollback", "2", "1")], []),
+        # a version that was set by hand, replaced, and rolled back to: as release 0.4.0 recorded it
+        ([("promote", "", "1"), ("promote", "9", "2"), ("rollback", "2", "9")], ["1"]),
+        ([("promote", "", "1"), ("promote", "1", "2"), ("restore", "2", "2")], ["1"]),
     ],
 )
 def test_the_champions_to_go_back_to(steps: list[tuple[Kind, str, str]], expected: list[str]) -> None:
     assert champions_before(_moves(*steps)) == expected
+
+
+def test_a_version_that_was_never_promoted_is_no_recorded_champion() -> None:
+    moves = _moves(("promote", "", "1"), ("promote", "9", "2"), ("rollback", "2", "9"))
+    assert recorded_champion(moves) == "1"
+    assert recorded_champion(moves[:2]) == "2"
+    assert recorded_champion([]) == recorded_champion(_moves(("restore", "9", ""))) == ""
 
 
 def test_a_version_counts_as_rolled_back_until_it_is_promoted_again() -> None:

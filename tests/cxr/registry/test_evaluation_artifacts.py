@@ -1,4 +1,4 @@
-"""Evidence as files: read as registered, and never more than what is there."""
+"""Evaluation artifacts as files: read as registered, and missing ones as missing."""
 
 import json
 from pathlib import Path
@@ -16,18 +16,18 @@ def test_the_test_images_are_read_and_checked_against_the_digest(tmp_path: Path)
         f"{HEADING}007,test,NA,normal,viral,0.25,0.75\nb,validation,p2,normal,normal,0.9,0.1\n"
     )
     digest = evaluation_digest(tmp_path)
-    evidence = read_evaluation(tmp_path, {"synthetic": "true"}, sha256=digest)
-    assert evidence.images is not None
-    assert evidence.images[["image_id", "patient_id", "p_viral"]].to_dict("records") == [
+    artifacts = read_evaluation(tmp_path, {"synthetic": "true"}, sha256=digest)
+    assert artifacts.images is not None
+    assert artifacts.images[["image_id", "patient_id", "p_viral"]].to_dict("records") == [
         {"image_id": "007", "patient_id": "NA", "p_viral": 0.75}
     ]
-    assert (evidence.metric("accuracy"), evidence.metric("macro_f1"), evidence.metric("no", "such")) == (
+    assert (artifacts.metric("accuracy"), artifacts.metric("macro_f1"), artifacts.metric("no", "such")) == (
         1.0,
         None,
         None,
     )
-    assert (evidence.recall("normal"), evidence.recall("viral")) == (0.0, None)
-    assert (evidence.classes, evidence.synthetic, evidence.changed) == (("normal",), True, False)
+    assert (artifacts.recall("normal"), artifacts.recall("viral")) == (0.0, None)
+    assert (artifacts.classes, artifacts.synthetic, artifacts.changed) == (("normal",), True, False)
     (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 0.9}))
     assert read_evaluation(tmp_path, {}, sha256=digest).changed
 
@@ -39,15 +39,15 @@ def test_the_test_images_are_read_and_checked_against_the_digest(tmp_path: Path)
 def test_what_cannot_be_read_counts_as_missing(tmp_path: Path, metrics: str, predictions: str) -> None:
     (tmp_path / "metrics.json").write_text(metrics)
     (tmp_path / "predictions.csv").write_text(predictions)
-    evidence = read_evaluation(tmp_path, {}, sha256="")
-    assert evidence.metrics is None
-    assert evidence.images is None
+    artifacts = read_evaluation(tmp_path, {}, sha256="")
+    assert artifacts.metrics is None
+    assert artifacts.images is None
 
 
-def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
+def test_without_a_folder_there_are_no_artifacts(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
-        evidence = read_evaluation(folder, {}, sha256=evaluation_digest(tmp_path))
-        assert (evidence.metrics, evidence.images, evidence.changed) == (None, None, False)
-        assert evidence.classes == ()
-        assert evidence.test_set_sha256 == ""
-        assert evidence.recall("normal") is None
+        artifacts = read_evaluation(folder, {}, sha256=evaluation_digest(tmp_path))
+        assert (artifacts.metrics, artifacts.images, artifacts.changed) == (None, None, False)
+        assert artifacts.classes == ()
+        assert artifacts.test_set_sha256 == ""
+        assert artifacts.recall("normal") is None

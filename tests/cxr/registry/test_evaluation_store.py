@@ -1,4 +1,4 @@
-"""What a version left in a real store: its evidence of each test set, and the images it was trained on."""
+"""What a version left in a real store: its evaluation on each test set, and the images it was trained on."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     write_model()
 
 
-def test_a_version_without_evidence_in_the_store_has_none() -> None:
+def test_lost_evaluation_artifacts_are_missing() -> None:
     version = register()
     found = evaluation_of(version)
     assert (found.metric("accuracy"), found.changed) == (1.0, False)
@@ -28,7 +28,7 @@ def test_a_version_without_evidence_in_the_store_has_none() -> None:
     assert evaluation_of(version).images is None
 
 
-def test_a_later_measurement_is_found_by_its_test_set_and_the_first_stays(tmp_path: Path) -> None:
+def test_a_later_evaluation_is_found_by_its_test_set_and_the_first_stays(tmp_path: Path) -> None:
     version = register()
     folder = tmp_path / "later"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The gate: every way to be refused or held, in the words that a person reads."""
+"""The gate: every reason to reject or hold a version."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,6 @@ PARAMS = PromoteParams(
     seed=1,
 )
 TAGS = {**dict.fromkeys(LINEAGE_TAGS, "x"), "synthetic": "false", "git_dirty": "false"}
-FILES = "metrics.json and predictions.csv as registered, agreeing with each other"
 
 
 def _images(wrong: dict[str, int], per_class: int = 10) -> pd.DataFrame:
@@ -47,9 +46,9 @@ def _images(wrong: dict[str, int], per_class: int = 10) -> pd.DataFrame:
 
 
 def _of(images: pd.DataFrame, *, tags: dict[str, str] = TAGS, **metrics: Any) -> EvaluationArtifacts:
-    """Return evidence of these images whose metrics.json agrees with them, but for what is given."""
+    """Return artifacts of these images whose metrics.json agrees with them, but for what is given."""
     accuracy = float((images["label"] == images["predicted_class"]).mean())
-    told = {
+    agreeing = {
         "accuracy": accuracy,
         "macro_f1": accuracy,
         "macro_auroc": 0.95,
@@ -58,29 +57,30 @@ def _of(images: pd.DataFrame, *, tags: dict[str, str] = TAGS, **metrics: Any) ->
         "n_test": len(images),
         "test_set_sha256": EvaluationArtifacts({}, images, tags).test_set_sha256,
     }
-    return EvaluationArtifacts(told | metrics, images, tags)
+    return EvaluationArtifacts(agreeing | metrics, images, tags)
 
 
-def _evidence(
+def _artifacts(
     wrong: dict[str, int] | None = None, *, tags: dict[str, str] = TAGS, per_class: int = 10, **metrics: Any
 ) -> EvaluationArtifacts:
     return _of(_images(wrong or {}, per_class), tags=tags, **metrics)
 
 
-def _without(evidence: EvaluationArtifacts, name: str) -> EvaluationArtifacts:
-    assert evidence.metrics is not None
-    return replace(evidence, metrics={key: value for key, value in evidence.metrics.items() if key != name})
+def _without(artifacts: EvaluationArtifacts, name: str) -> EvaluationArtifacts:
+    assert artifacts.metrics is not None
+    return replace(artifacts, metrics={key: value for key, value in artifacts.metrics.items() if key != name})
 
 
-def _against(decision: Decision) -> list[str]:
-    return [str(check) for check in decision.against]
+def _against(decision: Decision) -> dict[str, str]:
+    """Return what was observed by the checks that made the verdict, by their names."""
+    return {check.name: check.observed for check in decision.against}
 
 
-def test_good_evidence_and_no_champion_is_promoted_on_the_floors_alone() -> None:
-    decision = decide(_evidence(), None, PARAMS)
+def test_without_a_champion_the_floors_alone_decide() -> None:
+    decision = decide(_artifacts(), None, PARAMS)
     assert decision.decision == "PROMOTE"
     assert [check.name for check in decision.reasons] == [
-        "evidence",
+        "evaluation artifacts",
         "lineage",
         "stored model",
         "accuracy",
@@ -93,156 +93,176 @@ def test_good_evidence_and_no_champion_is_promoted_on_the_floors_alone() -> None
     ]
 
 
-UNDECIDED: list[tuple[str, Callable[[], EvaluationArtifacts], str]] = [
+UNDECIDED: list[tuple[str, Callable[[], EvaluationArtifacts], str, str]] = [
     (
         "no metrics",
-        lambda: replace(_evidence(), metrics=None),
-        f"evidence: metrics.json is missing or not JSON, required {FILES}",
+        lambda: replace(_artifacts(), metrics=None),
+        "evaluation artifacts",
+        "metrics.json is missing",
     ),
     (
         "no predictions",
-        lambda: replace(_evidence(), images=None),
-        f"evidence: predictions.csv is missing or not a table of predictions, required {FILES}",
+        lambda: replace(_artifacts(), images=None),
+        "evaluation artifacts",
+        "predictions.csv is missing",
     ),
     (
         "no test images",
-        lambda: replace(_evidence(), images=_images({}).iloc[:0]),
-        f"evidence: predictions.csv has no test images, required {FILES}",
+        lambda: replace(_artifacts(), images=_images({}).iloc[:0]),
+        "evaluation artifacts",
+        "no test images",
     ),
     (
         "changed",
-        lambda: replace(_evidence(), changed=True),
-        f"evidence: the files were changed after registration, required {FILES}",
+        lambda: replace(_artifacts(), changed=True),
+        "evaluation artifacts",
+        "changed after registration",
     ),
     (
         "other count",
-        lambda: _evidence(n_test=7),
-        f"evidence: metrics.json counts other test images than predictions.csv, required {FILES}",
+        lambda: _artifacts(n_test=7),
+        "evaluation artifacts",
+        "different number of test images",
     ),
     (
         "no classes",
-        lambda: _without(_evidence(), "classes"),
-        f"evidence: metrics.json names no classes, required {FILES}",
+        lambda: _without(_artifacts(), "classes"),
+        "evaluation artifacts",
+        "no classes",
     ),
     (
         "other test set",
-        lambda: _evidence(test_set_sha256="0" * 64),
-        f"evidence: predictions.csv is of another test set than metrics.json, required {FILES}",
+        lambda: _artifacts(test_set_sha256="0" * 64),
+        "evaluation artifacts",
+        "another test set",
     ),
     (
-        "embellished accuracy",
-        lambda: _evidence({"normal": 3}, accuracy=0.99),
-        f"evidence: metrics.json says accuracy 0.990, predictions.csv gives 0.900, required {FILES}",
+        "inflated accuracy",
+        lambda: _artifacts({"normal": 3}, accuracy=0.99),
+        "evaluation artifacts",
+        "0.900",
     ),
     (
-        "embellished classes",
+        "inflated classes",
         lambda: _of(_images({"normal": 3}).assign(predicted_class=_images({})["label"])),
-        f"evidence: predictions.csv calls 3 images other than their most probable class, required {FILES}",
+        "evaluation artifacts",
+        "3 images",
     ),
     (
         "no probabilities",
         lambda: _of(_images({}).drop(columns=[f"p_{name}" for name in CLASSES])),
-        f"evidence: predictions.csv has no probabilities, required {FILES}",
+        "evaluation artifacts",
+        "no probabilities",
     ),
     *(
         (
             f"no {name}",
-            lambda name=name: _evidence(tags={**TAGS, name: "none"}),
-            f"lineage: {name} missing, required {', '.join(LINEAGE_TAGS)}",
+            lambda name=name: _artifacts(tags={**TAGS, name: "none"}),
+            "lineage",
+            f"{name} missing",
         )
         for name in LINEAGE_TAGS
     ),
     (
         "code in no commit",
-        lambda: _evidence(tags={**TAGS, "git_dirty": "true"}),
-        f"lineage: the tree differed from git_commit, so its code is in no commit, required {', '.join(LINEAGE_TAGS)}",
+        lambda: _artifacts(tags={**TAGS, "git_dirty": "true"}),
+        "lineage",
+        "git_commit",
     ),
     (
         "missing metric",
-        lambda: _without(_evidence(), "macro_auroc"),
-        "macro_auroc: missing or not a finite number, required at least 0.750",
+        lambda: _without(_artifacts(), "macro_auroc"),
+        "macro_auroc",
+        "missing",
     ),
     (
         "NaN metric",
-        lambda: _evidence(macro_f1=float("nan")),
-        "macro_f1: missing or not a finite number, required at least 0.600",
+        lambda: _artifacts(macro_f1=float("nan")),
+        "macro_f1",
+        "not a finite number",
     ),
     (
         "metric that is no number",
-        lambda: _evidence(macro_f1=True),
-        "macro_f1: missing or not a finite number, required at least 0.600",
+        lambda: _artifacts(macro_f1=True),
+        "macro_f1",
+        "not a finite number",
     ),
     (
         "a class without test images",
         lambda: _of(_images({}).query("label != 'viral'")),
-        "recall of viral: missing or not a finite number, required at least 0.300",
+        "recall of viral",
+        "missing",
     ),
     (
         "calibration not measured",
-        lambda: _without(_evidence(), "calibration"),
-        "calibration error: missing or not a finite number, required at most 0.200",
+        lambda: _without(_artifacts(), "calibration"),
+        "calibration error",
+        "missing",
     ),
 ]
 
-REFUSED: list[tuple[str, Callable[[], EvaluationArtifacts], str]] = [
-    ("below a floor", lambda: _evidence(macro_f1=0.5), "macro_f1: 0.500, required at least 0.600"),
-    ("blind to a class", lambda: _evidence({"viral": 8}), "recall of viral: 0.200, required at least 0.300"),
+REJECTED: list[tuple[str, Callable[[], EvaluationArtifacts], str, str]] = [
+    ("below a floor", lambda: _artifacts(macro_f1=0.5), "macro_f1", "0.500"),
+    ("blind to a class", lambda: _artifacts({"viral": 8}), "recall of viral", "0.200"),
     (
         "uncalibrated",
-        lambda: _evidence(calibration={"ece": 0.3}),
-        "calibration error: 0.300, required at most 0.200",
+        lambda: _artifacts(calibration={"ece": 0.3}),
+        "calibration error",
+        "0.300",
     ),
 ]
 
 
-@pytest.mark.parametrize(("challenger", "reason"), [row[1:] for row in UNDECIDED], ids=[row[0] for row in UNDECIDED])
-def test_what_is_missing_or_contradictory_holds_and_says_so(
-    challenger: Callable[[], EvaluationArtifacts], reason: str
+@pytest.mark.parametrize(
+    ("challenger", "check", "observed"), [row[1:] for row in UNDECIDED], ids=[row[0] for row in UNDECIDED]
+)
+def test_what_is_missing_or_contradictory_holds(
+    challenger: Callable[[], EvaluationArtifacts], check: str, observed: str
 ) -> None:
     decision = decide(challenger(), None, PARAMS)
     assert decision.decision == "HOLD"
-    assert reason in _against(decision)
+    assert observed in _against(decision)[check]
 
 
-@pytest.mark.parametrize(("challenger", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
-def test_a_refusal_says_what_was_seen_and_what_is_required(
-    challenger: Callable[[], EvaluationArtifacts], reason: str
+@pytest.mark.parametrize(
+    ("challenger", "check", "observed"), [row[1:] for row in REJECTED], ids=[row[0] for row in REJECTED]
+)
+def test_a_rejection_names_check_and_value(
+    challenger: Callable[[], EvaluationArtifacts], check: str, observed: str
 ) -> None:
     decision = decide(challenger(), None, PARAMS)
     assert decision.decision == "REJECT"
-    assert reason in _against(decision)
+    assert observed in _against(decision)[check]
 
 
-def test_what_is_not_good_enough_is_refused_though_something_else_is_undecided() -> None:
-    decision = decide(replace(_evidence(macro_f1=0.5), changed=True), None, PARAMS)
+def test_a_failed_check_rejects_although_another_is_undecided() -> None:
+    decision = decide(replace(_artifacts(macro_f1=0.5), changed=True), None, PARAMS)
     assert decision.decision == "REJECT"
-    assert _against(decision) == ["macro_f1: 0.500, required at least 0.600"]
+    assert _against(decision) == {"macro_f1": "0.500"}
 
 
 def test_a_model_of_the_sample_needs_no_commit() -> None:
     tags = {**TAGS, "synthetic": "true", "git_commit": "none", "git_dirty": "none"}
-    assert decide(_evidence(tags=tags), None, PARAMS).decision == "PROMOTE"
-    without_lock = decide(_evidence(tags={**tags, "dvc_lock_sha256": "none"}), None, PARAMS)
+    assert decide(_artifacts(tags=tags), None, PARAMS).decision == "PROMOTE"
+    without_lock = decide(_artifacts(tags={**tags, "dvc_lock_sha256": "none"}), None, PARAMS)
     assert [check.observed for check in without_lock.against] == ["dvc_lock_sha256 missing"]
 
 
 def test_a_model_that_the_store_has_lost_is_held() -> None:
-    decision = decide(_evidence(), None, PARAMS, broken_bundle="the store has lost model.safetensors")
+    decision = decide(_artifacts(), None, PARAMS, broken_bundle="the store has lost model.safetensors")
     assert decision.decision == "HOLD"
-    assert _against(decision) == ["stored model: the store has lost model.safetensors, required the registered digests"]
+    assert _against(decision) == {"stored model": "the store has lost model.safetensors"}
 
 
-def test_a_worse_viral_recall_is_refused_with_that_reason_though_accuracy_rises() -> None:
-    champion, challenger = _evidence({"normal": 6}), _evidence({"viral": 2})
+def test_a_worse_viral_recall_is_rejected_although_accuracy_rises() -> None:
+    champion, challenger = _artifacts({"normal": 6}), _artifacts({"viral": 2})
     decision = decide(challenger, champion, PARAMS)
     assert decision.decision == "REJECT"
-    assert _against(decision) == [
-        "recall of viral against the champion: 0.800, required at least 0.900 (champion 1.000)"
-    ]
+    assert _against(decision) == {"recall of viral against the champion": "0.800"}
 
 
 def test_a_drop_of_exactly_the_margin_passes() -> None:
-    assert decide(_evidence({"viral": 3}), _evidence({"viral": 2}), PARAMS).decision == "PROMOTE"
+    assert decide(_artifacts({"viral": 3}), _artifacts({"viral": 2}), PARAMS).decision == "PROMOTE"
 
 
 def _compared(challenger: EvaluationArtifacts, champion: EvaluationArtifacts, margin: float) -> Decision:
@@ -257,8 +277,8 @@ def _compared(challenger: EvaluationArtifacts, champion: EvaluationArtifacts, ma
     return decide(challenger, champion, loose)
 
 
-def test_the_paired_comparison_refuses_a_certain_loss_beyond_the_margin() -> None:
-    champion, challenger = _evidence(per_class=40), _evidence(dict.fromkeys(CLASSES, 8), per_class=40)
+def test_the_paired_comparison_rejects_a_certain_loss_beyond_the_margin() -> None:
+    champion, challenger = _artifacts(per_class=40), _artifacts(dict.fromkeys(CLASSES, 8), per_class=40)
     decision = _compared(challenger, champion, 0.05)
     assert decision.decision == "REJECT"
     assert [check.name for check in decision.against] == [
@@ -270,14 +290,14 @@ def test_the_paired_comparison_refuses_a_certain_loss_beyond_the_margin() -> Non
 
 
 def test_the_paired_comparison_passes_where_a_loss_beyond_the_margin_is_ruled_out() -> None:
-    champion, challenger = _evidence(per_class=40), _evidence(dict.fromkeys(CLASSES, 8), per_class=40)
+    champion, challenger = _artifacts(per_class=40), _artifacts(dict.fromkeys(CLASSES, 8), per_class=40)
     assert _compared(challenger, champion, 0.35).decision == "PROMOTE"
     assert _compared(champion, champion, 0.0).decision == "PROMOTE"
 
 
 def test_the_paired_comparison_holds_where_the_images_are_too_few_to_tell() -> None:
-    champion = _evidence({"normal": 3})
-    challenger = _evidence({"viral": 4})
+    champion = _artifacts({"normal": 3})
+    challenger = _artifacts({"viral": 4})
     decision = _compared(challenger, champion, 0.05)
     assert decision.decision == "HOLD"
     assert [check.name for check in decision.against] == [
@@ -286,7 +306,7 @@ def test_the_paired_comparison_holds_where_the_images_are_too_few_to_tell() -> N
     ]
 
 
-def test_images_of_too_few_patients_carry_no_comparison() -> None:
+def test_images_of_too_few_patients_allow_no_comparison() -> None:
     few = _of(_images({}).assign(patient_id="one"))
     decision = _compared(few, few, 0.05)
     assert decision.decision == "HOLD"
@@ -295,49 +315,41 @@ def test_images_of_too_few_patients_carry_no_comparison() -> None:
 
 def test_patients_that_differ_between_the_two_are_no_comparison() -> None:
     other = _of(_images({}).assign(patient_id=lambda images: "x" + images["patient_id"]))
-    decision = decide(_evidence(), other, PARAMS)
+    decision = decide(_artifacts(), other, PARAMS)
     assert decision.decision == "HOLD"
     assert "30 images have another patient_id" in decision.against[0].observed
 
 
-def test_a_champion_measured_on_other_images_is_no_comparison() -> None:
-    challenger = _evidence()
+def test_a_champion_evaluated_on_other_images_is_no_comparison() -> None:
+    challenger = _artifacts()
     other = _of(_images({}).replace({"image_id": {"normal0": "another"}}))
     decision = decide(challenger, other, PARAMS)
     assert decision.decision == "HOLD"
-    assert _against(decision) == [
-        f"test set: {challenger.test_set_sha256[:12]}, required the champion's, {other.test_set_sha256[:12]}; "
-        "`python -m tasks.reevaluate` measures the champion on the present test images"
-    ]
+    assert _against(decision) == {"test set": challenger.test_set_sha256[:12]}
+    assert "tasks.reevaluate" in decision.against[0].required
 
 
-def test_a_champion_without_evidence_is_no_comparison() -> None:
-    champion = replace(_evidence(), metrics=None)
-    decision = decide(_evidence(), champion, PARAMS)
+def test_a_champion_without_evaluation_artifacts_is_no_comparison() -> None:
+    champion = replace(_artifacts(), metrics=None)
+    decision = decide(_artifacts(), champion, PARAMS)
     assert decision.decision == "HOLD"
-    assert _against(decision) == [
-        "champion's evidence: metrics.json is missing or not JSON, required complete, to compare with"
-    ]
+    assert list(_against(decision)) == ["champion's evaluation artifacts"]
 
 
-def test_a_synthetic_champion_gives_way_to_real_images_and_the_record_says_why() -> None:
-    champion = _evidence(tags={**TAGS, "synthetic": "true"}, test_set_sha256="0" * 64)
-    decision = decide(_evidence(), champion, PARAMS)
+def test_a_synthetic_champion_is_replaced_by_a_model_of_real_images() -> None:
+    champion = _artifacts(tags={**TAGS, "synthetic": "true"}, test_set_sha256="0" * 64)
+    decision = decide(_artifacts(), champion, PARAMS)
     assert decision.decision == "PROMOTE"
-    assert decision.reasons[-1].observed == (
-        "the champion was trained on the synthetic sample, which is no evidence on real images"
-    )
+    assert "synthetic sample" in decision.reasons[-1].observed
 
 
 def test_a_synthetic_challenger_does_not_replace_a_champion_of_real_images() -> None:
-    challenger = _evidence(tags={**TAGS, "synthetic": "true"})
+    challenger = _artifacts(tags={**TAGS, "synthetic": "true"})
     assert decide(challenger, _of(_images({}).iloc[3:]), PARAMS).decision == "HOLD"
 
 
 def test_a_version_that_was_rolled_back_is_held() -> None:
     move = Move(3, "2026-01-02T03:04:05+00:00", "rollback", "2", "1", "ann", "misses effusions", "")
-    decision = decide(_evidence(), None, PARAMS, rolled_back=move)
+    decision = decide(_artifacts(), None, PARAMS, rolled_back=move)
     assert decision.decision == "HOLD"
-    assert _against(decision) == [
-        "record: rolled back on 2026-01-02T03:04:05+00:00 by ann (misses effusions), required never rolled back"
-    ]
+    assert _against(decision) == {"audit log": "rolled back on 2026-01-02T03:04:05+00:00 by ann (misses effusions)"}

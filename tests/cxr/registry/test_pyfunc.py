@@ -12,6 +12,7 @@ from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
 from cxr.registry import pyfunc, runs, tracking_store, versions
+from cxr.registry.registration import register_version
 from tests.support.registry_project import artifacts, enter_project, spec
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pth", ".pt", ".pt2", ".joblib", ".bin"}
@@ -25,7 +26,7 @@ def version(
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
     written = write_bundle(tmp_path / "made", build("resnet50", 3).state_dict(), spec(image_size_px=32))
     run_id = runs.start_run(run_id=None, name="n", tags={})
-    made, _ = versions.register_version(tmp_path / "made", written, run_id=run_id, lineage={}, evidence={})
+    made, _ = register_version(tmp_path / "made", written, run_id=run_id, lineage={}, evaluation={})
     return made
 
 

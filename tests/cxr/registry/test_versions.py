@@ -9,6 +9,7 @@ from cxr.common.errors import RegistryError, WeightsError
 from cxr.common.files import sha256_of
 from cxr.models.bundle import read_spec
 from cxr.registry import tracking_store, versions
+from cxr.registry.registration import register_version
 from tests.support.registry_project import artifacts, enter_project, register, write_model
 
 
@@ -17,25 +18,13 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
 
 
-def test_what_is_missing_says_how_to_get_it() -> None:
-    where = "chest-xray-pneumonia in sqlite:///mlruns/mlflow.db"
+@pytest.mark.parametrize(
+    ("which", "advice"), [("champion", "tasks.promote"), ("challenger", "tasks.register"), ("7", "tasks.history")]
+)
+def test_what_is_missing_says_how_to_get_it(which: str, advice: str) -> None:
     assert versions.champion() is None
-    with pytest.raises(RegistryError) as no_champion:
-        versions.get_version("champion")
-    assert str(no_champion.value) == (
-        f"there is no champion of {where} yet; run `make run` for the whole loop, "
-        "or `python -m tasks.promote` when a challenger is registered"
-    )
-    with pytest.raises(RegistryError) as no_challenger:
-        versions.get_version("challenger")
-    assert str(no_challenger.value) == (
-        f"there is no challenger of {where} yet; run `python -m tasks.register` after training and evaluation"
-    )
-    with pytest.raises(RegistryError) as no_version:
-        versions.get_version("7")
-    assert str(no_version.value) == (
-        f"there is no version or alias '7' of {where}; `python -m tasks.history` lists what was champion"
-    )
+    with pytest.raises(RegistryError, match=advice):
+        versions.get_version(which)
 
 
 def test_a_bundle_is_fetched_as_registered_and_kept_for_the_next_time() -> None:
@@ -49,17 +38,13 @@ def test_a_bundle_is_fetched_as_registered_and_kept_for_the_next_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
-def test_a_bundle_that_was_changed_in_the_store_is_refused(name: str) -> None:
+def test_a_bundle_that_was_changed_in_the_store_is_not_loaded(name: str) -> None:
     write_model()
     version = register()
     stored = next(path for path in artifacts() if path.name == name)
     stored.write_bytes(stored.read_bytes() + b" ")
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match=f"changed since it was registered: {name}"):
         versions.fetch_bundle(version)
-    assert str(caught.value) == (
-        f"version 1 of chest-xray-pneumonia has been changed since it was registered: {name}; "
-        "it was not loaded; restore the store from its backup, or go back with `python -m tasks.rollback`"
-    )
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again() -> None:
@@ -75,12 +60,8 @@ def test_a_bundle_that_the_store_has_lost_is_one_clear_line() -> None:
     version = register()
     for stored in artifacts():
         stored.unlink()
-    with pytest.raises(RegistryError) as caught:
+    with pytest.raises(RegistryError, match=r"has lost model\.safetensors"):
         versions.fetch_bundle(version)
-    assert str(caught.value) == (
-        "the tracking store sqlite:///mlruns/mlflow.db has lost model.safetensors, model.json, reference.safetensors "
-        "of version 1; restore the store from its backup, or go back with `python -m tasks.rollback`"
-    )
     shutil.rmtree("mlruns/artifacts")
     with pytest.raises(RegistryError, match=r"failed while fetching version 1: .*; check that it runs"):
         versions.fetch_bundle(version)
@@ -99,13 +80,13 @@ def _export(folder: Path, mark: str) -> None:
         (folder / name).write_text(f"{name} {mark}")
 
 
-def test_an_exported_network_is_added_once_to_a_version_that_has_none_and_is_vouched_for(tmp_path: Path) -> None:
+def test_an_exported_network_is_added_once_to_a_version_that_has_none(tmp_path: Path) -> None:
     write_model()
     version = register()
     assert not versions.has_runtime(version)
     bundle = Path(shutil.copytree(versions.fetch_bundle(version), tmp_path / "bundle"))
     described = read_spec(bundle)
-    # What a command leaves that was killed after the files: nobody vouches for them, and nobody gets them.
+    # What a command that was killed after the files leaves: no digest covers them, so they are not fetched.
     tracking_store.client().log_model_artifact(version.model_id, str(bundle / "model.json"), "artifacts/bundle")
     _export(bundle, "killed")
     tracking_store.client().log_model_artifact(version.model_id, str(bundle / "runtime.json"), "artifacts/bundle")
@@ -114,7 +95,7 @@ def test_an_exported_network_is_added_once_to_a_version_that_has_none_and_is_vou
     assert not (versions.fetch_bundle(partly, tmp_path / "one") / "runtime.json").exists()
     for mark in ("first", "second"):
         _export(bundle, mark)
-        added, new = versions.register_version(bundle, described, run_id=version.run_id, lineage={}, evidence={})
+        added, new = register_version(bundle, described, run_id=version.run_id, lineage={}, evaluation={})
         assert (added.number, new, versions.has_runtime(added)) == (version.number, False, True)
     fetched = versions.fetch_bundle(added, tmp_path / "two")
     assert (fetched / "runtime.xml").read_text() == "runtime.xml first"
