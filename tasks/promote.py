@@ -108,7 +108,7 @@ def promote(params_file: Path, request: Request) -> None:
     try:
         overruled = _overruled(case, request)
     except (PromotionRejectedError, PromotionHeldError):
-        _restore(standing, request)
+        _restore(standing, request, rejected=version.number)
         raise
     if request.dry_run:
         log.info("dry run: version %s would become champion; nothing was changed", version.number)
@@ -138,7 +138,7 @@ def _settle(*, dry_run: bool) -> None:
         )
 
 
-def _restore(standing: Standing, request: Request) -> None:
+def _restore(standing: Standing, request: Request, *, rejected: str = "") -> None:
     """Put the recorded champion back where the alias was moved by hand; a dry run only says so."""
     if not standing.moved_by_hand:
         return
@@ -149,7 +149,8 @@ def _restore(standing: Standing, request: Request) -> None:
             f"version {standing.recorded}" if standing.recorded else "no champion",
         )
         return
-    move = aliases.restore_champion(approved_by=request.approved_by, reason="the gate did not pass it")
+    reason = "the gate did not pass it" if rejected == standing.alias else "put back by tasks.promote"
+    move = aliases.restore_champion(approved_by=request.approved_by, reason=reason)
     log.warning("%s; champion is now version %s", move.reason, move.after or audit_log.NO_VERSION)
 
 

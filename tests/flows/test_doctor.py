@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running, Scheduled
 
 from cxr.common.params import override
-from cxr.registry import aliases, tracking_store
+from cxr.registry import aliases, tracking_store, versions
 from flows.doctor import (
     check_disk,
     check_locks,
@@ -90,6 +90,26 @@ def test_a_champion_whose_files_were_changed_is_found(
     assert finding.level == "FAILED"
     assert "model.safetensors" in finding.said
     assert "tasks.rollback" in finding.advice
+
+
+def test_a_champion_set_by_hand_and_a_changed_audit_log_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    for seed in (1, 2):
+        write_model(seed=seed)
+        register()
+    aliases.move_champion("1", instead_of="", kind="promote", approved_by="ann", reason="test")
+    assert only(check_tracking(tmp_path), "audit log").level == "ok"
+    client = tracking_store.client()
+    client.set_registered_model_alias(versions.MODEL, "champion", "2")
+    finding = only(check_tracking(tmp_path), "audit log")
+    assert (finding.level, "version 2" in finding.said) == ("FAILED", True)
+    assert "tasks.rollback" in finding.advice
+    client.set_registered_model_alias(versions.MODEL, "champion", "1")
+    client.delete_registered_model_tag(versions.MODEL, "audit_log.000001")
+    finding = only(check_tracking(tmp_path), "audit log")
+    assert (finding.level, "entry 1 is missing" in finding.said) == ("FAILED", True)
 
 
 def test_a_remote_of_dvc_that_is_gone_is_found(tiny: Path) -> None:

@@ -275,3 +275,83 @@ def test_history_is_a_table_and_notices_an_alias_moved_past_the_gate(
     tracking_store.client().set_registered_model_alias(versions.MODEL, "champion", "2")
     call(monkeypatch, history.main)
     assert any("the audit log says version 1" in message for message in caplog.messages)
+
+
+def set_by_hand(number: str) -> None:
+    tracking_store.client().set_registered_model_alias(versions.MODEL, "champion", number)
+
+
+@pytest.fixture
+def rejected_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Version 1 is the recorded champion; version 2, which the gate rejected, was set as champion by hand."""
+    write_model()
+    register()
+    call(monkeypatch, promote.main)
+    write_model(seed=2, wrong=5, of_class="viral")
+    register()
+    with pytest.raises(PromotionRejectedError):
+        call(monkeypatch, promote.main)
+    set_by_hand("2")
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("rejected_by_hand")
+def test_promotion_judges_a_champion_set_by_hand_and_puts_the_recorded_one_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PromotionRejectedError, match="version 1 stays champion"):
+        call(monkeypatch, promote.main, "--dry-run", "--json")
+    assert json.loads(capsys.readouterr().out)["set_by_hand"] == "2"
+    assert versions.get_version("champion").number == "2"  # a dry run changes nothing
+    with pytest.raises(PromotionRejectedError):
+        call(monkeypatch, promote.main, "--approved-by", "ben")
+    assert versions.get_version("champion").number == "1"
+    last = aliases.history()[-1]
+    assert (last.kind, last.before, last.after, last.found, last.approved_by) == ("restore", "1", "1", "2", "ben")
+    assert "version 2" in last.reason
+
+
+@pytest.mark.usefixtures("rejected_by_hand")
+def test_rollback_puts_the_recorded_champion_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second finds nothing to restore
+        call(monkeypatch, rollback.main, "--restore-only", "--approved-by", "ben")
+    assert "version 1 is champion again" in capsys.readouterr().out
+    assert versions.get_version("champion").number == "1"
+    assert [move.kind for move in aliases.history()] == ["promote", "restore"]
+
+
+@pytest.mark.usefixtures("rejected_by_hand")
+def test_a_champion_set_by_hand_is_never_rolled_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(seed=3)
+    register()
+    call(monkeypatch, promote.main)
+    assert (aliases.history()[-1].before, aliases.history()[-1].found) == ("1", "2")
+    call(monkeypatch, rollback.main)
+    assert versions.get_version("champion").number == "1"
+
+
+@pytest.mark.usefixtures("rejected_by_hand")
+def test_promoting_the_recorded_champion_puts_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, promote.main, "--version", "1")
+    assert versions.get_version("champion").number == "1"
+    assert aliases.history()[-1].kind == "restore"
+
+
+def test_a_first_champion_set_by_hand_is_confirmed_by_the_gate_or_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(wrong=8, of_class="viral")
+    register()
+    set_by_hand("1")
+    with pytest.raises(PromotionRejectedError):
+        call(monkeypatch, promote.main)
+    assert versions.champion() is None
+    write_model(seed=2)
+    register()
+    set_by_hand("2")
+    call(monkeypatch, promote.main)
+    assert versions.get_version("champion").number == "2"
+    assert [(move.kind, move.after, move.found) for move in aliases.history()] == [
+        ("restore", "", "1"),
+        ("promote", "2", "2"),
+    ]
