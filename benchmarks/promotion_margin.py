@@ -1,10 +1,10 @@
-"""How small a loss the gate can see: the width of the paired interval between good models on the same test images.
+"""How small a loss the gate can detect: the width of the paired interval between good models on the same test images.
 
 Run   python -m benchmarks.promotion_margin [--at-least 0.8]
 
 Reads the study's runs in the tracking store and compares every pair of models that were tested on the same images and
-reach the accuracy AT_LEAST. `promote.non_inferiority_margin` has to be wider than the half-width that is printed, or an equal model
-is held.
+reach the accuracy AT_LEAST. `promote.non_inferiority_margin` must be wider than the printed half-width, or the gate
+holds an equally good model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
 from cxr.study.spec import TAG_PREFIX
 
 _PREDICTIONS = "evaluation/predictions.csv"
-_FIGURES = ("accuracy", "macro_f1")
+_METRICS = ("accuracy", "macro_f1")
 _MOST_MODELS = 7  # of a test set: 21 pairs
 
 
@@ -40,7 +40,7 @@ def _tested_models(at_least: float) -> list[list[pd.DataFrame]]:
 
 
 def main() -> None:
-    """Read the command line and print a line a test set and figure."""
+    """Read the command line and print one line for each test set and metric."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--at-least", type=float, default=0.8, help="accuracy of the models compared (%(default)s)")
     parser.add_argument("--resamples", type=int, default=1000, help="(%(default)s)")
@@ -49,7 +49,7 @@ def main() -> None:
         pairs = list(combinations(models[:_MOST_MODELS], 2))
         found = [compare(*pair, resamples=given.resamples, seed=2023) for pair in tqdm(pairs, disable=None)]
         print(f"{found[0].images} images of {found[0].patients} patients, {len(pairs)} pairs of models")
-        for name in _FIGURES:
+        for name in _METRICS:
             intervals = [getattr(comparison, name).interval for comparison in found]
             widths = [(interval.high - interval.low) / 2 for interval in intervals if interval is not None]
             if widths:

@@ -2,9 +2,9 @@
 
 Run   python -m benchmarks.tracking_files [--images 6000] [--rounds 3] [--folder /tmp]
 
-Images are 8 KB of random bytes. Each layout gets a repository and a store of its own; the S3 server is a real one, on
-loopback. Layouts take turns, round by round. `pack` is what a layout costs before DVC sees it: nothing for the tree,
-which is there already. `change` is what follows when one image is replaced: pack, add and push.
+Images are 8 KB of random bytes. Each layout has its own repository and store on a real S3 server on loopback. Layouts
+alternate in each round. `pack` is the cost before DVC runs: nothing for the tree, which exists already. `change` is
+the cost of one replaced image: pack, add and push.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Images = dict[str, bytes]
 
 
 def plain_tree(images: Images, folder: Path, changed: str | None) -> None:
-    """Write each image as a file of its own; of a tree that is there, the changed one alone."""
+    """Write each image as a file; in an existing tree, only the changed one."""
     for path in images if changed is None else [changed]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(images[path])
@@ -49,7 +49,7 @@ def _packed(images: Images, folder: Path, shard_bytes: int) -> None:
 
 
 def shards(images: Images, folder: Path, _changed: str | None) -> None:
-    """Pack the images as ingest does; all of them, also when one has changed."""
+    """Pack the images as ingest does: all of them, even when one has changed."""
     _packed(images, folder, SHARD_BYTES)
 
 
@@ -66,7 +66,7 @@ LAYOUTS: dict[str, Callable[[Images, Path, str | None], None]] = {
 
 
 class Repository:
-    """A repository of git and DVC with a remote of its own."""
+    """A git and DVC repository with its own remote."""
 
     def __init__(self, root: Path, endpoint: str, prefix: str) -> None:
         root.mkdir(parents=True)
@@ -90,7 +90,7 @@ class Repository:
         self._run(sys.executable, "-m", "dvc", *arguments)
 
     def forget(self) -> None:
-        """Drop images and cache, as on another machine."""
+        """Delete images and cache, as on another machine."""
         shutil.rmtree(self.images)
         shutil.rmtree(self._root / ".dvc" / "cache")
 
@@ -133,17 +133,17 @@ def measure(name: str, images: Images, repository: Repository) -> dict[str, floa
 
 
 def main() -> None:
-    """Measure every layout in turn, round by round; print medians and their ratio to the shards."""
+    """Measure the layouts alternately, round by round; print medians and their ratio to the shards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where repositories and store lie (the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="for repositories and store (the system's temporary folder)")
     arguments = parser.parse_args()
     rng = np.random.default_rng(2023)
     images = {
         f"{row // IMAGES_PER_FOLDER:03d}/{row:06d}.jpeg": rng.bytes(IMAGE_BYTES) for row in range(arguments.images)
     }
-    taken: dict[str, dict[str, list[float]]] = {name: {step: [] for step in OPERATIONS} for name in LAYOUTS}
+    seconds_of: dict[str, dict[str, list[float]]] = {name: {step: [] for step in OPERATIONS} for name in LAYOUTS}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         store = Path(scratch) / "store"
         store.mkdir()
@@ -154,16 +154,16 @@ def main() -> None:
                     seconds = measure(name, images, Repository(root, endpoint, f"{turn}-{name.replace(' ', '-')}"))
                     shutil.rmtree(root)
                     for operation, value in seconds.items():
-                        taken[name][operation].append(value)
-    _print(taken, arguments.images, arguments.rounds)
+                        seconds_of[name][operation].append(value)
+    _print(seconds_of, arguments.images, arguments.rounds)
 
 
-def _print(taken: dict[str, dict[str, list[float]]], images: int, rounds: int) -> None:
-    print(f"{images} images of {IMAGE_BYTES} bytes, {CORES} cores, {rounds} rounds in turn; medians in seconds,")
-    print("in brackets how many times that of the packed shards, round by round (smallest to largest)")
-    for name, operations in taken.items():
+def _print(seconds_of: dict[str, dict[str, list[float]]], images: int, rounds: int) -> None:
+    print(f"{images} images of {IMAGE_BYTES} bytes, {CORES} cores, {rounds} alternating rounds; medians in seconds,")
+    print("in brackets the ratio to the packed shards, round by round (smallest to largest)")
+    for name, operations in seconds_of.items():
         for operation, values in operations.items():
-            base = taken["packed shards"][operation]
+            base = seconds_of["packed shards"][operation]
             ratios = [value / of_shards for value, of_shards in zip(values, base, strict=True)]
             print(
                 f"{name:14s} {operation:7s} {statistics.median(values):8.1f} s   "
