@@ -81,12 +81,12 @@ class RegistryError(CxrError):
 
 
 class PromotionRejectedError(CxrError):
-    """The version was measured and is not good enough; the champion stays."""
+    """The version was evaluated and is not good enough; the champion stays."""
 
     exit_code = 10
 
 
 class PromotionHeldError(CxrError):
-    """Nothing was decided: evidence is missing or undecided, or another promotion came first; the champion stays."""
+    """Nothing was decided: artifacts are missing or undecided, or another move came first; the champion stays."""
 
     exit_code = 11
