@@ -1,13 +1,13 @@
-"""Write docs/results.md from the runs of the study that the tracking store holds.
+"""Write docs/results.md from the runs of the study in the tracking store.
 
-    python -m flows.study       # runs what is missing
-    python -m tasks.results     # again whenever runs were added
+    python -m flows.study       # runs the missing trials
+    python -m tasks.results     # run it again when there are new runs
 
-Reads   study.yaml, params.yaml (evaluate: resamples and seed of the intervals), and the MLflow runs whose tags
-        `study.<group>.<row>.<seed>` say which row they are
-Writes  docs/results.md, and beside it results-learning-curve.svg
+Reads   study.yaml, params.yaml (evaluate: resamples and seed of the intervals), and the MLflow runs with tags
+        `study.<group>.<row>.<seed>`, which name their row
+Writes  docs/results.md, and next to it results-learning-curve.svg
 
-Every number comes from a tracked run. A row without a run is shown as not run. The same runs give the same bytes.
+Every number comes from a tracked run. A row without runs is shown as not run. The same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,35 @@ import io
 import json
 import logging
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cxr.common.cli import command_parser, run_command
+from cxr.common.cli import answer_help, command_parser, run_command
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    import pandas as pd
+def command_line() -> ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser(sys.modules[__name__])
+    parser.add_argument("--output", type=Path, default=Path("docs/results.md"), help="(%(default)s)")
+    parser.add_argument("--study", type=Path, default=Path("study.yaml"), help="(%(default)s)")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="(%(default)s)")
+    return parser
 
-    from cxr.registry.tracked_runs import TrackedRun
-    from cxr.study.results import GroupResult, RunRecord
+
+if __name__ == "__main__":
+    answer_help(command_line())
+
+import pandas as pd
+
+from cxr.common.files import atomic_file
+from cxr.common.params import read_params
+from cxr.registry.tracked_runs import TrackedRun, read_artifacts, runs_with_tag_prefix
+from cxr.reporting.figures import learning_curve, standing_alone
+from cxr.study.findings import LEARNING_CURVE, learning_curve_points
+from cxr.study.page import render_page
+from cxr.study.results import GroupResult, RunRecord, Settings, study_results
+from cxr.study.spec import TAG_PREFIX, read_study
 
 _TRAINING, _VALIDATION = "training/training.json", "training/validation.csv"
 _METRICS, _PREDICTIONS = "evaluation/metrics.json", "evaluation/predictions.csv"
@@ -39,16 +56,9 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
     """Read the study's runs and write the page.
 
     Raises:
-        ParamsError: study.yaml or params.yaml is not as it should be.
+        ParamsError: study.yaml or params.yaml is invalid.
         RegistryError: the tracking store does not answer.
     """
-    from cxr.common.files import atomic_file
-    from cxr.common.params import read_params
-    from cxr.registry.tracked_runs import runs_with_tag_prefix
-    from cxr.study.page import render_page
-    from cxr.study.results import Settings, study_results
-    from cxr.study.spec import TAG_PREFIX, read_study
-
     study, evaluate = read_study(study_file), read_params(params_file).evaluate
     settings = Settings(resamples=evaluate.bootstrap_resamples, seed=evaluate.seed)
     records = [record for run in runs_with_tag_prefix(TAG_PREFIX) if (record := _record(run)) is not None]
@@ -62,10 +72,7 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
 
 
 def _record(run: TrackedRun) -> RunRecord | None:
-    """Read a run's files; None, with a warning, where it has no training.json."""
-    from cxr.registry.tracked_runs import read_artifacts
-    from cxr.study.results import RunRecord
-
+    """Read a run's files; return None, with a warning, if it has no training.json."""
     files = read_artifacts(run.run_id, [_TRAINING, _VALIDATION, _METRICS, _PREDICTIONS])
     if _TRAINING not in files:
         log.warning("results: run %s has no %s and is left out", run.run_id, _TRAINING)
@@ -82,17 +89,11 @@ def _record(run: TrackedRun) -> RunRecord | None:
 
 
 def _images(content: bytes | None) -> pd.DataFrame | None:
-    import pandas as pd
-
     text = {"image_id": str, "patient_id": str, "label": str}
     return None if content is None else pd.read_csv(io.BytesIO(content), dtype=text)
 
 
 def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
-    from cxr.common.files import atomic_file
-    from cxr.reporting.figures import learning_curve, standing_alone
-    from cxr.study.findings import LEARNING_CURVE, learning_curve_points
-
     for result in groups:
         if result.group.name == "learning_curve" and (points := learning_curve_points(result)):
             which = "test" if result.group.tested else "validation"
@@ -103,11 +104,7 @@ def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:
 
 def main() -> None:
     """Read the command line and write the page."""
-    parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--output", type=Path, default=Path("docs/results.md"), help="(%(default)s)")
-    parser.add_argument("--study", type=Path, default=Path("study.yaml"), help="(%(default)s)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="(%(default)s)")
-    arguments = parser.parse_args()
+    arguments = command_line().parse_args()
     results(arguments.study, arguments.params, arguments.output)
 
 

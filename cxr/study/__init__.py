@@ -1,1 +1,1 @@
-"""Experiments over many runs: what they train and the page of their results."""
+"""Experiments over many runs: their configurations and the page of their results."""

@@ -1,18 +1,20 @@
-"""What stands below a table of docs/results.md: what its rows say together."""
+"""Texts below the tables of docs/results.md: comparisons and summaries of their rows."""
 
 from collections.abc import Mapping
 from itertools import chain
 
+from scipy.stats import kendalltau, spearmanr
+
 from cxr.evaluation.bootstrap import HEADLINES
 from cxr.evaluation.comparison import MCNEMAR_NOTE, compare, difference_over_seeds
-from cxr.study.results import Figure, GroupResult, RunRecord, Settings, duplicates, pooled
+from cxr.study.results import Figure, GroupResult, RunRecord, Settings, have_same_images, pooled
 from cxr.study.text import NAMES, NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
 
 
 def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: Settings) -> list[str]:
-    """Return what stands below a group's table besides."""
+    """Return the texts below a group's table."""
     texts = []
     if result.group.name == "leakage":
         texts.append(_leakage(result))
@@ -28,7 +30,7 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
 
 
 def learning_curve_points(result: GroupResult) -> list[tuple[int, Figure]]:
-    """Return training images and accuracy of each row that has been run, the fewest images first."""
+    """Return number of training images and accuracy of each row that was run, by number of images."""
     points = []
     for row in result.rows:
         figure = row.test.get("accuracy") if result.group.tested else row.validation.get("accuracy")
@@ -55,10 +57,10 @@ def _leakage(result: GroupResult) -> str:
             [f"test {NAMES[name]}", signed_text(found.value, *interval), f"{len(values[0])} and {len(values[1])}"]
         )
     heads = [f"{paper.row.label} minus {patient.row.label}", "mean difference (95% interval)", "seeds"]
-    covers = "the draw of the images and the training's randomness"
+    covers = "the draw of the images and the randomness of the training"
     if "split.seed" not in result.group.seeded:
-        covers = "the training's randomness alone, since all seeds have the same images"
-    note = f"Welch's t interval over seeds, unpaired, because the two have different images. It covers {covers}."
+        covers = "only the randomness of the training, because all seeds have the same images"
+    note = f"Welch's t interval over seeds, unpaired because the images differ. It covers {covers}."
     return f"{table(heads, rows)}\n\n{note}"
 
 
@@ -67,29 +69,27 @@ def _all_folds(result: GroupResult, settings: Settings) -> str:
         tested for row in result.rows for run in list(row.runs.values())[:1] if (tested := run.test_images) is not None
     ]
     if len(tables) < len(result.rows):
-        return f"All folds together: {len(tables)} of {len(result.rows)} folds have been run."
+        return f"All folds together: {len(tables)} of {len(result.rows)} folds were run."
     ids = list(chain.from_iterable(tested["image_id"] for tested in tables))
     if len(set(ids)) < len(ids):
-        return "All folds together: not computed, since an image is in the test sets of two rows."
+        return "All folds together: not computed, because an image is in the test sets of two rows."
     figures = pooled(tables, settings)
     heads = ["all folds together", *(f"test {NAMES[name]}" for name in HEADLINES)]
     return table(heads, [[f"{len(ids):,} images, each once", *(figure_text(figures.get(name)) for name in HEADLINES)]])
 
 
 def _proxy(cheap: GroupResult, full: GroupResult) -> str:
-    """Say whether the cheap runs rank configurations as the full runs do."""
-    from scipy.stats import kendalltau, spearmanr
-
+    """Return the rank correlation of the cheap and the full runs."""
     rows = []
     for row in full.rows:
         other = cheap.row(row.row.name)
         if other is not None and "macro_f1" in other.validation and "macro_f1" in row.validation:
             rows.append((row.row.label, other.validation["macro_f1"].value, row.validation["macro_f1"].value))
     if len(rows) < 3:
-        return f"Rank correlation of proxy and full run: {len(rows)} of {len(full.rows)} rows have been run both ways."
+        return f"Rank correlation of proxy and full run: {len(rows)} of {len(full.rows)} rows have both runs."
     values = [[row[1] for row in rows], [row[2] for row in rows]]
     if any(len(set(each)) == 1 for each in values):
-        return "Rank correlation of proxy and full run: not defined, all rows score the same."
+        return "Rank correlation of proxy and full run: undefined, because all rows have the same value."
     tau, rho = kendalltau(values[0], values[1]), spearmanr(values[0], values[1])
     both = table(
         ["row", "proxy, validation macro-F1", "full, validation macro-F1"],
@@ -115,14 +115,14 @@ def _pairwise(result: GroupResult, settings: Settings) -> str:
     if not rows:
         return f"Each row against {base.row.label} on the test images: {NOT_RUN}."
     heads = [f"against: {base.row.label}", "seed", *(f"test {NAMES[name]}, difference" for name in HEADLINES)]
-    against = table([*heads, "right alone: row and baseline", "McNemar p"], rows)
+    against = table([*heads, "correct only in row, only in baseline", "McNemar p"], rows)
     return f"{against}\n\nPaired bootstrap over patients. {MCNEMAR_NOTE}"
 
 
 def _against(run: RunRecord, baseline: RunRecord, settings: Settings) -> list[str]:
     """Return the cells of one comparison on the test images."""
     ours, theirs = run.test_images, baseline.test_images
-    if ours is None or theirs is None or not duplicates([ours, theirs]):
+    if ours is None or theirs is None or not have_same_images([ours, theirs]):
         return ["other test images", *[NOTHING] * (len(HEADLINES) + 1)]
     found = compare(ours, theirs, resamples=settings.resamples, seed=settings.seed)
     sides = f"{found.mcnemar.first_alone_right} and {found.mcnemar.second_alone_right}"

@@ -1,7 +1,7 @@
-"""What the study's runs say: from run records to figures, intervals and differences. Pure functions.
+"""Results of the study: pure functions from run records to figures, intervals and differences.
 
-One seed: the 95% interval by bootstrap over the patients of the images. Several seeds: the mean over them, and the
-lowest and highest. Differences between rows are taken on the same images with the same seed.
+With one seed: the 95% interval by bootstrap over patients. With several seeds: the mean, and the lowest and highest
+value. Differences between rows are paired by image and seed.
 """
 
 import json
@@ -23,11 +23,11 @@ from cxr.study.spec import Group, Row, Study
 class RunRecord:
     """One run of the study.
 
-    tags, params   as the tracking store has them; `params` under dotted names
-    training       training.json
-    validation     validation.csv, a row an image; None where the run has none
-    metrics        metrics.json of the test set; None where the row was not tested
-    predictions    predictions.csv; None likewise
+    tags, params  as in the tracking store; `params` with dotted names
+    training      training.json
+    validation    validation.csv, a row per image; None if the run has none
+    metrics       metrics.json of the test set; None if the row was not tested
+    predictions   predictions.csv; None if the row was not tested
     """
 
     run_id: str
@@ -40,20 +40,20 @@ class RunRecord:
 
     @property
     def train_images(self) -> int:
-        """Return how many images trained."""
+        """Return the number of training images."""
         prefix = "split.counts.train."
         return sum(int(value) for name, value in self.params.items() if name.startswith(prefix))
 
     @property
     def test_images(self) -> pd.DataFrame | None:
-        """Return the predictions of the test images; None where there are none."""
+        """Return the predictions of the test images; None if there are none."""
         table = self.predictions
         return None if table is None else table[table["split"] == "test"].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How intervals are computed."""
+    """Parameters of the bootstrap intervals."""
 
     resamples: int
     seed: int
@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its interval (one seed) or its lowest and highest value (several); None where undefined."""
+    """A value with its interval (one seed) or its lowest and highest value (several); None if undefined."""
 
     value: float
     low: float | None
@@ -70,11 +70,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row of the study and the run of each of its seeds, as far as it has been run; figures by name.
+    """A row of the study with the runs of its seeds; figures by name.
 
+    runs         by seed; seeds without a run are missing
     validation   macro_f1 and accuracy
-    test         HEADLINES, empty where nothing was tested
-    to_baseline  macro_f1 and nll, on validation; None without a baseline, or where the images differ
+    test         HEADLINES; empty if the row was not tested
+    to_baseline  differences of macro_f1 and nll on validation; None without a baseline, or if the images differ
     """
 
     row: Row
@@ -87,30 +88,30 @@ class RowResult:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """A group of the study with its rows in order."""
+    """A group of the study and its rows, in order."""
 
     group: Group
     rows: tuple[RowResult, ...]
 
     def row(self, name: str) -> RowResult | None:
-        """Return the row of a name, None where there is none."""
+        """Return the row called `name`; None if there is none."""
         return next((row for row in self.rows if row.row.name == name), None)
 
 
 def study_results(study: Study, records: Sequence[RunRecord], settings: Settings) -> list[GroupResult]:
-    """Return every group and row of the study with what its runs say; what has not been run has no runs.
+    """Return the results of every group and row of the study; a row that was not run has no runs.
 
     Args:
-        study: what should be there.
-        records: what is there, the oldest first. A run counts for a row when it carries the row's tag and its
-            recorded parameters are those that the row sets now; of several the newest counts.
+        study: the groups and rows.
+        records: the runs, the oldest first. A run belongs to a row if it has the row's tag and its recorded parameters
+            equal the row's settings; the newest of several is used.
         settings: of the bootstrap.
     """
     return [_group_result(group, records, settings) for group in study.groups]
 
 
 def stale_tags(study: Study, records: Sequence[RunRecord]) -> list[str]:
-    """Return the tags of rows that were run, but not with the parameters that the study sets now."""
+    """Return the tags of rows that were run only with other parameters than the study sets now."""
     return [
         group.tag(row, seed)
         for group in study.groups
@@ -120,8 +121,8 @@ def stale_tags(study: Study, records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def duplicates(tables: Sequence[pd.DataFrame]) -> bool:
-    """Say whether all tables of predictions are of the same images and classes, so that they can be compared."""
+def have_same_images(tables: Sequence[pd.DataFrame]) -> bool:
+    """Return whether all tables of predictions have the same images and classes, so that they can be compared."""
     keys = [(frozenset(table["image_id"]), tuple(_probability_columns(table))) for table in tables]
     return all(a == b for a, b in pairwise(keys))
 
@@ -135,7 +136,7 @@ def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[st
 
 
 def pooled(tables: Sequence[pd.DataFrame], settings: Settings) -> dict[str, Figure]:
-    """Return the HEADLINES of images that several models predicted, each image by one of them."""
+    """Return the HEADLINES of images that several models predicted, each image by one model."""
     return _measured(pd.concat(tables, ignore_index=True), settings)
 
 
@@ -181,7 +182,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(recorded: str) -> Any:
-    """Return the value of a recorded parameter: text is recorded as it is, all else as JSON."""
+    """Return the value of a recorded parameter: strings are recorded as they are, other types as JSON."""
     try:
         return json.loads(recorded)
     except json.JSONDecodeError:
@@ -233,7 +234,7 @@ def _to_baseline(
         and (ours := run.validation) is not None
         and (theirs := baseline[seed].validation) is not None
     ]
-    if not pairs or not duplicates([table for pair in pairs for table in pair]):
+    if not pairs or not have_same_images([table for pair in pairs for table in pair]):
         return None
     return compare_over_seeds(pairs, resamples=settings.resamples, seed=settings.seed)
 

@@ -1,4 +1,4 @@
-"""What study.yaml says: groups of rows, each a recipe with its seeds; a group becomes a table of docs/results.md."""
+"""study.yaml: groups of rows, each a configuration with its seeds. A group becomes a table of docs/results.md."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ Settings = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
 
 
 class Row(BaseModel):
-    """One line of a table: what is set on top of its group's settings."""
+    """One row of a table; `set` overrides the settings of its group."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Slug
@@ -26,7 +26,7 @@ class Row(BaseModel):
 
 
 class Group(BaseModel):
-    """One table: rows that share settings; `tested` rows go on to the test set."""
+    """One table: rows that share settings; if `tested`, they are evaluated on the test set, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Slug
@@ -43,44 +43,48 @@ class Group(BaseModel):
     def _names_fit(self) -> "Group":
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
-            raise ValueError(f"group {self.name} has two rows of one name among {', '.join(names)}")
+            raise ValueError(f"group {self.name} has two rows with the same name among {', '.join(names)}")
         if self.baseline is not None and self.baseline not in names:
-            raise ValueError(f"group {self.name} has no row {self.baseline} to be its baseline")
+            raise ValueError(f"group {self.name} has no row {self.baseline}, its baseline")
         return self
 
     def seeds_of(self, row: Row) -> list[int]:
-        """Return the seeds that a row is run with."""
+        """Return the seeds of a row."""
         return row.seeds or self.seeds
 
     def settings(self, row: Row, seed: int) -> dict[str, Any]:
-        """Return what a row with a seed sets on top of params.yaml: dotted name -> value."""
+        """Return the settings of a row with a seed that override params.yaml: dotted name -> value."""
         return {**self.set, **row.set, **dict.fromkeys(self.seeded, seed)}
 
     def tag(self, row: Row, seed: int) -> str:
-        """Return the key of the tag that the training's run of a row with a seed carries."""
+        """Return the key of the tag that marks the training run of a row with a seed."""
         return f"{TAG_PREFIX}{self.name}.{row.name}.{seed}"
 
 
 class Study(BaseModel):
-    """The whole of study.yaml; `quick` is there to be referred to."""
+    """The content of study.yaml; `quick` only holds settings that groups refer to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     quick: Settings = {}
     groups: Annotated[list[Group], Field(min_length=1)]
 
     def group(self, name: str) -> Group | None:
-        """Return the group of a name, None where there is none."""
+        """Return the group called `name`; None if there is none."""
         return next((group for group in self.groups if group.name == name), None)
 
 
 def read_study(path: Path) -> Study:
-    """Read study.yaml. Raises ParamsError: the file is missing or not YAML, or names the place of each mistake."""
+    """Read study.yaml.
+
+    Raises:
+        ParamsError: the file is missing, not YAML, or invalid; the message names the position of each mistake.
+    """
     try:
         return Study.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; run from the project's root, where study.yaml is") from None
+        raise ParamsError(f"{path} is missing; run from the project's root, which holds study.yaml") from None
     except YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ParamsError(f"{path}: {places}") from error
+        mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ParamsError(f"{path}: {mistakes}") from error

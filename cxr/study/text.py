@@ -1,4 +1,4 @@
-"""How figures are written in Markdown."""
+"""Formatting of figures and tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ NOTHING = "-"
 
 
 def figure_text(figure: Figure | None) -> str:
-    """Return a figure with its interval or range; a mark where there is none."""
+    """Return a figure with its interval or range, or NOTHING."""
     if figure is None:
         return NOTHING
     return f"{figure.value:.3f}{_between(figure.low, figure.high)}"
@@ -24,7 +24,7 @@ def difference_text(difference: Difference) -> str:
 
 
 def signed_text(value: float, low: float | None, high: float | None) -> str:
-    """Return a value with its sign, and the ends of its interval where there are any."""
+    """Return a value with its sign and, if it has one, its interval."""
     return f"{value:+.3f}" + ("" if low is None or high is None else f" ({low:+.3f} to {high:+.3f})")
 
 
@@ -33,7 +33,7 @@ def _between(low: float | None, high: float | None) -> str:
 
 
 def distinct(texts: Iterable[str]) -> str:
-    """Return each text once, in order; a mark where there is none."""
+    """Return each distinct text once, in order, or NOTHING."""
     return " / ".join(dict.fromkeys(texts)) or NOTHING
 
 
@@ -43,11 +43,11 @@ def count(n: int, noun: str) -> str:
 
 
 def bullets(*items: str) -> str:
-    """Return a list."""
+    """Return a bullet list."""
     return "\n".join(f"- {item}" for item in items)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; a bar inside a cell is escaped."""
+    """Return a table; bars inside cells are escaped."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

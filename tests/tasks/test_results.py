@@ -1,4 +1,4 @@
-"""The results command: from a real tracking store to the page, the same bytes for the same runs."""
+"""The results command: from a tracking store to the page, with the same bytes for the same runs."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def write_study(study: Study) -> Study:
 
 
 def track(run: RunRecord) -> str:
-    """Record a run in the store as a training and an evaluation do; return its id there."""
+    """Record a run in the store, as training and evaluation do; return its id."""
     run_id = runs.start_run(run_id=None, name="row", tags=run.tags)
     runs.log_params(run_id, run.params)
     folder = Path("written") / run_id
@@ -55,7 +55,7 @@ def track(run: RunRecord) -> str:
     return run_id
 
 
-def test_the_page_and_the_curve_come_from_the_stores_runs_alone() -> None:
+def test_page_and_curve_are_made_from_the_stored_runs() -> None:
     rows = [{"name": "half", "label": "half of the images"}, {"name": "all", "label": "all images"}]
     study = small_study(name="learning_curve", tested=True, seeds=[1], baseline="all", rows=rows)
     (group,) = write_study(study).groups
@@ -79,23 +79,23 @@ def test_the_page_and_the_curve_come_from_the_stores_runs_alone() -> None:
     assert OUTPUT.read_bytes() == before
 
 
-def test_rows_of_an_empty_store_are_not_run_and_no_curve_is_drawn() -> None:
+def test_empty_store_gives_no_figures_and_no_curve() -> None:
     write_study(small_study(name="learning_curve"))
     results(STUDY, PARAMS, OUTPUT)
     assert OUTPUT.read_text().count("| not run |") == 2
     assert not (OUTPUT.parent / "results-learning-curve.svg").exists()
 
 
-def test_a_run_whose_files_are_missing_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_without_files_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     (group,) = write_study(small_study()).groups
     run_id = runs.start_run(run_id=None, name="row", tags={group.tag(group.rows[0], 1): "digest"})
     with caplog.at_level(logging.WARNING):
         results(STUDY, PARAMS, OUTPUT)
-    assert f"run {run_id} has no training/training.json and is left out" in caplog.text
+    assert f"run {run_id} has no training/training.json" in caplog.text
     assert OUTPUT.read_text().count("| not run |") == 2
 
 
-def test_only_runs_with_the_prefix_are_listed_the_oldest_first_and_absent_files_are_no_error() -> None:
+def test_runs_with_the_prefix_are_listed_the_oldest_first() -> None:
     runs.start_run(run_id=None, name="other", tags={"team": "radiology"})
     wanted = [runs.start_run(run_id=None, name="row", tags={f"study.a.b.{n}": "x"}) for n in range(3)]
     found = runs_with_tag_prefix("study.")
@@ -104,7 +104,7 @@ def test_only_runs_with_the_prefix_are_listed_the_oldest_first_and_absent_files_
     assert read_artifacts(wanted[0], ["training/training.json"]) == {}
 
 
-def test_a_missing_study_leaves_an_earlier_page_alone() -> None:
+def test_missing_study_leaves_an_existing_page_unchanged() -> None:
     OUTPUT.parent.mkdir()
     OUTPUT.write_text("earlier")
     with pytest.raises(ParamsError, match=r"study\.yaml is missing"):
@@ -112,7 +112,7 @@ def test_a_missing_study_leaves_an_earlier_page_alone() -> None:
     assert OUTPUT.read_text() == "earlier"
 
 
-def test_help_says_what_it_reads_and_writes() -> None:
+def test_help_names_inputs_and_outputs() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "tasks.results", "--help"], check=True, cwd=PROJECT, capture_output=True, text=True
     )

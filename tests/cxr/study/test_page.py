@@ -1,4 +1,4 @@
-"""docs/results.md: every row is there, run or not, and what rows say together is computed from their runs."""
+"""docs/results.md: every row is shown, run or not, and comparisons are computed from the runs."""
 
 import re
 from typing import Any
@@ -9,7 +9,8 @@ from cxr.evaluation.comparison import difference_over_seeds
 from cxr.study.findings import learning_curve_points
 from cxr.study.page import render_page
 from cxr.study.results import RunRecord, Settings, study_results
-from cxr.study.spec import Study
+from cxr.study.spec import Study, read_study
+from tests.support.project import PROJECT
 from tests.support.study_runs import record, small_study
 
 SETTINGS = Settings(resamples=200, seed=1)
@@ -28,7 +29,7 @@ def rows(*names: str) -> list[dict[str, Any]]:
     return [{"name": name, "label": f"row {name}"} for name in names]
 
 
-def test_a_page_without_runs_names_every_row_as_not_run() -> None:
+def test_page_without_runs_shows_every_row_as_not_run() -> None:
     text = page(small_study(), [])
     assert "from 0 tracked runs" in text
     assert "0 of 4 trials" in text
@@ -36,7 +37,7 @@ def test_a_page_without_runs_names_every_row_as_not_run() -> None:
         assert line(text, label)[1:3] == ["0 of 2", "not run"]
 
 
-def test_a_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
+def test_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
     study = small_study(seeds=[1])
     (group,) = study.groups
     run = record(group, group.rows[0], 1, skill=2.0)
@@ -50,14 +51,14 @@ def test_a_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> Non
     assert "commit `c0ffee00` (1 run)" in text
 
 
-def test_some_of_the_seeds_are_counted_and_a_bar_in_a_label_does_not_break_the_table() -> None:
+def test_finished_seeds_are_counted_and_bars_in_labels_are_escaped() -> None:
     study = small_study(rows=[{"name": "recipe", "label": "a | b"}])
     (group,) = study.groups
     text = page(study, [record(group, group.rows[0], 1, skill=1.0)])
     assert "| a \\| b | 1 of 2 |" in text
 
 
-def test_synthetic_and_stale_runs_are_told() -> None:
+def test_synthetic_and_stale_runs_are_named() -> None:
     study = small_study(seeds=[1])
     (group,) = study.groups
     run = record(group, group.rows[0], 1, skill=1.0)
@@ -68,7 +69,7 @@ def test_synthetic_and_stale_runs_are_told() -> None:
     assert "not shown: ablation.mixup.1" in text
 
 
-def test_leakage_is_the_difference_over_seeds_with_welchs_interval() -> None:
+def test_leakage_is_a_difference_over_seeds_with_welchs_interval() -> None:
     study = small_study(
         name="leakage",
         tested=True,
@@ -90,22 +91,22 @@ def test_leakage_is_the_difference_over_seeds_with_welchs_interval() -> None:
         f"{found.value:+.3f} ({found.interval.low:+.3f} to {found.interval.high:+.3f})",
         "3 and 3",
     ]
-    assert "It covers the draw of the images" in text
+    assert "covers the draw of the images" in text
     assert "not run" in page(study, records[:3])
 
 
-def test_folds_are_pooled_only_when_all_have_been_run() -> None:
+def test_folds_are_pooled_only_if_all_were_run() -> None:
     study = small_study(name="cv", tested=True, baseline=None, seeds=[1], rows=rows("fold1", "fold2"))
     (group,) = study.groups
     records = [record(group, row, 1, skill=2.0, first=60 * n) for n, row in enumerate(group.rows)]
     assert line(page(study, records), "120 images, each once")[1].startswith("0.")
-    assert "All folds together: 1 of 2 folds have been run." in page(study, records[:1])
+    assert "1 of 2 folds were run" in page(study, records[:1])
     twice = [record(group, row, 1, skill=2.0) for row in group.rows]
-    assert "an image is in the test sets of two rows" in page(study, twice)
+    assert "test sets of two rows" in page(study, twice)
 
 
 @pytest.mark.parametrize(("full", "tau"), [((0.5, 1.0, 2.0, 4.0), "1.00"), ((4.0, 2.0, 1.0, 0.5), "-1.00")])
-def test_the_proxys_rank_correlation_is_told(full: tuple[float, ...], tau: str) -> None:
+def test_rank_correlation_of_the_proxy_is_shown(full: tuple[float, ...], tau: str) -> None:
     names = ("a", "b", "c", "d")
     groups = [
         small_study(name=name, baseline=None, seeds=[1], rows=rows(*names)).groups[0]
@@ -117,7 +118,7 @@ def test_the_proxys_rank_correlation_is_told(full: tuple[float, ...], tau: str) 
     text = page(study, records)
     assert f"over 4 rows: Kendall's tau {tau}" in text
     assert f"Spearman's rho {tau}" in text
-    assert "2 of 4 rows have been run both ways" in page(study, records[:-2])
+    assert "2 of 4 rows have both runs" in page(study, records[:-2])
 
 
 def test_tested_rows_are_compared_with_the_baseline_on_the_test_images() -> None:
@@ -133,7 +134,7 @@ def test_tested_rows_are_compared_with_the_baseline_on_the_test_images() -> None
     assert "Each row against the recipe on the test images: not run." in page(study, records[:1])
 
 
-def test_the_learning_curve_goes_from_few_images_to_many() -> None:
+def test_learning_curve_is_sorted_by_number_of_images() -> None:
     study = small_study(name="learning_curve", tested=True, seeds=[1], rows=rows("recipe", "half", "tenth"))
     (group,) = study.groups
     images = {"recipe": "900", "half": "450", "tenth": "90"}
@@ -146,3 +147,22 @@ def test_the_learning_curve_goes_from_few_images_to_many() -> None:
     (result,) = study_results(study, records, SETTINGS)
     assert [n for n, _ in learning_curve_points(result)] == [890, 1250, 1700]
     assert "](results-learning-curve.svg)" in page(study, records)
+
+
+def test_published_page_has_every_section_and_row_of_the_study() -> None:
+    published = (PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
+    sections = {section.partition("\n")[0]: section for section in published.split("\n## ")}
+    study = read_study(PROJECT / "study.yaml")
+    assert list(sections)[1:] == [group.title for group in study.groups]
+    for group in study.groups:
+        assert group.text.strip() in sections[group.title]
+        for row in group.rows:
+            assert f"\n| {row.label} | " in sections[group.title]
+
+
+def test_published_page_has_the_fixed_texts_of_the_generator() -> None:
+    published = (PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
+    header = page(small_study(), []).partition("\n## ")[0]
+    fixed = [text for text in header.splitlines() if text and not re.search(r"\d|Trained at", text)]
+    assert len(fixed) > 5
+    assert [text for text in fixed if text not in published] == []

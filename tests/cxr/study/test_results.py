@@ -1,4 +1,4 @@
-"""From runs to figures: which run counts for a row, and what one seed and several seeds say."""
+"""From runs to figures: which run belongs to a row, and the figures of one and of several seeds."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from cxr.study.results import (
     GroupResult,
     RunRecord,
     Settings,
-    duplicates,
+    have_same_images,
     labels_and_probabilities,
     pooled,
     stale_tags,
@@ -37,7 +37,7 @@ def only_group(study: Study, records: list[RunRecord]) -> GroupResult:
     return result
 
 
-def test_several_seeds_give_mean_lowest_and_highest() -> None:
+def test_several_seeds_give_mean_lowest_and_highest_value() -> None:
     study = small_study()
     records = every_run(study, skill={"recipe": 1.0, "mixup": 1.0})
     each = [
@@ -55,13 +55,13 @@ def test_one_seed_gives_the_interval_over_patients() -> None:
     assert figure.low < figure.value < figure.high
 
 
-def test_a_row_without_runs_stays_and_says_nothing() -> None:
+def test_row_without_runs_has_no_figures() -> None:
     study = small_study()
     row = only_group(study, every_run(study, skill={"recipe": 1.0})).rows[1]
     assert (row.row.name, row.runs, row.validation, row.test, row.to_baseline) == ("mixup", {}, {}, {}, None)
 
 
-def test_differences_to_the_baseline_are_paired_by_seed_on_the_same_images() -> None:
+def test_differences_to_the_baseline_are_paired_by_image_and_seed() -> None:
     study = small_study()
     result = only_group(study, every_run(study, skill={"recipe": 0.5, "mixup": 4.0}))
     assert result.rows[0].to_baseline is None
@@ -81,7 +81,7 @@ def test_rows_with_other_validation_images_are_not_compared() -> None:
     assert only_group(study, records).rows[1].to_baseline is None
 
 
-def test_a_run_with_other_settings_does_not_count_and_is_named() -> None:
+def test_run_with_other_settings_is_not_used_and_is_named() -> None:
     study = small_study(seeds=[1])
     (group,) = study.groups
     records = [
@@ -92,7 +92,7 @@ def test_a_run_with_other_settings_does_not_count_and_is_named() -> None:
     assert stale_tags(study, records) == ["study.ablation.mixup.1"]
 
 
-def test_settings_fit_whether_recorded_as_text_number_or_list() -> None:
+def test_settings_are_compared_with_recorded_strings_numbers_and_lists() -> None:
     settings = {
         "train.weights": "none",
         "train.zoom": [0.9, 1.1],
@@ -112,7 +112,7 @@ def test_settings_fit_whether_recorded_as_text_number_or_list() -> None:
     assert not only_group(study, [other]).rows[0].runs
 
 
-def test_of_several_fitting_runs_the_newest_counts() -> None:
+def test_newest_of_several_runs_is_used() -> None:
     study = small_study(seeds=[1])
     (group,) = study.groups
     older = record(group, group.rows[0], 1, skill=1.0)
@@ -120,7 +120,7 @@ def test_of_several_fitting_runs_the_newest_counts() -> None:
     assert only_group(study, [older, newer]).rows[0].runs[1].run_id == "f" * 32
 
 
-def test_a_run_that_was_not_tested_does_not_count_where_the_group_is() -> None:
+def test_untested_run_is_not_used_in_a_tested_group() -> None:
     study = small_study(seeds=[1], tested=True)
     (group,) = study.groups
     tested = record(group, group.rows[0], 1, skill=2.0)
@@ -130,14 +130,14 @@ def test_a_run_that_was_not_tested_does_not_count_where_the_group_is() -> None:
     assert not only_group(study, [replace(tested, metrics=None)]).rows[0].runs
 
 
-def test_folds_pool_into_one_figure() -> None:
+def test_folds_are_pooled_into_one_figure() -> None:
     folds = [predictions(skill=1.0, seed=n, first=60 * n) for n in range(3)]
     each = [measure(*labels_and_probabilities(table)).accuracy for table in folds]
     assert pooled(folds, SETTINGS)["accuracy"].value == pytest.approx(np.mean(each))
 
 
-def test_other_images_or_classes_are_not_the_same() -> None:
+def test_tables_with_other_images_or_classes_are_not_comparable() -> None:
     table = predictions(skill=1.0, seed=1)
-    assert duplicates([table, table[::-1]])
-    assert not duplicates([table, predictions(skill=1.0, seed=1, first=1)])
-    assert not duplicates([table, table.rename(columns={"p_viral": "p_covid"})])
+    assert have_same_images([table, table[::-1]])
+    assert not have_same_images([table, predictions(skill=1.0, seed=1, first=1)])
+    assert not have_same_images([table, table.rename(columns={"p_viral": "p_covid"})])
