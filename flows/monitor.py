@@ -1,11 +1,11 @@
-"""Compare the images scored lately with those that the champion was judged on; changed images start a rebuild.
+"""Compare the images scored lately with the champion's reference; drift starts a rebuild.
 
     python -m flows.monitor                # here and now; no server needed
     python -m flows.monitor --report-only  # never starts a rebuild
     make serve                             # on the schedule of prefect.yaml
 
-A rebuild is started once for the same windows: the store remembers the last of them at the champion's version, and
-Prefect takes no second run with the same key. What the rebuild makes still has to pass the gate of promotion.
+A rebuild is started once for the same windows: a tag of the champion's version holds the end of the last one, and
+Prefect rejects a second run with the same idempotency key. The new model still has to pass the promotion gate.
 """
 
 import os
@@ -39,7 +39,7 @@ def monitor(start_rebuild: bool = True) -> State[Any]:
     """Compare, publish the table, and on drift start the deployment of the rebuild.
 
     Args:
-        start_rebuild: whether drift starts a rebuild, or is only said.
+        start_rebuild: whether drift starts a rebuild or is only reported.
     """
     root = Path.cwd()
     state = compare(root, return_state=True)
@@ -49,10 +49,10 @@ def monitor(start_rebuild: bool = True) -> State[Any]:
     create_markdown_artifact(key="drift", markdown=found["markdown"])
     if not found["drift"]:
         return Completed(message=found["headline"])
-    answer = (
-        rebuild_once(found["version"], found["windows"][-1]["last"]) if start_rebuild else "no rebuild was asked for"
-    )
-    return Completed(name="Drift", message=f"{found['headline']} {answer}")
+    if not start_rebuild:
+        return Completed(name="Drift", message=f"{found['headline']} No rebuild: report only")
+    result = rebuild_once(found["version"], found["windows"][-1]["last"])
+    return Completed(name="Drift", message=f"{found['headline']} {result}")
 
 
 def _store_is_remote(*_: object) -> bool:
@@ -67,7 +67,7 @@ def _store_is_remote(*_: object) -> bool:
     retry_condition_fn=_store_is_remote,
 )
 def compare(folder: Path) -> State[None]:
-    """Run `python -m tasks.monitor`; its lines are this task run's log."""
+    """Run `python -m tasks.monitor` with its lines in the log of this task run."""
     done = run_step("monitor", folder=folder)
     if done.code:
         return Failed(message=done.last_words, data=StageFailedError(done.last_words))
@@ -75,30 +75,31 @@ def compare(folder: Path) -> State[None]:
 
 
 def rebuild_once(version: str, last: str) -> str:
-    """Start the rebuild for the windows of `version` up to the time `last`; return what was done, in words.
+    """Start the rebuild for the windows of `version` up to the time `last`; return a message.
 
-    The store is told after the start: a cut in between asks again, and the key keeps Prefect from starting twice.
+    The version is tagged after the start. If this is interrupted in between, the next run tries again, and Prefect
+    rejects the second start by its key.
     """
     try:
         key = f"drift-{version}-{last}"
         started: Any = run_deployment(REBUILD, timeout=0, as_subflow=False, idempotency_key=key)
     except ObjectNotFound:
-        said = (
-            f"No rebuild was started: Prefect at {os.environ.get('PREFECT_API_URL', 'no address')} knows no deployment "
+        message = (
+            f"No rebuild was started: Prefect at {os.environ.get('PREFECT_API_URL', 'no address')} has no deployment "
             f"{REBUILD}; run `make serve`, or rebuild with `python -m flows.rebuild`"
         )
-        get_run_logger().warning(said)
-        return said
+        get_run_logger().warning(message)
+        return message
     versions.tag_version(version, {versions.DRIFT_TAG: last})
-    said = f"Started {REBUILD} as {started.name}; its model still has to pass the gate"
-    get_run_logger().info(said)
-    return said
+    message = f"Started {REBUILD} as {started.name}; its model still has to pass the promotion gate"
+    get_run_logger().info(message)
+    return message
 
 
 def main() -> int:
-    """Run the flow here; the exit code is that of a failed comparison, or 0."""
+    """Run the flow here; the exit code is 0 unless the comparison failed."""
     parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--report-only", action="store_true", help="say it and start nothing")
+    parser.add_argument("--report-only", action="store_true", help="report drift and start no rebuild")
     ended = monitor(start_rebuild=not parser.parse_args().report_only, return_state=True)
     if ended.is_failed():
         raise StageFailedError(str(ended.message))

@@ -1,17 +1,16 @@
-"""Run the study: every row of study.yaml that has not been run yet, each with each of its seeds.
+"""Run the study: every row of study.yaml that was not run yet, with each of its seeds.
 
     python -m tasks.configure --profile profiles/real.yaml --data ../chest-images    # once: which images
-    python -m flows.study --weights resnet50=imagenet --workers 2                   # again after any interruption
-    python -m flows.study --list                                                    # what is done, what is not
+    python -m flows.study --weights resnet50=imagenet --workers 2                   # the same after an interruption
+    python -m flows.study --list                                                    # which trials are done
     python -m tasks.results                                                         # the table, from the tracked runs
 
-A row is a set of parameters on top of params.yaml and of those that its group shares. It runs through DVC in a
-worktree of its own in .runs, over the same cache and tracking store. Rows of a group that is `tested` go on to
-the test set; of the others only the validation images are ever looked at. A finished row is marked on its
-training run, with the digest of its settings, and is not run again until those change; a row that was cut off
-goes on from its last epoch.
+A row is a set of parameters that override params.yaml and its group's settings. It runs through DVC in its own worktree
+in .runs, with the same cache and tracking store. Rows of a `tested` group are evaluated on the test set, too; others
+use only the validation images. A finished trial is marked on its training run with the digest of its settings, and is
+not run again until these change. An interrupted trial resumes from its last epoch.
 
-With CXR_RAY_ADDRESS set the trials run on that Ray cluster, still at most `--workers` at a time: see flows.runners.
+With CXR_RAY_ADDRESS set, the trials run on that Ray cluster, at most `--workers` at a time: see flows.runners.
 """
 
 import hashlib
@@ -43,9 +42,9 @@ from tasks.configure import weights_setting
 
 DIGEST_TAG = "study_digest"
 DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
-"""What makes two trials the same; how the test set is measured is no part of a recipe."""
+"""The sections that distinguish trials; the evaluation of the test set is not part of a configuration."""
 
-_LOCKS = Path(".dvc", "tmp")  # git does not look there
+_LOCKS = Path(".dvc", "tmp")  # ignored by git
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -53,10 +52,10 @@ _THREADS = "OMP_NUM_THREADS"
 class Trial:
     """One row with one seed.
 
-    settings   what it sets on top of params.yaml
-    stage      how far it runs
-    tag        key of the tag that marks the training's run as this trial's
-    digest     of that stage and all parameters that decide it: a mark with another digest is of an older recipe
+    settings  parameters that override params.yaml
+    stage     last stage that runs
+    tag       key of the tag that marks the training run of this trial
+    digest    of the stage and all parameters of DECIDING_SECTIONS, the value of the tag
     """
 
     group: str
@@ -69,42 +68,38 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Return the trial's name for people."""
+        """Return the name of the trial: group/row/seed."""
         return f"{self.group}/{self.row}/{self.seed}"
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """Return what the trial answers to: its group, its row, itself."""
+        """Return the names that select the trial: of its group, its row and itself."""
         return self.group, f"{self.group}/{self.row}", self.name
 
 
 def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[str]) -> list[Trial]:
-    """Return the trials that are chosen, in that order: `group`, `group/row` or `group/row/seed`; all when none is.
+    """Return the selected trials in order.
 
     Args:
         study: from read_study.
-        params: the parameter file that every row stands on.
-        weights: backbone -> starting weights; a backbone that is not named starts from `none`. A row that sets
-            train.weights itself keeps what it says.
-        chosen: names, or none for all.
+        params: the parameter file that every row overrides.
+        weights: backbone -> starting weights, `none` by default. Rows may set train.weights themselves.
+        chosen: names of the form `group`, `group/row` or `group/row/seed`; empty for all trials.
 
     Raises:
-        ParamsError: a chosen name does not exist, or a row sets what is no parameter or does not fit.
+        ParamsError: a name does not exist, or a row sets an unknown parameter or an invalid value.
     """
     every = [trial for group in study.groups for trial in _trials_of(group, params, weights)]
     known = {name for trial in every for name in trial.names}
     if unknown := sorted(set(chosen) - known):
-        raise ParamsError(f"the study has no {', '.join(unknown)}; its groups are {', '.join(_groups(every))}")
+        groups = ", ".join(group.name for group in study.groups)
+        raise ParamsError(f"the study has no {', '.join(unknown)}; its groups are {groups}")
     found = [trial for name in chosen for trial in every if name in trial.names] if chosen else every
     return list({trial.tag: trial for trial in found}.values())
 
 
-def _groups(every: list[Trial]) -> list[str]:
-    return list(dict.fromkeys(trial.group for trial in every))
-
-
 def _trials_of(group: Group, params: Path, weights: dict[str, str]) -> list[Trial]:
-    """Return the group's trials, first every row with its first seed: a study that is cut off has all rows."""
+    """Return the trials of a group by seed, so that an interrupted study has a trial of every row."""
     numbered = [(number, row, seed) for row in group.rows for number, seed in enumerate(group.seeds_of(row))]
     return [_trial(group, row, seed, params, weights) for _, row, seed in sorted(numbered, key=lambda trial: trial[0])]
 
@@ -130,15 +125,15 @@ def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, s
 
 
 def is_done(trial: Trial) -> bool:
-    """Say whether a run of these very settings is marked in the tracking store."""
+    """Return whether a run in the tracking store is marked as this trial with these settings."""
     return runs.find_run(trial.tag, trial.digest) is not None
 
 
 @flow(name="study", validate_parameters=False)
 def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
-    """Run the trials, `workers` at a time; what fails does not stop the others and is named at the end."""
+    """Run the trials, `workers` at a time; failed trials do not stop the others and are named at the end."""
     root = Path.cwd()
-    runs.experiment_id()  # a new store is made once, before several trials ask for it
+    runs.experiment_id()  # create the store once, before several trials use it
     submitted = [
         (trial, run_trial.with_options(task_run_name=trial.name).submit(trial, root, workers)) for trial in todo
     ]
@@ -152,7 +147,7 @@ def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
 
 @task(cache_policy=NO_CACHE)
 def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
-    """Run one trial in a worktree that no other trial is using, unless a run of another row is the same."""
+    """Run one trial, or mark the run of another row with the same settings."""
     try:
         twin = runs.find_run(DIGEST_TAG, trial.digest)
         run_id = twin or _run_through_dvc(trial, root, workers)
@@ -163,11 +158,15 @@ def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
 
 
 def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
-    """Return the run of the trial's training. Raises StageFailedError with the step's own last words."""
+    """Run one trial in a free worktree; return its training run.
+
+    Raises:
+        StageFailedError: a step failed, with its message.
+    """
     with any_file_lock([root / _LOCKS / f"study-{number + 1}.lock" for number in range(workers)]) as held:
-        with file_lock(root / _LOCKS / "worktrees.lock"):  # they are made and moved one at a time
+        with file_lock(root / _LOCKS / "worktrees.lock"):  # worktrees are created and moved one at a time
             workspace = open_workspace(root, run=held.stem, overrides=trial.settings, keep=workers)
-        # A cluster says how many cores a task has by this very variable.
+        # A cluster sets this variable to the number of cores of a task.
         threads = os.environ.get(_THREADS) or str(max(1, (os.cpu_count() or 1) // workers))
         environment = child_environment({**shared_environment(root), _THREADS: threads})
         lines: list[str] = []
@@ -190,35 +189,35 @@ def _weights(given: list[str]) -> dict[str, str]:
     for item in given:
         backbone, equals, source = item.partition("=")
         if not equals:
-            raise ParamsError(f"--weights takes backbone=file, such as resnet50=imagenet; got {item!r}")
+            raise ParamsError(f"--weights needs BACKBONE=FILE, such as resnet50=imagenet; got {item!r}")
         pairs[backbone] = weights_setting(source)
     return pairs
 
 
 def _stop_at_once(*_: object) -> None:
-    """Answer Ctrl-C: the threads cannot be interrupted, but when this process is gone so are its trainings."""
-    os.write(2, b"stopped; the same command goes on from the last epoch of each training\n")
+    """Handle Ctrl-C: threads cannot be interrupted, but the trainings end with this process."""
+    os.write(2, b"stopped; the same command resumes each training from its last epoch\n")
     os._exit(130)
 
 
 def main() -> int:
-    """List the study, or run what is missing; the exit code says whether every row ended well."""
+    """List the trials, or run the missing ones; the exit code is 0 if none failed."""
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("rows", nargs="*", metavar="GROUP[/ROW[/SEED]]", help="only these (default: all)")
     parser.add_argument("--study", type=Path, default=Path("study.yaml"), help="(%(default)s)")
     parser.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="may be repeated")
     parser.add_argument("--workers", type=int, default=1, help="trials at once, sharing the cores (%(default)s)")
-    parser.add_argument("--list", action="store_true", help="say what is done and what is not, run nothing")
+    parser.add_argument("--list", action="store_true", help="show which trials are done and run nothing")
     arguments = parser.parse_args()
     study, weights = read_study(arguments.study), _weights(arguments.weights)
     every = trials(study, params=Path("params.yaml"), weights=weights, chosen=arguments.rows)
     done = [trial for trial in every if is_done(trial)]
     if arguments.list:
         for trial in every:
-            print(f"{'done' if trial in done else 'to do':<6} {trial.name}")
+            print(f"{'done' if trial in done else 'missing':<8} {trial.name}")
         return 0
     todo = [trial for trial in every if trial not in done]
-    print(f"{len(done)} of {len(every)} trials are done, {len(todo)} to do")
+    print(f"{len(done)} of {len(every)} trials are done, {len(todo)} are missing")
     if not todo:
         return 0
     signal.signal(signal.SIGINT, _stop_at_once)

@@ -1,4 +1,4 @@
-"""The flow `monitor` with Prefect's own server: drift starts the rebuild's deployment, once for the same windows."""
+"""The flow `monitor` on a Prefect server: drift starts the deployment of the rebuild once for the same windows."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import json, os, pathlib, sys
 if os.path.exists("broken"):
     sys.exit("error: there is no champion")
 drift = os.path.exists("shifted")
-said = {"drift": drift, "version": "1", "headline": "It was judged.", "markdown": "| window |", "windows": [
+report = {"drift": drift, "version": "1", "headline": "It was compared.", "markdown": "| window |", "windows": [
     {"last": "%s"}]}
 pathlib.Path("reports").mkdir(exist_ok=True)
-pathlib.Path("reports/monitor.json").write_text(json.dumps(said))
+pathlib.Path("reports/monitor.json").write_text(json.dumps(report))
 print("drift: " + str(drift).lower())
 """
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture(autouse=True)
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A project whose step answers as files tell it to, and a registered version 1."""
+    """A project whose step reports drift or fails if a file exists, and a registered version 1."""
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
     Path("tasks").mkdir()
     Path("tasks/monitor.py").write_text(STEP % LAST)
@@ -45,28 +45,28 @@ def _runs_of_rebuild() -> int:
         return len([run for run in client.read_flow_runs() if (run.idempotency_key or "").startswith("drift-")])
 
 
-def test_images_that_have_not_changed_start_nothing() -> None:
+def test_unchanged_images_start_nothing() -> None:
     ended = monitor(return_state=True)
-    assert (ended.name, ended.message) == ("Completed", "It was judged.")
+    assert (ended.name, ended.message) == ("Completed", "It was compared.")
 
 
-def test_a_comparison_that_fails_is_a_failure_with_the_steps_own_words() -> None:
+def test_failed_comparison_fails_with_the_message_of_the_step() -> None:
     Path("broken").touch()
     ended = monitor(return_state=True)
     assert ended.is_failed()
     assert "there is no champion" in str(ended.message)
 
 
-def test_drift_without_a_deployment_says_what_to_start_and_is_asked_again_the_next_day() -> None:
+def test_drift_without_a_deployment_names_the_command_and_is_reported_again() -> None:
     Path("shifted").touch()
     ended = monitor(return_state=True)
     assert ended.name == "Drift"
     assert "python -m flows.rebuild" in str(ended.message)
     assert versions.DRIFT_TAG not in versions.get_version("1").tags
-    assert "no rebuild was asked for" in str(monitor(start_rebuild=False, return_state=True).message)
+    assert "report only" in str(monitor(start_rebuild=False, return_state=True).message)
 
 
-def test_drift_starts_the_rebuild_once_for_the_same_windows() -> None:
+def test_drift_starts_one_rebuild_for_the_same_windows() -> None:
     deployment: Any = rebuild.to_deployment("weekly")
     deployment.apply()
     Path("shifted").touch()
@@ -75,5 +75,5 @@ def test_drift_starts_the_rebuild_once_for_the_same_windows() -> None:
     assert "Started rebuild/weekly" in str(ended.message)
     assert versions.get_version("1").tags[versions.DRIFT_TAG] == LAST
     assert _runs_of_rebuild() == 1
-    monitor(return_state=True)  # as after a cut between the start and the tag
+    monitor(return_state=True)  # as after an interruption between the start and the tag
     assert _runs_of_rebuild() == 1

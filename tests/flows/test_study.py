@@ -1,4 +1,4 @@
-"""The study: which trials there are, that each runs once, and that a failure is named and does not stop the others."""
+"""The study: its trials, each run once, and failures that are named and do not stop the others."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from cxr.registry import runs
 from cxr.common.params import read_params
 params = read_params(pathlib.Path("params.yaml"))
 if params.train.epochs == 13:
-    raise SystemExit("error: thirteen epochs are unlucky")
+    raise SystemExit("error: thirteen epochs")
 if params.train.epochs == 99:
     pathlib.Path("../../pid").write_text(str(os.getpid()))
     time.sleep(600)
@@ -54,12 +54,12 @@ def names(found: list[Trial]) -> list[str]:
     return [trial.name for trial in found]
 
 
-def test_every_row_runs_with_its_first_seed_before_any_runs_with_its_second() -> None:
+def test_all_rows_run_with_the_first_seed_before_the_second() -> None:
     found = trials(study(group()), params=PARAMS, weights={}, chosen=[])
     assert names(found) == ["short/one/1", "short/plain/1", "short/one/2", "short/plain/2"]
 
 
-def test_a_row_adds_to_its_group_and_takes_the_weights_of_its_backbone() -> None:
+def test_row_overrides_its_group_and_gets_the_weights_of_its_backbone() -> None:
     rows = [
         {"name": "a", "label": "a", "set": {"train.backbone": "mobilenet_v2", "train.epochs": 2}},
         {"name": "b", "label": "b", "set": {"train.weights": "none"}},
@@ -80,16 +80,16 @@ def test_a_row_adds_to_its_group_and_takes_the_weights_of_its_backbone() -> None
     assert (second.settings["train.weights"], second.stage) == ("none", "evaluate")
 
 
-def test_groups_and_rows_can_be_chosen_and_unknown_names_are_refused() -> None:
+def test_groups_and_rows_are_selected_by_name_and_unknown_names_rejected() -> None:
     both = study(group(), group(name="long"))
     assert names(trials(both, params=PARAMS, weights={}, chosen=["long/one"])) == ["long/one/1", "long/one/2"]
     assert len(trials(both, params=PARAMS, weights={}, chosen=["long"])) == 4
     assert names(trials(both, params=PARAMS, weights={}, chosen=["short/plain/2"])) == ["short/plain/2"]
-    with pytest.raises(ParamsError, match=r"the study has no lang; its groups are short, long$"):
+    with pytest.raises(ParamsError, match=r"no lang; .* short, long$"):
         trials(both, params=PARAMS, weights={}, chosen=["lang"])
 
 
-def test_the_digest_changes_with_a_setting() -> None:
+def test_digest_changes_with_a_setting() -> None:
     first, other = (
         trials(study(group(set={"train.batch_size": size})), params=PARAMS, weights={}, chosen=["short/one"])[0]
         for size in (8, 16)
@@ -98,7 +98,7 @@ def test_the_digest_changes_with_a_setting() -> None:
     assert first.digest != other.digest
 
 
-def test_the_digest_changes_with_the_file_that_rows_stand_on(tmp_path: Path) -> None:
+def test_digest_changes_with_the_parameter_file(tmp_path: Path) -> None:
     other = tmp_path / "params.yaml"
     other.write_text(PARAMS.read_text())
     override(other, {"train.weight_decay": 0.123})
@@ -106,13 +106,13 @@ def test_the_digest_changes_with_the_file_that_rows_stand_on(tmp_path: Path) -> 
     assert first.digest != second.digest
 
 
-def test_a_row_that_sets_what_does_not_exist_is_named() -> None:
+def test_row_with_an_unknown_parameter_is_named() -> None:
     rows = [{"name": "typo", "label": "l", "set": {"train.epoch": 1}}]
-    with pytest.raises(ParamsError, match=r"row short/typo of the study: there is no parameter train\.epoch"):
+    with pytest.raises(ParamsError, match=r"short/typo .* train\.epoch"):
         trials(study(group(rows=rows)), params=PARAMS, weights={}, chosen=[])
 
 
-def test_the_study_of_this_project_fits_the_real_profile(tmp_path: Path) -> None:
+def test_study_of_this_project_is_valid_with_the_real_profile(tmp_path: Path) -> None:
     real = tmp_path / "params.yaml"
     real.write_text(PARAMS.read_text())
     override(real, read_profile(PROJECT / "profiles" / "real.yaml"))
@@ -122,7 +122,7 @@ def test_the_study_of_this_project_fits_the_real_profile(tmp_path: Path) -> None
 
 @pytest.fixture
 def small(tiny: Path) -> Path:
-    """The tiny project with one stage that opens a run."""
+    """The tiny project with one stage that starts a run."""
     (tiny / "dvc.yaml").write_text(ONE_STAGE)
     (tiny / "step.py").write_text(TRAIN)
     (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/pid\n__pycache__/\n")
@@ -133,7 +133,7 @@ def small(tiny: Path) -> Path:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
+def test_trials_run_once_and_failed_ones_are_named(small: Path) -> None:
     rows = [
         {"name": "unlucky", "label": "fails", "set": {"train.epochs": 13}},
         {"name": "two", "label": "two epochs", "set": {"train.epochs": 2}},
@@ -142,7 +142,7 @@ def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
     unlucky, two, twin = trials(study(group(rows=rows, seeds=[1])), params=PARAMS, weights={}, chosen=[])
     ended = study_flow([unlucky, two], 1, return_state=True)
     assert ended.is_failed()
-    assert ended.message == "short/unlucky/1: thirteen epochs are unlucky"
+    assert ended.message == "short/unlucky/1: thirteen epochs"
     assert (is_done(unlucky), is_done(two), is_done(twin)) == (False, True, False)
     run_id = runs.find_run(two.tag, two.digest)
     assert run_id is not None
@@ -153,7 +153,7 @@ def test_trials_run_once_and_a_failed_one_is_named(small: Path) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_ctrl_c_ends_the_study_and_its_trainings_at_once(small: Path) -> None:
+def test_ctrl_c_stops_the_study_and_its_trainings(small: Path) -> None:
     rows = [{"name": "long", "label": "never ends", "set": {"train.epochs": 99}}]
     (small / "study.yaml").write_text(json.dumps({"groups": [group(rows=rows, seeds=[1])]}))
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_the_study_and_its_trainings_at_once(small: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.endswith(b"stopped; the same command goes on from the last epoch of each training\n")
+    assert errors.splitlines()[-1].startswith(b"stopped")
     training.wait(60)
 
 
