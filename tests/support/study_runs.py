@@ -87,9 +87,9 @@ def small_study(**changes: Any) -> Study:
         "text": "On validation.",
         "tested": False,
         "seeds": [1, 2],
-        "baseline": "recipe",
+        "baseline": "plain",
         "rows": [
-            {"name": "recipe", "label": "the recipe"},
+            {"name": "plain", "label": "unchanged"},
             {"name": "mixup", "label": "with mixup", "set": {"train.mixup": 0.2}},
         ],
     }

@@ -33,7 +33,7 @@ def test_page_without_runs_shows_every_row_as_not_run() -> None:
     text = page(small_study(), [])
     assert "from 0 tracked runs" in text
     assert "0 of 4 trials" in text
-    for label in ("the recipe", "with mixup"):
+    for label in ("unchanged", "with mixup"):
         assert line(text, label)[1:3] == ["0 of 2", "not run"]
 
 
@@ -42,7 +42,7 @@ def test_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
     (group,) = study.groups
     run = record(group, group.rows[0], 1, skill=2.0)
     text = page(study, [run])
-    cells = line(text, "the recipe")
+    cells = line(text, "unchanged")
     assert cells[1] == "1 of 1"
     assert cells[2] == "1,200 images, 96 px, 3 epochs, weights imagenet (all but the head)"
     assert re.fullmatch(r"0\.\d{3} \(0\.\d{3} to [01]\.\d{3}\)", cells[3])
@@ -52,7 +52,7 @@ def test_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
 
 
 def test_finished_seeds_are_counted_and_bars_in_labels_are_escaped() -> None:
-    study = small_study(rows=[{"name": "recipe", "label": "a | b"}])
+    study = small_study(rows=[{"name": "plain", "label": "a | b"}])
     (group,) = study.groups
     text = page(study, [record(group, group.rows[0], 1, skill=1.0)])
     assert "| a \\| b | 1 of 2 |" in text
@@ -131,13 +131,13 @@ def test_tested_rows_are_compared_with_the_baseline_on_the_test_images() -> None
     assert float(row.strip("| ").split("|")[-1]) < 0.05
     elsewhere = [records[0], record(group, group.rows[1], 1, skill=1.0, first=5)]
     assert "| with mixup | 1 | other test images |" in page(study, elsewhere)
-    assert "Each row against the recipe on the test images: not run." in page(study, records[:1])
+    assert "Each row against unchanged on the test images: not run." in page(study, records[:1])
 
 
 def test_learning_curve_is_sorted_by_number_of_images() -> None:
-    study = small_study(name="learning_curve", tested=True, seeds=[1], rows=rows("recipe", "half", "tenth"))
+    study = small_study(name="learning_curve", tested=True, seeds=[1], rows=rows("plain", "half", "tenth"))
     (group,) = study.groups
-    images = {"recipe": "900", "half": "450", "tenth": "90"}
+    images = {"plain": "900", "half": "450", "tenth": "90"}
     records = [
         record(
             group, row, 1, skill=1.0, params={f"split.counts.train.{name}": images[row.name] for name in ("normal",)}

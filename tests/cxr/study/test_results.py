@@ -39,7 +39,7 @@ def only_group(study: Study, records: list[RunRecord]) -> GroupResult:
 
 def test_several_seeds_give_mean_lowest_and_highest_value() -> None:
     study = small_study()
-    records = every_run(study, skill={"recipe": 1.0, "mixup": 1.0})
+    records = every_run(study, skill={"plain": 1.0, "mixup": 1.0})
     each = [
         measure(*labels_and_probabilities(run.validation)).macro_f1 for run in records[:2] if run.validation is not None
     ]
@@ -49,7 +49,7 @@ def test_several_seeds_give_mean_lowest_and_highest_value() -> None:
 
 def test_one_seed_gives_the_interval_over_patients() -> None:
     study = small_study(seeds=[1])
-    figure = only_group(study, every_run(study, skill={"recipe": 1.0})).rows[0].validation["accuracy"]
+    figure = only_group(study, every_run(study, skill={"plain": 1.0})).rows[0].validation["accuracy"]
     assert figure.low is not None
     assert figure.high is not None
     assert figure.low < figure.value < figure.high
@@ -57,13 +57,13 @@ def test_one_seed_gives_the_interval_over_patients() -> None:
 
 def test_row_without_runs_has_no_figures() -> None:
     study = small_study()
-    row = only_group(study, every_run(study, skill={"recipe": 1.0})).rows[1]
+    row = only_group(study, every_run(study, skill={"plain": 1.0})).rows[1]
     assert (row.row.name, row.runs, row.validation, row.test, row.to_baseline) == ("mixup", {}, {}, {}, None)
 
 
 def test_differences_to_the_baseline_are_paired_by_image_and_seed() -> None:
     study = small_study()
-    result = only_group(study, every_run(study, skill={"recipe": 0.5, "mixup": 4.0}))
+    result = only_group(study, every_run(study, skill={"plain": 0.5, "mixup": 4.0}))
     assert result.rows[0].to_baseline is None
     found = result.rows[1].to_baseline
     assert found is not None

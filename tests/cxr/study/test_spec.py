@@ -28,7 +28,7 @@ def test_settings_of_a_row_override_those_of_its_group() -> None:
 
 
 def test_row_may_have_its_own_seeds() -> None:
-    (group,) = small_study(rows=[{"name": "recipe", "label": "x", "seeds": [5]}, {"name": "b", "label": "y"}]).groups
+    (group,) = small_study(rows=[{"name": "plain", "label": "x", "seeds": [5]}, {"name": "b", "label": "y"}]).groups
     assert [group.seeds_of(row) for row in group.rows] == [[5], [1, 2]]
 
 
