@@ -41,6 +41,7 @@ from prefect.states import Cancelled, Crashed
 
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
+from flows.notifications import keep_notifications
 from flows.serve import POOL
 
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
@@ -86,6 +87,7 @@ def put_in_order(pool: str = POOL) -> list[str]:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every request
     with get_client(sync_client=True) as client:
         keep_automation(client)
+        keep_notifications(client)
         done: list[str] = []
         if on_this_machine(str(PREFECT_API_URL.value())):
             done.extend(_end_dead_runs(client, pool))

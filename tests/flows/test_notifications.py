@@ -1,0 +1,91 @@
+"""Messages to people: real events on a real server reach a real web address or mailbox, and only those that should."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.states import Completed, Failed, State
+
+from flows.notifications import ADDRESS_VARIABLE, NOTICES, keep_notifications, report_moved_by_hand
+from tests.support.prefect_servers import wait_for
+from tests.support.receivers import receive_mail, receive_posts
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@flow(name="score")
+def score(message: str, name: str) -> State:
+    """Stand for a flow of this project, which ends in the state `name`."""
+    return Failed(message=message) if name == "Failed" else Completed(message=message, name=name)
+
+
+@flow(name="somebody else's")
+def stranger() -> State:
+    """Stand for a flow of another project on the same server."""
+    return Failed(message="not ours")
+
+
+@task(task_run_name="promote", cache_policy=NO_CACHE)
+def hold() -> State:
+    return Completed(name="Held", message="two images differ")
+
+
+@flow(name="rebuild")
+def rebuild() -> None:
+    hold()
+
+
+@pytest.fixture
+def client(prefect_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    assert prefect_server
+    with get_client(sync_client=True) as one:
+        yield one
+        monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
+        keep_notifications(one)
+
+
+def test_failed_drifted_held_and_moved_by_hand_each_send_one_post(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receive_posts() as (address, posts):
+        monkeypatch.setenv(ADDRESS_VARIABLE, address)
+        keep_notifications(client)
+        keep_notifications(client)  # twice makes no second automation
+        stranger(return_state=True)
+        score("fine", "Completed", return_state=True)
+        score('no "champion"', "Failed", return_state=True)
+        score("darker images", "Drift", return_state=True)
+        rebuild()
+        report_moved_by_hand(["alias 3, record 2"], "3")
+        wait_for(lambda: len(posts) >= 4, seconds=120)
+        found = {post["notice"]: post["message"] for post in posts}
+    assert found == {
+        "failed": 'no "champion"',
+        "drift": "darker images",
+        "held in a rebuild": "two images differ",
+        "moved by hand": "alias 3, record 2",
+    }
+    assert len(posts) == 4
+    assert all(post["text"].endswith(f". {post['message']}") for post in posts)
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # imported by Apprise
+def test_a_failure_is_mailed(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receive_mail() as (port, mails):
+        monkeypatch.setenv(ADDRESS_VARIABLE, f"mailto://127.0.0.1:{port}?from=cxr@example.org&to=ann@example.org")
+        keep_notifications(client)
+        score("no champion", "Failed", return_state=True)
+        wait_for(lambda: mails, seconds=120)
+    assert "To: ann@example.org" in mails[0].replace(" <ann@example.org>", "")
+    assert "no champion" in mails[0]
+
+
+def test_without_an_address_the_automations_go_away(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ADDRESS_VARIABLE, "http://127.0.0.1:9/hook")
+    keep_notifications(client)
+    assert all(len(client.read_automations_by_name(notice.automation)) == 1 for notice in NOTICES)
+    monkeypatch.delenv(ADDRESS_VARIABLE)
+    keep_notifications(client)
+    assert not any(client.read_automations_by_name(notice.automation) for notice in NOTICES)
