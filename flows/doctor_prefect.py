@@ -1,7 +1,8 @@
-"""Prefect's part of `make doctor`: server, worker, deployments and schedules, late and stuck runs, slots."""
+"""Prefect's part of `make doctor`: server, worker, deployments, their last runs, late and stuck runs, slots."""
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ from uuid import UUID
 
 import requests
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from ruamel.yaml import YAML
 
@@ -18,9 +26,7 @@ from flows.serve import POOL
 from flows.upkeep import UNDER_WAY, dead_runs, on_this_machine, runs_in, slots_of_deployments
 
 LATE_AFTER = timedelta(minutes=2)
-_ORDER = (
-    "end `make serve` with Ctrl-C and start it again; elsewhere stop the worker, `python -m flows.upkeep`, start it"
-)
+_ORDER = "end `make serve` with Ctrl-C and start it again; elsewhere stop the worker, `./run flows.upkeep`, start it"
 
 
 def check_server(root: Path, api: str) -> Iterator[Finding]:
@@ -38,6 +44,7 @@ def check_server(root: Path, api: str) -> Iterator[Finding]:
         polled = _polled(client)
         yield polled
         yield from _deployments(client, root)
+        yield from _last_runs(client, root)
         yield from _late(client, polled.level == "ok")
         yield from _stuck(client, api)
         yield from _slots(client)
@@ -54,27 +61,57 @@ def _polled(client: SyncPrefectClient) -> Finding:
     last = max((worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time), default=None)
     heard = f"the last was heard of {_ago(last)}" if last else "there never was one"
     return failed(
-        "worker", f"no worker polls the pool {POOL}; {heard}", f"make serve, or `prefect worker start -p {POOL}`"
+        "worker", f"no worker polls the pool {POOL}; {heard}", f"make serve, or `./run prefect worker start -p {POOL}`"
     )
 
 
+def _wanted(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the deployments of prefect.yaml by `flow/deployment`."""
+    wanted = YAML(typ="safe").load(root / "prefect.yaml")["deployments"]
+    return {f"{one['entrypoint'].rpartition(':')[2]}/{one['name']}": one for one in wanted}
+
+
 def _deployments(client: SyncPrefectClient, root: Path) -> Iterator[Finding]:
-    for wanted in YAML(typ="safe").load(root / "prefect.yaml")["deployments"]:
-        name = f"{wanted['entrypoint'].rpartition(':')[2]}/{wanted['name']}"
+    for name, wanted in _wanted(root).items():
         try:
             deployment = client.read_deployment_by_name(name)
         except ObjectNotFound:
-            yield failed(name, "the server does not know this deployment", "prefect --no-prompt deploy --all")
+            yield failed(name, "the server does not know this deployment", "./run prefect --no-prompt deploy --all")
             continue
         off = [schedule for schedule in deployment.schedules if not schedule.active]
         if deployment.paused or off:
             yield warning(
-                name, "its schedule is paused: no run will start by itself", f"prefect deployment resume {name}"
+                name, "its schedule is paused: no run will start by itself", f"./run prefect deployment resume {name}"
             )
         elif wanted.get("schedules") and not deployment.schedules:
-            yield failed(name, "it has no schedule, and prefect.yaml gives one", "prefect --no-prompt deploy --all")
+            yield failed(
+                name, "it has no schedule, and prefect.yaml gives one", "./run prefect --no-prompt deploy --all"
+            )
         else:
             yield ok(name, _schedule(deployment.schedules))
+
+
+def _last_runs(client: SyncPrefectClient, root: Path) -> Iterator[Finding]:
+    """Say how the last run of each deployment ended; one that was cancelled or skipped says nothing."""
+    ends = FlowRunFilterStateType(any_=[StateType.COMPLETED, StateType.FAILED, StateType.CRASHED])
+    for name in _wanted(root):
+        with suppress(ObjectNotFound):
+            of_it = FlowRunFilterDeploymentId(any_=[client.read_deployment_by_name(name).id])
+            found = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(deployment_id=of_it, state=FlowRunFilterState(type=ends)),
+                sort=FlowRunSort.END_TIME_DESC,
+                limit=1,
+            )
+            yield _last_run(f"last run of {name}", found[0]) if found else ok(f"last run of {name}", "none yet")
+
+
+def _last_run(check: str, run: FlowRun) -> Finding:
+    ended = f"{run.name} ended as {run.state_name} {_ago(run.end_time)}"
+    if run.state_type == StateType.COMPLETED:
+        return ok(check, ended)
+    message = str(run.state.message if run.state else "").splitlines()
+    said = f"{ended}: {message[0]}" if message else ended
+    return failed(check, said, f"mend what it says, then run it again; its log: ./run prefect flow-run logs {run.id}")
 
 
 def _schedule(schedules: list[Any]) -> str:

@@ -16,7 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Running, Scheduled
+from prefect.states import Cancelled, Completed, Failed, Running, Scheduled
 
 from cxr.common.params import override
 from cxr.registry import aliases, tracking_store, versions
@@ -211,7 +211,7 @@ def test_a_server_without_worker_and_deployment_says_both(client: SyncPrefectCli
     assert finding.level == "FAILED"
     assert finding.advice.startswith("make serve")
     finding = look(client, tiny, "idle/nowhere")
-    assert (finding.level, finding.advice) == ("FAILED", "prefect --no-prompt deploy --all")
+    assert (finding.level, finding.advice) == ("FAILED", "./run prefect --no-prompt deploy --all")
 
 
 def test_a_schedule_that_is_missing_or_paused_is_found(client: SyncPrefectClient, deployment: UUID, tiny: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_schedule_that_is_missing_or_paused_is_found(client: SyncPrefectClient
     assert look(client, tiny, "idle/one").said == "scheduled: 0 3 * * *"
     client.pause_deployment(deployment)
     finding = look(client, tiny, "idle/one")
-    assert (finding.level, finding.advice) == ("warning", "prefect deployment resume idle/one")
+    assert (finding.level, finding.advice) == ("warning", "./run prefect deployment resume idle/one")
 
 
 def test_a_late_run_is_told_with_who_holds_the_slot(client: SyncPrefectClient, deployment: UUID, tiny: Path) -> None:
@@ -237,6 +237,24 @@ def test_a_late_run_is_told_with_who_holds_the_slot(client: SyncPrefectClient, d
     assert look(client, tiny, "stuck runs").said.startswith(f"{holder.name} is Running for the server")
 
 
+def test_a_last_run_that_failed_is_red_until_a_later_one_ends_well(
+    client: SyncPrefectClient, deployment: UUID, tiny: Path
+) -> None:
+    assert look(client, tiny, "last run of idle/one").said == "none yet"
+    for state in (Failed(message="no champion\nmore"), Cancelled(message="missed")):
+        run = client.create_flow_run_from_deployment(deployment)
+        client.set_flow_run_state(run.id, Running(), force=True)
+        client.set_flow_run_state(run.id, state, force=True)
+    finding = look(client, tiny, "last run of idle/one")
+    assert finding.level == "FAILED"
+    assert finding.said.endswith("minutes ago: no champion")
+    assert "prefect flow-run logs" in finding.advice
+    run = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    client.set_flow_run_state(run.id, Completed(), force=True)
+    assert look(client, tiny, "last run of idle/one").level == "ok"
+
+
 def test_a_slot_without_a_run_is_found(client: SyncPrefectClient, deployment: UUID, tiny: Path) -> None:
     assert look(client, tiny, "concurrency slots").level == "ok"
     limit = client.read_deployment(deployment).global_concurrency_limit
@@ -244,4 +262,4 @@ def test_a_slot_without_a_run_is_found(client: SyncPrefectClient, deployment: UU
     client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=1))
     finding = look(client, tiny, "concurrency slots")
     assert (finding.level, finding.said) == ("FAILED", "one: 1 taken by no run at all")
-    assert "python -m flows.upkeep" in finding.advice
+    assert "./run flows.upkeep" in finding.advice
