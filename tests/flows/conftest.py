@@ -45,7 +45,9 @@ target.write_text(json.dumps({"accuracy": 0.75, "ci95": {"accuracy": [0.5, 0.9]}
 """
 
 IGNORED = """
+/.env
 /.prefect/
+/.venv/
 /.runs/
 /data/
 /mlruns/
@@ -69,9 +71,9 @@ sys.exit(10 if os.path.exists("refuse") else 11 if os.path.exists("hold") else 0
 def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A committed git and DVC project, made once."""
     root = tmp_path_factory.mktemp("template")
-    for package in ("cxr", "flows", "tasks"):
+    for package in ("cxr", "flows", "infra", "tasks"):
         shutil.copytree(PROJECT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "prefect.yaml", "pyproject.toml", "uv.lock"):
+    for name in ("params.yaml", "prefect.yaml", "pyproject.toml", "run", "uv.lock"):
         shutil.copy(PROJECT / name, root)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "step.py").write_text(STEP)

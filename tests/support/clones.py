@@ -1,5 +1,6 @@
 """A fresh clone of the project as it stands, in a folder of its own, for tests of the whole."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -80,3 +81,19 @@ def make_clone(root: Path, *configure: str, environment: Mapping[str, str] | Non
     made.git("add", "--all")
     made.git("commit", "--quiet", "--message", "as it stands")
     return made
+
+
+def lend_environment(root: Path) -> None:
+    """Give a copy of the project the present environment as its .venv, as if `make setup` had just built it."""
+    present = Path(sys.prefix)
+    (root / ".venv").mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (root / ".venv" / name).symlink_to(present / name)
+    digest = hashlib.sha256((root / "uv.lock").read_bytes()).hexdigest()
+    (root / ".venv" / ".built-from").write_text(f"{digest}\n")
+
+
+def in_plain_shell(root: Path, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in `root` with nothing set but PATH, where no Python of this project is, and HOME."""
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(root.parent), **environment}
+    return subprocess.run(command, cwd=root, env=bare, capture_output=True, text=True, check=False)
