@@ -53,6 +53,7 @@ IGNORED = """
 /mlruns/
 /models/
 /reports/
+/fetched/
 __pycache__/
 /refuse
 /hold
@@ -114,15 +115,9 @@ def standing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
 
 
 @pytest.fixture(scope="session")
-def prefect_server(
-    standing_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
-    """The same server for the flows and clients of this process; what runs return is kept in a folder of its own."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+def prefect_server(standing_server: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The same server for the flows and clients of this process; yields its environment."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    settings = {
-        PREFECT_API_URL: standing_server["PREFECT_API_URL"],
-        PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
-    }
-    with temporary_settings(settings):
+    with temporary_settings({PREFECT_API_URL: standing_server["PREFECT_API_URL"]}):
         yield standing_server

@@ -80,10 +80,10 @@ def test_a_promotion_that_waits_for_a_person_is_an_answer_too(tiny: Path) -> Non
 
 
 def test_a_run_beyond_its_time_limit_ends_and_takes_its_stage_along(tiny: Path) -> None:
-    (tiny / "hang-train").touch()
-    state = rebuild.with_options(timeout_seconds=60)(promote=False, return_state=True)
+    (tiny / "hang-ingest").touch()
+    state = rebuild.with_options(timeout_seconds=20)(promote=False, return_state=True)
     assert state.name == "TimedOut"
-    stage = int((tiny / "models" / "pid").read_text())
+    stage = int((tiny / "data" / "pid").read_text())
     wait_for(lambda: not psutil.pid_exists(stage), seconds=60)  # killed; when it is gone, the system decides
 
 
