@@ -50,9 +50,9 @@ FIELDS = (
     AnswerField(
         "warning",
         "string",
-        "Why the answer may mean nothing: the image is unlike those the model was tested on; null: no warning.",
+        "Why the answer may mean nothing: the image is out of distribution; null: no warning.",
         nullable=True,
-        report_code=("UNLIKE", "Image unlike those the model was judged on"),
+        report_code=("OOD", "Image out of distribution"),
     ),
     AnswerField(
         "measures",

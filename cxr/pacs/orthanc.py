@@ -1,7 +1,7 @@
-"""An Orthanc, a small PACS, over its REST API: what came in, in order, and answers stored beside it.
+"""A client of Orthanc, a small PACS, over its REST API: reads the feed of changes and stores reports.
 
-Nothing here says a patient's name, number or UID: errors and log lines name the address without its password, and
-images by Orthanc's own ID, a digest.
+No error or log line holds a patient's name, number or UID: they name the address without its password, and images by
+Orthanc's own ID, a digest.
 """
 
 import os
@@ -17,19 +17,19 @@ from cxr.common.errors import SourceError
 
 ACCOUNT_VARIABLES = ("CXR_PACS_USER", "CXR_PACS_PASSWORD")
 
-_CONNECT_SECONDS, _ANSWER_SECONDS = 10, 120
-_LOST = 500  # also what Orthanc says of a file that its storage has lost: the others are well
-_REFUSED = frozenset({400, 404, 409, 415, 422})
-"""Statuses that speak of one object; any other, such as 507 for a full disk, stops the link until it is mended."""
+_CONNECT_SECONDS, _RESPONSE_SECONDS = 10, 120
+_LOST = 500  # also the status of a file that is missing from the storage, which does not affect other files
+_REJECTED = frozenset({400, 404, 409, 415, 422})
+"""Statuses that concern one object; any other, such as 507 for a full disk, stops the worker until it is resolved."""
 
 
-class OrthancAwayError(SourceError):
-    """Orthanc does not answer, or cannot just now: what was asked may be asked again later."""
+class OrthancUnavailableError(SourceError):
+    """Orthanc does not respond or cannot at the moment; the request may be retried."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A line of the feed. `number` grows; `mark` tells the line from another database's of that number."""
+    """A line of the feed. `number` increases; `mark` differs between databases that share a line number."""
 
     number: int
     kind: str
@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """Lines of the feed; `last`: where to go on; `done`: there are no more now."""
+    """Lines of the feed; `last`: number to continue after; `done`: the end of the feed."""
 
     lines: tuple[Change, ...]
     last: int
@@ -48,7 +48,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Instance:
-    """What Orthanc's index says of one object; nothing is read from its file. Texts are empty where it is silent."""
+    """An object as in Orthanc's index; its file is not read. Missing values are empty."""
 
     sop_uid: str
     modality: str
@@ -56,13 +56,13 @@ class Instance:
 
 
 class Orthanc:
-    """A client of one Orthanc; for one thread.
+    """A client of one Orthanc server; for one thread.
 
     Args:
-        url: http(s)://[user:password@]host[:port]; `CXR_PACS_USER` and `CXR_PACS_PASSWORD` come first.
+        url: http(s)://[user:password@]host[:port]; `CXR_PACS_USER` and `CXR_PACS_PASSWORD` take precedence.
 
     Raises:
-        SourceError: it is no such address.
+        SourceError: the address is invalid.
     """
 
     def __init__(self, url: str) -> None:
@@ -72,12 +72,12 @@ class Orthanc:
         except ValueError:
             parts, port = urlsplit(""), ""
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise SourceError("expected a PACS such as http://127.0.0.1:8042, got something else; check the address")
+            raise SourceError("the address of the PACS is invalid; expected one such as http://127.0.0.1:8042")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.address = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
-        """The address without user and password, fit for the screen."""
+        """The address without user and password, safe to print."""
         self._session = requests.Session()
-        self._session.trust_env = False  # no proxy is given an image, and no .netrc another password
+        self._session.trust_env = False  # images must not go through a proxy, and .netrc must not override the account
         self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
         given = [os.environ.get(name) for name in ACCOUNT_VARIABLES]
         user = given[0] or unquote(parts.username or "")
@@ -88,22 +88,22 @@ class Orthanc:
 
     def changes(self, since: int, limit: int) -> Changes:
         """Return up to `limit` lines of the feed after line `since`."""
-        said = self._json("GET", f"/changes?since={since}&limit={limit}")
-        lines = tuple(_change(line) for line in said["Changes"])
-        # Older versions say 0 or `since` when there is nothing new; the place never goes back here.
-        return Changes(lines, max([since, *(line.number for line in lines)]), bool(said["Done"]))
+        response = self._json("GET", f"/changes?since={since}&limit={limit}")
+        lines = tuple(_change(line) for line in response["Changes"])
+        # Older versions return 0 or `since` as Last when there is nothing new; the position must never go back.
+        return Changes(lines, max([since, *(line.number for line in lines)]), bool(response["Done"]))
 
     def last_change(self) -> int:
         """Return the number of the newest line; 0 before the first."""
         return int(self._json("GET", "/changes?last")["Last"])
 
     def line(self, number: int) -> Change | None:
-        """Return one line of the feed; None where it is gone with what it told of."""
+        """Return one line of the feed; None if it was deleted with its object."""
         found = self.changes(number - 1, 1).lines
         return found[0] if found and found[0].number == number else None
 
     def instance(self, resource: str) -> Instance | None:
-        """Return what the index says of an instance; None where it has been deleted."""
+        """Return an instance as in the index; None if it was deleted."""
         found = self._known(f"/instances/{quote(resource)}")
         series = self._series(found["ParentSeries"]) if found else None
         if found is None or series is None:
@@ -112,17 +112,17 @@ class Orthanc:
         return Instance(str(found["MainDicomTags"].get("SOPInstanceUID", "")), modality, body_part)
 
     def file(self, resource: str) -> bytes | None:
-        """Return an instance's DICOM file; None where it has been deleted, or is lost from the storage."""
-        answer = self._asked("GET", f"/instances/{quote(resource)}/file", may_be=_REFUSED | {_LOST})
-        return answer.content if answer.ok else None
+        """Return the DICOM file of an instance; None if it was deleted or is missing from the storage."""
+        response = self._request("GET", f"/instances/{quote(resource)}/file", accept=_REJECTED | {_LOST})
+        return response.content if response.ok else None
 
     def has(self, uid: str) -> bool:
-        """Say whether something with this UID is stored: a study, a series or an instance."""
+        """Return whether a study, series or instance with this UID is stored."""
         return bool(self._json("POST", "/tools/lookup", uid.encode()))
 
     def store(self, dicom: bytes) -> bool:
-        """Store an object; one that is stored already stays. Says whether it is there now: False means refused."""
-        return self._asked("POST", "/instances", dicom).status_code not in _REFUSED
+        """Store an object, keeping an existing one with its UID. Returns False if Orthanc rejects it."""
+        return self._request("POST", "/instances", dicom).status_code not in _REJECTED
 
     def version(self) -> str:
         """Return Orthanc's own version."""
@@ -133,38 +133,42 @@ class Orthanc:
         return None if tags is None else (str(tags.get("Modality", "")), str(tags.get("BodyPartExamined", "")))
 
     def _known(self, path: str) -> dict[str, Any] | None:
-        answer = self._asked("GET", path)
-        return None if answer.status_code in _REFUSED else self._decoded(answer)
+        response = self._request("GET", path)
+        return None if response.status_code in _REJECTED else self._decode(response)
 
     def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
-        answer = self._asked(method, path, body)
-        if answer.status_code in _REFUSED:
-            raise SourceError(f"{self.address} answers like no Orthanc ({answer.status_code}); check the address")
-        return self._decoded(answer)
+        response = self._request(method, path, body)
+        if response.status_code in _REJECTED:
+            raise SourceError(f"{self.address} is not an Orthanc (status {response.status_code}); check the address")
+        return self._decode(response)
 
-    def _decoded(self, answer: requests.Response) -> Any:
+    def _decode(self, response: requests.Response) -> Any:
         try:
-            return answer.json()
+            return response.json()
         except requests.JSONDecodeError:
-            raise SourceError(f"{self.address} answers like no Orthanc: not in JSON; check the address") from None
+            raise SourceError(f"{self.address} is not an Orthanc: it returns no JSON; check the address") from None
 
-    def _asked(
-        self, method: str, path: str, body: bytes | None = None, *, may_be: Set[int] = _REFUSED
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, *, accept: Set[int] = _REJECTED
     ) -> requests.Response:
-        times = (_CONNECT_SECONDS, _ANSWER_SECONDS)
+        timeouts = (_CONNECT_SECONDS, _RESPONSE_SECONDS)
         try:
-            answer = self._session.request(method, self.address + path, data=body, timeout=times, allow_redirects=False)
-        except requests.RequestException as error:
-            kind = type(error).__name__  # its words hold the whole address
-            raise OrthancAwayError(f"{self.address} does not answer ({kind}); start Orthanc there") from None
-        if answer.status_code in {401, 403}:
-            raise SourceError(
-                f"{self.address} refuses user and password; set {' and '.join(ACCOUNT_VARIABLES)} to those of "
-                "RegisteredUsers in Orthanc's configuration"
+            response = self._session.request(
+                method, self.address + path, data=body, timeout=timeouts, allow_redirects=False
             )
-        if not answer.ok and answer.status_code not in may_be:
-            raise OrthancAwayError(f"{self.address} cannot do its work now ({answer.status_code}); see Orthanc's log")
-        return answer
+        except requests.RequestException as error:
+            kind = type(error).__name__  # its message holds the whole address
+            raise OrthancUnavailableError(
+                f"{self.address} does not respond ({kind}); is Orthanc running there?"
+            ) from None
+        if response.status_code in {401, 403}:
+            raise SourceError(
+                f"{self.address} rejects the account; set {' and '.join(ACCOUNT_VARIABLES)} to one of RegisteredUsers "
+                "in Orthanc's configuration"
+            )
+        if not response.ok and response.status_code not in accept:
+            raise OrthancUnavailableError(f"{self.address} fails with status {response.status_code}; see Orthanc's log")
+        return response
 
 
 def _change(line: dict[str, Any]) -> Change:
@@ -172,5 +176,5 @@ def _change(line: dict[str, Any]) -> Change:
     return Change(int(line["Seq"]), str(line["ChangeType"]), str(line["ID"]), mark)
 
 
-def _utf_8(word: str) -> str:
-    return word.encode().decode("latin-1")  # which requests encodes again: UTF-8 on the wire
+def _utf_8(text: str) -> str:
+    return text.encode().decode("latin-1")  # requests encodes it as Latin-1: UTF-8 on the wire

@@ -1,14 +1,17 @@
-"""The web app: a service on loopback that answers what a model says of one image, and one page that asks it.
+"""The web app: a REST service on loopback that classifies one image a request, and a single page that calls it.
 
-    limits     what is let in: how many requests, how many bytes, for how long
-    guard      who may ask: no other site's page, no name that was bent to this machine
-    images      bytes of a stranger to an image, in a few threads
-    engine     one thread that owns the model and answers what waits, a batch at a time
-    watch      the registry, looked at every few seconds: a new champion takes over between two batches
-    layers     pictures for the page: the image, and where the model looked
-    card       what a version says of itself
-    service    the routes
-    server     the whole, until Ctrl-C
+    limits          how many requests are accepted at once, how many bytes, and for how long
+    guard           rejects requests of other sites' pages and of foreign host names (DNS rebinding)
+    decode_pool     image bytes to the model's input, in a few threads
+    batcher         the thread that owns the model and answers queued images in batches
+    champion_watch  polls the registry; a new champion takes over between two batches
+    overlays        pictures for the page: the image, and the heat map over it
+    model_info      the model card of a version
+    metrics         counters for Prometheus
+    access_log      counts and times every request
+    schemas         the responses, as in the OpenAPI description
+    service         the routes
+    server          the process: listens until Ctrl-C
 
-An image's name never comes here: an image is the body of a request, and nothing of it is written to a file or a log.
+File names never reach the service: the image is the body of the request, and nothing of it is written to a file or log.
 """

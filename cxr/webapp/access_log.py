@@ -1,4 +1,4 @@
-"""Counts and times every request, whatever became of it; a log line for each that failed."""
+"""Counts and times every request, whatever its outcome; logs those that failed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 log = logging.getLogger("cxr.webapp")
 
 
-class Counted:
-    """ASGI middleware. `paths` are those that may be named; what else a client asks for is "other"."""
+class AccessLog:
+    """ASGI middleware. Only `paths` are recorded by name; any other path is recorded as "other"."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, paths: frozenset[str]) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and count its answer."""
+        """Pass a request on and record its response."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self.paths else "other"
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        began, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 500
 
-        async def send_counted(message: Message) -> None:
+        async def send_recorded(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_counted)
+            await self.app(scope, receive, send_recorded)
         finally:
             self.metrics.requests.labels(method, path, str(status)).inc()
-            self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+            self.metrics.request_seconds.labels(path).observe(time.perf_counter() - started)
             if status == 500:
-                log.warning("page: %s %s failed", method, path)
+                log.warning("app: %s %s failed", method, path)

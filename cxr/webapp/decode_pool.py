@@ -1,6 +1,7 @@
-"""Bytes of a stranger to an image as the model takes it, in a few threads.
+"""Decodes untrusted bytes to the model's input, in a few threads.
 
-OpenCV decodes beside other threads; compressed frames of DICOM images are decoded by processes of their own.
+OpenCV releases the interpreter's lock while it decodes. Compressed frames of DICOM files are decoded in separate
+processes.
 """
 
 from __future__ import annotations
@@ -15,66 +16,73 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
-from cxr.webapp.limits import Limits, RefusedError
-from cxr.webapp.overlays import image_layer
+from cxr.webapp.limits import Limits, RejectedError
+from cxr.webapp.overlays import render_image
 
 if TYPE_CHECKING:
     from cxr.inference.classifier import Classifier
 
-_NAME = "the image"  # what messages call it: its real name is never known here
+_NAME = "the image"  # its name in messages: the file name never reaches the service
 _TOO_LARGE = "larger than the pixel limit"
 
 log = logging.getLogger("cxr.webapp")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An image as its `classifier` takes it, (H, W); `layer` a picture of it for people, where that was asked for."""
+class DecodedImage:
+    """A decoded image and the classifier it was prepared for.
 
-    image: NDArray[np.uint8]
+    pixels      (H, W), the model's input
+    classifier  that prepared it, and that will answer it
+    picture     data URL of the image for display; None: not requested
+    size        height and width of the picture, or of `pixels` without one
+    """
+
+    pixels: NDArray[np.uint8]
     classifier: Classifier
-    layer: str | None
+    picture: str | None
     size: tuple[int, int]
-    """Height and width of the picture, or of `image` without one."""
 
 
 class DecodePool:
-    """The threads that decode."""
+    """The decoding threads."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.pool = ThreadPoolExecutor(limits.read_workers, thread_name_prefix="image")
+        self.pool = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
 
-    async def read(self, data: bytes, classifier: Classifier, *, with_layer: bool) -> Prepared:
-        """Decode an image.
+    async def decode(self, data: bytes, classifier: Classifier, *, with_picture: bool) -> DecodedImage:
+        """Decode an image for `classifier`.
 
         Raises:
-            RefusedError: it is no image that can be read, or decoding takes too long.
+            RejectedError: the bytes are not a readable image, or decoding takes too long.
         """
-        future = self.pool.submit(_read, data, classifier, with_layer=with_layer)
+        future = self.pool.submit(_decode, data, classifier, with_picture=with_picture)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.read_seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.decode_timeout_s)
         except ImageError as error:
-            raise RefusedError(413 if error.reason == _TOO_LARGE else 422, error.reason, str(error)) from None
+            raise RejectedError(413 if error.reason == _TOO_LARGE else 422, error.reason, str(error)) from None
         except TimeoutError:
-            if future.cancelled():  # it never began: the images before it took the time
-                raise RefusedError(429, "busy", "images before it take long; send it again", retry_seconds=5) from None
-            raise RefusedError(422, "too slow", "decoding took too long; export the image uncompressed") from None
+            if future.cancelled():  # it never started: earlier images used up the time
+                raise RejectedError(
+                    429, "busy", "the service is busy with other images; send it again", retry_seconds=5
+                ) from None
+            raise RejectedError(422, "too slow", "decoding took too long; export the image uncompressed") from None
 
     def close(self) -> None:
-        """Begin no further image."""
+        """Accept no further image."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(data: bytes, classifier: Classifier, *, with_layer: bool) -> Prepared:
+def _decode(data: bytes, classifier: Classifier, *, with_picture: bool) -> DecodedImage:
     try:
-        image = classifier.read(data, name=_NAME)
-        if not with_layer:
-            return Prepared(image, classifier, None, (image.shape[0], image.shape[1]))
-        layer, size = image_layer(data, name=_NAME, max_pixels=classifier.spec.preprocessing.max_pixels)
-        return Prepared(image, classifier, layer, size)
+        pixels = classifier.read(data, name=_NAME)
+        if not with_picture:
+            return DecodedImage(pixels, classifier, None, (pixels.shape[0], pixels.shape[1]))
+        picture, size = render_image(data, name=_NAME, max_pixels=classifier.spec.preprocessing.max_pixels)
+        return DecodedImage(pixels, classifier, picture, size)
     except ImageError:
         raise
-    except Exception as error:  # decoders of strangers' files fail in ways of their own, and their words may hold tags
-        log.warning("page: an image could not be read, for a reader failed with %s", type(error).__name__)
+    except Exception as error:  # decoders fail in ways of their own, and their messages may quote a tag
+        log.warning("app: an image could not be decoded: %s", type(error).__name__)
         raise ImageError(f"{_NAME} cannot be read: its contents are damaged", reason="not an image") from None

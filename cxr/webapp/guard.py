@@ -1,7 +1,7 @@
-"""Who may ask: the page itself and programs on this machine, but no page of another site.
+"""Accepts requests of the own page and of programs on this machine; rejects those of other sites' pages.
 
-There is no login, so a browser that visits another site must not be able to use this service. A name that another
-site bends to this machine (DNS rebinding) is refused by the Host header: an address or `localhost` cannot be bent.
+There is no login, so a browser that visits another site must not be able to use this service. The Host header reveals
+DNS rebinding: another site can point its own name at this machine, but not an IP address or `localhost`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cxr.webapp.limits import RefusedError
+from cxr.webapp.limits import RejectedError
 
 _SECURITY_HEADERS = {
     "content-security-policy": (
@@ -28,13 +28,13 @@ _SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-_READING = {"GET", "HEAD", "OPTIONS"}
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
 class Guard:
-    """ASGI middleware: refuses foreign names and foreign pages, adds the headers that keep the page to itself.
+    """ASGI middleware: rejects foreign host names and other sites' pages, and adds security headers.
 
-    `names` are host names beside `localhost` by which the service may be called.
+    `names` are host names besides `localhost` under which the service may be called.
     """
 
     def __init__(self, app: ASGIApp, *, names: Iterable[str]) -> None:
@@ -42,7 +42,7 @@ class Guard:
         self.names = {"localhost", *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass a request on, or reject it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -54,24 +54,26 @@ class Guard:
 
         try:
             self._check(scope["method"], Headers(scope=scope))
-        except RefusedError as refusal:
-            await refusal_response(refusal)(scope, receive, send_guarded)
+        except RejectedError as rejected:
+            await error_response(rejected)(scope, receive, send_guarded)
         else:
             await self.app(scope, receive, send_guarded)
 
     def _check(self, method: str, headers: Headers) -> None:
         host = headers.get("host", "")
-        if not self._is_ours(host):
-            raise RefusedError(
-                421, "unknown host", "call the service by its address or as localhost; other names need --allow-host"
+        if not self._is_own_name(host):
+            raise RejectedError(
+                421,
+                "unknown host",
+                "call the service by its IP address or as localhost; allow other names with --allow-host",
             )
-        if method in _READING:
+        if method in _SAFE_METHODS:
             return
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
         if site not in {"same-origin", "none"} or (origin is not None and _host_of(origin) != host.lower()):
-            raise RefusedError(403, "another site", "only the service's own page and programs may send images")
+            raise RejectedError(403, "another site", "only the web app's own page and programs may send images")
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_own_name(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -79,11 +81,11 @@ class Guard:
         return name in self.names or _is_address(name)
 
 
-def refusal_response(refusal: RefusedError) -> JSONResponse:
-    """Return a refusal as every error of the service looks."""
-    headers = {} if refusal.retry_seconds is None else {"retry-after": str(refusal.retry_seconds)}
-    content = {"error": {"reason": refusal.reason, "message": refusal.message}}
-    return JSONResponse(content, refusal.status, headers)
+def error_response(error: RejectedError) -> JSONResponse:
+    """Return an error in the form that all errors of the service share."""
+    headers = {} if error.retry_seconds is None else {"retry-after": str(error.retry_seconds)}
+    content = {"error": {"reason": error.reason, "message": error.message}}
+    return JSONResponse(content, error.status, headers)
 
 
 def _host_of(origin: str) -> str:

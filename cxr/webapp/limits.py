@@ -1,4 +1,4 @@
-"""What is let in: so many requests at once, so many bytes, for so long."""
+"""What the service accepts: the number of requests at once, their bytes, and the time each may take."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ MEDIA_TYPES = (
 class Limits:
     """Limits of the service.
 
-    upload_bytes     of one image
-    waiting          requests that are let in at once, those in work included
-    waiting_bytes    of all images that are in at once
-    batch_images      that the model looks at together, at most
-    read_workers     threads that decode images
-    upload_seconds   for an image to arrive
-    read_seconds     for an image to be decoded
-    answer_seconds   for an image to be answered, once it is decoded
+    max_upload_bytes     of one image
+    max_queued_images    requests accepted at once, those in progress included
+    max_queued_bytes     of all accepted images together
+    max_batch_images     that the model classifies together
+    decode_workers       threads that decode images
+    upload_timeout_s     for an image to arrive
+    decode_timeout_s     for an image to be decoded
+    inference_timeout_s  for a decoded image to be classified
     """
 
-    upload_bytes: int
-    waiting: int
-    waiting_bytes: int
-    batch_images: int
-    read_workers: int
-    upload_seconds: float
-    read_seconds: float
-    answer_seconds: float
+    max_upload_bytes: int
+    max_queued_images: int
+    max_queued_bytes: int
+    max_batch_images: int
+    decode_workers: int
+    upload_timeout_s: float
+    decode_timeout_s: float
+    inference_timeout_s: float
 
 
-class RefusedError(Exception):
-    """A request that is not answered: `status` of HTTP, a short `reason` for programs, a `message` for people."""
+class RejectedError(Exception):
+    """A rejected request: the HTTP `status`, a short `reason` for programs, a `message` for people."""
 
     def __init__(self, status: int, reason: str, message: str, *, retry_seconds: int | None = None) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class RefusedError(Exception):
 
 
 class Admission:
-    """Counts what is in; of one event loop."""
+    """Counts the accepted requests and their bytes; for one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -61,16 +61,16 @@ class Admission:
         self.bytes = 0
 
     @contextmanager
-    def enter(self, request: Request) -> Iterator[None]:
-        """Let a request in until the block ends.
+    def admit(self, request: Request) -> Iterator[None]:
+        """Accept a request until the block ends.
 
         Raises:
-            RefusedError: its image is announced as too large, or the service is full.
+            RejectedError: the announced image is too large, or the service is full.
         """
         size = announced_bytes(request, self.limits)
-        if self.requests >= self.limits.waiting or self.bytes + size > self.limits.waiting_bytes:
-            raise RefusedError(
-                429, "busy", "the service has as many images as it can hold; send this one again", retry_seconds=1
+        if self.requests >= self.limits.max_queued_images or self.bytes + size > self.limits.max_queued_bytes:
+            raise RejectedError(
+                429, "busy", "the service holds as many images as it can; send this one again", retry_seconds=1
             )
         self.requests += 1
         self.bytes += size
@@ -82,50 +82,51 @@ class Admission:
 
 
 def announced_bytes(request: Request, limits: Limits) -> int:
-    """Return how many bytes a request's body may have: as it says, else the limit. Raises RefusedError beyond."""
-    said = request.headers.get("content-length", "")
-    size = int(said) if said.isascii() and said.isdigit() else limits.upload_bytes
-    if size > limits.upload_bytes:
+    """Return the Content-Length of a request, or the limit if it has none. Raises RejectedError above the limit."""
+    announced = request.headers.get("content-length", "")
+    size = int(announced) if announced.isascii() and announced.isdigit() else limits.max_upload_bytes
+    if size > limits.max_upload_bytes:
         raise _too_large(limits)
     return size
 
 
 def check_media_type(request: Request) -> None:
-    """Refuse a body that says it is something else than an image. Raises RefusedError."""
-    said = request.headers.get("content-type", MEDIA_TYPES[0]).partition(";")[0].strip().lower()
-    if said not in MEDIA_TYPES:
-        raise RefusedError(
+    """Check that the body is declared as an image. Raises RejectedError."""
+    declared = request.headers.get("content-type", MEDIA_TYPES[0]).partition(";")[0].strip().lower()
+    if declared not in MEDIA_TYPES:
+        raise RejectedError(
             415,
             "unsupported media type",
-            f"the image itself is the body of the request, of type {', '.join(MEDIA_TYPES)}; not a form, not text",
+            f"send the image itself as the body of the request, with type {', '.join(MEDIA_TYPES)}; no form, no text",
         )
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """Return a request's body.
+    """Return the body of a request.
 
     Raises:
-        RefusedError: it is larger than the limit, arrives too slowly, or breaks off.
+        RejectedError: it is larger than the limit, arrives too slowly, or is cut off.
     """
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.upload_seconds):
+        async with asyncio.timeout(limits.upload_timeout_s):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > limits.upload_bytes:
+                if len(body) > limits.max_upload_bytes:
                     raise _too_large(limits)
     except TimeoutError:
-        raise RefusedError(
-            408, "upload too slow", f"the image did not arrive within {limits.upload_seconds:g} s; send it again"
+        seconds = limits.upload_timeout_s
+        raise RejectedError(
+            408, "upload too slow", f"the image did not arrive within {seconds:g} s; send it again"
         ) from None
     except ClientDisconnect:
-        raise RefusedError(400, "upload broken off", "the connection ended before the image had arrived") from None
+        raise RejectedError(400, "upload broken off", "the connection ended before the image had arrived") from None
     return bytes(body)
 
 
-def _too_large(limits: Limits) -> RefusedError:
-    return RefusedError(
+def _too_large(limits: Limits) -> RejectedError:
+    return RejectedError(
         413,
         "upload too large",
-        f"an image may have {limits.upload_bytes / MEGABYTE:g} MB at most; export it with fewer pixels or compressed",
+        f"an image may have {limits.max_upload_bytes / MEGABYTE:g} MB at most; export it with fewer pixels or compressed",
     )

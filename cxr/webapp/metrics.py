@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus. No label comes from an image, from its name or from an address asked for."""
+"""Counters for Prometheus. No label comes from an image, a file name or an unknown path."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         labels = ("method", "path", "status")
-        self.requests = Counter("cxr_page_requests", "Requests that were answered", labels, registry=registry)
-        self.seconds = Histogram(
-            "cxr_page_request_seconds", "From request to answer", ("path",), buckets=_SECONDS, registry=registry
+        self.requests = Counter("cxr_requests", "HTTP requests", labels, registry=registry)
+        self.request_seconds = Histogram(
+            "cxr_request_seconds", "Latency of HTTP requests", ("path",), buckets=_SECONDS, registry=registry
         )
-        self.images = Counter("cxr_page_images", "Images answered", ("predicted_class", "refer"), registry=registry)
-        self.refused = Counter("cxr_page_refused", "Images not answered", ("reason",), registry=registry)
-        self.in_work = Gauge("cxr_page_requests_in_work", "Images let in and not answered yet", registry=registry)
-        self.waiting = Gauge("cxr_page_images_waiting", "Images that wait for the model", registry=registry)
-        self.batch_images = Histogram(
-            "cxr_page_batch_images", "Images that the model took together", buckets=_IMAGES, registry=registry
+        self.images_classified = Counter(
+            "cxr_images_classified", "Images classified", ("predicted_class", "refer"), registry=registry
         )
-        self.model = Gauge("cxr_page_model", "The version that answers", ("version", "engine"), registry=registry)
-        self.reloads = Counter(
-            "cxr_page_reloads", "Looks for a new champion that found one", ("result",), registry=registry
+        self.images_rejected = Counter("cxr_images_rejected", "Images rejected", ("reason",), registry=registry)
+        self.images_in_progress = Gauge(
+            "cxr_images_in_progress", "Images accepted and not yet classified", registry=registry
+        )
+        self.images_queued = Gauge("cxr_images_queued", "Images waiting for the model", registry=registry)
+        self.batch_images = Histogram("cxr_batch_images", "Images in a batch", buckets=_IMAGES, registry=registry)
+        self.model = Gauge("cxr_model", "Model version in use", ("version", "engine"), registry=registry)
+        self.model_reloads = Counter(
+            "cxr_model_reloads", "New versions loaded or rejected", ("result",), registry=registry
         )
 
-    def model_is(self, *, version: str, engine: str) -> None:
-        """Name the version that answers from now on."""
+    def set_model(self, *, version: str, engine: str) -> None:
+        """Record the version in use from now on."""
         self.model.clear()
         self.model.labels(version, engine).set(1)
 
     def exposition(self) -> bytes:
-        """Return all of it in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)

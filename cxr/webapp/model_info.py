@@ -1,6 +1,6 @@
-"""What a version says of itself: its spec, its tags, and the metrics that it was registered with.
+"""The model card of a version: its spec, its lineage tags, and the metrics it was registered with.
 
-Tags that name places of another machine, such as that of the starting weights, stay in the registry.
+Tags that hold paths of another machine, such as that of the initial weights, are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("cxr.webapp")
 
 
 class Score(BaseModel):
-    """A measured number with its 95% interval over patients, where there is one."""
+    """A measured value with its 95% interval over patients, where there is one."""
 
     value: float
     low: float | None = None
@@ -38,7 +38,7 @@ class Score(BaseModel):
 
 
 class ClassScores(BaseModel):
-    """What was measured of one class on the test images."""
+    """The metrics of one class on the test set."""
 
     images: int
     precision: Score | None = None
@@ -48,7 +48,7 @@ class ClassScores(BaseModel):
 
 
 class Measured(BaseModel):
-    """What was measured on the test images, as registered with the version."""
+    """The metrics on the test set, as registered with the version."""
 
     images: int
     patients: int | None
@@ -56,28 +56,34 @@ class Measured(BaseModel):
     per_class: dict[str, ClassScores]
 
 
-class Card(BaseModel):
-    """A version of the model, and what is known of it."""
+class ModelCard(BaseModel):
+    """A version of the model, and what is known about it."""
 
     model: str
     model_version: str
-    engine: str = Field(description='What computes: "torch", to the bit as evaluated, or "openvino" and its precision')
+    engine: str = Field(
+        description='Inference engine: "torch", bit-identical to the evaluation, or "openvino" with its precision'
+    )
     synthetic: bool = Field(description="Trained on synthetic images: the answers say nothing about patients")
     classes: list[str]
     network: str
     members: int
     image_size_px: int
-    refer_below: float | None = Field(description="An image whose largest probability is below goes to a reader")
-    max_pixels: int = Field(description="Of one image")
-    measured: Measured | None = Field(description="None where the registry has no evidence, or it was changed since")
+    refer_below: float | None = Field(
+        description="Images whose largest probability is below this are referred to a reader"
+    )
+    max_pixels: int = Field(description="Largest image accepted")
+    measured: Measured | None = Field(
+        description="null: the registry has no evaluation of this version, or it was changed since"
+    )
     lineage: dict[str, str]
     disclaimer: str
 
 
-def read_card(version: Version, classifier: Classifier) -> Card:
-    """Return what the registry knows of a version."""
+def read_card(version: Version, classifier: Classifier) -> ModelCard:
+    """Return the model card of a version."""
     spec = classifier.spec
-    return Card(
+    return ModelCard(
         model=MODEL,
         model_version=version.number,
         engine=classifier.engine,
@@ -96,13 +102,13 @@ def read_card(version: Version, classifier: Classifier) -> Card:
 
 def _measured(version: Version) -> Measured | None:
     try:
-        evidence = evaluation_of(version)
+        evaluation = evaluation_of(version)
     except CxrError as error:
-        log.warning("page: the card of version %s has no metrics: %s", version.number, error)
+        log.warning("app: the model card of version %s has no metrics: %s", version.number, error)
         return None
-    if evidence.metrics is None or evidence.changed:
+    if evaluation.metrics is None or evaluation.changed:
         return None
-    metrics = evidence.metrics
+    metrics = evaluation.metrics
     overall = {**metrics, "ece": metrics.get("calibration", {}).get("ece")}
     intervals = metrics.get("ci95", {})
     return Measured(

@@ -1,7 +1,7 @@
-"""Pictures for the page, as data URLs: the image, and over it where the model looked.
+"""Pictures for the page, as data URLs: the image, and the heat map to lay over it.
 
-The model sees a prepared image, cut, squeezed and raised in contrast. People see the image as it is, so the heat is
-brought back to where it belongs on it.
+The model's input is cropped, resized and contrast-enhanced; people see the original image. The heat map is therefore
+mapped back to the geometry of the original.
 """
 
 from __future__ import annotations
@@ -13,52 +13,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.imaging.decode import decode_grey
+from cxr.imaging.encode import jpeg_data_url
 from cxr.imaging.preprocess import Preprocessing
 
 IMAGE_SIDE_PX = 720
-_HEAT_SIDE_PX = 180  # its cells are a fifth of an image wide: more pixels would show nothing more
-_JPEG_QUALITY = 88
+_HEAT_SIDE_PX = 180  # a cell is a fifth of the image wide: more pixels would add no detail
 
 
-def image_layer(data: bytes, *, name: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
-    """Return the image as a picture of IMAGE_SIDE_PX at most on its longer side, and its height and width.
+def render_image(data: bytes, *, name: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
+    """Return the image as a JPEG with at most IMAGE_SIDE_PX on its longer side, and its height and width.
 
     Raises:
         ImageError: see cxr.imaging.decode.decode_grey.
     """
     grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=IMAGE_SIDE_PX)
-    shown = _at_most(grey, IMAGE_SIDE_PX)
-    encoded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
-    return _data_url("image/jpeg", encoded), (shown.shape[0], shown.shape[1])
+    shown = _shrink(grey, IMAGE_SIDE_PX)
+    return jpeg_data_url(shown), (shown.shape[0], shown.shape[1])
 
 
-def heat_layer(heat: NDArray[np.float32], size: tuple[int, int], preprocessing: Preprocessing) -> str:
-    """Return a heat map as a picture to lay over the image: clear where there is no heat.
+def render_heat(heat: NDArray[np.float32], size: tuple[int, int], preprocessing: Preprocessing) -> str:
+    """Return a heat map as a PNG to lay over the image, transparent where there is no heat.
 
     Args:
-        heat: (H, W), 0 to 1, on the prepared image.
-        size: height and width of the image as people see it.
+        heat: (H, W), 0 to 1, in the geometry of the model's input.
+        size: height and width of the displayed image.
         preprocessing: how the image was prepared.
     """
     scale = min(1.0, _HEAT_SIDE_PX / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
-    placed = _on_image(heat, height, width, preprocessing)
-    levels = np.rint(placed * 255).astype(np.uint8)
+    mapped = _to_original(heat, height, width, preprocessing)
+    levels = np.rint(mapped * 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
     encoded = cv2.imencode(".png", np.dstack([colours, levels]))[1]
-    return _data_url("image/png", encoded)
+    return f"data:image/png;base64,{base64.b64encode(encoded.tobytes()).decode()}"
 
 
-def _on_image(heat: NDArray[np.float32], height: int, width: int, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Undo border crop and fit: (H, W) on the prepared image to (height, width) on the whole one, 0 in the border."""
+def _to_original(
+    heat: NDArray[np.float32], height: int, width: int, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Undo border crop and fit: (H, W) of the model's input to (height, width) of the original, 0 in the border."""
     top, left = int(height * preprocessing.border_crop), int(width * preprocessing.border_crop)
     inner_height, inner_width = height - 2 * top, width - 2 * left
     if preprocessing.fit == "letterbox":
         heat = _without_bars(heat, inner_height, inner_width)
-    placed = np.zeros((height, width), np.float32)
+    mapped = np.zeros((height, width), np.float32)
     inner = cv2.resize(heat, (inner_width, inner_height), interpolation=cv2.INTER_LINEAR)
-    placed[top : top + inner_height, left : left + inner_width] = inner
-    return placed
+    mapped[top : top + inner_height, left : left + inner_width] = inner
+    return mapped
 
 
 def _without_bars(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -68,13 +69,9 @@ def _without_bars(heat: NDArray[np.float32], height: int, width: int) -> NDArray
     return heat[top : top + shown_height, left : left + shown_width]
 
 
-def _at_most(grey: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+def _shrink(grey: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
     scale = side_px / max(grey.shape)
     if scale >= 1:
         return grey
     size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
     return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _data_url(media_type: str, encoded: NDArray[np.uint8]) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(encoded.tobytes()).decode()}"

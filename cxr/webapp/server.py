@@ -1,4 +1,4 @@
-"""The service as a process: it listens, answers what it has let in when it is asked to end, and ends."""
+"""The service as a process: it listens, and on a signal answers the accepted requests and exits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contextlib import suppress
 
 import uvicorn
 
+from cxr.common.engines import Engine
 from cxr.common.errors import CxrError
-from cxr.webapp.access_log import Counted
+from cxr.webapp.access_log import AccessLog
+from cxr.webapp.batcher import Batcher
 from cxr.webapp.champion_watch import ChampionWatch
 from cxr.webapp.decode_pool import DecodePool
-from cxr.webapp.engine import Engine
 from cxr.webapp.guard import Guard
 from cxr.webapp.limits import Limits
 from cxr.webapp.metrics import Metrics
@@ -26,81 +27,81 @@ _HEADER_BYTES = 16 * 1024
 log = logging.getLogger("cxr.webapp")
 
 
-class PageError(CxrError):
-    """The service cannot listen."""
+class ListenError(CxrError):
+    """The service cannot listen on its address."""
 
 
-class Page:
-    """The parts of a service, put together: `app` is for a server of ASGI."""
+class WebApp:
+    """The parts of the service, wired together; `app` is the ASGI application."""
 
     def __init__(
-        self, limits: Limits, *, names: Sequence[str], model: str, fast: bool, registry_seconds: float
+        self, limits: Limits, *, names: Sequence[str], model: str, engine: Engine, champion_poll_s: float
     ) -> None:
         metrics = Metrics()
-        self.engine, self.reader = Engine(limits, metrics), DecodePool(limits)
-        self.watch = ChampionWatch(self.engine, model=model, fast=fast, every_seconds=registry_seconds)
-        service = Service(self.engine, self.reader, self.watch, limits)
-        self.app = Counted(Guard(service.app(), names=names), metrics, paths=PATHS)
+        self.batcher, self.decode_pool = Batcher(limits, metrics), DecodePool(limits)
+        self.watch = ChampionWatch(self.batcher, model=model, engine=engine, poll_seconds=champion_poll_s)
+        service = Service(self.batcher, self.decode_pool, self.watch, limits)
+        self.app = AccessLog(Guard(service.app(), names=names), metrics, paths=PATHS)
         self.limits = limits
 
     def config(self, host: str, port: int) -> uvicorn.Config:
-        """Return how it is served."""
+        """Return the configuration of the HTTP server."""
         return uvicorn.Config(
             self.app,
             host=host,
             port=port,
-            http="h11",  # it bounds the size of headers
+            http="h11",  # bounds the size of headers
             h11_max_incomplete_event_size=_HEADER_BYTES,
             ws="none",
             lifespan="off",
-            access_log=False,  # it would tell what a client wrote into the address
+            access_log=False,  # it would log whatever a client puts into the URL
             log_config=None,
             log_level="warning",
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_IDLE_SECONDS,
-            timeout_graceful_shutdown=int(self.limits.answer_seconds),
+            timeout_graceful_shutdown=int(self.limits.inference_timeout_s),
         )
 
     def close(self) -> None:
-        """Answer what was let in, begin nothing."""
+        """Answer the accepted images and accept no more."""
         self.watch.stop()
-        self.reader.close()
-        self.engine.stop()
+        self.decode_pool.close()
+        self.batcher.stop()
 
 
-def serve_page(page: Page, *, host: str, port: int) -> None:
-    """Serve until the process is asked to end (SIGINT, SIGTERM).
+def serve(webapp: WebApp, *, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM.
 
     Raises:
-        PageError: the port is taken, or the address is none of this machine.
+        ListenError: the port is taken, or the address does not belong to this machine.
     """
     _announce(host, port)
-    page.engine.start()
-    page.watch.start()
+    webapp.batcher.start()
+    webapp.watch.start()
     try:
-        _run(uvicorn.Server(page.config(host, port)), host, port)
+        _run(uvicorn.Server(webapp.config(host, port)), host, port)
     finally:
-        page.close()
+        webapp.close()
 
 
 def _run(server: uvicorn.Server, host: str, port: int) -> None:
-    # Uvicorn ends well and raises the signal again, for whoever else listens; here that would be a traceback.
+    # Uvicorn shuts down cleanly and raises the signal again for other handlers; here that would print a traceback.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         try:
             server.run()
         except SystemExit:
-            raise PageError(f"cannot listen on {host} port {port}; is another service there? try PORT=8001") from None
+            raise ListenError(f"cannot listen on {host} port {port}; is it in use? try PORT=8001") from None
 
 
 def _announce(host: str, port: int) -> None:
     address = f"[{host}]" if ":" in host else host
-    log.info("page: http://%s:%d, Ctrl-C ends it", address, port)
+    log.info("app: http://%s:%d, stop with Ctrl-C", address, port)
     if not _is_loopback(host):
         log.warning(
-            "page: WARNING: %s can be reached from other machines, and there is no login: whoever reaches it can send "
-            "images and read the model's card. Put it behind a proxy that asks for an account",
+            "app: WARNING: %s can be reached from other machines, and there is no login: anyone on the network can "
+            "send images and read the model card. Put it behind a proxy with authentication",
             host,
         )
 

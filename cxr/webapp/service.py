@@ -1,4 +1,4 @@
-"""The routes of the service, as REST with an OpenAPI description at /openapi.json, and the page that uses them."""
+"""The routes: a REST API with an OpenAPI description at /openapi.json, and the page that uses it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC, notice
 from cxr.inference.classifier import Classifier
 from cxr.registry.versions import MODEL
+from cxr.webapp.batcher import Batcher, Result
 from cxr.webapp.champion_watch import ChampionWatch
 from cxr.webapp.decode_pool import DecodePool
-from cxr.webapp.engine import Engine, Told
-from cxr.webapp.guard import refusal_response
-from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RefusedError, check_media_type, read_body
-from cxr.webapp.schemas import REASONS, Bounds, ErrorAnswer, HeatPicture, ModelAnswer, Prediction, Status
+from cxr.webapp.guard import error_response
+from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, read_body
+from cxr.webapp.schemas import REASONS, ClientLimits, ErrorResponse, HeatMapPicture, ModelResponse, Prediction, Status
 
 _STATIC = Path(__file__).parent / "static"
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -29,7 +29,7 @@ PATHS = frozenset({*PAGE_FILES, "/predict", "/health", "/ready", "/metrics", "/m
 _IMAGE_BODY = {
     "requestBody": {
         "required": True,
-        "description": "The image itself, byte for byte: JPEG, PNG, BMP, TIFF or DICOM",
+        "description": "The bytes of the image file: JPEG, PNG, BMP, TIFF or DICOM",
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES},
     }
 }
@@ -38,32 +38,34 @@ log = logging.getLogger("cxr.webapp")
 
 
 class Service:
-    """What the routes share."""
+    """The routes and what they share."""
 
-    def __init__(self, engine: Engine, reader: DecodePool, watch: ChampionWatch, limits: Limits) -> None:
-        self.engine, self.reader, self.watch, self.limits = engine, reader, watch, limits
+    def __init__(self, batcher: Batcher, decode_pool: DecodePool, watch: ChampionWatch, limits: Limits) -> None:
+        self.batcher, self.decode_pool, self.watch, self.limits = batcher, decode_pool, watch, limits
         self.admission = Admission(limits)
 
     def app(self) -> FastAPI:
-        """Return the application; it starts and stops nothing."""
+        """Return the ASGI application; it starts and stops no threads."""
         app = FastAPI(
-            title="Chest X-ray reader",
+            title="Chest X-ray pneumonia classifier",
             version="1",
-            description=f"{NOT_CLINICAL} One image in, a calibrated probability for each class out.",
+            description=f"{NOT_CLINICAL} One image in, a calibrated probability of each class out.",
             docs_url=None,  # FastAPI's own pages load scripts from another host
             redoc_url=None,
         )
-        app.add_exception_handler(RefusedError, self._refused)
+        app.add_exception_handler(RejectedError, self._rejected)
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(RequestValidationError, _invalid)
         app.add_exception_handler(Exception, _failed)
         app.post("/predict", responses=_errors(*REASONS), openapi_extra=_IMAGE_BODY, summary="Classify one image")(
             self.predict
         )
-        app.get("/health", responses=_errors(421), summary="The process lives")(self.health)
-        app.get("/ready", responses=_errors(421, 503), summary="The model is loaded")(self.ready)
-        app.get("/model", responses=_errors(421, 503), summary="The version that answers, and its card")(self.model)
-        app.get("/metrics", responses=_errors(421), response_class=Response, summary="For Prometheus")(self.metrics)
+        app.get("/health", responses=_errors(421), summary="Liveness: the process runs")(self.health)
+        app.get("/ready", responses=_errors(421, 503), summary="Readiness: a model is loaded")(self.ready)
+        app.get("/model", responses=_errors(421, 503), summary="The version in use, and its model card")(self.model)
+        app.get("/metrics", responses=_errors(421), response_class=Response, summary="Metrics for Prometheus")(
+            self.metrics
+        )
         for path, file in PAGE_FILES.items():
             app.add_api_route(path, _file(file), include_in_schema=False)
         return app
@@ -71,62 +73,63 @@ class Service:
     async def predict(
         self,
         request: Request,
-        image: Annotated[bool, Query(description="Answer with a picture of the image, too")] = False,
-        heat: Annotated[bool, Query(description="Answer with where the model looked, too")] = False,
+        image: Annotated[bool, Query(description="Also return a picture of the image")] = False,
+        heat: Annotated[bool, Query(description="Also return a heat map of where the model looked")] = False,
         of_class: Annotated[
-            str | None, Query(alias="class", description="Class of the heat; the predicted one where none is given")
+            str | None, Query(alias="class", description="Class of the heat map; default: the predicted class")
         ] = None,
     ) -> Prediction:
         """Classify one image, which is the body of the request.
 
-        Nothing of it is kept, and its name need not be told.
+        Nothing of it is stored, and its file name is not needed.
         """
-        classifier = self.engine.classifier()
+        classifier = self.batcher.classifier()
         _check_class(of_class, classifier)
         check_media_type(request)
-        with self.admission.enter(request), self.engine.metrics.in_work.track_inprogress():
+        metrics = self.batcher.metrics
+        with self.admission.admit(request), metrics.images_in_progress.track_inprogress():
             data = await read_body(request, self.limits)
-            prepared = await self.reader.read(data, classifier, with_layer=image or heat)
-            del data  # the image waits for the model without its file
-            told = await self.engine.answer(prepared, heat_of=(of_class or "") if heat else None)
-        prediction = _prediction(told, prepared.classifier, prepared.layer if image else None)
-        self.engine.metrics.images.labels(prediction.predicted_class, str(prediction.refer).lower()).inc()
+            decoded = await self.decode_pool.decode(data, classifier, with_picture=image or heat)
+            del data  # the encoded file need not stay in memory while the image is queued
+            result = await self.batcher.answer(decoded, heat_of=(of_class or "") if heat else None)
+        prediction = _prediction(result, decoded.classifier, decoded.picture if image else None)
+        metrics.images_classified.labels(prediction.predicted_class, str(prediction.refer).lower()).inc()
         return prediction
 
     async def health(self) -> Status:
-        """Say that the process lives."""
+        """Report that the process runs."""
         return Status(status="alive")
 
     async def ready(self) -> Status:
-        """Say that images are answered; 503 until the model is loaded."""
-        self.engine.classifier()
+        """Report that images can be classified; 503 until a model is loaded."""
+        self.batcher.classifier()
         return Status(status="ready")
 
-    async def model(self) -> ModelAnswer:
-        """Return the version that answers, with its card and the limits of the service."""
-        self.engine.classifier()
+    async def model(self) -> ModelResponse:
+        """Return the model card of the version in use, and the limits of the service."""
+        self.batcher.classifier()
         card = self.watch.card
         if card is None:
-            raise RefusedError(
+            raise RejectedError(
                 503, "not ready", "the model is being loaded; try again in a few seconds", retry_seconds=2
             )
-        limits = Bounds(upload_bytes=self.limits.upload_bytes, media_types=list(MEDIA_TYPES))
-        return ModelAnswer(**card.model_dump(), limits=limits)
+        limits = ClientLimits(upload_bytes=self.limits.max_upload_bytes, media_types=list(MEDIA_TYPES))
+        return ModelResponse(**card.model_dump(), limits=limits)
 
     async def metrics(self) -> Response:
         """Return counters and latencies in Prometheus's text format."""
-        return Response(self.engine.metrics.exposition(), media_type="text/plain; version=0.0.4")
+        return Response(self.batcher.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
-    async def _refused(self, request: Request, error: Exception) -> Response:
-        if not isinstance(error, RefusedError):
+    async def _rejected(self, request: Request, error: Exception) -> Response:
+        if not isinstance(error, RejectedError):
             raise error
         if request.url.path == "/predict":
-            self.engine.metrics.refused.labels(error.reason).inc()
-        return refusal_response(error)
+            self.batcher.metrics.images_rejected.labels(error.reason).inc()
+        return error_response(error)
 
 
-def _prediction(told: Told, classifier: Classifier, layer: str | None) -> Prediction:
-    answer = told.answer
+def _prediction(result: Result, classifier: Classifier, picture: str | None) -> Prediction:
+    answer = result.answer
     return Prediction(
         predicted_class=answer.predicted_class,
         probabilities=dict(answer.probabilities),
@@ -137,22 +140,22 @@ def _prediction(told: Told, classifier: Classifier, layer: str | None) -> Predic
         engine=classifier.engine,
         synthetic=classifier.spec.synthetic,
         disclaimer=notice(synthetic=classifier.spec.synthetic),
-        image=layer,
-        heat=HeatPicture(of_class=told.heat.of_class, image=told.heat.image) if told.heat else None,
+        image=picture,
+        heat=HeatMapPicture(of_class=result.heat.of_class, image=result.heat.image) if result.heat else None,
     )
 
 
 def _check_class(of_class: str | None, classifier: Classifier) -> None:
     if of_class is not None and of_class not in classifier.spec.classes:
-        raise RefusedError(422, "unknown class", f"the model's classes are {', '.join(classifier.spec.classes)}")
+        raise RejectedError(422, "unknown class", f"the model's classes are {', '.join(classifier.spec.classes)}")
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer, "description": REASONS[status]} for status in statuses}
+    return {status: {"model": ErrorResponse, "description": REASONS[status]} for status in statuses}
 
 
 def _file(path: Path) -> Any:
-    text, media_type = path.read_text(encoding="utf-8"), _MEDIA_TYPES[path.suffix]  # once: no request names a file
+    text, media_type = path.read_text(encoding="utf-8"), _MEDIA_TYPES[path.suffix]  # read once: requests open no file
     content = text.replace("{{ not_clinical }}", NOT_CLINICAL).replace("{{ synthetic }}", SYNTHETIC).encode()
 
     async def answer() -> Response:
@@ -173,11 +176,11 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     wrong = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-    return refusal_response(RefusedError(422, "invalid parameter", wrong))
+    return error_response(RejectedError(422, "invalid parameter", wrong))
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
-    # Starlette raises it again for the server's log; this is what the client is told.
-    return refusal_response(
-        RefusedError(500, "internal", f"the service failed with {type(error).__name__}; see its log")
+    # Starlette raises it again for the server's log; this is the response to the client.
+    return error_response(
+        RejectedError(500, "internal", f"the service failed with {type(error).__name__}; see its log")
     )

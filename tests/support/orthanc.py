@@ -1,4 +1,4 @@
-"""A real Orthanc on loopback, with the configuration of infra/, that can be killed and started again on its storage."""
+"""A real Orthanc on loopback, with the configuration of infra/, that can be killed and restarted on its storage."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ USER = "cxr"
 
 @dataclass
 class OrthancServer:
-    """One Orthanc below `folder`: its ports and password stay when it is killed and started again."""
+    """An Orthanc with its data in `folder`; it keeps ports and password when it is killed and restarted."""
 
     folder: Path
     http_port: int
@@ -33,11 +33,11 @@ class OrthancServer:
 
     @property
     def url(self) -> str:
-        """Its address, without user and password."""
+        """The address, without user and password."""
         return f"http://127.0.0.1:{self.http_port}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it responds."""
         storage = self.folder / self.storage
         storage.mkdir(exist_ok=True)
         own = {
@@ -52,20 +52,20 @@ class OrthancServer:
         with (self.folder / "orthanc.log").open("ab") as log:
             environment = {**os.environ, "ORTHANC_PASSWORD": self.password}
             self._process = subprocess.Popen([program("Orthanc"), str(file)], env=environment, stdout=log, stderr=log)
-        wait_for(lambda: self.ask("/system").is_success, log=self.folder / "orthanc.log")
+        wait_for(lambda: self.get("/system").is_success, log=self.folder / "orthanc.log")
 
     def kill(self) -> None:
-        """Kill it outright."""
+        """Kill it with SIGKILL."""
         if self._process:
             self._process.kill()
             self._process.wait()
 
-    def ask(self, path: str) -> httpx.Response:
+    def get(self, path: str) -> httpx.Response:
         """GET a path of its REST API."""
         return httpx.get(f"{self.url}{path}", auth=(USER, self.password), timeout=60)
 
     def send(self, *images: bytes) -> None:
-        """Send images as a modality does: with storescu, over DICOM."""
+        """Send images as a modality does, with storescu over DICOM."""
         folder = self.folder / "sent"
         folder.mkdir(exist_ok=True)
         files = []
@@ -76,20 +76,20 @@ class OrthancServer:
         subprocess.run(command, check=True, timeout=120)
 
     def instances(self, **tags: str) -> list[str]:
-        """Return Orthanc's IDs of the instances whose tags have these values."""
+        """Return the Orthanc IDs of the instances whose tags have these values."""
         query = {"Level": "Instance", "Query": tags}
-        answer = httpx.post(f"{self.url}/tools/find", json=query, auth=(USER, self.password), timeout=60)
-        found: list[str] = answer.raise_for_status().json()
+        response = httpx.post(f"{self.url}/tools/find", json=query, auth=(USER, self.password), timeout=60)
+        found: list[str] = response.raise_for_status().json()
         return found
 
     def file(self, instance: str) -> bytes:
-        """Return an instance's DICOM file."""
-        return self.ask(f"/instances/{instance}/file").raise_for_status().content
+        """Return the DICOM file of an instance."""
+        return self.get(f"/instances/{instance}/file").raise_for_status().content
 
 
 @contextlib.contextmanager
 def serve_orthanc(folder: Path) -> Iterator[OrthancServer]:
-    """Serve an Orthanc with an empty storage on free ports; user `cxr`, the password drawn at random."""
+    """Serve an Orthanc with an empty storage on free ports; user `cxr`, random password."""
     http_port, dicom_port = free_ports(2)
     folder.mkdir(exist_ok=True)
     server = OrthancServer(folder, http_port, dicom_port)
@@ -101,8 +101,8 @@ def serve_orthanc(folder: Path) -> Iterator[OrthancServer]:
 
 
 def program(name: str) -> str:
-    """Return where a system program is; without it the test fails and says what to install."""
+    """Return the path of a system program; fail if it is not installed."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        pytest.fail(f"{name} is not installed, and the link to a PACS is tested with it: apt-get install orthanc dcmtk")
+        pytest.fail(f"{name} is not installed; the PACS tests need it: apt-get install orthanc dcmtk")
     return found

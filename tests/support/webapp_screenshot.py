@@ -1,4 +1,4 @@
-"""The picture of the page in the documents: the sample's champion and synthetic images, in a real browser.
+"""Takes the picture of the web app for the documents: the sample's champion and synthetic images, in a real browser.
 
 python -m tests.support.webapp_screenshot docs/page.png      # after `make run`, from the project's root
 """
@@ -21,7 +21,7 @@ from tests.support.webapp_server import synthetic
 
 SIZE = {"width": 1400, "height": 900}
 LABELS = ("normal", "viral", "bacterial", "viral", "bacterial")
-CHOSEN = 1
+SELECTED = 1
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Write synthetic images, one of them as DICOM, and a file that is none."""
+    """Write synthetic images, one of them as DICOM, and a text file."""
     for number, label in enumerate(LABELS):
         image = synthetic(label, seed=300 + number)
         path = folder / f"image-{number + 1}.png"
@@ -58,7 +58,7 @@ def _take(address: str, images: list[Path], picture: Path) -> None:
         page.goto(address)
         page.set_input_files("#file", images)
         expect(page.locator("#count")).to_have_text(f"{len(images)} of {len(images)}", timeout=120_000)
-        page.locator(".row").nth(CHOSEN).click()
+        page.locator(".row").nth(SELECTED).click()
         expect(page.locator(".stack .heat")).to_be_visible(timeout=120_000)
         page.mouse.move(0, 0)
         page.screenshot(path=picture)

@@ -1,4 +1,4 @@
-"""The web app on real sockets: in this process with a model made at once, or as a process over a registry."""
+"""Serves the web app on a real socket: in this process with a small model, or as a process with a registry."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import torch
@@ -25,36 +26,49 @@ from cxr.registry import aliases, runs, versions
 from cxr.registry.registration import register_version
 from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.model_info import read_card
-from cxr.webapp.server import Page
+from cxr.webapp.server import WebApp
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import artifacts, spec
 from tests.support.servers import free_ports
 
 LIMITS = Limits(
-    upload_bytes=8 * MEGABYTE,
-    waiting=16,
-    waiting_bytes=64 * MEGABYTE,
-    batch_images=4,
-    read_workers=2,
-    upload_seconds=60.0,
-    read_seconds=60.0,
-    answer_seconds=60.0,
+    max_upload_bytes=8 * MEGABYTE,
+    max_queued_images=16,
+    max_queued_bytes=64 * MEGABYTE,
+    max_batch_images=4,
+    decode_workers=2,
+    upload_timeout_s=60.0,
+    decode_timeout_s=60.0,
+    inference_timeout_s=60.0,
 )
 BYTES = {"Content-Type": "application/octet-stream"}
 
 
 @dataclass(frozen=True)
 class Served:
-    """A service of this process."""
+    """The service in this process."""
 
     address: str
     port: int
-    page: Page
+    webapp: WebApp
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return a counter's or gauge's value, 0 where nothing has been counted."""
-        return self.page.engine.metrics.registry.get_sample_value(name, labels) or 0.0
+        """Return the value of a counter or gauge; 0 if nothing was counted."""
+        return self.webapp.batcher.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def send(served: Served, data: bytes, **params: str) -> httpx.Response:
+    """Send an image to /predict."""
+    return httpx.post(f"{served.address}/predict", params=params, content=data, headers=BYTES, timeout=60)
+
+
+def reason(response: httpx.Response) -> str:
+    """Return the reason of an error response, after checking its form."""
+    body = response.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["reason", "message"]
+    return str(body["error"]["reason"])
 
 
 def tiny_classifier(number: str = "1", *, seed: int = 1, synthetic: bool = True, **changed: Any) -> Classifier:
@@ -67,28 +81,28 @@ def tiny_classifier(number: str = "1", *, seed: int = 1, synthetic: bool = True,
 
 @contextlib.contextmanager
 def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS) -> Iterator[Served]:
-    """Serve in this process on a free port of loopback; None: the model has not been loaded yet."""
+    """Serve in this process on a free loopback port; None: no model is loaded yet."""
     port = free_ports(1)[0]
-    page = Page(limits, names=[], model="champion", fast=False, registry_seconds=3600.0)
-    server = uvicorn.Server(page.config("127.0.0.1", port))
+    webapp = WebApp(limits, names=[], model="champion", engine="torch", champion_poll_s=3600.0)
+    server = uvicorn.Server(webapp.config("127.0.0.1", port))
     if classifier:
-        use(page, classifier)
-    page.engine.start()
+        use(webapp, classifier)
+    webapp.batcher.start()
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_for(lambda: server.started)
-        yield Served(f"http://127.0.0.1:{port}", port, page)
+        yield Served(f"http://127.0.0.1:{port}", port, webapp)
     finally:
         server.should_exit = True
         thread.join()
-        page.close()
+        webapp.close()
 
 
-def use(page: Page, classifier: Classifier) -> None:
-    """Let `classifier` answer, as if the registry had named it."""
+def use(webapp: WebApp, classifier: Classifier) -> None:
+    """Answer with `classifier`, as if the champion had moved to it."""
     unmeasured = versions.Version(classifier.number, "", "", {"protocol": "patient"})
-    page.watch.use(classifier, read_card(unmeasured, classifier))
+    webapp.watch.use(classifier, read_card(unmeasured, classifier))
 
 
 def synthetic(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -97,10 +111,14 @@ def synthetic(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[n
     return draw_image(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng)
 
 
+IMAGE: bytes = cv2.imencode(".png", synthetic())[1].tobytes()
+"""A synthetic chest X-ray as PNG."""
+
+
 def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False) -> versions.Version:
     """Register a small network with random weights in the store of this project and make it champion.
 
-    Of a damaged one the stored weights are changed before anybody can fetch them.
+    With `damaged` the stored weights are changed before the version becomes champion.
     """
     known = set(artifacts())
     torch.manual_seed(seed)
@@ -119,7 +137,7 @@ def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False)
 
 @dataclass(frozen=True)
 class Process:
-    """`python -m tasks.app` and where it writes."""
+    """A running `python -m tasks.app` and its log."""
 
     address: str
     log: Path
@@ -133,7 +151,7 @@ class Process:
 
 @contextlib.contextmanager
 def serve_process(*options: str) -> Iterator[Process]:
-    """Run the command in the current project until the block ends; it is ready."""
+    """Run the command in the current project until the block ends; wait until it is ready."""
     port = free_ports(1)[0]
     log = Path("app.log").absolute()
     command = [sys.executable, "-m", "tasks.app", "--port", str(port), *options]

@@ -58,7 +58,7 @@ def test_a_report_holds_each_probability_by_code_the_finding_and_the_referral() 
         "P_BACTERIAL": 0.25,
     }
     said = {evaluation.name.meaning: evaluation.value.meaning for evaluation in group.get_qualitative_evaluations()}
-    assert said == {"Refer to a reader first": "Yes", "Image unlike those the model was judged on": "No"}
+    assert said == {"Refer to a reader first": "Yes", "Image out of distribution": "No"}
     assert group.finding_type.meaning == "Viral pneumonia"
     assert [image.referenced_sop_instance_uid for image in group.source_images] == ["1.2.3.4.5"]
 
@@ -121,7 +121,7 @@ def test_a_person_reads_the_probabilities_the_referral_and_every_caution_in_one_
     image = dicom_image(picture())
     assert summary(report(image)) == (
         "Model's probabilities: Viral pneumonia 62.5%, Bacterial pneumonia 25.0%, Normal 12.5%. "
-        f"The model is not sure: a reader should see this image first. {NOT_CLINICAL}"
+        f"The model is uncertain: a reader should see this image first. {NOT_CLINICAL}"
     )
     odd = replace(ANSWER, warning="Unlike the images that the model was judged on")
     said = summary(report(image, odd, replace(AUTHOR, synthetic=True)))

@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from cxr.common.notices import NOT_CLINICAL
 from tests.support.dicom_images import dicom_image
+from tests.support.webapp_server import IMAGE as PNG
 from tests.support.webapp_server import LIMITS, Served, serve_here, synthetic, tiny_classifier, use
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SLOW = 60_000.0  # ms; the machine may be busy
-PNG = cv2.imencode(".png", synthetic("viral"))[1].tobytes()
+TIMEOUT_MS = 60_000.0  # long, for a busy machine
 DICOM = dicom_image(synthetic("normal", seed=2).astype(np.uint16))
 EVIL = '=HYPERLINK("x")<img src=x onerror=alert(1)>.png'
 
-expect.set_options(timeout=SLOW)
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +47,23 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    """The page, opened; it must load nothing from elsewhere and raise no error of its own."""
+    """The open page; it must load nothing from elsewhere and raise no error."""
     with browser.new_context() as context:
         page = context.new_page()
-        asked: list[str] = []
+        urls: list[str] = []
         errors: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: urls.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.goto(served.address)
         expect(page.locator("#model")).to_be_enabled()
         yield page
-        elsewhere = [url for url in asked if not url.startswith((served.address, "data:", "blob:"))]
+        elsewhere = [url for url in urls if not url.startswith((served.address, "data:", "blob:"))]
         assert (elsewhere, errors) == ([], [])
 
 
 def drop(page: Page, files: dict[str, bytes]) -> None:
-    """Drop files on the page, in one go, as a hand would."""
+    """Drop files on the page, all at once."""
     encoded = [[name, base64.b64encode(data).decode()] for name, data in files.items()]
     transfer = page.evaluate_handle(
         """(files) => {
@@ -80,7 +81,7 @@ def file(name: str, data: bytes) -> dict[str, Any]:
     return {"name": name, "mimeType": "application/octet-stream", "buffer": data}
 
 
-def test_a_png_a_dicom_image_and_a_text_are_dropped_and_each_is_told_of_rightly(page: Page) -> None:
+def test_a_png_a_dicom_image_and_a_text_file_each_get_the_right_result(page: Page) -> None:
     drop(page, {"image.png": PNG, "IM000001": DICOM, "notes.txt": b"Not an image.\n"})
     expect(page.locator("#count")).to_have_text("3 of 3")
     rows = page.locator(".row")
@@ -88,10 +89,10 @@ def test_a_png_a_dicom_image_and_a_text_are_dropped_and_each_is_told_of_rightly(
         classifier = tiny_classifier(refer_below=0.99)
         (answer,) = classifier.answer(classifier.read(data, name="image")[None])
         rows.nth(number).click()
-        expect(page.locator(".verdict")).to_contain_text(answer.predicted_class)
-        shares = page.locator(".chart .share").all_text_contents()
-        told = [float(share.strip("<> %")) / 100 for share in shares]
-        assert told == pytest.approx(list(answer.probabilities.values()), abs=0.001)
+        expect(page.locator(".prediction")).to_contain_text(answer.predicted_class)
+        texts = page.locator(".chart .probability").all_text_contents()
+        shown = [float(text.strip("<> %")) / 100 for text in texts]
+        assert shown == pytest.approx(list(answer.probabilities.values()), abs=0.001)
         assert answer.refer is True
         expect(page.locator(".finding")).to_contain_text("A reader should see this image")
         expect(rows.nth(number).locator(".flag")).to_have_text("Refer")
@@ -107,18 +108,18 @@ def _image(number: int) -> tuple[str, int]:
     return (("viral", 1), ("normal", 2))[number]
 
 
-def test_research_only_and_synthetic_stand_in_sight_at_every_width(page: Page) -> None:
+def test_the_disclaimer_is_visible_at_every_width(page: Page) -> None:
     for width in (1400, 390):
         page.set_viewport_size({"width": width, "height": 800})
         notice = page.locator(".notice").first
         expect(notice).to_be_in_viewport()
-        expect(notice).to_contain_text("Research software, not for clinical use.")
+        expect(notice).to_contain_text(NOT_CLINICAL)
         expect(notice).to_contain_text("Synthetic images")
         too_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not too_wide
 
 
-def test_the_heat_has_a_class_and_a_strength(page: Page) -> None:
+def test_the_heat_map_has_a_class_and_an_opacity(page: Page) -> None:
     drop(page, {"image.png": PNG})
     heat = page.locator(".stack .heat")
     expect(heat).to_be_visible()
@@ -133,14 +134,14 @@ def test_the_heat_has_a_class_and_a_strength(page: Page) -> None:
     expect(page.locator(".stack .heat")).to_have_css("opacity", "0.2")
 
 
-def test_all_of_it_works_from_the_keyboard(page: Page) -> None:
-    page.on("filechooser", lambda _: None)  # the browser is told to hand choosers over long before one is opened
-    page.keyboard.press("Tab")  # skip to the reading
+def test_the_page_works_from_the_keyboard(page: Page) -> None:
+    page.on("filechooser", lambda _: None)  # intercept choosers well before one is opened
+    page.keyboard.press("Tab")  # skip to the result
     page.keyboard.press("Tab")
     expect(page.locator("#model")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#card")).to_be_visible()
-    expect(page.locator("#card-body")).to_contain_text("Goes to a reader")
+    expect(page.locator("#card-body")).to_contain_text("Referred to a reader")
     page.keyboard.press("Escape")
     expect(page.locator("#card")).to_be_hidden()
     expect(page.locator("#model")).to_be_focused()
@@ -150,7 +151,7 @@ def test_all_of_it_works_from_the_keyboard(page: Page) -> None:
         page.keyboard.press("Enter")
     chooser.value.set_files([file("a.png", PNG), file("b.png", DICOM), file("c.png", b"")])
     expect(page.locator("#count")).to_have_text("3 of 3")
-    expect(page.locator("#said")).to_contain_text("3 of 3 read")
+    expect(page.locator("#status")).to_contain_text("3 of 3 done")
     for _ in range(3):
         page.keyboard.press("Tab")  # export, clear, the first image
     expect(page.locator(".row").first).to_be_focused()
@@ -162,11 +163,11 @@ def test_all_of_it_works_from_the_keyboard(page: Page) -> None:
     expect(page.locator(".choice input:checked")).to_have_count(1)
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
-    page.keyboard.press("Tab")  # past the other images, to the classes of the heat
+    page.keyboard.press("Tab")  # past the other images, to the classes of the heat map
     expect(page.locator(".choice input:checked")).to_be_focused()
 
 
-def test_a_name_is_text_on_the_page_and_no_formula_in_the_table(page: Page) -> None:
+def test_a_file_name_is_text_on_the_page_and_no_formula_in_the_csv(page: Page) -> None:
     drop(page, {EVIL: PNG, "b,\n.txt": b"none"})
     expect(page.locator("#count")).to_have_text("2 of 2")
     expect(page.locator(".finding .file")).to_have_text(EVIL)
@@ -182,10 +183,10 @@ def test_a_name_is_text_on_the_page_and_no_formula_in_the_table(page: Page) -> N
     (answer,) = classifier.answer(classifier.read(PNG, name="image")[None])
     assert {name: float(good[f"p_{name}"]) for name in answer.probabilities} == dict(answer.probabilities)
     assert (good["predicted_class"], good["refer"], good["model_version"]) == (answer.predicted_class, "true", "1")
-    assert "not for clinical use" in good["disclaimer"]
+    assert good["disclaimer"].startswith(NOT_CLINICAL)
 
 
-def test_no_name_of_a_file_leaves_the_page(page: Page) -> None:
+def test_file_names_are_not_sent(page: Page) -> None:
     sent: list[str] = []
     page.on("request", lambda one: sent.append(f"{one.url} {one.headers} {(one.post_data_buffer or b'')[:20]!r}"))
     drop(page, {"Sorrowful^Jane.png": PNG})
@@ -194,7 +195,7 @@ def test_no_name_of_a_file_leaves_the_page(page: Page) -> None:
     assert not any("Sorrowful" in one for one in sent)
 
 
-def test_clearing_forgets_the_images(page: Page) -> None:
+def test_clear_removes_the_images(page: Page) -> None:
     drop(page, {"image.png": PNG})
     expect(page.locator("#count")).to_have_text("1 of 1")
     page.locator("#clear").click()
@@ -203,9 +204,12 @@ def test_clearing_forgets_the_images(page: Page) -> None:
     assert "image.png" not in page.locator("body").inner_text()
 
 
-def test_a_busy_service_is_asked_again_until_all_images_are_read(browser: Browser) -> None:
+def test_a_busy_service_is_retried_until_all_images_are_classified(browser: Browser) -> None:
     images = {f"{seed}.png": cv2.imencode(".png", synthetic(seed=seed))[1].tobytes() for seed in range(6)}
-    with serve_here(tiny_classifier(), limits=replace(LIMITS, waiting=1)) as served, browser.new_context() as context:
+    with (
+        serve_here(tiny_classifier(), limits=replace(LIMITS, max_queued_images=1)) as served,
+        browser.new_context() as context,
+    ):
         page = context.new_page()
         page.goto(served.address)
         drop(page, images)
@@ -218,7 +222,7 @@ def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
         page = context.new_page()
         page.goto(served.address)
         expect(page.locator("#model")).to_contain_text("Version 1")
-        use(served.page, tiny_classifier("2", seed=2, synthetic=False))
+        use(served.webapp, tiny_classifier("2", seed=2, synthetic=False))
         drop(page, {"image.png": PNG})
         expect(page.locator("#model")).to_contain_text("Version 2")
         expect(page.locator("#synthetic")).to_be_hidden()
@@ -226,26 +230,26 @@ def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(browser: Browser, served: Served, scheme: Any) -> None:
+def test_text_has_enough_contrast(browser: Browser, served: Served, scheme: Any) -> None:
     with browser.new_context(color_scheme=scheme) as context:
         page = context.new_page()
         page.goto(served.address)
         drop(page, {"image.png": PNG, "none.txt": b"none"})
         expect(page.locator("#count")).to_have_text("2 of 2")
         expect(page.locator(".stack .heat")).to_be_visible()
-        told = page.evaluate(
+        found = page.evaluate(
             """() => [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()
                 && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
-                let ground = e;
-                while (ground && /, 0\\)$|transparent/.test(getComputedStyle(ground).backgroundColor))
-                    ground = ground.parentElement;
+                let shown = e;
+                while (shown && /, 0\\)$|transparent/.test(getComputedStyle(shown).backgroundColor))
+                    shown = shown.parentElement;
                 return [e.textContent.slice(0, 40), getComputedStyle(e).color,
-                    ground ? getComputedStyle(ground).backgroundColor : "rgb(255, 255, 255)"];
+                    shown ? getComputedStyle(shown).backgroundColor : "rgb(255, 255, 255)"];
             })"""
         )
-    poor = [(text, ratio) for text, ink, ground in told if (ratio := contrast(ink, ground)) < 4.5]
-    assert len(told) > 25
-    assert poor == []
+    illegible = [(text, ratio) for text, ink, background in found if (ratio := contrast(ink, background)) < 4.5]
+    assert len(found) > 25
+    assert illegible == []
 
 
 def contrast(one: str, other: str) -> float:

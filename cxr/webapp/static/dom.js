@@ -1,4 +1,4 @@
-// Elements from code. Text always goes in as text, so nothing that a file is called can become markup.
+// Creates DOM elements. Text is always added as text, so a file name can never become markup.
 
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -10,8 +10,8 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const percent = (share) => {
-  if (share > 0 && share < 0.001) return "< 0.1%";
-  if (share < 1 && share > 0.999) return "> 99.9%";
-  return `${(share * 100).toFixed(1)}%`;
+export const percent = (probability) => {
+  if (probability > 0 && probability < 0.001) return "< 0.1%";
+  if (probability < 1 && probability > 0.999) return "> 99.9%";
+  return `${(probability * 100).toFixed(1)}%`;
 };

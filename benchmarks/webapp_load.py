@@ -1,10 +1,10 @@
-"""The web app under load: 32 clients that never pause, then one alone.
+"""Load test of the web app: 32 clients without a pause, then a single one.
 
-    python -m benchmarks.page_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
+    python -m benchmarks.webapp_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
 
-FOLDER has images, sent as they are. Starts `python -m tasks.app` over the store that MLFLOW_TRACKING_URI names,
-and reads its memory from /metrics. Prints the answers by status, images a second, latencies, and resident memory after
-the warm-up, in the middle and at the end; ends with 1 where an answer was neither 200 nor 429.
+Sends the images of FOLDER unchanged. Starts `python -m tasks.app` with the store in MLFLOW_TRACKING_URI and reads its
+memory from /metrics. Prints the responses by status, images a second, latencies, and resident memory after the
+warm-up, in the middle and at the end. The exit code is 1 if a response was neither 200 nor 429.
 """
 
 import argparse
@@ -26,8 +26,8 @@ IMAGES = 200
 
 
 @dataclass
-class Tally:
-    """What clients were told, and how long each answer took."""
+class Responses:
+    """The responses to all clients, and the latency of each."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, status: str, seconds: float, version: str = "") -> None:
-        """Count one answer."""
+        """Count one response."""
         with self.lock:
             self.statuses[status] += 1
             if status == "200":
@@ -50,17 +50,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--engine", choices=("torch", "openvino"), default="openvino")
     given = parser.parse_args()
     files = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in {".jpeg", ".jpg", ".png"})
     images = [path.read_bytes() for path in files[:: max(1, len(files) // IMAGES)][:IMAGES]]
     address = f"http://127.0.0.1:{given.port}"
-    command = [sys.executable, "-m", "tasks.app", "--port", str(given.port), *(["--exact"] if given.exact else [])]
-    began = time.perf_counter()
+    command = [sys.executable, "-m", "tasks.app", "--port", str(given.port), "--engine", given.engine]
+    started = time.perf_counter()
     with subprocess.Popen(command) as server:
         try:
             _wait(address, server)
-            print(f"ready after {time.perf_counter() - began:.1f} s, engine {_engine(address)}, {len(images)} images")
+            print(f"ready after {time.perf_counter() - started:.1f} s, engine {_engine(address)}, {len(images)} images")
             return _measure(address, images, seconds=given.seconds, clients=given.clients)
         finally:
             server.terminate()
@@ -68,51 +68,51 @@ def main() -> int:
 
 
 def _measure(address: str, images: list[bytes], *, seconds: float, clients: int) -> int:
-    # Heat is computed by torch, which is loaded in the background: its memory must not look like a leak.
+    # Heat maps need torch, which is loaded in the background: its memory must not look like a leak.
     httpx.post(f"{address}/predict", params={"heat": "true"}, content=images[0], headers=HEADERS, timeout=300)
-    _load(address, images, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their size
-    memory, processor = [_resident_mb(address)], _of_process(address, "cpu_seconds_total")
+    _load(address, images, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their full size
+    memory, cpu_seconds = [_resident_mb(address)], _process_metric(address, "cpu_seconds_total")
     halves = []
     for _ in range(2):
         halves.append(_load(address, images, seconds=seconds / 2, clients=clients))
         memory.append(_resident_mb(address))
-    processor = _of_process(address, "cpu_seconds_total") - processor
-    alone = _load(address, images, seconds=seconds / 6, clients=1)
+    cpu_seconds = _process_metric(address, "cpu_seconds_total") - cpu_seconds
+    single = _load(address, images, seconds=seconds / 6, clients=1)
     statuses = sum((half.statuses for half in halves), Counter())
-    together = [one for half in halves for one in half.seconds]
-    print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(together) / seconds:.1f} images/s")
-    print(f"  seconds: {_percentiles(together)}")
-    print(f"  processor time of the service: {1000 * processor / max(1, len(together)):.0f} ms an image")
+    latencies = [one for half in halves for one in half.seconds]
+    print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(latencies) / seconds:.1f} images/s")
+    print(f"  seconds: {_percentiles(latencies)}")
+    print(f"  CPU time of the service: {1000 * cpu_seconds / max(1, len(latencies)):.0f} ms an image")
     print(f"  resident MB: {', '.join(f'{one:.0f}' for one in memory)} (after warm-up, middle, end)")
-    print(f"1 client: {json.dumps(alone.statuses)}, {len(alone.seconds) / (seconds / 6):.1f} images/s")
-    print(f"  seconds: {_percentiles(alone.seconds)}")
-    return int(bool((statuses | alone.statuses).keys() - {"200", "429"}))
+    print(f"1 client: {json.dumps(single.statuses)}, {len(single.seconds) / (seconds / 6):.1f} images/s")
+    print(f"  seconds: {_percentiles(single.seconds)}")
+    return int(bool((statuses | single.statuses).keys() - {"200", "429"}))
 
 
-def _load(address: str, images: list[bytes], *, seconds: float, clients: int) -> Tally:
-    tally, until = Tally(), time.perf_counter() + seconds
+def _load(address: str, images: list[bytes], *, seconds: float, clients: int) -> Responses:
+    responses, until = Responses(), time.perf_counter() + seconds
 
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         with httpx.Client(timeout=120) as client:
             while time.perf_counter() < until:
-                began = time.perf_counter()
+                started = time.perf_counter()
                 image = images[number % len(images)]
                 try:
                     response = client.post(f"{address}/predict", content=image, headers=HEADERS)
                     version = response.json().get("model_version", "")
-                    tally.add(str(response.status_code), time.perf_counter() - began, version)
+                    responses.add(str(response.status_code), time.perf_counter() - started, version)
                     if response.status_code == 429:
                         time.sleep(0.2)
                 except httpx.HTTPError as error:
-                    tally.add(type(error).__name__, 0.0)
+                    responses.add(type(error).__name__, 0.0)
                 number += clients
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return tally
+    return responses
 
 
 def _percentiles(seconds: list[float]) -> str:
@@ -121,10 +121,10 @@ def _percentiles(seconds: list[float]) -> str:
 
 
 def _resident_mb(address: str) -> float:
-    return _of_process(address, "resident_memory_bytes") / 1e6
+    return _process_metric(address, "resident_memory_bytes") / 1e6
 
 
-def _of_process(address: str, name: str) -> float:
+def _process_metric(address: str, name: str) -> float:
     found = re.search(rf"^process_{name} (\S+)", httpx.get(f"{address}/metrics").text, re.MULTILINE)
     return float(found.group(1)) if found else float("nan")
 
@@ -141,7 +141,7 @@ def _wait(address: str, server: "subprocess.Popen[bytes]") -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise SystemExit("the service ended before it was ready")
+    raise SystemExit("the service stopped before it was ready")
 
 
 if __name__ == "__main__":

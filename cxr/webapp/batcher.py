@@ -1,0 +1,149 @@
+"""One thread owns the model and answers the queued images in batches.
+
+Each image carries the classifier that prepared it and is answered by that one. A new champion therefore takes over
+between two batches, images already decoded are answered by the old version, and no request is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cxr.inference.answer import Answer
+from cxr.inference.classifier import Classifier
+from cxr.webapp.decode_pool import DecodedImage
+from cxr.webapp.limits import Limits, RejectedError
+from cxr.webapp.metrics import Metrics
+from cxr.webapp.overlays import render_heat
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Where the model looked for class `of_class`; `image` is a data URL of a picture to lay over the image."""
+
+    of_class: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The model's answer for one image, with its heat map if one was requested."""
+
+    answer: Answer
+    heat: HeatMap | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An image in the queue; `heat_of`: None for no heat map, "" for that of the predicted class."""
+
+    image: DecodedImage
+    heat_of: str | None
+    result: Future[Result] = field(default_factory=Future)
+
+
+class Batcher:
+    """The model's thread, its queue, and the classifier for new images."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits, self.metrics = limits, metrics
+        self.current: Classifier | None = None
+        # Never full: every image in it belongs to a request that was accepted.
+        self._queue: queue.Queue[_Job | None] = queue.Queue(limits.max_queued_images + 1)
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what is queued, then end the thread."""
+        self._queue.put(None)
+        self._thread.join(self.limits.inference_timeout_s)
+
+    def use(self, classifier: Classifier) -> None:
+        """Prepare and answer new images with `classifier`."""
+        self.current = classifier
+        self.metrics.set_model(version=classifier.number, engine=classifier.engine)
+
+    def classifier(self) -> Classifier:
+        """Return the classifier for new images. Raises RejectedError before the first one is loaded."""
+        if self.current is None:
+            raise RejectedError(
+                503, "not ready", "the model is being loaded; try again in a few seconds", retry_seconds=2
+            )
+        return self.current
+
+    async def answer(self, image: DecodedImage, *, heat_of: str | None) -> Result:
+        """Return the model's answer for an image.
+
+        Args:
+            image: decoded for its classifier.
+            heat_of: class of the heat map, "" for the predicted class, None for no heat map.
+
+        Raises:
+            RejectedError: the answer takes too long.
+        """
+        job = _Job(image, heat_of)
+        self._queue.put_nowait(job)
+        self.metrics.images_queued.set(self._queue.qsize())
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(job.result), self.limits.inference_timeout_s)
+        except TimeoutError:
+            raise RejectedError(
+                503, "too slow", "the model did not answer in time; send it again", retry_seconds=5
+            ) from None
+
+    def _run(self) -> None:
+        while True:
+            batch, is_last = self._next_batch()
+            for classifier in {id(job.image.classifier): job.image.classifier for job in batch}.values():
+                self._answer(classifier, [job for job in batch if job.image.classifier is classifier])
+            del batch  # while the queue is empty no image and no old classifier stays in memory
+            if is_last:
+                return
+
+    def _next_batch(self) -> tuple[list[_Job], bool]:
+        """Wait for a job and add what else is queued; the second value says whether `stop` was called."""
+        jobs = [self._queue.get()]
+        while len(jobs) < self.limits.max_batch_images and jobs[-1] is not None:
+            try:
+                jobs.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        self.metrics.images_queued.set(self._queue.qsize())
+        batch = [job for job in jobs if job is not None and job.result.set_running_or_notify_cancel()]
+        return batch, jobs[-1] is None
+
+    def _answer(self, classifier: Classifier, batch: list[_Job]) -> None:
+        try:
+            answers = classifier.answer(np.stack([job.image.pixels for job in batch]))
+            heat_maps = _heat_maps(classifier, batch, answers)
+        except Exception as error:  # of any kind: the waiting requests must receive it
+            for job in batch:
+                job.result.set_exception(error)
+            return
+        self.metrics.batch_images.observe(len(batch))
+        for job, answer in zip(batch, answers, strict=True):
+            job.result.set_result(Result(answer, heat_maps.get(job)))
+
+
+def _heat_maps(classifier: Classifier, batch: list[_Job], answers: list[Answer]) -> dict[_Job, HeatMap]:
+    classes = {
+        job: job.heat_of or answer.predicted_class
+        for job, answer in zip(batch, answers, strict=True)
+        if job.heat_of is not None
+    }
+    if not classes:
+        return {}
+    maps = classifier.heat(np.stack([job.image.pixels for job in classes]), list(classes.values()))
+    preprocessing = classifier.spec.preprocessing
+    return {
+        job: HeatMap(name, render_heat(heat, job.image.size, preprocessing))
+        for (job, name), heat in zip(classes.items(), maps, strict=True)
+    }

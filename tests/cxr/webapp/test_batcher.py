@@ -1,0 +1,49 @@
+"""Images in batches, and a champion that changes under load."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import httpx
+import pytest
+
+from tests.support.prefect_servers import wait_for
+from tests.support.webapp_server import BYTES, IMAGE, Served, send, serve_here, synthetic, tiny_classifier, use
+
+
+def test_a_prediction_does_not_depend_on_the_other_images_of_its_batch(served: Served) -> None:
+    images = [cv2.imencode(".png", synthetic(seed=seed))[1].tobytes() for seed in range(12)]
+    alone = [send(served, image).json()["probabilities"] for image in images]
+    with ThreadPoolExecutor(12) as pool:
+        together = [
+            response.json()["probabilities"] for response in pool.map(lambda image: send(served, image), images)
+        ]
+    assert together == alone
+    assert len({tuple(shares.values()) for shares in alone}) == len(images)
+
+
+def test_images_in_progress_are_answered_by_the_version_they_were_decoded_for() -> None:
+    old, new = tiny_classifier("1", seed=1), tiny_classifier("2", seed=2)
+    expected = {each.number: each.answer(each.read(IMAGE, name="image")[None])[0].probabilities for each in (old, new)}
+    with serve_here(old) as served:
+        responses: list[httpx.Response] = []
+
+        def ask() -> None:
+            with httpx.Client(timeout=60) as client:
+                responses.extend(
+                    client.post(f"{served.address}/predict", content=IMAGE, headers=BYTES) for _ in range(25)
+                )
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for number in range(20):
+            wait_for(lambda number=number: len(responses) > 4 * number or not threads[0].is_alive())
+            use(served.webapp, (new, old)[number % 2])
+        for thread in threads:
+            thread.join()
+    assert [response.status_code for response in responses] == [200] * 100
+    assert {response.json()["model_version"] for response in responses} == {"1", "2"}
+    for response in responses:
+        answer = response.json()
+        assert answer["probabilities"] == pytest.approx(dict(expected[answer["model_version"]]), abs=0)

@@ -1,0 +1,104 @@
+"""What the service accepts, and how it rejects the rest: size, type, number and time."""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.support.dicom_images import dicom_image
+from tests.support.prefect_servers import wait_for
+from tests.support.webapp_server import (
+    BYTES,
+    IMAGE,
+    LIMITS,
+    Served,
+    reason,
+    send,
+    serve_here,
+    synthetic,
+    tiny_classifier,
+)
+
+
+def test_an_announced_upload_over_the_limit_is_rejected_before_it_arrives(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LIMITS.max_upload_bytes + 1}\r\n\r\n"
+        client.sendall(head.encode())
+        assert b" 413 " in client.recv(100)  # no byte of the image was sent
+
+
+def test_an_upload_of_unknown_length_is_rejected_at_the_limit(served: Served) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(LIMITS.max_upload_bytes // 2**20 + 1):
+            yield bytes(2**20)
+
+    response = httpx.post(f"{served.address}/predict", content=chunks(), headers=BYTES, timeout=60)
+    assert (response.status_code, reason(response)) == (413, "upload too large")
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data; boundary=x", "application/json"])
+def test_a_body_of_another_media_type_is_rejected(served: Served, media_type: str) -> None:
+    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers={"Content-Type": media_type})
+    assert (response.status_code, reason(response)) == (415, "unsupported media type")
+
+
+def test_a_giant_header_is_rejected_and_the_service_keeps_running(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        try:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+            answer = client.recv(100)
+        except ConnectionError:  # closed before all of it was sent
+            answer = b""
+    assert answer == b"" or b" 400 " in answer
+    assert httpx.get(f"{served.address}/health").json() == {"status": "alive"}
+
+
+def slow_upload(served: Served) -> socket.socket:
+    """Start to send an image and stop half-way."""
+    client = socket.create_connection(("127.0.0.1", served.port))
+    client.sendall(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(IMAGE)}\r\n\r\n".encode())
+    client.sendall(IMAGE[: len(IMAGE) // 2])
+    return client
+
+
+def test_a_full_service_responds_busy_until_there_is_room() -> None:
+    with serve_here(tiny_classifier(), limits=replace(LIMITS, max_queued_images=1)) as served:
+        with slow_upload(served) as client:
+            wait_for(lambda: served.metric("cxr_images_in_progress") == 1)
+            busy = send(served, IMAGE)
+            assert (busy.status_code, reason(busy)) == (429, "busy")
+            assert int(busy.headers["retry-after"]) > 0
+            client.sendall(IMAGE[len(IMAGE) // 2 :])
+            assert b" 200 " in client.recv(100)
+        assert send(served, IMAGE).status_code == 200
+        assert served.metric("cxr_images_rejected_total", reason="busy") == 1
+
+
+def test_the_bytes_of_images_in_progress_are_limited() -> None:
+    room_for_one = replace(LIMITS, max_queued_bytes=len(IMAGE) + 10)
+    with serve_here(tiny_classifier(), limits=room_for_one) as served, slow_upload(served):
+        wait_for(lambda: served.metric("cxr_images_in_progress") == 1)
+        assert send(served, IMAGE).status_code == 429
+
+
+def test_a_stalled_upload_times_out() -> None:
+    limits = replace(LIMITS, upload_timeout_s=0.5)
+    with serve_here(tiny_classifier(), limits=limits) as served, slow_upload(served) as client:
+        assert b" 408 " in client.recv(100)
+
+
+def test_a_disconnected_client_frees_its_slot() -> None:
+    with serve_here(tiny_classifier(), limits=replace(LIMITS, max_queued_images=1)) as served:
+        slow_upload(served).close()
+        wait_for(lambda: send(served, IMAGE).status_code == 200)
+        assert served.metric("cxr_images_in_progress") == 0
+
+
+def test_an_image_that_takes_too_long_to_decode_is_rejected() -> None:
+    frames = dicom_image(synthetic().astype(np.uint16), syntax="1.2.840.10008.1.2.4.70")  # decoded in a process: 70 ms
+    with serve_here(tiny_classifier(), limits=replace(LIMITS, decode_timeout_s=0.001)) as served:
+        response = send(served, frames)
+        assert (response.status_code, reason(response)) == (422, "too slow")
