@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
 from cxr.common.files import read_json, write_json
-from cxr.dicom.header import MODALITIES, shows_other_part
+from cxr.dicom.header import MODALITIES, is_other_body_part
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
 from cxr.inference.dicom_sr import Author, object_uid, secondary_capture, series_uid, structured_report
@@ -152,7 +152,7 @@ class PacsWorker:
             if line.kind != "NewInstance":
                 continue
             found = self.orthanc.instance(line.resource)
-            if found and found.modality in MODALITIES and not shows_other_part(found.body_part):
+            if found and found.modality in MODALITIES and not is_other_body_part(found.body_part):
                 images.append(_Instance(line, found.sop_uid))
             else:
                 self.summary.skipped += 1

@@ -1,4 +1,4 @@
-"""Answers as DICOM objects: others can read them, they belong to the image's study, and they are never images."""
+"""Answers as DICOM objects: other tools can read them, they belong to the study, and are never classified."""
 
 import io
 import subprocess
@@ -34,22 +34,21 @@ def capture(image: bytes, answer: Answer = ANSWER, author: Author = AUTHOR) -> b
     return secondary_capture(image, HEAT, answer, author=author, name="image.dcm", made_at=NOON)
 
 
-def summary(report_of_a_image: bytes) -> str:
-    items = pydicom.dcmread(io.BytesIO(report_of_a_image)).ContentSequence
+def summary(dicom: bytes) -> str:
+    items = pydicom.dcmread(io.BytesIO(dicom)).ContentSequence
     concepts = {item.ConceptNameCodeSequence[0].CodeMeaning: item for item in items if item.ValueType == "TEXT"}
-    said = concepts["Summary"].TextValue
-    return str(said)
+    return str(concepts["Summary"].TextValue)
 
 
 def dcmtk(command: str, dicom: bytes, folder: Path) -> str:
-    """Return what a command of dcmtk says of a file; it fails where the file does not keep to the standard."""
+    """Return the output of a dcmtk command, which fails on a file that violates the standard."""
     (folder / "answer.dcm").write_bytes(dicom)
     done = subprocess.run([command, str(folder / "answer.dcm")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def test_a_report_holds_each_probability_by_code_the_finding_and_the_referral() -> None:
+def test_a_report_codes_each_probability_the_finding_and_the_referral() -> None:
     read = highdicom.sr.srread(io.BytesIO(report(dicom_image(picture()))))
     (group,) = read.content.get_image_measurement_groups()
     assert {measurement.name.value: measurement.value for measurement in group.get_measurements()} == {
@@ -57,15 +56,15 @@ def test_a_report_holds_each_probability_by_code_the_finding_and_the_referral() 
         "P_VIRAL": 0.625,
         "P_BACTERIAL": 0.25,
     }
-    said = {evaluation.name.meaning: evaluation.value.meaning for evaluation in group.get_qualitative_evaluations()}
-    assert said == {"Refer to a reader first": "Yes", "Image out of distribution": "No"}
+    qualities = {one.name.meaning: one.value.meaning for one in group.get_qualitative_evaluations()}
+    assert qualities == {"Refer to a reader first": "Yes", "Image out of distribution": "No"}
     assert group.finding_type.meaning == "Viral pneumonia"
     assert [image.referenced_sop_instance_uid for image in group.source_images] == ["1.2.3.4.5"]
 
 
-@pytest.mark.parametrize("made", [report, capture])
-def test_an_answer_belongs_to_the_study_and_patient_of_its_image(made: Callable[..., bytes]) -> None:
-    answer = pydicom.dcmread(io.BytesIO(made(dicom_image(picture(), PatientSex="F", StudyDate="20260228"))))
+@pytest.mark.parametrize("create", [report, capture])
+def test_an_object_belongs_to_the_study_and_patient_of_its_image(create: Callable[..., bytes]) -> None:
+    answer = pydicom.dcmread(io.BytesIO(create(dicom_image(picture(), PatientSex="F", StudyDate="20260228"))))
     assert (answer.StudyInstanceUID, answer.PatientID, answer.StudyDate) == ("1.2.3", "MRN-8675309", "20260228")
     assert str(answer.PatientName) == "Sorrowful^Jane"
     assert answer.SoftwareVersions == "12"
@@ -79,12 +78,12 @@ def test_a_capture_shows_the_heat_and_names_its_image() -> None:
     assert answer.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3.4.5"
 
 
-@pytest.mark.parametrize("made", [report, capture])
-def test_an_answer_that_is_made_again_is_the_same_object_and_another_models_is_not(made: Callable[..., bytes]) -> None:
+@pytest.mark.parametrize("create", [report, capture])
+def test_the_same_answer_is_the_same_object_and_that_of_another_model_is_not(create: Callable[..., bytes]) -> None:
     image = dicom_image(picture())
     newer, elsewhere = replace(AUTHOR, version="13"), replace(AUTHOR, weights_sha256="b" * 64)
-    assert made(image) == made(image)
-    answers = [made(image), made(image, author=newer), made(image, author=elsewhere)]
+    assert create(image) == create(image)
+    answers = [create(image), create(image, author=newer), create(image, author=elsewhere)]
     uids = {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in answers}
     uids |= {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in (report(image), capture(image))}
     assert len(uids) == 4
@@ -92,56 +91,57 @@ def test_an_answer_that_is_made_again_is_the_same_object_and_another_models_is_n
     assert all(len(uid) <= 64 and uid.is_valid for uid in uids)
 
 
-@pytest.mark.parametrize("made", [report, capture])
-def test_an_answer_is_never_read_as_a_image(made: Callable[..., bytes]) -> None:
+@pytest.mark.parametrize("create", [report, capture])
+def test_an_object_is_never_read_as_an_image(create: Callable[..., bytes]) -> None:
     with pytest.raises(ImageError) as caught:
-        decode_grey(made(dicom_image(picture())), name="answer", max_pixels=10**6)
+        decode_grey(create(dicom_image(picture())), name="answer", max_pixels=10**6)
     assert caught.value.reason in {"no pixels", "other modality"}
 
 
-def test_a_name_in_another_script_stays_that_name() -> None:
+def test_a_name_in_another_script_is_preserved() -> None:
     image = dicom_image(picture(), SpecificCharacterSet="ISO_IR 126", PatientName="Διονυσιος")
     assert str(pydicom.dcmread(io.BytesIO(report(image))).PatientName) == "Διονυσιος"
 
 
-def test_a_image_without_a_study_gets_no_answer_and_no_value_is_quoted() -> None:
+def test_an_image_without_a_study_is_an_error_that_quotes_no_tag() -> None:
     with pytest.raises(ImageError) as caught:
         report(dicom_image(picture(), StudyInstanceUID=None))
-    assert str(caught.value) == "image.dcm has no StudyInstanceUID, so no answer can be filed beside it"
+    assert caught.value.reason == "not an image"
+    assert "StudyInstanceUID" in str(caught.value)
 
 
-def test_a_class_that_has_no_code_elsewhere_gets_one_of_ours() -> None:
+def test_a_class_without_a_standard_code_gets_a_private_code() -> None:
     answer = Answer({"fungal": 0.9, "normal": 0.1}, refer=False)
     read = highdicom.sr.srread(io.BytesIO(report(dicom_image(picture()), answer)))
     (group,) = read.content.get_image_measurement_groups()
     assert (group.finding_type.scheme_designator, group.finding_type.meaning) == ("99CXR", "fungal")
 
 
-def test_a_person_reads_the_probabilities_the_referral_and_every_caution_in_one_paragraph() -> None:
+def test_the_summary_holds_probabilities_referral_warning_and_disclaimers() -> None:
     image = dicom_image(picture())
     assert summary(report(image)) == (
         "Model's probabilities: Viral pneumonia 62.5%, Bacterial pneumonia 25.0%, Normal 12.5%. "
         f"The model is uncertain: a reader should see this image first. {NOT_CLINICAL}"
     )
-    odd = replace(ANSWER, warning="Unlike the images that the model was judged on")
-    said = summary(report(image, odd, replace(AUTHOR, synthetic=True)))
-    assert said.endswith(f"Unlike the images that the model was judged on. {notice(synthetic=True)}")
+    odd = replace(ANSWER, warning="Out of distribution")
+    warned = summary(report(image, odd, replace(AUTHOR, synthetic=True)))
+    assert warned.endswith(f"Out of distribution. {notice(synthetic=True)}")
     drawn = pydicom.dcmread(io.BytesIO(capture(image, odd))).DerivationDescription
-    assert drawn.startswith(f"Grad-CAM for Viral pneumonia, {MODEL} version 12. Unlike the images")
+    assert drawn.startswith(f"Grad-CAM for Viral pneumonia, {MODEL} version 12. Out of")
 
 
-def test_a_model_without_a_threshold_says_nothing_of_a_referral() -> None:
+def test_a_report_has_no_referral_without_a_threshold() -> None:
     read = highdicom.sr.srread(io.BytesIO(report(dicom_image(picture()), replace(ANSWER, refer=None))))
     (group,) = read.content.get_image_measurement_groups()
-    assert [evaluation.name.value for evaluation in group.get_qualitative_evaluations()] == ["UNLIKE"]
+    assert [evaluation.name.value for evaluation in group.get_qualitative_evaluations()] == ["OOD"]
 
 
-def test_another_readers_tool_takes_a_report_without_a_complaint(tmp_path: Path) -> None:
+def test_dcmtk_reads_a_report_without_a_complaint(tmp_path: Path) -> None:
     shown = dcmtk("dsrdump", report(dicom_image(picture())), tmp_path)
     assert "Comprehensive SR Document" in shown
     assert '<contains NUM:(,,"Probability: Viral pneumonia")="0.625"' in shown
     assert "viral" not in dcmtk("dsr2xml", report(dicom_image(picture())), tmp_path).split("<content>")[0].lower()
 
 
-def test_the_reports_model_is_the_registrys() -> None:
+def test_reports_name_the_model_as_the_registry_does() -> None:
     assert MODEL == versions.MODEL
