@@ -104,7 +104,7 @@ def test_each_image_is_processed_once_through_an_outage_and_no_patient_data_are_
     output = Path("log").read_text()
     assert reports(orthanc, "OT") == {"1": 1, "5": 2}
     assert output.count("does not respond") == 1
-    (rejected,) = [line for line in output.splitlines() if "rejected" in line]
+    (rejected,) = [line for line in output.splitlines() if "rejected: " in line]
     assert rejected.endswith("rejected: lateral view")
     assert_no_secrets(output + pacs.STATE_FILE.read_text(), orthanc)
     (report,) = [one for one in orthanc.instances(Modality="SR") if orthanc.file(one).count(b"7770.1.1.1") > 0]
