@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, create_model
+
+from cxr.inference.answer import SHOWN_FIELDS, FieldType
 from cxr.webapp.model_info import ModelCard
+
+_TYPES: dict[FieldType, type] = {"string": str, "boolean": bool, "double": float, "float": float}
 
 
 class Error(BaseModel):
@@ -27,13 +32,25 @@ class HeatMapPicture(BaseModel):
     image: str = Field(description="Data URL of a PNG to lay over the image; transparent where there is no heat")
 
 
-class Prediction(BaseModel):
-    """The model's answer for one image."""
+def _answer_fields() -> dict[str, Any]:
+    """Return the fields of an answer as pydantic wants them: type and description."""
+    fields: dict[str, Any] = {}
+    for one in SHOWN_FIELDS:
+        value = _TYPES[one.type]
+        kind = dict[str, value] if one.prefix else value  # type: ignore[valid-type]
+        fields[one.name] = (kind | None if one.nullable else kind, Field(description=one.description))
+    return fields
 
-    predicted_class: str = Field(description="The most probable class")
-    probabilities: dict[str, float] = Field(description="Calibrated probability of each class, 0 to 1")
-    refer: bool | None = Field(description="A reader should see the image; null: the model has no referral threshold")
-    warning: str | None = Field(description="Why the answer may be meaningless: the image is out of distribution")
+
+if TYPE_CHECKING:
+    AnswerFields = BaseModel  # mypy cannot see a class that is made at run time
+else:
+    AnswerFields = create_model("AnswerFields", **_answer_fields())
+
+
+class Prediction(AnswerFields):
+    """The model's answer for one image: the fields of `cxr.inference.answer`, and the model behind them."""
+
     model: str
     model_version: str
     engine: str = Field(

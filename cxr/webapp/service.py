@@ -92,9 +92,8 @@ class Service:
             decoded = await self.decode_pool.decode(data, classifier, with_picture=image or heat)
             del data  # the encoded file need not stay in memory while the image is queued
             result = await self.batcher.answer(decoded, heat_of=(of_class or "") if heat else None)
-        prediction = _prediction(result, decoded.classifier, decoded.picture if image else None)
-        metrics.images_classified.labels(prediction.predicted_class, str(prediction.refer).lower()).inc()
-        return prediction
+        metrics.images_classified.labels(result.answer.predicted_class, str(result.answer.refer).lower()).inc()
+        return _prediction(result, decoded.classifier, decoded.picture if image else None)
 
     async def health(self) -> Status:
         """Report that the process runs."""
@@ -129,12 +128,8 @@ class Service:
 
 
 def _prediction(result: Result, classifier: Classifier, picture: str | None) -> Prediction:
-    answer = result.answer
     return Prediction(
-        predicted_class=answer.predicted_class,
-        probabilities=dict(answer.probabilities),
-        refer=answer.refer,
-        warning=answer.warning,
+        **result.answer.to_json(),
         model=MODEL,
         model_version=classifier.number,
         engine=classifier.engine,
