@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from cxr.common.errors import ImageError
 from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
-from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
 from cxr.inference.dicom_sr import Author, object_uid, secondary_capture, series_uid, structured_report
+from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared, prepare
 from cxr.models.forward import BATCH_SIZE
 from cxr.models.grad_cam import overlay
 from cxr.pacs.orthanc import Change, Changes, Orthanc
@@ -172,7 +172,8 @@ class PacsWorker:
         self._save(replace(position, tries=position.tries + 1, alone_until=max(position.alone_until, last)))
         try:
             for start in range(0, len(new), BATCH_SIZE):
-                self._process_batch(new[start : start + BATCH_SIZE], classifier, author)
+                batch = [self._read(image, classifier) for image in new[start : start + BATCH_SIZE]]
+                self._answer([image for image in batch if image is not None], classifier, author)
         except BaseException:
             self._save(position)  # an orderly stop: the images did not cause it
             raise
@@ -181,43 +182,38 @@ class PacsWorker:
         own_uid = object_uid(image.sop_uid, author, "report")
         return self.orthanc.has(own_uid if self.reprocess else series_uid(image.sop_uid, "report"))
 
-    def _process_batch(self, images: list[_Instance], classifier: Classifier, author: Author) -> None:
-        read = [(image, *parts) for image in images if (parts := self._read(image, classifier)) is not None]
-        if not read:
-            return
+    def _answer(self, images: list[PreparedImage[_Instance]], classifier: Classifier, author: Author) -> None:
         try:
-            pixels = np.stack([one for _, _, one in read])
-            answers = classifier.answer(pixels)
-            overlays = self._overlays(pixels, answers, classifier)
+            answered = answer_prepared(classifier, images)
+            overlays = self._overlays(answered, classifier)
         except Exception as error:  # of any kind: an image that the model cannot process must not hold up the feed
             if len(images) == 1:
-                self._reject(images[0], type(error).__name__)
+                self._reject(images[0].key, type(error).__name__)
             else:
                 for image in images:
-                    self._process_batch([image], classifier, author)
+                    self._answer([image], classifier, author)
             return
-        for (image, source, _), answer, picture in zip(read, answers, overlays, strict=True):
-            self._store(image, _objects(source, answer, picture, author))
+        for one, picture in zip(answered, overlays, strict=True):
+            self._store(one.image.key, _objects(one, picture, author))
 
-    def _read(self, image: _Instance, classifier: Classifier) -> tuple[bytes, NDArray[np.uint8]] | None:
+    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance] | None:
         source = self.orthanc.file(image.line.resource)
         if source is None:
             self._reject(image, "its file is missing from the PACS")
             return None
-        try:
-            return source, classifier.read(source, name=_NAME)
-        except ImageError as error:
-            self._reject(image, error.reason)
-        except Exception as error:  # from a decoder; its message may quote a tag
-            self._reject(image, type(error).__name__)
-        return None
+        prepared = prepare(source, classifier, key=image, name=_NAME, keep_data=True)
+        if prepared.error is not None:
+            self._reject(image, prepared.error.reason)
+            return None
+        return prepared
 
     def _overlays(
-        self, images: NDArray[np.uint8], answers: list[Answer], classifier: Classifier
+        self, answered: list[AnsweredImage[_Instance]], classifier: Classifier
     ) -> list[NDArray[np.uint8] | None]:
-        if not self.overlay:
-            return [None] * len(answers)
-        heats = classifier.heat(images, [answer.predicted_class for answer in answers])
+        if not self.overlay or not answered:
+            return [None] * len(answered)
+        images = np.stack([one.image.pixels for one in answered if one.image.pixels is not None])
+        heats = classifier.heat(images, [one.answer.predicted_class for one in answered if one.answer is not None])
         return [overlay(image, heat) for image, heat in zip(images, heats, strict=True)]
 
     def _store(self, image: _Instance, objects: Iterator[bytes]) -> None:
@@ -239,9 +235,11 @@ class PacsWorker:
         write_json(self.state_file, asdict(position))
 
 
-def _objects(source: bytes, answer: Answer, picture: NDArray[np.uint8] | None, author: Author) -> Iterator[bytes]:
+def _objects(answered: AnsweredImage[_Instance], picture: NDArray[np.uint8] | None, author: Author) -> Iterator[bytes]:
     """Yield the objects to store. The report comes last: an image with a report counts as processed."""
-    now = datetime.now()
+    source, answer, now = answered.image.data, answered.answer, datetime.now()
+    if source is None or answer is None:
+        raise ValueError("expected an image that was prepared with its data and answered")
     if picture is not None:
         yield secondary_capture(source, picture, answer, author=author, name=_NAME, made_at=now)
     yield structured_report(source, answer, author=author, name=_NAME, made_at=now)

@@ -17,7 +17,7 @@ import numpy as np
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
 from cxr.webapp.decode_pool import DecodedImage
-from cxr.webapp.limits import Limits, RejectedError
+from cxr.webapp.limits import Limits, RejectedError, not_ready
 from cxr.webapp.metrics import Metrics
 from cxr.webapp.overlays import render_heat
 
@@ -74,9 +74,7 @@ class Batcher:
     def classifier(self) -> Classifier:
         """Return the classifier for new images. Raises RejectedError before the first one is loaded."""
         if self.current is None:
-            raise RejectedError(
-                503, "not ready", "the model is being loaded; try again in a few seconds", retry_seconds=2
-            )
+            raise not_ready()
         return self.current
 
     async def answer(self, image: DecodedImage, *, heat_of: str | None) -> Result:

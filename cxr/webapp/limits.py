@@ -124,9 +124,14 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return bytes(body)
 
 
+def not_ready() -> RejectedError:
+    """Return the error of a service whose model is not loaded yet."""
+    return RejectedError(503, "not ready", "the model is loading; try again in a few seconds", retry_seconds=2)
+
+
 def _too_large(limits: Limits) -> RejectedError:
     return RejectedError(
         413,
         "upload too large",
-        f"an image may have {limits.max_upload_bytes / MEGABYTE:g} MB at most; export it with fewer pixels or compressed",
+        f"an image may have {limits.max_upload_bytes / MEGABYTE:g} MB at most; export fewer pixels or compress it",
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -27,6 +27,11 @@ _OVERALL = {
 _PER_CLASS = ("precision", "recall", "specificity", "auroc")
 
 log = logging.getLogger("cxr.webapp")
+
+EngineName = Annotated[
+    str,
+    Field(description='Inference engine: "torch", bit-identical to the evaluation, or "openvino" and its precision'),
+]
 
 
 class Score(BaseModel):
@@ -61,9 +66,7 @@ class ModelCard(BaseModel):
 
     model: str
     model_version: str
-    engine: str = Field(
-        description='Inference engine: "torch", bit-identical to the evaluation, or "openvino" with its precision'
-    )
+    engine: EngineName
     synthetic: bool = Field(description="Trained on synthetic images: the answers say nothing about patients")
     classes: list[str]
     network: str

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, create_model
 
 from cxr.inference.answer import SHOWN_FIELDS, FieldType
-from cxr.webapp.model_info import ModelCard
+from cxr.webapp.model_info import EngineName, ModelCard
 
 _TYPES: dict[FieldType, type] = {"string": str, "boolean": bool, "double": float, "float": float}
 
@@ -53,9 +53,7 @@ class Prediction(AnswerFields):
 
     model: str
     model_version: str
-    engine: str = Field(
-        description='Inference engine: "torch", bit-identical to the evaluation, or "openvino" with its precision'
-    )
+    engine: EngineName
     synthetic: bool = Field(description="Trained on synthetic images: the answer says nothing about patients")
     disclaimer: str
     image: str | None = Field(default=None, description="With image=true: data URL of a JPEG, 720 px at most")

@@ -18,7 +18,7 @@ from cxr.webapp.batcher import Batcher, Result
 from cxr.webapp.champion_watch import ChampionWatch
 from cxr.webapp.decode_pool import DecodePool
 from cxr.webapp.guard import error_response
-from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, read_body
+from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, not_ready, read_body
 from cxr.webapp.schemas import REASONS, ClientLimits, ErrorResponse, HeatMapPicture, ModelResponse, Prediction, Status
 
 _STATIC = Path(__file__).parent / "static"
@@ -109,9 +109,7 @@ class Service:
         self.batcher.classifier()
         card = self.watch.card
         if card is None:
-            raise RejectedError(
-                503, "not ready", "the model is being loaded; try again in a few seconds", retry_seconds=2
-            )
+            raise not_ready()
         limits = ClientLimits(upload_bytes=self.limits.max_upload_bytes, media_types=list(MEDIA_TYPES))
         return ModelResponse(**card.model_dump(), limits=limits)
 
