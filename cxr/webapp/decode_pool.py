@@ -22,7 +22,7 @@ from cxr.webapp.overlays import render_image
 if TYPE_CHECKING:
     from cxr.inference.classifier import Classifier
 
-_NAME = "the image"  # its name in messages: the file name never reaches the service
+_NAME = "the file"  # its name in messages: the file name never reaches the service
 _TOO_LARGE = "larger than the pixel limit"
 
 log = logging.getLogger("cxr.webapp")
