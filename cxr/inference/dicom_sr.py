@@ -27,7 +27,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from cxr.common.notices import NOT_CLINICAL, notice
-from cxr.dicom.tags import UnfitError, read_dicom, refusing, text
+from cxr.dicom.tags import DicomError, image_errors, read_dicom, text
 from cxr.inference.answer import Answer
 from cxr.models.bundle import ModelSpec
 
@@ -78,7 +78,7 @@ def structured_report(source: bytes, answer: Answer, *, author: Author, name: st
     Raises:
         ImageError: the header cannot be read, or lacks the UIDs that link a report to the image.
     """
-    with refusing(name):  # highdicom's errors may quote a patient's tag
+    with image_errors(name):  # highdicom's errors may quote a patient's tag
         return _report(_image(source), answer, author, made_at)
 
 
@@ -98,7 +98,7 @@ def secondary_capture(
     Raises:
         ImageError: the header cannot be read, or lacks the UIDs that link a picture to the image.
     """
-    with refusing(name):
+    with image_errors(name):
         return _capture(_image(source), overlay, answer, author, made_at)
 
 
@@ -163,7 +163,7 @@ def _image(source: bytes) -> Dataset:
     image = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
     missing = [keyword for keyword in _LINKS if not text(image, keyword)]
     if missing:
-        raise UnfitError("not an image", f"has no {', '.join(missing)}, so no report can be linked to it")
+        raise DicomError("not an image", f"has no {', '.join(missing)}, so no report can be linked to it")
     image.decode()  # names in the image's character set: highdicom writes UTF-8
     for keyword in _COPIED:
         if keyword not in image:
