@@ -37,7 +37,7 @@ from cxr.monitoring.drift import Rules, Window, compare_window, find_limits, is_
 
 Pixels = NDArray[np.uint8]
 SHIFTED_IMAGES = 220
-ALARM_WINDOWS, OF_WINDOWS = 2, 5
+ALARM_WINDOWS, RECENT_WINDOWS = 2, 5
 FALSE_ALARM_SHARE = 0.01
 
 
@@ -174,7 +174,7 @@ class Outcome:
     def row(self) -> str:
         """Return the row as markdown."""
         alarms = np.array([[window.alarm for window in run] for run in self.windows])
-        drift = [is_drift(run, alarm_windows=ALARM_WINDOWS, of_windows=OF_WINDOWS) for run in self.windows]
+        drift = [is_drift(run, alarm_windows=ALARM_WINDOWS, recent_windows=RECENT_WINDOWS) for run in self.windows]
         each = alarms.mean(axis=1)
         error = 1.96 * each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
         low, high = wilson(sum(drift), len(drift))
@@ -206,10 +206,10 @@ def unshifted(measured: MeasuredImages, classes: tuple[str, ...], rules: Rules, 
         reference, others = reference_of(measured.where(is_reference), classes), measured.where(~is_reference)
         limits = find_limits(reference, rules)
         for found, rows in (
-            (same, [draw(others, rules.images, generator) for _ in range(OF_WINDOWS)]),
+            (same, [draw(others, rules.images, generator) for _ in range(RECENT_WINDOWS)]),
             (
                 mixed,
-                [draw_shares(others, others.labels, other_mix, rules.images, generator) for _ in range(OF_WINDOWS)],
+                [draw_shares(others, others.labels, other_mix, rules.images, generator) for _ in range(RECENT_WINDOWS)],
             ),
         ):
             table = scored(others, reference)
@@ -247,7 +247,7 @@ def shifted(pools: dict[str, Pool], reference: Reference, rules: Rules, runs: in
         windows = [
             [
                 compare_window(table.iloc[pool.draw(rules.images, generator)], reference, limits, number=number)
-                for number in range(1, OF_WINDOWS + 1)
+                for number in range(1, RECENT_WINDOWS + 1)
             ]
             for _ in range(runs)
         ]
@@ -315,9 +315,11 @@ def main() -> None:
     outcomes = unshifted(held_out, classes, rules, arguments.splits)
     outcomes += shifted(_pools(shifted_images, extra), reference, rules, arguments.splits)
     print(f"{len(held_out.labels)} validation and test images of {len(np.unique(held_out.patients))} patients,")
-    print(f"windows of {rules.images}, {arguments.splits} runs of {OF_WINDOWS} windows a row, limits for ", end="")
+    print(f"windows of {rules.images}, {arguments.splits} runs of {RECENT_WINDOWS} windows a row, limits for ", end="")
     print(f"{rules.false_alarm_share:.0%} false alarms a window; intervals 95%, over draws and not over hospitals.\n")
-    print(f"| shift | alarms of windows | {ALARM_WINDOWS} of {OF_WINDOWS}: drift | median score | signals exceeded |")
+    print(
+        f"| shift | alarms of windows | {ALARM_WINDOWS} of {RECENT_WINDOWS}: drift | median score | signals exceeded |"
+    )
     print("|---|---|---|---|---|")
     print("\n".join(outcome.row() for outcome in outcomes))
 

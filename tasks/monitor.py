@@ -46,7 +46,7 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
     reference = _reference(version)
     windows, limits, waiting = _compare(_scores(paths, version), reference, params)
     since = version.tags.get(versions.DRIFT_TAG, "")
-    drift = is_drift(windows, alarm_windows=params.alarm_windows, of_windows=params.recent_windows, after=since)
+    drift = is_drift(windows, alarm_windows=params.alarm_windows, recent_windows=params.recent_windows, after=since)
     page = _page(version, reference, params, drift=drift, windows=windows, limits=limits, waiting=waiting, since=since)
     _write(page, paths)
     log.info("monitor: version %s, %s\nreport: %s", version.number, page.headline(), paths.monitor.with_suffix(".html"))

@@ -205,6 +205,6 @@ def _examples(
     return tuple(scored["path"][~failed].iloc[furthest[:_EXAMPLES]])
 
 
-def is_drift(windows: list[Window], *, alarm_windows: int, of_windows: int, after: str = "") -> bool:
-    """Return whether `alarm_windows` of the last `of_windows` are alarms, without those up to the time `after`."""
-    return sum(window.alarm and window.last > after for window in windows[-of_windows:]) >= alarm_windows
+def is_drift(windows: list[Window], *, alarm_windows: int, recent_windows: int, after: str = "") -> bool:
+    """Return whether `alarm_windows` of the last `recent_windows` are alarms, without those up to the time `after`."""
+    return sum(window.alarm and window.last > after for window in windows[-recent_windows:]) >= alarm_windows

@@ -77,7 +77,7 @@ def test_shifted_images_are_drift(
     change: Callable[[Images], Images], signal: str, later: Images, reference: Reference
 ) -> None:
     windows = compared(scored_images(np.ascontiguousarray(change(later)), reference), reference)
-    assert is_drift(windows, alarm_windows=2, of_windows=5)
+    assert is_drift(windows, alarm_windows=2, recent_windows=5)
     assert all(signal in window.exceeded for window in windows)
     assert all(window.score > 1 and window.examples for window in windows)
 
@@ -141,4 +141,4 @@ def test_limits_shrink_with_larger_windows_down_to_a_minimum(reference: Referenc
 )
 def test_rule_counts_alarms_of_the_last_windows(alarms: tuple[int, ...], after: str, drift: bool) -> None:
     windows = [window(number, alarm=number in alarms) for number in range(1, 7)]
-    assert is_drift(windows, alarm_windows=2, of_windows=5, after=after) is drift
+    assert is_drift(windows, alarm_windows=2, recent_windows=5, after=after) is drift
