@@ -32,7 +32,7 @@ from cxr.common.classes import CLASSES
 from cxr.common.errors import DataError
 from cxr.common.files import atomic_folder, read_json, write_json
 from cxr.common.params import Paths, SplitParams
-from cxr.dataset.manifest import read_manifest
+from cxr.dataset.manifest import read_manifest, sha256_of_test_set
 from cxr.dataset.splits import (
     SPLITS,
     assign,
@@ -41,7 +41,6 @@ from cxr.dataset.splits import (
     leakage,
     patient_overlap,
     target_shares,
-    test_set_sha256,
 )
 from cxr.dataset.subsample import UNUSED, has_quotas, kept_count, quotas_of
 from tasks.quality.expectations import Check, Table, check_tables, enforce
@@ -192,7 +191,7 @@ def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any])
         "overlapping_patients": patient_overlap(table).overlapping,
         "leakage": leakage(table, params),
         "manifest_sha256": ingested["manifest_sha256"],
-        "test_set_sha256": test_set_sha256(table),
+        "test_set_sha256": sha256_of_test_set(table),
         "synthetic": ingested["synthetic"],
     }
 

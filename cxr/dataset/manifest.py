@@ -12,6 +12,7 @@ Beside it in `data/raw`:
 `ingest.json`          counts of all files by result and source, the layout of each source, the manifest's SHA-256
 """
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -92,3 +93,16 @@ def read_splits(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro split`")
     return pd.read_csv(path, dtype={"image_id": "str", "split": "str", "label": "str", "patient_id": "str"})
+
+
+def sha256_of_test_set(table: pd.DataFrame) -> str:
+    """Return the SHA-256 of the lines `image_id,label` of the test set, sorted by image.
+
+    Equal means the same test set: the same images with the same labels.
+
+    Args:
+        table: columns image_id, split, label, as in splits.csv and predictions.csv.
+    """
+    test = table[table["split"] == "test"].sort_values("image_id")
+    lines = [f"{image_id},{label}" for image_id, label in zip(test["image_id"], test["label"], strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -10,7 +10,6 @@ leaves some of the assigned images out again, for learning curves and comparison
 the near-duplicate pairs and the parameters, and not on the order of rows.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -151,13 +150,6 @@ def leakage(table: pd.DataFrame, params: SplitParams) -> str:
         f"Split by patient: {found.overlapping} of the {found.test_patients} patients in the test set have images in "
         "training or validation, as far as file names identify patients. Near-duplicates are in the same split."
     )
-
-
-def test_set_sha256(table: pd.DataFrame) -> str:
-    """Return the SHA-256 of the sorted lines `image_id,label` of the test set; it identifies the test set."""
-    test = table[table["split"] == "test"].sort_values("image_id")
-    lines = [f"{image_id},{label}" for image_id, label in zip(test["image_id"], test["label"], strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def count_images(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str, int]]:

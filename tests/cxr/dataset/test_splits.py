@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
+from cxr.dataset.manifest import sha256_of_test_set
 from cxr.dataset.splits import (
     SPLITS,
     assign,
@@ -21,7 +22,6 @@ from cxr.dataset.splits import (
     patient_overlap,
     target_shares,
 )
-from cxr.dataset.splits import test_set_sha256 as digest_of_test_set
 from tests.support.split_params import split_params as params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
@@ -251,7 +251,7 @@ def test_a_class_with_too_few_patients_for_every_split_is_named(changes: dict[st
 def test_the_digest_of_the_test_set_is_that_of_its_sorted_lines() -> None:
     table = pd.DataFrame({"image_id": ["b", "a", "c"], "label": ["viral", "normal", "normal"], "split": "test"})
     table.loc[2, "split"] = "train"
-    assert digest_of_test_set(table) == hashlib.sha256(b"a,normal\nb,viral").hexdigest()
+    assert sha256_of_test_set(table) == hashlib.sha256(b"a,normal\nb,viral").hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
+from cxr.dataset.manifest import sha256_of_test_set
 from cxr.dataset.splits import assign, count_images, leakage, patient_overlap
-from cxr.dataset.splits import test_set_sha256 as digest_of_test_set
 from tests.support.split_params import split_params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
@@ -104,7 +104,7 @@ def test_subsampling_of_training_images_keeps_validation_and_test(
     subsampled = assign(
         images, NO_PAIRS, params(protocol=protocol, seed=seed, train_share=share, train_sources=sources)
     )
-    assert digest_of_test_set(subsampled) == digest_of_test_set(whole)
+    assert sha256_of_test_set(subsampled) == sha256_of_test_set(whole)
     assert ids(subsampled, "validation") == ids(whole, "validation")
     assert ids(subsampled, "train") <= ids(whole, "train")
     if source:
