@@ -50,7 +50,7 @@ def main() -> None:
         found = [compare(*pair, resamples=given.resamples, seed=2023) for pair in tqdm(pairs, disable=None)]
         print(f"{found[0].images} images of {found[0].patients} patients, {len(pairs)} pairs of models")
         for name in _METRICS:
-            intervals = [getattr(comparison, name).interval for comparison in found]
+            intervals = [comparison.differences[name].interval for comparison in found]
             widths = [(interval.high - interval.low) / 2 for interval in intervals if interval is not None]
             if widths:
                 print(f"  {name:<9} +-{np.median(widths):.3f} ({min(widths):.3f} to {max(widths):.3f})")

@@ -16,6 +16,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from cxr.common.files import read_json
 from cxr.common.notices import notice
 from cxr.common.params import Paths
+from cxr.evaluation.headline import HEADLINES
 from cxr.registry.stored_names import current_verdict
 from cxr.registry.tracking_store import STORE_VARIABLE, is_server, without_credentials
 from flows.serve import MLFLOW_PAGE_VARIABLE
@@ -92,9 +93,8 @@ def _champion(folder: Path, paths: Paths) -> Mapping[str, Any] | None:
 
 def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of metrics.json or of one side of promotion.json by the same names."""
-    flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    if "calibration" in metrics:
-        flat["ece"] = metrics["calibration"]["ece"]
+    values = {metric.name: metric.stored_in(metrics) for metric in HEADLINES}
+    flat = {name: value for name, value in values.items() if value is not None}
     by_class = metrics.get("recall") or {
         name: scores["recall"] for name, scores in metrics.get("per_class", {}).items() if scores.get("recall")
     }

@@ -39,6 +39,7 @@ from ruamel.yaml.error import YAMLError
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.params import override, read_params, with_overrides
 from cxr.dataset.layouts import LAYOUTS, layout_named, layouts_in
+from cxr.evaluation.headline import check_gate
 
 ADDRESS_PREFIXES = ("http://", "https://", "s3://")
 _MISSING = object()
@@ -62,6 +63,7 @@ def configure(path: Path, values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     new = with_overrides(path, changed)
     for source in new.ingest.sources:
         layout_named(source.layout)
+    check_gate(new.promote)
     override(path, changed)
     after = new.model_dump(mode="json", by_alias=True)
     return {name: (_value_at(before, name), _value_at(after, name)) for name in changed}

@@ -1,11 +1,11 @@
 """Measure the model on the test set, once, and write the report.
 
 Reads   models/trained, data/images, data/split, and the manifest and the counts in data/raw
-Writes  reports/evaluation       predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots,
-                               reference.safetensors: what images of today measure, for tasks.monitor
+Writes  reports/evaluation     predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots,
+                               reference.safetensors: statistics of these images, with which tasks.monitor compares
         reports/report.html    one page that needs nothing else
         reports/metrics.json   the test metrics with 95% intervals over patients
-Tracks  metrics, page and evidence in the MLflow run of the training
+Tracks  metrics, report and evaluation artifacts in the MLflow run of the training
 
 Calibration and thresholds are chosen on the validation images. The same inputs give the same files.
 """
@@ -13,38 +13,55 @@ Calibration and thresholds are chosen on the validation images. The same inputs 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cxr.common.cli import run_step
+from cxr.common.cli import answer_help, run_step, step_parser
+
+if __name__ == "__main__":
+    answer_help(step_parser(sys.modules[__name__]))
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from cxr.audit.shortcuts import AuditSettings, audit
+from cxr.audit.trust import TrustSettings, headlines, measure_trust
 from cxr.common.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    import pandas as pd
-    from torch import nn
-
-    from cxr.common.params import EvaluateParams, Paths
-    from cxr.dataset.image_array import ImageArray
-    from cxr.evaluation.predictions import Predictions
-    from cxr.models.bundle import ModelSpec
-    from cxr.models.reference import Reference
-    from cxr.reporting.report import GalleryItem
+from cxr.common.files import atomic_file, atomic_folder, read_json, write_json
+from cxr.common.params import EvaluateParams, Paths
+from cxr.dataset.image_array import ImageArray, read_image_array
+from cxr.dataset.manifest import read_manifest, read_splits, sha256_of_test_set
+from cxr.evaluation.headline import HEADLINES
+from cxr.evaluation.predictions import Predictions, fit_calibration, make_predictions, run_network
+from cxr.evaluation.reference_set import in_reference, measure_reference
+from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
+from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
+from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
+from cxr.registry.runs import log_evaluation
+from cxr.reporting.cards import write_cards
+from cxr.reporting.gallery import contact_sheet, make_gallery, pick_images, pick_most_confident_errors
+from cxr.reporting.report import GalleryItem, ReportContent, render_report
+from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
 
 log = logging.getLogger("cxr.evaluate")
 
 
-def evaluate(params: EvaluateParams, paths: Paths) -> None:
-    """Predict, calibrate, measure, and write evidence, report and metrics."""
-    from cxr.audit.trust import headlines
-    from cxr.common.files import write_json
-    from cxr.dataset.image_array import read_image_array
-    from cxr.evaluation.predictions import predict
-    from cxr.evaluation.reference_set import measure_reference
-    from cxr.evaluation.summary import Settings, calibration_summary, summarize
-    from cxr.models.bundle import read_bundle, read_spec
+@dataclass(frozen=True)
+class Measured:
+    """What one pass of the network over validation and test images gives; `spec` holds the fitted calibration."""
 
+    spec: ModelSpec
+    validation: Predictions
+    test: Predictions
+    reference: Reference
+
+
+def evaluate(params: EvaluateParams, paths: Paths) -> None:
+    """Predict, calibrate, measure, and write metrics, report and evaluation artifacts."""
     _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
     packed, records = read_image_array(paths.images), _records(paths)
@@ -52,21 +69,21 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     _check_fit(read_spec(paths.model), packed, split)
     images = _images(paths, split)
     model, spec = read_bundle(paths.model)
-    validation, test, spec = predict(model, spec, packed, images, fit_bias=params.fit_bias)
-    calibration = calibration_summary(validation, test, temperature=spec.temperature, bias=spec.bias, settings=settings)
-    inspected = _inspect(model, spec, packed, images, validation=validation, test=test, params=params)
+    measured = _measure(model, spec, packed, images, fit_bias=params.fit_bias)
+    spec, test = measured.spec, measured.test
+    calibration = calibration_summary(
+        measured.validation, test, temperature=spec.temperature, bias=spec.bias, settings=settings
+    )
+    inspected = _inspect(model, packed, images, measured, params)
     kept = inspected["trust"]["referral"]["found"]
     calibration["refer_below"] = kept["confidence"] if kept else None
     metrics = summarize(test, calibration=calibration, split=split, settings=settings)
     metrics["trust"] = headlines(inspected["trust"])
-    findings = {"metrics": metrics, "calibration": calibration, **inspected}
-    drawn = _draw(test, findings, paths)
-    reference = measure_reference(model, spec, packed, (validation, test))
+    content = {"metrics": metrics, "calibration": calibration, **inspected, **records}
+    drawn = _draw(test, content, paths)
     galleries = _galleries(model, spec, packed, test, params)
-    _write_evidence(
-        validation, test, findings | records, drawn, reference, paths.evaluation, gallery=galleries["gallery"]
-    )
-    _write_report(findings | records, drawn, galleries, paths.report)
+    _write_artifacts(measured, content, drawn, paths.evaluation, gallery=galleries["gallery"])
+    _write_report(content, drawn, galleries, paths.report)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
     _track(records["training"]["run_id"], metrics, paths)
@@ -87,9 +104,6 @@ def _require_inputs(paths: Paths) -> None:
 
 def _records(paths: Paths) -> dict[str, Any]:
     """Return what the earlier steps wrote about themselves."""
-    from cxr.common.files import read_json
-    from cxr.models.bundle import SPEC_FILE
-
     return {
         "ingest": read_json(paths.raw / "ingest.json"),
         "split": read_json(paths.split / "split.json"),
@@ -100,11 +114,8 @@ def _records(paths: Paths) -> dict[str, Any]:
 
 def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
     """Return the validation and test rows of splits.csv with the source of each image."""
-    from cxr.dataset.manifest import read_manifest, read_splits
-    from cxr.dataset.splits import test_set_sha256
-
     table = read_splits(paths.split)
-    if test_set_sha256(table) != split["test_set_sha256"]:
+    if sha256_of_test_set(table) != split["test_set_sha256"]:
         raise DataError(
             f"{paths.split / 'splits.csv'} is not the split that split.json describes (the test sets differ); "
             "run `dvc repro -f -s split`"
@@ -126,20 +137,25 @@ def _check_fit(spec: ModelSpec, packed: ImageArray, split: Mapping[str, Any]) ->
         )
 
 
-def _inspect(
-    model: nn.Module,
-    spec: ModelSpec,
-    packed: ImageArray,
-    images: pd.DataFrame,
-    *,
-    validation: Predictions,
-    test: Predictions,
-    params: EvaluateParams,
-) -> dict[str, Any]:
-    """Return trust.json and audit.json: what thresholds reach, where it looks, what shortcuts it takes."""
-    from cxr.audit.shortcuts import AuditSettings, audit
-    from cxr.audit.trust import TrustSettings, measure_trust
+def _measure(
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.DataFrame, *, fit_bias: bool
+) -> Measured:
+    """Run the network once, calibrate on the validation images, and keep what the reference statistics need."""
+    parts = {split: images[images["split"] == split] for split in ("validation", "test")}
+    ordered = pd.concat(parts.values())
+    kept = in_reference(ordered["patient_id"].to_numpy(object))
+    outputs = run_network(model, spec, packed, ordered, keep_features=kept)
+    spec = fit_calibration(spec, outputs.logits, ordered, fit_bias=fit_bias)
+    predictions = make_predictions(spec, outputs.logits, ordered)
+    is_test = np.arange(len(ordered)) >= len(parts["validation"])
+    reference = measure_reference(packed, predictions.where(kept), outputs.features)
+    return Measured(spec, predictions.where(~is_test), predictions.where(is_test), reference)
 
+
+def _inspect(
+    model: nn.Module, packed: ImageArray, images: pd.DataFrame, measured: Measured, params: EvaluateParams
+) -> dict[str, Any]:
+    """Return trust.json and audit.json: what thresholds reach, where the model looks, which shortcuts it takes."""
     settings = TrustSettings(
         specificities=params.specificities,
         refer_accuracy=params.refer_accuracy,
@@ -149,19 +165,15 @@ def _inspect(
         seed=params.seed,
     )
     audited = AuditSettings(params.audit_images, resamples=params.bootstrap_resamples, seed=params.seed)
+    validation, test = measured.validation, measured.test
     return {
-        "trust": measure_trust(model, spec, packed, validation=validation, test=test, settings=settings),
-        "audit": audit(model, spec, packed, images, audited),
+        "trust": measure_trust(model, measured.spec, packed, validation=validation, test=test, settings=settings),
+        "audit": audit(model, measured.spec, packed, images, audited),
     }
 
 
 def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[str, str]:
     """Return every figure as SVG by name."""
-    import pandas as pd
-
-    from cxr.common.files import read_json
-    from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
-
     curves, best_epoch = pd.read_csv(paths.model / "curves.csv"), read_json(paths.model / "training.json")["best_epoch"]
     return {
         **draw_figures(test, findings["metrics"], curves=curves, best_epoch=best_epoch),
@@ -173,9 +185,7 @@ def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[
 def _galleries(
     model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, params: EvaluateParams
 ) -> dict[str, list[GalleryItem]]:
-    """Return the images that the page shows: some of each class, and the most confident errors of all."""
-    from cxr.reporting.gallery import make_gallery, pick_images, pick_most_confident_errors
-
+    """Return the images that the report shows: some of each class, and the most confident errors of all."""
     picks = {
         "gallery": pick_images(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
         "errors": pick_most_confident_errors(test.labels, test.calibrated, at_most=params.most_confident_errors),
@@ -183,34 +193,24 @@ def _galleries(
     return {name: make_gallery(model, spec, packed, test, chosen) for name, chosen in picks.items()}
 
 
-def _write_evidence(
-    validation: Predictions,
-    test: Predictions,
+def _write_artifacts(
+    measured: Measured,
     content: Mapping[str, Any],
     drawn: Mapping[str, str],
-    reference: Reference,
     folder: Path,
     *,
     gallery: list[GalleryItem],
 ) -> None:
-    """Write tables, figures, cards, reference and what was found; `content` holds the findings and the records."""
-    import pandas as pd
-
-    from cxr.common.files import atomic_folder, write_json
-    from cxr.evaluation.summary import plot_tables
-    from cxr.models.reference import REFERENCE_FILE, write_reference
-    from cxr.reporting.cards import write_cards
-    from cxr.reporting.gallery import contact_sheet
-
-    predictions = pd.concat([validation.to_table("validation"), test.to_table("test")])
-    tables = {"predictions": predictions, **plot_tables(test, bins=content["calibration"]["bins"])}
+    """Write tables, figures, cards, reference statistics and the JSON files of `content`."""
+    predictions = pd.concat([measured.validation.to_table("validation"), measured.test.to_table("test")])
+    tables = {"predictions": predictions, **plot_tables(measured.test, bins=content["calibration"]["bins"])}
     with atomic_folder(folder) as partial:
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
         for name in ("calibration", "trust", "audit"):
             write_json(partial / f"{name}.json", content[name])
         write_cards(partial, **content)
-        write_reference(partial / REFERENCE_FILE, reference)
+        write_reference(partial / REFERENCE_FILE, measured.reference)
         for name, svg in drawn.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
         (partial / "gradcam.jpg").write_bytes(contact_sheet(gallery))
@@ -219,9 +219,6 @@ def _write_evidence(
 def _write_report(
     content: Mapping[str, Any], drawn: Mapping[str, str], galleries: Mapping[str, list[GalleryItem]], path: Path
 ) -> None:
-    from cxr.common.files import atomic_file
-    from cxr.reporting.report import ReportContent, render_report
-
     digests = {
         "manifest (SHA-256)": content["split"]["manifest_sha256"],
         "test set (SHA-256)": content["split"]["test_set_sha256"],
@@ -236,15 +233,13 @@ def _write_report(
 
 
 def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:
-    """Log the headline figures, so that a run without a browser shows them."""
-
-    def line(name: str, value: float | None, interval: list[float] | None) -> str:
+    """Log the headline metrics, for runs without a browser."""
+    lines = []
+    for metric in HEADLINES:
+        value, interval = metric.value_in(metrics), metric.interval_in(metrics)
         shown = "not defined" if value is None else f"{value:.3f}"
-        return f"  {name:<12} {shown}" + (f"  ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
-
-    ci95 = metrics["ci95"]
-    lines = [line(name, metrics[name], ci95[name]) for name in ("accuracy", "macro_f1", "macro_auroc")]
-    lines.append(line("ece", metrics["calibration"]["ece"], ci95["ece"]))
+        limits = f"  ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        lines.append(f"  {metric.label:<26} {shown}{limits}")
     log.info(
         "evaluate: %d test images of %d patients, protocol %s, 95%% intervals over patients\n%s\nreport: %s",
         metrics["n_test"],
@@ -256,9 +251,6 @@ def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:
 
 
 def _track(run_id: str, metrics: Mapping[str, Any], paths: Paths) -> None:
-    from cxr.evaluation.summary import flat_metrics
-    from cxr.registry.runs import log_evaluation
-
     files = [paths.metrics, paths.report, *sorted(paths.evaluation.iterdir())]
     log_evaluation(run_id, flat_metrics(metrics), files)
 

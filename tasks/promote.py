@@ -47,6 +47,7 @@ if __name__ == "__main__":
 from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError
 from cxr.common.files import read_json, write_json
 from cxr.common.params import PromoteParams, read_params
+from cxr.evaluation.headline import HEADLINES
 from cxr.registry import aliases, audit_log, versions
 from cxr.registry.aliases import Standing
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
@@ -246,8 +247,7 @@ def _summary(artifacts: EvaluationArtifacts) -> dict[str, Any]:
     """Return what the verdict is based on: metrics, recalls, and the digests of model and test set."""
     tags = ("weights_sha256", f"{EVALUATION_TAG}_sha256", "protocol", "synthetic")
     return {
-        **{name: artifacts.metric(name) for name in ("accuracy", "macro_f1", "macro_auroc")},
-        "ece": artifacts.metric("calibration", "ece"),
+        **{metric.name: artifacts.metric(metric.name) for metric in HEADLINES},
         "recall": {name: artifacts.recall(name) for name in artifacts.classes},
         "test_set_sha256": artifacts.test_set_sha256,
         **{name: artifacts.tags.get(name) for name in tags},

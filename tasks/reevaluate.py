@@ -44,7 +44,7 @@ from cxr.dataset.manifest import read_manifest, read_splits
 from cxr.dataset.prepare import write_image_array
 from cxr.dataset.shards import Shards
 from cxr.evaluation.calibration import measure_calibration
-from cxr.evaluation.predictions import Predictions, predict_as_served
+from cxr.evaluation.predictions import Predictions, predict
 from cxr.evaluation.summary import Settings, summarize
 from cxr.models.bundle import ModelSpec, read_bundle
 from cxr.registry import aliases, versions
@@ -89,7 +89,7 @@ def reevaluate(params: Params, *, which: str) -> None:
             f"{', '.join(split['classes'])}: there is nothing to compare; a person decides"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        found = predict_as_served(model, spec, _preprocessed(spec, images, params, Path(scratch)), images)
+        found = predict(model, spec, _preprocessed(spec, images, params, Path(scratch)), images)
         _keep(version, found, spec, split, params)
 
 
@@ -160,11 +160,10 @@ def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str
         tags = store_evaluation(version.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
         versions.tag_version(version.number, tags)
     log.info(
-        "reevaluate: version %s on the test set %s: accuracy %.3f, macro-F1 %.3f of %d images",
+        "reevaluate: version %s on the test set %s: accuracy %.3f of %d images",
         version.number,
         test_set[:12],
         metrics["accuracy"],
-        metrics["macro_f1"],
         metrics["n_test"],
     )
 

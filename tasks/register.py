@@ -38,6 +38,7 @@ from cxr.common.files import read_json, write_json
 from cxr.common.params import Paths, RegisterParams, RuntimeBounds
 from cxr.dataset.image_array import read_image_array
 from cxr.dataset.manifest import read_splits
+from cxr.evaluation.headline import HEADLINES
 from cxr.inference.openvino_export import (
     Agreement,
     Judged,
@@ -227,9 +228,8 @@ def _log_evaluation(run_id: str, paths: Paths) -> dict[str, str]:
 
 def _scores(metrics: dict[str, Any]) -> dict[str, str]:
     """Return the headline metrics as tags; an undefined one is left out."""
-    named = {name: metrics.get(name) for name in ("accuracy", "macro_f1", "macro_auroc")}
-    named["ece"] = metrics.get("calibration", {}).get("ece")
-    return {name: f"{value:.4f}" for name, value in named.items() if isinstance(value, int | float)}
+    values = {metric.name: metric.stored_in(metrics) for metric in HEADLINES}
+    return {name: f"{value:.4f}" for name, value in values.items() if value is not None}
 
 
 def _lineage(run_id: str, spec: ModelSpec, split: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Images with a part taken away, for asking a model what it still answers.
+"""Images with a part removed, to measure what a model still predicts without it.
 
-What is taken away is filled with one grey: black, or the mean of what is left. Never the mean of the whole image,
-which would still tell how bright the hidden part was.
+The removed part is filled with one grey level: black, or the mean of the rest. The mean of the whole image would still
+reveal the brightness of the removed part.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def border_mask(height: int, width: int) -> Mask:
 
 
 def keep_only(images: Grey, kept: Mask, *, black: bool = False) -> Grey:
-    """Return images (N, H, W) with all but `kept`, (N, H, W) or (H, W), filled by black or the mean of what is kept."""
+    """Return images (N, H, W) with all but `kept`, (N, H, W) or (H, W), in black or the mean of the kept part."""
     masks = np.broadcast_to(kept, images.shape)
     fill = np.zeros(len(images))
     if not black:
@@ -35,7 +35,7 @@ def keep_only(images: Grey, kept: Mask, *, black: bool = False) -> Grey:
 
 
 View = Callable[[Grey, Mask], Grey]
-"""Images (N, H, W) and their thorax -> images with a part taken away."""
+"""Images (N, H, W) and their thorax -> images with a part removed."""
 
 VIEWS: dict[str, View] = {
     "whole": lambda images, _thorax: images,

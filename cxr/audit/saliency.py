@@ -1,7 +1,7 @@
-"""Whether heat maps can be believed: do they depend on the weights, and do they lie on the thorax?
+"""Sanity of heat maps: do they depend on the weights, and do they lie on the thorax?
 
-A map that stays the same when the network's weights are drawn anew shows edges of the image and nothing that was
-learnt (Adebayo et al. 2018, "Sanity Checks for Saliency Maps"). A map that lies beside the thorax shows a shortcut.
+A map that stays the same with random weights shows edges of the image and nothing that was learnt (Adebayo et al. 2018,
+"Sanity Checks for Saliency Maps"). A map beside the thorax shows a shortcut.
 """
 
 import copy
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import nn
 
 from cxr.audit.thorax_mask import thorax_mask
@@ -24,10 +25,10 @@ from cxr.models.modules import Ensemble
 Heat = NDArray[np.float32]
 Images = NDArray[np.uint8]
 
-STILL_ALIKE = 0.5
-"""Rank correlation from which on two maps count as alike. Maps of one image that share nothing are near 0."""
+SIMILAR_FROM = 0.5
+"""Rank correlation from which two maps count as similar. Unrelated maps of one image are near 0."""
 
-_DRAWS = 2  # random networks a step: one may by chance look where the trained one does
+_DRAWS = 2  # random networks a step: one may look by chance where the trained one looks
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,27 @@ class MedianOfImages:
 
 @dataclass(frozen=True)
 class RandomisedStep:
-    """How alike (rank correlation, -1 to 1) maps are to the trained model's after `redrawn`, the last of several."""
+    """Rank correlation (-1 to 1) with the trained model's maps after the part `randomised` and all parts above it."""
 
-    redrawn: str
+    randomised: str
     similarity: MedianOfImages
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict."""
-        return {"redrawn": self.redrawn, "similarity": self.similarity.to_json()}
+        return {"randomised": self.randomised, "similarity": self.similarity.to_json()}
 
 
 @dataclass(frozen=True)
 class SanityCheck:
-    """The cascade from the head to all parts, on so many images; no steps where no image had a map."""
+    """The cascade from the head to all parts, on `images` images; without steps if every map was empty."""
 
     images: int
     steps: tuple[RandomisedStep, ...]
 
     @property
     def depends_on_weights(self) -> bool | None:
-        """Whether the maps of a wholly random network are unlike the trained one's; None without a map."""
-        return self.steps[-1].similarity.value < STILL_ALIKE if self.steps else None
+        """Whether the maps of a fully random network differ from those of the trained one; None without a map."""
+        return self.steps[-1].similarity.value < SIMILAR_FROM if self.steps else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts and numbers."""
@@ -80,15 +81,15 @@ class SanityCheck:
             "images": self.images,
             "steps": [step.to_json() for step in self.steps],
             "depends_on_weights": self.depends_on_weights,
-            "still_alike_from": STILL_ALIKE,
+            "similar_from": SIMILAR_FROM,
         }
 
 
 @dataclass(frozen=True)
 class AttentionShare:
-    """How much of the heat lies in the thorax, against how much of the image the thorax is; medians over images.
+    """The share of the heat in the thorax against the thorax's share of the area; medians over images.
 
-    `excess` is the median of the differences. `without_heat` images had an empty map and are not counted in `images`.
+    `excess` is the median of the differences. `without_heat` counts images with an empty map; `images` excludes them.
     """
 
     images: int
@@ -99,7 +100,7 @@ class AttentionShare:
 
     @property
     def keeps_to_the_thorax(self) -> bool | None:
-        """Whether the heat prefers the thorax beyond chance; None where too few patients tell."""
+        """Whether the heat prefers the thorax beyond chance; None with too few patients."""
         return None if self.excess.interval is None else self.excess.interval.low > 0
 
     def to_json(self) -> dict[str, Any]:
@@ -122,14 +123,14 @@ def randomisation_check(
     draws: Resampling,
     parts: Callable[[nn.Module], Mapping[str, nn.Module]] = parts_of,
 ) -> SanityCheck:
-    """Compare maps of the model with those of copies whose parts are drawn anew, from the head downwards.
+    """Compare the model's maps with those of copies whose parts are randomised, from the head downwards.
 
     Args:
-        model: in evaluation mode; of a Ensemble the last member is looked at.
+        model: in evaluation mode; of an Ensemble the last member is used.
         images: (N, H, W) prepared images.
         class_indices: (N,) the classes whose maps are compared.
         scale: of the channels.
-        draws: of the images' patients; its seed draws the weights too.
+        draws: of the images' patients; its seed also draws the weights.
         parts: the model's parts from the image to the answer.
     """
     network = model.members[-1] if isinstance(model, Ensemble) else model
@@ -140,17 +141,15 @@ def randomisation_check(
     kept = draws.where(has_map)
     similar: dict[str, list[Floats]] = {}
     for draw in range(_DRAWS):
-        for name, redrawn in _cascade(network, parts, seed=draws.seed + draw):
-            heat = grad_cam_of_images(redrawn, images[has_map], class_indices[has_map], **asdict(scale))
+        for name, randomised in _cascade(network, parts, seed=draws.seed + draw):
+            heat = grad_cam_of_images(randomised, images[has_map], class_indices[has_map], **asdict(scale))
             similar.setdefault(name, []).append(rank_correlations(trained[has_map], heat))
     steps = [RandomisedStep(name, _median(np.mean(values, axis=0), kept)) for name, values in similar.items()]
     return SanityCheck(int(has_map.sum()), tuple(steps))
 
 
 def rank_correlations(first: Heat, second: Heat) -> Floats:
-    """Return Spearman's correlation of each pair of maps (N, H, W); 0 where one says nothing (is constant)."""
-    from scipy.stats import rankdata
-
+    """Return Spearman's correlation of each pair of maps (N, H, W); 0 where one is constant."""
     flat = [np.nan_to_num(maps.reshape(len(maps), -1)) for maps in (first, second)]
     ranks = [rankdata(maps, axis=1) for maps in flat]
     centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
@@ -189,20 +188,20 @@ def _median(values: Floats, draws: Resampling) -> MedianOfImages:
 def _cascade(
     network: nn.Module, parts: Callable[[nn.Module], Mapping[str, nn.Module]], *, seed: int
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield a copy of the network with its head drawn anew, then with the next part too, until nothing is left."""
+    """Yield a copy of the network with a random head, then also with the next part, until all parts are random."""
     copied = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
     for name, part in reversed(list(parts(copied).items())):
-        _redraw(part, generator)
+        _randomise(part, generator)
         yield name, copied
 
 
 @torch.no_grad()
-def _redraw(part: nn.Module, generator: torch.Generator) -> None:
-    """Draw every filter and matrix anew; layers that normalise start afresh, other vectors stay.
+def _randomise(part: nn.Module, generator: torch.Generator) -> None:
+    """Draw every filter and matrix at random; normalisation layers are reset, other vectors stay.
 
-    Filters get the spread that keeps a deep network's signal alive (He et al. 2015), matrices keep their own: those
-    of a support vector machine are measured in its units.
+    Filters get the spread that preserves the signal of a deep network (He et al. 2015). Matrices keep their own spread,
+    since those of a support vector machine are in its units.
     """
     for module in part.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):

@@ -1,15 +1,16 @@
-"""Shortcut audit: does the model read the lungs, or what happens to come with a diagnosis?
+"""Shortcut audit: does the model use the lungs, or features that merely correlate with a diagnosis?
 
-Two questions. Do the model's features tell where an image comes from (cxr.audit.source_probe)? What does the model still
-answer when the thorax is taken away, when only the border is left, when only the thorax is left (cxr.audit.occlusion)?
-The verdict is chosen by rules from the numbers; each rule is stated beside its sentence. After Maguolo and Nanni
-(2021), whose models told COVID-19 sets apart with the lungs blacked out, and DeGrave et al. (2021).
+Two questions. Do the model's features reveal the source of an image (cxr.audit.source_probe)? What does the model still
+predict without the thorax, from the border alone, from the thorax alone (cxr.audit.occlusion)? Rules choose the verdict
+from the numbers; each rule is stated beside its sentence. After Maguolo and Nanni (2021), whose models separated
+COVID-19 sets with the lungs blacked out, and DeGrave et al. (2021).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -26,9 +27,6 @@ from cxr.models.bundle import ModelSpec
 from cxr.models.factory import features
 from cxr.models.forward import BATCH_SIZE, classify, images_to_input
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 N_EXAMPLES = 4
 TITLES = {
     "whole": "whole image",
@@ -41,7 +39,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """How many test images, and images of the probe, are used at most; resamples of patients; the seed of all draws."""
+    """The largest number of test images and of probe images; resamples of patients; the seed of all draws."""
 
     max_images: int
     resamples: int
@@ -52,7 +50,7 @@ def audit(
     model: nn.Module,
     spec: ModelSpec,
     packed: ImageArray,
-    images: "pd.DataFrame",
+    images: pd.DataFrame,
     settings: AuditSettings,
 ) -> dict[str, Any]:
     """Return audit.json; five passes over at most `max_images` test images, one over those of the probe.
@@ -95,7 +93,7 @@ def audit(
     }
 
 
-def _drawn(images: "pd.DataFrame", at_most: int, generator: np.random.Generator) -> "pd.DataFrame":
+def _drawn(images: pd.DataFrame, at_most: int, generator: np.random.Generator) -> pd.DataFrame:
     """Return at most `at_most` images, in their order."""
     if len(images) <= at_most:
         return images
@@ -103,9 +101,9 @@ def _drawn(images: "pd.DataFrame", at_most: int, generator: np.random.Generator)
 
 
 def _both_sides(
-    images: "pd.DataFrame", positive: NDArray[np.bool_], at_most: int, generator: np.random.Generator
-) -> "pd.DataFrame":
-    """Return at most `at_most` images, up to half of them from the smaller side, which carries the interval's width."""
+    images: pd.DataFrame, positive: NDArray[np.bool_], at_most: int, generator: np.random.Generator
+) -> pd.DataFrame:
+    """Return at most `at_most` images, up to half from the smaller side, which determines the width of the interval."""
     smaller = _drawn(images[~positive], at_most // 2, generator)
     larger = _drawn(images[positive], at_most - len(smaller), generator)
     return images[images["image_id"].isin([*smaller["image_id"], *larger["image_id"]])]
@@ -114,7 +112,7 @@ def _both_sides(
 def _in_batches(
     model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8], thorax: NDArray[np.bool_], *, view: str
 ) -> Floats:
-    """Return probabilities (N, C) of the images as `view` shows them; one batch of changed images is in memory."""
+    """Return probabilities (N, C) of the images in a view; one batch of changed images is in memory."""
     parts = [slice(start, start + BATCH_SIZE) for start in range(0, len(images), BATCH_SIZE)]
     return np.concatenate([classify(model, spec, VIEWS[view](images[part], thorax[part])) for part in parts])
 
@@ -129,25 +127,25 @@ def _outline_summary(outlines: Outlines) -> dict[str, float | int]:
 
 
 def _probed(
-    model: nn.Module, spec: ModelSpec, packed: ImageArray, images: "pd.DataFrame", settings: AuditSettings
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.DataFrame, settings: AuditSettings
 ) -> dict[str, Any]:
-    """Return what the probe found on validation and test images, or why it was skipped."""
+    """Return the result of the source probe on validation and test images, or why it is unavailable."""
     unseen = images[images["split"].isin(("validation", "test"))]
-    chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
+    chosen, reason = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
-        return {"skipped": why_not}
-    # Drawn before the pass over the network, then chosen anew: a draw may leave a class too small.
+        return {"unavailable_because": reason}
+    # Drawn before the pass over the network, then chosen again: a draw may leave too few images of a class.
     generator = np.random.default_rng(settings.seed)
     unseen = _both_sides(unseen.iloc[chosen.rows], chosen.positive, settings.max_images, generator)
-    chosen, why_not = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
+    chosen, reason = probe_set(*(unseen[name].to_numpy(str) for name in ("source", "label", "patient_id")))
     if chosen is None:
-        return {"skipped": why_not}
+        return {"unavailable_because": reason}
     used = unseen.iloc[chosen.rows]
     patients = used["patient_id"].to_numpy(str)
     pixels = packed.images[packed.rows(used["image_id"].tolist())]
     draws = {"seed": settings.seed, "resamples": settings.resamples}
     return {
-        "skipped": None,
+        "unavailable_because": None,
         "images": len(used),
         "patients": int(used["patient_id"].nunique()),
         "classes": list(chosen.classes),
@@ -168,7 +166,7 @@ def _features(model: nn.Module, spec: ModelSpec, images: NDArray[np.uint8]) -> F
     return np.concatenate(parts)
 
 
-def _classes_by_source(images: "pd.DataFrame") -> dict[str, dict[str, int]]:
+def _classes_by_source(images: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Return the number of validation and test images of each class that occurs in a source."""
     unseen = images[images["split"].isin(("validation", "test"))]
     return {
@@ -180,11 +178,11 @@ def _classes_by_source(images: "pd.DataFrame") -> dict[str, dict[str, int]]:
 def _examples(
     images: NDArray[np.uint8],
     outlines: Outlines,
-    test: "pd.DataFrame",
+    test: pd.DataFrame,
     classes: tuple[str, ...],
     generator: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Return images as the model saw them, drawn at random, one of each class first."""
+    """Return randomly drawn images in each view, one of each class first."""
     order = generator.permutation(len(test))
     labels = test["label"].to_numpy(str)
     firsts = [int(row) for name in classes for row in order[labels[order] == name][:1]]

@@ -1,7 +1,7 @@
-"""Can the source of an image be told: from a model's features, and from the plainest statistics of its pixels?
+"""Source probe: can the source of an image be predicted from a model's features, or from simple pixel statistics?
 
-A logistic regression, cross-validated over patients, on images of the classes that both sides have. Weights make
-the sides equal within each class, so that the label alone gives an AUROC of 0.5.
+A logistic regression, cross-validated over patients, on images of the classes that both sides have. Weights balance the
+sides within each class, so that the label alone gives an AUROC of 0.5.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from cxr.audit.occlusion import border_mask
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, pair, patient_draws, percentile_interval
@@ -38,10 +42,10 @@ class ProbeSet:
 
 
 def probe_set(sources: Strings, labels: Strings, patients: Strings) -> tuple[ProbeSet | None, str]:
-    """Choose the images for telling the largest source from all others; None, and why, where that cannot be asked."""
+    """Choose the images that probe the largest source against all others; None with a reason if there are too few."""
     names, counts = np.unique(sources, return_counts=True)
     if len(names) < 2:
-        return None, f"all images come from one source ({', '.join(names)}): there is nothing to tell apart"
+        return None, f"all images come from one source ({', '.join(names)}): there is nothing to compare"
     positive = sources == names[counts.argmax()]
     sides = (positive, ~positive)
     classes = tuple(
@@ -60,7 +64,7 @@ def probe_set(sources: Strings, labels: Strings, patients: Strings) -> tuple[Pro
 
 
 def probe(features: Floats, images: ProbeSet, patients: Strings, *, seed: int, resamples: int) -> dict[str, Any]:
-    """Return the AUROC of telling the source from `features` (K, D), with a 95% interval over patients (K,)."""
+    """Return the AUROC of predicting the source from `features` (K, D), with a 95% interval over patients (K,)."""
     scores = _out_of_fold(features, images, patients, seed=seed)
     auroc = weighted_auroc(scores, images.positive, _balance(images.positive, images.labels)[None])
     interval = _interval(scores, images, patients, resamples=resamples, seed=seed)
@@ -68,7 +72,7 @@ def probe(features: Floats, images: ProbeSet, patients: Strings, *, seed: int, r
 
 
 def image_statistics(images: NDArray[np.uint8]) -> Floats:
-    """Return five plain numbers of each image (N, H, W): mean, spread, mean and spread of the border, sharpness."""
+    """Return five statistics of each image (N, H, W): mean, spread, mean and spread of the border, sharpness."""
     rim = border_mask(*images.shape[1:])
     statistics = np.zeros((len(images), 5))
     for row, pixels in enumerate(images):
@@ -79,7 +83,7 @@ def image_statistics(images: NDArray[np.uint8]) -> Floats:
 
 
 def _balance(positive: NDArray[np.bool_], labels: Strings) -> Floats:
-    """Return weights that make both sides equal within each class; a class that one side lacks counts nothing."""
+    """Return weights that balance the sides within each class; a class that one side lacks gets weight 0."""
     weights = np.zeros(len(labels))
     for name in np.unique(labels):
         cells = [side & (labels == name) for side in (positive, ~positive)]
@@ -91,11 +95,6 @@ def _balance(positive: NDArray[np.bool_], labels: Strings) -> Floats:
 
 def _out_of_fold(features: Floats, images: ProbeSet, patients: Strings, *, seed: int) -> Floats:
     """Return the score of each image from a probe that saw no image of its patient."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     scores = np.zeros(len(images.rows))
     for train, held_out in folds.split(features, images.positive, groups=patients):

@@ -1,11 +1,11 @@
-"""Where lungs and thorax are on a frontal image: a coarse outline, by classical image processing and no trained model.
+"""A coarse outline of lungs and thorax on a frontal image, by classical image processing without a trained model.
 
-Bright narrow things (ribs, markers) are opened away, air beside the body is left out, and each side's lung is the
-largest area that is darker than its surroundings and near where lungs are. Its convex hull is the outline. A side
-that shows no such area, because it is opaque, mirrors the other; an image where neither does gets a fixed template.
+A morphological opening removes bright narrow structures (ribs, markers), and air beside the body is left out. The lung
+of each side is the largest area that is darker than its surroundings and near the usual position. Its convex hull is
+the outline. An opaque side without such an area mirrors the other side; an image without any gets a fixed template.
 
-Good to some tenths of a lung's width: right for blacking lungs out and for shares of a heat map, not for measuring
-anatomy. The hull of a lung leaves out what lies behind the heart; the thorax takes it in.
+The error is some tenths of a lung's width: good enough to black out lungs and to measure shares of a heat map, not to
+measure anatomy. The hull of a lung omits the part behind the heart; the thorax includes it.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 
 _SIDE = 96  # of the small copy on which all is found
-_SMALLEST_BODY_PX, _LEAST_SPREAD = 500, 4.0  # of the small copy; below, there is nothing to be seen
-_AIR_LEVEL = 45  # grey level below which what reaches the image's edge is air, not body
+_SMALLEST_BODY_PX, _LEAST_SPREAD = 500, 4.0  # of the small copy; below, the image shows nothing
+_AIR_LEVEL = 45  # darker areas that reach the edge of the image are air, not body
 _PRIOR_WEIGHT, _THRESHOLD = 0.8, 0.3  # chosen by eye on images of both sets, prepared with and without CLAHE
 _LEAST_CORE_SHARE, _LEAST_HEIGHT, _LEAST_AREA = 0.35, 0.3, 0.04
 _LEAST_AGAINST_OTHER_SIDE = 0.5  # of the other lung's area
@@ -29,7 +29,7 @@ _X, _Y = np.meshgrid(np.linspace(-0.5, 0.5, _SIDE, dtype=np.float32), np.linspac
 
 @dataclass(frozen=True)
 class Outlines:
-    """Lungs and thorax of N images, both (N, H, W), and (N,) whether the fixed template had to stand in."""
+    """Lungs and thorax of N images, both (N, H, W), and whether the fixed template was used, (N,)."""
 
     lungs: Mask
     thorax: Mask
@@ -50,18 +50,13 @@ def outline(images: NDArray[np.uint8]) -> Outlines:
     return Outlines(lungs, thorax, from_template)
 
 
-def lung_mask(images: NDArray[np.uint8]) -> Mask:
-    """Return where the lungs of images (N, H, W) are, (N, H, W) bool; see the module for how coarse this is."""
-    return outline(images).lungs
-
-
 def thorax_mask(images: NDArray[np.uint8]) -> Mask:
-    """Return where the thorax of images (N, H, W) is, (N, H, W) bool: the hull of both lungs and a margin around it."""
+    """Return the thorax of images (N, H, W) as (N, H, W) bool: the hull of both lungs with a margin."""
     return outline(images).thorax
 
 
 def _near_lung(side: int) -> NDArray[np.float32]:
-    """Return 1 in the middle of where a lung usually is, 0 on its edge, negative outside; read off the mean image."""
+    """Return 1 in the middle of the usual position of a lung, 0 at its edge, negative outside; from the mean image."""
     across, along = _X * side - 0.19 - 0.16 * (_Y - 0.46), _Y - 0.46
     return np.asarray(1 - np.square(across / 0.15) - np.square(along / 0.37), np.float32)
 
@@ -73,7 +68,7 @@ _ALLOWED = {side: (near > -1.6) & (_X * side > 0.02) & (_X * side < 0.45) & (_Y 
 
 
 def _find_lungs(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return both lungs on the small grid, None where nothing plausible is seen."""
+    """Return both lungs on the small grid; None without a plausible area."""
     small = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     opened = cv2.morphologyEx(small, cv2.MORPH_OPEN, _disc(7))
     smooth = np.asarray(cv2.GaussianBlur(opened, (0, 0), 1.5), np.float32)
@@ -102,7 +97,7 @@ def _air(smooth: NDArray[np.float32]) -> Mask:
 
 
 def _largest_hull(dark: Mask, core: Mask) -> NDArray[np.uint8] | None:
-    """Return the hull of the area with the most of `core`, None where it is too small to be a lung."""
+    """Return the hull of the area that covers most of `core`; None if it is too small for a lung."""
     count, areas = cv2.connectedComponents(cv2.morphologyEx(dark.astype(np.uint8), cv2.MORPH_OPEN, _disc(5)))
     if count == 1:
         return None
@@ -118,7 +113,7 @@ def _largest_hull(dark: Mask, core: Mask) -> NDArray[np.uint8] | None:
 
 
 def _both(sides: dict[int, NDArray[np.uint8]], midline: int) -> NDArray[np.uint8]:
-    """Return both lungs as one mask; a side that is missing or small against the other takes in its mirror image."""
+    """Return both lungs as one mask; a side that is missing or much smaller also gets the mirror image of the other."""
     lungs = np.zeros((_SIDE, _SIDE), np.uint8)
     for side in (_LEFT, _RIGHT):
         own, other = sides.get(side), sides.get(-side)

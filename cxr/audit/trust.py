@@ -1,6 +1,6 @@
-"""What a clinician asks before trusting a model: all of it measured, from predictions, heat maps and random weights.
+"""What a clinician asks before trusting a model, measured from predictions, heat maps and random weights.
 
-The result is trust.json. Where a question cannot be answered, `why_not` says why in a sentence.
+The result is trust.json. Where a part cannot be measured, `unavailable_because` gives the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from cxr.models.grad_cam import grad_cam_of_images
 
 @dataclass(frozen=True)
 class TrustSettings:
-    """What is asked for, and on how many test images the costly parts are measured."""
+    """The targets, and the numbers of test images for the costly parts."""
 
     specificities: Sequence[float]
     refer_accuracy: float
@@ -58,8 +58,8 @@ def measure_trust(
         model: in evaluation mode, on any device.
         spec: its description.
         packed: the prepared images.
-        validation: what thresholds are chosen on.
-        test: what they are measured on.
+        validation: the images that thresholds are chosen on.
+        test: the images that they are measured on.
         settings: targets and numbers of images.
     """
     return {
@@ -71,22 +71,27 @@ def measure_trust(
 
 
 def operating_points(validation: Predictions, test: Predictions, settings: TrustSettings) -> dict[str, Any]:
-    """Return thresholds for pneumonia against normal from validation images, and what they reach on test images."""
-    chosen_on, measured_on = (question_scores(images, "pneumonia") for images in (validation, test))
+    """Return thresholds for pneumonia against normal from validation images, with their rates on test images."""
+    chosen_on, measured_on = (decision_scores(images, "pneumonia") for images in (validation, test))
     if chosen_on is None or measured_on is None:
-        return _no_points("the model does not tell normal images from others")
-    scores, ill = chosen_on
-    n_normal, n_ill = int((~ill).sum()), int(ill.sum())
+        return _no_points("the classes do not separate normal images from others")
+    scores, positive = chosen_on
+    n_normal, n_positive = int((~positive).sum()), int(positive.sum())
     if not n_normal:
         return _no_points("no validation image is normal, so no threshold can be chosen")
     draws = _draws(test, settings)
     points = []
     for target in settings.specificities:
-        threshold = threshold_at_specificity(scores, ill, target)
+        threshold = threshold_at_specificity(scores, positive, target)
         if threshold is not None:
             point = operating_point(*measured_on, threshold=threshold, target_specificity=target, draws=draws)
             points.append(point.to_json())
-    return {"why_not": None, "validation_normal": n_normal, "validation_ill": n_ill, "points": points}
+    return {
+        "unavailable_because": None,
+        "validation_normal": n_normal,
+        "validation_pneumonia": n_positive,
+        "points": points,
+    }
 
 
 def referral(validation: Predictions, test: Predictions, settings: TrustSettings) -> dict[str, Any]:
@@ -95,13 +100,12 @@ def referral(validation: Predictions, test: Predictions, settings: TrustSettings
     draws = _draws(test, settings)
     threshold = refer_confidence(*_confidence(validation), accuracy=settings.refer_accuracy)
     found = None if threshold is None else refer(confidence, right, threshold=threshold, draws=draws).to_json()
-    why_not = (
-        f"at no threshold are {settings.refer_accuracy:.0%} of the validation images above it right, "
-        f"with at least {MIN_KEPT} images above it"
+    reason = (
+        f"no threshold keeps {MIN_KEPT} or more validation images with an accuracy of {settings.refer_accuracy:.0%}"
     )
     return {
         "target_accuracy": settings.refer_accuracy,
-        "why_not": why_not if found is None else None,
+        "unavailable_because": reason if found is None else None,
         "validation_images": len(validation.labels),
         "found": found,
         "curve": [point.to_json() for point in abstention_curve(confidence, right, draws)],
@@ -109,17 +113,16 @@ def referral(validation: Predictions, test: Predictions, settings: TrustSettings
 
 
 def decisions(test: Predictions, settings: TrustSettings) -> dict[str, Any]:
-    """Return the decision curve of each yes-or-no question of the classes, with the share of test images that is ill."""
-    questions = decisions_of(test.classes, test.labels, test.calibrated)
+    """Return the decision curve of each yes-or-no decision, with the share of positive test images."""
     draws = _draws(test, settings)
     return {
-        name: {"share_ill": float(ill.mean()), **decision_curve(scores, ill, draws).to_json()}
-        for name, (scores, ill) in questions.items()
+        name: {"share_positive": float(positive.mean()), **decision_curve(scores, positive, draws).to_json()}
+        for name, (scores, positive) in decisions_of(test.classes, test.labels, test.calibrated).items()
     }
 
 
 def headlines(trust: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what metrics.json says of trust.json."""
+    """Return the part of trust.json that metrics.json repeats."""
     attention, sanity = trust["attention"], trust["sanity"]
     return {
         "operating_points": trust["operating_points"]["points"],
@@ -136,7 +139,7 @@ def headlines(trust: Mapping[str, Any]) -> dict[str, Any]:
 def _attention(
     model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, settings: TrustSettings
 ) -> dict[str, Any]:
-    """Return `attention` (None without any heat) and `sanity`, on test images drawn at random."""
+    """Return `attention` (None where all maps are empty) and `sanity`, on test images drawn at random."""
     order = np.random.default_rng(settings.seed).permutation(len(test.labels))
     scale = Normalisation(spec.mean, spec.std)
     images, predicted, drawn = _drawn(packed, test, order[: settings.attention_images])
@@ -150,13 +153,14 @@ def _attention(
 def _drawn(
     packed: ImageArray, test: Predictions, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], Predictions]:
-    """Return the pixels, the predicted classes and the rest of what is known of some images, in their order."""
+    """Return the pixels, the predicted classes and the predictions of some images, in their order."""
     drawn = test.where(np.sort(rows))
     images = np.array(packed.images[packed.rows(drawn.image_ids.tolist())])
     return images, drawn.calibrated.argmax(axis=1), drawn
 
 
-def question_scores(images: Predictions, name: str) -> tuple[Floats, Flags] | None:
+def decision_scores(images: Predictions, name: str) -> tuple[Floats, Flags] | None:
+    """Return score and truth (N,) of a decision of `decisions_of`; None where the classes do not ask for it."""
     return decisions_of(images.classes, images.labels, images.calibrated).get(name)
 
 
@@ -169,5 +173,5 @@ def _draws(images: Predictions, settings: TrustSettings) -> Resampling:
     return Resampling(images.patients, settings.resamples, settings.seed)
 
 
-def _no_points(why_not: str) -> dict[str, Any]:
-    return {"why_not": why_not, "validation_normal": 0, "validation_ill": 0, "points": []}
+def _no_points(reason: str) -> dict[str, Any]:
+    return {"unavailable_because": reason, "validation_normal": 0, "validation_pneumonia": 0, "points": []}

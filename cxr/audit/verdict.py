@@ -1,4 +1,4 @@
-"""The verdict of a shortcut audit: sentences chosen from its numbers by rules, each stated beside its sentence."""
+"""The verdict of a shortcut audit: rules choose sentences from the numbers; each rule is stated beside its sentence."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 Level = Literal["good", "doubt", "bad", "unknown"]
 
-_READS, _READS_A_LITTLE = 0.7, 0.6  # macro AUROC without the lungs
-_TOLD, _HARDLY_TOLD = 0.9, 0.7  # AUROC of the source
-_LOST = 0.1  # macro AUROC
+_SHORTCUT_AUROC, _SHORTCUT_LOW = 0.7, 0.6  # macro AUROC without the lungs, and the lower end of its interval
+_SOURCE_KNOWN, _SOURCE_UNKNOWN = 0.9, 0.7  # AUROC of the source
+_LOSS = 0.1  # macro AUROC
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence of the verdict, how it is meant, and the rule that chose it."""
+    """One sentence of the verdict, its level, and the rule that chose it."""
 
     level: Level
     sentence: str
@@ -27,13 +27,13 @@ def verdict(audit: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _without_thorax(audit: Mapping[str, Any]) -> Finding:
-    """Judge the better of the two fills, so that no lucky fill hides a shortcut."""
+    """Judge the fill with the higher AUROC, so that the choice of fill cannot hide a shortcut."""
     blanked = max(
         (audit["views"][name] for name in ("thorax_blanked", "thorax_black")), key=lambda view: view["macro_auroc"] or 0
     )
     rule = (
         f"macro AUROC with the thorax blanked, the higher of both fills: {_outside_rule()}. "
-        "The outline's own shape stays visible and may tell a little"
+        "The shape of the outline stays visible and may carry information"
     )
     return _outside(blanked, "with the thorax blanked", rule)
 
@@ -45,54 +45,56 @@ def _border_alone(audit: Mapping[str, Any]) -> Finding:
 
 def _outside_rule() -> str:
     return (
-        f"{_READS} or more with an interval above {_READS_A_LITTLE} is bad, an interval that reaches down to 0.5 is "
-        "good, all else is doubt"
+        f"{_SHORTCUT_AUROC} or more with an interval above {_SHORTCUT_LOW} is bad, an interval that reaches 0.5 good, "
+        "all else is doubt"
     )
 
 
 def _outside(view: Mapping[str, Any], where: str, rule: str) -> Finding:
     auroc, interval = view["macro_auroc"], view["ci95"]["macro_auroc"]
     if auroc is None or interval is None:
-        return Finding("unknown", f"Too few patients to say what the model tells {where}.", rule)
+        return Finding("unknown", f"Too few patients to measure the model {where}.", rule)
     shown = f"macro AUROC {auroc:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-    if auroc >= _READS and interval[0] > _READS_A_LITTLE:
-        why = "What lies outside the lungs goes with the class, and it responds to that."
-        return Finding("bad", f"It still tells the classes apart {where}: {shown}. {why}", rule)
+    if auroc >= _SHORTCUT_AUROC and interval[0] > _SHORTCUT_LOW:
+        why = "Image content outside the lungs correlates with the class, and the model uses it."
+        return Finding("bad", f"The model still separates the classes {where}: {shown}. {why}", rule)
     if interval[0] <= 0.5:
-        return Finding("good", f"It tells nothing {where} that chance would not: {shown}.", rule)
-    why = "What lies outside the lungs may be part of its answers."
-    return Finding("doubt", f"It tells a little {where}: {shown}. {why}", rule)
+        return Finding("good", f"The model is not distinguishable from chance {where}: {shown}.", rule)
+    why = "Image content outside the lungs may contribute to its predictions."
+    return Finding("doubt", f"The model separates the classes a little {where}: {shown}. {why}", rule)
 
 
 def _thorax_alone(audit: Mapping[str, Any]) -> Finding:
-    rule = f"macro AUROC of the thorax alone against the whole image: less than {_LOST} lost is good, more is doubt"
+    rule = (
+        f"macro AUROC of the thorax alone against the whole image: a loss below {_LOSS} is good, a larger one is doubt"
+    )
     whole, alone = (audit["views"][name]["macro_auroc"] for name in ("whole", "thorax_only"))
     if whole is None or alone is None:
-        return Finding("unknown", "Only one class was tested: nothing can be said of the thorax alone.", rule)
+        return Finding("unknown", "Only one class was tested, so the thorax alone cannot be measured.", rule)
     numbers = f"macro AUROC {alone:.3f} against {whole:.3f} with the whole image"
-    if whole - alone < _LOST:
-        return Finding("good", f"The thorax alone is enough for it: {numbers}.", rule)
-    why = "It uses the surroundings, or such images are too unlike those it was trained on."
-    return Finding("doubt", f"It does worse with the thorax alone: {numbers}. {why}", rule)
+    if whole - alone < _LOSS:
+        return Finding("good", f"The thorax alone is sufficient: {numbers}.", rule)
+    why = "The model uses the surroundings, or such images differ too much from its training images."
+    return Finding("doubt", f"The model is worse with the thorax alone: {numbers}. {why}", rule)
 
 
 def _source(audit: Mapping[str, Any]) -> Finding:
     rule = (
-        f"AUROC of telling the source from the features: {_TOLD} or more is bad where the sources hold different "
-        f"classes and doubt where they hold the same, {_HARDLY_TOLD} or more is doubt, less is good"
+        f"AUROC of predicting the source from the features: {_SOURCE_KNOWN} or more is bad where the sources hold "
+        f"different classes and doubt where they hold the same, {_SOURCE_UNKNOWN} or more is doubt, less is good"
     )
     found = audit["probe"]
-    if found["skipped"]:
-        return Finding("unknown", f"The source was not probed: {found['skipped']}.", rule)
+    if found["unavailable_because"]:
+        return Finding("unknown", f"The source was not probed: {found['unavailable_because']}.", rule)
     auroc, plain = found["features"]["auroc"], found["image_statistics"]["auroc"]
-    numbers = f"AUROC {auroc:.3f} from its features, {plain:.3f} from five plain statistics of the pixels"
-    if auroc < _HARDLY_TOLD:
-        return Finding("good", f"Its features hardly tell where an image comes from: {numbers}.", rule)
-    if auroc < _TOLD:
-        return Finding("doubt", f"Its features tell in part where an image comes from: {numbers}.", rule)
+    numbers = f"AUROC {auroc:.3f} from its features, {plain:.3f} from five statistics of the pixels"
+    if auroc < _SOURCE_UNKNOWN:
+        return Finding("good", f"Its features hardly reveal the source of an image: {numbers}.", rule)
+    if auroc < _SOURCE_KNOWN:
+        return Finding("doubt", f"Its features partly reveal the source of an image: {numbers}.", rule)
     compare = "Compare the rows with one source and with both in docs/results.md."
     if len({tuple(sorted(counts)) for counts in audit["sources"].values()}) > 1:
-        risk = "The sources do not hold the same classes, so knowing the source helps it guess the class."
-        return Finding("bad", f"Its features tell where an image comes from: {numbers}. {risk} {compare}", rule)
-    risk = "The sources hold the same classes, so the source alone gives none away."
-    return Finding("doubt", f"Its features tell where an image comes from: {numbers}. {risk} {compare}", rule)
+        risk = "The sources hold different classes, so the source helps to guess the class."
+        return Finding("bad", f"Its features reveal the source of an image: {numbers}. {risk} {compare}", rule)
+    risk = "The sources hold the same classes, so the source alone does not reveal the class."
+    return Finding("doubt", f"Its features reveal the source of an image: {numbers}. {risk} {compare}", rule)

@@ -243,13 +243,13 @@ class RegisterParams(Section):
 
 
 class PromoteParams(Section):
-    """Requirements that a challenger must meet to become champion."""
+    """Requirements that a challenger must meet; metrics are named as in cxr.evaluation.headline."""
 
-    floors: dict[Literal["accuracy", "macro_f1", "macro_auroc"], Share]
+    floors: dict[str, Share]
+    ceilings: dict[str, Share]
     min_class_recall: Share
     max_recall_drop: Share
-    max_ece: Share
-    non_inferiority_margin: dict[Literal["accuracy", "macro_f1"], Share]
+    non_inferiority_margin: dict[str, Share]
     resamples: Annotated[int, Field(ge=100)]
     seed: int
 

@@ -1,13 +1,13 @@
-"""95% intervals by a bootstrap over patients: of every metric, of any ratio of sums over images, of a median.
+"""95% bootstrap intervals over patients: of every metric, of any ratio of sums over images, of a median.
 
-Images of one patient resemble each other, so a resample draws patients, with all their images (cluster
-bootstrap; Field and Welsh 2007). Each resample is a count for each patient; confusion and calibration counts
-are then matrix products, and only the AUROC needs the images.
+Images of one patient are similar, so a resample draws patients with all their images (cluster bootstrap; Field and
+Welsh 2007). A resample is a count for each patient; confusion and calibration counts are then matrix products, and only
+the AUROC needs the images.
 
-A resample that lacks a class cannot define that class's recall, precision, F1 and AUROC, nor the averages over
-classes. It is left out of those intervals, and counted in `Intervals.incomplete`. An interval is None where the
-data cannot carry one: fewer than MIN_PATIENTS patients, or a figure that more than a tenth of the resamples leave
-undefined (a class with one or two patients).
+A resample without a class does not define the recall, precision, F1 and AUROC of that class, nor the averages over
+classes. It is left out of those intervals and counted in `Intervals.incomplete`. An interval is None with fewer than
+MIN_PATIENTS patients, or if more than a tenth of the resamples leave the metric undefined (a class with one or two
+patients).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.evaluation.calibration import bin_of, measure_calibration
-from cxr.evaluation.metrics import Floats, Ints, check_predictions, measure, rates_of, weighted_auroc
+from cxr.evaluation.headline import ERRORS, SCORES
+from cxr.evaluation.metrics import Floats, Ints, check_predictions, figures_of, measure, scores_of
 
 _CELLS_AT_A_TIME = 2_000_000  # resamples x images held at once: 16 MB an array
 
 MIN_PATIENTS = 10
 _MIN_DEFINED_SHARE = 0.9
 
-_UNUSED_BINS = 15  # of the calibration error, which is no headline
+_UNUSED_BINS = 15  # of the calibration errors, which are not among SCORES
 
-HEADLINES = ("accuracy", "macro_f1", "macro_auroc")
 CLASS_FIGURES = ("precision", "recall", "specificity", "f1", "auroc")
 
 
@@ -43,15 +43,11 @@ class Interval:
 class Intervals:
     """95% intervals; None where undefined. `incomplete` counts resamples that lack a class of the set.
 
-    `per_class` maps a class to its intervals by CLASS_FIGURES.
+    overall    by the names of cxr.evaluation.headline
+    per_class  by class, then by CLASS_FIGURES
     """
 
-    accuracy: Interval | None
-    macro_f1: Interval | None
-    macro_auroc: Interval | None
-    ece: Interval | None
-    classwise_ece: Interval | None
-    brier: Interval | None
+    overall: dict[str, Interval | None]
     per_class: dict[str, dict[str, Interval | None]]
     resamples: int
     patients: int
@@ -59,9 +55,8 @@ class Intervals:
 
     def to_json(self) -> dict[str, Any]:
         """Return the intervals as [low, high] or None."""
-        names = ("accuracy", "macro_f1", "macro_auroc", "ece", "classwise_ece", "brier")
         return {
-            **{name: pair(getattr(self, name)) for name in names},
+            **{name: pair(interval) for name, interval in self.overall.items()},
             "per_class": {
                 name: {figure: pair(interval) for figure, interval in intervals.items()}
                 for name, intervals in self.per_class.items()
@@ -71,7 +66,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Draws of patients for figures of N images: the patient of each image, how many draws, from which seed."""
+    """How N images are resampled: the patient of each image, the number of resamples, the seed."""
 
     patients: NDArray[Any]
     resamples: int
@@ -82,11 +77,11 @@ class Resampling:
         return replace(self, patients=self.patients[rows])
 
     def ratios(self, above: Floats, below: Floats) -> list[Interval | None]:
-        """Return the interval of each of K ratios of sums over images, such as the share of ill images called ill.
+        """Return the interval of each of K ratios of sums over images, such as a sensitivity.
 
         Args:
-            above: (N, K), what each image adds to the sum above the line.
-            below: (N, K), what it adds below; a resample where that is 0 leaves the ratio undefined.
+            above: (N, K), what each image adds to the numerator.
+            below: (N, K), what it adds to the denominator; a resample with a sum of 0 leaves the ratio undefined.
         """
         names, patient = np.unique(self.patients.astype(str), return_inverse=True)
         n_ratios = above.shape[1]
@@ -144,17 +139,19 @@ def bootstrap_intervals(
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     values = _resampled(labels, probabilities, patient, len(names), resamples=resamples, seed=seed, bins=bins)
     occurs = np.bincount(labels, minlength=len(classes)) > 0
-    errors = measure_calibration(labels, probabilities, bins=bins)
     incomplete = int(np.isnan(values["recall"][:, occurs]).any(axis=1).sum())
     if len(names) < MIN_PATIENTS:
         values = {name: np.full_like(value, np.nan) for name, value in values.items()}
+    errors = measure_calibration(labels, probabilities, bins=bins).to_json()
+    for metric in ERRORS:
+        if metric.interval == "centred":
+            values[metric.name] = _centred(values[metric.name], errors[metric.name])
     return Intervals(
-        accuracy=percentile_interval(values["accuracy"]),
-        macro_f1=percentile_interval(values["f1"][:, occurs].mean(axis=1)),
-        macro_auroc=percentile_interval(values["auroc"][:, occurs].mean(axis=1)),
-        ece=percentile_interval(_centred(values["ece"], errors.ece)),
-        classwise_ece=percentile_interval(_centred(values["classwise_ece"], errors.classwise_ece)),
-        brier=percentile_interval(values["brier"]),
+        overall={
+            metric.name: percentile_interval(values[metric.name])
+            for metric in (*SCORES, *ERRORS)
+            if metric.interval is not None
+        },
         per_class={
             name: {figure: percentile_interval(values[figure][:, c]) for figure in CLASS_FIGURES}
             for c, name in enumerate(classes)
@@ -168,12 +165,13 @@ def bootstrap_intervals(
 def headline_scores(
     labels: Ints, probabilities: Floats, patients: Sequence[str], classes: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Return HEADLINES with their intervals under `ci95`, as JSON holds them; arguments as of bootstrap_intervals."""
+    """Return SCORES with their intervals under `ci95`, as JSON holds them; arguments as of bootstrap_intervals."""
     values = measure(labels, probabilities, classes).to_json()
     intervals = bootstrap_intervals(
         labels, probabilities, patients, classes, resamples=resamples, seed=seed, bins=_UNUSED_BINS
     ).to_json()
-    return {name: values[name] for name in HEADLINES} | {"ci95": {name: intervals[name] for name in HEADLINES}}
+    names = [metric.name for metric in SCORES]
+    return {name: values[name] for name in names} | {"ci95": {name: intervals.get(name) for name in names}}
 
 
 def patient_draws(n_patients: int, resamples: int, *, seed: int, width: int = 0) -> Iterator[Floats]:
@@ -183,7 +181,7 @@ def patient_draws(n_patients: int, resamples: int, *, seed: int, width: int = 0)
         n_patients: of the set.
         resamples: rows in all.
         seed: same seed, same draws.
-        width: values a row that the caller makes of a draw, which bounds the rows yielded at once.
+        width: values per row that the caller computes, which bounds the rows yielded at once.
     """
     generator = np.random.default_rng(seed)
     rows_at_a_time = max(1, _CELLS_AT_A_TIME // max(width, n_patients))
@@ -220,15 +218,14 @@ def _resampled(
         cells, gaps, class_gaps, squares = np.split(
             counts @ sums, np.cumsum((n_classes**2, bins, n_classes * bins)), axis=1
         )
-        rates = rates_of(cells.reshape(-1, n_classes, n_classes))
-        weights = counts[:, patient]
-        auroc = [weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)]
+        confusion = cells.reshape(-1, n_classes, n_classes)
+        figures = figures_of(confusion, labels, probabilities, counts[:, patient])
         errors = {
             "ece": np.abs(gaps).sum(axis=1) / images,
             "classwise_ece": np.abs(class_gaps).sum(axis=1) / images / n_classes,
             "brier": squares[:, 0] / images,
         }
-        parts.append({**vars(rates), "auroc": np.stack(auroc, axis=1), **errors})
+        parts.append({**vars(figures.rates), "auroc": figures.auroc, **scores_of(figures), **errors})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -1,8 +1,8 @@
-"""Whether a probability means what it says: temperature scaling and calibration errors.
+"""Calibration of probabilities: temperature scaling and calibration errors.
 
 Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks") divides the logits by one
-number fitted on the validation set. It changes no predicted class. A bias a class, where it is asked for, is fitted
-together with it and does change predicted classes.
+number fitted on the validation set. It changes no predicted class. An optional bias for each class is fitted together
+with it and does change predicted classes.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
 
 from cxr.evaluation.metrics import Floats, Ints, check_predictions
 
 TEMPERATURE_RANGE = (0.25, 10.0)
-"""Where the fit looks. A validation set without an error would else drive the temperature to 0."""
+"""The range of the fit. Otherwise a validation set without an error would drive the temperature to 0."""
 
 BIAS_RANGE = (-3.0, 3.0)
-"""A class that no validation image has would else get the bias minus infinity."""
+"""Otherwise a class without validation images would get the bias minus infinity."""
 
 
 @dataclass(frozen=True)
 class CalibrationErrors:
-    """How far probabilities are from frequencies; 0 is perfect.
+    """The distance of probabilities from frequencies; 0 is perfect.
 
     ece            expected calibration error of the predicted class, 0 to 1
     classwise_ece  the same of each class's probability, averaged over classes, 0 to 1
@@ -42,7 +44,7 @@ class CalibrationErrors:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Images whose predicted class has a similar probability: its mean, the share that is right, how many."""
+    """Images with a similar probability of the predicted class: its mean, their accuracy, their number."""
 
     confidence: float
     accuracy: float
@@ -53,12 +55,9 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: Ints) -> float:
     """Return the temperature, within TEMPERATURE_RANGE, that makes the labels most likely; 1 without images.
 
     Args:
-        logits: (N, C) of images that trained nothing.
+        logits: (N, C) of images that were not used for training.
         labels: (N,) class indices.
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
     if not len(labels):
         return 1.0
     rows, logits = np.arange(len(labels)), logits.astype(np.float64)
@@ -78,12 +77,9 @@ def fit_temperature_and_bias(logits: NDArray[np.floating[Any]], labels: Ints) ->
     without images they are 0, and the temperature is 1.
 
     Args:
-        logits: (N, C) of images that trained nothing.
+        logits: (N, C) of images that were not used for training.
         labels: (N,) class indices.
     """
-    from scipy.optimize import minimize
-    from scipy.special import log_softmax
-
     n_classes = logits.shape[1]
     if not len(labels):
         return 1.0, (0.0,) * n_classes

@@ -1,6 +1,6 @@
-"""What a model is worth to who acts on it: operating points, referral of doubtful images, net benefit.
+"""Clinical utility: operating points, referral of uncertain images, and net benefit.
 
-Every threshold is chosen on validation images; test images only say what it reached.
+Every threshold is chosen on the validation images and measured on the test images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from cxr.evaluation.metrics import Floats, Ints, defined
 Flags = NDArray[np.bool_]
 
 MIN_KEPT = 10
-"""A referral threshold must keep so many validation images; fewer carry no accuracy."""
+"""The fewest validation images that a referral threshold must keep; fewer are too few to measure an accuracy."""
 
 COVERAGES = tuple(share / 100 for share in range(5, 101, 5))
 DECISION_THRESHOLDS = tuple(share / 100 for share in range(2, 99, 2))
@@ -24,7 +24,7 @@ DECISION_THRESHOLDS = tuple(share / 100 for share in range(2, 99, 2))
 
 @dataclass(frozen=True)
 class Rate:
-    """A share `of` so many images, None where there is none of them, with its 95% interval."""
+    """A share of `of` images, with its 95% interval; None where `of` is 0."""
 
     value: float | None
     interval: Interval | None
@@ -37,7 +37,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold of the probability above which an image is called ill, and what it reached on test images."""
+    """A threshold: images with a higher probability of pneumonia are called positive. Rates on the test images."""
 
     target_specificity: float
     threshold: float
@@ -51,7 +51,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Coverage:
-    """A point of the abstention curve: images at least as sure as `confidence`, their share, how many are right."""
+    """A point of the abstention curve: the share and the accuracy of the images with at least this confidence."""
 
     confidence: float
     coverage: float
@@ -70,11 +70,11 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Referral:
-    """What becomes of images when those less sure than `confidence` go to a reader.
+    """The effect of referring images with a lower confidence than `confidence` to a reader.
 
-    coverage          share that the model answers
-    accuracy_on_kept  share of those that is right
-    errors_caught     share of the model's errors that a reader sees
+    coverage          share of images that the model answers
+    accuracy_on_kept  share of those that are right
+    errors_caught     share of the model's errors that go to a reader
     """
 
     confidence: float
@@ -89,9 +89,10 @@ class Referral:
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit of treating by the model, all and nobody (0), over thresholds; in true positives an image.
+    """Net benefit over thresholds of treating as the model says and of treating all, in true positives per image.
 
-    `gain` holds the intervals of the model's net benefit less that of treating all, and less that of treating none.
+    Treating nobody has the net benefit 0. `gain` holds two intervals a threshold: the model's net benefit minus that
+    of treating all, and minus that of treating nobody.
     """
 
     thresholds: tuple[float, ...]
@@ -101,9 +102,9 @@ class DecisionCurve:
 
     @property
     def useful(self) -> tuple[float, float] | None:
-        """The widest run of thresholds at which both gains are above 0 with their whole interval."""
-        sure = [all(one is not None and one.low > 0 for one in gains) for gains in self.gain]
-        runs = np.flatnonzero(np.diff([False, *sure, False])).reshape(-1, 2)
+        """The widest range of thresholds at which the whole interval of both gains is above 0; None without any."""
+        better = [all(one is not None and one.low > 0 for one in gains) for gains in self.gain]
+        runs = np.flatnonzero(np.diff([False, *better, False])).reshape(-1, 2)
         if not len(runs):
             return None
         start, end = max(runs.tolist(), key=lambda run: run[1] - run[0])
@@ -121,33 +122,35 @@ class DecisionCurve:
         }
 
 
-def threshold_at_specificity(scores: Floats, ill: Flags, specificity: float) -> float | None:
-    """Return the lowest score above which at most 1 - `specificity` of the healthy images lie; None without healthy.
+def threshold_at_specificity(scores: Floats, positive: Flags, specificity: float) -> float | None:
+    """Return the lowest score above which at most 1 - `specificity` of the negative images lie.
+
+    None without negative images.
 
     Args:
-        scores: (N,) probability of illness of the images to choose on.
-        ill: (N,).
+        scores: (N,) probability of the positive side, of the images to choose on.
+        positive: (N,).
         specificity: 0 to 1, above 0.
     """
-    healthy = np.sort(scores[~ill])
-    if not len(healthy):
+    negative = np.sort(scores[~positive])
+    if not len(negative):
         return None
     # 0.9 * 10 may be 9.000000000000002, which is not meant to ask for ten images
-    needed = int(np.ceil(specificity * len(healthy) - 1e-9))
-    return float(healthy[max(needed, 1) - 1])
+    needed = int(np.ceil(specificity * len(negative) - 1e-9))
+    return float(negative[max(needed, 1) - 1])
 
 
 def operating_point(
-    scores: Floats, ill: Flags, *, threshold: float, target_specificity: float, draws: Resampling
+    scores: Floats, positive: Flags, *, threshold: float, target_specificity: float, draws: Resampling
 ) -> OperatingPoint:
-    """Measure a threshold on images: an image is called ill when its score (N,) is above it."""
+    """Measure a threshold on images: an image is called positive when its score (N,) is above it."""
     called = scores > threshold
-    sensitivity, specificity = _rates([(called, ill), (~called, ~ill)], draws)
+    sensitivity, specificity = _rates([(called, positive), (~called, ~positive)], draws)
     return OperatingPoint(target_specificity, threshold, sensitivity, specificity)
 
 
 def refer_confidence(confidence: Floats, right: Flags, *, accuracy: float) -> float | None:
-    """Return the smallest confidence such that images at least as sure reach `accuracy`; None where none does.
+    """Return the smallest confidence from which on images reach `accuracy`; None where none does.
 
     Args:
         confidence: (N,) probability of the predicted class of the images to choose on.
@@ -164,12 +167,12 @@ def refer_confidence(confidence: Floats, right: Flags, *, accuracy: float) -> fl
 
 def refer(confidence: Floats, right: Flags, *, threshold: float, draws: Resampling) -> Referral:
     """Measure on images what referring those below `threshold` does; arrays as in refer_confidence."""
-    kept, everyone = confidence >= threshold, np.ones(len(right), bool)
-    return Referral(threshold, *_rates([(kept, everyone), (right, kept), (~kept, ~right)], draws))
+    kept, every_image = confidence >= threshold, np.ones(len(right), bool)
+    return Referral(threshold, *_rates([(kept, every_image), (right, kept), (~kept, ~right)], draws))
 
 
 def abstention_curve(confidence: Floats, right: Flags, draws: Resampling) -> tuple[Coverage, ...]:
-    """Return accuracy over coverage, from the surest images (COVERAGES' first) to all; equals stay together.
+    """Return accuracy over coverage, the most confident images first; images of equal confidence stay together.
 
     Args:
         confidence: (N,) probability of the predicted class.
@@ -187,20 +190,20 @@ def abstention_curve(confidence: Floats, right: Flags, draws: Resampling) -> tup
     )
 
 
-def decision_curve(scores: Floats, ill: Flags, draws: Resampling) -> DecisionCurve:
-    """Return the net benefit of treating who has a probability of at least t, for t in DECISION_THRESHOLDS.
+def decision_curve(scores: Floats, positive: Flags, draws: Resampling) -> DecisionCurve:
+    """Return the net benefit of treating patients with a probability of at least t, for t in DECISION_THRESHOLDS.
 
-    Net benefit is the share of true positives less that of false positives times t / (1 - t): who treats from a
-    probability of t on holds an untreated ill patient to be (1 - t) / t times as bad as a treated healthy one
-    (Vickers and Elkin 2006).
+    Net benefit is the share of true positives minus the share of false positives times t / (1 - t). Treating from a
+    probability of t on implies that one missed positive weighs as much as (1 - t) / t treated negatives (Vickers and
+    Elkin 2006).
 
     Args:
-        scores: (N,) probability of illness.
-        ill: (N,).
+        scores: (N,) probability of the positive side.
+        positive: (N,).
         draws: for the intervals of the gains.
     """
     odds = np.array([t / (1 - t) for t in DECISION_THRESHOLDS])
-    worth_treated = np.where(ill[:, None], 1.0, -odds)
+    worth_treated = np.where(positive[:, None], 1.0, -odds)
     by_model = np.where(scores[:, None] >= np.array(DECISION_THRESHOLDS), worth_treated, 0.0)
     gains = np.concatenate([by_model - worth_treated, by_model], axis=1)
     intervals = draws.ratios(gains, np.ones_like(gains))
@@ -213,19 +216,19 @@ def decision_curve(scores: Floats, ill: Flags, draws: Resampling) -> DecisionCur
 
 
 def decisions_of(classes: Sequence[str], labels: Ints, probabilities: Floats) -> dict[str, tuple[Floats, Flags]]:
-    """Return the yes-or-no questions that the classes answer: each with its score and truth (N,).
+    """Return the yes-or-no decisions among the classes: each with its score and truth (N,).
 
-    `pneumonia` is any class against normal, `bacterial` that one against all others: it asks for antibiotics.
-    A question is left out where its two sides are not among the classes, or are those of another question.
+    `pneumonia` is any class against normal. `bacterial` is that class against all others, the question of antibiotics.
+    A decision is left out where the classes lack one of its sides, or where it equals another decision.
     """
-    questions = {}
+    decisions = {}
     if "normal" in classes and len(classes) > 1:
         normal = classes.index("normal")
-        questions["pneumonia"] = (1 - probabilities[:, normal], labels != normal)
+        decisions["pneumonia"] = (1 - probabilities[:, normal], labels != normal)
     if "bacterial" in classes and (len(classes) > 2 or "normal" not in classes):
         bacterial = classes.index("bacterial")
-        questions["bacterial"] = (probabilities[:, bacterial], labels == bacterial)
-    return questions
+        decisions["bacterial"] = (probabilities[:, bacterial], labels == bacterial)
+    return decisions
 
 
 def _with_plain_rates(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,11 +236,11 @@ def _with_plain_rates(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rates(pairs: Sequence[tuple[Flags, Flags]], draws: Resampling) -> list[Rate]:
-    """Return, for each (what, of which) of images, the share of the latter that has the former."""
-    below = np.stack([of_which for _, of_which in pairs], axis=1)
-    above = np.stack([what for what, _ in pairs], axis=1) & below
-    intervals = draws.ratios(above.astype(float), below.astype(float))
-    counts = below.sum(axis=0)
+    """Return for each pair of flags (hit, counted) the share of the counted images that are hits."""
+    counted = np.stack([counted for _, counted in pairs], axis=1)
+    hits = np.stack([hit for hit, _ in pairs], axis=1) & counted
+    intervals = draws.ratios(hits.astype(float), counted.astype(float))
+    counts = counted.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        values = above.sum(axis=0) / counts
+        values = hits.sum(axis=0) / counts
     return [Rate(defined(v), i, int(n)) for v, i, n in zip(values, intervals, counts, strict=True)]

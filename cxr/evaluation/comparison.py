@@ -1,8 +1,8 @@
-"""Model against model on the same images, and recipe against recipe over seeds.
+"""Comparison of two models on the same images, and of two training configurations over seeds.
 
-Two models on one set of images make similar errors, so their difference is known better than either figure. The
-bootstrap draws patients, as in cxr.evaluation.bootstrap, and takes both models' figures from the same draw (paired bootstrap;
-Efron and Tibshirani 1993, chapter 8). McNemar's test looks at the images that one of the two alone gets right.
+Two models make similar errors on the same images, so their difference has a narrower interval than either metric. The
+bootstrap resamples patients, as in cxr.evaluation.bootstrap, and measures both models on the same resample (paired
+bootstrap; Efron and Tibshirani 1993, chapter 8). McNemar's test uses the images that one model alone gets right.
 """
 
 from collections.abc import Sequence
@@ -10,23 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest, ttest_ind
 
 from cxr.common.errors import DataError
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, patient_draws, percentile_interval
-from cxr.evaluation.metrics import Floats, Ints, check_predictions, rates_of, weighted_auroc
+from cxr.evaluation.headline import COMPARED
+from cxr.evaluation.metrics import Floats, Ints, check_predictions, figures_of, scores_of
 
 MCNEMAR_NOTE = "McNemar's test treats images as independent; where patients have several, its p-value is too small."
 
-_FIGURES = ("accuracy", "macro_f1", "macro_auroc", "nll")
 _LEAST_PROBABILITY = 1e-12  # of the true class, so that the log of a rounded 0 is a number
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first model's figure minus the second's.
+    """The first model's metric minus the second's.
 
     interval    the middle 95% of the resampled differences; None below 10 patients or where a class is too rare
-    above_zero  share of resamples in which the first model's figure is the larger one, ties half; None likewise
+    above_zero  share of resamples in which the first model's metric is larger, ties counted half; None likewise
     """
 
     value: float
@@ -36,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Images that one model alone gets right, and the two-sided exact p-value of their being even (binomial)."""
+    """Images that one model alone predicts correctly, with the two-sided exact binomial p-value."""
 
     first_alone_right: int
     second_alone_right: int
@@ -45,23 +46,20 @@ class McNemar:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same images; `nll` is the mean negative log-likelihood, lower is better."""
+    """Two models on the same images; `differences` by the names of cxr.evaluation.headline.COMPARED."""
 
     images: int
     patients: int
-    accuracy: Difference
-    macro_f1: Difference
-    macro_auroc: Difference
-    nll: Difference
+    differences: dict[str, Difference]
     mcnemar: McNemar
 
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """Mean of the first recipe's values minus that of the second's, with Welch's 95% t interval over seeds.
+    """Mean of the first configuration minus that of the second, with Welch's 95% t interval over seeds.
 
-    Unpaired: a seed draws other images and other batches for each recipe, so its two values share no cause. The
-    interval is None with fewer than two seeds of a recipe, or where no value differs from its recipe's others.
+    Unpaired: a seed draws other images and batches for each configuration. The interval is None with fewer than two
+    seeds of a configuration, or where all values of both are equal.
     """
 
     value: float
@@ -96,23 +94,26 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int, seed: 
     images, (a, b) = _aligned([first, second])
     differences = _differences(images, [(a, b)], resamples=resamples, seed=seed)
     return Comparison(
-        images=len(images.labels), patients=images.n_patients, **differences, mcnemar=_mcnemar(images.labels, a, b)
+        images=len(images.labels),
+        patients=images.n_patients,
+        differences=differences,
+        mcnemar=_mcnemar(images.labels, a, b),
     )
 
 
 def compare_over_seeds(
     pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], *, resamples: int, seed: int
 ) -> dict[str, Difference]:
-    """Compare two recipes that were trained with several seeds: the mean over the pairs of their differences.
+    """Compare two configurations trained with several seeds: the mean over the pairs of their differences.
 
-    The interval says how far the difference depends on the images drawn; it holds for these seeds.
+    The interval covers the selection of the test images, for these seeds.
 
     Args:
-        pairs: predictions of the first and second recipe with the same seed; all of the same images. See `compare`.
+        pairs: predictions of both configurations with the same seed, all of the same images. See `compare`.
         resamples, seed: as in `compare`.
 
     Returns:
-        accuracy, macro_f1, macro_auroc and nll.
+        A difference for each of cxr.evaluation.headline.COMPARED, by name.
 
     Raises:
         DataError: as `compare`; also when there is no pair.
@@ -126,11 +127,9 @@ def compare_over_seeds(
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
-    """Compare two recipes by one figure a seed (Welch 1947), where each seed has images of its own."""
-    from scipy.stats import ttest_ind
-
+    """Compare two configurations by one value a seed (Welch 1947), where each seed has images of its own."""
     if not first or not second:
-        raise DataError(f"both recipes need a value, there are {len(first)} and {len(second)}")
+        raise DataError(f"both configurations need a value, there are {len(first)} and {len(second)}")
     value, interval = float(np.mean(first) - np.mean(second)), None
     if min(len(first), len(second)) > 1 and np.ptp(first) + np.ptp(second) > 0:
         low, high = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
@@ -139,7 +138,7 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Se
 
 
 def _aligned(tables: Sequence[pd.DataFrame]) -> tuple[_Images, list[Floats]]:
-    """Return the images that all tables hold, sorted by id, and each table's probabilities (N, C)."""
+    """Return the images that all tables share, sorted by id, and each table's probabilities (N, C)."""
     first = _sorted(tables[0])
     classes = _classes(first)
     for other in map(_sorted, tables[1:]):
@@ -169,7 +168,7 @@ def _classes(table: pd.DataFrame) -> tuple[str, ...]:
 def _require_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
     if _classes(first) != _classes(second):
         raise DataError(
-            f"the models tell different classes apart: {', '.join(_classes(first))} and {', '.join(_classes(second))}; "
+            f"the models have different classes: {', '.join(_classes(first))} and {', '.join(_classes(second))}; "
             "compare models of one task"
         )
     only = [sorted(set(a["image_id"]) - set(b["image_id"])) for a, b in ((first, second), (second, first))]
@@ -192,17 +191,17 @@ def _require_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
 def _differences(
     images: _Images, pairs: Sequence[tuple[Floats, Floats]], *, resamples: int, seed: int
 ) -> dict[str, Difference]:
-    """Return the mean over the pairs of first minus second, for each of _FIGURES."""
+    """Return the mean over the pairs of first minus second, for each of COMPARED."""
     signed = [(sign / len(pairs), model) for pair in pairs for sign, model in zip((1, -1), pair, strict=True)]
     once = np.ones((1, images.n_patients))
     measured = sum(weight * _scores(images, model, once)[0] for weight, model in signed)
     if images.n_patients < MIN_PATIENTS:
-        return {name: Difference(float(measured[f]), None, None) for f, name in enumerate(_FIGURES)}
+        return {metric.name: Difference(float(measured[k]), None, None) for k, metric in enumerate(COMPARED)}
     draws = patient_draws(images.n_patients, resamples, seed=seed, width=len(images.labels))
     resampled = np.concatenate(
         [sum(weight * _scores(images, model, counts) for weight, model in signed) for counts in draws]
     )
-    return {name: _difference(float(measured[f]), resampled[:, f]) for f, name in enumerate(_FIGURES)}
+    return {metric.name: _difference(float(measured[k]), resampled[:, k]) for k, metric in enumerate(COMPARED)}
 
 
 def _difference(value: float, resampled: Floats) -> Difference:
@@ -214,7 +213,7 @@ def _difference(value: float, resampled: Floats) -> Difference:
 
 
 def _scores(images: _Images, probabilities: Floats, counts: Floats) -> Floats:
-    """Return (B, 4), the columns _FIGURES, for B draws of patients (B, patients); NaN where a class is missing."""
+    """Return (B, M), the columns COMPARED, for B draws of patients (B, patients); NaN where a class is missing."""
     n_classes, labels = len(images.classes), images.labels
     sums = np.zeros((images.n_patients, n_classes**2 + 1))
     np.add.at(sums, (images.patient, labels * n_classes + probabilities.argmax(axis=1)), 1.0)
@@ -222,16 +221,13 @@ def _scores(images: _Images, probabilities: Floats, counts: Floats) -> Floats:
     np.add.at(sums[:, -1], images.patient, -np.log(truth))
     cells = counts @ sums
     confusion = cells[:, :-1].reshape(-1, n_classes, n_classes)
-    rates, weights = rates_of(confusion), counts[:, images.patient]
-    occurs = np.bincount(labels, minlength=n_classes) > 0
-    auroc = np.stack([weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)], axis=1)
-    nll = cells[:, -1] / weights.sum(axis=1)
-    return np.stack([rates.accuracy, rates.f1[:, occurs].mean(axis=1), auroc[:, occurs].mean(axis=1), nll], axis=1)
+    weights = counts[:, images.patient]
+    values = scores_of(figures_of(confusion, labels, probabilities, weights))
+    values["nll"] = cells[:, -1] / weights.sum(axis=1)
+    return np.stack([values[metric.name] for metric in COMPARED], axis=1)
 
 
 def _mcnemar(labels: Ints, first: Floats, second: Floats) -> McNemar:
-    from scipy.stats import binomtest
-
     a, b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p_value = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0

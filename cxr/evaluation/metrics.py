@@ -1,9 +1,8 @@
-"""What a classifier got right: the values that scikit-learn gives, computed so that a bootstrap can repeat them fast.
+"""Classification metrics with the values of scikit-learn, computed so that a bootstrap can repeat them fast.
 
-Everything rests on two pieces that also take a batch of weighted samples: `rates_of` turns confusion
-counts into rates, `weighted_auroc` ranks scores. A value that the data cannot define is NaN in arrays and
-None in results: all of a class that no image has (but for its specificity), the AUROC of a class that
-every image has. Averages over classes are over the classes that occur.
+Two functions accept a batch of weighted samples: `rates_of` turns confusion counts into rates, `weighted_auroc` ranks
+scores. An undefined value is NaN in arrays and None in results: every value but the specificity of a class without
+images, and the AUROC of a class that every image has. Averages are over the classes that occur.
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import DataError
+from cxr.evaluation.headline import SCORES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class against the rest; each value 0 to 1, None where undefined; `support` counts its images."""
+    """One class against the rest; each value is 0 to 1, or None if undefined; `support` counts its images."""
 
     precision: float | None
     recall: float | None
@@ -33,12 +33,14 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All metrics of one set of images; `confusion_matrix[i][j]` counts images of class i called class j."""
+    """All metrics of one set of images.
+
+    overall           each of cxr.evaluation.headline.SCORES by name; None where undefined
+    confusion_matrix  [i][j] counts images of class i called class j
+    """
 
     n: int
-    accuracy: float
-    macro_f1: float
-    macro_auroc: float | None
+    overall: dict[str, float | None]
     per_class: dict[str, ClassMetrics]
     confusion_matrix: tuple[tuple[int, ...], ...]
 
@@ -47,9 +49,25 @@ class Metrics:
         """Classes that no image of the set has."""
         return tuple(name for name, metrics in self.per_class.items() if not metrics.support)
 
+    def score(self, name: str) -> float:
+        """Return one of `overall`.
+
+        Raises:
+            DataError: these images do not define it.
+        """
+        value = self.overall[name]
+        if value is None:
+            raise DataError(f"{name} is not defined: a class lacks images, or all images are of one class")
+        return value
+
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers; None where a value is undefined, never NaN."""
-        return {**asdict(self), "confusion_matrix": [list(row) for row in self.confusion_matrix]}
+        return {
+            "n": self.n,
+            **self.overall,
+            "per_class": {name: asdict(metrics) for name, metrics in self.per_class.items()},
+            "confusion_matrix": [list(row) for row in self.confusion_matrix],
+        }
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,24 @@ class Rates:
     recall: Floats
     specificity: Floats
     f1: Floats
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What headline metrics are computed from, for B weightings of the same images; NaN where undefined.
+
+    rates   of shape (B,) and (B, C)
+    auroc   (B, C), each class against the rest
+    occurs  (C,), whether any image is of the class
+    """
+
+    rates: Rates
+    auroc: Floats
+    occurs: NDArray[np.bool_]
+
+    def mean_over_classes(self, of_class: Floats) -> Floats:
+        """Return the mean (B,) of (B, C) over the classes that occur."""
+        return np.asarray(of_class[:, self.occurs].mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -84,17 +120,33 @@ def measure(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> Metr
     """
     check_predictions(labels, probabilities, n_classes=len(classes))
     counts = confusion_counts(labels, probabilities)
-    rates = rates_of(counts.astype(np.float64))
-    auroc = np.array([_auroc_of(labels == c, probabilities[:, c]) for c in range(len(classes))])
-    occurs = counts.sum(axis=1) > 0
+    figures = figures_of(counts[None].astype(np.float64), labels, probabilities, np.ones((1, len(labels))))
     return Metrics(
         n=len(labels),
-        accuracy=float(rates.accuracy),
-        macro_f1=float(rates.f1[occurs].mean()),
-        macro_auroc=defined(auroc[occurs].mean()),
-        per_class={name: _class_metrics(rates, auroc, counts, c) for c, name in enumerate(classes)},
+        overall={name: defined(values[0]) for name, values in scores_of(figures).items()},
+        per_class={name: _class_metrics(figures, counts, c) for c, name in enumerate(classes)},
         confusion_matrix=tuple(tuple(int(n) for n in row) for row in counts),
     )
+
+
+def figures_of(confusion: Floats, labels: Ints, probabilities: Floats, weights: Floats) -> Figures:
+    """Return the figures of B weightings of N images.
+
+    Args:
+        confusion: (B, C, C), the weighted counts by actual and predicted class.
+        labels: (N,) class indices.
+        probabilities: (N, C).
+        weights: (B, N), how often each image counts.
+    """
+    n_classes = probabilities.shape[1]
+    auroc = [weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)]
+    occurs = np.bincount(labels, minlength=n_classes) > 0
+    return Figures(rates_of(confusion), np.stack(auroc, axis=1), occurs)
+
+
+def scores_of(figures: Figures) -> dict[str, Floats]:
+    """Return the values (B,) of each of cxr.evaluation.headline.SCORES by name."""
+    return {metric.name: metric.compute(figures) for metric in SCORES if metric.compute is not None}
 
 
 def check_predictions(labels: Ints, probabilities: Floats, *, n_classes: int) -> None:
@@ -159,7 +211,7 @@ def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats)
 
 def roc_curves(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[str, RocCurve]:
     """Return the ROC curve of each class against the rest; a class without positives or negatives has none."""
-    from sklearn.metrics import roc_curve  # 1 s, and the only use
+    from sklearn.metrics import roc_curve  # takes 1 s to import, and only the report draws curves
 
     curves = {}
     for c, name in enumerate(classes):
@@ -175,18 +227,15 @@ def defined(value: float | np.float64) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _auroc_of(positive: NDArray[np.bool_], scores: Floats) -> float:
-    return float(weighted_auroc(scores, positive, np.ones((1, len(scores))))[0])
-
-
-def _class_metrics(rates: Rates, auroc: Floats, counts: Ints, c: int) -> ClassMetrics:
+def _class_metrics(figures: Figures, counts: Ints, c: int) -> ClassMetrics:
+    rates = figures.rates
     return ClassMetrics(
-        precision=defined(rates.precision[c]),
-        recall=defined(rates.recall[c]),
-        specificity=defined(rates.specificity[c]),
-        f1=defined(rates.f1[c]),
+        precision=defined(rates.precision[0, c]),
+        recall=defined(rates.recall[0, c]),
+        specificity=defined(rates.specificity[0, c]),
+        f1=defined(rates.f1[0, c]),
         support=int(counts[c].sum()),
-        auroc=defined(auroc[c]),
+        auroc=defined(figures.auroc[0, c]),
     )
 
 

@@ -1,24 +1,20 @@
-"""What a model says of the images it is measured on, and how its scores become probabilities."""
-
-from __future__ import annotations
+"""One pass of a network over validation and test images: probabilities, and the features of some of the images."""
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
 
+from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.calibration import TEMPERATURE_RANGE, fit_temperature, fit_temperature_and_bias
 from cxr.evaluation.metrics import Floats, Ints
-from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_logits, softmax_with_temperature
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
-
-    from cxr.dataset.image_array import ImageArray
-    from cxr.models.bundle import ModelSpec
+from cxr.models.bundle import ModelSpec
+from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, softmax_with_temperature
 
 log = logging.getLogger("cxr.evaluate")
 
@@ -40,15 +36,13 @@ class Predictions:
     uncalibrated: Floats
     calibrated: Floats
 
-    def where(self, rows: NDArray[Any]) -> Predictions:
+    def where(self, rows: NDArray[Any]) -> "Predictions":
         """Return the images that `rows` (a mask (N,), or row numbers) selects."""
         arrays = {name: value[rows] for name, value in vars(self).items() if name != "classes"}
         return Predictions(self.classes, **arrays)
 
     def to_table(self, split: str) -> pd.DataFrame:
-        """Return predictions.csv: who, where from, the label, the predicted class and each calibrated probability."""
-        from pandas import DataFrame
-
+        """Return the rows of predictions.csv: image, split, source, patient, label, predicted class, probabilities."""
         names = np.array(self.classes, dtype=object)
         columns = {
             "image_id": self.image_ids,
@@ -58,50 +52,53 @@ class Predictions:
             "label": names[self.labels],
             "predicted_class": names[self.calibrated.argmax(axis=1)],
         }
-        return DataFrame(columns | {f"p_{name}": self.calibrated[:, c] for c, name in enumerate(self.classes)})
+        return pd.DataFrame(columns | {f"p_{name}": self.calibrated[:, c] for c, name in enumerate(self.classes)})
 
 
-def predict(
-    model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.DataFrame, *, fit_bias: bool
-) -> tuple[Predictions, Predictions, ModelSpec]:
-    """Return what the model says of validation and test images, and its spec as calibrated on the validation images.
+@dataclass(frozen=True)
+class Outputs:
+    """What a network makes of N images: raw scores (N, C) in fp32, and the features (K, D) of K of them, in order."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+def run_network(
+    model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.DataFrame, *, keep_features: NDArray[np.bool_]
+) -> Outputs:
+    """Run the network once over images; one batch of pixels is in memory.
 
     Args:
         model: in evaluation mode; it is moved to the best device there is.
         spec: its description.
         packed: the prepared images.
-        images: columns image_id, split ("validation" or "test"), source, patient_id, label.
+        images: a row an image, column image_id.
+        keep_features: (N,), the images whose features are returned.
+    """
+    model.to(choose_device("auto"))
+    rows = packed.rows(images["image_id"].tolist())
+    logits, features = np.zeros((len(rows), len(spec.classes)), np.float32), []
+    with tqdm(total=len(rows), desc="evaluate", unit=" images", disable=None) as bar:
+        for start in range(0, len(rows), BATCH_SIZE):
+            part = slice(start, start + BATCH_SIZE)
+            pixels = packed.images[rows[part]]
+            logits[part], of_batch = predict_with_features(model, pixels, mean=spec.mean, std=spec.std)
+            features.append(of_batch[keep_features[part]])
+            bar.update(len(pixels))
+    return Outputs(logits, np.concatenate(features) if features else np.zeros((0, 0), np.float32))
+
+
+def fit_calibration(spec: ModelSpec, logits: NDArray[np.float32], images: pd.DataFrame, *, fit_bias: bool) -> ModelSpec:
+    """Return the spec with the temperature, and where asked for a bias a class, that fit the validation images.
+
+    Args:
+        spec: of the model.
+        logits: (N, C), its raw scores.
+        images: N rows, columns split ("validation" or another) and label.
         fit_bias: fit a bias a class beside the temperature.
     """
-    logits, labels = _logits(model, spec, packed, packed.rows(images["image_id"].tolist())), _labels(spec, images)
     is_validation = (images["split"] == "validation").to_numpy()
-    final = _calibrated_spec(spec, logits[is_validation], labels[is_validation], fit_bias=fit_bias)
-    both = _predictions(final, images, logits)
-    return both.where(is_validation), both.where(~is_validation), final
-
-
-def predict_as_served(model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.DataFrame) -> Predictions:
-    """Return what a finished model says of images, with the calibration it has; arguments as of `predict`."""
-    return _predictions(spec, images, _logits(model, spec, packed, packed.rows(images["image_id"].tolist())))
-
-
-def _predictions(spec: ModelSpec, images: pd.DataFrame, logits: NDArray[np.float32]) -> Predictions:
-    return Predictions(
-        classes=spec.classes,
-        image_ids=images["image_id"].to_numpy(object),
-        sources=images["source"].to_numpy(object),
-        patients=images["patient_id"].to_numpy(object),
-        labels=_labels(spec, images),
-        uncalibrated=softmax_with_temperature(logits, 1.0),
-        calibrated=calibrated(logits, spec),
-    )
-
-
-def _labels(spec: ModelSpec, images: pd.DataFrame) -> Ints:
-    return np.array([spec.classes.index(label) for label in images["label"]], dtype=np.int64)
-
-
-def _calibrated_spec(spec: ModelSpec, logits: NDArray[np.float32], labels: Ints, *, fit_bias: bool) -> ModelSpec:
+    logits, labels = logits[is_validation], _labels(spec, images)[is_validation]
     if fit_bias:
         temperature, bias = fit_temperature_and_bias(logits, labels)
     else:
@@ -116,15 +113,30 @@ def _calibrated_spec(spec: ModelSpec, logits: NDArray[np.float32], labels: Ints,
     return replace(spec, temperature=temperature, bias=bias)
 
 
-def _logits(model: nn.Module, spec: ModelSpec, packed: ImageArray, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return raw scores (N, C) in fp32; only one batch of images is in memory."""
-    from tqdm import tqdm
+def make_predictions(spec: ModelSpec, logits: NDArray[np.float32], images: pd.DataFrame) -> Predictions:
+    """Return predictions from raw scores (N, C), calibrated as `spec` says.
 
-    model.to(choose_device("auto"))
-    logits = np.zeros((len(rows), len(spec.classes)), np.float32)
-    with tqdm(total=len(rows), desc="evaluate", unit=" images", disable=None) as bar:
-        for start in range(0, len(rows), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            images = packed.images[rows[part]]
-            logits[part] = predict_logits(model, images, mean=spec.mean, std=spec.std, progress=bar.update)
-    return logits
+    Args:
+        spec: of the model.
+        logits: (N, C).
+        images: N rows, columns image_id, source, patient_id, label.
+    """
+    return Predictions(
+        classes=spec.classes,
+        image_ids=images["image_id"].to_numpy(object),
+        sources=images["source"].to_numpy(object),
+        patients=images["patient_id"].to_numpy(object),
+        labels=_labels(spec, images),
+        uncalibrated=softmax_with_temperature(logits, 1.0),
+        calibrated=calibrated(logits, spec),
+    )
+
+
+def predict(model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.DataFrame) -> Predictions:
+    """Return a finished model's predictions, with the calibration it has; arguments as of the functions above."""
+    no_features = np.zeros(len(images), bool)
+    return make_predictions(spec, run_network(model, spec, packed, images, keep_features=no_features).logits, images)
+
+
+def _labels(spec: ModelSpec, images: pd.DataFrame) -> Ints:
+    return np.array([spec.classes.index(label) for label in images["label"]], dtype=np.int64)

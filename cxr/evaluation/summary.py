@@ -1,4 +1,4 @@
-"""What an evaluation says: predictions in; metrics, calibration, figures and tables out."""
+"""The summary of an evaluation: from predictions to metrics.json, calibration.json and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import pandas as pd
 
 from cxr.evaluation.bootstrap import Intervals, bootstrap_intervals
 from cxr.evaluation.calibration import measure_calibration, reliability_table
+from cxr.evaluation.headline import ERRORS, SCORES
 from cxr.evaluation.metrics import Metrics, measure, roc_curves
 from cxr.evaluation.predictions import Predictions
 
-_HEADLINES = ("accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix")
 _OF_THE_SPLIT = ("protocol", "task", "classes", "synthetic", "test_set_sha256")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How intervals and calibration are measured."""
+    """Settings of intervals and calibration."""
 
     resamples: int
     seed: int
@@ -28,7 +28,7 @@ class Settings:
 def calibration_summary(
     validation: Predictions, test: Predictions, *, temperature: float, bias: Sequence[float], settings: Settings
 ) -> dict[str, Any]:
-    """Return calibration.json: temperature and bias, and the errors before and after them on both splits."""
+    """Return calibration.json: temperature, bias, and the errors before and after them on both splits."""
 
     def errors(of: Predictions) -> dict[str, Any] | None:
         if not len(of.labels):
@@ -65,7 +65,7 @@ def summarize(
     measured, intervals = _measured(test, settings)
     values = measured.to_json()
     return {
-        **{key: values[key] for key in _HEADLINES},
+        **{key: value for key, value in values.items() if key != "n"},
         "calibration": {
             **calibration["test"]["after"],
             "temperature": calibration["temperature"],
@@ -85,9 +85,8 @@ def summarize(
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the defined numbers of metrics.json under the names that a tracking store shows."""
-    flat = {f"test_{key}": metrics[key] for key in ("accuracy", "macro_f1", "macro_auroc")}
-    flat |= {f"test_{key}": metrics["calibration"][key] for key in ("ece", "brier", "nll")}
+    """Return the defined numbers of metrics.json by the names that the tracking store shows."""
+    flat = {f"test_{metric.name}": metric.value_in(metrics) for metric in (*SCORES, *ERRORS)}
     for name, values in metrics["per_class"].items():
         flat |= {f"test_{name}_{figure}": value for figure, value in values.items() if figure != "support"}
     trust = metrics["trust"]
@@ -128,14 +127,13 @@ def _measured(images: Predictions, settings: Settings) -> tuple[Metrics, Interva
 
 
 def _slice(images: Predictions, settings: Settings) -> dict[str, Any]:
-    """Return the metrics of one source; its macro F1 is over the classes it has."""
+    """Return the metrics of one source; averages are over the classes it has."""
     measured, intervals = _measured(images, settings)
-    ci95 = intervals.to_json()
+    names, ci95 = [metric.name for metric in SCORES if metric.by_source], intervals.to_json()
     return {
         "n": measured.n,
         "patients": intervals.patients,
-        "accuracy": measured.accuracy,
-        "macro_f1": measured.macro_f1,
+        **{name: measured.overall[name] for name in names},
         "missing_classes": list(measured.missing_classes),
-        "ci95": {name: ci95[name] for name in ("accuracy", "macro_f1")},
+        "ci95": {name: ci95.get(name) for name in names},
     }

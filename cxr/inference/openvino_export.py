@@ -139,8 +139,8 @@ def agreement_of(
     return Agreement(
         probability=float(np.abs(ours - torchs).max()),
         changed_share=float((ours.argmax(axis=1) != torchs.argmax(axis=1)).mean()),
-        accuracy=abs(here.accuracy - there.accuracy),
-        macro_f1=abs(here.macro_f1 - there.macro_f1),
+        accuracy=abs(here.score("accuracy") - there.score("accuracy")),
+        macro_f1=abs(here.score("macro_f1") - there.score("macro_f1")),
     )
 
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cxr.common.notices import NOT_CLINICAL
 from cxr.monitoring.drift import FAILED, SIGNALS, Window
+from cxr.reporting.templating import render
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 _WORDS = {
     "brightness": ("darker", "brighter"),
@@ -70,15 +71,8 @@ class MonitorPage:
 
 def render_page(page: MonitorPage) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("monitor.html.j2").render(
-        page=page, signals=(*SIGNALS, FAILED), not_clinical=NOT_CLINICAL
-    )
+    content = {"page": page, "signals": (*SIGNALS, FAILED), "not_clinical": NOT_CLINICAL}
+    return render("monitor.html.j2", content, folder=_TEMPLATES)
 
 
 def to_markdown(page: MonitorPage) -> str:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from cxr.dataset.manifest import sha256_of_test_set
+from cxr.evaluation.headline import BY_NAME
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
@@ -49,17 +51,11 @@ class EvaluationArtifacts:
         """Digest of the test images and their labels, as splits are named by; "" without predictions."""
         if self.images is None or self.images.empty:
             return ""
-        rows = sorted(self.images["image_id"] + "," + self.images["label"])
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return sha256_of_test_set(self.images)
 
-    def metric(self, *names: str) -> float | None:
-        """Return a metric by its path of keys; None where it is missing or not a finite number."""
-        value: Any = self.metrics
-        for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        return float(value)
+    def metric(self, name: str) -> float | None:
+        """Return a metric of cxr.evaluation.headline; None where it is missing or not a finite number."""
+        return BY_NAME[name].stored_in(self.metrics)
 
     def recall(self, label: str) -> float | None:
         """Return the recall of a class on its test images, 0 to 1; None without any."""
@@ -83,7 +79,7 @@ class EvaluationArtifacts:
         found = []
         if self.changed:
             found.append("the files were changed after registration")
-        if self.metric("n_test") != (0 if self.images is None else len(self.images)):
+        if (self.metrics or {}).get("n_test") != (0 if self.images is None else len(self.images)):
             found.append(f"{METRICS_FILE} counts a different number of test images than {PREDICTIONS_FILE}")
         if not self.classes:
             found.append(f"{METRICS_FILE} names no classes")

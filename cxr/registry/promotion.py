@@ -11,13 +11,14 @@ metrics.json must agree with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cxr.common.errors import DataError
 from cxr.common.params import PromoteParams
 from cxr.evaluation.comparison import Difference, compare
+from cxr.evaluation.headline import BY_NAME, check_gate
 from cxr.registry.audit_log import Move
 from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE, EvaluationArtifacts
 from cxr.registry.lineage import NONE
@@ -92,7 +93,11 @@ def decide(
         params: thresholds.
         rolled_back: the rollback that took the challenger out of service, where there was one.
         broken_bundle: what is wrong with the challenger's files in the store; "" where they are as registered.
+
+    Raises:
+        ParamsError: `params` names a metric that there is not.
     """
+    check_gate(params)
     checks = [_artifacts_are_complete(challenger), _lineage_is_complete(challenger), _bundle_is_whole(broken_bundle)]
     checks += _floors(challenger, params)
     if champion is not None:
@@ -123,16 +128,19 @@ def _bundle_is_whole(broken: str) -> Check:
 
 
 def _floors(artifacts: EvaluationArtifacts, params: PromoteParams) -> list[Check]:
-    values: dict[str, tuple[float | None, float]] = {
-        name: (artifacts.metric(name), floor) for name, floor in sorted(params.floors.items())
-    }
-    values |= {f"recall of {name}": (artifacts.recall(name), params.min_class_recall) for name in artifacts.classes}
-    checks = [
-        _measured(name, value, f"at least {floor:.3f}", good=value is not None and value >= floor)
-        for name, (value, floor) in values.items()
+    floors = {name: (artifacts.metric(name), floor) for name, floor in sorted(params.floors.items())}
+    floors |= {f"recall of {name}": (artifacts.recall(name), params.min_class_recall) for name in artifacts.classes}
+    ceilings = {name: (artifacts.metric(name), ceiling) for name, ceiling in sorted(params.ceilings.items())}
+    return [
+        *(
+            _measured(name, value, f"at least {floor:.3f}", good=value is not None and value >= floor)
+            for name, (value, floor) in floors.items()
+        ),
+        *(
+            _measured(name, value, f"at most {ceiling:.3f}", good=value is not None and value <= ceiling)
+            for name, (value, ceiling) in ceilings.items()
+        ),
     ]
-    ece, most = artifacts.metric("calibration", "ece"), params.max_ece
-    return [*checks, _measured("calibration error", ece, f"at most {most:.3f}", good=ece is not None and ece <= most)]
 
 
 def _measured(name: str, value: float | None, required: str, *, good: bool) -> Check:
@@ -178,9 +186,9 @@ def _paired(challenger: EvaluationArtifacts, champion: EvaluationArtifacts, para
         found = compare(challenger.images, champion.images, resamples=params.resamples, seed=params.seed)
     except DataError as error:
         return [Check("paired comparison", "held", str(error), "the same images, patients and classes")]
-    differences: Mapping[str, Difference] = {"accuracy": found.accuracy, "macro_f1": found.macro_f1}
     return [
-        _no_worse(name, differences[name], margin) for name, margin in sorted(params.non_inferiority_margin.items())
+        _no_worse(name, found.differences[name], margin)
+        for name, margin in sorted(params.non_inferiority_margin.items())
     ]
 
 
@@ -191,9 +199,10 @@ def _no_worse(name: str, difference: Difference, margin: float) -> Check:
         return Check(title, "held", f"{difference.value:+.3f}, too few patients for an interval", required)
     low, high = difference.interval.low, difference.interval.high
     observed = f"{difference.value:+.3f} ({low:+.3f} to {high:+.3f})"
-    if low >= -margin - _ROUNDING:
+    least_gain, most_gain = (low, high) if BY_NAME[name].higher_is_better else (-high, -low)
+    if least_gain >= -margin - _ROUNDING:
         return Check(title, "passed", observed, required)
-    return Check(title, "failed" if high < 0 else "held", observed, required)
+    return Check(title, "failed" if most_gain < 0 else "held", observed, required)
 
 
 def _was_rolled_back(move: Move) -> Check:

@@ -3,15 +3,15 @@
 Sections follow Mitchell et al. 2019 (model cards) and Gebru et al. 2021 with Pushkarna et al. 2022 (data cards).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
+from cxr.evaluation.headline import ERRORS, SCORES
 from cxr.reporting.report import PROTOCOLS
+from cxr.reporting.templating import render
 
 MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
 
@@ -97,49 +97,16 @@ def write_cards(
         "audit": audit,
         "trust": trust,
         "protocol": PROTOCOLS[metrics["protocol"]],
+        "scores": SCORES,
+        "calibration_errors": ERRORS,
         "not_clinical": NOT_CLINICAL,
         "synthetic_notice": SYNTHETIC,
         "sources": {name: _public_set(name, ingest) for name in ingest["sources"]},
     }
-    environment = _environment()
-    for name, template in ((MODEL_CARD, "model_card.md.j2"), (DATA_CARD, "data_card.md.j2")):
-        text = environment.get_template(template).render(content)
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # Markdown, and names of sources are checked by params.yaml
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(score=_score, cell=_cell, count=_count, percent=_percent)
-    return environment
+    for name in (MODEL_CARD, DATA_CARD):
+        (folder / name).write_text(render(f"{name}.j2", content), encoding="utf-8")
 
 
 def _public_set(name: str, ingest: Json) -> PublicSet | None:
     """Return what is known of a source; nothing of generated images, or where its layout was not recorded."""
     return None if ingest["synthetic"] else PUBLIC_SETS.get(ingest.get("layouts", {}).get(name, ""))
-
-
-def _score(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """Return a score with its interval; float() is what makes jinja2's Undefined raise its own error."""
-    if value is None:
-        return "not defined"
-    return f"{float(value):.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
-
-
-def _cell(value: object) -> str:
-    """Return a value for a table's cell, where a bar would end it."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _count(number: int) -> str:
-    return f"{int(number):,}"
-
-
-def _percent(share: float) -> str:
-    return f"{float(share):.1%}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from cxr.common.classes import LABELS
+from cxr.evaluation.headline import BY_NAME
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def _in_our_style(draw: Callable[P, str]) -> Callable[P, str]:
 
 @_in_our_style
 def training_curves(curves: Mapping[str, Sequence[float]], *, best_epoch: int) -> str:
-    """Draw loss, and accuracy with macro-F1, over epochs; the epoch whose weights were kept is marked.
+    """Draw loss, and accuracy with macro F1, over epochs; the epoch whose weights were kept is marked.
 
     Args:
         curves: columns of curves.csv: epoch, train_loss, validation_loss, validation_accuracy, validation_macro_f1.
@@ -173,18 +174,18 @@ def scores_with_intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
         rows: title -> accuracy, macro_auroc (None where undefined) and ci95 with [low, high] or None of each.
     """
     figure, axes = _figure(width=8.4, height=0.7 + 0.42 * len(rows), columns=2)
-    places = np.arange(len(rows))
+    positions = np.arange(len(rows))
     for panel, name, title, colour in (
-        (axes[0], "accuracy", "Accuracy", _PAPER_BLUE),
-        (axes[1], "macro_auroc", "Macro AUROC", _ORANGE),
+        (axes[0], "accuracy", BY_NAME["accuracy"].title, _PAPER_BLUE),
+        (axes[1], "macro_auroc", BY_NAME["macro_auroc"].title, _ORANGE),
     ):
         values = [row[name] or 0 for row in rows.values()]
-        panel.barh(places, values, height=0.6, color=colour)
-        for place, row in zip(places, rows.values(), strict=True):
+        panel.barh(positions, values, height=0.6, color=colour)
+        for position, row in zip(positions, rows.values(), strict=True):
             interval = row["ci95"][name]
             if interval is not None:
-                panel.plot(interval, (place, place), color=_INK, linewidth=1.4, marker="|", ms=7)
-        panel.set(title=title, xlim=(0, 1), yticks=places, yticklabels=list(rows) if panel is axes[0] else [])
+                panel.plot(interval, (position, position), color=_INK, linewidth=1.4, marker="|", ms=7)
+        panel.set(title=title, xlim=(0, 1), yticks=positions, yticklabels=list(rows) if panel is axes[0] else [])
         panel.invert_yaxis()
         panel.tick_params(axis="y", length=0)
         panel.grid(alpha=0.25, linewidth=0.6, axis="x")
@@ -214,7 +215,7 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
     )
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(loc="lower left")
-    return _svg(figure, "Accuracy over the share of images that the model answers, the surest first")
+    return _svg(figure, "Accuracy over the share of images that the model answers, the most confident first")
 
 
 @_in_our_style

@@ -1,4 +1,4 @@
-"""The images that a report shows: some that were right, drawn at random, and the errors that were surest."""
+"""The images that a report shows: correct predictions drawn at random, and the most confident errors."""
 
 import base64
 from dataclasses import dataclass
@@ -53,8 +53,8 @@ def make_gallery(
 def pick_images(labels: Ints, probabilities: Floats, *, per_class: int, seed: int) -> list[Pick]:
     """Choose images: for each actual class up to `per_class` right ones, then up to `per_class` errors.
 
-    The right ones are drawn at random with `seed`, so that they show what is usual and not what looks best;
-    errors are those with the highest probability for the wrong class.
+    The right ones are drawn at random with `seed`, so that they are typical and not the best ones. The errors are those
+    with the highest probability of the wrong class.
     """
     generator = np.random.default_rng(seed)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -63,20 +63,20 @@ def pick_images(labels: Ints, probabilities: Floats, *, per_class: int, seed: in
         right = np.flatnonzero((labels == c) & (predicted == c))
         drawn = np.sort(generator.permutation(right)[:per_class])
         wrong = np.flatnonzero((labels == c) & (predicted != c))
-        surest = wrong[np.argsort(-confidence[wrong], kind="stable")[:per_class]]
-        picks += [Pick(int(row), True) for row in drawn] + [Pick(int(row), False) for row in surest]
+        most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")[:per_class]]
+        picks += [Pick(int(row), True) for row in drawn] + [Pick(int(row), False) for row in most_confident]
     return picks
 
 
 def pick_most_confident_errors(labels: Ints, probabilities: Floats, *, at_most: int) -> list[Pick]:
-    """Choose the wrong images, of any class, whose wrong class had the highest probability; the surest first."""
+    """Choose the wrong predictions with the highest probability, of any class, the most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    surest = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")[:at_most]]
-    return [Pick(int(row), False) for row in surest]
+    most_confident = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")[:at_most]]
+    return [Pick(int(row), False) for row in most_confident]
 
 
 def contact_sheet(items: list[GalleryItem]) -> bytes:
-    """Return one JPEG of the images, each beside its Grad-CAM, three in a row; below each what it is and is called."""
+    """Return one JPEG of the images, each beside its Grad-CAM, three in a row, with actual and predicted class."""
     tiles = [_tile(item) for item in items]
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % _SHEET_COLUMNS)

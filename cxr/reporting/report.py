@@ -1,23 +1,23 @@
-"""The report: one HTML page that needs nothing else, neither network nor script.
+"""The report: one self-contained HTML page, without network access or scripts.
 
-It shows what `reports/metrics.json` holds, in words, tables and figures, with the cards of data and model.
+It shows `reports/metrics.json` in words, tables and figures, with the cards of data and model.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
+from cxr.evaluation.headline import ERRORS, HEADLINES, SCORES
+from cxr.reporting.templating import render
 
 PROTOCOLS = {
-    "patient": "All images, divided by patient: no patient, and no pair of images that look alike, is in two parts.",
-    "paper": "The 2,500 images of the paper's design (2,000 to train, 500 to test), drawn at random image by image.",
-    "official": "The set's own test part is the test set; the model was trained on its train part, "
-    "divided by patient for validation.",
-    "cv": "All images in folds divided by patient; one fold is the test set.",
+    "patient": "All images, split by patient; near-duplicate images stay in one part.",
+    "paper": "The 2,500 images of the paper's design (2,000 to train, 500 to test), drawn at random by image; patients "
+    "overlap.",
+    "official": "The set's own test part is the test set; its train part is split by patient into training and "
+    "validation.",
+    "cv": "All images in folds by patient; one fold is the test set.",
 }
 
 
@@ -30,9 +30,6 @@ class PaperClass:
     f1: float
 
 
-PAPER_ACCURACY = 0.918
-PAPER_ACCURACY_CI95 = (0.891, 0.939)  # Wilson, from its 500 images; the paper gives none
-PAPER_AUROC = 0.92
 PAPER_N_TEST = 500
 PAPER_CLASSES = {
     "normal": PaperClass(precision=0.935, recall=0.867, f1=0.900),
@@ -57,14 +54,14 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What the page shows; the mappings are the JSON files that the steps wrote.
+    """The content of the report; the mappings are the JSON files that the steps wrote.
 
     trust     trust.json, see cxr.audit.trust
     audit     audit.json, see cxr.audit.shortcuts
     figures   name -> SVG: confusion_matrix, roc, reliability, probabilities, training_curves, abstention, audit_views
-              and, where the classes ask for them, operating_points and decisions
+              and, depending on the classes, operating_points and decisions
     gallery   images by actual class
-    errors    the most confident errors of all, the surest first
+    errors    the most confident errors of any class, the most confident first
     digests   name -> hexadecimal digest
     """
 
@@ -100,27 +97,20 @@ class ComparedClass:
 
 
 def render_report(content: ReportContent) -> str:
-    """Return the page as HTML text; the same content gives the same text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(value=_value, interval=_interval, count=_count, duration=_duration, percent=_percent)
-    return environment.get_template("report.html.j2").render(
+    """Return the report as HTML; the same content gives the same text."""
+    content_by_name = {
         **vars(content),
-        protocol=PROTOCOLS[content.metrics["protocol"]],
-        comparison=compare_with_paper(content.metrics),
-        why_not_comparable=why_not_comparable(content.metrics),
-        gallery_by_class=_by_class(content.gallery),
-        paper_accuracy=PAPER_ACCURACY,
-        paper_accuracy_ci95=PAPER_ACCURACY_CI95,
-        paper_auroc=PAPER_AUROC,
-        not_clinical=NOT_CLINICAL,
-        synthetic_notice=SYNTHETIC,
-    )
+        "headlines": HEADLINES,
+        "scores": SCORES,
+        "calibration_errors": ERRORS,
+        "protocol": PROTOCOLS[content.metrics["protocol"]],
+        "comparison": compare_with_paper(content.metrics),
+        "reasons_not_comparable": reasons_not_comparable(content.metrics),
+        "gallery_by_class": _by_class(content.gallery),
+        "not_clinical": NOT_CLINICAL,
+        "synthetic_notice": SYNTHETIC,
+    }
+    return render("report.html.j2", content_by_name)
 
 
 def compare_with_paper(metrics: Mapping[str, Any]) -> list[ComparedClass]:
@@ -138,15 +128,15 @@ def compare_with_paper(metrics: Mapping[str, Any]) -> list[ComparedClass]:
     return rows
 
 
-def why_not_comparable(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the reasons why our figures cannot be set against the paper's; none where they can."""
+def reasons_not_comparable(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the reasons why our results are not comparable with the paper's; empty if they are."""
     reasons = []
     if metrics["synthetic"]:
         reasons.append("ours come from synthetic images")
     if metrics["protocol"] != "paper":
-        reasons.append(f"ours follow the protocol {metrics['protocol']}, the paper drew image by image at random")
+        reasons.append(f"ours follow the protocol {metrics['protocol']}, the paper drew images at random")
     if metrics["task"] != "three_way":
-        reasons.append("ours tell another set of classes apart")
+        reasons.append("ours use another set of classes")
     if metrics["n_test"] != PAPER_N_TEST:
         reasons.append(f"ours rest on {metrics['n_test']:,} test images, the paper's on {PAPER_N_TEST}")
     return reasons
@@ -157,25 +147,3 @@ def _by_class(items: Sequence[GalleryItem]) -> dict[str, list[GalleryItem]]:
     for item in items:
         groups.setdefault(item.actual, []).append(item)
     return groups
-
-
-def _value(number: float | None) -> str:
-    return "not defined" if number is None else f"{number:.3f}"
-
-
-def _interval(pair: Sequence[float] | None) -> str:
-    return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

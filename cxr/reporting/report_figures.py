@@ -1,4 +1,4 @@
-"""Which figures a report shows, from its tables; how each is drawn stands in cxr/reporting/figures.py."""
+"""Which figures a report shows, from its tables; cxr/reporting/figures.py draws them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxr.audit.trust import question_scores
+from cxr.audit.trust import decision_scores
 from cxr.evaluation.calibration import reliability_table
 from cxr.evaluation.metrics import roc_curves
 from cxr.evaluation.predictions import Predictions
@@ -36,15 +36,15 @@ def draw_figures(
 
 
 def trust_figures(trust: Mapping[str, Any], test: Predictions) -> dict[str, str]:
-    """Return the figures of trust.json as SVG by name; those without a question to show are left out."""
+    """Return the figures of trust.json as SVG by name; a figure without data is left out."""
     drawn = {"abstention": figures.abstention(trust["referral"]["curve"], trust["referral"]["found"])}
     if trust["decisions"]:
         drawn["decisions"] = figures.decision_curves(trust["decisions"])
-    question = question_scores(test, "pneumonia")
-    if question is not None and trust["operating_points"]["points"]:
-        scores, ill = question
+    decision = decision_scores(test, "pneumonia")
+    if decision is not None and trust["operating_points"]["points"]:
+        scores, positive = decision
         pair = np.stack([1 - scores, scores], axis=1)
-        curves = roc_curves(ill.astype(np.int64), pair, ("normal", "pneumonia"))
+        curves = roc_curves(positive.astype(np.int64), pair, ("normal", "pneumonia"))
         if curves:
             drawn["operating_points"] = figures.operating_points(
                 curves["pneumonia"], trust["operating_points"]["points"]
@@ -53,6 +53,6 @@ def trust_figures(trust: Mapping[str, Any], test: Predictions) -> dict[str, str]
 
 
 def audit_figures(audit: Mapping[str, Any]) -> dict[str, str]:
-    """Return the figures of an audit as SVG by name: audit_views, what is left of each score without a part."""
+    """Return the figures of an audit as SVG by name: `audit_views`, the scores with a part of each image removed."""
     rows = {view["title"]: view for view in audit["views"].values()}
     return {"audit_views": figures.scores_with_intervals(rows)}

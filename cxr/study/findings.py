@@ -5,10 +5,10 @@ from itertools import chain
 
 from scipy.stats import kendalltau, spearmanr
 
-from cxr.evaluation.bootstrap import HEADLINES
 from cxr.evaluation.comparison import MCNEMAR_NOTE, compare, difference_over_seeds
+from cxr.evaluation.headline import SCORES
 from cxr.study.results import Figure, GroupResult, RunRecord, Settings, have_same_images, pooled
-from cxr.study.text import NAMES, NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
+from cxr.study.text import NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
 
@@ -44,9 +44,9 @@ def _leakage(result: GroupResult) -> str:
     if paper is None or patient is None or not paper.runs or not patient.runs:
         return f"The difference between `paper` and `patient`: {NOT_RUN}."
     rows = []
-    for name in HEADLINES:
+    for metric in SCORES:
         values = [
-            [run.metrics[name] for run in row.runs.values() if run.metrics and run.metrics[name] is not None]
+            [value for run in row.runs.values() if (value := metric.stored_in(run.metrics)) is not None]
             for row in (paper, patient)
         ]
         if not all(values):
@@ -54,7 +54,7 @@ def _leakage(result: GroupResult) -> str:
         found = difference_over_seeds(*values)
         interval = (found.interval.low, found.interval.high) if found.interval else (None, None)
         rows.append(
-            [f"test {NAMES[name]}", signed_text(found.value, *interval), f"{len(values[0])} and {len(values[1])}"]
+            [f"test {metric.label}", signed_text(found.value, *interval), f"{len(values[0])} and {len(values[1])}"]
         )
     heads = [f"{paper.row.label} minus {patient.row.label}", "mean difference (95% interval)", "seeds"]
     covers = "the draw of the images and the randomness of the training"
@@ -74,8 +74,10 @@ def _all_folds(result: GroupResult, settings: Settings) -> str:
     if len(set(ids)) < len(ids):
         return "All folds together: not computed, because an image is in the test sets of two rows."
     figures = pooled(tables, settings)
-    heads = ["all folds together", *(f"test {NAMES[name]}" for name in HEADLINES)]
-    return table(heads, [[f"{len(ids):,} images, each once", *(figure_text(figures.get(name)) for name in HEADLINES)]])
+    heads = ["all folds together", *(f"test {metric.label}" for metric in SCORES)]
+    return table(
+        heads, [[f"{len(ids):,} images, each once", *(figure_text(figures.get(metric.name)) for metric in SCORES)]]
+    )
 
 
 def _proxy(cheap: GroupResult, full: GroupResult) -> str:
@@ -92,7 +94,7 @@ def _proxy(cheap: GroupResult, full: GroupResult) -> str:
         return "Rank correlation of proxy and full run: undefined, because all rows have the same value."
     tau, rho = kendalltau(values[0], values[1]), spearmanr(values[0], values[1])
     both = table(
-        ["row", "proxy, validation macro-F1", "full, validation macro-F1"],
+        ["row", "proxy, validation macro F1", "full, validation macro F1"],
         [[label, f"{a:.3f}", f"{b:.3f}"] for label, a, b in rows],
     )
     return (
@@ -114,7 +116,7 @@ def _pairwise(result: GroupResult, settings: Settings) -> str:
     ]
     if not rows:
         return f"Each row against {base.row.label} on the test images: {NOT_RUN}."
-    heads = [f"against: {base.row.label}", "seed", *(f"test {NAMES[name]}, difference" for name in HEADLINES)]
+    heads = [f"against: {base.row.label}", "seed", *(f"test {metric.label}, difference" for metric in SCORES)]
     against = table([*heads, "correct only in row, only in baseline", "McNemar p"], rows)
     return f"{against}\n\nPaired bootstrap over patients. {MCNEMAR_NOTE}"
 
@@ -123,8 +125,8 @@ def _against(run: RunRecord, baseline: RunRecord, settings: Settings) -> list[st
     """Return the cells of one comparison on the test images."""
     ours, theirs = run.test_images, baseline.test_images
     if ours is None or theirs is None or not have_same_images([ours, theirs]):
-        return ["other test images", *[NOTHING] * (len(HEADLINES) + 1)]
+        return ["other test images", *[NOTHING] * (len(SCORES) + 1)]
     found = compare(ours, theirs, resamples=settings.resamples, seed=settings.seed)
     sides = f"{found.mcnemar.first_alone_right} and {found.mcnemar.second_alone_right}"
-    differences = [difference_text(getattr(found, name)) for name in HEADLINES]
+    differences = [difference_text(found.differences[metric.name]) for metric in SCORES]
     return [*differences, sides, f"{found.mcnemar.p_value:.3g}"]

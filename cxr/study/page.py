@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
-from cxr.evaluation.bootstrap import HEADLINES
+from cxr.evaluation.headline import SCORES
 from cxr.study.findings import findings
 from cxr.study.results import GroupResult, RowResult, RunRecord, Settings, stale_tags
 from cxr.study.spec import TAG_PREFIX, Study
-from cxr.study.text import NAMES, NOT_RUN, NOTHING, bullets, count, difference_text, distinct, figure_text, table
+from cxr.study.text import NOT_RUN, NOTHING, bullets, count, difference_text, distinct, figure_text, table
 
 
 def render_page(study: Study, results: Sequence[GroupResult], records: Sequence[RunRecord], settings: Settings) -> str:
@@ -83,12 +83,12 @@ def _synthetic(runs: Sequence[RunRecord]) -> list[str]:
 
 def _table(result: GroupResult) -> str:
     group = result.group
-    heads = ["row", "seeds", "trained with", "validation macro-F1", "validation accuracy"]
+    heads = ["row", "seeds", "trained with", "validation macro F1", "validation accuracy"]
     if group.baseline:
         label = next(row.label for row in group.rows if row.name == group.baseline)
-        heads += [f"macro-F1 difference to: {label}", "NLL difference"]
+        heads += [f"macro F1 difference to: {label}", "NLL difference"]
     if group.tested:
-        heads += [f"test {NAMES[name]}" for name in HEADLINES]
+        heads += [f"test {metric.label}" for metric in SCORES]
     return table([*heads, "time, min", "hardware", "runs"], [_cells(row, result) for row in result.rows])
 
 
@@ -99,7 +99,7 @@ def _cells(row: RowResult, result: GroupResult) -> list[str]:
     if group.baseline:
         cells += [_to_baseline(row, name, group.baseline) for name in ("macro_f1", "nll")]
     if group.tested:
-        cells += [figure_text(row.test.get(name)) for name in HEADLINES]
+        cells += [figure_text(row.test.get(metric.name)) for metric in SCORES]
     runs = list(row.runs.values())
     minutes = [run.training["seconds"] / 60 for run in runs]
     return [

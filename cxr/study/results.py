@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxr.evaluation.bootstrap import HEADLINES, headline_scores
+from cxr.evaluation.bootstrap import headline_scores
 from cxr.evaluation.comparison import Difference, compare_over_seeds
+from cxr.evaluation.headline import SCORES
 from cxr.evaluation.metrics import Floats, Ints, measure
 from cxr.study.spec import Group, Row, Study
+
+_ON_VALIDATION = ("accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class RowResult:
 
     runs         by seed; seeds without a run are missing
     validation   macro_f1 and accuracy
-    test         HEADLINES; empty if the row was not tested
+    test         SCORES of cxr.evaluation.headline; empty if the row was not tested
     to_baseline  differences of macro_f1 and nll on validation; None without a baseline, or if the images differ
     """
 
@@ -136,7 +139,7 @@ def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[st
 
 
 def pooled(tables: Sequence[pd.DataFrame], settings: Settings) -> dict[str, Figure]:
-    """Return the HEADLINES of images that several models predicted, each image by one model."""
+    """Return the scores of images that several models predicted, each image by one model."""
     return _measured(pd.concat(tables, ignore_index=True), settings)
 
 
@@ -192,9 +195,9 @@ def _plain(recorded: str) -> Any:
 def _validation(runs: Sequence[RunRecord], settings: Settings) -> dict[str, Figure]:
     tables = [run.validation for run in runs if run.validation is not None]
     if len(tables) == 1:
-        return {name: figure for name, figure in _measured(tables[0], settings).items() if name != "macro_auroc"}
-    measured = [measure(*labels_and_probabilities(table)) for table in tables]
-    return _over_seeds([{"accuracy": each.accuracy, "macro_f1": each.macro_f1} for each in measured])
+        return {name: figure for name, figure in _measured(tables[0], settings).items() if name in _ON_VALIDATION}
+    measured = [measure(*labels_and_probabilities(table)).overall for table in tables]
+    return _over_seeds([{name: each[name] for name in _ON_VALIDATION} for each in measured])
 
 
 def _measured(table: pd.DataFrame, settings: Settings) -> dict[str, Figure]:
@@ -211,16 +214,20 @@ def _test(runs: Sequence[RunRecord]) -> dict[str, Figure]:
 
 
 def _figures(values: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Figure]:
-    known = [name for name in HEADLINES if values[name] is not None]
-    return {name: Figure(values[name], *(intervals[name] or (None, None))) for name in known}
+    found = {metric.name: metric.stored_in(values) for metric in SCORES}
+    return {
+        name: Figure(value, *(intervals.get(name) or (None, None)))
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def _over_seeds(values: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     figures = {}
-    for name in HEADLINES:
-        each = [value[name] for value in values if value.get(name) is not None]
+    for metric in SCORES:
+        each = [value for found in values if (value := metric.stored_in(found)) is not None]
         if each:
-            figures[name] = Figure(float(np.mean(each)), min(each), max(each))
+            figures[metric.name] = Figure(float(np.mean(each)), min(each), max(each))
     return figures
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from cxr.evaluation.comparison import Difference
 from cxr.study.results import Figure
 
-NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_auroc": "macro-AUROC", "nll": "NLL"}
 NOT_RUN = "not run"
 NOTHING = "-"
 

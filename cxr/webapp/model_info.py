@@ -13,17 +13,12 @@ from pydantic import BaseModel, Field
 
 from cxr.common.errors import CxrError
 from cxr.common.notices import notice
+from cxr.evaluation.headline import HEADLINES
 from cxr.inference.classifier import Classifier
 from cxr.registry.evaluation_store import evaluation_of
 from cxr.registry.versions import MODEL, Version
 
 _LINEAGE = ("protocol", "task", "git_commit", "manifest_sha256", "test_set_sha256", "weights_sha256")
-_OVERALL = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "macro_auroc": "Macro AUROC",
-    "ece": "Expected calibration error",
-}
 _PER_CLASS = ("precision", "recall", "specificity", "auroc")
 
 log = logging.getLogger("cxr.webapp")
@@ -112,13 +107,14 @@ def _measured(version: Version) -> Measured | None:
     if evaluation.metrics is None or evaluation.changed:
         return None
     metrics = evaluation.metrics
-    overall = {**metrics, "ece": metrics.get("calibration", {}).get("ece")}
     intervals = metrics.get("ci95", {})
     return Measured(
         images=int(metrics.get("n_test", 0)),
         patients=metrics.get("n_patients"),
         overall={
-            title: score for name, title in _OVERALL.items() if (score := _score(overall, intervals, name)) is not None
+            metric.title: score
+            for metric in HEADLINES
+            if (score := _score({metric.name: metric.stored_in(metrics)}, intervals, metric.name)) is not None
         },
         per_class={
             label: _of_class(scores, intervals.get("per_class", {}).get(label, {}))

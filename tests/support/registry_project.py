@@ -5,7 +5,6 @@ seconds, so it is made once a session and copied.
 """
 
 import csv
-import hashlib
 import os
 import shutil
 import sys
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from cxr.common.files import write_json
+from cxr.dataset.manifest import sha256_of_test_set
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, write_bundle
@@ -58,7 +59,8 @@ def write_model(
     """
     missed = [i for i in range(images) if of_class in {"", CLASSES[i % 3]}][:wrong]
     rows = [(f"image{i}", CLASSES[i % 3], CLASSES[(i + (i in missed)) % 3]) for i in range(images)]
-    digest = hashlib.sha256("\n".join(sorted(f"{name},{label}" for name, label, _ in rows)).encode()).hexdigest()
+    tested = pd.DataFrame({"image_id": [row[0] for row in rows], "label": [row[1] for row in rows], "split": "test"})
+    digest = sha256_of_test_set(tested)
     write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
     write_json(
         Path("models/trained/training.json"),

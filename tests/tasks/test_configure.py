@@ -61,6 +61,13 @@ def test_an_unknown_name_is_refused_and_nothing_is_written(params: Path, name: s
     assert params.read_text() == before
 
 
+def test_a_gate_on_an_unknown_metric_is_refused_and_nothing_is_written(params: Path) -> None:
+    before = params.read_text()
+    with pytest.raises(ParamsError, match="acuracy"):
+        configure(params, {"promote.floors": {"acuracy": 0.5}})
+    assert params.read_text() == before
+
+
 def test_profiles_settings_and_data_are_written_together(
     params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,14 +13,13 @@ import torch
 from cxr.common.errors import DataError, PromotionHeldError
 from cxr.common.files import write_json
 from cxr.dataset.image_array import write_index
-from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
+from cxr.dataset.manifest import MANIFEST_COLUMNS, sha256_of_test_set, write_table
 from cxr.dataset.shards import write_shards
 from cxr.imaging.decode import image_from_bytes
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
 from cxr.registry import aliases, runs, versions
-from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.evaluation_store import evaluation_of, keep_training_images
 from cxr.registry.registration import register_version
 from tasks import reevaluate
@@ -62,7 +61,7 @@ def pixels() -> dict[str, bytes]:
     )
     tested = [(f"image{n}", CLASSES[n % 3]) for n in range(N_IMAGES)]
     write_splits(Path("data/split/splits.csv"), tested)
-    images = pd.DataFrame(tested, columns=["image_id", "label"])
+    images = pd.DataFrame(tested, columns=["image_id", "label"]).assign(split="test")
     write_json(
         Path("data/split/split.json"),
         {
@@ -70,7 +69,7 @@ def pixels() -> dict[str, bytes]:
             "task": "three_way",
             "classes": list(CLASSES),
             "synthetic": True,
-            "test_set_sha256": EvaluationArtifacts({}, images, {}).test_set_sha256,
+            "test_set_sha256": sha256_of_test_set(images),
         },
     )
     return pixels

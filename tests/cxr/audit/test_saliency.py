@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cxr.audit.saliency import (
-    STILL_ALIKE,
+    SIMILAR_FROM,
     Normalisation,
     SanityCheck,
     attention_in_thorax,
@@ -77,14 +77,14 @@ def check(model: nn.Module, parts: Mapping[str, str]) -> SanityCheck:
 def test_maps_that_ignore_the_weights_are_found_out() -> None:
     found = check(Smoothed(), {"stem": "unused", "head": "unused"})
     assert found.depends_on_weights is False
-    assert [step.redrawn for step in found.steps] == ["head", "stem"]
+    assert [step.randomised for step in found.steps] == ["head", "stem"]
     assert found.steps[-1].similarity.value == pytest.approx(1.0)
 
 
 def test_maps_that_follow_the_weights_pass() -> None:
     found = check(Learnt(), {"stem": "filters", "head": "head"})
     assert found.depends_on_weights is True
-    assert found.steps[-1].similarity.value < STILL_ALIKE
+    assert found.steps[-1].similarity.value < SIMILAR_FROM
     interval = found.steps[-1].similarity.interval
     assert interval is not None
     assert interval.low <= found.steps[-1].similarity.value <= interval.high
@@ -115,7 +115,7 @@ def test_a_network_of_the_zoo_is_taken_apart_from_its_head_to_its_stem(ensemble:
     model = build("small_cnn", 3, members=2 if ensemble else 1).eval()
     nn.init.constant_(dict(head_of(model).named_parameters())["weight"], 0.1)  # all maps speak for all classes
     found = randomisation_check(model, images(3, side=64), np.arange(3), scale=SCALE, draws=draws(3))
-    assert [step.redrawn for step in found.steps] == list(reversed(PARTS))
+    assert [step.randomised for step in found.steps] == list(reversed(PARTS))
     assert all(step.similarity.interval is None for step in found.steps)  # 3 patients
 
 

@@ -4,24 +4,23 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import cxr.audit.shortcuts
 from cxr.audit.shortcuts import N_EXAMPLES, AuditSettings, audit
 from cxr.audit.verdict import verdict
 from cxr.dataset.image_array import ImageArray
+from cxr.evaluation.headline import SCORES
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec
 from cxr.reporting.report_figures import audit_figures
+from cxr.reporting.templating import render
 
 SIDE, N_PATIENTS = 48, 60
 CLASSES = ("normal", "viral", "bacterial")
@@ -142,7 +141,7 @@ def test_more_images_than_allowed_are_drawn_from_and_the_audit_says_so() -> None
 
 def test_one_source_is_not_probed_and_says_why() -> None:
     found = audited(Reader(CORNER), *images(in_corner, sources=("here",)))
-    assert "one source (here)" in found["probe"]["skipped"]
+    assert "one source (here)" in found["probe"]["unavailable_because"]
     assert levels(found)[3] == "unknown"
 
 
@@ -178,13 +177,7 @@ def test_examples_show_each_class_in_each_view() -> None:
 def test_the_figure_and_the_part_of_the_report_show_every_view_and_finding() -> None:
     found = deepcopy(border_reader())
     drawn = audit_figures(found)
-    environment = Environment(
-        loader=FileSystemLoader(Path(cxr.audit.shortcuts.__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters.update(
-        value=lambda x: f"{x:.3f}", count=str, percent="{:.1%}".format, interval=lambda x: "" if x is None else str(x)
-    )
-    html = environment.get_template("audit.html.j2").render(audit=found, figures=drawn)
+    html = render("audit.html.j2", {"audit": found, "figures": drawn, "scores": SCORES})
     for view in found["views"].values():
         assert view["title"] in html
         assert view["title"] in drawn["audit_views"]

@@ -10,23 +10,23 @@ PATIENTS = np.array([f"patient-{n}" for n in range(N)])
 
 
 def test_features_without_a_trace_of_the_source_give_an_interval_around_chance() -> None:
-    images, why_not = probe_set(SOURCES, LABELS, PATIENTS)
-    assert images is not None, why_not
+    images, reason = probe_set(SOURCES, LABELS, PATIENTS)
+    assert images is not None, reason
     found = probe(np.random.default_rng(1).normal(size=(N, 4)), images, PATIENTS, seed=1, resamples=300)
     assert found["ci95"][0] < 0.5 < found["ci95"][1]
 
 
 def test_a_feature_that_only_tells_the_class_tells_no_source_however_the_classes_are_spread() -> None:
     labels = np.where(np.arange(N) % 10 < 6, np.where(SOURCES == "a", "normal", "viral"), LABELS)
-    images, why_not = probe_set(SOURCES, labels, PATIENTS)
-    assert images is not None, why_not
+    images, reason = probe_set(SOURCES, labels, PATIENTS)
+    assert images is not None, reason
     found = probe((labels == "viral").astype(float)[:, None], images, PATIENTS, seed=1, resamples=50)
     assert abs(found["auroc"] - 0.5) < 0.05
 
 
 def test_a_marker_of_the_source_is_found_among_noise() -> None:
-    images, why_not = probe_set(SOURCES, LABELS, PATIENTS)
-    assert images is not None, why_not
+    images, reason = probe_set(SOURCES, LABELS, PATIENTS)
+    assert images is not None, reason
     features = np.random.default_rng(1).normal(size=(N, 8))
     features[SOURCES == "a", 3] += 4
     assert probe(features, images, PATIENTS, seed=1, resamples=50)["auroc"] > 0.9
@@ -34,18 +34,18 @@ def test_a_marker_of_the_source_is_found_among_noise() -> None:
 
 def test_classes_that_one_side_lacks_are_left_out() -> None:
     labels = np.where((SOURCES == "a") & (np.arange(N) < 20), "bacterial", LABELS)
-    images, why_not = probe_set(SOURCES, labels, PATIENTS)
-    assert images is not None, why_not
+    images, reason = probe_set(SOURCES, labels, PATIENTS)
+    assert images is not None, reason
     assert images.classes == ("normal", "viral")
     assert "bacterial" not in labels[images.rows]
 
 
 def test_too_few_patients_of_one_side_are_refused_with_the_number() -> None:
     patients = np.where(SOURCES == "b", "one patient", PATIENTS)
-    images, why_not = probe_set(SOURCES, LABELS, patients)
+    images, reason = probe_set(SOURCES, LABELS, patients)
     assert images is None
-    assert "has 1 patients" in why_not
-    assert str(MIN_PATIENTS) in why_not
+    assert "has 1 patients" in reason
+    assert str(MIN_PATIENTS) in reason
 
 
 def test_plain_statistics_see_the_border_apart_from_the_image() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cxr.audit.thorax_mask import lung_mask, outline, thorax_mask
+from cxr.audit.thorax_mask import outline, thorax_mask
 from cxr.common.classes import LABELS, Label
 from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 
@@ -42,7 +42,7 @@ def test_an_opaque_lung_is_outlined_as_the_mirror_of_the_other(side: int) -> Non
 
 def test_air_beside_the_body_is_no_lung() -> None:
     image, _ = drawn()
-    assert not lung_mask(image[None])[0][:, :6].any()
+    assert not outline(image[None]).lungs[0][:, :6].any()
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -71,7 +71,7 @@ def test_outlines_of_phantoms_lie_on_what_is_dark_and_central(label: Label) -> N
 def test_the_thorax_holds_the_lungs_and_what_lies_between_them() -> None:
     image, lungs = drawn()
     thorax = thorax_mask(image[None])[0]
-    assert not (lung_mask(image[None])[0] & ~thorax).any()
+    assert not (outline(image[None]).lungs[0] & ~thorax).any()
     assert (thorax & ~lungs)[SIDE // 2, SIDE // 2]
     assert thorax.mean() < 0.8
 

@@ -36,8 +36,8 @@ def test_each_interval_holds_the_measured_value() -> None:
     labels, probabilities = predictions(150)
     measured, intervals = measure(labels, probabilities, CLASSES), intervals_of(labels, probabilities)
     errors = measure_calibration(labels, probabilities, bins=10)
-    pairs = [(getattr(measured, name), getattr(intervals, name)) for name in ("accuracy", "macro_f1", "macro_auroc")]
-    pairs += [(getattr(errors, name), getattr(intervals, name)) for name in ("ece", "classwise_ece", "brier")]
+    pairs = [(value, intervals.overall[name]) for name, value in measured.overall.items()]
+    pairs += [(getattr(errors, name), intervals.overall[name]) for name in ("ece", "classwise_ece", "brier")]
     pairs += [
         (getattr(measured.per_class[name], figure), intervals.per_class[name][figure])
         for name in CLASSES
@@ -49,15 +49,15 @@ def test_each_interval_holds_the_measured_value() -> None:
 
 def test_the_interval_of_an_accuracy_has_the_width_that_theory_gives() -> None:
     labels, probabilities = predictions(600)
-    accuracy = measure(labels, probabilities, CLASSES).accuracy
+    accuracy = measure(labels, probabilities, CLASSES).overall["accuracy"]
     expected = 2 * 1.96 * np.sqrt(accuracy * (1 - accuracy) / 600)
-    assert width(intervals_of(labels, probabilities).accuracy) == pytest.approx(expected, rel=0.15)
+    assert width(intervals_of(labels, probabilities).overall["accuracy"]) == pytest.approx(expected, rel=0.15)
 
 
 def test_fewer_patients_widen_the_intervals() -> None:
     many, few = (intervals_of(*predictions(n)) for n in (600, 60))
-    assert width(few.accuracy) > 2 * width(many.accuracy)
-    assert width(few.macro_auroc) > 2 * width(many.macro_auroc)
+    assert width(few.overall["accuracy"]) > 2 * width(many.overall["accuracy"])
+    assert width(few.overall["macro_auroc"]) > 2 * width(many.overall["macro_auroc"])
 
 
 def test_images_of_a_patient_that_agree_count_as_little_more_than_one() -> None:
@@ -65,7 +65,7 @@ def test_images_of_a_patient_that_agree_count_as_little_more_than_one() -> None:
     labels, probabilities = np.repeat(labels, 4), np.repeat(probabilities, 4, axis=0)
     by_patient = intervals_of(labels, probabilities, [f"p{i // 4}" for i in range(len(labels))])
     by_image = intervals_of(labels, probabilities)
-    assert width(by_patient.accuracy) > 1.6 * width(by_image.accuracy)
+    assert width(by_patient.overall["accuracy"]) > 1.6 * width(by_image.overall["accuracy"])
     assert by_patient.patients == 60
 
 
@@ -80,8 +80,8 @@ def test_a_class_that_resamples_often_lack_has_no_interval_and_no_nan() -> None:
     labels = np.where(np.arange(40) == 2, 2, labels % 2)  # one bacterial image
     intervals = intervals_of(labels, probabilities)
     assert intervals.per_class["bacterial"]["recall"] is None
-    assert intervals.macro_f1 is None
-    assert intervals.accuracy is not None
+    assert intervals.overall["macro_f1"] is None
+    assert intervals.overall["accuracy"] is not None
     assert 80 < intervals.incomplete < 220  # 37% of 400
     json.dumps(intervals.to_json(), allow_nan=False)
 
@@ -91,13 +91,13 @@ def test_a_class_absent_from_the_images_leaves_the_averages_an_interval() -> Non
     intervals = intervals_of(labels % 2, probabilities)
     assert intervals.per_class["bacterial"]["f1"] is None
     assert intervals.per_class["bacterial"]["specificity"] is not None
-    assert intervals.macro_f1 is not None
+    assert intervals.overall["macro_f1"] is not None
     assert intervals.incomplete == 0
 
 
 def test_a_handful_of_patients_carries_no_interval() -> None:
     intervals = intervals_of(*predictions(90), [f"p{i % 9}" for i in range(90)])
-    assert intervals.accuracy is None
+    assert intervals.overall["accuracy"] is None
     assert intervals.to_json()["ece"] is None
 
 
@@ -106,7 +106,7 @@ def test_a_ratio_of_sums_has_the_interval_of_the_accuracy_when_it_is_the_accurac
     right = (probabilities.argmax(axis=1) == labels).astype(float)[:, None]
     patients = [f"p{i // 3}" for i in range(90)]
     (interval,) = Resampling(np.array(patients), 400, 1).ratios(right, np.ones((90, 1)))
-    expected = intervals_of(labels, probabilities, patients).accuracy
+    expected = intervals_of(labels, probabilities, patients).overall["accuracy"]
     assert interval is not None
     assert expected is not None
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
@@ -118,7 +118,7 @@ def test_a_brier_score_has_the_interval_of_a_mean_over_images() -> None:
     (interval,) = Resampling(np.arange(90), 2000, 5).ratios(squares, np.ones((90, 1)))
     brier = bootstrap_intervals(
         labels, probabilities, [str(i) for i in range(90)], CLASSES, resamples=2000, seed=5, bins=10
-    ).brier
+    ).overall["brier"]
     assert interval is not None
     assert brier is not None
     assert (interval.low, interval.high) == pytest.approx((brier.low, brier.high))

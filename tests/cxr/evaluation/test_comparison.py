@@ -46,32 +46,32 @@ def test_differences_are_those_of_scikit_learns_figures() -> None:
         ("macro_auroc", lambda x: roc_auc_score(labels, x, multi_class="ovr")),
         ("nll", lambda x: log_loss(labels, x)),
     ):
-        assert getattr(found, name).value == pytest.approx(figure(p) - figure(q))
+        assert found.differences[name].value == pytest.approx(figure(p) - figure(q))
     assert (found.images, found.patients) == (240, 120)
 
 
 def test_a_better_model_is_found_better_in_nearly_all_resamples() -> None:
     found = compared(predictions(skill=3.0, seed=1), predictions(skill=0.5, seed=2))
-    for difference in (found.accuracy, found.macro_f1, found.macro_auroc):
+    for difference in (found.differences["accuracy"], found.differences["macro_f1"], found.differences["macro_auroc"]):
         assert difference.interval is not None
         assert difference.interval.low > 0
         assert difference.above_zero == 1
-    assert found.nll.interval is not None
-    assert found.nll.interval.high < 0
+    assert found.differences["nll"].interval is not None
+    assert found.differences["nll"].interval.high < 0
     assert found.mcnemar.p_value < 0.001
 
 
 def test_a_model_against_itself_differs_by_nothing() -> None:
     found = compared(predictions(), predictions())
-    assert found.accuracy.value == 0
-    assert found.accuracy.interval == Interval(0, 0)
-    assert found.accuracy.above_zero == 0.5
+    assert found.differences["accuracy"].value == 0
+    assert found.differences["accuracy"].interval == Interval(0, 0)
+    assert found.differences["accuracy"].above_zero == 0.5
     assert (found.mcnemar.first_alone_right, found.mcnemar.second_alone_right, found.mcnemar.p_value) == (0, 0, 1)
 
 
 def test_pairing_makes_the_interval_narrower_than_chance_between_images() -> None:
     a, b = predictions(noise=0.2, seed=1), predictions(noise=0.2, seed=2)
-    paired = compared(a, b).accuracy.interval
+    paired = compared(a, b).differences["accuracy"].interval
     right = probabilities_of(a).argmax(axis=1) == [CLASSES.index(label) for label in a["label"]]
     unpaired_width = 2 * 1.96 * np.sqrt(2 * right.var() / len(right))
     assert paired is not None
@@ -98,8 +98,8 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_decides() -> None:
 
 def test_few_patients_give_a_difference_without_an_interval() -> None:
     found = compared(predictions(images=12, seed=1), predictions(images=12, seed=2))
-    assert found.accuracy.interval is None
-    assert found.accuracy.above_zero is None
+    assert found.differences["accuracy"].interval is None
+    assert found.differences["accuracy"].above_zero is None
 
 
 def test_two_and_four_classes_are_compared_too() -> None:
@@ -112,7 +112,7 @@ def test_two_and_four_classes_are_compared_too() -> None:
             table = pd.DataFrame({"image_id": range(80), "patient_id": range(80), "label": np.array(classes)[labels]})
             p = scores / scores.sum(axis=1, keepdims=True)
             tables.append(table.assign(**{f"p_{name}": p[:, c] for c, name in enumerate(classes)}))
-        assert compared(*tables).macro_auroc.value > 0.1
+        assert compared(*tables).differences["macro_auroc"].value > 0.1
 
 
 def changed(table: pd.DataFrame, fault: str) -> pd.DataFrame:
@@ -136,16 +136,12 @@ def changed(table: pd.DataFrame, fault: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (
-            "image",
-            "the predictions are not of the same images: 1 images are in the first table alone and 1 in the second, such "
-            "as image-0000; compare models on one split",
-        ),
-        ("twice", "0 images are in the first table alone and 0 in the second, and one has images twice"),
-        ("label", "1 images have another label in the second table than in the first, such as image-0000"),
-        ("patient", "1 images have another patient_id in the second table than in the first"),
-        ("class", "the models tell different classes apart: normal, viral, bacterial and normal, covid, bacterial"),
-        ("column", "needs image_id, patient_id, label and p_<class>, got image_id, label, p_normal"),
+        ("image", "image-0000"),
+        ("twice", "twice"),
+        ("label", "label.*image-0000"),
+        ("patient", "patient_id"),
+        ("class", "normal, covid, bacterial"),
+        ("column", "needs image_id, patient_id"),
     ],
 )
 def test_tables_that_cannot_be_compared_are_refused_in_plain_words(fault: str, message: str) -> None:
@@ -158,9 +154,11 @@ def test_over_seeds_the_difference_is_the_mean_of_the_pairs() -> None:
     pairs = [(predictions(skill=2, seed=n), predictions(skill=1, seed=n + 10)) for n in range(3)]
     found = compare_over_seeds(pairs, resamples=300, seed=1)
     singles = [compared(*pair) for pair in pairs]
-    assert found["nll"].value == pytest.approx(np.mean([single.nll.value for single in singles]))
-    assert found["macro_f1"].value == pytest.approx(np.mean([single.macro_f1.value for single in singles]))
-    interval, widest = found["accuracy"].interval, singles[0].accuracy.interval
+    assert found["nll"].value == pytest.approx(np.mean([single.differences["nll"].value for single in singles]))
+    assert found["macro_f1"].value == pytest.approx(
+        np.mean([single.differences["macro_f1"].value for single in singles])
+    )
+    interval, widest = found["accuracy"].interval, singles[0].differences["accuracy"].interval
     assert interval is not None
     assert widest is not None
     assert interval.high - interval.low < widest.high - widest.low
@@ -179,5 +177,5 @@ def test_difference_over_seeds_is_welchs() -> None:
 def test_one_seed_or_values_that_do_not_vary_give_no_interval() -> None:
     assert difference_over_seeds([0.9], [0.8, 0.7]).interval is None
     assert difference_over_seeds([0.9, 0.9], [0.8, 0.8]).interval is None
-    with pytest.raises(DataError, match="both recipes need a value, there are 0 and 1"):
+    with pytest.raises(DataError, match="0 and 1"):
         difference_over_seeds([], [0.5])

@@ -38,9 +38,9 @@ def test_every_value_is_that_of_scikit_learn(seed: int, decimals: int) -> None:
     measured = measure(labels, probabilities, CLASSES)
     precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, zero_division=0)
 
-    assert measured.accuracy == pytest.approx(accuracy_score(labels, predicted))
-    assert measured.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
-    assert measured.macro_auroc == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"))
+    assert measured.overall["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert measured.overall["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert measured.overall["macro_auroc"] == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"))
     assert np.array_equal(measured.confusion_matrix, confusion_matrix(labels, predicted))
     for c, values in enumerate(measured.per_class.values()):
         assert (values.precision, values.recall, values.f1) == pytest.approx((precision[c], recall[c], f1[c]))
@@ -64,16 +64,16 @@ def test_a_class_without_images_is_undefined_and_leaves_the_averages() -> None:
     bacterial = measured.per_class["bacterial"]
     assert (bacterial.precision, bacterial.recall, bacterial.f1, bacterial.auroc) == (None, None, None, None)
     assert bacterial.specificity == 0.75
-    assert measured.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
-    assert measured.macro_auroc is not None
+    assert measured.overall["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert measured.overall["macro_auroc"] is not None
     assert measured.missing_classes == ("bacterial",)
     json.dumps(measured.to_json(), allow_nan=False)
 
 
 def test_one_class_alone_has_no_auroc_and_no_specificity() -> None:
     measured = measure(np.zeros(3, np.int64), np.tile([0.6, 0.3, 0.1], (3, 1)), CLASSES)
-    assert measured.accuracy == 1.0
-    assert measured.macro_auroc is None
+    assert measured.overall["accuracy"] == 1.0
+    assert measured.overall["macro_auroc"] is None
     assert measured.per_class["normal"].specificity is None
     assert '"macro_auroc": null' in json.dumps(measured.to_json(), allow_nan=False)
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from cxr.common.params import PromoteParams
+from cxr.dataset.manifest import sha256_of_test_set
 from cxr.registry.audit_log import Move
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.promotion import LINEAGE_TAGS, Decision, decide
@@ -17,7 +18,7 @@ PARAMS = PromoteParams(
     floors={"accuracy": 0.6, "macro_f1": 0.6, "macro_auroc": 0.75},
     min_class_recall=0.3,
     max_recall_drop=0.1,
-    max_ece=0.2,
+    ceilings={"ece": 0.2},
     non_inferiority_margin={"accuracy": 0.3, "macro_f1": 0.3},
     resamples=400,
     seed=1,
@@ -36,6 +37,7 @@ def _images(wrong: dict[str, int], per_class: int = 10) -> pd.DataFrame:
             rows.append(
                 {
                     "image_id": f"{label}{n}",
+                    "split": "test",
                     "patient_id": f"{label}{n}",
                     "label": label,
                     "predicted_class": called,
@@ -55,7 +57,7 @@ def _of(images: pd.DataFrame, *, tags: dict[str, str] = TAGS, **metrics: Any) ->
         "calibration": {"ece": 0.05},
         "classes": list(CLASSES),
         "n_test": len(images),
-        "test_set_sha256": EvaluationArtifacts({}, images, tags).test_set_sha256,
+        "test_set_sha256": sha256_of_test_set(images),
     }
     return EvaluationArtifacts(agreeing | metrics, images, tags)
 
@@ -89,7 +91,7 @@ def test_without_a_champion_the_floors_alone_decide() -> None:
         "recall of normal",
         "recall of viral",
         "recall of bacterial",
-        "calibration error",
+        "ece",
     ]
 
 
@@ -196,7 +198,7 @@ UNDECIDED: list[tuple[str, Callable[[], EvaluationArtifacts], str, str]] = [
     (
         "calibration not measured",
         lambda: _without(_artifacts(), "calibration"),
-        "calibration error",
+        "ece",
         "missing",
     ),
 ]
@@ -207,7 +209,7 @@ REJECTED: list[tuple[str, Callable[[], EvaluationArtifacts], str, str]] = [
     (
         "uncalibrated",
         lambda: _artifacts(calibration={"ece": 0.3}),
-        "calibration error",
+        "ece",
         "0.300",
     ),
 ]

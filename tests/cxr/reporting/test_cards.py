@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from jinja2 import UndefinedError
 
+from cxr.common.errors import DataError
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.reporting.cards import DATA_CARD, MODEL_CARD, PUBLIC_SETS, write_cards
 
@@ -31,7 +32,7 @@ def content() -> dict[str, Any]:
         "metrics": {
             "accuracy": 0.8765, "macro_f1": 0.8654, "macro_auroc": 0.9543, "classes": CLASSES, "protocol": "patient",
             "synthetic": False, "n_test": 1234, "n_patients": 321, "bootstrap": {"resamples": 2000},
-            "test_set_sha256": "7e57" * 16, "calibration": {"ece": 0.0321, "brier": 0.21},
+            "test_set_sha256": "7e57" * 16, "calibration": {"ece": 0.0321, "classwise_ece": 0.02, "brier": 0.21, "nll": 0.4},
             "per_class": {"normal": scores(0.91) | {"support": 600}, "viral": scores(0.72) | {"support": 634}},
             "ci95": {
                 "accuracy": [0.8444, 0.9011], "macro_f1": None, "macro_auroc": None, "ece": None,
@@ -64,13 +65,13 @@ def content() -> dict[str, Any]:
             "images": 200, "largest_class": "viral", "largest_class_share": 0.51,
             "views": {"whole": view | {"title": "whole image"}},
             "verdict": [{"level": "good", "sentence": "It reads the lungs.", "rule": "none"}],
-            "probe": {"skipped": "all images come from one source"},
+            "probe": {"unavailable_because": "all images come from one source"},
             "sources": {"clinic": {"normal": 600, "viral": 634}},
         },
         "trust": {
-            "operating_points": {"why_not": None, "points": [
+            "operating_points": {"unavailable_because": None, "points": [
                 {"target_specificity": 0.9, "threshold": 0.31, "sensitivity": rate, "specificity": rate}]},
-            "referral": {"why_not": None,
+            "referral": {"unavailable_because": None,
                 "found": {"confidence": 0.66, "coverage": rate, "accuracy_on_kept": rate, "errors_caught": rate}},
             "attention": None, "sanity": {"depends_on_weights": None},
         },
@@ -92,7 +93,7 @@ def test_the_model_card_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     for said in (
         "0.876 (0.844 to 0.901)", "0.865", "0.954", "0.032", "1,234 test images of 321 patients", "run-42",
         "temperature 1.234", "0.777 (0.727 to 0.827)", "| 90.0% | 0.310 |", "2,257 images of 900 patients",
-        "It reads the lungs.", "| whole image | 0.812 (0.750 to 0.850) | 0.913",
+        "It reads the lungs.", "| whole image | 0.812 (0.750 to 0.850) | 0.800 (0.750 to 0.850) | 0.913",
     ):  # fmt: skip
         assert said in card, said
 
@@ -126,19 +127,24 @@ def test_generated_images_are_called_so_and_get_no_licence_of_a_public_set(tmp_p
 
 def test_what_could_not_be_measured_is_said_with_its_reason(tmp_path: Path) -> None:
     files = content()
-    files["trust"]["operating_points"] = {"why_not": "no validation image is normal", "points": []}
-    files["trust"]["referral"] = {"why_not": "too few are right", "found": None}
+    files["trust"]["operating_points"] = {"unavailable_because": "no validation image is normal", "points": []}
+    files["trust"]["referral"] = {"unavailable_because": "too few are right", "found": None}
     files["trust"]["sanity"] = {"depends_on_weights": False}
     files["trust"]["attention"] = {"keeps_to_the_thorax": False}
     card, _ = cards(tmp_path, files)
-    for said in ("no validation image is normal", "too few are right", "random weights", "no more than its area"):
+    for said in (
+        "no validation image is normal",
+        "too few are right",
+        "random weights",
+        "beyond the share of its area",
+    ):
         assert said in card, said
 
 
 @pytest.mark.parametrize(
     ("file", "key"),
     [
-        ("metrics", "accuracy"),
+        ("metrics", "n_test"),
         ("training", "run_id"),
         ("split", "leakage"),
         ("audit", "verdict"),
@@ -149,6 +155,13 @@ def test_a_missing_number_stops_the_card(tmp_path: Path, file: str, key: str) ->
     files = copy.deepcopy(content())
     del files[file][key]
     with pytest.raises(UndefinedError, match=key):
+        write_cards(tmp_path, **files)
+
+
+def test_a_missing_metric_stops_the_card(tmp_path: Path) -> None:
+    files = copy.deepcopy(content())
+    del files["metrics"]["accuracy"]
+    with pytest.raises(DataError, match="accuracy"):
         write_cards(tmp_path, **files)
 
 

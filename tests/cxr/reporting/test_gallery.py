@@ -10,7 +10,7 @@ from cxr.reporting.gallery import Pick, contact_sheet, pick_images, pick_most_co
 from cxr.reporting.report import GalleryItem
 
 
-def test_right_images_are_drawn_by_seed_and_errors_are_the_surest() -> None:
+def test_right_images_are_drawn_by_seed_and_errors_are_the_most_confident() -> None:
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(3), 300)
     labels = np.arange(300) % 3
@@ -31,7 +31,7 @@ def test_a_class_without_errors_or_without_images_shows_what_there_is() -> None:
     assert pick_images(np.array([0, 1]), probabilities, per_class=3, seed=0) == [Pick(0, True), Pick(1, False)]
 
 
-def test_the_most_confident_errors_come_from_all_classes_the_surest_first() -> None:
+def test_the_most_confident_errors_come_from_all_classes_the_most_confident_first() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
     labels = np.array([0, 0, 1, 0, 1])
     assert pick_most_confident_errors(labels, probabilities, at_most=3) == [

@@ -1,4 +1,4 @@
-"""The page stands alone, says plainly what it is about, and hides nothing that is undefined."""
+"""The report is self-contained, names its limits, and shows undefined values as such."""
 
 import re
 from dataclasses import replace
@@ -17,8 +17,8 @@ from cxr.reporting.report import (
     GalleryItem,
     ReportContent,
     compare_with_paper,
+    reasons_not_comparable,
     render_report,
-    why_not_comparable,
 )
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
 
@@ -77,8 +77,8 @@ def trust_of(images: Predictions, **changes: Any) -> dict[str, Any]:
             "keeps_to_the_thorax": True,
         },
         "sanity": {
-            "images": 24, "depends_on_weights": True, "still_alike_from": 0.5,
-            "steps": [{"redrawn": "head", "similarity": share}, {"redrawn": "stem", "similarity": share}],
+            "images": 24, "depends_on_weights": True, "similar_from": 0.5,
+            "steps": [{"randomised": "head", "similarity": share}, {"randomised": "stem", "similarity": share}],
         },
     } | changes  # fmt: skip
 
@@ -90,7 +90,7 @@ def audit_of() -> dict[str, Any]:
         "images": 40, "test_images": 60, "patients": 33, "border": 0.1, "largest_class": "viral",
         "largest_class_share": 0.4, "outline": {"from_template": 1, "thorax_share": 0.5, "lung_share_in_border": 0.01},
         "views": {"whole": view | {"title": "whole image"}, "border_only": view | {"title": "border only"}},
-        "probe": {"skipped": "all images come from one source"}, "sources": {}, "examples": [],
+        "probe": {"unavailable_because": "all images come from one source"}, "sources": {}, "examples": [],
         "verdict": [{"level": "good", "sentence": "It reads the lungs.", "rule": "none"}],
     }  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
 def test_synthetic_images_are_named_and_real_ones_are_not_called_so(synthetic: bool) -> None:
     html = render_report(content(synthetic=synthetic))
     assert (SYNTHETIC in html) is synthetic
-    assert ("phantoms" in html) is synthetic
+    assert ("it has seen no real image" in html) is synthetic
     assert NOT_CLINICAL in html
 
 
@@ -197,7 +197,7 @@ def test_data_and_model_are_described(page: str) -> None:
         "1,200 1,200 1,200 3,600 900",
         "all 5,000 4,990 7 3",
         "7 kept images are in no part",
-        "loaded: stem, layer1; partly loaded: layer4; from random: head",
+        "loaded: stem, layer1; partly loaded: layer4; random: head",
         "weights=&lt;file&gt;",
         "2 epochs in 1 h 02 min, 12.5 images a second, bf16 on cpu (2 cores, x86_64)",
         "abc123",
@@ -222,16 +222,17 @@ def _comparable(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "token"),
     [
-        ({"synthetic": True}, "ours come from synthetic images"),
-        ({"protocol": "patient"}, "ours follow the protocol patient, the paper drew image by image at random"),
-        ({"task": "four_way"}, "ours tell another set of classes apart"),
-        ({"n_test": 1100}, "ours rest on 1,100 test images, the paper's on 500"),
+        ({"synthetic": True}, "synthetic"),
+        ({"protocol": "patient"}, "protocol patient"),
+        ({"task": "four_way"}, "classes"),
+        ({"n_test": 1100}, "1,100"),
     ],
 )
-def test_each_reason_against_the_comparison_is_named(change: dict[str, Any], reason: str) -> None:
-    assert why_not_comparable(_comparable({}) | change) == [reason]
+def test_each_reason_against_the_comparison_is_named(change: dict[str, Any], token: str) -> None:
+    (reason,) = reasons_not_comparable(_comparable({}) | change)
+    assert token in reason
 
 
 def test_the_papers_own_design_is_comparable_with_a_word_about_the_draw() -> None:
@@ -251,7 +252,7 @@ def test_a_test_set_without_a_class_gives_a_page_that_says_not_defined() -> None
 def test_too_few_patients_leave_the_intervals_out() -> None:
     images = predictions()
     text = text_of(render_report(content(images.where(np.arange(60) < 8))))
-    assert "missing where there are too few patients" in text
+    assert "missing with too few patients" in text
 
 
 @pytest.mark.parametrize("protocol", ["paper", "official", "cv"])
@@ -268,9 +269,9 @@ def test_the_same_content_gives_the_same_page(page: str) -> None:
     "heading",
     [
         "Operating points: pneumonia against normal",
-        "When to ask a reader instead",
-        "Whether acting on it does more good than harm",
-        "Whether the heat maps can be believed",
+        "Referral to a reader",
+        "Net benefit of acting on the model",
+        "Sanity check of the heat maps",
         "Share of attention inside the thorax",
         "Shortcut audit",
         "The most confident errors",
@@ -288,8 +289,8 @@ def test_the_sections_hold_their_numbers(page: str) -> None:
         f"90.0% {point['threshold']:.3f} {point['sensitivity']['value']:.3f}",
         f"below {found['confidence']:.3f} go to a reader",
         f"answered by the model {found['coverage']['value']:.3f}",
-        "The maps depend on what was learnt.",
-        "Of an image's heat 62.5% lies in the thorax",
+        "The maps depend on the learnt weights.",
+        "62.5% of an image's heat lies in the thorax",
         "actually normal, called viral with 91.2%",
         "resnet50 with a linear head, 3 classes",
     ):
@@ -306,8 +307,8 @@ def test_calibration_errors_after_scaling_stand_with_their_intervals(page: str) 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"attention": None}, "Not measured: no image had a map."),
-        ({"sanity": {"images": 0, "steps": [], "depends_on_weights": None}}, "no image had a map to compare"),
+        ({"attention": None}, "Not measured: every map was empty."),
+        ({"sanity": {"images": 0, "steps": [], "depends_on_weights": None}}, "Not measured: every map was empty."),
         ({"decisions": {}}, "No yes-or-no decision is among the classes."),
     ],
 )
@@ -317,10 +318,12 @@ def test_what_could_not_be_measured_is_said_so(changes: dict[str, Any], sentence
 
 def test_an_accuracy_out_of_reach_leaves_no_referral_threshold() -> None:
     images = predictions()
-    out_of_reach = referral(images.where(np.arange(60) < 8), images, TRUST_SETTINGS)  # 8 images carry no threshold
+    out_of_reach = referral(
+        images.where(np.arange(60) < 8), images, TRUST_SETTINGS
+    )  # 8 images are too few for a threshold
     assert out_of_reach["found"] is None
     text = text_of(render_report(content(trust=trust_of(images, referral=out_of_reach))))
-    assert "No referral threshold: at no threshold are 80% of the validation images above it right" in text
+    assert "No referral threshold: " in text
 
 
 @pytest.mark.parametrize(
@@ -341,9 +344,8 @@ def test_two_and_four_classes_and_one_source_make_a_page_too(
     made = content(images, classes=list(classes), task="another")
     assert [row.name for row in compare_with_paper(made.metrics)] == compared
     text = text_of(render_report(made))
-    assert "Not comparable: ours come from synthetic images" in text
-    assert "ours tell another set of classes apart" in text
-    assert ("the model does not tell normal images from others" in text) is ("normal" not in classes)
+    assert "Not comparable: " in text
+    assert ("do not separate normal images" in text) is ("normal" not in classes)
     flat = flat_metrics(made.metrics)
     assert ("test_sensitivity_at_specificity_0.9" in flat) is ("normal" in classes)
     assert all(np.isfinite(value) for value in flat.values())
@@ -352,16 +354,14 @@ def test_two_and_four_classes_and_one_source_make_a_page_too(
 
 def test_a_test_set_without_normal_images_leaves_the_specificity_undefined() -> None:
     images = predictions()
-    ill = images.where(images.labels > 0)
-    trust = trust_of(images) | {"operating_points": operating_points(images, ill, TRUST_SETTINGS)}
+    with_pneumonia = images.where(images.labels > 0)
+    trust = trust_of(images) | {"operating_points": operating_points(images, with_pneumonia, TRUST_SETTINGS)}
     assert trust["operating_points"]["points"][0]["specificity"]["value"] is None
-    assert "not defined" in text_of(render_report(content(ill, trust=trust)))
+    assert "not defined" in text_of(render_report(content(with_pneumonia, trust=trust)))
 
 
 def test_without_normal_validation_images_no_threshold_is_chosen() -> None:
     images = predictions()
     found = operating_points(images.where(images.labels > 0), images, TRUST_SETTINGS)
-    assert (found["points"], found["why_not"]) == (
-        [],
-        "no validation image is normal, so no threshold can be chosen",
-    )
+    assert found["points"] == []
+    assert "no validation image is normal" in found["unavailable_because"]

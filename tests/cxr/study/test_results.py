@@ -41,7 +41,9 @@ def test_several_seeds_give_mean_lowest_and_highest_value() -> None:
     study = small_study()
     records = every_run(study, skill={"plain": 1.0, "mixup": 1.0})
     each = [
-        measure(*labels_and_probabilities(run.validation)).macro_f1 for run in records[:2] if run.validation is not None
+        measure(*labels_and_probabilities(run.validation)).overall["macro_f1"]
+        for run in records[:2]
+        if run.validation is not None
     ]
     figure = only_group(study, records).rows[0].validation["macro_f1"]
     assert (figure.value, figure.low, figure.high) == (pytest.approx(np.mean(each)), min(each), max(each))
@@ -132,7 +134,7 @@ def test_untested_run_is_not_used_in_a_tested_group() -> None:
 
 def test_folds_are_pooled_into_one_figure() -> None:
     folds = [predictions(skill=1.0, seed=n, first=60 * n) for n in range(3)]
-    each = [measure(*labels_and_probabilities(table)).accuracy for table in folds]
+    each = [measure(*labels_and_probabilities(table)).overall["accuracy"] for table in folds]
     assert pooled(folds, SETTINGS)["accuracy"].value == pytest.approx(np.mean(each))
 
 
