@@ -90,7 +90,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
 
 
 def _require_inputs(paths: Paths) -> None:
-    """Fail before the work, not after it, when a file of an earlier step is missing."""
+    """Check the files of earlier steps before the work starts."""
     inputs = {
         "ingest": [paths.raw / "ingest.json"],
         "split": [paths.split / "split.json"],
@@ -103,7 +103,7 @@ def _require_inputs(paths: Paths) -> None:
 
 
 def _records(paths: Paths) -> dict[str, Any]:
-    """Return what the earlier steps wrote about themselves."""
+    """Return the JSON records of the earlier steps."""
     return {
         "ingest": read_json(paths.raw / "ingest.json"),
         "split": read_json(paths.split / "split.json"),
@@ -127,7 +127,7 @@ def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
 def _check_fit(spec: ModelSpec, packed: ImageArray, split: Mapping[str, Any]) -> None:
     if spec.classes != tuple(split["classes"]):
         raise DataError(
-            f"the model tells {', '.join(spec.classes)} apart and the split {', '.join(split['classes'])}; "
+            f"the model has the classes {', '.join(spec.classes)} and the split {', '.join(split['classes'])}; "
             "run `dvc repro train`"
         )
     if spec.preprocessing != packed.preprocessing:

@@ -57,7 +57,7 @@ def audit(
 
     Args:
         model: in evaluation mode, on any device.
-        spec: its description; probabilities are calibrated as it says.
+        spec: its description, with the calibration.
         packed: the prepared images.
         images: columns image_id, split ("validation" or "test"), source, patient_id, label; other splits are left out.
         settings: beyond `max_images`, images are drawn at random.

@@ -99,7 +99,7 @@ def _out_of_fold(features: Floats, images: ProbeSet, patients: Strings, *, seed:
     scores = np.zeros(len(images.rows))
     for train, held_out in folds.split(features, images.positive, groups=patients):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=_REGULARISATION, max_iter=2000))
-        # Balanced anew: an imbalance left in the training part would shift the held-out scores the other way.
+        # Balanced again: an imbalance within the training part would shift the held-out scores.
         weights = _balance(images.positive[train], images.labels[train])
         model.fit(features[train], images.positive[train], logisticregression__sample_weight=weights)
         scores[held_out] = model.decision_function(features[held_out])

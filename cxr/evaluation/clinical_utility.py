@@ -89,7 +89,7 @@ class Referral:
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit over thresholds of treating as the model says and of treating all, in true positives per image.
+    """Net benefit over thresholds of treating by the model and of treating all, in true positives per image.
 
     Treating nobody has the net benefit 0. `gain` holds two intervals a threshold: the model's net benefit minus that
     of treating all, and minus that of treating nobody.

@@ -223,7 +223,7 @@ def roc_curves(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> d
 
 
 def defined(value: float | np.float64) -> float | None:
-    """Return `value`, None in place of NaN."""
+    """Return `value`, or None for NaN."""
     return None if np.isnan(value) else float(value)
 
 

@@ -20,7 +20,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PublicSet:
-    """What is published about a set that lies in a known layout."""
+    """Published facts about a set with a known layout."""
 
     name: str
     creators: str
@@ -41,9 +41,9 @@ PUBLIC_SETS = {
         "Guangzhou Women and Children's Medical Center.",
         labels="Read by two physicians; a third checked the set's own test part (Kermany et al. 2018).",
         biases=(
-            "Children of one hospital: says nothing of adults, other hospitals or other machines.",
+            "Children of one hospital: results do not carry over to adults, other hospitals or other machines.",
             "Bacterial and viral are readings of an image, not results of a culture; readers agree only moderately.",
-            "Several images of one patient; patient numbers restart between the parts, and names do not always tell.",
+            "Several images of one patient; patient numbers restart between the parts, file names may be ambiguous.",
             "Neither age, sex nor date of an image is published.",
         ),
     ),
@@ -56,13 +56,13 @@ PUBLIC_SETS = {
         labels="Taken over from those collections; how they were made is not documented.",
         biases=(
             "It has no bacterial class: where both sets are merged, the source gives part of the label away.",
-            "Adults here, children in the Kermany set: age, size and text markers tell the source.",
+            "Adults here, children in the Kermany set: age, size and text markers reveal the source.",
             "Neither patients, age, sex nor machine are published; each file counts as a patient of its own unless "
             "its name says otherwise.",
         ),
     ),
 }
-"""By the layout that a source was read in. That a folder is laid out like a set does not make it that set."""
+"""By the layout of a source. A folder with the layout of a set is not necessarily that set."""
 
 
 def write_cards(
@@ -85,7 +85,8 @@ def write_cards(
         trust: trust.json: operating points, referral, attention.
 
     Raises:
-        jinja2.UndefinedError: a file lacks what a card says.
+        jinja2.UndefinedError: a file lacks a value of a card.
+        DataError: metrics.json lacks a headline metric.
     """
     content = {
         "metrics": metrics,
@@ -108,5 +109,5 @@ def write_cards(
 
 
 def _public_set(name: str, ingest: Json) -> PublicSet | None:
-    """Return what is known of a source; nothing of generated images, or where its layout was not recorded."""
+    """Return the public description of a source; None for synthetic images or an unrecorded layout."""
     return None if ingest["synthetic"] else PUBLIC_SETS.get(ingest.get("layouts", {}).get(name, ""))

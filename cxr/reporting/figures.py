@@ -138,7 +138,7 @@ def roc(curves: Mapping[str, RocCurve], auroc: Mapping[str, float | None]) -> st
 def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin]) -> str:
     """Draw accuracy over confidence before and after temperature scaling, and how many images have it."""
     figure, (axes, histogram) = _figure(width=4.3, height=4.9, rows=2, heights=(3.3, 1))
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="as it should be")
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="perfect calibration")
     for table, label, colour, style, marker in (
         (before, "before scaling", _ORANGE, (0, (5, 1.5)), "s"),
         (after, "after scaling", _PAPER_BLUE, "-", "o"),
@@ -220,10 +220,10 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
 
 @_in_our_style
 def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
-    """Draw the net benefit of acting on the model, on all and on nobody, a panel a question.
+    """Draw the net benefit of acting on the model, on all and on nobody, one panel per decision.
 
     Args:
-        curves: question -> thresholds, model, treat_all.
+        curves: decision -> thresholds, model, treat_all.
     """
     figure, panels = _figure(width=4.2 * len(curves), height=3.4, columns=len(curves))
     for (name, curve), axes in zip(curves.items(), panels, strict=True):
@@ -241,7 +241,7 @@ def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
 
 @_in_our_style
 def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the ROC curve of pneumonia against normal with what each chosen threshold reached, and its intervals.
+    """Draw the ROC curve of pneumonia against normal with the result of each chosen threshold and its intervals.
 
     Args:
         curve: of the test images.
@@ -288,7 +288,7 @@ def learning_curve(points: Sequence[tuple[int, float, float | None, float | None
 
 
 def standing_alone(svg: str) -> str:
-    """Return a figure for a file of its own: in ink on white, since no page lends it its colours."""
+    """Return a figure for a separate file: dark on white, since no page provides its colours."""
     return svg.replace("currentColor", _INK).replace("<svg", '<svg style="background: #ffffff"', 1)
 
 
@@ -311,13 +311,15 @@ def _unit_square(axes: Axes, x_label: str, y_label: str, *, equal: bool = True) 
 
 
 def _svg(figure: Figure, description: str) -> str:
-    """Return the figure as SVG for a page: scalable, in the page's ink, described for who cannot see it."""
+    """Return the figure as SVG for a page: scalable, in the page's text colour, with a description for readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)  # each figure counts its parts from 1: not unique on a page
+    svg = re.sub(
+        r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg
+    )  # each figure numbers its parts from 1, so they are not unique on a page
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

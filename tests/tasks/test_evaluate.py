@@ -1,4 +1,4 @@
-"""The evaluation step on a tiny model and images built here: the contract, repeatability, refusals."""
+"""The evaluation step on a tiny model and small images: contract, reproducibility, errors."""
 
 import json
 import shutil
@@ -124,7 +124,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     return paths
 
 
-def test_the_metrics_hold_what_the_contract_names(evaluated: Paths) -> None:
+def test_the_metrics_file_holds_the_keys_of_the_contract(evaluated: Paths) -> None:
     metrics = read_json(evaluated.metrics)
     assert set(metrics) >= {
         "accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix", "calibration", "ci95", "protocol",
@@ -138,7 +138,7 @@ def test_the_metrics_hold_what_the_contract_names(evaluated: Paths) -> None:
     assert "NaN" not in evaluated.metrics.read_text()
 
 
-def test_the_predictions_give_the_metrics_again(evaluated: Paths) -> None:
+def test_the_predictions_reproduce_the_metrics(evaluated: Paths) -> None:
     table = pd.read_csv(evaluated.evaluation / "predictions.csv")
     assert table["split"].value_counts().to_dict() == {"test": 36, "validation": 18}
     test = table[table["split"] == "test"]
@@ -195,7 +195,7 @@ def test_the_page_shows_images_of_every_class_with_their_heat(evaluated: Paths) 
     assert SYNTHETIC in html
 
 
-def test_what_a_clinician_asks_is_in_the_evidence_and_its_headlines_in_the_metrics(evaluated: Paths) -> None:
+def test_trust_results_are_in_the_artifacts_and_in_the_metrics(evaluated: Paths) -> None:
     trust, headlines = read_json(evaluated.evaluation / "trust.json"), read_json(evaluated.metrics)["trust"]
     points = trust["operating_points"]["points"]
     assert [point["target_specificity"] for point in points] == PARAMS.specificities
@@ -217,7 +217,7 @@ def test_thresholds_come_from_the_validation_images_alone(evaluated: Paths) -> N
         assert point["specificity"]["of"] == 12
 
 
-def test_the_cards_stand_beside_the_evidence(evaluated: Paths) -> None:
+def test_the_cards_are_among_the_artifacts(evaluated: Paths) -> None:
     cards = [(evaluated.evaluation / name).read_text() for name in ("model_card.md", "data_card.md")]
     assert all("not for clinical use" in card for card in cards)
     assert f"{read_json(evaluated.metrics)['accuracy']:.3f}" in cards[0]
@@ -270,42 +270,37 @@ def test_a_missing_input_is_named_with_the_step_that_makes_it(project: Paths) ->
     assert refusal(project) == f"{project.split}/split.json is missing; run `dvc repro split`"
 
 
-def test_a_split_that_is_not_the_described_one_is_refused(project: Paths) -> None:
+def test_a_split_that_differs_from_its_description_is_rejected(project: Paths) -> None:
     changed_json(project.split / "split.json", test_set_sha256="f" * 64)
-    assert refusal(project) == (
-        f"{project.split}/splits.csv is not the split that split.json describes (the test sets differ); "
-        "run `dvc repro -f -s split`"
-    )
+    assert refusal(project).endswith("run `dvc repro -f -s split`")
 
 
-def test_a_model_of_other_classes_is_refused(project: Paths) -> None:
+def test_a_model_of_other_classes_is_rejected(project: Paths) -> None:
     changed_json(project.split / "split.json", classes=[*CLASSES, "covid"])
-    assert refusal(project) == (
-        "the model tells normal, viral, bacterial apart and the split normal, viral, bacterial, covid; "
-        "run `dvc repro train`"
-    )
+    message = refusal(project)
+    assert "covid" in message
+    assert message.endswith("run `dvc repro train`")
 
 
-def test_images_prepared_otherwise_than_the_models_are_refused(project: Paths) -> None:
+def test_images_with_other_preprocessing_are_rejected(project: Paths) -> None:
     changed_json(project.images / "preprocessing.json", **asdict(replace(PREPROCESSING, contrast="clahe")))
-    assert refusal(project).startswith("the model was trained on images prepared as Preprocessing(image_size_px=32")
     assert refusal(project).endswith("run `dvc repro train`")
 
 
-def test_a_validation_set_that_says_little_is_warned_about(
+def test_a_calibration_at_the_end_of_its_range_is_warned_about(
     evaluated: Paths, project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = pd.read_csv(evaluated.evaluation / "predictions.csv").query("split == 'validation'")
-    right = said.loc[said["label"] == said["predicted_class"], "image_id"]
+    predicted = pd.read_csv(evaluated.evaluation / "predictions.csv").query("split == 'validation'")
+    right = predicted.loc[predicted["label"] == predicted["predicted_class"], "image_id"]
     table = pd.read_csv(project.split / "splits.csv")
     others = (table["split"] == "validation") & ~table["image_id"].isin(right)
-    table.loc[others, "split"] = "unused"  # without an error, the surer the better
+    table.loc[others, "split"] = "unused"  # without an error, more confidence is always better
     table.to_csv(project.split / "splits.csv", index=False)
     evaluate(PARAMS, project)
     assert f"the temperature 0.25 is at the end of its range: {len(right)} validation images may be" in caplog.text
 
 
-def test_a_bias_is_fitted_when_it_is_asked_for_and_lowers_the_loss_further(evaluated: Paths, tmp_path: Path) -> None:
+def test_an_optional_bias_lowers_the_loss_further(evaluated: Paths, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(evaluated.model, model)
     changed_json(model / "training.json", run_id=start_run(run_id=None, name="another training", tags={}))
@@ -318,4 +313,4 @@ def test_a_bias_is_fitted_when_it_is_asked_for_and_lowers_the_loss_further(evalu
     assert any(biased["bias"])
     assert biased["validation"]["after"]["nll"] < plain["validation"]["after"]["nll"]
     assert "A bias for each class was fitted" in (tmp_path / "report").read_text()
-    assert "With it a bias a class was fitted" not in evaluated.report.read_text()
+    assert "A bias for each class was fitted" not in evaluated.report.read_text()

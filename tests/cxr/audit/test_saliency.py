@@ -1,4 +1,4 @@
-"""Maps that ignore the weights are found out, and heat is weighed against the area it lies on."""
+"""The sanity check detects maps that ignore the weights; heat is compared with the area it covers."""
 
 from collections.abc import Mapping
 
@@ -74,14 +74,14 @@ def check(model: nn.Module, parts: Mapping[str, str]) -> SanityCheck:
     )
 
 
-def test_maps_that_ignore_the_weights_are_found_out() -> None:
+def test_maps_that_ignore_the_weights_fail_the_check() -> None:
     found = check(Smoothed(), {"stem": "unused", "head": "unused"})
     assert found.depends_on_weights is False
     assert [step.randomised for step in found.steps] == ["head", "stem"]
     assert found.steps[-1].similarity.value == pytest.approx(1.0)
 
 
-def test_maps_that_follow_the_weights_pass() -> None:
+def test_maps_that_depend_on_the_weights_pass_the_check() -> None:
     found = check(Learnt(), {"stem": "filters", "head": "head"})
     assert found.depends_on_weights is True
     assert found.steps[-1].similarity.value < SIMILAR_FROM
@@ -90,7 +90,7 @@ def test_maps_that_follow_the_weights_pass() -> None:
     assert interval.low <= found.steps[-1].similarity.value <= interval.high
 
 
-def test_the_model_itself_stays_as_it_is() -> None:
+def test_the_check_does_not_change_the_model() -> None:
     model = Learnt()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check(model, {"stem": "filters", "head": "head"})
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_check() -> None:
     assert check(Learnt(), parts) == check(Learnt(), parts)
 
 
-def test_images_without_a_map_say_nothing() -> None:
+def test_images_without_a_map_are_left_out() -> None:
     model = Learnt()
     nn.init.zeros_(model.head.weight)
     found = check(model, {"head": "head"})
@@ -110,7 +110,7 @@ def test_images_without_a_map_say_nothing() -> None:
 
 
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_a_network_of_the_zoo_is_taken_apart_from_its_head_to_its_stem(ensemble: bool) -> None:
+def test_a_built_network_is_randomised_from_head_to_stem(ensemble: bool) -> None:
     torch.manual_seed(0)
     model = build("small_cnn", 3, members=2 if ensemble else 1).eval()
     nn.init.constant_(dict(head_of(model).named_parameters())["weight"], 0.1)  # all maps speak for all classes
@@ -119,14 +119,14 @@ def test_a_network_of_the_zoo_is_taken_apart_from_its_head_to_its_stem(ensemble:
     assert all(step.similarity.interval is None for step in found.steps)  # 3 patients
 
 
-def test_rank_correlation_is_that_of_the_order_and_0_for_a_map_that_says_nothing() -> None:
+def test_rank_correlation_is_spearmans_and_0_for_a_constant_map() -> None:
     first = np.arange(16, dtype=np.float32).reshape(1, 4, 4).repeat(3, axis=0)
     second = np.stack([np.exp(first[0]), -first[1], np.zeros((4, 4), np.float32)])
     assert rank_correlations(first, second).tolist() == pytest.approx([1.0, -1.0, 0.0])
     assert rank_correlations(second[2:], first[2:]).tolist() == [0.0]
 
 
-def test_the_share_of_heat_inside_stands_against_the_share_of_area() -> None:
+def test_the_share_of_heat_is_compared_with_the_share_of_area() -> None:
     heat, inside = np.zeros((12, 4, 4), np.float32), np.zeros((12, 4, 4), bool)
     inside[:, :, :2] = True
     heat[:, 0, 0], heat[:, 0, 3] = 0.75, 0.25
@@ -146,7 +146,7 @@ def test_heat_spread_evenly_does_not_keep_to_the_thorax() -> None:
     assert found.keeps_to_the_thorax is False
 
 
-def test_no_heat_at_all_has_no_share_and_few_patients_no_verdict() -> None:
+def test_empty_maps_have_no_share_and_few_patients_no_verdict() -> None:
     inside = np.ones((3, 4, 4), bool)
     assert share_inside(np.zeros((3, 4, 4), np.float32), inside, draws(3)) is None
     few = share_inside(np.ones((3, 4, 4), np.float32), inside, draws(3))
@@ -154,7 +154,7 @@ def test_no_heat_at_all_has_no_share_and_few_patients_no_verdict() -> None:
     assert few.keeps_to_the_thorax is None
 
 
-def test_heat_in_the_middle_of_a_image_lies_in_the_thorax() -> None:
+def test_heat_in_the_middle_of_an_image_lies_in_the_thorax() -> None:
     heat = np.zeros((12, 64, 64), np.float32)
     heat[:, 30:40, 20:28] = 1
     found = attention_in_thorax(heat, np.full((12, 64, 64), 120, np.uint8), draws(12))  # no lungs to see: a template

@@ -16,7 +16,7 @@ def test_features_without_a_trace_of_the_source_give_an_interval_around_chance()
     assert found["ci95"][0] < 0.5 < found["ci95"][1]
 
 
-def test_a_feature_that_only_tells_the_class_tells_no_source_however_the_classes_are_spread() -> None:
+def test_a_feature_of_the_class_does_not_reveal_the_source() -> None:
     labels = np.where(np.arange(N) % 10 < 6, np.where(SOURCES == "a", "normal", "viral"), LABELS)
     images, reason = probe_set(SOURCES, labels, PATIENTS)
     assert images is not None, reason
@@ -40,7 +40,7 @@ def test_classes_that_one_side_lacks_are_left_out() -> None:
     assert "bacterial" not in labels[images.rows]
 
 
-def test_too_few_patients_of_one_side_are_refused_with_the_number() -> None:
+def test_too_few_patients_of_one_side_are_rejected_with_the_number() -> None:
     patients = np.where(SOURCES == "b", "one patient", PATIENTS)
     images, reason = probe_set(SOURCES, LABELS, patients)
     assert images is None
@@ -48,7 +48,7 @@ def test_too_few_patients_of_one_side_are_refused_with_the_number() -> None:
     assert str(MIN_PATIENTS) in reason
 
 
-def test_plain_statistics_see_the_border_apart_from_the_image() -> None:
+def test_image_statistics_measure_the_border_separately() -> None:
     image = np.full((1, 40, 40), 100, np.uint8)
     image[:, 4:-4, 4:-4] = 200
     mean, spread, border_mean, border_spread, _ = image_statistics(image)[0]

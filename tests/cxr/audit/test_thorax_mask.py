@@ -40,13 +40,13 @@ def test_an_opaque_lung_is_outlined_as_the_mirror_of_the_other(side: int) -> Non
     assert overlap(found.lungs[0], lungs) > 0.7
 
 
-def test_air_beside_the_body_is_no_lung() -> None:
+def test_air_beside_the_body_is_not_lung() -> None:
     image, _ = drawn()
     assert not outline(image[None]).lungs[0][:, :6].any()
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_image_without_lungs_gets_the_template_and_says_so(level: int) -> None:
+def test_an_image_without_lungs_gets_the_template(level: int) -> None:
     blank = np.full((1, SIDE, SIDE), level, np.uint8)
     found = outline(blank)
     assert found.from_template.tolist() == [True]
@@ -55,7 +55,7 @@ def test_a_image_without_lungs_gets_the_template_and_says_so(level: int) -> None
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_outlines_of_phantoms_lie_on_what_is_dark_and_central(label: Label) -> None:
+def test_outlines_of_synthetic_images_are_dark_and_central(label: Label) -> None:
     rng = np.random.default_rng(3)
     for _ in range(3):
         image = draw_image(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng)
@@ -68,7 +68,7 @@ def test_outlines_of_phantoms_lie_on_what_is_dark_and_central(label: Label) -> N
         assert image[lungs].mean() < image[thorax & ~lungs].mean()
 
 
-def test_the_thorax_holds_the_lungs_and_what_lies_between_them() -> None:
+def test_the_thorax_includes_the_lungs_and_the_area_between() -> None:
     image, lungs = drawn()
     thorax = thorax_mask(image[None])[0]
     assert not (outline(image[None]).lungs[0] & ~thorax).any()

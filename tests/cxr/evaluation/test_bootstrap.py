@@ -1,4 +1,4 @@
-"""Intervals: they hold the measured value, know about patients, and stay silent where the data are too few."""
+"""Bootstrap intervals contain the measured value, resample patients, and are None with too little data."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_fewer_patients_widen_the_intervals() -> None:
     assert width(few.overall["macro_auroc"]) > 2 * width(many.overall["macro_auroc"])
 
 
-def test_images_of_a_patient_that_agree_count_as_little_more_than_one() -> None:
+def test_identical_images_of_one_patient_count_little_more_than_one() -> None:
     labels, probabilities = predictions(60)
     labels, probabilities = np.repeat(labels, 4), np.repeat(probabilities, 4, axis=0)
     by_patient = intervals_of(labels, probabilities, [f"p{i // 4}" for i in range(len(labels))])
@@ -75,7 +75,7 @@ def test_the_seed_decides_the_intervals() -> None:
     assert intervals_of(labels, probabilities) != intervals_of(labels, probabilities, seed=2)
 
 
-def test_a_class_that_resamples_often_lack_has_no_interval_and_no_nan() -> None:
+def test_a_class_missing_from_many_resamples_has_no_interval() -> None:
     labels, probabilities = predictions(40)
     labels = np.where(np.arange(40) == 2, 2, labels % 2)  # one bacterial image
     intervals = intervals_of(labels, probabilities)
@@ -86,7 +86,7 @@ def test_a_class_that_resamples_often_lack_has_no_interval_and_no_nan() -> None:
     json.dumps(intervals.to_json(), allow_nan=False)
 
 
-def test_a_class_absent_from_the_images_leaves_the_averages_an_interval() -> None:
+def test_averages_keep_an_interval_without_images_of_a_class() -> None:
     labels, probabilities = predictions(60)
     intervals = intervals_of(labels % 2, probabilities)
     assert intervals.per_class["bacterial"]["f1"] is None
@@ -95,13 +95,13 @@ def test_a_class_absent_from_the_images_leaves_the_averages_an_interval() -> Non
     assert intervals.incomplete == 0
 
 
-def test_a_handful_of_patients_carries_no_interval() -> None:
+def test_too_few_patients_have_no_interval() -> None:
     intervals = intervals_of(*predictions(90), [f"p{i % 9}" for i in range(90)])
     assert intervals.overall["accuracy"] is None
     assert intervals.to_json()["ece"] is None
 
 
-def test_a_ratio_of_sums_has_the_interval_of_the_accuracy_when_it_is_the_accuracy() -> None:
+def test_accuracy_as_a_ratio_of_sums_has_the_same_interval() -> None:
     labels, probabilities = predictions(90)
     right = (probabilities.argmax(axis=1) == labels).astype(float)[:, None]
     patients = [f"p{i // 3}" for i in range(90)]
@@ -142,7 +142,7 @@ def test_the_interval_of_a_median_holds_it_and_counts_patients() -> None:
     assert Resampling(np.arange(101) % 9, 500, 0).median(values) is None
 
 
-def test_draws_are_the_same_however_they_are_parted() -> None:
+def test_resamples_do_not_depend_on_the_chunk_size() -> None:
     whole, parts = (np.concatenate(list(patient_draws(20, 50, seed=3, width=width))) for width in (0, 200_000))
     assert np.array_equal(whole, parts)
     assert (whole.sum(axis=1) == 20).all()

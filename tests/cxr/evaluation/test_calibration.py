@@ -1,4 +1,4 @@
-"""Temperature scaling makes probabilities honest and changes no answer."""
+"""Temperature scaling calibrates probabilities and changes no predicted class."""
 
 import numpy as np
 import pytest
@@ -26,11 +26,11 @@ def sharp_logits(sharpness: float, n: int = 3000) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
-def test_the_temperature_that_was_built_in_is_found(sharpness: float) -> None:
+def test_the_fit_finds_a_known_temperature(sharpness: float) -> None:
     assert fit_temperature(*sharp_logits(sharpness)) == pytest.approx(sharpness, rel=0.1)
 
 
-def test_scaling_lowers_the_errors_and_leaves_the_predicted_class() -> None:
+def test_scaling_lowers_the_errors_and_keeps_the_predicted_class() -> None:
     logits, labels = sharp_logits(3.0)
     before = softmax_with_temperature(logits, 1.0)
     after = softmax_with_temperature(logits, fit_temperature(logits, labels))
@@ -47,7 +47,7 @@ def test_a_validation_set_without_error_stays_in_range() -> None:
     assert fit_temperature(np.eye(3)[labels], labels) == pytest.approx(TEMPERATURE_RANGE[0], rel=1e-3)
 
 
-def test_the_bias_that_was_built_in_is_found_with_the_temperature() -> None:
+def test_the_fit_finds_a_known_bias_and_temperature() -> None:
     logits, labels = sharp_logits(2.0)
     shifted = logits + np.array([1.0, -0.4, -0.6]) * 2.0
     temperature, bias = fit_temperature_and_bias(shifted, labels)
@@ -60,7 +60,7 @@ def test_the_bias_that_was_built_in_is_found_with_the_temperature() -> None:
     assert (with_bias.argmax(axis=1) == labels).mean() > (without.argmax(axis=1) == labels).mean()
 
 
-def test_a_class_that_no_image_has_gets_a_bias_that_can_be_written() -> None:
+def test_a_class_without_images_gets_a_finite_bias() -> None:
     logits, labels = sharp_logits(1.0, n=300)
     _, bias = fit_temperature_and_bias(logits[labels < 2], labels[labels < 2])
     assert bias[2] < min(bias[:2])
@@ -87,7 +87,7 @@ def test_errors_follow_their_definitions() -> None:
     assert errors.nll == pytest.approx(log_loss(labels, probabilities))
 
 
-def test_a_class_given_no_probability_at_all_has_a_finite_loss() -> None:
+def test_a_probability_of_zero_has_a_finite_loss() -> None:
     assert np.isfinite(measure_calibration(np.array([1]), np.array([[1.0, 0.0]]), bins=5).nll)
 
 

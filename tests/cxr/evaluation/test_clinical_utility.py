@@ -1,4 +1,4 @@
-"""Operating points, referral and net benefit on images few enough to count by hand."""
+"""Operating points, referral and net benefit on a few images, counted by hand."""
 
 import json
 
@@ -36,20 +36,20 @@ def draws(n: int) -> Resampling:
         (1.0, 1.0),
     ],
 )
-def test_the_threshold_leaves_the_wanted_share_of_healthy_images_below(specificity: float, threshold: float) -> None:
+def test_the_threshold_keeps_the_target_share_of_negative_images_below(specificity: float, threshold: float) -> None:
     scores = np.array([0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.9, 0.8, 0.7, 1.0, 0.05])
     ill = np.arange(11) == 10
     assert threshold_at_specificity(scores, ill, specificity) == threshold
 
 
-def test_healthy_images_with_the_same_score_stay_on_one_side() -> None:
+def test_negative_images_with_equal_scores_stay_on_one_side() -> None:
     scores, ill = np.array([0.1, 0.2, 0.2, 0.2, 0.9]), np.zeros(5, bool)
     threshold = threshold_at_specificity(scores, ill, 0.5)
     assert threshold == 0.2
     assert (scores <= threshold).mean() == 0.8
 
 
-def test_without_healthy_images_there_is_no_threshold() -> None:
+def test_without_negative_images_there_is_no_threshold() -> None:
     assert threshold_at_specificity(np.array([0.4]), np.array([True]), 0.9) is None
 
 
@@ -63,7 +63,7 @@ def test_an_operating_point_counts_what_lies_above_its_threshold() -> None:
     assert point.specificity.interval.low < 5 / 6 <= point.specificity.interval.high
 
 
-def test_test_images_of_one_kind_leave_the_other_rate_undefined() -> None:
+def test_test_images_of_one_side_leave_the_other_rate_undefined() -> None:
     point = operating_point(np.full(12, 0.9), np.ones(12, bool), threshold=0.5, target_specificity=0.9, draws=draws(12))
     assert point.specificity.to_json() == {"value": None, "ci95": None, "of": 0}
     assert point.sensitivity.value == 1.0
@@ -85,13 +85,13 @@ def test_as_many_images_are_kept_as_the_accuracy_allows(accuracy: float, kept: i
     assert np.count_nonzero(threshold <= CONFIDENCE) == kept
 
 
-def test_an_accuracy_that_no_ten_images_reach_has_no_threshold() -> None:
+def test_an_accuracy_below_the_target_has_no_threshold() -> None:
     assert RIGHT[: MIN_KEPT - 1].all()
     assert refer_confidence(CONFIDENCE, RIGHT, accuracy=0.95) is None
     assert refer_confidence(np.zeros(0), np.zeros(0, bool), accuracy=0.5) is None
 
 
-def test_images_that_are_equally_sure_are_kept_or_referred_together() -> None:
+def test_images_of_equal_confidence_are_kept_or_referred_together() -> None:
     confidence = np.array([0.9] * 10 + [0.6] * 4)
     right = np.array([True] * 12 + [False] * 2)
     assert refer_confidence(confidence, right, accuracy=0.95) == 0.9
@@ -106,13 +106,13 @@ def test_referral_counts_images_kept_right_ones_and_errors_caught() -> None:
     json.dumps(referral.to_json(), allow_nan=False)
 
 
-def test_without_errors_there_is_none_to_catch() -> None:
+def test_without_errors_the_share_caught_is_undefined() -> None:
     referral = refer(CONFIDENCE, np.ones(20, bool), threshold=0.7, draws=draws(20))
     assert referral.errors_caught.value is None
     assert referral.accuracy_on_kept.value == 1.0
 
 
-def test_the_abstention_curve_runs_from_the_surest_images_to_all() -> None:
+def test_the_abstention_curve_runs_from_the_most_confident_images_to_all() -> None:
     curve = abstention_curve(CONFIDENCE, RIGHT, draws(20))
     assert [round(point.coverage, 2) for point in curve] == [share / 100 for share in range(5, 101, 5)]
     accuracy = {round(point.coverage, 2): point.accuracy for point in curve}
@@ -124,12 +124,12 @@ def test_the_abstention_curve_runs_from_the_surest_images_to_all() -> None:
     assert last.low < 0.75 < last.high
 
 
-def test_equally_sure_images_make_one_point_of_the_curve() -> None:
+def test_images_of_equal_confidence_make_one_point_of_the_curve() -> None:
     curve = abstention_curve(np.full(12, 0.5), np.arange(12) < 6, draws(12))
     assert [(point.coverage, point.accuracy) for point in curve] == [(1.0, 0.5)]
 
 
-def test_net_benefit_is_true_positives_less_false_ones_at_the_odds_of_the_threshold() -> None:
+def test_net_benefit_follows_its_definition() -> None:
     scores = np.array([0.9, 0.9, 0.3, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
     curve = decision_curve(scores, np.arange(10) < 3, draws(10))
     at = DECISION_THRESHOLDS.index(0.2)
@@ -140,7 +140,7 @@ def test_net_benefit_is_true_positives_less_false_ones_at_the_odds_of_the_thresh
     assert curve.treat_all[at] == pytest.approx(3 / 10 - 7 / 10)
 
 
-def test_a_good_model_is_useful_over_a_range_and_a_blind_one_nowhere() -> None:
+def test_a_good_model_is_useful_over_a_range_and_a_random_one_nowhere() -> None:
     ill = np.arange(200) % 2 == 0
     noise = np.random.default_rng(0).random(200)
     good = decision_curve(np.clip(0.6 * ill + 0.4 * noise, 0, 1), ill, draws(200))
@@ -163,7 +163,7 @@ def test_a_good_model_is_useful_over_a_range_and_a_blind_one_nowhere() -> None:
         (("normal",), []),
     ],
 )
-def test_each_set_of_classes_answers_its_questions(classes: tuple[str, ...], questions: list[str]) -> None:
+def test_each_set_of_classes_has_its_decisions(classes: tuple[str, ...], questions: list[str]) -> None:
     n = len(classes)
     asked = decisions_of(classes, np.arange(n), np.eye(n) * 0.8 + 0.1)
     assert list(asked) == questions

@@ -1,4 +1,4 @@
-"""Model against model: paired intervals that know the difference better than two intervals do, and plain refusals."""
+"""Comparison of models: paired intervals are narrower than unpaired ones, and unequal tables are rejected."""
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def probabilities_of(table: pd.DataFrame) -> np.ndarray:
     return table[[f"p_{name}" for name in CLASSES]].to_numpy()
 
 
-def test_differences_are_those_of_scikit_learns_figures() -> None:
+def test_differences_equal_those_of_scikit_learn() -> None:
     a, b = predictions(noise=0.2, seed=1), predictions(noise=1.5, seed=2)
     found, labels = compared(a, b), [CLASSES.index(label) for label in a["label"]]
     p, q = probabilities_of(a), probabilities_of(b)
@@ -61,7 +61,7 @@ def test_a_better_model_is_found_better_in_nearly_all_resamples() -> None:
     assert found.mcnemar.p_value < 0.001
 
 
-def test_a_model_against_itself_differs_by_nothing() -> None:
+def test_a_model_does_not_differ_from_itself() -> None:
     found = compared(predictions(), predictions())
     assert found.differences["accuracy"].value == 0
     assert found.differences["accuracy"].interval == Interval(0, 0)
@@ -144,7 +144,7 @@ def changed(table: pd.DataFrame, fault: str) -> pd.DataFrame:
         ("column", "needs image_id, patient_id"),
     ],
 )
-def test_tables_that_cannot_be_compared_are_refused_in_plain_words(fault: str, message: str) -> None:
+def test_tables_that_cannot_be_compared_are_rejected(fault: str, message: str) -> None:
     table = predictions()
     with pytest.raises(DataError, match=message):
         compared(table, changed(table, fault))

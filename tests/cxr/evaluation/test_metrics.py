@@ -1,4 +1,4 @@
-"""The metrics are scikit-learn's, and what the data cannot define is None."""
+"""The metrics equal those of scikit-learn; undefined values are None."""
 
 import json
 
@@ -32,7 +32,7 @@ def predictions(seed: int, n: int = 60, *, decimals: int = 8) -> tuple[np.ndarra
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), decimals=st.sampled_from([1, 8]))
-def test_every_value_is_that_of_scikit_learn(seed: int, decimals: int) -> None:
+def test_every_value_equals_scikit_learn(seed: int, decimals: int) -> None:
     labels, probabilities = predictions(seed, decimals=decimals)
     predicted = probabilities.argmax(axis=1)
     measured = measure(labels, probabilities, CLASSES)
@@ -49,7 +49,7 @@ def test_every_value_is_that_of_scikit_learn(seed: int, decimals: int) -> None:
         assert values.auroc == pytest.approx(roc_auc_score(labels == c, probabilities[:, c]))
 
 
-def test_weighted_auroc_counts_images_as_often_as_their_weight_says() -> None:
+def test_weighted_auroc_equals_repeated_images() -> None:
     labels, probabilities = predictions(1, decimals=1)
     weights = np.random.default_rng(0).integers(0, 4, (5, len(labels))).astype(float)
     positive = labels == 1
@@ -57,7 +57,7 @@ def test_weighted_auroc_counts_images_as_often_as_their_weight_says() -> None:
     assert weighted_auroc(probabilities[:, 1], positive, weights) == pytest.approx(expected)
 
 
-def test_a_class_without_images_is_undefined_and_leaves_the_averages() -> None:
+def test_a_class_without_images_is_undefined_and_left_out_of_averages() -> None:
     labels = np.array([0, 0, 1, 1])
     probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])
     measured = measure(labels, probabilities, CLASSES)
@@ -101,7 +101,7 @@ def test_roc_curves_leave_out_a_class_without_images() -> None:
                                        "train again"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_measured_is_refused(labels: list[int], probabilities: np.ndarray, message: str) -> None:
+def test_invalid_predictions_are_rejected(labels: list[int], probabilities: np.ndarray, message: str) -> None:
     with pytest.raises(DataError) as error:
         measure(np.array(labels, dtype=np.int64), probabilities, CLASSES)
     assert str(error.value) == message

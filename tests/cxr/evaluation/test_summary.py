@@ -1,4 +1,4 @@
-"""An evaluation of any task: two classes or four are measured, drawn and tabled as three are."""
+"""An evaluation of every task: metrics, figures and tables for two, three and four classes."""
 
 import numpy as np
 import pandas as pd

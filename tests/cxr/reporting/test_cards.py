@@ -1,4 +1,4 @@
-"""The cards say what the run's files say, know no licence that nobody recorded, and refuse to leave a gap."""
+"""The cards repeat the run's files, assume no licence, and stop at a missing value."""
 
 import copy
 from pathlib import Path
@@ -32,7 +32,8 @@ def content() -> dict[str, Any]:
         "metrics": {
             "accuracy": 0.8765, "macro_f1": 0.8654, "macro_auroc": 0.9543, "classes": CLASSES, "protocol": "patient",
             "synthetic": False, "n_test": 1234, "n_patients": 321, "bootstrap": {"resamples": 2000},
-            "test_set_sha256": "7e57" * 16, "calibration": {"ece": 0.0321, "classwise_ece": 0.02, "brier": 0.21, "nll": 0.4},
+            "test_set_sha256": "7e57" * 16,
+            "calibration": {"ece": 0.0321, "classwise_ece": 0.02, "brier": 0.21, "nll": 0.4},
             "per_class": {"normal": scores(0.91) | {"support": 600}, "viral": scores(0.72) | {"support": 634}},
             "ci95": {
                 "accuracy": [0.8444, 0.9011], "macro_f1": None, "macro_auroc": None, "ece": None,
@@ -83,7 +84,7 @@ def cards(folder: Path, of: dict[str, Any]) -> tuple[str, str]:
     return (folder / MODEL_CARD).read_text(), (folder / DATA_CARD).read_text()
 
 
-def test_both_cards_say_first_that_this_is_not_for_clinical_use(tmp_path: Path) -> None:
+def test_both_cards_start_with_the_disclaimer(tmp_path: Path) -> None:
     for card in cards(tmp_path, content()):
         assert NOT_CLINICAL in card[:200]
 
@@ -108,7 +109,7 @@ def test_the_data_card_holds_the_counts_and_the_licence_of_the_recorded_layout(t
 
 
 @pytest.mark.parametrize("layouts", [{}, {"clinic": "another"}], ids=["not recorded", "unknown"])
-def test_no_licence_is_assumed_for_a_source_nobody_knows(tmp_path: Path, layouts: dict[str, str]) -> None:
+def test_no_licence_is_assumed_for_an_unknown_source(tmp_path: Path, layouts: dict[str, str]) -> None:
     files = content()
     files["ingest"]["layouts"] = layouts
     _, card = cards(tmp_path, files)
@@ -116,7 +117,7 @@ def test_no_licence_is_assumed_for_a_source_nobody_knows(tmp_path: Path, layouts
     assert not any(known.licence in card for known in PUBLIC_SETS.values())
 
 
-def test_generated_images_are_called_so_and_get_no_licence_of_a_public_set(tmp_path: Path) -> None:
+def test_synthetic_images_get_the_notice_and_no_licence_of_a_public_set(tmp_path: Path) -> None:
     files = content()
     files["ingest"]["synthetic"] = files["metrics"]["synthetic"] = True
     model, data = cards(tmp_path, files)
@@ -125,7 +126,7 @@ def test_generated_images_are_called_so_and_get_no_licence_of_a_public_set(tmp_p
     assert not any(known.licence in data or known.address in data for known in PUBLIC_SETS.values())
 
 
-def test_what_could_not_be_measured_is_said_with_its_reason(tmp_path: Path) -> None:
+def test_unavailable_results_are_given_with_their_reason(tmp_path: Path) -> None:
     files = content()
     files["trust"]["operating_points"] = {"unavailable_because": "no validation image is normal", "points": []}
     files["trust"]["referral"] = {"unavailable_because": "too few are right", "found": None}

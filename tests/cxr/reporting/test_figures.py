@@ -1,4 +1,4 @@
-"""Figures carry their numbers, scale, follow the page's colours and come out the same each time."""
+"""Figures show their numbers, scale, use the page's colours and are reproducible."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -119,7 +119,7 @@ def test_a_referral_threshold_and_an_operating_point_are_named_in_their_figures(
     assert "bacterial" in words(DRAW["decision_curves"]())
 
 
-def test_an_operating_point_without_ill_images_is_left_out_of_its_figure() -> None:
+def test_an_operating_point_without_positive_images_is_left_out_of_its_figure() -> None:
     undefined = {"value": None, "ci95": None}
     point = {"target_specificity": 0.9, "sensitivity": undefined, "specificity": {"value": 0.9, "ci95": None}}
     curve = RocCurve(np.array([0.0, 1.0]), np.array([0.0, 1.0]))

@@ -1,4 +1,4 @@
-"""The gallery shows the usual and the worst, not the prettiest."""
+"""The gallery shows typical correct predictions and the worst errors."""
 
 import base64
 

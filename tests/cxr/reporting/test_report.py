@@ -175,14 +175,14 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
-def test_synthetic_images_are_named_and_real_ones_are_not_called_so(synthetic: bool) -> None:
+def test_synthetic_images_get_a_notice_and_real_ones_do_not(synthetic: bool) -> None:
     html = render_report(content(synthetic=synthetic))
     assert (SYNTHETIC in html) is synthetic
     assert ("it has seen no real image" in html) is synthetic
     assert NOT_CLINICAL in html
 
 
-def test_the_headline_figures_stand_with_their_intervals(page: str) -> None:
+def test_headline_metrics_have_their_intervals(page: str) -> None:
     metrics, text = content().metrics, text_of(page)
     for name in ("accuracy", "macro_f1", "macro_auroc"):
         low, high = metrics["ci95"][name]
@@ -206,11 +206,11 @@ def test_data_and_model_are_described(page: str) -> None:
         assert words in text
 
 
-def test_a_source_without_a_class_says_so(page: str) -> None:
+def test_a_source_without_a_class_is_noted(page: str) -> None:
     assert "no bacterial images here" in text_of(page)
 
 
-def test_the_paper_stands_beside_ours(page: str) -> None:
+def test_the_papers_values_are_beside_ours(page: str) -> None:
     text = text_of(page)
     ours = content().metrics["per_class"]["viral"]
     assert f"viral 0.866 {ours['precision']:.3f}" in text
@@ -235,14 +235,14 @@ def test_each_reason_against_the_comparison_is_named(change: dict[str, Any], tok
     assert token in reason
 
 
-def test_the_papers_own_design_is_comparable_with_a_word_about_the_draw() -> None:
+def test_the_papers_own_design_is_comparable_but_other_images() -> None:
     made = content(protocol="paper", synthetic=False)
     text = text_of(render_report(replace(made, metrics=_comparable(dict(made.metrics)))))
     assert "Not comparable" not in text
     assert "the images differ" in text
 
 
-def test_a_test_set_without_a_class_gives_a_page_that_says_not_defined() -> None:
+def test_a_test_set_without_a_class_gives_undefined_values() -> None:
     images = predictions()
     html = render_report(content(images.where(images.labels < 2)))
     assert "not defined" in html
@@ -256,7 +256,7 @@ def test_too_few_patients_leave_the_intervals_out() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["paper", "official", "cv"])
-def test_every_protocol_is_put_into_words(protocol: str) -> None:
+def test_every_protocol_is_described(protocol: str) -> None:
     test_set = {"paper": "2,500 images", "official": "own test part", "cv": "one fold"}[protocol]
     assert test_set in render_report(content(protocol=protocol))
 
@@ -277,7 +277,7 @@ def test_the_same_content_gives_the_same_page(page: str) -> None:
         "The most confident errors",
     ],
 )
-def test_each_question_of_a_clinician_has_its_section(page: str, heading: str) -> None:
+def test_each_clinical_question_has_a_section(page: str, heading: str) -> None:
     assert heading in text_of(page)
 
 
@@ -297,7 +297,7 @@ def test_the_sections_hold_their_numbers(page: str) -> None:
         assert words in text
 
 
-def test_calibration_errors_after_scaling_stand_with_their_intervals(page: str) -> None:
+def test_calibration_errors_after_scaling_have_their_intervals(page: str) -> None:
     made = content().metrics
     for name in ("ece", "classwise_ece", "brier"):
         low, high = made["ci95"][name]
@@ -312,11 +312,11 @@ def test_calibration_errors_after_scaling_stand_with_their_intervals(page: str) 
         ({"decisions": {}}, "No yes-or-no decision is among the classes."),
     ],
 )
-def test_what_could_not_be_measured_is_said_so(changes: dict[str, Any], sentence: str) -> None:
+def test_unavailable_parts_are_named(changes: dict[str, Any], sentence: str) -> None:
     assert sentence in text_of(render_report(content(trust=trust_of(predictions(), **changes))))
 
 
-def test_an_accuracy_out_of_reach_leaves_no_referral_threshold() -> None:
+def test_an_unreachable_accuracy_gives_no_referral_threshold() -> None:
     images = predictions()
     out_of_reach = referral(
         images.where(np.arange(60) < 8), images, TRUST_SETTINGS
@@ -337,7 +337,7 @@ def test_an_accuracy_out_of_reach_leaves_no_referral_threshold() -> None:
     ],
 )
 @pytest.mark.parametrize("one_source", [True, False])
-def test_two_and_four_classes_and_one_source_make_a_page_too(
+def test_two_and_four_classes_and_one_source_are_reported(
     classes: tuple[str, ...], compared: list[str], one_source: bool
 ) -> None:
     images = predictions(80, classes=classes, one_source=one_source)
