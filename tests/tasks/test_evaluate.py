@@ -1,6 +1,7 @@
 """The evaluation step on a tiny model and small images: contract, reproducibility, errors."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,15 +16,15 @@ from cxr.common.errors import DataError
 from cxr.common.files import read_json, write_json
 from cxr.common.notices import SYNTHETIC
 from cxr.common.params import EvaluateParams, Paths
-from cxr.dataset.image_array import write_index
+from cxr.dataset.image_array import read_image_array, write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, sha256_of_test_set, write_table
 from cxr.evaluation.metrics import measure
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import build
-from cxr.models.forward import predict_logits, softmax_with_temperature
+from cxr.models.forward import BATCH_SIZE, predict_logits, softmax_with_temperature
 from cxr.registry.runs import start_run
-from tasks.evaluate import evaluate
+from tasks.evaluate import _images, _measure, evaluate
 
 CLASSES = ("normal", "viral", "bacterial")
 PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)
@@ -231,6 +232,18 @@ def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> Non
     assert data.metrics["test_accuracy"] == read_json(evaluated.metrics)["accuracy"]
     names = {Path(file.path).name for file in client().list_artifacts(run_id, "evaluation")}
     assert names >= {"metrics.json", "report.html", "predictions.csv", "confusion_matrix.svg"}
+
+
+def test_one_pass_gives_predictions_and_reference_statistics(evaluated: Paths) -> None:
+    model, spec = read_bundle(evaluated.model)
+    passes = []
+    model.register_forward_pre_hook(lambda _model, inputs: passes.append(len(inputs[0])))
+    images = _images(evaluated, read_json(evaluated.split / "split.json"))
+    measured = _measure(model, spec, read_image_array(evaluated.images), images, fit_bias=False)
+    assert len(passes) == math.ceil(len(images) / BATCH_SIZE)
+    assert (
+        len(measured.reference.measures) == len(images) == len(measured.validation.labels) + len(measured.test.labels)
+    )
 
 
 def test_the_same_inputs_give_the_same_bytes(evaluated: Paths, tmp_path: Path) -> None:
