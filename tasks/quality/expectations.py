@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it logs many lines at INFO when imported
+
 import great_expectations as gx
 import pandas as pd
 from great_expectations.checkpoint.actions import UpdateDataDocsAction
@@ -140,7 +142,6 @@ def _failure_table(failed: Iterable[Outcome]) -> list[str]:
 
 def _context(docs: Path | None) -> Any:
     """Return an in-memory GX context that writes only Data Docs, to `docs`, and shows no progress bars."""
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     sites: dict[str, Any] = {}
     if docs:
         backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
