@@ -9,7 +9,7 @@ moved the champion past the gate. Prefect's server sends them, so the address mu
 """
 
 import os
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,9 @@ from prefect.events import emit_event
 from prefect.events.actions import ActionTypes, CallWebhook, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+
+from cxr.common.errors import RegistryError
+from cxr.registry import aliases, versions
 
 ADDRESS_VARIABLE = "CXR_NOTIFY_URL"
 MOVED_BY_HAND = "cxr.champion.moved-by-hand"
@@ -93,16 +96,15 @@ def keep_notifications(client: SyncPrefectClient) -> None:
             client.create_automation(wanted)
 
 
-def report_moved_by_hand(problems: Sequence[str], version: str) -> None:
-    """Emit the event that the champion's record and its alias contradict each other."""
-    emit_event(
-        MOVED_BY_HAND,
-        resource={
-            "prefect.resource.id": f"cxr.champion.{version or 'none'}",
-            "prefect.resource.name": f"version {version}" if version else "no version",
-            "cxr.message": "; ".join(problems),
-        },
-    )
+def report_move_by_hand() -> None:
+    """Emit MOVED_BY_HAND where the alias `champion` and its record contradict each other.
+
+    A store that does not answer is reported by the step that needs it.
+    """
+    with suppress(RegistryError):
+        if message := aliases.mismatch():
+            resource = {"prefect.resource.id": "cxr.champion", "prefect.resource.name": versions.MODEL}
+            emit_event(MOVED_BY_HAND, resource={**resource, "cxr.message": message})
 
 
 def _block(address: str) -> Block:

@@ -30,6 +30,7 @@ from cxr.common.files import read_json
 from cxr.common.notices import NOT_CLINICAL
 from cxr.common.params import read_params
 from cxr.inference.image_source import BUCKET_SCHEME
+from flows.notifications import report_move_by_hand
 from flows.runners import runner
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
@@ -77,6 +78,7 @@ def score(
     """
     root = Path.cwd()
     params = read_params(root / "params.yaml")
+    report_move_by_hand()
     where, count = location or params.score.location, shards or params.score.shards
     if location is None and _nothing_came_in(root, where):
         message = f"{where} does not exist yet: no image has come in, and nothing was scored"

@@ -1,6 +1,7 @@
 """Messages to people: real events on a real server reach a real web address or mailbox, and only those that should."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prefect import flow, task
@@ -8,9 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Completed, Failed, State
 
-from flows.notifications import ADDRESS_VARIABLE, NOTICES, keep_notifications, report_moved_by_hand
+from cxr.registry import tracking_store, versions
+from flows.notifications import ADDRESS_VARIABLE, NOTICES, keep_notifications, report_move_by_hand
 from tests.support.prefect_servers import wait_for
 from tests.support.receivers import receive_mail, receive_posts
+from tests.support.registry_project import enter_project, register, write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -47,7 +50,10 @@ def client(prefect_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_failed_drifted_held_and_moved_by_hand_each_send_one_post(
-    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+    client: SyncPrefectClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with receive_posts() as (address, posts):
         monkeypatch.setenv(ADDRESS_VARIABLE, address)
@@ -58,14 +64,19 @@ def test_failed_drifted_held_and_moved_by_hand_each_send_one_post(
         score('no "champion"', "Failed", return_state=True)
         score("darker images", "Drift", return_state=True)
         rebuild()
-        report_moved_by_hand(["alias 3, record 2"], "3")
+        enter_project(tmp_path, monkeypatch, tmp_path_factory)
+        write_model()
+        register()
+        report_move_by_hand()  # no champion and no record agree
+        tracking_store.client().set_registered_model_alias(versions.MODEL, versions.CHAMPION, "1")
+        report_move_by_hand()
         wait_for(lambda: len(posts) >= 4, seconds=120)
         found = {post["notice"]: post["message"] for post in posts}
+    assert "version 1" in found.pop("moved by hand")
     assert found == {
         "failed": 'no "champion"',
         "drift": "darker images",
         "held in a rebuild": "two images differ",
-        "moved by hand": "alias 3, record 2",
     }
     assert len(posts) == 4
     assert all(post["text"].endswith(f". {post['message']}") for post in posts)
