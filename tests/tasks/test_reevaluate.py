@@ -99,7 +99,7 @@ def test_the_champion_is_evaluated_with_its_own_preprocessing_and_only_once(
     found = evaluation_of(version, test_set)
     assert found.problems() == []
     assert found.test_set_sha256 == test_set
-    assert found.metric("calibration", "ece") is not None
+    assert found.metric("ece") is not None
     assert found.images is not None
     asked = spec(backbone="small_cnn", image_size_px=32)
     images = np.stack([image_from_bytes(image, asked.preprocessing, name=name) for name, image in pixels.items()])
