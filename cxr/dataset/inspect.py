@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.imaging.decode import Header, decode_grey, read_header
+from cxr.imaging.decode import Header, open_image
 
 THUMBNAIL_SIDE_PX = 32
 _HASH_SIDE = 8
@@ -46,11 +46,10 @@ def inspect_image(data: bytes, *, name: str, max_pixels: int) -> InspectedImage:
     The header is read first, so that a small file that claims a huge size costs nothing.
 
     Raises:
-        ImageError: `data` is not an image that can be read; see cxr.imaging.decode.read_header.
+        ImageError: `data` is not an image that can be read; see cxr.imaging.decode.open_image.
     """
-    header = read_header(data, name=name, max_pixels=max_pixels)
-    grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=_DECODED_SIDE_PX)
-    return _describe(data, grey, header)
+    image = open_image(data, name=name, max_pixels=max_pixels)
+    return _describe(data, image.grey(min_side_px=_DECODED_SIDE_PX), image.header)
 
 
 def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> InspectedImage:

@@ -96,7 +96,7 @@ def deidentified(data: bytes, *, name: str, max_pixels: int) -> bytes:
         max_pixels: larger images are rejected.
 
     Raises:
-        ImageError: it is not a readable chest X-ray; see cxr.dicom.pixels.read_dicom_header.
+        ImageError: it is not a readable chest X-ray; see cxr.dicom.pixels.open_dicom.
     """
     with image_errors(name):
         source = read_dicom(data, IMAGE_TAGS)

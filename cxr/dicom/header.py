@@ -94,7 +94,7 @@ class DicomHeader:
     """The header of an image, without any data of the patient.
 
     aspect         height of a stored pixel divided by its width; 1.0: square
-    width, height  of the image that `decode_dicom` returns: square pixels, display orientation
+    width, height  of the image that `DicomImage.grey` returns: square pixels, display orientation
     """
 
     modality: str

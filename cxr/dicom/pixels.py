@@ -6,6 +6,7 @@ those of study and patient.
 
 import math
 import struct
+from dataclasses import dataclass
 from typing import cast
 
 import cv2
@@ -39,7 +40,30 @@ IMAGE_TAGS = (
 )  # fmt: skip
 
 
-def read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> DicomHeader:
+@dataclass(frozen=True, eq=False)
+class DicomImage:
+    """A DICOM image whose header has been read and accepted; `name` names the file in messages."""
+
+    name: str
+    header: DicomHeader
+    _dataset: Dataset
+
+    def grey(self) -> NDArray[np.uint8]:
+        """Decode to grey levels, in display orientation, with square pixels.
+
+        Returns:
+            (height, width) uint8; bone is bright, air and padding are dark.
+
+        Raises:
+            ImageError: the pixels are truncated or damaged.
+        """
+        with image_errors(self.name):
+            samples = samples_of(self._dataset, self.header)
+            grey = grey_rules(self._dataset, self.header).apply(samples)
+            return self.header.turn.apply(self.header.with_square_pixels(grey))
+
+
+def open_dicom(data: bytes, *, name: str, max_pixels: int) -> DicomImage:
     """Read the header of an image without decoding it.
 
     Args:
@@ -51,28 +75,8 @@ def read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> DicomHeader
         ImageError: it is not a readable chest X-ray; see its reasons. The message has no patient data.
     """
     with image_errors(name):
-        return parse_header(read_dicom(data, IMAGE_TAGS), max_pixels)
-
-
-def decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a DICOM image to grey levels, in display orientation, with square pixels.
-
-    Args:
-        data: the file's bytes.
-        name: name of the file in messages.
-        max_pixels: larger images are rejected before decoding.
-
-    Returns:
-        (height, width) uint8; bone is bright, air and padding are dark.
-
-    Raises:
-        ImageError: see read_dicom_header; also for truncated or damaged pixels.
-    """
-    with image_errors(name):
         dataset = read_dicom(data, IMAGE_TAGS)
-        header = parse_header(dataset, max_pixels)
-        samples = samples_of(dataset, header)
-        return header.turn.apply(header.with_square_pixels(grey_rules(dataset, header).apply(samples)))
+        return DicomImage(name, parse_header(dataset, max_pixels), dataset)
 
 
 def grey_rules(dataset: Dataset, header: DicomHeader) -> GreyRules:

@@ -4,6 +4,7 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,6 +18,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from cxr.common.errors import ImageError
 from cxr.common.warning_filters import ignore_warnings_of
 from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
+
+if TYPE_CHECKING:
+    from cxr.dicom.pixels import DicomImage
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -77,87 +81,85 @@ def is_image_file(path: Path) -> bool:
         return is_dicom(file.read(_DICOM_PREFIX_OFFSET + len(_DICOM_PREFIX)))
 
 
-def read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
-    """Read size and mode without decoding, and reject files that must not be decoded.
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image file whose header has been read and accepted; it can be decoded several times.
 
-    Raises:
-        ImageError: the file is empty, not in FORMATS, truncated, or has more than `max_pixels` pixels; names it `name`.
+    data     the file's bytes
+    name     name of the file in messages
+    header   of the file
     """
-    if not data:
-        raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
-    if is_dicom(data):
-        return _read_dicom_header(data, name=name, max_pixels=max_pixels)
-    reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
-    ignore_warnings_of("PIL")  # its warnings about missing tags are irrelevant here
-    try:
-        if reader is None:
-            raise SyntaxError("no known signature")
-        with reader(io.BytesIO(data)) as image:
-            header = Header(image.width, image.height, _mode(image.mode), image.format or "")
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise ImageError(
-            f"{name} is not an image: expected {', '.join(FORMATS)}; remove it or export it again",
-            reason="not an image",
-        ) from error
-    if header.width * header.height > max_pixels:
-        raise _too_large(name, f"{header.width} x {header.height} pixels", max_pixels)
-    if _is_truncated(data, header.format):
-        raise ImageError(f"{name} is truncated: its end is missing; copy it again from its source", reason="truncated")
-    return header
+
+    data: bytes
+    name: str
+    header: Header
+    _dicom: "DicomImage | None" = None
+
+    def grey(self, *, min_side_px: int | None = None) -> NDArray[np.uint8]:
+        """Decode to grey levels.
+
+        Colour is converted to luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit images
+        are stretched from their darkest and brightest level to 0 and 255.
+
+        Args:
+            min_side_px: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT domain) as long as
+                its shorter side has at least this length.
+
+        Returns:
+            (height, width) uint8.
+
+        Raises:
+            ImageError: the decoder fails ("not an image").
+        """
+        if self._dicom is not None:
+            return self._dicom.grey()
+        return _grey(self.data, self.name, self.header, _reduction(self.header, min_side_px))
+
+    def with_colour(self, *, min_side_px: int | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Decode like `grey`, and also in colour if the image has any.
+
+        Most colour files are grey: their three channels are equal to each other and to the result of `grey`. Such an
+        image is decoded once.
+
+        Returns:
+            (height, width) uint8, and None for a grey image or (height, width, 3) uint8 in the order blue, green, red.
+
+        Raises:
+            ImageError: see `grey`.
+        """
+        if self._dicom is not None or self.header.mode in {"L", "L16"}:
+            return self.grey(min_side_px=min_side_px), None
+        colour = _pixels(self.data, self.name, _COLOUR[_reduction(self.header, min_side_px)])
+        if colour.ndim != 3 or colour.dtype != np.uint8:
+            return self.grey(min_side_px=min_side_px), None
+        blue, green, red = cv2.split(np.asarray(colour, np.uint8))
+        if cv2.norm(blue, green, cv2.NORM_INF) == 0 and cv2.norm(green, red, cv2.NORM_INF) == 0:
+            return np.asarray(blue, np.uint8), None
+        return self.grey(min_side_px=min_side_px), np.asarray(colour, np.uint8)
 
 
-def decode_grey(data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None) -> NDArray[np.uint8]:
-    """Decode an image to grey levels.
-
-    Colour is converted to luma (ITU-R BT.601), transparency is dropped, EXIF rotation is applied, and 16-bit images are
-    stretched from their darkest and brightest level to 0 and 255.
+def open_image(data: bytes, *, name: str, max_pixels: int) -> EncodedImage:
+    """Read the header of an image without decoding, and reject files that must not be decoded.
 
     Args:
         data: the file's bytes.
         name: name of the file in messages.
-        max_pixels: larger images are rejected before decoding.
-        min_side_px: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (in the DCT domain) as long as its
-            shorter side has at least this length.
-
-    Returns:
-        (height, width) uint8.
+        max_pixels: larger images are rejected.
 
     Raises:
-        ImageError: see read_header; also if the decoder fails ("not an image").
+        ImageError: the file is empty, not in FORMATS, truncated, or has more than `max_pixels` pixels; for DICOM see
+            cxr.dicom.pixels.open_dicom.
     """
+    if not data:
+        raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")
     if is_dicom(data):
-        return _decode_dicom(data, name=name, max_pixels=max_pixels)
-    header = read_header(data, name=name, max_pixels=max_pixels)
-    return _grey(data, name, header, _reduction(header, min_side_px))
+        return _open_dicom(data, name=name, max_pixels=max_pixels)
+    return EncodedImage(data, name, _read_header(data, name=name, max_pixels=max_pixels))
 
 
-def decode_with_colour(
-    data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Decode an image like decode_grey, and also in colour if it has any.
-
-    Most colour files are grey: their three channels are equal to each other and to the result of decode_grey. Such an
-    image is decoded once.
-
-    Returns:
-        (height, width) uint8, and None for a grey image or (height, width, 3) uint8 in the order blue, green, red.
-
-    Raises:
-        ImageError: see decode_grey.
-    """
-    if is_dicom(data):
-        return _decode_dicom(data, name=name, max_pixels=max_pixels), None
-    header = read_header(data, name=name, max_pixels=max_pixels)
-    reduction = _reduction(header, min_side_px)
-    if header.mode in {"L", "L16"}:
-        return _grey(data, name, header, reduction), None
-    colour = _pixels(data, name, _COLOUR[reduction])
-    if colour.ndim != 3 or colour.dtype != np.uint8:
-        return _grey(data, name, header, reduction), None
-    blue, green, red = cv2.split(np.asarray(colour, np.uint8))
-    if cv2.norm(blue, green, cv2.NORM_INF) == 0 and cv2.norm(green, red, cv2.NORM_INF) == 0:
-        return np.asarray(blue, np.uint8), None
-    return _grey(data, name, header, reduction), np.asarray(colour, np.uint8)
+def decode_grey(data: bytes, *, name: str, max_pixels: int, min_side_px: int | None = None) -> NDArray[np.uint8]:
+    """Open an image and decode it to grey levels; see open_image and EncodedImage.grey."""
+    return open_image(data, name=name, max_pixels=max_pixels).grey(min_side_px=min_side_px)
 
 
 def image_from_bytes(data: bytes, preprocessing: Preprocessing, *, name: str) -> NDArray[np.uint8]:
@@ -177,12 +179,33 @@ def is_dicom(data: bytes) -> bool:
     return data[4:6] in _FIRST_VRS or int.from_bytes(data[4:8], "little") <= _MAX_FIRST_LENGTH
 
 
-def _read_dicom_header(data: bytes, *, name: str, max_pixels: int) -> Header:
-    from cxr.dicom.pixels import read_dicom_header  # pydicom takes 0.4 s to import, few images need it
+def _read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
+    reader = next((reader for signature, reader in _READERS.items() if data.startswith(signature)), None)
+    ignore_warnings_of("PIL")  # its warnings about missing tags are irrelevant here
+    try:
+        if reader is None:
+            raise SyntaxError("no known signature")
+        with reader(io.BytesIO(data)) as image:
+            header = Header(image.width, image.height, _mode(image.mode), image.format or "")
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise ImageError(
+            f"{name} is not an image: expected {', '.join(FORMATS)}; remove it or export it again",
+            reason="not an image",
+        ) from error
+    if header.width * header.height > max_pixels:
+        raise _too_large(name, f"{header.width} x {header.height} pixels", max_pixels)
+    if _is_truncated(data, header.format):
+        raise ImageError(f"{name} is truncated: its end is missing; copy it again from its source", reason="truncated")
+    return header
+
+
+def _open_dicom(data: bytes, *, name: str, max_pixels: int) -> EncodedImage:
+    from cxr.dicom.pixels import open_dicom  # pydicom takes 0.4 s to import, few images need it
 
     _reject_two_formats(data, name)
-    header = read_dicom_header(data, name=name, max_pixels=max_pixels)
-    return Header(header.width, header.height, "L" if header.bits_stored <= 8 else "L16", "DICOM")
+    image = open_dicom(data, name=name, max_pixels=max_pixels)
+    mode = "L" if image.header.bits_stored <= 8 else "L16"
+    return EncodedImage(data, name, Header(image.header.width, image.header.height, mode, "DICOM"), image)
 
 
 def _reject_two_formats(data: bytes, name: str) -> None:
@@ -229,13 +252,6 @@ def _is_complete_png(data: bytes) -> bool:
             return False
         at += 12 + int(length)
     return False
-
-
-def _decode_dicom(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    from cxr.dicom.pixels import decode_dicom  # as above
-
-    _reject_two_formats(data, name)
-    return decode_dicom(data, name=name, max_pixels=max_pixels)
 
 
 def _reduction(header: Header, min_side_px: int | None) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import decode_with_colour
+from cxr.imaging.decode import EncodedImage, open_image
 from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
 
 NOT_A_CHEST_XRAY = "not a chest X-ray"
@@ -41,11 +41,14 @@ def read_chest_xray(data: bytes, preprocessing: Preprocessing, *, name: str) -> 
     Raises:
         ImageError: cannot be read; or with the reason "colour" or NOT_A_CHEST_XRAY.
     """
-    grey, colour = decode_with_colour(
-        data, name=name, max_pixels=preprocessing.max_pixels, min_side_px=min_decoded_side_px(preprocessing)
-    )
-    refuse_colour(colour, name=name)
-    refuse_flat(grey, name=name)
+    return prepare_chest_xray(open_image(data, name=name, max_pixels=preprocessing.max_pixels), preprocessing)
+
+
+def prepare_chest_xray(image: EncodedImage, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode and prepare an image that was opened; see read_chest_xray."""
+    grey, colour = image.with_colour(min_side_px=min_decoded_side_px(preprocessing))
+    refuse_colour(colour, name=image.name)
+    refuse_flat(grey, name=image.name)
     return prepare(grey, preprocessing)
 
 

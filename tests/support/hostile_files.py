@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import is_dicom, read_header
+from cxr.imaging.decode import is_dicom, open_image
 from cxr.imaging.preprocess import Preprocessing
 from cxr.inference.input_checks import read_chest_xray
 from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_image, picture
@@ -224,7 +224,7 @@ def main() -> None:
         try:
             outcome = read(data)
             if not is_dicom(data):
-                read_header(data, name="image", max_pixels=MAX_PIXELS)
+                open_image(data, name="image", max_pixels=MAX_PIXELS)
         except ImageError:
             pass
         except Exception as error:  # what this program looks for

@@ -22,8 +22,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
 from cxr.common.errors import ImageError
-from cxr.dicom.pixels import read_dicom_header
-from cxr.imaging.decode import decode_grey, is_image_file, read_header
+from cxr.dicom.pixels import open_dicom
+from cxr.imaging.decode import decode_grey, is_image_file, open_image
 from tests.support.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_image, picture
 from tests.support.project import PROJECT
 
@@ -148,7 +148,7 @@ def test_an_image_is_turned_to_display_orientation(axes: list[str] | None, turne
     samples = picture()
     image = dicom_image(samples, PatientOrientation=axes)
     assert np.array_equal(decoded(image), turned(samples))
-    header = read_header(image, name="image.dcm", max_pixels=10**6)
+    header = open_image(image, name="image.dcm", max_pixels=10**6).header
     assert (header.height, header.width) == decoded(image).shape
     assert (header.format, header.mode) == ("DICOM", "L")
 
@@ -167,7 +167,7 @@ def test_an_image_is_turned_to_display_orientation(axes: list[str] | None, turne
 )
 def test_decoded_pixels_are_square(tags: dict[str, Any], shape: tuple[int, int]) -> None:
     image = dicom_image(picture(), **tags)
-    header = read_header(image, name="image.dcm", max_pixels=10**6)
+    header = open_image(image, name="image.dcm", max_pixels=10**6).header
     assert decoded(image).shape == (header.height, header.width) == shape
 
 
@@ -347,7 +347,7 @@ def test_no_tag_of_the_patient_reaches_a_log_a_warning_or_a_message(
         warnings.simplefilter("always")
         for data in broken(dicom_image(picture())):
             try:
-                messages.append(repr(read_dicom_header(data, name="image.dcm", max_pixels=10**6)))
+                messages.append(repr(open_dicom(data, name="image.dcm", max_pixels=10**6).header))
                 decoded(data)
             except ImageError as error:
                 messages.append(f"{error!r} {error.__cause__!r}")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import decode_grey, image_from_bytes, read_header
+from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing, prepare
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 1_000_000)
@@ -35,7 +35,7 @@ def test_colour_becomes_luma_and_transparency_is_dropped() -> None:
     rgba[..., 1] = 200  # green; OpenCV's order is BGRA
     rgba[..., 3] = 7
     data = encoded(rgba)
-    assert read_header(data, name="a.png", max_pixels=10**6).mode == "RGBA"
+    assert open_image(data, name="a.png", max_pixels=10**6).header.mode == "RGBA"
     assert decode_grey(data, name="a.png", max_pixels=10**6) == pytest.approx(0.587 * 200, abs=1)
 
 
@@ -43,7 +43,7 @@ def test_16_bit_image_is_stretched_to_its_own_range() -> None:
     image = np.linspace(1000, 5000, 64 * 64).reshape(64, 64).astype(np.uint16)
     data = encoded(image)
     grey = decode_grey(data, name="a.png", max_pixels=10**6)
-    assert read_header(data, name="a.png", max_pixels=10**6).mode == "L16"
+    assert open_image(data, name="a.png", max_pixels=10**6).header.mode == "L16"
     assert (grey.min(), grey.max()) == (0, 255)
     assert np.all(np.diff(grey.ravel().astype(int)) >= 0)
 
@@ -132,4 +132,4 @@ def test_jpeg_truncated_after_its_thumbnail_is_truncated() -> None:
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     cut = whole[:2] + segment + whole[2:-300]
     with pytest.raises(ImageError, match="truncated"):
-        read_header(cut, name="image.jpg", max_pixels=10**6)
+        open_image(cut, name="image.jpg", max_pixels=10**6)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cxr.common.errors import ImageError
 from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
-from cxr.imaging.decode import decode_grey, decode_with_colour, image_from_bytes
+from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing
 from cxr.inference.input_checks import NOT_A_CHEST_XRAY, read_chest_xray
 from tests.support.dicom_images import dicom_image
@@ -78,7 +78,7 @@ def test_a_grey_picture_in_a_colour_file_gives_the_levels_of_the_grey_decoder(
     written = io.BytesIO()
     Image.fromarray(as_rgb(image())).convert(mode).save(written, kind, **options)
     data = written.getvalue()
-    grey, _ = decode_with_colour(data, name="image", max_pixels=10**7, min_side_px=smallest)
+    grey, _ = open_image(data, name="image", max_pixels=10**7).with_colour(min_side_px=smallest)
     assert np.array_equal(grey, decode_grey(data, name="image", max_pixels=10**7, min_side_px=smallest))
 
 
