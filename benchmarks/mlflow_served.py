@@ -1,4 +1,4 @@
-"""`mlflow models serve` of a registered version, as a contestant."""
+"""`mlflow models serve` of a registered version, to compare with."""
 
 import base64
 import json
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import requests
 
@@ -23,7 +24,7 @@ Ask = Callable[[list[bytes]], list[dict[str, object]]]
 
 @contextmanager
 def served(number: str, *, on: bool = True) -> Iterator[Ask | None]:
-    """Serve a version on a free port of loopback; yield what asks it about images, None where not `on`."""
+    """Serve a version on a free port of loopback; yield a function that classifies images there, or None where not `on`."""
     if not on:
         yield None
         return
@@ -31,7 +32,11 @@ def served(number: str, *, on: bool = True) -> Iterator[Ask | None]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}/{number}"]
-    settings = {tracking_store.STORE_VARIABLE: tracking_store.tracking_uri(), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    settings = {
+        tracking_store.STORE_VARIABLE: tracking_store.tracking_uri(),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # MLflow calls uvicorn
+    }
     server = subprocess.Popen(
         [*command, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],
         env=os.environ | settings,

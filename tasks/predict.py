@@ -30,7 +30,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +62,7 @@ from tqdm import tqdm
 from cxr.common.engines import Engine
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
-from cxr.imaging.decode import is_dicom, max_file_bytes
+from cxr.imaging.decode import EncodedImage, max_file_bytes
 from cxr.inference.answer import SHOWN_FIELDS, Answer, AnswerField
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.image_source import images_below
@@ -162,7 +162,7 @@ def _name(file: Path, given: Path) -> str:
 
 def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles) -> Iterator[Result]:
     """Yield the result for each image, in order."""
-    read = partial(_prepared, classifier=classifier, keep_data=files.reports is not None)
+    read = partial(_prepared, classifier=classifier, keep=_dicom_bytes if files.reports is not None else None)
     workers = min(os.cpu_count() or 1, len(images))
     with closing(answered_batches(classifier, images, read, workers=workers)) as batches:
         for batch in batches:
@@ -170,7 +170,9 @@ def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles)
                 yield _result(one, classifier, files)
 
 
-def _prepared(image: Image, *, classifier: Classifier, keep_data: bool) -> PreparedImage[Image]:
+def _prepared(
+    image: Image, *, classifier: Classifier, keep: Callable[[EncodedImage], bytes | None] | None
+) -> PreparedImage[Image, bytes | None]:
     limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that `prepare` sees the excess
 
     def read() -> bytes:
@@ -179,17 +181,21 @@ def _prepared(image: Image, *, classifier: Classifier, keep_data: bool) -> Prepa
         with image.path.open("rb") as file:
             return file.read(limit)
 
-    return prepare_file(read, classifier, key=image, name=str(image), keep_data=keep_data)
+    return prepare_file(read, classifier, key=image, name=str(image), keep=keep)
 
 
-def _result(answered: AnsweredImage[Image], classifier: Classifier, files: AnswerFiles) -> Result:
+def _dicom_bytes(image: EncodedImage) -> bytes | None:
+    """Return what a report is made from: the file of a DICOM image."""
+    return image.data if image.header.format == "DICOM" else None
+
+
+def _result(answered: AnsweredImage[Image, bytes | None], classifier: Classifier, files: AnswerFiles) -> Result:
     """Write the files that were asked for and return the result."""
     image, path = answered.image, str(answered.image.key.path)
     if answered.answer is None or image.pixels is None:
         return Result(path, error=str(image.error))
-    dicom = image.data if image.data is not None and is_dicom(image.data) else None
     try:
-        files.write(image.key.name, image.pixels, answered.answer, classifier, dicom=dicom)
+        files.write(image.key.name, image.pixels, answered.answer, classifier, dicom=image.kept)
     except ImageError as error:
         return Result(path, answered.answer, str(error))
     return Result(path, answered.answer)

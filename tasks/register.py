@@ -41,7 +41,7 @@ from cxr.dataset.manifest import read_splits
 from cxr.evaluation.headline import HEADLINES
 from cxr.inference.openvino_export import (
     Agreement,
-    Judged,
+    ValidationAnswers,
     accept_runtime,
     export_runtime,
     remove_runtime,
@@ -161,7 +161,7 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
     return tags
 
 
-def _validation_images(spec: ModelSpec, paths: Paths) -> Judged:
+def _validation_images(spec: ModelSpec, paths: Paths) -> ValidationAnswers:
     """Return the packed validation images and the probabilities that the evaluation gave them."""
 
     packed = read_image_array(paths.images)
@@ -171,7 +171,7 @@ def _validation_images(spec: ModelSpec, paths: Paths) -> Judged:
         )
     table = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
     images = table[table["split"] == "validation"]
-    return Judged(
+    return ValidationAnswers(
         images=packed.images,
         rows=packed.rows(images["image_id"].tolist()),
         labels=np.array([spec.classes.index(label) for label in images["label"]], np.int64),

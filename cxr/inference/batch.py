@@ -48,7 +48,7 @@ def score_images(
         SourceError: the location no longer answers; what was yielded stands.
     """
 
-    def read(image: ImageFile) -> PreparedImage[ImageFile]:
+    def read(image: ImageFile) -> PreparedImage[ImageFile, None]:
         try:
             check_size(image.size_bytes, classifier, name=image.path)  # before it is in memory as a whole
         except ImageError as error:
@@ -69,7 +69,7 @@ def score_images(
             yield ScoredBatch(rows, known=len(batch) - len(rows))
 
 
-def _row(answered: AnsweredImage[ImageFile], *, location: str, version: str, now: datetime) -> Row:
+def _row(answered: AnsweredImage[ImageFile, None], *, location: str, version: str, now: datetime) -> Row:
     image, error = answered.image, answered.image.error
     was_opened = error is None or error.reason != NOT_OPENED
     return {

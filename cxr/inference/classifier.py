@@ -1,9 +1,9 @@
-"""A version of the registry, ready to be asked: the one way from an image to an answer.
+"""A loaded version of the registry: the one path from an image to an answer.
 
-`predict`, `score`, the web app, the link to a PACS and MLflow's server all answer through `Classifier`, so that
-the same image gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the
-weights; no parameter of this checkout has a say. Answers are torch's, to the bit those of the evaluation, or where it
-is asked for those of the faster exported network (cxr/inference/openvino.py), which imports no torch.
+`predict`, `score`, the web app, the PACS worker and MLflow's server all answer through `Classifier`, so that the same
+image gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the weights; no
+parameter of this checkout changes them. The engine `torch` answers bit for bit as the evaluation did. The engine
+`openvino` runs the exported network (cxr/inference/openvino.py) and imports no torch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.engines import Engine
+from cxr.imaging.decode import EncodedImage, open_image
 from cxr.inference.answer import Answer
-from cxr.inference.input_checks import read_chest_xray
+from cxr.inference.input_checks import prepare_chest_xray
 from cxr.inference.ood import OodDetector, ood_detector
 from cxr.inference.openvino import Runtime, load_runtime
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec
@@ -39,8 +40,8 @@ class Classifier:
     """A registered model, the version `number`.
 
     `reference` is None where the version was registered without one: its images are not measured.
-    `load_network` gives the network in evaluation mode on its device; it is called once, when it is first needed.
-    `runtime` answers in the network's place where it is given.
+    `load_network` returns the network in evaluation mode on its device; it is called once, on first use.
+    `runtime` computes the answers instead of the network, where it is given.
     """
 
     spec: ModelSpec
@@ -51,7 +52,7 @@ class Classifier:
 
     @property
     def engine(self) -> str:
-        """What computes the answers: "torch", or "openvino" and its precision."""
+        """The engine in use: "torch", or "openvino" and its precision."""
         return self.runtime.name if self.runtime else "torch"
 
     @cached_property
@@ -61,28 +62,36 @@ class Classifier:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what each image is measured by."""
+        """The names of the measures of each image."""
         return MEASURES if self.reference else ()
+
+    def open(self, data: bytes, *, name: str) -> EncodedImage:
+        """Read the header of a file's bytes; raises ImageError as cxr.imaging.decode.open_image does."""
+        return open_image(data, name=name, max_pixels=self.spec.preprocessing.max_pixels)
+
+    def prepare(self, image: EncodedImage) -> NDArray[np.uint8]:
+        """Return an image (H, W) as the model takes it; raises ImageError where it shows no chest X-ray."""
+        return prepare_chest_xray(image, self.spec.preprocessing)
 
     def read(self, data: bytes, *, name: str) -> NDArray[np.uint8]:
         """Return an image (H, W) as the model takes it, from a file's bytes.
 
         Raises:
-            ImageError: the file cannot be read, or shows no chest X-ray (cxr/inference/input_checks.py); names it `name`.
+            ImageError: the file cannot be read, or is no chest X-ray (cxr/inference/input_checks.py); names it `name`.
         """
-        return read_chest_xray(data, self.spec.preprocessing, name=name)
+        return self.prepare(self.open(data, name=name))
 
     def answer(self, images: NDArray[np.uint8]) -> list[Answer]:
-        """Return what the model says of images (N, H, W) that `read` made, in their order; N may be 0.
+        """Return the answers to images (N, H, W) from `read`, in their order; N may be 0.
 
-        An answer does not depend on the images beside it.
+        An answer does not depend on the other images of its batch.
         """
         batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
         return [answer for batch in batches for answer in self._answer_batch(batch)]
 
     def heat(self, images: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
-        """Return where images (N, H, W) speak for `classes`, one named for each image: Grad-CAM, (N, H, W), 0 to 1."""
-        from cxr.models.grad_cam import grad_cam_of_images
+        """Return the Grad-CAM of images (N, H, W) for `classes`, one class an image: (N, H, W), 0 to 1."""
+        from cxr.models.grad_cam import grad_cam_of_images  # imports torch, which OpenVINO's answers do without
 
         wanted = np.array([self.spec.classes.index(name) for name in classes], np.int64)
         return grad_cam_of_images(self.network, images, wanted, mean=self.spec.mean, std=self.spec.std)

@@ -1,4 +1,4 @@
-"""Where images wait to be scored: a folder or `s3://bucket/prefix`, listed first and read one image at a time."""
+"""The images of a folder or of `s3://bucket/prefix`, listed first and read one at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +17,7 @@ class ImageFile:
 
     path        below the location, with slashes
     size_bytes  as listed
-    changed     modification time in nanoseconds, or the ETag of an object: another one means other bytes
+    changed     modification time in nanoseconds, or the ETag of an object; it changes with the bytes
     """
 
     path: str
@@ -27,7 +27,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Location:
-    """The images of a location in the order of their paths, and how one of them is read.
+    """The images of a location in the order of their paths, and a function to read one.
 
     `name` is the same with and without a slash at its end.
     `read` takes a path and may be called from several threads. It raises OSError when an image cannot be opened and
@@ -49,7 +49,7 @@ def open_location(location: str) -> Location:
 
 
 def images_below(path: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders, sorted, hidden files left out; a file as it is.
+    """Return the images in a folder and its subfolders, sorted, without hidden files; of a file, the file itself.
 
     Raises:
         SourceError: the folder has no images.
@@ -73,13 +73,13 @@ def _folder(location: str) -> Location:
     folder = Path(location).expanduser()
     if not folder.is_dir():
         raise SourceError(
-            f"{location}: there is no such folder; make it and put images into it, or name another location: a folder "
+            f"{location}: the folder does not exist; create it with images in it, or name another location: a folder "
             "or s3://bucket/prefix"
         )
 
     def listed() -> Iterator[ImageFile]:
         for file in _images(folder):
-            with suppress(FileNotFoundError):  # it was moved away since
+            with suppress(FileNotFoundError):  # moved since it was listed
                 state = file.stat()
                 yield ImageFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
 
@@ -90,8 +90,8 @@ def _folder(location: str) -> Location:
 
 
 def _bucket(location: str) -> Location:
-    """List by name alone: to look into objects without an ending would cost a request each."""
-    from cxr.common.s3 import Prefix  # boto3 takes a second that nobody should wait for who reads a folder
+    """List by name only: reading the signature of objects without a suffix would cost a request each."""
+    from cxr.common.s3 import Prefix  # boto3 takes a second to import, which folders do not need
 
     name = location.rstrip("/")
     prefix = Prefix(name)

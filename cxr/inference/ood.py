@@ -1,14 +1,14 @@
-"""Whether an image is like those a model was judged on: if not, its answer may mean nothing, and people are told so.
+"""Out-of-distribution (OOD) detection: an image unlike the model's reference images gets a warning with its answer.
 
-Two things are looked at, each against the version's own reference images (cxr/models/reference.py), so that the limits move with
-the model and no number is typed in here but how many ordinary images may be told a warning by each, 1 in 200.
+Two checks compare an image with the version's own reference images (cxr/models/reference.py), so that the limits depend
+on the model. The only constant is the share of ordinary images that each check may warn about, 1 in 200.
 
-grey levels   brightness, contrast, sharpness and the like, as one Mahalanobis distance: inverted images, photographs of
-              images, flat pictures
-features      the share of what the network sees that no reference image explains (`FeatureSpace.outside`): pictures of
-              another kind, images on their side or upside down
+grey levels   brightness, contrast, sharpness and the like, as one Mahalanobis distance: finds inverted images,
+              photographs of images, flat pictures
+features      the share of the network's features that no reference image explains (`FeatureSpace.outside`): finds
+              pictures of other things, images on their side or upside down
 
-A reference of few images gives no limit, and one of before there was such a share none for the features.
+A reference of few images gives no limits. One stored before that share was recorded gives none for the features.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from numpy.typing import NDArray
 
 from cxr.models.reference import MEASURES, Reference, folds_of, image_measures
 
-_ORDINARY = 0.995  # quantile of the reference images' own values that is the limit
-_IMAGES_AT_LEAST = 50  # of fewer no such quantile is known
-_RIDGE = 1e-3  # of each measure's variance: one that hardly varies must not decide alone
+_ORDINARY = 0.995  # the limit is this quantile of the reference images' own values
+_MIN_IMAGES = 50  # fewer do not determine such a quantile
+_RIDGE = 1e-3  # share of each measure's variance: a measure that hardly varies must not decide alone
 _GREY = tuple(name for name in MEASURES if name != "feature_distance")
 
-OF_ANOTHER_KIND = "not like the images this model was judged on: it may be no frontal chest X-ray, or not upright"
-INVERTED = "looks inverted, with dark bones on a bright ground, or is no chest X-ray: give it with bright bones"
-OTHER_GREY_LEVELS = (
-    "grey levels not like those of the images this model was judged on: photographed, cropped or edited?"
-)
+OF_ANOTHER_KIND = "unlike the images this model was tested on: it may be no frontal chest X-ray, or not upright"
+INVERTED = "looks inverted, with dark bones on a bright background, or is no chest X-ray: export it with bright bones"
+OTHER_GREY_LEVELS = "grey levels unlike those of the images this model was tested on: photographed, cropped or edited?"
 
 
 @dataclass(frozen=True)
 class _Greys:
-    """Where the grey levels of reference images lie: `centre` (M,), `precision` (M, M)."""
+    """The distribution of the reference images' grey levels: `centre` (M,), `precision` (M, M)."""
 
     centre: NDArray[np.float64]
     precision: NDArray[np.float64]
@@ -47,31 +45,31 @@ class _Greys:
 
 @dataclass(frozen=True)
 class OodDetector:
-    """The limits of one version; see the module. `outside_at_most` is None where its reference has no such share."""
+    """The limits of one version; see the module. `max_outside` is None where its reference has no such share."""
 
     reference: Reference
     greys: _Greys
-    grey_at_most: float
-    outside_at_most: float | None
+    max_grey: float
+    max_outside: float | None
 
     def warnings(self, images: NDArray[np.uint8], features: NDArray[np.float32]) -> list[str | None]:
-        """Return for each of N images what people should be told, None where there is nothing to say.
+        """Return the warning for each of N images, None for none.
 
         Args:
             images: (N, H, W), prepared.
-            features: (N, D), what the network's head saw of them.
+            features: (N, D), the input of the network's head.
         """
-        odd = self.greys.distance(_columns(images)) > self.grey_at_most
-        negative = odd & (self.greys.distance(_columns(255 - images)) <= self.grey_at_most)
+        odd = self.greys.distance(_columns(images)) > self.max_grey
+        negative = odd & (self.greys.distance(_columns(255 - images)) <= self.max_grey)
         strange = np.zeros(len(images), np.bool_)
-        if self.outside_at_most is not None:
-            strange = self.reference.space.outside(features) > self.outside_at_most
+        if self.max_outside is not None:
+            strange = self.reference.space.outside(features) > self.max_outside
         return [_words(*flags) for flags in zip(negative.tolist(), strange.tolist(), odd.tolist(), strict=True)]
 
 
 def ood_detector(reference: Reference) -> OodDetector | None:
-    """Return the limits that the reference's images give; None where they are too few."""
-    if len(reference.measures) < _IMAGES_AT_LEAST:
+    """Return the limits that the reference images give; None where they are too few."""
+    if len(reference.measures) < _MIN_IMAGES:
         return None
     values = reference.measures[:, [MEASURES.index(name) for name in _GREY]].astype(np.float64)
     fold = folds_of(reference.patients)
@@ -83,8 +81,8 @@ def ood_detector(reference: Reference) -> OodDetector | None:
     return OodDetector(
         reference=reference,
         greys=_fit(values),
-        grey_at_most=float(np.quantile(held_out, _ORDINARY)),
-        outside_at_most=None if outside is None else float(np.quantile(outside, _ORDINARY)),
+        max_grey=float(np.quantile(held_out, _ORDINARY)),
+        max_outside=None if outside is None else float(np.quantile(outside, _ORDINARY)),
     )
 
 

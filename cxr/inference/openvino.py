@@ -1,10 +1,10 @@
-"""The network on a CPU through OpenVINO, several times faster than torch: loading and asking what was exported.
+"""The exported network on a CPU through OpenVINO, several times faster than torch: loading and running it.
 
 `runtime.xml`, `runtime.weights`   the graph, from prepared images to scores and features, and its tensors
-`runtime.json`                     in which precisions it was found to say what torch says (cxr/inference/openvino_export.py)
+`runtime.json`                     the precisions in which it agreed with torch (cxr/inference/openvino_export.py)
 
-Neither torch nor the weights of the model are loaded here: a first answer does not wait for them. Nothing compiled is
-kept on disk: the graph compiles in less than a second, and a damaged cache would be computed with unnoticed.
+Neither torch nor the model's own weights are loaded here, so that a first answer does not wait for them. Nothing
+compiled is kept on disk: the graph compiles in less than a second, and a damaged cache would go unnoticed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRECISIONS: tuple[Precision, ...] = ("bf16", "f32")  # the fastest first
 
 
 class Runtime:
-    """An exported network, compiled for this machine's processor; several threads may call it, one is served a time.
+    """An exported network, compiled for this machine's processor; thread-safe, one call at a time.
 
     name   for people: "openvino bf16"
     """
@@ -53,7 +53,7 @@ class Runtime:
         self.name = f"openvino {precision}"
 
     def logits_and_features(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the raw scores (N, C) of prepared images (N, H, W) and what the head saw of them (N, D)."""
+        """Return the raw scores (N, C) of prepared images (N, H, W) and the features (N, D) that the head takes."""
         with self._lock:
             found = self._request.infer([np.ascontiguousarray(images)])
             return np.array(found[0], np.float32), np.array(found[1], np.float32)
@@ -66,9 +66,9 @@ def native_precisions() -> tuple[Precision, ...]:
 
 
 def load_runtime(folder: Path) -> Runtime | None:
-    """Load the exported network of the bundle in `folder` in the fastest precision that may be used here.
+    """Load the exported network of the bundle in `folder` in the fastest precision that was accepted for this processor.
 
-    None where the version has none, or none that was found to agree in a precision of this processor.
+    Returns None where the version has no export, or none that agreed with torch in a precision of this processor.
 
     Raises:
         WeightsError: the files are missing or damaged.
@@ -84,7 +84,7 @@ def load_runtime(folder: Path) -> Runtime | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the line of OpenVINO's error that says what is wrong: others name places in its source."""
+    """Return the line of OpenVINO's error that says what is wrong; the others name lines of its source."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
     telling = [line for line in lines if not line.startswith(("Check ", "Exception from ", "FrontEnd API"))]
     return next((line for line in telling if "No conversion rule" in line), (telling or lines)[0])[:300]

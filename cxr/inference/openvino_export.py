@@ -1,7 +1,7 @@
-"""Exporting a network to OpenVINO, and finding out whether the export says what torch says.
+"""Export a network to OpenVINO and measure how far the export is from torch.
 
-The graph takes images as they are prepared (grey levels, uint8) and gives scores and features, its tensors are stored
-as float16. It is offered only in precisions in which it stays within bounds on the validation images.
+The graph takes prepared images (grey levels, uint8) and returns scores and features; its tensors are stored as float16.
+It is used only in precisions in which it stays within bounds on the validation images.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cxr.common.errors import WeightsError
 from cxr.common.files import write_json
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
     from cxr.models.bundle import ModelSpec
 
-_SAVED_WEIGHTS = ".bin"  # what OpenVINO calls them; here no file has the ending of a pickle
+_SAVED_WEIGHTS = ".bin"  # OpenVINO's name for them; no file here has the ending of a pickle
 
 
 @dataclass(frozen=True)
-class Judged:
+class ValidationAnswers:
     """Validation images and torch's answers to them.
 
     images         (N, H, W) prepared images; may be memory-mapped
@@ -57,10 +58,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an engine is from torch on the same images, after calibration; also what it may be at most.
+    """The difference of an engine from torch on the same images, after calibration; also the bounds of it.
 
     probability    largest difference of any image's probability of any class
-    changed_share  share of the images that get another predicted class
+    changed_share  share of the images whose predicted class differs
     accuracy, macro_f1   differences of the metrics
     """
 
@@ -70,7 +71,7 @@ class Agreement:
     macro_f1: float
 
     def within(self, bounds: Agreement) -> bool:
-        """Say whether no figure is larger than in `bounds`."""
+        """Return whether no figure is larger than in `bounds`."""
         most = asdict(bounds)
         return all(value <= most[name] for name, value in asdict(self).items())
 
@@ -92,40 +93,42 @@ def export_runtime(network: nn.Module, spec: ModelSpec, folder: Path) -> None:
     side = spec.preprocessing.image_size_px
     example = torch.zeros((2, side, side), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # of tracing: sizes that are constants of this graph
+        warnings.simplefilter("ignore")  # tracing warns of sizes that are constants of this graph
         try:
             graph = openvino.convert_model(_FromImages(network, spec).eval(), example_input=example)
             graph.reshape([-1, side, side])
             openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=True)
-        except Exception as error:  # its converter raises what it likes
+        except Exception as error:  # its converter raises many types
             raise WeightsError(f"OpenVINO cannot express this network: {first_line(error)}") from error
     (folder / GRAPH_FILE).with_suffix(_SAVED_WEIGHTS).replace(folder / GRAPH_WEIGHTS_FILE)
 
 
-def accept_runtime(folder: Path, spec: ModelSpec, judged: Judged, bounds: Agreement) -> dict[Precision, Agreement]:
+def accept_runtime(
+    folder: Path, spec: ModelSpec, validation: ValidationAnswers, bounds: Agreement
+) -> dict[Precision, Agreement]:
     """Compare the exported graph in `folder` with torch in each precision of this processor.
 
     Writes RUNTIME_FILE with the precisions within `bounds`, where there is one.
 
     Returns:
-        What was found, by precision, within bounds or not.
+        The difference by precision, within bounds or not.
 
     Raises:
         WeightsError: the graph cannot be loaded.
     """
-    found = {precision: _agreement(Runtime(folder, precision), spec, judged) for precision in native_precisions()}
+    found = {precision: _agreement(Runtime(folder, precision), spec, validation) for precision in native_precisions()}
     agreed = [precision for precision, agreement in found.items() if agreement.within(bounds)]
     if agreed:
         described = {name: asdict(agreement) for name, agreement in found.items()}
         write_json(
             folder / RUNTIME_FILE,
-            {"agrees_in": agreed, "images": len(judged.rows), "agreement": described, "bounds": asdict(bounds)},
+            {"agrees_in": agreed, "images": len(validation.rows), "agreement": described, "bounds": asdict(bounds)},
         )
     return found
 
 
 def remove_runtime(folder: Path) -> None:
-    """Remove what an export has written into `folder`, whole or in part."""
+    """Remove the files of an export in `folder`, complete or not."""
     leftover = (folder / GRAPH_FILE).with_suffix(_SAVED_WEIGHTS)
     for path in (folder / GRAPH_FILE, folder / GRAPH_WEIGHTS_FILE, folder / RUNTIME_FILE, leftover):
         path.unlink(missing_ok=True)
@@ -145,30 +148,28 @@ def agreement_of(
 
 
 def tags_of(found: Mapping[Precision, Agreement], bounds: Agreement) -> dict[str, str]:
-    """Return what was found as tags of a version."""
+    """Return the differences as tags of a version."""
     agreed = [precision for precision, agreement in found.items() if agreement.within(bounds)]
-    said = "; ".join(f"{precision}: {agreement}" for precision, agreement in found.items())
+    differences = "; ".join(f"{precision}: {agreement}" for precision, agreement in found.items())
     return {
         "runtime": f"openvino {', '.join(agreed)}" if agreed else "none: not within the bounds",
-        "runtime_agreement": said,
+        "runtime_agreement": differences,
         "runtime_bounds": str(bounds),
     }
 
 
-def _agreement(runtime: Runtime, spec: ModelSpec, judged: Judged) -> Agreement:
-    from tqdm import tqdm
-
+def _agreement(runtime: Runtime, spec: ModelSpec, validation: ValidationAnswers) -> Agreement:
     logits = []
-    with tqdm(total=len(judged.rows), desc=runtime.name, unit=" images", disable=None) as bar:
-        for start in range(0, len(judged.rows), BATCH_SIZE):
-            images = judged.images[judged.rows[start : start + BATCH_SIZE]]
+    with tqdm(total=len(validation.rows), desc=runtime.name, unit=" images", disable=None) as bar:
+        for start in range(0, len(validation.rows), BATCH_SIZE):
+            images = validation.images[validation.rows[start : start + BATCH_SIZE]]
             logits.append(runtime.logits_and_features(images)[0])
             bar.update(len(images))
-    return agreement_of(calibrated(np.concatenate(logits), spec), judged.probabilities, judged.labels, spec)
+    return agreement_of(calibrated(np.concatenate(logits), spec), validation.probabilities, validation.labels, spec)
 
 
 class _FromImages(nn.Module):
-    """A network that takes images as they are prepared."""
+    """A network that takes prepared images."""
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
         super().__init__()

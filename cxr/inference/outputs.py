@@ -1,11 +1,11 @@
 """Answers as files: where the model looked as a PNG, and for a DICOM image a Structured Report of its own study.
 
-    <overlays>/<image>.overlay.png    the image as the model takes it, enlarged, with the heat of the predicted class
-    <reports>/<image>.sr.dcm          the Structured Report (cxr/inference/dicom_sr.py); for DICOM images alone
-    <reports>/<image>.overlay.dcm     the overlay as a Secondary Capture, where overlays are asked for too
+    <overlays>/<image>.overlay.png    the prepared image, enlarged, with the heat of the predicted class
+    <reports>/<image>.sr.dcm          the Structured Report (cxr/inference/dicom_sr.py); for DICOM images only
+    <reports>/<image>.overlay.dcm     the overlay as a Secondary Capture, where overlays are asked for, too
 
-`<image>` is the image's name with its ending; an image of a folder keeps its way below it. Files come whole or not at all.
-Reports hold the patient's tags of their image, for they belong to its study; the PNG holds none.
+`<image>` is the image's name with its suffix; an image in a folder keeps its path below it. Files are written
+atomically. Reports hold the patient's tags of their image, as they belong to its study; the PNG holds none.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cxr.common.files import atomic_file
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
 
-_OVERLAY_SIDE_PX = 448  # at least: the model's own pixels are too few to look at
+_OVERLAY_SIDE_PX = 448  # at least: prepared images are too small to look at
 
 
 @dataclass(frozen=True)
 class AnswerFiles:
-    """Folders for overlays and reports; None: not asked for."""
+    """The folders for overlays and reports; None: not asked for."""
 
     overlays: Path | None
     reports: Path | None
@@ -36,17 +36,17 @@ class AnswerFiles:
     def write(
         self, name: str, image: NDArray[np.uint8], answer: Answer, classifier: Classifier, *, dicom: bytes | None
     ) -> None:
-        """Write what is asked for of one image.
+        """Write the files of one image that are asked for.
 
         Args:
             name: of the files, below their folders.
-            image: (H, W), as the model took it.
+            image: (H, W), prepared.
             answer: of the model.
             classifier: the model.
-            dicom: the image's file where it is one of DICOM.
+            dicom: the bytes of the file where it is a DICOM image.
 
         Raises:
-            ImageError: the DICOM image lacks what links a report to it.
+            ImageError: the DICOM image lacks the tags that link a report to it.
             ParamsError: a folder cannot be written.
         """
         picture = None if self.overlays is None else _overlay(image, answer, classifier)
@@ -58,6 +58,7 @@ class AnswerFiles:
     def _report(
         self, path: Path, dicom: bytes, answer: Answer, classifier: Classifier, picture: NDArray[np.uint8] | None
     ) -> None:
+        # highdicom takes a second to import, and most runs write no report
         from cxr.inference.dicom_sr import Author, secondary_capture, structured_report
 
         author, now = Author.of(classifier.number, classifier.spec), datetime.now().astimezone()
@@ -69,7 +70,7 @@ class AnswerFiles:
 
 
 def _overlay(image: NDArray[np.uint8], answer: Answer, classifier: Classifier) -> NDArray[np.uint8]:
-    from cxr.models.grad_cam import overlay
+    from cxr.models.grad_cam import overlay  # imports torch, which OpenVINO's answers do without
 
     picture = overlay(image, classifier.heat(image[None], [answer.predicted_class])[0])
     scale = -(-_OVERLAY_SIDE_PX // min(image.shape))

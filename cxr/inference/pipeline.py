@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import max_file_bytes
+from cxr.imaging.decode import EncodedImage, max_file_bytes
 from cxr.models.forward import BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ NOT_OPENED = "not opened"
 _BATCHES_AHEAD = 2
 
 Key = TypeVar("Key")
+Kept = TypeVar("Kept")
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -39,27 +40,27 @@ log = logging.getLogger("cxr.inference")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PreparedImage(Generic[Key]):
+class PreparedImage(Generic[Key, Kept]):
     """A file as it was read: `pixels`, or the `error` why there are none; neither where `is_known` left it out.
 
     key      what the caller knows the file by
     pixels   (H, W), as the model takes them
     sha256   of the bytes; None where they were not read
-    data     the bytes, where `prepare` was asked to keep them
+    kept     what the caller's `keep` returned
     """
 
     key: Key
     pixels: NDArray[np.uint8] | None = None
     error: ImageError | None = None
     sha256: str | None = None
-    data: bytes | None = None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AnsweredImage(Generic[Key]):
+class AnsweredImage(Generic[Key, Kept]):
     """A prepared image and its `answer`; None where it has an error or was left out."""
 
-    image: PreparedImage[Key]
+    image: PreparedImage[Key, Kept]
     answer: Answer | None
 
 
@@ -69,9 +70,9 @@ def prepare(
     *,
     key: Key,
     name: str,
-    keep_data: bool = False,
+    keep: Callable[[EncodedImage], Kept] | None = None,
     is_known: Callable[[str], bool] | None = None,
-) -> PreparedImage[Key]:
+) -> PreparedImage[Key, Kept]:
     """Decode and prepare one image; what is wrong with it becomes the `error` of the result.
 
     Args:
@@ -79,7 +80,7 @@ def prepare(
         classifier: the model that will answer.
         key: what the caller knows the file by.
         name: what errors call the file.
-        keep_data: keep the bytes with the result.
+        keep: takes the opened image and returns what to keep of it; its ImageError is that of the image.
         is_known: called with the SHA-256 of the bytes; where it returns True, the image is left out.
     """
     sha256 = hashlib.sha256(data).hexdigest()
@@ -87,14 +88,15 @@ def prepare(
         return PreparedImage(key, sha256=sha256)
     try:
         check_size(len(data), classifier, name=name)
-        pixels = classifier.read(data, name=name)
+        image = classifier.open(data, name=name)
+        pixels = classifier.prepare(image)
+        return PreparedImage(key, pixels, sha256=sha256, kept=keep(image) if keep else None)
     except ImageError as error:
         return PreparedImage(key, error=error, sha256=sha256)
     except Exception as error:  # decoders fail on damaged files in ways of their own; their messages may quote a tag
         log.warning("an image could not be read: its decoder failed with %s", type(error).__name__)
         damaged = ImageError(f"{name} cannot be read: its contents are damaged", reason="not an image")
         return PreparedImage(key, error=damaged, sha256=sha256)
-    return PreparedImage(key, pixels, sha256=sha256, data=data if keep_data else None)
 
 
 def prepare_file(
@@ -103,9 +105,9 @@ def prepare_file(
     *,
     key: Key,
     name: str,
-    keep_data: bool = False,
+    keep: Callable[[EncodedImage], Kept] | None = None,
     is_known: Callable[[str], bool] | None = None,
-) -> PreparedImage[Key]:
+) -> PreparedImage[Key, Kept]:
     """Read a file and prepare it as `prepare` does; an OSError of `read` becomes an `error` with reason NOT_OPENED."""
     try:
         data = read()
@@ -115,7 +117,7 @@ def prepare_file(
     except OSError as failure:
         error = ImageError(f"{name} cannot be opened: {failure.strerror or failure}", reason=NOT_OPENED)
         return PreparedImage(key, error=error)
-    return prepare(data, classifier, key=key, name=name, keep_data=keep_data, is_known=is_known)
+    return prepare(data, classifier, key=key, name=name, keep=keep, is_known=is_known)
 
 
 def check_size(size_bytes: int, classifier: Classifier, *, name: str) -> None:
@@ -134,7 +136,9 @@ def check_size(size_bytes: int, classifier: Classifier, *, name: str) -> None:
         )
 
 
-def answer_prepared(classifier: Classifier, images: Sequence[PreparedImage[Key]]) -> list[AnsweredImage[Key]]:
+def answer_prepared(
+    classifier: Classifier, images: Sequence[PreparedImage[Key, Kept]]
+) -> list[AnsweredImage[Key, Kept]]:
     """Answer those of `images` that have pixels, and return all in their order."""
     pixels = [image.pixels for image in images if image.pixels is not None]
     answers = iter(classifier.answer(np.stack(pixels)) if pixels else ())
@@ -142,8 +146,8 @@ def answer_prepared(classifier: Classifier, images: Sequence[PreparedImage[Key]]
 
 
 def answered_batches(
-    classifier: Classifier, files: Sequence[Given], read: Callable[[Given], PreparedImage[Key]], *, workers: int
-) -> Generator[list[AnsweredImage[Key]], None, None]:
+    classifier: Classifier, files: Sequence[Given], read: Callable[[Given], PreparedImage[Key, Kept]], *, workers: int
+) -> Generator[list[AnsweredImage[Key, Kept]], None, None]:
     """Yield the answers to `files`, a batch at a time and in their order.
 
     A few batches of prepared images are in memory at any moment, and the bytes of one file for each thread.

@@ -1,22 +1,20 @@
-"""Scored images as Parquet parts: what a row holds, what was scored before, and reading all of it again.
+"""Scored images as Parquet parts: the schema of a row, which images were scored before, and reading all parts.
 
-`<output>/version-<n>/<time>-<shard>of<shards>-<run>-<part>.parquet`, each written whole, never changed. A row an image:
+`<output>/version-<n>/<time>-<shard>of<shards>-<run>-<part>.parquet`, each written atomically and never changed. A row
+an image:
 
     location, path           where it was found, and the path below
     sha256                   of its bytes; null where they were not read
-    size_bytes, changed      as listed: see cxr.inference.image_source.ImageFile; `changed` is null where the image could not be opened
+    size_bytes, changed      as listed (cxr.inference.image_source.ImageFile); `changed` is null where the image could
+                             not be opened
     scored_at                UTC
     model_version            as in the registry
-    predicted_class          null for an image that cannot be read, as are all columns but `error` that follow
-    p_<class>                calibrated probability, a column a class in the model's order
-    confidence               the largest of them
-    refer                    a reader should see the image; null where the model has no threshold
-    warning                  why the answer may mean nothing, else null; parts of earlier days have no such column
-    m_<measure>              see cxr.models.reference.MEASURES; no such column where the model was saved without a reference
+    <answer>                 the columns of cxr.inference.answer.Answer.to_row, with p_<class> in the model's order; null
+                             for an image that cannot be read. Parts of older releases lack columns that came later
     error                    why the image cannot be read, else null
 
 The schema's metadata name the model, its version, the digests of its weights and its spec, the code that scored, and
-`engine`, what computed: "torch", or "openvino" and its precision.
+`engine`: "torch", or "openvino" and its precision.
 """
 
 from __future__ import annotations
@@ -65,7 +63,7 @@ def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[st
     Args:
         classes: in the model's order.
         measures: names without `m_`.
-        metadata: of the model and the code; `spec_sha256` is what tells one model from another.
+        metadata: of the model and the code; `spec_sha256` identifies the model.
     """
     fields = [
         *_BEFORE_ANSWER,
@@ -76,22 +74,22 @@ def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[st
 
 
 def version_folder(output: Path, number: str) -> Path:
-    """Return where the parts of one model version lie."""
+    """Return the folder of the parts of one model version."""
     return output / f"version-{number}"
 
 
 class PartWriter:
-    """Collects rows and writes a part whenever there are enough; `close` writes what is left."""
+    """Collects rows and writes a part whenever there are enough; `close` writes the rest."""
 
     def __init__(self, folder: Path, schema: pa.Schema, *, images_per_part: int, shard: str) -> None:
         self._folder, self._schema, self._images_per_part = folder, schema, images_per_part
-        # Runs that begin in the same second, on several machines too, must not take each other's names.
+        # Runs that begin in the same second, also on several machines, need different names.
         self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{shard}-{secrets.token_hex(4)}"
         self._rows: list[Mapping[str, Any]] = []
         self._written = 0
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> Path | None:
-        """Take rows; return the part that they completed, if they did."""
+        """Add rows; return the part that they completed, or None."""
         self._rows.extend(rows)
         return self._write() if len(self._rows) >= self._images_per_part else None
 
@@ -109,11 +107,10 @@ class PartWriter:
 
 
 class Scored:
-    """The images of a location that one model has scored; some 200 bytes of memory an image.
+    """The images of a location that one model has scored; about 200 bytes of memory an image.
 
-    An image with the path, the size and the modification time or ETag of one that was scored is not even read. One
-    that changed in any of these is read, and not scored when its bytes are those that were scored under its path. An
-    image that could not be opened counts as not scored.
+    An image with the path, the size and the modification time or ETag of a scored one is not read. Any other is read,
+    and not scored when its bytes were scored under its path. An image that could not be opened counts as not scored.
     """
 
     def __init__(self, folder: Path, *, spec_sha256: str, location: str) -> None:
@@ -125,26 +122,26 @@ class Scored:
                     self._remember(file.read(["location", "path", "size_bytes", "changed", "sha256"]), location)
 
     def is_unchanged(self, image: ImageFile) -> bool:
-        """Say whether the image was scored as it is listed."""
+        """Return whether the image was scored as it is listed."""
         return _key(image.path, image.size_bytes, image.changed) in self._listed
 
     def has_bytes(self, path: str, sha256: str) -> bool:
-        """Say whether these very bytes were scored under this path."""
+        """Return whether these bytes were scored under this path."""
         return _key(path, sha256) in self._held
 
     def _remember(self, table: pa.Table, location: str) -> None:
         columns = [column.to_pylist() for column in table.columns]
-        for place, path, size_bytes, changed, sha256 in zip(*columns, strict=True):
-            if place == location and changed is not None:
+        for found_in, path, size_bytes, changed, sha256 in zip(*columns, strict=True):
+            if found_in == location and changed is not None:
                 self._listed.add(_key(path, size_bytes, changed))
-            if place == location and sha256 is not None:
+            if found_in == location and sha256 is not None:
                 self._held.add(_key(path, sha256))
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
-    """Return every scored image of every version below `folder`, the oldest first; columns as in the module's head.
+    """Return every scored image of every version below `folder`, the oldest first; columns as in the module's docstring.
 
-    Columns that a part does not have are missing values; with no part at all the table is empty.
+    Columns that a part lacks are missing values; without any part the table is empty.
 
     Raises:
         DataError: a part cannot be read; names it.
@@ -172,9 +169,9 @@ def _readable(part: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
-            f"{part} is not a part of scored images ({error}); remove it, its images are scored again"
+            f"{part} is not a part of scored images ({error}); remove it, and the next run scores its images again"
         ) from error
 
 
-def _key(*what: object) -> bytes:
-    return hashlib.blake2b(repr(what).encode(), digest_size=16).digest()
+def _key(*parts: object) -> bytes:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()

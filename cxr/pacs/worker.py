@@ -182,7 +182,7 @@ class PacsWorker:
         own_uid = object_uid(image.sop_uid, author, "report")
         return self.orthanc.has(own_uid if self.reprocess else series_uid(image.sop_uid, "report"))
 
-    def _answer(self, images: list[PreparedImage[_Instance]], classifier: Classifier, author: Author) -> None:
+    def _answer(self, images: list[PreparedImage[_Instance, bytes]], classifier: Classifier, author: Author) -> None:
         try:
             answered = answer_prepared(classifier, images)
             overlays = self._overlays(answered, classifier)
@@ -196,19 +196,19 @@ class PacsWorker:
         for one, picture in zip(answered, overlays, strict=True):
             self._store(one.image.key, _objects(one, picture, author))
 
-    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance] | None:
+    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, bytes] | None:
         source = self.orthanc.file(image.line.resource)
         if source is None:
             self._reject(image, "its file is missing from the PACS")
             return None
-        prepared = prepare(source, classifier, key=image, name=_NAME, keep_data=True)
+        prepared = prepare(source, classifier, key=image, name=_NAME, keep=lambda image: image.data)
         if prepared.error is not None:
             self._reject(image, prepared.error.reason)
             return None
         return prepared
 
     def _overlays(
-        self, answered: list[AnsweredImage[_Instance]], classifier: Classifier
+        self, answered: list[AnsweredImage[_Instance, bytes]], classifier: Classifier
     ) -> list[NDArray[np.uint8] | None]:
         if not self.overlay or not answered:
             return [None] * len(answered)
@@ -235,9 +235,11 @@ class PacsWorker:
         write_json(self.state_file, asdict(position))
 
 
-def _objects(answered: AnsweredImage[_Instance], picture: NDArray[np.uint8] | None, author: Author) -> Iterator[bytes]:
+def _objects(
+    answered: AnsweredImage[_Instance, bytes], picture: NDArray[np.uint8] | None, author: Author
+) -> Iterator[bytes]:
     """Yield the objects to store. The report comes last: an image with a report counts as processed."""
-    source, answer, now = answered.image.data, answered.answer, datetime.now()
+    source, answer, now = answered.image.kept, answered.answer, datetime.now()
     if source is None or answer is None:
         raise ValueError("expected an image that was prepared with its data and answered")
     if picture is not None:

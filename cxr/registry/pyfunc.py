@@ -1,10 +1,9 @@
 """The registered model as MLflow loads and serves it: this file itself, never a pickle.
 
-MLflow runs this file ("models from code") and asks the `ServedModel` below for predictions. In goes a table with
-the column `image` (a whole file as bytes: JPEG, PNG, BMP, TIFF or DICOM), out comes one row an image: `predicted_class`,
-a calibrated probability `p_<class>` for each class, `refer` and `warning`, as `python -m tasks.predict` tells them.
-Preprocessing, class order and temperature are those saved with the weights, whose hash is checked before they are
-loaded.
+MLflow runs this file ("models from code") and calls `ServedModel`. The input is a table with the column `image`, a whole
+file as bytes: JPEG, PNG, BMP, TIFF or DICOM. The output has a row an image with the columns of an answer
+(cxr/inference/answer.py), the same values as `python -m tasks.predict` prints. Preprocessing, class order and
+calibration are those saved with the weights, whose hash is checked before they are loaded.
 """
 
 import os
@@ -22,7 +21,7 @@ from cxr.inference.answer import SHOWN_FIELDS, Answer, columns
 from cxr.inference.classifier import load_classifier
 from cxr.inference.pipeline import PreparedImage, answered_batches, prepare
 
-with warnings.catch_warnings():  # of the type hints of MLflow's own agent classes, at every import
+with warnings.catch_warnings():  # MLflow warns of its own type hints at every import
     warnings.filterwarnings("ignore", message=".*hint is inferred as AnyType", category=UserWarning)
     from mlflow.models import ModelSignature, set_model
     from mlflow.pyfunc.model import PythonModel, PythonModelContext
@@ -56,7 +55,7 @@ class ServedModel(PythonModel):
         return pd.DataFrame(table)
 
     def _answers(self, images: Sequence[bytes]) -> Iterator[Answer]:
-        def read(row: int) -> PreparedImage[int]:
+        def read(row: int) -> PreparedImage[int, None]:
             return prepare(images[row], self.classifier, key=row, name=f"image in row {row}")
 
         workers = os.cpu_count() or 1
@@ -69,7 +68,7 @@ class ServedModel(PythonModel):
 
 
 def signature(classes: tuple[str, ...]) -> ModelSignature:
-    """Return what goes in and comes out."""
+    """Return the columns of the input and the output."""
     outputs: list[Any] = [
         ColSpec(column.type, column.name, required=not column.nullable)
         for column in columns(classes, fields=SHOWN_FIELDS)
@@ -78,7 +77,7 @@ def signature(classes: tuple[str, ...]) -> ModelSignature:
 
 
 def input_example() -> pd.DataFrame:
-    """Return two images as bytes, a grey ramp and its mirror: two, so that nobody takes the batch size for fixed."""
+    """Return two images as bytes, a grey ramp and its mirror: two, so that MLflow does not fix the batch size."""
     ramp = np.tile(np.linspace(0, 255, _EXAMPLE_SIDE_PX).astype(np.uint8), (_EXAMPLE_SIDE_PX, 1))
     images = [cv2.imencode(".png", image)[1].tobytes() for image in (ramp, ramp[:, ::-1])]
     return pd.DataFrame({IMAGE_COLUMN: images})

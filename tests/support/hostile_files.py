@@ -28,7 +28,7 @@ from PIL import Image
 from cxr.common.errors import ImageError
 from cxr.imaging.decode import is_dicom, open_image
 from cxr.imaging.preprocess import Preprocessing
-from cxr.inference.input_checks import read_chest_xray
+from cxr.inference.input_checks import prepare_chest_xray
 from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_image, picture
 
 MAX_PIXELS = 50_000_000
@@ -192,7 +192,7 @@ _MUTATIONS: tuple[Mutation, ...] = (
 def read(data: bytes) -> str:
     """Read `data` like the product; return "image", the reason of an ImageError, or another result."""
     try:
-        image = read_chest_xray(data, PREPARATION, name="image")
+        image = prepare_chest_xray(open_image(data, name="image", max_pixels=MAX_PIXELS), PREPARATION)
     except ImageError as error:
         return error.reason
     return "image" if image.shape == (112, 112) and image.dtype == np.uint8 else f"OTHER {image.shape} {image.dtype}"

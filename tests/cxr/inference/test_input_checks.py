@@ -1,4 +1,4 @@
-"""What is refused before a network is asked, and that images are not."""
+"""Pictures that are not chest X-rays are rejected before the network runs; chest X-rays are not."""
 
 import io
 
@@ -12,7 +12,7 @@ from cxr.common.errors import ImageError
 from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing
-from cxr.inference.input_checks import NOT_A_CHEST_XRAY, read_chest_xray
+from cxr.inference.input_checks import NOT_A_CHEST_XRAY, prepare_chest_xray
 from tests.support.dicom_images import dicom_image
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 10_000_000)
@@ -27,6 +27,10 @@ def image(seed: int = 0) -> NDArray[np.uint8]:
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
     return bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def read(data: bytes, name: str) -> NDArray[np.uint8]:
+    return prepare_chest_xray(open_image(data, name=name, max_pixels=PLAIN.max_pixels), PLAIN)
 
 
 def as_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -50,11 +54,9 @@ def page() -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_image_is_read_as_ever_in_grey_in_colour_files_and_inverted(seed: int) -> None:
+def test_checks_do_not_change_the_pixels_of_grey_colour_and_inverted_files(seed: int) -> None:
     for pixels in (image(seed), 255 - image(seed), as_rgb(image(seed))):
-        assert np.array_equal(
-            read_chest_xray(png(pixels), PLAIN, name="a.png"), image_from_bytes(png(pixels), PLAIN, name="a.png")
-        )
+        assert np.array_equal(read(png(pixels), "a.png"), image_from_bytes(png(pixels), PLAIN, name="a.png"))
 
 
 @pytest.mark.parametrize(
@@ -82,28 +84,26 @@ def test_a_grey_picture_in_a_colour_file_gives_the_levels_of_the_grey_decoder(
     assert np.array_equal(grey, decode_grey(data, name="image", max_pixels=10**7, min_side_px=smallest))
 
 
-def test_a_image_that_is_tinted_or_marked_in_one_colour_is_read() -> None:
+def test_a_tinted_image_or_one_marked_in_one_colour_is_accepted() -> None:
     tinted = (as_rgb(image()) * np.array([0.85, 0.95, 1.0])).astype(np.uint8)
     marked = as_rgb(image())
     cv2.circle(marked, (80, 80), 30, GREEN, 4)
     cv2.rectangle(marked, (10, 10), (60, 60), GREEN, -1)
     for pixels in (tinted, marked):
-        assert read_chest_xray(png(pixels), PLAIN, name="a.png").shape == (64, 64)
+        assert read(png(pixels), "a.png").shape == (64, 64)
 
 
 @pytest.mark.parametrize("colours", ["several", "one, all over"])
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_a_colour_picture_is_refused(colours: str, suffix: str) -> None:
+def test_a_colour_picture_is_rejected(colours: str, suffix: str) -> None:
     pixels = photograph() if colours == "several" else (as_rgb(image()) * np.array([0.2, 0.5, 1.0])).astype(np.uint8)
     data = bytes(cv2.imencode(suffix, pixels)[1].tobytes())
-    with pytest.raises(
-        ImageError, match=r"^photo is a colour picture .*; expected a chest X-ray in grey.*; export"
-    ) as caught:
-        read_chest_xray(data, PLAIN, name="photo")
+    with pytest.raises(ImageError, match=r"^photo is a colour picture") as caught:
+        read(data, "photo")
     assert caught.value.reason == "colour"
 
 
-NONE_IMAGES = {
+NOT_CHEST_XRAYS = {
     "black": (np.zeros((200, 200), np.uint8), "blank"),
     "white with scanner noise": (
         np.random.default_rng(0).integers(248, 255, (200, 200)).astype(np.uint8),
@@ -119,18 +119,17 @@ NONE_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("what", NONE_IMAGES)
-def test_what_shows_no_chest_is_refused_with_what_was_found_and_expected(what: str) -> None:
-    pixels, found = NONE_IMAGES[what]
+@pytest.mark.parametrize("what", NOT_CHEST_XRAYS)
+def test_a_picture_that_is_no_chest_x_ray_is_rejected_with_what_was_found_and_expected(what: str) -> None:
+    pixels, found = NOT_CHEST_XRAYS[what]
     with pytest.raises(ImageError, match=found) as caught:
-        read_chest_xray(png(np.asarray(pixels, np.uint8)), PLAIN, name="x.png")
+        read(png(np.asarray(pixels, np.uint8)), "x.png")
     assert caught.value.reason == NOT_A_CHEST_XRAY
     assert str(caught.value).startswith("x.png ")
-    assert "expected of a chest X-ray" in str(caught.value)
 
 
-def test_a_dicom_image_is_looked_at_too() -> None:
-    assert read_chest_xray(dicom_image(image()), PLAIN, name="a.dcm").shape == (64, 64)
+def test_a_dicom_image_is_checked_too() -> None:
+    assert read(dicom_image(image()), "a.dcm").shape == (64, 64)
     with pytest.raises(ImageError, match="blank") as caught:
-        read_chest_xray(dicom_image(np.full((64, 64), 90, np.uint8)), PLAIN, name="a.dcm")
+        read(dicom_image(np.full((64, 64), 90, np.uint8)), "a.dcm")
     assert caught.value.reason == NOT_A_CHEST_XRAY

@@ -16,7 +16,14 @@ from cxr.common.files import read_json, write_json
 from cxr.inference import openvino
 from cxr.inference.classifier import load_classifier
 from cxr.inference.openvino import GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE, Runtime, load_runtime
-from cxr.inference.openvino_export import Agreement, Judged, accept_runtime, agreement_of, export_runtime, tags_of
+from cxr.inference.openvino_export import (
+    Agreement,
+    ValidationAnswers,
+    accept_runtime,
+    agreement_of,
+    export_runtime,
+    tags_of,
+)
 from cxr.models.bundle import ModelSpec, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify, predict_with_features
@@ -32,10 +39,10 @@ def network(described: ModelSpec) -> nn.Module:
     return build(described.backbone, 3, members=described.members).eval()
 
 
-def judged(model: nn.Module, described: ModelSpec) -> Judged:
+def validation(model: nn.Module, described: ModelSpec) -> ValidationAnswers:
     rows = np.arange(3, 20)
     said = classify(model, described, IMAGES[rows])
-    return Judged(IMAGES, rows, np.arange(len(rows)) % 3, said)
+    return ValidationAnswers(IMAGES, rows, np.arange(len(rows)) % 3, said)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = network(described)
     write_bundle(folder, model.state_dict(), described)
     export_runtime(model, described, folder)
-    accept_runtime(folder, described, judged(model, described), WIDE)
+    accept_runtime(folder, described, validation(model, described), WIDE)
     return folder
 
 
@@ -84,7 +91,7 @@ def test_an_export_out_of_bounds_is_not_used_and_the_tags_say_so(tmp_path: Path)
     model = network(described)
     write_bundle(tmp_path, model.state_dict(), described)
     export_runtime(model, described, tmp_path)
-    found = accept_runtime(tmp_path, described, judged(model, described), NONE)
+    found = accept_runtime(tmp_path, described, validation(model, described), NONE)
     assert not (tmp_path / RUNTIME_FILE).exists()
     assert tags_of(found, NONE)["runtime"] == "none: not within the bounds"
     assert tags_of(found, WIDE)["runtime"].startswith("openvino")
