@@ -24,7 +24,7 @@ Ask = Callable[[list[bytes]], list[dict[str, object]]]
 
 @contextmanager
 def served(number: str, *, on: bool = True) -> Iterator[Ask | None]:
-    """Serve a version on a free port of loopback; yield a function that classifies images there, or None where not `on`."""
+    """Serve a version on a free local port; yield a function that classifies images there, None where not `on`."""
     if not on:
         yield None
         return

@@ -1,15 +1,16 @@
-"""Images answered a second: the exported network and torch of ours, an eager fp32 loop, and MLflow's server.
+"""Images answered a second: by the exported network, by torch, by an eager fp32 loop, and by MLflow's server.
 
     python -m benchmarks.prediction PROJECT IMAGES [--rounds 5] [--sizes 1 16 32 96]
 
 PROJECT is a project folder with a registered challenger (its store, its cache); IMAGES a folder of image files. All
-contestants answer the same images with the same network in turn, round by round; ratios are round by round, with the
-smallest and the largest. `network` starts from prepared images, `whole` from a file's bytes.
+contestants answer the same images with the same network in turn, round by round. Ratios are taken within a round and
+shown with the smallest and the largest. `network` starts from prepared images, `file` from a file's bytes.
 
-The eager loop is what one writes with torch alone: the network in its usual memory layout, fp32, the batch as it comes.
+The eager loop is plain torch code: the network in its usual memory layout, fp32, batches of any size.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.mlflow_served import served
@@ -49,32 +51,33 @@ def main() -> None:
     os.chdir(given.project)
     version = get_version("challenger")
     bundle = fetch_bundle(version)
-    fast, exact = (load_classifier(bundle, number=version.number, fast=asked) for asked in (True, False))
-    print(f"{fast.engine}; load average {os.getloadavg()[0]:.1f}; {given.rounds} rounds\n")
+    exported = load_classifier(bundle, number=version.number, engine="openvino")
+    plain = load_classifier(bundle, number=version.number)
+    print(f"{exported.engine}; load average {os.getloadavg()[0]:.1f}; {given.rounds} rounds\n")
     with served(version.number, on=not given.no_server) as ask_server:
         for size in given.sizes:
             data = [file.read_bytes() for file in files[:size]]
-            images = np.stack([exact.read(one, name="image") for one in data])
-            _compare(f"network alone, {size} a time", _networks(fast, exact, images), size, given.rounds)
-            whole = _whole(fast, exact, data)
+            images = np.stack([plain.read(one, name="image") for one in data])
+            _compare(f"network alone, {size} a time", _networks(exported, plain, images), size, given.rounds)
+            whole = _whole(exported, plain, data)
             if ask_server is not None:
                 whole["mlflow models serve (HTTP)"] = lambda data=data: ask_server(data)
             _compare(f"file to answer, {size} a time", whole, size, given.rounds)
     _cold_starts(files[0], given.rounds)
 
 
-def _networks(fast: Classifier, exact: Classifier, images: NDArray[np.uint8]) -> Contest:
-    eager = _eager(exact)
+def _networks(exported: Classifier, plain: Classifier, images: NDArray[np.uint8]) -> Contest:
+    eager = _eager(plain)
     return {
-        f"ours, {fast.engine}": lambda: fast.answer(images),
-        "ours, torch": lambda: exact.answer(images),
+        f"ours, {exported.engine}": lambda: exported.answer(images),
+        "ours, torch": lambda: plain.answer(images),
         "eager fp32 torch": lambda: eager(images),
     }
 
 
-def _whole(fast: Classifier, exact: Classifier, data: list[bytes]) -> Contest:
-    """Ours reads ahead in threads, as `predict`, `score` and the page do; the loop reads, then computes."""
-    eager = _eager(exact)
+def _whole(exported: Classifier, plain: Classifier, data: list[bytes]) -> Contest:
+    """Ours reads ahead in threads, as `predict` and `score` do; the loop reads, then computes."""
+    eager = _eager(plain)
 
     def ours(model: Classifier) -> object:
         read = partial(model.read, name="image")
@@ -83,20 +86,16 @@ def _whole(fast: Classifier, exact: Classifier, data: list[bytes]) -> Contest:
 
     def loop() -> object:
         batches = [data[start : start + _EAGER_BATCH] for start in range(0, len(data), _EAGER_BATCH)]
-        return [eager(np.stack([exact.read(one, name="image") for one in batch])) for batch in batches]
+        return [eager(np.stack([plain.read(one, name="image") for one in batch])) for batch in batches]
 
     return {
-        f"ours, {fast.engine}": lambda: ours(fast),
-        "ours, torch": lambda: ours(exact),
+        f"ours, {exported.engine}": lambda: ours(exported),
+        "ours, torch": lambda: ours(plain),
         "eager fp32 torch": loop,
     }
 
 
 def _eager(model: Classifier) -> Callable[[NDArray[np.uint8]], object]:
-    import copy
-
-    import torch
-
     network = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.spec.mean, model.spec.std))
 
@@ -108,7 +107,7 @@ def _eager(model: Classifier) -> Callable[[NDArray[np.uint8]], object]:
 
 
 def _compare(title: str, contest: Contest, images: int, rounds: int) -> None:
-    """Print images a second of each, and how many times as many the first answers, round by round."""
+    """Print the images a second of each, and the ratio of the first to it, round by round."""
     for ask in contest.values():
         ask()
     seconds: dict[str, list[float]] = {name: [] for name in contest}
@@ -119,8 +118,11 @@ def _compare(title: str, contest: Contest, images: int, rounds: int) -> None:
             seconds[name].append(time.perf_counter() - started)
     first = next(iter(seconds.values()))
     print(f"| {title} | images/s | ms an image | the first against it |\n|---|---|---|---|")
-    for name, taken in seconds.items():
-        median, ratios = statistics.median(taken), [other / ours for other, ours in zip(taken, first, strict=True)]
+    for name, measured in seconds.items():
+        median, ratios = (
+            statistics.median(measured),
+            [other / ours for other, ours in zip(measured, first, strict=True)],
+        )
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"| {name} | {images / median:.2f} | {1000 * median / images:.1f} | {spread} |", flush=True)
     print()

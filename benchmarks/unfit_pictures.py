@@ -1,17 +1,17 @@
-"""What becomes of pictures that are no chest X-ray, and of real images that nobody trained or set a limit on.
+"""How pictures that are no chest X-ray, and held-out chest X-rays, are answered: rejected, with a warning, or neither.
 
 Run   python -m benchmarks.unfit_pictures PROJECT [--images 120] [--model champion]
 
 PROJECT is a project after `make run`: its images, split and store are read, nothing is changed. The limits of a warning
-come from its validation images alone, so that its test images are held out from training and limits alike. The version
+come from its validation images only, so that its test images are held out from training and limits alike. The version
 in the store has limits from validation and test images together.
 
-refused   an error with its reason, no answer
-warned    an answer with a warning, referred to a reader
-silent    an answer like any other
+rejected   an error with its reason, no answer
+warned     an answer with a warning, referred to a reader
+silent     an answer like any other
 
-The other pictures come from what scikit-image, scikit-learn, matplotlib and pydicom ship, are drawn, or are --images of
-the test images that something went wrong with.
+The other pictures are shipped with scikit-image, scikit-learn, matplotlib and pydicom, are drawn, or are --images
+of the test images with a defect.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from benchmarks.unfit_sets import Files, changed_images, drawn_sets, shipped_sets
@@ -42,21 +43,21 @@ _TRAINING_IMAGES = 500
 
 @dataclass(frozen=True)
 class Rates:
-    """What became of a set of pictures, counted."""
+    """The counts of a set of pictures."""
 
-    refused: int
+    rejected: int
     warned: int
     silent: int
     reasons: Counter[str]
 
     @property
     def pictures(self) -> int:
-        """How many there are."""
-        return self.refused + self.warned + self.silent
+        """The number of pictures."""
+        return self.rejected + self.warned + self.silent
 
     def __add__(self, other: Rates) -> Rates:
         return Rates(
-            self.refused + other.refused,
+            self.rejected + other.rejected,
             self.warned + other.warned,
             self.silent + other.silent,
             self.reasons + other.reasons,
@@ -85,7 +86,7 @@ def _images(data: Path) -> pd.DataFrame:
 
 
 def _reference(classifier: Classifier, images: pd.DataFrame, shards: Shards) -> Reference:
-    """Return the reference that these images alone give."""
+    """Return the reference of these images only."""
     spec = classifier.spec
     read = [classifier.read(shards.read(path), name=path) for path in tqdm(images["path"], desc="validation")]
     pixels, logits, features = np.stack(read), [], []
@@ -115,7 +116,7 @@ def _others(test: pd.DataFrame, shards: Shards, count: int) -> dict[str, Files]:
 
 
 def _print_real(classifier: Classifier, images: pd.DataFrame, shards: Shards) -> None:
-    print("| images | images | refused, % (95%) | warned, % (95%) | why |\n|---|---|---|---|---|")
+    print("| images | images | rejected, % (95%) | warned, % (95%) | why |\n|---|---|---|---|---|")
     held_out = images[images["split"].isin(("test", "unused"))]
     of_all = Rates(0, 0, 0, Counter())
     for (split, source, label), group in held_out.groupby(["split", "source", "label"]):
@@ -133,16 +134,16 @@ def _bytes_of(images: pd.DataFrame, shards: Shards) -> Files:
 
 
 def _print_rates(name: str, rates: Rates) -> None:
-    refused, warned = (_share(count, rates.pictures) for count in (rates.refused, rates.warned))
-    print(f"| {name} | {rates.pictures} | {refused} | {warned} | {_reasons(rates)} |", flush=True)
+    rejected, warned = (_share(count, rates.pictures) for count in (rates.rejected, rates.warned))
+    print(f"| {name} | {rates.pictures} | {rejected} | {warned} | {_reasons(rates)} |", flush=True)
 
 
 def _print_others(classifier: Classifier, sets: dict[str, Files]) -> None:
-    print("\n| pictures | pictures | refused | warned | silent | why |\n|---|---|---|---|---|---|")
+    print("\n| pictures | pictures | rejected | warned | silent | why |\n|---|---|---|---|---|---|")
     for name, files in sets.items():
         rates = rates_of(classifier, files)
         print(
-            f"| {name} | {rates.pictures} | {rates.refused} | {rates.warned} | {rates.silent} | {_reasons(rates)} |",
+            f"| {name} | {rates.pictures} | {rates.rejected} | {rates.warned} | {rates.silent} | {_reasons(rates)} |",
             flush=True,
         )
 
@@ -152,7 +153,7 @@ def _reasons(rates: Rates) -> str:
 
 
 def rates_of(classifier: Classifier, files: Files) -> Rates:
-    """Ask about each file, as a user would, and count."""
+    """Classify each file and count the outcomes."""
     reasons: Counter[str] = Counter()
     read = []
     for name, data in files.items():
@@ -160,17 +161,15 @@ def rates_of(classifier: Classifier, files: Files) -> Rates:
             read.append(classifier.read(data, name=name))
         except ImageError as error:
             reasons[error.reason] += 1
-    refused = sum(reasons.values())
+    rejected = sum(reasons.values())
     answers = classifier.answer(np.stack(read)) if read else []
     warned = [answer.warning for answer in answers if answer.warning]
     reasons.update(warning.split(",")[0].split(":")[0][:38] for warning in warned)
-    return Rates(refused, len(warned), len(answers) - len(warned), reasons)
+    return Rates(rejected, len(warned), len(answers) - len(warned), reasons)
 
 
 def _share(count: int, of: int) -> str:
     """Return a share with its exact interval (Clopper and Pearson 1934)."""
-    from scipy.stats import binomtest
-
     interval = binomtest(count, of).proportion_ci(method="exact")
     return f"{100 * count / of:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 

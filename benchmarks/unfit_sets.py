@@ -1,15 +1,17 @@
-"""Pictures that are no frontal chest X-ray: from what installed packages ship, drawn, and made of images.
+"""Pictures that are no frontal chest X-ray: shipped with installed packages, drawn, or made from chest X-rays.
 
-Nothing is downloaded. A set is a dict of a picture's name to its file's bytes.
+Nothing is downloaded. A set maps a picture's name to its file's bytes.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+from pydicom import dcmread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +26,7 @@ _SIDE = 320
 
 
 def shipped_sets() -> dict[str, Files]:
-    """Return what scikit-image, scikit-learn, matplotlib and pydicom ship, as it is and made grey."""
+    """Return the pictures that scikit-image, scikit-learn, matplotlib and pydicom ship, unchanged and in grey."""
     photos = _colour_files()
     return {
         "colour pictures": photos,
@@ -38,7 +40,7 @@ def shipped_sets() -> dict[str, Files]:
 
 
 def drawn_sets() -> dict[str, Files]:
-    """Return pictures drawn by seed."""
+    """Return pictures drawn from fixed seeds."""
     return {
         name: {f"{name} {number}": _png(draw(np.random.default_rng(number))) for number in range(_MADE_EACH)}
         for name, draw in _DRAWN.items()
@@ -46,11 +48,11 @@ def drawn_sets() -> dict[str, Files]:
 
 
 def changed_images(images: Mapping[str, NDArray[np.uint8]]) -> dict[str, Files]:
-    """Return images (H, W) that something went wrong with, by what went wrong."""
+    """Return images (H, W) with a defect, by the defect."""
     return {
-        what: {f"{what} {name}": _png(change(image, np.random.default_rng(number)))
+        defect: {f"{defect} {name}": _png(change(image, np.random.default_rng(number)))
                for number, (name, image) in enumerate(images.items())}
-        for what, change in _CHANGES.items()
+        for defect, change in _CHANGES.items()
     }  # fmt: skip
 
 
@@ -63,8 +65,6 @@ def _grey(data: bytes) -> NDArray[np.uint8]:
 
 
 def _folder(module: str, *inside: str) -> Path:
-    import importlib
-
     return Path(str(importlib.import_module(module).__file__)).parent.joinpath(*inside)
 
 
@@ -118,8 +118,6 @@ def _dicom_files() -> Files:
 
 
 def _dicom_pictures() -> Files:
-    from pydicom import dcmread
-
     pictures: Files = {}
     for path in _dicom_paths():
         try:
@@ -227,16 +225,16 @@ def _corner(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def _photographed(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """As a telephone sees it on a light box: askew, unevenly lit, soft, with the box around it."""
+    """As a phone photographs it on a light box: askew, unevenly lit, soft, with the box around it."""
     height, width = image.shape
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     share = rng.uniform(0.06, 0.14, (4, 2)).astype(np.float32) * [[1, 1], [-1, 1], [-1, -1], [1, -1]]
     moved = (corners + share * [width, height]).astype(np.float32)
-    seen = cv2.warpPerspective(image, cv2.getPerspectiveTransform(corners, moved), (width, height), borderValue=235)
+    warped = cv2.warpPerspective(image, cv2.getPerspectiveTransform(corners, moved), (width, height), borderValue=235)
     light = (
         np.linspace(rng.uniform(0.6, 0.9), 1.1, width)[None] * np.linspace(1.05, rng.uniform(0.7, 1), height)[:, None]
     )
-    return (cv2.GaussianBlur(seen, (0, 0), max(height, width) / 400) * light).clip(0, 255).astype(np.uint8)
+    return (cv2.GaussianBlur(warped, (0, 0), max(height, width) / 400) * light).clip(0, 255).astype(np.uint8)
 
 
 _CHANGES: dict[str, Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]] = {

@@ -5,7 +5,7 @@ flat grey levels, strips and thumbnails. A picture that passes and is still out 
 (cxr/inference/ood.py). Each limit lies between the values of 2,000 real images and those of such pictures; the figures
 stand beside it. The limits hold for any image, so they do not depend on the model.
 
-Only images to predict are checked here. Ingest decides what a model is trained and tested on, by its manifest and gates.
+Only images to predict are checked here. What a model is trained and tested on, ingest and its gates decide.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def native_precisions() -> tuple[Precision, ...]:
 
 
 def load_runtime(folder: Path) -> Runtime | None:
-    """Load the exported network of the bundle in `folder` in the fastest precision that was accepted for this processor.
+    """Load the exported network in the bundle `folder`, in the fastest precision accepted for this processor.
 
     Returns None where the version has no export, or none that agreed with torch in a precision of this processor.
 

@@ -9,8 +9,8 @@ an image:
                              not be opened
     scored_at                UTC
     model_version            as in the registry
-    <answer>                 the columns of cxr.inference.answer.Answer.to_row, with p_<class> in the model's order; null
-                             for an image that cannot be read. Parts of older releases lack columns that came later
+    <answer>                 the columns of cxr.inference.answer.Answer.to_row, p_<class> in the model's order; null for
+                             an image that cannot be read. Parts of older releases lack columns that came later
     error                    why the image cannot be read, else null
 
 The schema's metadata name the model, its version, the digests of its weights and its spec, the code that scored, and
@@ -109,8 +109,8 @@ class PartWriter:
 class Scored:
     """The images of a location that one model has scored; about 200 bytes of memory an image.
 
-    An image with the path, the size and the modification time or ETag of a scored one is not read. Any other is read,
-    and not scored when its bytes were scored under its path. An image that could not be opened counts as not scored.
+    An image with the path, size and modification time or ETag of a scored one is not read. Any other is read, and
+    not scored when its bytes were scored under its path. An image that was not opened counts as not scored.
     """
 
     def __init__(self, folder: Path, *, spec_sha256: str, location: str) -> None:

@@ -1,4 +1,4 @@
-"""The same image gets the same answer everywhere: evaluation, predict, score and MLflow's server; the export is near."""
+"""The same image gets the same answer from evaluation, predict, score and MLflow's server; the export is close."""
 
 import json
 from dataclasses import replace
@@ -55,26 +55,26 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
     write_index(Path("data/images"), names, described.preprocessing)
     fitted = {"temperature": 1.5, "bias": [0.0, 0.0, 0.0], "refer_below": 0.5}
     write_json(Path("reports/evaluation/calibration.json"), fitted)
-    said = classify(network, replace(described, temperature=1.5), prepared)
-    _write_reference(network, prepared, said)
+    found = classify(network, replace(described, temperature=1.5), prepared)
+    _write_reference(network, prepared, found)
     table = pd.DataFrame({"image_id": names, "split": ["validation", "test", "test"] * 7, "label": labels})
     table["source"], table["patient_id"] = "kermany", names
-    table["predicted_class"] = [CLASSES[best] for best in said.argmax(axis=1)]
-    table[PROBABILITIES] = said
+    table["predicted_class"] = [CLASSES[best] for best in found.argmax(axis=1)]
+    table[PROBABILITIES] = found
     table.to_csv("reports/evaluation/predictions.csv", index=False)
     version = register()
     aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     return Path("images")
 
 
-def _write_reference(network: nn.Module, images: NDArray[np.uint8], said: NDArray[np.float64]) -> None:
+def _write_reference(network: nn.Module, images: NDArray[np.uint8], found: NDArray[np.float64]) -> None:
     batches = [predict_with_features(network, images[start : start + 16], mean=MEAN, std=STD) for start in (0, 16)]
     measured = image_measures(images)
     reference = make_reference(
         classes=CLASSES,
         images=np.column_stack([measured[name] for name in MEASURES if name in measured]),
         features=np.concatenate([features for _, features in batches]),
-        probabilities=said,
+        probabilities=found,
         patients=np.array([f"p{number}" for number in range(len(images))], object),
     )
     write_reference(Path("reports/evaluation") / REFERENCE_FILE, reference)
@@ -90,8 +90,8 @@ def _predicted(
 ) -> dict[str, list[float]]:
     capsys.readouterr()
     call(monkeypatch, predict.main, "--json", *options, str(images))
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    return {Path(line["path"]).stem: list(line["probabilities"].values()) for line in told}
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return {Path(line["path"]).stem: list(line["probabilities"].values()) for line in results}
 
 
 def _scored(monkeypatch: pytest.MonkeyPatch, images: Path, output: str, *options: str) -> pd.DataFrame:
@@ -111,12 +111,14 @@ def test_on_torch_evaluation_predict_score_and_mlflow_agree_bit_for_bit(
     names, files = zip(*((file.stem, file.read_bytes()) for file in sorted(images.iterdir())), strict=True)
     with served(versions.get_version("champion").number) as ask:
         assert ask is not None
-        told = ask([*files])
-    assert {name: [row[column] for column in PROBABILITIES] for name, row in zip(names, told, strict=True)} == expected
+        results = ask([*files])
+    assert {
+        name: [row[column] for column in PROBABILITIES] for name, row in zip(names, results, strict=True)
+    } == expected
     flags = {
         Path(row.path).stem: (row.refer, None if pd.isna(row.warning) else row.warning) for _, row in rows.iterrows()
     }
-    assert {name: (row["refer"], row["warning"]) for name, row in zip(names, told, strict=True)} == flags
+    assert {name: (row["refer"], row["warning"]) for name, row in zip(names, results, strict=True)} == flags
 
 
 def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
@@ -124,9 +126,9 @@ def test_the_exported_network_agrees_within_its_bound_wherever_it_answers(
 ) -> None:
     assert versions.get_version("champion").tags["runtime"].startswith("openvino")
     expected = _evaluated()
-    told = _predicted(monkeypatch, capsys, images, "--engine", "openvino")
-    assert told != expected  # it is another engine that answers
+    results = _predicted(monkeypatch, capsys, images, "--engine", "openvino")
+    assert results != expected  # another engine answers
     rows = _scored(monkeypatch, images, "scores", "--engine", "openvino")
-    assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == told
-    difference = np.abs(np.array([told[name] for name in expected]) - np.array(list(expected.values())))
+    assert {Path(row.path).stem: [row[name] for name in PROBABILITIES] for _, row in rows.iterrows()} == results
+    difference = np.abs(np.array([results[name] for name in expected]) - np.array(list(expected.values())))
     assert difference.max() <= BOUND

@@ -29,7 +29,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 @pytest.fixture
 def images() -> Path:
-    """Two readable images, one below the other, a broken one, and files that are none."""
+    """Two readable images, one in a subfolder, a broken one, and other files."""
     folder = Path("images")
     (folder / "deeper").mkdir(parents=True)
     rng = np.random.default_rng(1)
@@ -51,8 +51,8 @@ def champion() -> Path:
     return Path("made")
 
 
-def test_without_a_champion_the_command_says_what_to_run(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
-    with pytest.raises(RegistryError, match=r"run `make run` for the whole loop, or `python -m tasks.promote`"):
+def test_without_a_champion_the_error_names_the_command_to_run(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+    with pytest.raises(RegistryError, match=r"tasks\.promote"):
         call(monkeypatch, predict.main, str(images))
 
 
@@ -60,9 +60,7 @@ def test_a_folder_without_images_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     Path("empty").mkdir()
     with pytest.raises(SourceError) as caught:
         call(monkeypatch, predict.main, "empty")
-    assert str(caught.value) == (
-        f"empty has no images: expected files that end in {', '.join(sorted(SUFFIXES))}; name another folder"
-    )
+    assert all(suffix in str(caught.value) for suffix in SUFFIXES)
 
 
 @pytest.mark.usefixtures("champion")
@@ -71,21 +69,18 @@ def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
 ) -> None:
     with pytest.raises(ImageError) as caught:
         call(monkeypatch, predict.main, "--json", str(images), "missing.png")
-    assert str(caught.value) == "2 of 4 files could not be read; the lines above say why"
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["path"] for line in told] == [
+    assert str(caught.value).startswith("2 of 4 files")
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in results] == [
         "images/a.png",
         "images/broken.jpeg",
         "images/deeper/b.JPG",
         "missing.png",
     ]
-    assert told[1] == {
-        "path": "images/broken.jpeg",
-        "error": "images/broken.jpeg is empty; copy it again from its source",
-        "model_version": "1",
-    }
-    assert told[3]["error"].startswith("missing.png does not exist")
-    for line in (told[0], told[2]):
+    assert list(results[1]) == ["path", "error", "model_version"]
+    assert results[1]["error"].startswith("images/broken.jpeg is empty")
+    assert results[3]["error"].startswith("missing.png does not exist")
+    for line in (results[0], results[2]):
         assert list(line) == ["path", "predicted_class", "probabilities", "refer", "warning", "model_version"]
         assert line["refer"] is None  # this model was saved without a threshold
         assert list(line["probabilities"]) == list(CLASSES)
@@ -99,10 +94,10 @@ def test_the_answers_are_those_of_the_registered_bundle(
     monkeypatch.setattr("cxr.inference.pipeline.BATCH_SIZE", 1)  # more than one batch
     paths = [images / "a.png", images / "deeper" / "b.JPG"]
     call(monkeypatch, predict.main, "--json", "--model", "1", *map(str, paths))
-    told = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
+    results = [json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines()]
     model, described = read_bundle(champion)
     pixels = np.stack([image_from_bytes(path.read_bytes(), described.preprocessing, name=path.name) for path in paths])
-    np.testing.assert_allclose([list(p.values()) for p in told], classify(model, described, pixels), rtol=1e-4)
+    np.testing.assert_allclose([list(p.values()) for p in results], classify(model, described, pixels), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("champion")
@@ -118,12 +113,12 @@ def test_the_table_is_for_people_and_ends_with_the_disclaimer(
     assert first.split()[1] in CLASSES
     assert len(first.split()) == 6
     assert first.split()[-1] == "-"
-    assert second.endswith("error: images/broken.jpeg is empty; copy it again from its source")
+    assert "error: images/broken.jpeg is empty" in second
     assert end == notice(synthetic=True)
 
 
 @pytest.mark.usefixtures("champion")
-def test_a_file_that_cannot_be_opened_is_told_as_such(
+def test_the_error_says_that_a_file_cannot_be_opened(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("a.png").symlink_to("a.png")
@@ -133,7 +128,7 @@ def test_a_file_that_cannot_be_opened_is_told_as_such(
 
 
 @pytest.mark.usefixtures("champion")
-def test_a_image_from_standard_input_is_answered_as_its_file_is(
+def test_an_image_from_standard_input_gets_the_answer_of_its_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
 ) -> None:
     call(monkeypatch, predict.main, "--json", str(images / "a.png"))
@@ -144,7 +139,7 @@ def test_a_image_from_standard_input_is_answered_as_its_file_is(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(ImageError):
         call(monkeypatch, predict.main, "--json", "-")
-    assert json.loads(capsys.readouterr().out)["error"] == "standard input is empty; copy it again from its source"
+    assert json.loads(capsys.readouterr().out)["error"].startswith("standard input is empty")
 
 
 @pytest.mark.usefixtures("champion")
@@ -166,10 +161,10 @@ def test_overlays_and_reports_are_named_after_their_images(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("champion")
-def test_what_is_written_never_lies_among_the_images_nor_twice_in_one_place(
+def test_outputs_never_land_among_the_images_or_overwrite_each_other(
     monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    with pytest.raises(ParamsError, match="lies in images, where images are read"):
+    with pytest.raises(ParamsError, match="lies in images"):
         call(monkeypatch, predict.main, str(images), "--overlay", str(images / "looked"))
     Path("other").mkdir()
     Path("other/a.png").write_bytes((images / "a.png").read_bytes())

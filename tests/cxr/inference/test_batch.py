@@ -1,4 +1,4 @@
-"""The engine of scoring: no more images in memory than it needs, and answers that do not depend on an image's company."""
+"""Batch scoring: bounded memory, and answers that do not depend on the other images of a batch."""
 
 from dataclasses import replace
 
@@ -27,10 +27,10 @@ def image(number: int) -> bytes:
 
 
 def location(images: dict[str, bytes | Exception]) -> tuple[Location, list[str]]:
-    """Return images in memory, and the list that each image's path joins when it is read."""
+    """Return images in memory, and a list of the paths that were read."""
     read: list[str] = []
 
-    def bring(path: str) -> bytes:
+    def read_image(path: str) -> bytes:
         read.append(path)
         found = images[path]
         if isinstance(found, Exception):
@@ -38,10 +38,10 @@ def location(images: dict[str, bytes | Exception]) -> tuple[Location, list[str]]
         return found
 
     listed = tuple(ImageFile(path, 100, "monday") for path in images)
-    return Location("memory", listed, bring), read
+    return Location("memory", listed, read_image), read
 
 
-def scorer(*, members: int = 1, reference: Reference | None = None) -> Classifier:
+def a_classifier(*, members: int = 1, reference: Reference | None = None) -> Classifier:
     torch.manual_seed(0)
     network = build("small_cnn", 3, members=members).eval()
     return Classifier(SPEC, "1", reference, lambda: network)
@@ -61,7 +61,7 @@ def nothing_known(tmp_path_factory: pytest.TempPathFactory) -> Scored:
 def test_images_are_read_a_few_batches_ahead_and_no_further(nothing_known: Scored) -> None:
     images: dict[str, bytes | Exception] = {f"{number:03}": image(number % 7) for number in range(10 * BATCH_SIZE)}
     where, read = location(images)
-    batches = score_images(scorer(), where, where.images, scored=nothing_known, workers=2)
+    batches = score_images(a_classifier(), where, where.images, scored=nothing_known, workers=2)
     for done in range(1, 4):
         assert len(next(batches).rows) == BATCH_SIZE
         assert len(read) <= (done + 2) * BATCH_SIZE
@@ -70,7 +70,7 @@ def test_images_are_read_a_few_batches_ahead_and_no_further(nothing_known: Score
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_what_a_image_gets_does_not_depend_on_the_images_beside_it(nothing_known: Scored, members: int) -> None:
+def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(nothing_known: Scored, members: int) -> None:
     rng = np.random.default_rng(0)
     pixels: NDArray[np.uint8] = rng.integers(0, 255, (20, 32, 32), np.uint8)
     reference = make_reference(
@@ -80,7 +80,7 @@ def test_what_a_image_gets_does_not_depend_on_the_images_beside_it(nothing_known
         probabilities=rng.dirichlet((1, 1, 1), 20),
         patients=np.arange(20).astype(object),
     )
-    by = scorer(members=members, reference=reference)
+    by = a_classifier(members=members, reference=reference)
     images: dict[str, bytes | Exception] = {f"{number:02}": image(number) for number in range(BATCH_SIZE + 3)}
     together = scored(images, by, nothing_known)
     for path in ("00", f"{BATCH_SIZE + 1}"):
@@ -91,25 +91,27 @@ def test_what_a_image_gets_does_not_depend_on_the_images_beside_it(nothing_known
         assert [alone[name] for name in measured] == pytest.approx([together[path][name] for name in measured])
 
 
-def test_a_image_that_cannot_be_opened_or_is_far_too_large_is_a_row_and_the_others_are_scored(
+def test_an_image_that_cannot_be_opened_or_is_too_large_is_a_row_and_the_others_are_scored(
     nothing_known: Scored,
 ) -> None:
     where, read = location({"a": image(1), "gone": FileNotFoundError(), "locked": PermissionError(13, "denied")})
     huge = ImageFile("huge", 10**12, "monday")
     images = [*where.images, huge]
     rows = [
-        row for batch in score_images(scorer(), where, images, scored=nothing_known, workers=2) for row in batch.rows
+        row
+        for batch in score_images(a_classifier(), where, images, scored=nothing_known, workers=2)
+        for row in batch.rows
     ]
-    said = {row["path"]: (row["error"], row["changed"]) for row in rows}
-    assert said["a"] == (None, "monday")
+    found = {row["path"]: (row["error"], row["changed"]) for row in rows}
+    assert found["a"] == (None, "monday")
     for path in ("gone", "locked"):
-        assert path in str(said[path][0])
-        assert said[path][1] is None  # not opened: the next run tries again
-    assert "huge has more than" in str(said["huge"][0])
-    assert said["huge"][1] == "monday"
+        assert path in str(found[path][0])
+        assert found[path][1] is None  # not opened: the next run tries again
+    assert "huge has more than" in str(found["huge"][0])
+    assert found["huge"][1] == "monday"
     assert "huge" not in read
 
 
 def test_a_location_that_no_longer_answers_ends_the_run(nothing_known: Scored) -> None:
     with pytest.raises(SourceError, match="down"):
-        scored({"a": image(1), "b": SourceError("down")}, scorer(), nothing_known)
+        scored({"a": image(1), "b": SourceError("down")}, a_classifier(), nothing_known)

@@ -1,4 +1,4 @@
-"""The inference core: what it adds to a network's scores."""
+"""The classifier: warnings and referral on top of a network's scores."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def images() -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("refer_below", [None, 0.0])
-def test_a_image_with_a_warning_is_referred_however_sure_the_model_is(refer_below: float | None) -> None:
+def test_an_image_with_a_warning_is_referred_even_when_the_model_is_sure(refer_below: float | None) -> None:
     torch.manual_seed(0)
     network, ordinary = build("small_cnn", 3).eval(), images()
     described = replace(spec(image_size_px=SIDE_PX, backbone="small_cnn"), refer_below=refer_below)

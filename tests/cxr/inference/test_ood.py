@@ -1,4 +1,4 @@
-"""Which images get a warning: those unlike the reference's own, by limits that move with the reference."""
+"""Out-of-distribution images get a warning, by limits that depend on the reference."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ IMAGES = 400
 
 
 def images(count: int, seed: int) -> Images:
-    """A bright middle on a dark ground, of varying brightness and noise."""
+    """A bright middle on a dark background, of varying brightness and noise."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[-1:1:32j, -1:1:32j]
     middle = np.exp(-(rows**2 + columns**2) * 3)
@@ -25,7 +25,7 @@ def images(count: int, seed: int) -> Images:
 
 
 def features(count: int, seed: int, *, along: bool = True) -> Features:
-    """What a network may see: images lie along four of 120 directions, other pictures along the rest, and weaker."""
+    """Features: of images along four of 120 directions; of other pictures along the rest, and weaker."""
     rng = np.random.default_rng(seed)
     seen = np.abs(rng.normal(0, 0.05, (count, 120)))
     if along:
@@ -52,28 +52,28 @@ def warnings(images: Images, seen: Features, of: Reference | None = None) -> lis
     return detector.warnings(images, seen)
 
 
-def test_images_like_those_of_the_reference_get_hardly_a_warning() -> None:
-    told = warnings(images(1000, 2), features(1000, 2))
-    assert sum(warning is not None for warning in told) <= 30  # twice 1 in 200 is what the limits let
+def test_few_images_like_those_of_the_reference_get_a_warning() -> None:
+    results = warnings(images(1000, 2), features(1000, 2))
+    assert sum(warning is not None for warning in results) <= 30  # the two limits allow 1 in 200 each
 
 
-def test_a_picture_that_the_network_sees_otherwise_gets_a_warning_though_it_excites_it_less() -> None:
+def test_a_picture_with_other_features_gets_a_warning_even_when_they_are_weaker() -> None:
     assert warnings(images(50, 3), features(50, 3, along=False)) == [OF_ANOTHER_KIND] * 50
     assert features(50, 3, along=False).std() < features(50, 3).std()
 
 
-def test_an_inverted_image_is_told_as_one() -> None:
+def test_an_inverted_image_gets_its_own_warning() -> None:
     assert warnings(255 - images(50, 4), features(50, 4)) == [INVERTED] * 50
 
 
 def test_other_grey_levels_get_a_warning() -> None:
     bright = (images(50, 5) // 4 + 190).astype(np.uint8)
-    told = warnings(bright, features(50, 5))
-    assert None not in told
-    assert told.count(OTHER_GREY_LEVELS) >= 48
+    results = warnings(bright, features(50, 5))
+    assert None not in results
+    assert results.count(OTHER_GREY_LEVELS) >= 48
 
 
-def test_the_limits_move_with_the_reference() -> None:
+def test_the_limits_depend_on_the_reference() -> None:
     pixels, seen = images(50, 6), features(50, 6)
     assert warnings(pixels, seen).count(None) >= 48
     darker = images(IMAGES, 1) // 2
@@ -89,7 +89,7 @@ def test_the_limits_move_with_the_reference() -> None:
     assert warnings(darker[:50], seen, of_darker).count(None) >= 48
 
 
-def test_a_image_is_told_the_same_whatever_images_are_beside_it() -> None:
+def test_a_warning_does_not_depend_on_the_other_images_of_a_batch() -> None:
     pixels = np.concatenate([images(5, 7), 255 - images(5, 7)])
     seen = np.concatenate([features(5, 7), features(5, 8, along=False)])
     together = warnings(pixels, seen)
@@ -100,20 +100,20 @@ def test_a_reference_of_few_images_has_no_limits() -> None:
     assert ood_detector(reference(40)) is None
 
 
-def test_a_reference_of_before_warns_of_grey_levels_alone() -> None:
+def test_a_reference_without_feature_shares_warns_of_grey_levels_only() -> None:
     old = replace(reference(), outside=None)
     assert warnings(images(5, 9), features(5, 9, along=False), old) == [None] * 5
     assert warnings(255 - images(5, 9), features(5, 9), old) == [INVERTED] * 5
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_what_is_written_with_the_weights_gives_the_same_limits(old: bool, tmp_path: Path) -> None:
+def test_a_stored_reference_gives_the_same_limits(old: bool, tmp_path: Path) -> None:
     made = replace(reference(), outside=None) if old else reference()
     write_reference(tmp_path / "reference.safetensors", made)
     read = read_reference(tmp_path / "reference.safetensors")
     ours, theirs = ood_detector(made), ood_detector(read)
     assert ours is not None
     assert theirs is not None
-    assert ours.outside_at_most == theirs.outside_at_most
-    assert ours.grey_at_most == theirs.grey_at_most
-    assert (ours.outside_at_most is None) == old
+    assert ours.max_outside == theirs.max_outside
+    assert ours.max_grey == theirs.max_grey
+    assert (ours.max_outside is None) == old

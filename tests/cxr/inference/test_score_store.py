@@ -1,4 +1,4 @@
-"""Parts of scored images: what is remembered, what is not taken for scored, and what reading them all gives."""
+"""Parts of scored images: which images count as scored, and reading all parts as one table."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_parts_are_written_as_they_fill_and_the_rest_at_the_end(tmp_path: Path) 
         (ImageFile("a", 7, "tuesday"), False),
     ],
 )
-def test_a_image_is_unchanged_when_path_size_and_time_are(tmp_path: Path, image: ImageFile, unchanged: bool) -> None:
+def test_an_image_is_unchanged_when_path_size_and_time_are(tmp_path: Path, image: ImageFile, unchanged: bool) -> None:
     write(tmp_path, row("a"))
     assert remembered(tmp_path).is_unchanged(image) is unchanged
     assert not remembered(tmp_path, spec="b" * 64).is_unchanged(image)
@@ -63,7 +63,7 @@ def test_bytes_count_under_their_own_path_alone(tmp_path: Path) -> None:
     assert not known.has_bytes("b", "sha of a")
 
 
-def test_a_image_that_could_not_be_opened_is_not_scored(tmp_path: Path) -> None:
+def test_an_image_that_could_not_be_opened_is_not_scored(tmp_path: Path) -> None:
     write(tmp_path, row("a", sha256=None, changed=None, error="a cannot be opened"))
     assert not remembered(tmp_path).is_unchanged(ImageFile("a", 7, "monday"))
 

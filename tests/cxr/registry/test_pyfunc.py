@@ -1,4 +1,4 @@
-"""The model as MLflow serves it: no pickle, the bundle's own preprocessing, refused when changed."""
+"""The model as MLflow serves it: no pickle, the bundle's own preprocessing, rejected when changed."""
 
 import pickletools
 from pathlib import Path
@@ -37,7 +37,7 @@ def _is_pickle(data: bytes) -> bool:
         return False
 
 
-def test_the_served_model_says_what_the_bundle_says_and_holds_no_pickle(version: versions.Version) -> None:
+def test_the_served_model_answers_as_the_bundle_and_holds_no_pickle(version: versions.Version) -> None:
     import mlflow
 
     from cxr.models.bundle import read_bundle
