@@ -139,7 +139,7 @@ class Scored:
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
-    """Return every scored image of every version below `folder`, the oldest first; columns as in the module's docstring.
+    """Return every scored image of every version below `folder`, the oldest first; columns as listed above.
 
     Columns that a part lacks are missing values; without any part the table is empty.
 
