@@ -1,1 +1,1 @@
-"""Prefect flows: what runs, in which order, how often, who is told."""
+"""Prefect flows: what runs, in which order, how often, and whom it notifies."""

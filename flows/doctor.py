@@ -1,7 +1,7 @@
-"""Check everything that running this needs, and say what to do about each thing that is not well.
+"""Check everything this project needs to run, and advise on each problem.
 
-    make doctor                       # or: python -m flows.doctor
-    python -m flows.doctor --json     # for a program
+    make doctor                       # or: ./run flows.doctor
+    ./run flows.doctor --json         # for a program
 
 Versions, tracking store, champion, DVC's remote, S3, disk, DVC's locks, GPU; and of Prefect: server, worker,
 deployments, late and stuck runs, concurrency slots. The server is PREFECT_API_URL, else the one that `make serve`
@@ -58,8 +58,8 @@ def examine(root: Path) -> list[Finding]:
         except CxrError as error:
             found.append(failed(name, str(error), "do what the message says, then `make doctor` again"))
         except Exception as error:  # a check must never hide the others
-            said = f"the check itself broke: {type(error).__name__}: {_first_line(error)}"
-            found.append(failed(name, said, "mend what the message names, then `make doctor` again"))
+            message = f"the check itself broke: {type(error).__name__}: {_first_line(error)}"
+            found.append(failed(name, message, "fix what the message names, then `make doctor` again"))
     return found
 
 
@@ -68,8 +68,8 @@ def check_versions(root: Path) -> Iterator[Finding]:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     here = platform.python_version()
     if Version(here) not in SpecifierSet(project["requires-python"]):
-        said = f"{here}; required: {project['requires-python']}"
-        yield failed("Python", said, "install such a Python, remove .venv, then `make setup`")
+        message = f"{here}; required: {project['requires-python']}"
+        yield failed("Python", message, "install such a Python, remove .venv, then `make setup`")
     else:
         yield ok("Python", here)
     wrong = [f"{name} {have or 'is missing'} instead of {want}" for name, want, have in _other_versions(root)]
@@ -134,8 +134,8 @@ def check_remote(root: Path) -> Iterator[Finding]:
                 yield failed("DVC's remote", f"{name}: {remote.path} is not there", "make it, or `dvc remote modify`")
                 return
         except Exception as error:  # each kind of remote has errors of its own
-            said = f"{name}: {remote.path} cannot be reached: {_first_line(error)}"
-            yield failed("DVC's remote", said, "check AWS_ENDPOINT_URL, keys and network; `dvc remote list`")
+            message = f"{name}: {remote.path} cannot be reached: {_first_line(error)}"
+            yield failed("DVC's remote", message, "check AWS_ENDPOINT_URL, keys and network; `dvc remote list`")
             return
     yield ok("DVC's remote", f"{name} can be reached")
 
@@ -167,14 +167,14 @@ def check_disk(root: Path) -> Iterator[Finding]:
     """Compare free disk with what a rebuild of the last one's size writes: into the folder and into DVC's cache."""
     free = shutil.disk_usage(root).free
     needed = _NEEDED_AT_LEAST + 2 * _outputs_bytes(root)
-    said = f"{free / _GIB:.1f} GiB free, a rebuild needs about {needed / _GIB:.1f}"
+    message = f"{free / _GIB:.1f} GiB free, a rebuild needs about {needed / _GIB:.1f}"
     advice = "`dvc gc --workspace` drops old data from DVC's cache, `make clean` what can be built again"
     if free < needed:
-        yield failed("disk", said, advice)
+        yield failed("disk", message, advice)
     elif free < 2 * needed:
-        yield warning("disk", said, advice)
+        yield warning("disk", message, advice)
     else:
-        yield ok("disk", said)
+        yield ok("disk", message)
 
 
 def check_locks(root: Path) -> Iterator[Finding]:
@@ -190,8 +190,8 @@ def check_locks(root: Path) -> Iterator[Finding]:
     holders = [*writers.values(), *(reader for several in readers.values() for reader in several)]
     strangers = sorted({int(holder["pid"]) for holder in holders if _is_stranger(int(holder["pid"]))})
     if strangers:
-        said = f"paths are held for process {strangers[0]}, which is no DVC command (a number that was used again)"
-        yield failed("DVC's locks", said, advice)
+        message = f"paths are held for process {strangers[0]}, which is no DVC command (a number that was used again)"
+        yield failed("DVC's locks", message, advice)
         return
     busy = sorted(
         {f"process {holder['pid']}: {holder['cmd']}" for holder in holders if psutil.pid_exists(int(holder["pid"]))}
@@ -207,9 +207,9 @@ def check_gpu(_root: Path) -> Iterator[Finding]:
         seen = torch.cuda.get_device_properties(0)
         yield ok("GPU", f"{seen.name}, {seen.total_memory / _GIB:.0f} GiB")
     elif Path("/dev/nvidia0").exists():
-        said = "this machine has one, and PyTorch cannot use it"
+        message = "this machine has one, and PyTorch cannot use it"
         yield failed(
-            "GPU", said, f"update NVIDIA's driver to one for CUDA {torch.version.cuda}; `nvidia-smi` must work"
+            "GPU", message, f"update NVIDIA's driver to one for CUDA {torch.version.cuda}; `nvidia-smi` must work"
         )
     else:
         yield ok("GPU", "none: trainings run on the CPU")
@@ -254,10 +254,10 @@ def _outputs_bytes(root: Path) -> int:
 
 
 def _served_here(root: Path) -> str | None:
-    told = root / STATE / "serve.json"
-    if not told.is_file():
+    state = root / STATE / "serve.json"
+    if not state.is_file():
         return None
-    addresses = json.loads(told.read_text())
+    addresses = json.loads(state.read_text())
     return str(addresses["prefect"]) if psutil.pid_exists(addresses["pid"]) else None
 
 
@@ -277,7 +277,7 @@ def as_text(found: list[Finding]) -> str:
     width = max(len(finding.check) for finding in found)
     lines = []
     for finding in found:
-        lines.append(f"{finding.level:<8} {finding.check:<{width}}  {finding.said}")
+        lines.append(f"{finding.level:<8} {finding.check:<{width}}  {finding.message}")
         if finding.advice:
             lines.append(f"{'':<8} {'':<{width}}  -> {finding.advice}")
     failures = sum(finding.level == "FAILED" for finding in found)

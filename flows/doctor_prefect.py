@@ -109,9 +109,9 @@ def _last_run(check: str, run: FlowRun) -> Finding:
     ended = f"{run.name} ended as {run.state_name} {_ago(run.end_time)}"
     if run.state_type == StateType.COMPLETED:
         return ok(check, ended)
-    message = str(run.state.message if run.state else "").splitlines()
-    said = f"{ended}: {message[0]}" if message else ended
-    return failed(check, said, f"mend what it says, then run it again; its log: ./run prefect flow-run logs {run.id}")
+    lines = str(run.state.message if run.state else "").splitlines()
+    message = f"{ended}: {lines[0]}" if lines else ended
+    return failed(check, message, f"fix the cause, then run it again; its log: ./run prefect flow-run logs {run.id}")
 
 
 def _schedule(schedules: list[Any]) -> str:
@@ -150,8 +150,8 @@ def _stuck(client: SyncPrefectClient, api: str) -> Iterator[Finding]:
             run for run in dead_runs(client, POOL) if _since(run) > LATE_AFTER or run.state_type != StateType.PENDING
         ]
         for run in dead:
-            said = f"{run.name} is {run.state_name} for the server, and has no process or no worker here"
-            yield failed("stuck runs", said, _ORDER)
+            message = f"{run.name} is {run.state_name} for the server, and has no process or no worker here"
+            yield failed("stuck runs", message, _ORDER)
         if not dead:
             under_way = [run.name for run in runs_in(client, UNDER_WAY, POOL)]
             yield ok("stuck runs", f"none; under way: {', '.join(under_way) or 'nothing'}")
@@ -162,8 +162,8 @@ def _stuck(client: SyncPrefectClient, api: str) -> Iterator[Finding]:
 def _slots(client: SyncPrefectClient) -> Iterator[Finding]:
     stale = [slots for slots in slots_of_deployments(client) if slots.stale]
     for slots in stale:
-        said = f"{slots.deployment}: {slots.taken} taken by {', '.join(slots.holders) or 'no run at all'}"
-        yield failed("concurrency slots", said, _ORDER)
+        message = f"{slots.deployment}: {slots.taken} taken by {', '.join(slots.holders) or 'no run at all'}"
+        yield failed("concurrency slots", message, _ORDER)
     if not stale:
         yield ok("concurrency slots", "none is held without a run")
 

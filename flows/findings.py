@@ -1,4 +1,4 @@
-"""What a check of `make doctor` found, and what to do about it."""
+"""The result of a check of `make doctor`, and what to do about it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,24 +8,24 @@ Level = Literal["ok", "warning", "FAILED"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's; `advice` is empty only where nothing is to be done."""
+    """One line of the report; `advice` is empty only where there is nothing to do."""
 
     check: str
     level: Level
-    said: str
+    message: str
     advice: str = ""
 
 
-def ok(check: str, said: str) -> Finding:
+def ok(check: str, message: str) -> Finding:
     """Return a finding of something that is as it should be."""
-    return Finding(check, "ok", said)
+    return Finding(check, "ok", message)
 
 
-def warning(check: str, said: str, advice: str) -> Finding:
-    """Return a finding of something to know of, with which work can go on."""
-    return Finding(check, "warning", said, advice)
+def warning(check: str, message: str, advice: str) -> Finding:
+    """Return a finding that does not stop any run."""
+    return Finding(check, "warning", message, advice)
 
 
-def failed(check: str, said: str, advice: str) -> Finding:
-    """Return a finding of something that will stop a run or already does."""
-    return Finding(check, "FAILED", said, advice)
+def failed(check: str, message: str, advice: str) -> Finding:
+    """Return a finding that stops runs, or will."""
+    return Finding(check, "FAILED", message, advice)

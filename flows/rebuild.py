@@ -1,13 +1,13 @@
 """Rebuild the model: the stages of dvc.yaml as one visible task each, then the promotion gate.
 
-    python -m flows.rebuild                                   # here and now; no server needed
-    python -m flows.rebuild --set train.learning_rates.head=5e-4 --no-promote
+    ./run flows.rebuild                                       # here and now; no server needed
+    ./run flows.rebuild --set train.learning_rates.head=5e-4 --no-promote
     make serve                                                # on the schedule of prefect.yaml
 
 DVC decides what has to run; a stage that is up to date ends as `Cached`. Parameters set for one run leave the
 checkout as it is: the run has a git worktree of its own in .runs/<run>, over the same cache and tracking store.
-A refused promotion is an answer, not a failure, and so is one that waits for a person: the flow ends well, its
-task `promote` in the state `Rejected` or `Held`. After a day a run is taken to hang and is stopped.
+A rejected promotion is a result, not a failure, and so is one that waits for a person: the flow completes, its
+task `promote` in the state `Rejected` or `Held`. After a day a run counts as hung and is stopped.
 """
 
 import sys
@@ -133,7 +133,7 @@ def _failed(state: State[Any]) -> State[Any]:
 
 
 def main() -> int:
-    """Run the flow once from the command line; the exit code says what the gate said."""
+    """Run the flow once from the command line; the exit code is the gate's."""
     parser = command_parser(sys.modules[__name__])
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="for this run; may be repeated"

@@ -1,4 +1,4 @@
-"""Everything that one machine needs, until Ctrl-C: Prefect's server, a worker, MLflow's server, the schedules.
+"""Serve everything on one machine until Ctrl-C: Prefect's server, a worker, MLflow's server, the schedules.
 
     make serve                                        # Prefect on 4200, MLflow on 5000
     make serve PREFECT_PORT=4300 MLFLOW_PORT=5100
@@ -105,7 +105,7 @@ class Parts:
         for part in reversed(self.started):
             if part.process:
                 stop_supervised(part.process)
-            with suppress(ServeError):  # where the server died there is nothing to tell it
+            with suppress(ServeError):  # where the server died it cannot be put in order
                 part.around()
 
     def _launch(self, part: Part) -> None:
@@ -147,8 +147,8 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
         _run_once(root, environment, "prefect", "--no-prompt", *arguments)
 
     def order() -> None:
-        if told := _run_once(root, environment, "flows.upkeep", "--pool", POOL):
-            print(told, flush=True)
+        if changes := _run_once(root, environment, "flows.upkeep", "--pool", POOL):
+            print(changes, flush=True)
 
     try:
         servers = [_server(prefect, prefect_port, logs)]

@@ -1,4 +1,4 @@
-"""What a Prefect server that refuses or is away means to whoever started a flow: one line instead of a traceback."""
+"""Turn errors of Prefect's server, unreachable or refusing the account, into one line for the user."""
 
 import os
 from collections.abc import Callable, Iterator

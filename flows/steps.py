@@ -1,4 +1,4 @@
-"""A command of `tasks` inside a Prefect task: its lines go into the run's log, its answer comes back."""
+"""A command of `tasks` inside a Prefect task: its lines go into the run's log, its exit code comes back."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from flows.stages import child_environment, last_words
 from flows.supervised import run_supervised
 
 VERDICTS = {0: "Promoted", PromotionRejectedError.exit_code: "Rejected", PromotionHeldError.exit_code: "Held"}
-"""Exit code of `tasks.promote` -> the state of whoever asked it: all three are answers, none is a failure."""
+"""Exit code of `tasks.promote` -> the name of the Prefect state. All three are results, none is a failure."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Run one command so that nothing of it outlives whoever asked for it.
+"""Run a command so that none of its processes outlives the caller.
 
-The command gets a process group of its own. When it is to stop, or when the asking process is gone, killed
-outright included, the group gets one SIGINT, then SIGKILL. A `dvc` killed alone would leave its stage writing on.
+The command gets its own process group. When it has to stop, or when the calling process ends or is killed, the group
+gets one SIGINT, then SIGKILL. Killing `dvc` alone would leave its stage running.
 
 This file is also the small process in between: `python supervised.py GRACE COMMAND...` stops its command
-when its own standard input closes, which the death of the asking process does whatever the cause.
+when its own standard input closes, which happens whenever the calling process ends.
 """
 
 import codecs
@@ -102,7 +102,7 @@ def _main(grace: str, *command: str) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_stop_when_stdin_closes, args=(child, float(grace)), daemon=True).start()
     code = child.wait()
-    _signal_group(child.pid, signal.SIGKILL)  # whatever it started and left behind
+    _signal_group(child.pid, signal.SIGKILL)  # what it started and left behind
     return code if code >= 0 else 128 - code
 
 

@@ -1,6 +1,6 @@
-"""Put Prefect in order before a worker starts: what a dead worker left ends, its slots are free, missed runs are told.
+"""Put Prefect in order before a worker starts: end dead runs, free their slots, cancel runs that were missed.
 
-    python -m flows.upkeep       # `make serve` does it by itself; elsewhere: before each `prefect worker start`
+    ./run flows.upkeep           # `make serve` does it by itself; elsewhere: before each `prefect worker start`
 
 Prefect alone leaves a run whose worker or machine died `Running` for ever, and starts every run that a machine
 missed while it was off, one after the other. Here:
@@ -63,12 +63,12 @@ class Slots:
 
     @property
     def stale(self) -> bool:
-        """Whether more slots are taken than runs are under way: nobody will give these back."""
+        """Whether more slots are taken than runs are under way: nothing will free these."""
         return self.taken > len(self.holders)
 
 
 def main() -> int:
-    """Do it all once and print a line for each thing that was not in order."""
+    """Put everything in order once and print a line for each change."""
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("--pool", default=POOL, help="work pool (%(default)s)")
     arguments = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def put_in_order(pool: str = POOL) -> list[str]:
-    """End dead runs, free stale slots, tell missed runs; returns a line for each.
+    """End dead runs, free stale slots, cancel missed runs; return a line for each.
 
     To be called while no worker of this machine polls the pool: a run that is just being started has no process yet.
     """
@@ -140,7 +140,7 @@ def runs_in(client: SyncPrefectClient, states: Iterable[StateType], pool: str | 
 
 
 def keep_automation(client: SyncPrefectClient) -> None:
-    """Make sure that the server ends runs whose heartbeat stopped, whatever machine they were on."""
+    """Make sure that the server ends runs whose heartbeat stopped, on any machine."""
     if client.read_automations_by_name(AUTOMATION):
         return
     trigger = EventTrigger(

@@ -49,7 +49,7 @@ def test_a_package_of_another_version_than_the_lock_is_named(tiny: Path) -> None
     before, entry, after = lock.read_text().partition('name = "psutil"\nversion = ')
     lock.write_text(before + entry + after.replace(f'"{have}"', '"1.2.3"', 1))
     finding = only(check_versions(tiny), "packages")
-    assert (finding.level, finding.said) == ("FAILED", f"psutil {have} instead of 1.2.3")
+    assert (finding.level, finding.message) == ("FAILED", f"psutil {have} instead of 1.2.3")
     assert finding.advice == "make setup"
 
 
@@ -71,7 +71,7 @@ def test_a_store_that_is_not_there_yet_is_no_failure_and_a_dead_one_is(
     monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"http://me:secret@127.0.0.1:{free_ports(1)[0]}")
     finding = only(check_tracking(tiny), "tracking store")
     assert finding.level == "FAILED"
-    assert "secret" not in finding.said
+    assert "secret" not in finding.message
     assert finding.advice.startswith("start that server")
 
 
@@ -88,7 +88,7 @@ def test_a_champion_whose_files_were_changed_is_found(
     stored.write_bytes(b"other weights")
     finding = only(check_tracking(tmp_path), "champion")
     assert finding.level == "FAILED"
-    assert "model.safetensors" in finding.said
+    assert "model.safetensors" in finding.message
     assert "tasks.rollback" in finding.advice
 
 
@@ -104,12 +104,12 @@ def test_a_champion_set_by_hand_and_a_changed_audit_log_are_found(
     client = tracking_store.client()
     client.set_registered_model_alias(versions.MODEL, "champion", "2")
     finding = only(check_tracking(tmp_path), "audit log")
-    assert (finding.level, "version 2" in finding.said) == ("FAILED", True)
+    assert (finding.level, "version 2" in finding.message) == ("FAILED", True)
     assert "tasks.rollback" in finding.advice
     client.set_registered_model_alias(versions.MODEL, "champion", "1")
     client.delete_registered_model_tag(versions.MODEL, "audit_log.000001")
     finding = only(check_tracking(tmp_path), "audit log")
-    assert (finding.level, "entry 1 is missing" in finding.said) == ("FAILED", True)
+    assert (finding.level, "entry 1 is missing" in finding.message) == ("FAILED", True)
 
 
 def test_a_remote_of_dvc_that_is_gone_is_found(tiny: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_bucket_that_does_not_answer_is_found(tiny: Path, monkeypatch: pytest.
     finding = only(check_s3(tiny), "S3")
     assert finding.level == "FAILED"
     assert "AWS_ENDPOINT_URL" in finding.advice
-    assert "planted-secret" not in finding.said
+    assert "planted-secret" not in finding.message
 
 
 def test_too_little_disk_for_the_next_rebuild_is_found(tiny: Path) -> None:
@@ -148,10 +148,10 @@ def test_too_little_disk_for_the_next_rebuild_is_found(tiny: Path) -> None:
 def test_locks_of_dvc_that_block_for_ever_are_found_and_those_in_use_are_not(tiny: Path) -> None:
     record = tiny / ".dvc" / "tmp" / "rwlock"
     record.parent.mkdir(exist_ok=True)
-    assert only(check_locks(tiny), "DVC's locks").said == "none held"
+    assert only(check_locks(tiny), "DVC's locks").message == "none held"
     record.touch()
     finding = only(check_locks(tiny), "DVC's locks")
-    assert (finding.level, "left unreadable" in finding.said) == ("FAILED", True)
+    assert (finding.level, "left unreadable" in finding.message) == ("FAILED", True)
     assert "rm .dvc/tmp/rwlock" in finding.advice
 
     def hold(pid: int) -> None:
@@ -164,7 +164,7 @@ def test_locks_of_dvc_that_block_for_ever_are_found_and_those_in_use_are_not(tin
         hold(busy.pid)
         finding = only(check_locks(tiny), "DVC's locks")
         assert finding.level == "ok"
-        assert str(busy.pid) in finding.said
+        assert str(busy.pid) in finding.message
         busy.communicate(b"\n")
     assert only(check_locks(tiny), "DVC's locks").level == "ok"
 
@@ -217,7 +217,7 @@ def test_a_server_without_worker_and_deployment_says_both(client: SyncPrefectCli
 def test_a_schedule_that_is_missing_or_paused_is_found(client: SyncPrefectClient, deployment: UUID, tiny: Path) -> None:
     assert look(client, tiny, "idle/one").level == "FAILED"
     client.create_deployment_schedules(deployment, [(CronSchedule(cron="0 3 * * *"), True)])
-    assert look(client, tiny, "idle/one").said == "scheduled: 0 3 * * *"
+    assert look(client, tiny, "idle/one").message == "scheduled: 0 3 * * *"
     client.pause_deployment(deployment)
     finding = look(client, tiny, "idle/one")
     assert (finding.level, finding.advice) == ("warning", "./run prefect deployment resume idle/one")
@@ -228,26 +228,26 @@ def test_a_late_run_is_told_with_who_holds_the_slot(client: SyncPrefectClient, d
     late = client.create_flow_run_from_deployment(deployment, state=due)
     finding = look(client, tiny, "late runs")
     assert finding.level == "FAILED"
-    assert f"{late.name} is due since 30 minutes ago, and no worker takes it" in finding.said
+    assert f"{late.name} is due since 30 minutes ago, and no worker takes it" in finding.message
     holder = client.create_flow_run_from_deployment(deployment)
     client.set_flow_run_state(holder.id, Running(), force=True)
     finding = look(client, tiny, "late runs")
     assert finding.level == "warning"
-    assert f"waits for {holder.name}, which holds the slot" in finding.said
-    assert look(client, tiny, "stuck runs").said.startswith(f"{holder.name} is Running for the server")
+    assert f"waits for {holder.name}, which holds the slot" in finding.message
+    assert look(client, tiny, "stuck runs").message.startswith(f"{holder.name} is Running for the server")
 
 
 def test_a_last_run_that_failed_is_red_until_a_later_one_ends_well(
     client: SyncPrefectClient, deployment: UUID, tiny: Path
 ) -> None:
-    assert look(client, tiny, "last run of idle/one").said == "none yet"
+    assert look(client, tiny, "last run of idle/one").message == "none yet"
     for state in (Failed(message="no champion\nmore"), Cancelled(message="missed")):
         run = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(run.id, Running(), force=True)
         client.set_flow_run_state(run.id, state, force=True)
     finding = look(client, tiny, "last run of idle/one")
     assert finding.level == "FAILED"
-    assert finding.said.endswith("minutes ago: no champion")
+    assert finding.message.endswith("minutes ago: no champion")
     assert "prefect flow-run logs" in finding.advice
     run = client.create_flow_run_from_deployment(deployment)
     client.set_flow_run_state(run.id, Running(), force=True)
@@ -261,5 +261,5 @@ def test_a_slot_without_a_run_is_found(client: SyncPrefectClient, deployment: UU
     assert limit is not None
     client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=1))
     finding = look(client, tiny, "concurrency slots")
-    assert (finding.level, finding.said) == ("FAILED", "one: 1 taken by no run at all")
+    assert (finding.level, finding.message) == ("FAILED", "one: 1 taken by no run at all")
     assert "./run flows.upkeep" in finding.advice

@@ -207,8 +207,8 @@ def test_the_doctor_finds_nothing_wrong_with_what_is_served(served: Served) -> N
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert [name for name, finding in findings.items() if finding["level"] == "FAILED"] == []
     assert done.returncode == 0
-    assert "polls the pool local" in findings["worker"]["said"]
-    assert findings["rebuild/weekly"]["said"].startswith("scheduled: ")
+    assert "polls the pool local" in findings["worker"]["message"]
+    assert findings["rebuild/weekly"]["message"].startswith("scheduled: ")
     assert findings["last run of score/nightly"]["level"] == "ok"
 
 
