@@ -48,7 +48,7 @@ def make_self_contained(docs: Path, outcomes: Sequence[Outcome], *, title: str, 
         html = _REMOTE.sub("", page.read_text(encoding="utf-8"))
         html = _RANDOM_ID.sub("", _TIME.sub("not recorded", _RESOURCE.sub("none", html)))
         page.write_text(html.replace("</head>", f"{_STYLE}</head>", 1), encoding="utf-8")
-    shutil.rmtree(docs / "static", ignore_errors=True)  # fonts and 3 MB of tutorial pictures
+    shutil.rmtree(docs / "static", ignore_errors=True)  # fonts and 3 MB of tutorial images
     (docs / "index.html").write_text(_index(docs, outcomes, title, notes), encoding="utf-8")
 
 

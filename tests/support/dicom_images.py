@@ -1,4 +1,4 @@
-"""DICOM images made for tests: in every transfer syntax, with a patient whose tags must turn up nowhere."""
+"""DICOM images for tests, in every transfer syntax, with a patient whose tags must not appear anywhere."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,7 @@ SECRETS = ("Sorrowful", "Jane", "8675309", "19311224", "Elm Street", "078051120"
 
 
 def picture(height: int = 40, width: int = 56, bits: int = 8) -> NDArray[np.uint16]:
-    """A smooth image with some noise, over all levels of `bits` bits."""
+    """Return a smooth image with some noise, over all levels of `bits` bits."""
     rows, columns = np.mgrid[:height, :width]
     smooth = (np.sin(columns / 9) + np.cos(rows / 7) + 2) / 4 * (2**bits - 1)
     noisy = smooth + np.random.default_rng(7).integers(-2, 3, smooth.shape)
@@ -51,7 +51,7 @@ def picture(height: int = 40, width: int = 56, bits: int = 8) -> NDArray[np.uint
 def dicom_image(
     samples: NDArray[Any], *, bits: int = 8, syntax: str = EXPLICIT, preamble: bool = True, **tags: Any
 ) -> bytes:
-    """Return a DX image of `samples`; `tags` come on top, and a tag that is None is left out."""
+    """Return a DX image of `samples`; `tags` are added; a tag that is None is omitted."""
     image = Dataset()
     image.SOPClassUID, image.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3.4.5"
     image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", "1.2.3.4"
@@ -91,7 +91,7 @@ def _encoded(samples: NDArray[Any], image: Dataset, syntax: str) -> bytes:
 
 
 def _compressed(samples: NDArray[Any], image: Dataset, syntax: str) -> bytes:
-    """Return the pixel data that GDCM writes; through files, which its Python objects survive."""
+    """Return pixel data compressed by GDCM, through files, because its Python objects are unsafe in memory."""
     plain = Dataset()
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "SOPClassUID", "SOPInstanceUID"):
         setattr(plain, keyword, image[keyword].value)

@@ -1,4 +1,4 @@
-"""Builds a data/raw folder as ingest leaves it, of tiny files and plausible grey levels."""
+"""Build a data/raw folder like ingest, from tiny files with plausible grey levels."""
 
 import hashlib
 import shutil
@@ -20,7 +20,7 @@ from tests.support.project import PROJECT
 
 @dataclass
 class RawFolder:
-    """What ingest writes, to change before it is written."""
+    """The tables of ingest; tests change them before they are written."""
 
     manifest: pd.DataFrame
     statistics: pd.DataFrame
@@ -29,7 +29,7 @@ class RawFolder:
     synthetic: bool = True
 
     def write(self, raw: Path) -> None:
-        """Write the tables; the images' files are written by `raw_folder`."""
+        """Write the tables; `raw_folder` has written the images."""
         write_table(self.manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
         write_table(self.statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
         pairs = pd.DataFrame(self.near_duplicates, columns=["image_id_a", "image_id_b"]).assign(correlation=0.99)
@@ -96,7 +96,7 @@ def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
 
 
 def pack(raw: Path, images: dict[str, bytes]) -> None:
-    """Write the shards of `images`, path -> bytes, in place of those that are in `raw`."""
+    """Replace the shards in `raw` by shards of `images`, path -> bytes."""
     raw.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(raw / "images", ignore_errors=True)
     sizes = {path: len(data) for path, data in images.items()}
@@ -104,7 +104,7 @@ def pack(raw: Path, images: dict[str, bytes]) -> None:
 
 
 def unpacked(raw: Path) -> dict[str, bytes]:
-    """Return the images in the shards of `raw`, path -> bytes, read as any zip tool does."""
+    """Return the images in the shards of `raw`, path -> bytes, read like any zip tool."""
     images = {}
     for shard in sorted((raw / "images").iterdir()):
         with zipfile.ZipFile(shard) as opened:
@@ -113,7 +113,7 @@ def unpacked(raw: Path) -> dict[str, bytes]:
 
 
 def project_params() -> Params:
-    """Return the parameters that the project comes with."""
+    """Return the default parameters of the project."""
     return read_params(PROJECT / "params.yaml")
 
 

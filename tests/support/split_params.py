@@ -1,4 +1,4 @@
-"""The section `split` of small tests: every key, with values that a few images can meet."""
+"""The section `split` for small tests: all keys, with values for a few images."""
 
 from typing import Any
 

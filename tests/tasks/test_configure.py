@@ -1,4 +1,4 @@
-"""Values go into params.yaml; comments, and a file that says so already, stay."""
+"""Values are written into params.yaml; comments are kept."""
 
 import shutil
 import subprocess
@@ -36,14 +36,14 @@ def sets_below(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_value_changes_and_comments_stay(params: Path) -> None:
+def test_a_value_changes_and_comments_are_kept(params: Path) -> None:
     epochs = read_params(params).train.epochs
     assert configure(params, {"train.epochs": 3}) == {"train.epochs": (epochs, 3)}
     assert read_params(params).train.epochs == 3
     assert "# paper | patient | official | cv" in params.read_text()
 
 
-def test_a_file_that_says_so_already_is_not_touched(params: Path) -> None:
+def test_a_file_with_these_values_is_not_written(params: Path) -> None:
     before = params.stat().st_mtime_ns
     values = {"train.epochs": read_params(params).train.epochs, "ingest.sources.0.location": "sample"}
     assert configure(params, values) == {}
@@ -53,7 +53,7 @@ def test_a_file_that_says_so_already_is_not_touched(params: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["train.epoch", "trains.epochs", "train.epochs.first", "ingest.sources.9.name", "ingest.sources.x.name"]
 )
-def test_an_unknown_name_is_refused_and_nothing_is_written(params: Path, name: str) -> None:
+def test_an_unknown_name_is_rejected_and_nothing_is_written(params: Path, name: str) -> None:
     before = params.read_text()
     with pytest.raises(ParamsError) as caught:
         configure(params, {"train.epochs": 3, name: 1})
@@ -61,7 +61,7 @@ def test_an_unknown_name_is_refused_and_nothing_is_written(params: Path, name: s
     assert params.read_text() == before
 
 
-def test_a_gate_on_an_unknown_metric_is_refused_and_nothing_is_written(params: Path) -> None:
+def test_a_gate_on_an_unknown_metric_is_rejected_and_nothing_is_written(params: Path) -> None:
     before = params.read_text()
     with pytest.raises(ParamsError, match="acuracy"):
         configure(params, {"promote.floors": {"acuracy": 0.5}})

@@ -1,3 +1,5 @@
+"""Download of the public sets."""
+
 import base64
 import hashlib
 import io

@@ -1,3 +1,5 @@
+"""Ingest: every file is accounted for, duplicates are removed, and the result is reproducible."""
+
 import hashlib
 import json
 import logging
@@ -36,7 +38,7 @@ COVID_NORMAL = "Covid19-dataset/train/Normal"
 
 @cache
 def image(number: int, *, side: int = 64, quality: int = 95, suffix: str = ".jpeg") -> bytes:
-    """A picture like no other number's; sides and qualities of one number are the same picture."""
+    """Return a random image; images with the same number are duplicates, whatever their side and quality."""
     coarse = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
     picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     return bytes(cv2.imencode(suffix, picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
@@ -285,7 +287,7 @@ def test_files_beside_the_set_in_an_archive_are_accounted_for(tmp_path: Path) ->
     }
 
 
-def test_the_same_images_give_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_bytes(tmp_path: Path) -> None:
     files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": image(n % 7) for n in range(12)} | {f"{NORMAL}/empty.jpeg": b""}
     first = digest_of(ingested(tmp_path, files, workers=1))
     assert digest_of(ingested(tmp_path, files, workers=4)) == first
@@ -332,7 +334,7 @@ def test_a_labelled_folder_of_dicom_images_is_ingested_without_its_patients(
     manifest = read_manifest(tmp_path / "raw").set_index("path")
     assert sorted(manifest.index) == [f"images/hospital/IM{number}" for number in (1, 2, 3)]
     one, two, three = (manifest.loc[f"images/hospital/IM{number}"] for number in (1, 2, 3))
-    assert one["patient_id"] == two["patient_id"] != three["patient_id"], "one person, whatever the part"
+    assert one["patient_id"] == two["patient_id"] != three["patient_id"], "one patient in both parts"
     assert (one["label"], one["official_split"], three["official_split"]) == ("viral", "train", "all")
     reasons = {path: reason for path, (reason, _) in quarantine(tmp_path / "raw").items()}
     assert reasons == {"hospital/CT1": "other modality", "hospital/extra.png": "not in labels.csv"}

@@ -1,4 +1,4 @@
-"""Images are packed in the manifest's order, whole or not at all, and a bad one is named."""
+"""The image array has the manifest's order and is written atomically; bad images are named."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The split step: what it writes, and that its gate lets nothing wrong pass and leaves nothing behind."""
+"""The split step: its outputs, and its gate, which detects every fault and leaves no output then."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Images come out of their shards as a tree of files, checked, and never into the folder that DVC tracks."""
+"""Unpacking of images from their shards, with a check of their digests."""
 
 from pathlib import Path
 

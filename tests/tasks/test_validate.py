@@ -1,4 +1,4 @@
-"""The gate after ingest: each fault is caught under its name with its first rows; warnings let the run go on."""
+"""The gate after ingest: each fault fails the check for it; warnings do not stop the run."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_valid_data_pass_and_every_check_is_listed(paths: Paths, tables: RawFold
     assert report["expectations"][-1]["severity"] == "warn"
 
 
-def test_report_and_data_docs_are_the_same_bytes_every_time(paths: Paths, tables: RawFolder) -> None:
+def test_report_and_data_docs_are_reproducible(paths: Paths, tables: RawFolder) -> None:
     def outputs() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in paths.data_docs.parent.rglob("*") if path.is_file()}
 
@@ -162,7 +162,7 @@ def quarantine_many(tables: RawFolder, _raw: Path) -> None:
         ("quarantined_share", quarantine_many, "source=kermany, total=102, kept=72, quarantined=30"),
     ],
 )
-def test_each_fault_is_caught_under_its_name_with_its_row(
+def test_each_fault_fails_its_check_and_shows_the_row(
     paths: Paths,
     tables: RawFolder,
     caplog: pytest.LogCaptureFixture,
@@ -193,7 +193,7 @@ def test_the_message_names_the_failed_checks_and_the_report(paths: Paths, tables
     assert f"{paths.data_docs}_failed/index.html" in str(raised.value)
 
 
-def test_files_that_are_not_accounted_for_are_caught(
+def test_files_that_are_not_accounted_for_are_detected(
     paths: Paths, tables: RawFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     tables.write(paths.raw)
@@ -205,7 +205,7 @@ def test_files_that_are_not_accounted_for_are_caught(
     assert "source=covid19, total=33, kept=32" in caplog.text
 
 
-def test_a_manifest_without_a_column_fails_on_its_schema_alone(
+def test_a_manifest_without_a_column_fails_only_the_schema_check(
     paths: Paths, tables: RawFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     tables.write(paths.raw)
@@ -218,7 +218,7 @@ def test_a_manifest_without_a_column_fails_on_its_schema_alone(
     assert "column=extra, found=int64, expected=absent" in caplog.text
 
 
-def test_a_warning_is_reported_and_the_run_goes_on(
+def test_a_warning_is_reported_and_the_run_continues(
     paths: Paths, tables: RawFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     second = tables.manifest.loc[tables.manifest["source"] == "covid19", "image_id"]
@@ -232,7 +232,7 @@ def test_a_warning_is_reported_and_the_run_goes_on(
         validate(params(warn_only=[]), paths)
 
 
-def test_a_warning_for_a_check_that_does_not_exist_is_refused(paths: Paths, tables: RawFolder) -> None:
+def test_an_unknown_check_in_warn_only_is_rejected(paths: Paths, tables: RawFolder) -> None:
     tables.write(paths.raw)
     with pytest.raises(ParamsError) as raised:
         validate(params(warn_only=["grey_men"]), paths)
@@ -248,7 +248,7 @@ def test_a_missing_input_is_named(paths: Paths, tables: RawFolder, name: str) ->
     assert str(raised.value).startswith(f"{paths.raw / name} is missing")
 
 
-def test_what_earlier_runs_left_is_cleared(paths: Paths, tables: RawFolder) -> None:
+def test_outputs_of_earlier_runs_are_removed(paths: Paths, tables: RawFolder) -> None:
     failed = paths.data_docs.with_name("data_docs_failed")
     for left in (failed, paths.data_docs, failed.with_name(f".{failed.name}.partial")):
         left.mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_what_earlier_runs_left_is_cleared(paths: Paths, tables: RawFolder) -> N
     assert {path.name for path in paths.data_docs.parent.iterdir()} == {"data_docs", "validation.json"}
 
 
-def test_a_check_that_cannot_run_fails_and_says_why() -> None:
+def test_a_check_that_cannot_run_fails_with_the_reason() -> None:
     rows = pd.DataFrame({"a": [1]})
     check = Check("impossible", "ColumnValuesToBeUnique", {"column": "b"}, "unique")
     (outcome,) = check_tables([Table("rows", rows, ("a",), (check,))], suite="test", notes="")
@@ -268,7 +268,7 @@ def test_a_check_that_cannot_run_fails_and_says_why() -> None:
     assert '"b"' in outcome.observed
 
 
-def test_the_index_shows_what_a_file_name_tries_to_inject_as_text(tmp_path: Path) -> None:
+def test_html_in_a_file_name_is_escaped_in_the_index(tmp_path: Path) -> None:
     outcome = Outcome("file_as_recorded", "error", False, "1 of 1 rows fail", "", ("path=<script>alert(1)</script>",))
     make_self_contained(tmp_path, [outcome], title="Data", notes="")
     assert "&lt;script&gt;" in (tmp_path / "index.html").read_text()

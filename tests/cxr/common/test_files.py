@@ -1,4 +1,4 @@
-"""A file or folder is there whole or not at all."""
+"""Atomic files and folders, JSON and digests."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
 
 
-def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_file(path) as partial:
@@ -17,7 +17,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_folder_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_only_after_success(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with atomic_folder(folder) as partial:
         (partial / "one").write_text("1")
@@ -31,7 +31,7 @@ def test_folder_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_remains_of_a_killed_run_do_not_get_into_the_folder(tmp_path: Path) -> None:
+def test_the_partial_folder_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "stale").touch()
     with atomic_folder(tmp_path / "out") as partial:
@@ -39,7 +39,7 @@ def test_remains_of_a_killed_run_do_not_get_into_the_folder(tmp_path: Path) -> N
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["fresh"]
 
 
-def test_json_comes_back_and_not_a_number_is_refused(tmp_path: Path) -> None:
+def test_json_is_read_back_and_nan_is_rejected(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1, None]})
     assert read_json(tmp_path / "a.json") == {"a": [1, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -1,4 +1,4 @@
-"""Rows of the packed array are found by image_id, and a mismatch is told."""
+"""Rows of the image array are found by image_id; array and index have to match."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def pack(folder: Path, ids: list[str], count: int) -> None:
     write_index(folder, ids, PREPROCESSING)
 
 
-def test_rows_follow_the_ids_asked_for(tmp_path: Path) -> None:
+def test_rows_have_the_order_of_the_image_ids(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b", "c"], 3)
     packed = read_image_array(tmp_path)
     assert packed.rows(["c", "a"]).tolist() == [2, 0]
@@ -25,7 +25,7 @@ def test_rows_follow_the_ids_asked_for(tmp_path: Path) -> None:
     assert isinstance(packed.images, np.memmap)
 
 
-def test_unknown_id_is_named(tmp_path: Path) -> None:
+def test_an_unknown_image_id_is_named(tmp_path: Path) -> None:
     pack(tmp_path, ["a", "b", "c"], 3)
     with pytest.raises(DataError) as caught:
         read_image_array(tmp_path).rows(["a", "x"])
@@ -38,6 +38,6 @@ def test_array_and_index_of_different_length_are_an_error(tmp_path: Path) -> Non
         read_image_array(tmp_path)
 
 
-def test_missing_array_says_how_to_make_it(tmp_path: Path) -> None:
+def test_a_missing_array_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"images\.npy is missing; run `dvc repro preprocess`"):
         read_image_array(tmp_path)

@@ -1,3 +1,5 @@
+"""Description of raw images: digest, perceptual hash, size and grey levels."""
+
 import hashlib
 
 import cv2
@@ -22,7 +24,7 @@ def inspected(data: bytes) -> InspectedImage:
     return inspect_image(data, name="f", max_pixels=10_000_000)
 
 
-def test_a_image_is_described_by_size_digest_and_grey_levels() -> None:
+def test_an_image_is_described_by_size_digest_and_grey_levels() -> None:
     grey = noise(60, 90)
     grey[0] = 255
     grey[1] = 0
@@ -38,7 +40,7 @@ def test_a_image_is_described_by_size_digest_and_grey_levels() -> None:
     assert image.thumbnail.shape == (32, 32)
 
 
-def test_a_large_jpeg_is_measured_at_reduced_scale_and_reported_at_its_own() -> None:
+def test_a_large_jpeg_is_decoded_at_reduced_scale_and_keeps_its_size() -> None:
     smooth = cv2.resize(noise(8, 8), (1200, 1100), interpolation=cv2.INTER_CUBIC)
     image = inspected(encoded(smooth))
     assert (image.width, image.height) == (1200, 1100)
@@ -46,7 +48,7 @@ def test_a_large_jpeg_is_measured_at_reduced_scale_and_reported_at_its_own() -> 
     assert image.grey_std == pytest.approx(smooth.std(), abs=1)
 
 
-def test_sixteen_bits_are_told_from_eight() -> None:
+def test_16_bit_images_have_their_own_mode() -> None:
     assert inspected(encoded(noise(40, 40).astype(np.uint16) * 200, ".png")).mode == "L16"
 
 

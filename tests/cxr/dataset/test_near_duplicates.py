@@ -1,3 +1,5 @@
+"""Candidate pairs, correlations and groups of duplicates."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ def hashes(images: Thumbnails) -> NDArray[np.uint64]:
     return np.array([perceptual_hash(image) for image in images], np.uint64)
 
 
-def test_exposure_does_not_move_the_hash() -> None:
+def test_exposure_does_not_change_the_hash() -> None:
     image = thumbnails(1)[0] // 2
     assert perceptual_hash(image) == perceptual_hash(image + 40)
 
@@ -38,7 +40,7 @@ def test_candidates_are_unique_ordered_pairs(seed: int, count: int) -> None:
     assert all(first < second for first, second in pairs)
 
 
-def test_correlation_equals_numpys_and_one_grey_level_correlates_with_nothing() -> None:
+def test_correlation_equals_numpys_and_is_0_for_a_single_grey_level() -> None:
     images = thumbnails(3)
     images[2] = 7
     found = correlation_of(images, np.array([[0, 1], [0, 2], [2, 2], [0, 0]]))
@@ -46,7 +48,7 @@ def test_correlation_equals_numpys_and_one_grey_level_correlates_with_nothing() 
     np.testing.assert_allclose(found, [expected, 0, 0, 1], atol=1e-5)
 
 
-def test_a_noisy_copy_is_found_and_strangers_are_not() -> None:
+def test_a_noisy_copy_is_found_and_other_images_are_not() -> None:
     images = thumbnails(200)
     noise = np.random.default_rng(1).integers(-4, 5, (32, 32))
     images[150] = np.clip(images[3].astype(int) + noise, 0, 255)
@@ -55,7 +57,7 @@ def test_a_noisy_copy_is_found_and_strangers_are_not() -> None:
     assert pairs.correlation[0] == pytest.approx(np.corrcoef(images[3].ravel(), images[150].ravel())[0, 1], abs=1e-5)
 
 
-def test_no_images_make_no_pairs() -> None:
+def test_there_are_no_pairs_without_images() -> None:
     none = similar_pairs(np.empty(0, np.uint64), np.empty((0, 32, 32), np.uint8), at_least=0.5)
     assert none.rows.shape == (0, 2)
 

@@ -1,4 +1,4 @@
-"""What is packed is read back byte for byte; one changed image changes one shard; a damaged shard is named."""
+"""Shards: byte for byte, stable when one image changes, and damage is reported."""
 
 import hashlib
 import zipfile
@@ -30,7 +30,7 @@ def images_of(count: int) -> dict[str, bytes]:
 
 @settings(max_examples=50, deadline=None)
 @given(images=IMAGES)
-def test_every_image_comes_back_byte_for_byte_and_no_other(
+def test_every_image_is_read_back_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, images: dict[str, bytes]
 ) -> None:
     folder = tmp_path_factory.mktemp("packed") / "images"
@@ -43,7 +43,7 @@ def test_every_image_comes_back_byte_for_byte_and_no_other(
 
 @settings(max_examples=25, deadline=None)
 @given(images=IMAGES, data=st.data())
-def test_the_order_of_images_and_the_workers_change_no_byte(
+def test_order_of_images_and_number_of_workers_do_not_change_the_bytes(
     tmp_path_factory: pytest.TempPathFactory, images: dict[str, bytes], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
@@ -53,7 +53,7 @@ def test_the_order_of_images_and_the_workers_change_no_byte(
 
 @settings(max_examples=25, deadline=None)
 @given(images=IMAGES.filter(bool), data=st.data())
-def test_a_changed_image_changes_its_own_shard_alone(
+def test_a_changed_image_changes_only_its_shard(
     tmp_path_factory: pytest.TempPathFactory, images: dict[str, bytes], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
@@ -67,7 +67,7 @@ def test_a_changed_image_changes_its_own_shard_alone(
 
 @settings(max_examples=200, deadline=None)
 @given(total=st.integers(0, 10**15), shard_bytes=st.integers(1, 10**9))
-def test_the_mean_shard_is_no_larger_than_asked_and_half_as_many_would_be(total: int, shard_bytes: int) -> None:
+def test_the_number_of_shards_is_the_smallest_for_the_mean_size(total: int, shard_bytes: int) -> None:
     count = shard_count(total, shard_bytes=shard_bytes)
     assert count.bit_count() == 1
     assert total <= count * shard_bytes

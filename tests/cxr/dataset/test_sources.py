@@ -1,3 +1,5 @@
+"""Sources: folders, zips, downloads and S3."""
+
 import hashlib
 import io
 import shutil
@@ -125,7 +127,7 @@ def test_of_a_damaged_zip_nothing_is_unpacked(tmp_path: Path) -> None:
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-def test_a_file_that_is_no_zip_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_is_named(tmp_path: Path) -> None:
     archive = tmp_path / "set.rar"
     archive.write_bytes(b"Rar!")
     assert f"{archive} is not a zip" in message_of(str(archive), tmp_path)

@@ -1,4 +1,4 @@
-"""Splits: every image once, nobody in two splits, exact quotas, the same for a seed whatever the order of rows."""
+"""Splits: every image once, no overlap of patients, exact quotas, independent of the order of rows."""
 
 import hashlib
 from typing import Any
@@ -84,7 +84,7 @@ def test_every_image_is_assigned_once_and_other_classes_stay_unused(
 
 @settings(max_examples=20, deadline=None)
 @given(images=cohorts, protocol=grouped, seed=st.integers(0, 2**31), data=st.data())
-def test_no_patient_and_no_near_duplicates_cross(
+def test_patients_and_near_duplicates_stay_in_one_split(
     images: pd.DataFrame, protocol: str, seed: int, data: st.DataObject
 ) -> None:
     rows = st.integers(0, len(images) - 1)
@@ -100,7 +100,9 @@ def test_no_patient_and_no_near_duplicates_cross(
 
 @settings(max_examples=15, deadline=None)
 @given(images=cohorts, protocol=protocols, seed=st.integers(0, 2**31), shuffle=st.integers(0, 2**31))
-def test_the_order_of_rows_changes_nothing(images: pd.DataFrame, protocol: str, seed: int, shuffle: int) -> None:
+def test_the_order_of_rows_does_not_change_the_split(
+    images: pd.DataFrame, protocol: str, seed: int, shuffle: int
+) -> None:
     alike = pairs(images, (0, 40), (3, 50))
     chosen = params(protocol=protocol, seed=seed)
     first = assign(images, alike, chosen)
@@ -168,7 +170,7 @@ def test_other_protocols_have_no_folds() -> None:
     assert set(assign(many_images(), NO_PAIRS, params())["fold"]) == {-1}
 
 
-def test_official_tests_on_the_sets_own_part_and_on_nothing_else() -> None:
+def test_official_uses_exactly_the_test_part_of_the_set() -> None:
     images = many_images(labels=LABELS[:3])
     other = images.head(20).assign(
         source="covid19", image_id=[f"covid19-{n}" for n in range(20)], official_split="test"
@@ -181,7 +183,7 @@ def test_official_tests_on_the_sets_own_part_and_on_nothing_else() -> None:
     assert set(table.loc[~own_test, "split"]) == {"train", "validation"}
 
 
-def test_official_leaves_out_what_looks_like_a_test_image_with_all_images_of_its_patient() -> None:
+def test_official_leaves_out_patients_with_near_duplicates_of_test_images() -> None:
     images = many_images(labels=LABELS[:3])
     tested = images.index[images["official_split"] == "test"][0]
     copied = images.index[images["official_split"] == "train"][0]
@@ -199,13 +201,13 @@ def test_groups_join_patients_along_chains_of_near_duplicates() -> None:
     assert groups[5] != groups[0]
 
 
-def test_near_duplicate_pairs_of_images_that_are_not_used_are_ignored() -> None:
+def test_near_duplicates_of_unused_images_are_ignored() -> None:
     images = manifest([("normal", "a", "train"), ("normal", "b", "train")])
     unknown = pd.DataFrame({"image_id_a": ["elsewhere"], "image_id_b": [images["image_id"][0]]})
     assert patient_groups(images, unknown).tolist() == [0, 1]
 
 
-def test_large_groups_are_spread_over_all_parts() -> None:
+def test_large_groups_are_distributed_over_all_parts() -> None:
     counts = np.array([[30]] * 10 + [[1]] * 700)
     part = distribute(counts, [0.7, 0.1, 0.2], np.random.default_rng(0))
     assert [int((part[:10] == number).sum()) for number in range(3)] == [7, 1, 2]

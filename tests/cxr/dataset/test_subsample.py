@@ -1,4 +1,4 @@
-"""Thinned splits: exact quotas, nested shares, one test set, nobody who crosses."""
+"""Subsampled splits: exact quotas, nested shares, the same test set, no overlap of patients."""
 
 from functools import partial
 from typing import Any
@@ -55,7 +55,7 @@ def ids(table: pd.DataFrame, split: str) -> set[str]:
 
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS, protocol=st.sampled_from(["patient", "cv"]), task=st.sampled_from(list(CLASSES)))
-def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, protocol: str, task: str) -> None:
+def test_subsampled_splits_meet_the_quotas_without_overlap(data: int, seed: int, protocol: str, task: str) -> None:
     images, chosen = cohort(data), params(protocol=protocol, task=task, seed=seed, subsample="paper_quotas")
     table = assign(images, NO_PAIRS, chosen)
     counts = count_images(table, chosen)
@@ -70,7 +70,7 @@ def test_thinned_sets_meet_the_quotas_and_nobody_crosses(data: int, seed: int, p
 
 @settings(max_examples=15, deadline=None)
 @given(data=SEEDS, seed=SEEDS)
-def test_paper_and_thinned_patient_splits_have_the_same_numbers_of_images(data: int, seed: int) -> None:
+def test_paper_and_subsampled_patient_splits_have_the_same_numbers_of_images(data: int, seed: int) -> None:
     images = cohort(data)
     paper, patient = params(protocol="paper", seed=seed), params(subsample="paper_quotas", seed=seed)
     counts = [count_images(assign(images, NO_PAIRS, chosen), chosen) for chosen in (paper, patient)]
@@ -133,7 +133,7 @@ def test_classes_have_the_same_order_in_every_task() -> None:
     assert all(list(classes) == sorted(classes, key=LABELS.index) for classes in CLASSES.values())
 
 
-def test_a_part_with_fewer_images_than_its_quota_is_named() -> None:
+def test_a_split_with_fewer_images_than_its_quota_is_named() -> None:
     chosen = params(subsample="paper_quotas", paper_test={"normal": 2, "viral": 999, "bacterial": 2})
     with pytest.raises(DataError) as raised:
         assign(cohort(1), NO_PAIRS, chosen)

@@ -1,4 +1,4 @@
-"""The embedded sample: laid out as the real sets, learnable, not by exposure, with known faults."""
+"""The embedded sample: laid out like the real sets, learnable, independent of exposure, with known faults."""
 
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -61,14 +61,14 @@ def test_a_seed_writes_the_same_bytes_and_another_seed_other_images(tmp_path: Pa
     assert not [name for name in set(one) & set(other) - set(PLANTED) if one[name] == other[name]]
 
 
-def test_more_patients_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
+def test_more_patients_do_not_change_the_first_ones(tmp_path: Path) -> None:
     write_sample(tmp_path / "few", patients_per_class=2, seed=1)
     write_sample(tmp_path / "more", patients_per_class=3, seed=1)
     name = "chest_xray/train/PNEUMONIA/person1_bacteria_1.jpeg"
     assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "more" / name).read_bytes()
 
 
-def test_the_real_sets_readers_find_every_class_in_every_part(sample: Path) -> None:
+def test_every_part_has_every_class(sample: Path) -> None:
     counted = Counter((name.split("/")[0], at.official_split, at.label) for name, at in annotations(sample).items())
     for part in ("train", "test"):
         assert min(counted["chest_xray", part, label] for label in ("normal", "viral", "bacterial")) >= 4
@@ -92,7 +92,7 @@ def test_images_have_the_sizes_and_formats_of_two_different_sources(sample: Path
         assert grey(image)[0].max() < 40, "the second source's images have a black border"
 
 
-def test_planted_files_are_what_they_are_said_to_be(sample: Path) -> None:
+def test_planted_files_have_their_faults(sample: Path) -> None:
     files = all_files(sample)
     assert set(PLANTED) <= set(files)
     copies = Counter(files.values())
@@ -106,7 +106,7 @@ def test_planted_files_are_what_they_are_said_to_be(sample: Path) -> None:
     assert one == other
 
 
-def test_of_the_planted_files_that_are_kept_one_has_16_bits_and_one_looks_like_another_image(sample: Path) -> None:
+def test_of_the_kept_planted_files_one_has_16_bits_and_one_is_a_near_duplicate(sample: Path) -> None:
     deep, alike = (sample / name for name, fate in PLANTED.items() if fate == KEPT)
     image = cv2.imread(str(deep), cv2.IMREAD_UNCHANGED)
     assert image is not None
@@ -116,14 +116,14 @@ def test_of_the_planted_files_that_are_kept_one_has_16_bits_and_one_looks_like_a
     assert 0.98 < thumbnail_correlation(alike, original) < 0.995
 
 
-def test_no_two_other_images_are_taken_for_one(sample: Path) -> None:
+def test_other_images_are_not_duplicates(sample: Path) -> None:
     names = list(annotations(sample))
     thumbnails = [cv2.resize(grey(sample / name), (32, 32), interpolation=cv2.INTER_AREA).ravel() for name in names]
     correlation = np.triu(np.corrcoef(np.array(thumbnails, dtype=np.float64)), 1)
     assert correlation.max() < 0.98
 
 
-def test_classes_show_in_shape_and_texture_and_not_in_exposure(sample: Path) -> None:
+def test_classes_differ_in_shape_and_texture_and_not_in_exposure(sample: Path) -> None:
     """A sample that grey level alone separates would let any model look good."""
     kermany = {name: at for name, at in annotations(sample).items() if name.startswith("chest_xray")}
     images = [grey(sample / name) for name in kermany]
@@ -152,6 +152,6 @@ def accuracy(features: NDArray[np.float32], label: NDArray[np.str_], is_test: ND
     return float(model.fit(features[~is_test], label[~is_test]).score(features[is_test], label[is_test]))
 
 
-def test_a_sample_of_one_patient_is_refused(tmp_path: Path) -> None:
+def test_a_sample_of_one_patient_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a sample needs at least 2 patients of each class, got 1"):
         write_sample(tmp_path, patients_per_class=1, seed=0)

@@ -1,4 +1,4 @@
-"""DICOM images: what comes out of each kind, and what a user reads where nothing does."""
+"""DICOM images: grey levels of each kind, and the errors of files that are rejected."""
 
 import io
 import logging

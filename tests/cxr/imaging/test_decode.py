@@ -57,7 +57,7 @@ def test_exif_rotation_is_applied() -> None:
     assert decode_grey(buffer.getvalue(), name="a.jpeg", max_pixels=10**6).shape == (80, 40)
 
 
-def test_jpeg_decoded_at_reduced_scale_keeps_the_picture() -> None:
+def test_jpeg_decoded_at_reduced_scale_is_similar() -> None:
     data = encoded(gradient(1200, 1600), ".jpg")
     reduced = decode_grey(data, name="a.jpg", max_pixels=10**7, min_side_px=224)
     whole = decode_grey(data, name="a.jpg", max_pixels=10**7)
@@ -106,7 +106,7 @@ def test_the_border_crop_counts_when_a_jpeg_is_decoded_at_reduced_scale(
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"no picture", "not an image"),
+        (b"not an image", "not an image"),
         (encoded(gradient(), ".jpg")[:-400], "truncated"),
         (encoded(gradient(), ".png")[:-20], "truncated"),
         (encoded(np.zeros((2000, 1000), np.uint8)), "larger than the pixel limit"),
