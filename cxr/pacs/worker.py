@@ -201,7 +201,7 @@ class PacsWorker:
         if source is None:
             self._reject(image, "its file is missing from the PACS")
             return None
-        prepared = prepare(source, classifier, key=image, name=_NAME, keep=lambda image: image.data)
+        prepared = prepare(source, classifier, key=image, name=_NAME, keep=lambda opened: opened.data)
         if prepared.error is not None:
             self._reject(image, prepared.error.reason)
             return None
@@ -238,10 +238,10 @@ class PacsWorker:
 def _objects(
     answered: AnsweredImage[_Instance, bytes], picture: NDArray[np.uint8] | None, author: Author
 ) -> Iterator[bytes]:
-    """Yield the objects to store. The report comes last: an image with a report counts as processed."""
+    """Yield the objects to store; the report comes last, because it marks the image as processed."""
     source, answer, now = answered.image.kept, answered.answer, datetime.now()
     if source is None or answer is None:
-        raise ValueError("expected an image that was prepared with its data and answered")
+        raise ValueError("expected an image that was prepared with its bytes and answered")
     if picture is not None:
         yield secondary_capture(source, picture, answer, author=author, name=_NAME, made_at=now)
     yield structured_report(source, answer, author=author, name=_NAME, made_at=now)

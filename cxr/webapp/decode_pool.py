@@ -7,25 +7,20 @@ processes.
 from __future__ import annotations
 
 import asyncio
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
+from cxr.inference.classifier import Classifier
+from cxr.inference.pipeline import prepare
 from cxr.webapp.limits import Limits, RejectedError
 from cxr.webapp.overlays import render_image
 
-if TYPE_CHECKING:
-    from cxr.inference.classifier import Classifier
-
 _NAME = "the file"  # its name in messages: the file name never reaches the service
 _TOO_LARGE = "larger than the pixel limit"
-
-log = logging.getLogger("cxr.webapp")
 
 
 @dataclass(frozen=True)
@@ -75,14 +70,10 @@ class DecodePool:
 
 
 def _decode(data: bytes, classifier: Classifier, *, with_picture: bool) -> DecodedImage:
-    try:
-        pixels = classifier.read(data, name=_NAME)
-        if not with_picture:
-            return DecodedImage(pixels, classifier, None, (pixels.shape[0], pixels.shape[1]))
-        picture, size = render_image(data, name=_NAME, max_pixels=classifier.spec.preprocessing.max_pixels)
-        return DecodedImage(pixels, classifier, picture, size)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders fail in ways of their own, and their messages may quote a tag
-        log.warning("app: an image could not be decoded: %s", type(error).__name__)
-        raise ImageError(f"{_NAME} cannot be read: its contents are damaged", reason="not an image") from None
+    keep = render_image if with_picture else None
+    prepared = prepare(data, classifier, key=None, name=_NAME, keep=keep)
+    if prepared.pixels is None:
+        raise prepared.error or ImageError(f"{_NAME} cannot be read", reason="not an image")
+    if prepared.kept is None:
+        return DecodedImage(prepared.pixels, classifier, None, (prepared.pixels.shape[0], prepared.pixels.shape[1]))
+    return DecodedImage(prepared.pixels, classifier, *prepared.kept)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.imaging.decode import decode_grey
+from cxr.imaging.decode import EncodedImage
 from cxr.imaging.encode import jpeg_data_url
 from cxr.imaging.preprocess import Preprocessing
 
@@ -20,14 +20,13 @@ IMAGE_SIDE_PX = 720
 _HEAT_SIDE_PX = 180  # a cell is a fifth of the image wide: more pixels would add no detail
 
 
-def render_image(data: bytes, *, name: str, max_pixels: int) -> tuple[str, tuple[int, int]]:
+def render_image(image: EncodedImage) -> tuple[str, tuple[int, int]]:
     """Return the image as a JPEG with at most IMAGE_SIDE_PX on its longer side, and its height and width.
 
     Raises:
-        ImageError: see cxr.imaging.decode.decode_grey.
+        ImageError: see cxr.imaging.decode.EncodedImage.grey.
     """
-    grey = decode_grey(data, name=name, max_pixels=max_pixels, min_side_px=IMAGE_SIDE_PX)
-    shown = _shrink(grey, IMAGE_SIDE_PX)
+    shown = _shrink(image.grey(min_side_px=IMAGE_SIDE_PX), IMAGE_SIDE_PX)
     return jpeg_data_url(shown), (shown.shape[0], shown.shape[1])
 
 
