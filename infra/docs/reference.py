@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from cxr.common import params
+from cxr.evaluation import headline
+from cxr.inference.answer import FIELDS
+from cxr.webapp.metrics import Metrics
 from cxr.webapp.service import Service
 
 ROOT = Path(__file__).parents[2]
 _PARSER = re.compile(r"\b(command_parser|step_parser|run_step)\(")
 _COMMENT = re.compile(r"\s#\s(?P<text>.*)$")
+_CHOICES = re.compile(r"\w+( \| \w+)+")
 _KEY = re.compile(r"  (?P<name>\w+):\s*(?P<value>.*)$")
 
 
@@ -59,8 +63,9 @@ def parameters_page() -> str:
         model = getattr(params, "Paths" if section == "paths" else f"{section.capitalize()}Params")
         schema = model.model_json_schema()
         lines += [f"## {section}\n", f"{model.__doc__}\n", "| name | default | type | meaning |\n|---|---|---|---|"]
-        for name, default, meaning in rows:
+        for name, default, comment in rows:
             kind = type_of(schema["properties"][name], schema.get("$defs", {}))
+            meaning = "" if _CHOICES.fullmatch(comment) else comment  # the type lists them
             lines.append(f"| `{name}` | {code(default)} | {cell(kind)} | {cell(meaning)} |")
         lines.append("")
     return "\n".join(lines)
@@ -179,6 +184,51 @@ def _object(name: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]) ->
     yield ""
 
 
+def metrics_page() -> str:
+    """Return the page of metrics: the headline metrics of an evaluation, and those that the web app exports."""
+    promote = params.read_params(ROOT / "params.yaml").promote
+    lines = [
+        "# Metrics\n",
+        "## Headline metrics\n",
+        "Every table of results reads these from one list in the code, `cxr/evaluation/headline.py`. Intervals are 95% "
+        "intervals over patients. *Gate* shows the thresholds of `params.yaml`: the floor or ceiling, and the margin "
+        "of the paired comparison with the champion.\n",
+        "| name in `metrics.json` | metric | meaning | better | interval | gate | Pham and Nguyen 2023 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for metric in (*headline.SCORES, *headline.ERRORS):
+        better = "higher" if metric.higher_is_better else "lower"
+        bounds = {"at least": promote.floors, "at most": promote.ceilings, "margin": promote.non_inferiority_margin}
+        gate = ", ".join(f"{word} {of[metric.name]:g}" for word, of in bounds.items() if metric.name in of)
+        paper = f"{metric.paper.value:g}" if metric.paper else ""
+        interval = metric.interval or "none"
+        lines.append(f"| `{metric.name}` | {metric.label} | {metric.note} | {better} | {interval} | {gate} | {paper} |")
+    lines += ["\n## Metrics of the web app\n", "`GET /metrics`, in Prometheus's text format.\n"]
+    lines += ["| name | type | labels | meaning |", "|---|---|---|---|"]
+    for name, collector in vars(Metrics()).items():
+        if name != "registry":
+            family = next(iter(collector.describe()))
+            labels = ", ".join(f"`{label}`" for label in collector._labelnames)
+            lines.append(f"| `{family.name}` | {family.type} | {labels} | {cell(family.documentation)} |")
+    return "\n".join(lines)
+
+
+def answer_page() -> str:
+    """Return the page of the fields of an answer."""
+    lines = [
+        "# Fields of an answer\n",
+        "`predict`, batch scoring, the REST service, MLflow's server and the DICOM report take their fields from one "
+        "table in the code, `cxr/inference/answer.py`.\n",
+        "| field | type | columns of tables | may be null | shown to users | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for field in FIELDS:
+        columns = f"`{field.prefix}<name>`" if field.prefix else f"`{field.name}`"
+        null, shown = ("yes" if field.nullable else "no"), ("no: only stored" if field.stored_only else "yes")
+        lines.append(f"| `{field.name}` | {field.type} | {columns} | {null} | {shown} | {cell(field.description)} |")
+    return "\n".join(lines)
+
+
 def cell(text: str) -> str:
     """Return `text` for a cell of a table."""
     return text.replace("|", "\\|").replace("\n", " ")
@@ -193,7 +243,13 @@ def main() -> None:
     """Write every page into the folder that is named."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"commands": commands_page, "parameters": parameters_page, "rest": rest_page}
+    pages = {
+        "commands": commands_page,
+        "parameters": parameters_page,
+        "rest": rest_page,
+        "answer": answer_page,
+        "metrics": metrics_page,
+    }
     for name, page in pages.items():
         (folder / f"{name}.md").write_text(page().rstrip() + "\n", encoding="utf-8")
 
