@@ -24,13 +24,14 @@ run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL
 test: ## the test suite, with the coverage floor
 	OMP_NUM_THREADS=1 ./run pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 --cov --cov-report=term
 
-check: ## ruff, mypy, import contracts, architecture tests, secret scan
+check: ## ruff, mypy, import contracts, architecture tests, secret scan, documentation site
 	./run ruff check .
 	./run ruff format --check .
 	./run mypy
 	./run lint-imports
-	./run pytest tests/test_architecture.py
+	./run pytest tests/test_architecture.py tests/test_docs.py
 	./run infra/secret-scan.sh
+	./run infra/docs/build.sh
 
 audit: ## secrets in tracked files, known weaknesses of the locked packages (asks PyPI)
 	@./run infra/audit.sh

@@ -192,7 +192,8 @@ def metrics_page() -> str:
         "## Headline metrics\n",
         "Every table of results reads these from one list in the code, `cxr/evaluation/headline.py`. Intervals are 95% "
         "intervals over patients. *Gate* shows the thresholds of `params.yaml`: the floor or ceiling, and the margin "
-        "of the paired comparison with the champion.\n",
+        "of the paired comparison with the champion. The paper's values are those of other test images. *Centred* "
+        "intervals are shifted to have the measured value as their median, because resampling biases these metrics.\n",
         "| name in `metrics.json` | metric | meaning | better | interval | gate | Pham and Nguyen 2023 |",
         "|---|---|---|---|---|---|---|",
     ]
