@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from cxr.registry import aliases, versions
+from cxr.registry import aliases, tracking_store, versions
 from flows.promote import promote
 from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project, register, write_model
@@ -68,10 +68,12 @@ def test_the_gate_decides_alone_where_it_can() -> None:
     assert promote(return_state=True).name == "Champion already"
     write_model(seed=2, wrong=5, of_class="viral")
     register()
+    tracking_store.client().set_registered_model_alias(versions.MODEL, "champion", "2")  # by hand
     state = promote(ask=True, return_state=True)  # nobody is asked about a rejection
     assert state.name == "Rejected"
     assert "recall of viral against the champion: 0.500" in str(state.message)
     assert versions.get_version("champion").number == "1"
+    assert (aliases.history()[-1].kind, aliases.history()[-1].found) == ("restore", "2")
 
 
 def test_a_person_may_say_no_to_what_passed() -> None:

@@ -1,4 +1,4 @@
-"""A project folder with a tracking store of its own and a measured model, for tests of the registry's commands.
+"""A project folder with its own tracking store and an evaluated model, for tests of the registry's commands.
 
 The weights are one small tensor: registering never loads them. Making an empty store runs MLflow's migrations for
 seconds, so it is made once a session and copied.
@@ -38,7 +38,7 @@ def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pyte
         tracking_store.client().search_experiments()
     shutil.copytree(template, tmp_path / "mlruns")
     monkeypatch.delenv(tracking_store.STORE_VARIABLE, raising=False)
-    # MLflow keeps a connection for each address: a relative one would lead to another test's store.
+    # MLflow caches a connection for each address: a relative one would lead to another test's store.
     monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, str(tmp_path / "mlruns"))
     monkeypatch.chdir(tmp_path)
     shutil.copy2(PROJECT / "params.yaml", tmp_path)
@@ -51,11 +51,10 @@ def enter_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: pyte
 def write_model(
     *, seed: int = 1, wrong: int = 0, images: int = N_TEST, synthetic: bool = True, of_class: str = ""
 ) -> None:
-    """Write what training, evaluation and split leave: `wrong` of the test images are called the next class.
+    """Write the outputs of training, evaluation and split; `wrong` test images are predicted as the next class.
 
-    The first ones, or the first ones `of_class` where it is given.
-
-    A patient an image. Other images train and validate, one each, the same whatever the test images are.
+    These are the first ones, or the first ones `of_class` where it is given. Each image has its own patient. The one
+    training and the one validation image do not depend on the test images.
     """
     missed = [i for i in range(images) if of_class in {"", CLASSES[i % 3]}][:wrong]
     rows = [(f"image{i}", CLASSES[i % 3], CLASSES[(i + (i in missed)) % 3]) for i in range(images)]
@@ -125,7 +124,7 @@ def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "")
 
 
 def write_splits(path: Path, test_images: list[tuple[str, str]]) -> None:
-    """Write splits.csv from (image_id, label) of the test images, beside one training and one validation image."""
+    """Write splits.csv from (image_id, label) of the test images, with one training and one validation image."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("image_id", "split", "fold", "label", "patient_id"))
@@ -135,7 +134,7 @@ def write_splits(path: Path, test_images: list[tuple[str, str]]) -> None:
 
 
 def write_predictions(path: Path, rows: list[tuple[str, str, str]]) -> None:
-    """Write predictions.csv from (image_id, label, predicted class); one validation image leads."""
+    """Write predictions.csv from (image_id, label, predicted class); the first row is a validation image."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         probabilities = [f"p_{name}" for name in CLASSES]

@@ -14,7 +14,6 @@ from tests.support.registry_project import enter_project
 from tests.support.servers import free_ports
 
 PASSWORD = "s3cr3t-w0rd"
-ADVICE = "check that it runs and that MLFLOW_TRACKING_URI is right, then run the same command again"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,7 @@ def dead_server(monkeypatch: pytest.MonkeyPatch) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def test_the_store_is_below_the_current_directory_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_below_the_current_directory_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(tracking_store.FOLDER_VARIABLE)
     assert tracking_store.tracking_uri() == "sqlite:///mlruns/mlflow.db"
     monkeypatch.setenv(tracking_store.FOLDER_VARIABLE, "/elsewhere/mlruns")
@@ -124,9 +123,8 @@ def test_a_long_parameter_is_cut_and_the_log_says_so(caplog: pytest.LogCaptureFi
 def test_a_dead_server_stops_a_training_at_its_start_without_showing_the_password(dead_server: str) -> None:
     with pytest.raises(RegistryError) as caught, runs.training_run(name="first"):
         pass
-    assert str(caught.value) == (
-        f"the tracking store {dead_server} failed while opening it: [Errno 111] Connection refused; {ADVICE}"
-    )
+    assert f"{dead_server} failed while opening it" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
 
 
 def test_epochs_that_a_dead_store_missed_are_sent_with_the_next(
@@ -157,7 +155,7 @@ def test_a_store_that_died_leaves_the_trained_model_alone(
     assert any(message.startswith("the run stays open in the tracking store") for message in caplog.messages)
 
 
-def test_what_a_store_missed_at_the_end_leaves_the_run_open_until_it_is_completed(
+def test_a_run_that_the_store_missed_the_end_of_stays_open_until_completed(
     dead_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     curves = tmp_path / "curves.csv"
@@ -177,7 +175,7 @@ def test_what_a_store_missed_at_the_end_leaves_the_run_open_until_it_is_complete
     assert [file.path for file in store.list_artifacts(run.run_id, "training")] == ["training/curves.csv"]
 
 
-def test_an_evaluation_goes_into_the_trainings_run(tmp_path: Path) -> None:
+def test_an_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("page")
     run_id = runs.start_run(run_id=None, name="n", tags={})
@@ -188,12 +186,10 @@ def test_an_evaluation_goes_into_the_trainings_run(tmp_path: Path) -> None:
     ]
 
 
-def test_an_evaluation_whose_run_is_elsewhere_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_evaluation_without_its_run_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [])
-    assert caplog.messages == [
-        f"tracking: run {'0' * 32} is not in sqlite:///mlruns/mlflow.db; register will record the evaluation"
-    ]
+    assert f"run {'0' * 32} is not in sqlite:///mlruns/mlflow.db" in caplog.text
 
 
 def test_an_evaluation_survives_a_dead_store(dead_server: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,12 +211,10 @@ def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path, monkeypatc
     monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"sqlite:///{path}")
     with pytest.raises(RegistryError) as caught:
         runs.experiment_id()
-    assert str(caught.value) == (
-        f"the tracking store sqlite:///{path} failed while opening it: file is not a database; {ADVICE}"
-    )
+    assert f"{path} failed while opening it: file is not a database" in str(caught.value)
 
 
-def test_naming_the_store_to_mlflow_leaves_no_trace_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_store_for_mlflow_does_not_change_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with tracking_store.named_to_mlflow():
         pass
     assert tracking_store.STORE_VARIABLE not in os.environ
