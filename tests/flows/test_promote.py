@@ -3,6 +3,7 @@
 Real registry, real commands; the questions are asked in Prefect's own server, and once through a worker.
 """
 
+import contextvars
 import os
 import shutil
 import subprocess
@@ -52,10 +53,13 @@ def wait_for_question(seconds: float = 300) -> FlowRun:
 
 def answered(answer: dict[str, Any], **parameters: Any) -> State[Any]:
     """Run the flow here and answer its question from another thread, as the page in Prefect does."""
-    teller = threading.Thread(target=lambda: resume_flow_run(wait_for_question().id, run_input=answer))
-    teller.start()
+    context = contextvars.copy_context()  # a new thread has none, and Prefect's server is a setting in it
+    person = threading.Thread(
+        target=context.run, args=(lambda: resume_flow_run(wait_for_question().id, run_input=answer),)
+    )
+    person.start()
     state: State[Any] = promote(return_state=True, **parameters)
-    teller.join()
+    person.join()
     return state
 
 
