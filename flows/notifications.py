@@ -1,7 +1,7 @@
 """Tell people what needs them: automations of Prefect's that send to the address in CXR_NOTIFY_URL.
 
     export CXR_NOTIFY_URL=https://chat.example.org/hooks/abc                            # gets a POST of JSON
-    export CXR_NOTIFY_URL='mailtos://user:password@smtp.example.org?to=ann@example.org' # or any other Apprise address
+    export CXR_NOTIFY_URL="mailtos://ann:$PASSWORD@smtp.example.org?to=ann@example.org" # or any other Apprise address
 
 `./run flows.upkeep` and `make serve` create or update them on Prefect's server; without the variable they remove them.
 Messages go out when a run of this project failed, images have drifted, a promotion waits for a person, or somebody
