@@ -49,9 +49,7 @@ def app(params: AppParams, *, host: str, port: int, names: list[str], model: str
         ListenError: the port is taken.
     """
     get_version(model)  # fail at once if there is no champion
-    webapp = WebApp(
-        _limits(params), names=names, model=model, engine=engine, champion_poll_s=params.champion_poll_s
-    )
+    webapp = WebApp(_limits(params), names=names, model=model, engine=engine, champion_poll_s=params.champion_poll_s)
     serve(webapp, host=host, port=port)
 
 
