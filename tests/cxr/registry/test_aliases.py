@@ -40,6 +40,15 @@ def move():
 run_command(move)
 """
 
+KILLED = """
+import os, signal
+import mlflow
+from cxr.registry import aliases
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+mlflow.MlflowClient.set_registered_model_alias = die
+aliases.move_champion("2", instead_of="1", kind="promote", approved_by="ann", reason="better")
+"""
 
 AtOnce = Callable[[Path, tuple[str, ...]], dict[str, str]]
 
@@ -207,6 +216,19 @@ def test_a_move_killed_at_any_step_is_finished_by_the_next_command(
         patch.setattr(mlflow.MlflowClient, step, die)
         with pytest.raises(Killed):
             move("2", "1")
+    assert_the_next_command_finishes(caplog)
+
+
+def test_a_move_ended_by_sigkill_is_finished_by_the_next_command(caplog: pytest.LogCaptureFixture) -> None:
+    create_versions(2)
+    move("1", "")
+    done = subprocess.run([sys.executable, "-c", KILLED], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert_the_next_command_finishes(caplog)
+
+
+def assert_the_next_command_finishes(caplog: pytest.LogCaptureFixture) -> None:
+    """Assert that the move from version 1 to 2 is known as begun, and that the next command completes it."""
     begun = aliases.unfinished()
     assert begun is not None
     assert (begun.before, begun.after, begun.approved_by) == ("1", "2", "ann")
