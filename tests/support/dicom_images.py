@@ -10,6 +10,7 @@ import gdcm
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
@@ -63,7 +64,8 @@ def dicom_image(
         if value is None:
             image.pop(keyword, None)
         elif isinstance(value, tuple):
-            image.add_new(keyword, *value)
+            with disable_value_validation():  # a value may be wrong on purpose
+                image.add_new(keyword, *value)
         else:
             setattr(image, keyword, value)
     if "PixelData" not in tags:
