@@ -1,4 +1,4 @@
-"""A study on a real Ray cluster of two nodes gives what the same study gives in threads."""
+"""A real Ray cluster of two nodes gives what threads give: trials of a study, shards of the nightly scoring."""
 
 import json
 import os
@@ -14,7 +14,9 @@ from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
 from flows.runners import ADDRESS_VARIABLE
+from tests.support.project import PROJECT
 from tests.support.study_runs import ONE_STAGE
+from tests.support.tiny_model import enter_tiny_project, write_image
 
 STEP = """
 import hashlib, json, os, pathlib, time
@@ -50,19 +52,50 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("prefect_server")
-def test_a_study_on_two_ray_nodes_gives_what_threads_give(tiny: Path, tmp_path: Path) -> None:
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[dict[str, str]]:
+    with serve_two_nodes() as settings:
+        yield settings
+
+
+def test_a_study_on_two_ray_nodes_gives_what_threads_give(
+    two_nodes: dict[str, str], tiny: Path, tmp_path: Path
+) -> None:
     commit_study(tiny)
     in_threads = run_study(tiny, tmp_path / "threads", {})
-    with two_nodes() as settings:
-        on_nodes = run_study(tiny, tmp_path / "nodes", settings)
+    on_nodes = run_study(tiny, tmp_path / "nodes", two_nodes)
     assert len(in_threads) == 2
     assert {trial: tags["recipe"] for trial, tags in on_nodes.items()} == {
         trial: tags["recipe"] for trial, tags in in_threads.items()
     }
     assert {tags["node"] for tags in in_threads.values()} == {""}
     assert len({tags["node"] for tags in on_nodes.values()} - {""}) == 2, "one trial on each node"
+
+
+def test_shards_on_two_ray_nodes_score_new_and_report_unreadable_images(
+    two_nodes: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    enter_tiny_project(tmp_path, monkeypatch, tmp_path_factory, champion=True)
+    for number in range(4):
+        write_image(tmp_path / "images" / f"{number}.png", seed=number)
+    (tmp_path / "images" / "empty.png").touch()
+    own = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "flows.score", "images", "--shards", "2"]
+    for expected in (
+        "5 images: 4 scored by version 1, 0 before, 1 bad",
+        "5 images: 0 scored by version 1, 5 before, 0 bad",
+    ):
+        done = subprocess.run(
+            command, env={**os.environ, **own, **two_nodes}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == expected
 
 
 def commit_study(root: Path) -> None:
@@ -95,12 +128,12 @@ def run_study(root: Path, folder: Path, settings: dict[str, str]) -> dict[str, d
 
 
 @contextmanager
-def two_nodes() -> Iterator[dict[str, str]]:
+def serve_two_nodes() -> Iterator[dict[str, str]]:
     """Start a head and a second node of one core each; yield the environment that leads a flow to them."""
     guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env={**os.environ, **guarded},
+        env={**os.environ, **guarded, "PYTHONPATH": str(PROJECT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -27,7 +27,7 @@ def enter_tiny_project(
     write_network(seed=2)
     version = register()
     if champion:
-        aliases.move_champion(version.number, instead_of="", kind="promote", who="ann", why="test")
+        aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
 
 
 def write_network(*, seed: int) -> None:
