@@ -1,6 +1,6 @@
 """False alarms and detection rate of `monitor` on images that were not trained on.
 
-Run   python -m benchmarks.drift PROJECT [--images 200] [--splits 60] [--keep FOLDER]
+Run   ./run benchmarks.drift PROJECT [--images 200] [--splits 60] [--keep FOLDER]
 
 PROJECT is a project after `make run`: its prepared images, split, trained model and evaluation artifacts are read,
 nothing is changed. Validation and test images are split by patient many times: half of the patients are the reference,

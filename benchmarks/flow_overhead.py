@@ -1,6 +1,6 @@
 """Seconds of the Prefect flow beside those of its stages: where nothing changed, and on a rebuild of the sample.
 
-Run   python -m benchmarks.flow_overhead [--rebuilds 3] [--no-ops 5] [--folder /tmp]
+Run   ./run benchmarks.flow_overhead [--rebuilds 3] [--no-ops 5] [--folder /tmp]
 
 Works in a fresh clone of the checkout, with a small network and one epoch, so that what is measured is the overhead.
 Contestants take turns. Before each rebuild the sample gets a seed that no run had, so that every stage really runs and

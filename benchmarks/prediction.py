@@ -1,6 +1,6 @@
 """Images answered a second: by the exported network, by torch, by an eager fp32 loop, and by MLflow's server.
 
-    python -m benchmarks.prediction PROJECT IMAGES [--rounds 5] [--sizes 1 16 32 96]
+    ./run benchmarks.prediction PROJECT IMAGES [--rounds 5] [--sizes 1 16 32 96]
 
 PROJECT is a project folder with a registered challenger (its store, its cache); IMAGES a folder of image files. All
 contestants answer the same images with the same network in turn, round by round. Ratios are taken within a round and

@@ -1,6 +1,6 @@
 """Images per second from file to prepared pixels: this project against Pillow + torchvision, on the same images.
 
-Run   python -m benchmarks.preprocessing FOLDER [--rounds 5]
+Run   ./run benchmarks.preprocessing FOLDER [--rounds 5]
 
 The two peers do what most pipelines do: open with Pillow, `Resize`, equalise; once in a loop and once in a DataLoader
 with one worker per core. All equalise the histogram, because Pillow and torchvision have no CLAHE; this project with

@@ -1,6 +1,6 @@
 """How small a loss the gate can detect: the width of the paired interval between good models on the same test images.
 
-Run   python -m benchmarks.promotion_margin [--at-least 0.8]
+Run   ./run benchmarks.promotion_margin [--at-least 0.8]
 
 Reads the study's runs in the tracking store and compares every pair of models that were tested on the same images and
 reach the accuracy AT_LEAST. `promote.non_inferiority_margin` must be wider than the printed half-width, or the gate

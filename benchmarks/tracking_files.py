@@ -1,6 +1,6 @@
 """Seconds that DVC needs for raw images tracked as a tree of files, as packed shards, and as one archive.
 
-Run   python -m benchmarks.tracking_files [--images 6000] [--rounds 3] [--folder /tmp]
+Run   ./run benchmarks.tracking_files [--images 6000] [--rounds 3] [--folder /tmp]
 
 Images are 8 KB of random bytes. Each layout has its own repository and store on a real S3 server on loopback. Layouts
 alternate in each round. `pack` is the cost before DVC runs: nothing for the tree, which exists already. `change` is

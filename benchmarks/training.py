@@ -1,6 +1,6 @@
 """Training speed in images per second: our loop against torchvision's reference loop, same images, same network.
 
-Run   python -m benchmarks.training FOLDER [--rounds 3] [--images 96]
+Run   ./run benchmarks.training FOLDER [--rounds 3] [--images 96]
 
 The peer is the loop of torchvision's references/classification as it runs on a CPU: Pillow decodes the files in a
 DataLoader with two workers, torchvision transforms do the same augmentation, and SGD trains all parameters in fp32.

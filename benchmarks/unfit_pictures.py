@@ -1,6 +1,6 @@
 """How pictures that are no chest X-ray, and held-out chest X-rays, are answered: rejected, with a warning, or neither.
 
-Run   python -m benchmarks.unfit_pictures PROJECT [--images 120] [--model champion]
+Run   ./run benchmarks.unfit_pictures PROJECT [--images 120] [--model champion]
 
 PROJECT is a project after `make run`: its images, split and store are read, nothing is changed. The limits of a warning
 come from its validation images only, so that its test images are held out from training and limits alike. The version

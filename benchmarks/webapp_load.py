@@ -1,8 +1,8 @@
 """Load test of the web app: 32 clients without a pause, then a single one.
 
-    python -m benchmarks.webapp_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
+    ./run benchmarks.webapp_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
 
-Sends the images of FOLDER unchanged. Starts `python -m tasks.app` with the store in MLFLOW_TRACKING_URI and reads its
+Sends the images of FOLDER unchanged. Starts `./run app` with the store in MLFLOW_TRACKING_URI and reads its
 memory from /metrics. Prints the responses by status, images a second, latencies, and resident memory after the
 warm-up, in the middle and at the end. The exit code is 1 if a response was neither 200 nor 429.
 """

@@ -99,19 +99,19 @@ def check_tracking(_root: Path) -> Iterator[Finding]:
 
 def _champions_files(number: str) -> Finding:
     if not number:
-        advice = "`make run`, or `python -m tasks.promote` where a challenger is registered"
+        advice = "`make run`, or `./run promote` where a challenger is registered"
         return warning("champion", "there is none yet", advice)
     if fault := versions.bundle_fault(versions.get_version(number)):
-        return failed("champion", fault, "python -m tasks.rollback, or restore the store from its backup")
+        return failed("champion", fault, "./run rollback, or restore the store from its backup")
     return ok("champion", f"version {number}; its files are as registered")
 
 
 def _audit_log() -> Finding:
     if move := aliases.unfinished():
         message = f"version {move.after} was to become champion, and the command was killed in the middle"
-        return warning("audit log", message, "the next promotion or rollback finishes it; python -m tasks.history")
+        return warning("audit log", message, "the next promotion or rollback finishes it; ./run history")
     if problems := aliases.problems():
-        advice = "python -m tasks.promote or python -m tasks.rollback; python -m tasks.history shows all moves"
+        advice = "./run promote or ./run rollback; ./run history shows all moves"
         return failed("audit log", "; ".join(problems), advice)
     return ok("audit log", "complete, and the alias champion agrees with it")
 

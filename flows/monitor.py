@@ -1,7 +1,7 @@
 """Compare the images scored lately with the champion's reference; drift starts a rebuild.
 
-    python -m flows.monitor                # here and now; no server needed
-    python -m flows.monitor --report-only  # never starts a rebuild
+    ./run flows.monitor                # here and now; no server needed
+    ./run flows.monitor --report-only  # never starts a rebuild
     make serve                             # on the schedule of prefect.yaml
 
 A rebuild is started once for the same windows: a tag of the champion's version holds the end of the last one, and
@@ -67,7 +67,7 @@ def _store_is_remote(*_: object) -> bool:
     retry_condition_fn=_store_is_remote,
 )
 def compare(folder: Path) -> State[None]:
-    """Run `python -m tasks.monitor` with its lines in the log of this task run."""
+    """Run `./run monitor` with its lines in the log of this task run."""
     done = run_step("monitor", folder=folder)
     if done.code:
         return Failed(message=done.last_words, data=StageFailedError(done.last_words))
@@ -86,7 +86,7 @@ def rebuild_once(version: str, last: str) -> str:
     except ObjectNotFound:
         message = (
             f"No rebuild was started: Prefect at {os.environ.get('PREFECT_API_URL', 'no address')} has no deployment "
-            f"{REBUILD}; run `make serve`, or rebuild with `python -m flows.rebuild`"
+            f"{REBUILD}; run `make serve`, or rebuild with `./run flows.rebuild`"
         )
         get_run_logger().warning(message)
         return message

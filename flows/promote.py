@@ -1,6 +1,6 @@
 """Ask the promotion gate, and a person where the gate cannot decide.
 
-    python -m flows.promote                                    # here and now; a question waits in this process
+    ./run flows.promote                                    # here and now; a question waits in this process
     prefect deployment run promote/on-demand --param ask=true  # a question suspends the run: no process waits
 
 The verdict is an artifact of the run, a line a check. Where the gate holds the version (HOLD), and with `ask` also

@@ -58,7 +58,7 @@ def stages_in_order(root: Path) -> list[str]:
 def run_stage(
     name: str, *, root: Path, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
 ) -> StageRun:
-    """Bring one stage up to date with `dvc repro -s`.
+    """Bring one stage up to date with `./run dvc repro -s`.
 
     Raises:
         StageBusyError: another DVC command is at work on the same files.

@@ -1,9 +1,9 @@
 """Run the study: every row of study.yaml that was not run yet, with each of its seeds.
 
-    python -m tasks.configure --profile profiles/real.yaml --data ../chest-images    # once: which images
-    python -m flows.study --weights resnet50=imagenet --workers 2                   # the same after an interruption
-    python -m flows.study --list                                                    # which trials are done
-    python -m tasks.results                                                         # the table, from the tracked runs
+    ./run configure --profile profiles/real.yaml --data ../chest-images      # once: which images
+    ./run flows.study --weights resnet50=imagenet --workers 2                # the same after an interruption
+    ./run flows.study --list                                                 # which trials are done
+    ./run results                                                            # the table, from the tracked runs
 
 A row is a set of parameters that override params.yaml and its group's settings. It runs through DVC in its own worktree
 in .runs, with the same cache and tracking store. Rows of a `tested` group are evaluated on the test set, too; others

@@ -99,7 +99,7 @@ def _require_inputs(paths: Paths) -> None:
     for stage, files in inputs.items():
         for file in files:
             if not file.is_file():
-                raise DataError(f"{file} is missing; run `dvc repro {stage}`")
+                raise DataError(f"{file} is missing; run `./run dvc repro {stage}`")
 
 
 def _records(paths: Paths) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
     if sha256_of_test_set(table) != split["test_set_sha256"]:
         raise DataError(
             f"{paths.split / 'splits.csv'} is not the split that split.json describes (the test sets differ); "
-            "run `dvc repro -f -s split`"
+            "run `./run dvc repro -f -s split`"
         )
     images = table[table["split"].isin(("validation", "test"))]
     return images.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
@@ -128,12 +128,12 @@ def _check_fit(spec: ModelSpec, packed: ImageArray, split: Mapping[str, Any]) ->
     if spec.classes != tuple(split["classes"]):
         raise DataError(
             f"the model has the classes {', '.join(spec.classes)} and the split {', '.join(split['classes'])}; "
-            "run `dvc repro train`"
+            "run `./run dvc repro train`"
         )
     if spec.preprocessing != packed.preprocessing:
         raise DataError(
             f"the model was trained on images prepared as {spec.preprocessing}, the packed ones are prepared as "
-            f"{packed.preprocessing}; run `dvc repro train`"
+            f"{packed.preprocessing}; run `./run dvc repro train`"
         )
 
 

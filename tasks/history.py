@@ -43,11 +43,10 @@ def history(*, as_csv: bool) -> None:
         writer.writeheader()
         writer.writerows(asdict(move) for move in moves)
     else:
-        print(_table(moves) if moves else "no version was champion yet; `python -m tasks.promote` asks the gate")
+        print(_table(moves) if moves else "no version was champion yet; `./run promote` asks the gate")
     if begun := aliases.unfinished():
         log.warning(
-            "entry %d, version %s as champion, was cut off; `python -m tasks.promote` or `python -m tasks.rollback` "
-            "finishes it first",
+            "entry %d, version %s as champion, was cut off; `./run promote` or `./run rollback` finishes it first",
             begun.number,
             begun.after,
         )

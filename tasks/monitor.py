@@ -60,7 +60,7 @@ def _reference(version: versions.Version) -> Reference:
     if "reference_sha256" not in version.tags:
         raise WeightsError(
             f"version {version.number}, the champion, was registered without reference statistics, so there is nothing "
-            "to compare images with; run `dvc repro -f -s evaluate`, then `python -m tasks.register`, in a checkout "
+            "to compare images with; run `./run dvc repro -f -s evaluate`, then `./run register`, in a checkout "
             "with this model in models/trained to add them, or promote a new version"
         )
     return read_reference(folder / REFERENCE_FILE)

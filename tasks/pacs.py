@@ -1,6 +1,6 @@
 """Classify the chest X-rays that arrive in a PACS (Orthanc) with the champion, and store the results beside them.
 
-    python -m tasks.pacs http://127.0.0.1:8042
+    ./run pacs http://127.0.0.1:8042
 
 Follows  Orthanc's feed of changes from its beginning; reads CR, DX and RG images of the chest and skips all other
          objects by their tags

@@ -1,8 +1,8 @@
 """Classify chest X-rays with the champion.
 
-    python -m tasks.predict image.jpeg folder/ ...
-    python -m tasks.predict - < image.dcm
-    python -m tasks.predict folder/ --overlay overlays/ --sr reports/
+    ./run predict image.jpeg folder/ ...
+    ./run predict - < image.dcm
+    ./run predict folder/ --overlay overlays/ --sr reports/
 
 Reads   image files, and folders of them with their subfolders (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom); `-` is one
         image from standard input

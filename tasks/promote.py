@@ -8,7 +8,7 @@ artifacts do not decide it, or another promotion came first. The table says why.
 
 A person who has looked may overrule a HOLD, which the audit log records; never a rejection:
 
-    python -m tasks.promote --approve-held --approved-by ann --reason "read all 12 images that differ"
+    ./run promote --approve-held --approved-by ann --reason "read all 12 images that differ"
 
 The gate compares with the champion of the audit log. Where somebody moved the alias by hand, this command puts that
 champion back, unless the version under test passes and replaces it.
@@ -176,7 +176,7 @@ def _overruled(case: _Case, request: Request) -> str:
     if verdict == "HOLD" and not request.approve_held:
         raise PromotionHeldError(
             f"version {case.version.number} was held, {_stays(case.champion)}: {against}. Correct that, or have a "
-            "person look and run `python -m tasks.promote --approve-held --approved-by NAME --reason REASON`"
+            "person look and run `./run promote --approve-held --approved-by NAME --reason REASON`"
         )
     return against
 
@@ -189,7 +189,7 @@ def _note_other_receipt(receipt: Path, version: Version) -> None:
     """Say so where the newest challenger is not the model in this folder."""
     if receipt.is_file() and (here := read_json(receipt)["weights_sha256"]) != version.tags.get("weights_sha256"):
         log.info(
-            "version %s is another model than the one in this folder (weights %s); `python -m tasks.register` makes "
+            "version %s is another model than the one in this folder (weights %s); `./run register` makes "
             "that one the challenger",
             version.number,
             here[:12],

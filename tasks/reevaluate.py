@@ -96,7 +96,7 @@ def reevaluate(params: Params, *, which: str) -> None:
 def _split(paths: Paths) -> dict[str, Any]:
     path = paths.split / "split.json"
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro split` to make it")
+        raise DataError(f"{path} is missing; run `./run dvc repro split` to make it")
     return dict(read_json(path))
 
 
@@ -107,7 +107,7 @@ def _test_images(paths: Paths) -> pd.DataFrame:
     manifest = read_manifest(paths.raw)[["image_id", "source", "path"]]
     images = test.merge(manifest, on="image_id", how="left", validate="one_to_one")
     if lost := int(images["path"].isna().sum()):
-        raise DataError(f"{lost} test images of {paths.split} are not in {paths.raw}; run `dvc repro split`")
+        raise DataError(f"{lost} test images of {paths.split} are not in {paths.raw}; run `./run dvc repro split`")
     return images
 
 

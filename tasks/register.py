@@ -94,11 +94,11 @@ def register(params: RegisterParams, paths: Paths) -> None:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro` to make it")
+        raise DataError(f"{path} is missing; run `./run dvc repro` to make it")
     try:
         return read_json(path)
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); run `dvc repro --force` to make it again") from error
+        raise DataError(f"{path} is not JSON ({error}); run `./run dvc repro --force` to make it again") from error
 
 
 def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: Paths) -> None:
@@ -106,7 +106,7 @@ def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: 
     if measured != present:
         raise DataError(
             f"{paths.metrics} was computed on the test set {str(measured)[:12]}, {paths.split / 'split.json'} has "
-            f"{str(present)[:12]}; run `dvc repro evaluate`"
+            f"{str(present)[:12]}; run `./run dvc repro evaluate`"
         )
 
 
@@ -114,7 +114,7 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
     """Copy the model into `folder` with temperature, bias and referral threshold; check the weights' hash."""
     spec = read_spec(model)
     if not (model / WEIGHTS_FILE).is_file():
-        raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `dvc repro train`")
+        raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `./run dvc repro train`")
     shutil.copy2(model / WEIGHTS_FILE, folder)
     fitted = replace(
         spec,
@@ -126,7 +126,7 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
     if final.weights_sha256 != spec.weights_sha256:
         raise WeightsError(
             f"{model / WEIGHTS_FILE} has been changed: its SHA-256 is {final.weights_sha256[:12]}, {SPEC_FILE} says "
-            f"{spec.weights_sha256[:12]}; it was not registered. Run `dvc repro --force train`"
+            f"{spec.weights_sha256[:12]}; it was not registered. Run `./run dvc repro --force train`"
         )
     return final
 
@@ -167,7 +167,7 @@ def _validation_images(spec: ModelSpec, paths: Paths) -> ValidationAnswers:
     packed = read_image_array(paths.images)
     if packed.preprocessing != spec.preprocessing:
         raise DataError(
-            f"{paths.images} is preprocessed differently from the model's training images; run `dvc repro train`"
+            f"{paths.images} is preprocessed differently from the model's training images; run `./run dvc repro train`"
         )
     table = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
     images = table[table["split"] == "validation"]
@@ -219,7 +219,7 @@ def _log_evaluation(run_id: str, paths: Paths) -> dict[str, str]:
         shutil.copy2(paths.metrics, folder / METRICS_FILE)
         for file in files:
             if not file.is_file():
-                raise DataError(f"{file} is missing; run `dvc repro evaluate`")
+                raise DataError(f"{file} is missing; run `./run dvc repro evaluate`")
             shutil.copy2(file, folder)
         if paths.report.is_file():
             shutil.copy2(paths.report, folder)

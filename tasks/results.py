@@ -1,7 +1,7 @@
 """Write docs/results.md from the runs of the study in the tracking store.
 
-    python -m flows.study       # runs the missing trials
-    python -m tasks.results     # run it again when there are new runs
+    ./run flows.study # runs the missing trials
+    ./run results     # run it again when there are new runs
 
 Reads   study.yaml, params.yaml (evaluate: resamples and seed of the intervals), and the MLflow runs with tags
         `study.<group>.<row>.<seed>`, which name their row

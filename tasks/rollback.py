@@ -1,6 +1,6 @@
 """Make the previous champion champion again.
 
-Writes  the alias `champion`, and the move with name and reason into the audit log that `python -m tasks.history` shows
+Writes  the alias `champion`, and the move with name and reason into the audit log that `./run history` shows
 
 The version that leaves stays registered; the gate holds it until a person approves it. Only versions that passed the
 gate, or that a person approved, are gone back to. Where somebody moved the alias by hand, this command puts the

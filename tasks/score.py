@@ -1,8 +1,8 @@
 """Score all images of a folder or an S3 prefix with the champion: the nightly job.
 
-    python -m tasks.score                                          # the location named in params.yaml
-    python -m tasks.score s3://hospital/incoming --output data/scores
-    python -m tasks.score /mnt/images --shard 2/8                  # one of eight processes or machines
+    ./run score                                       # the location named in params.yaml
+    ./run score s3://hospital/incoming --output data/scores
+    ./run score /mnt/images --shard 2/8               # one of eight processes or machines
 
 Reads   images, a few at a time: whole sets are neither copied nor held in memory
 Writes  <output>/version-<n>/*.parquet, a row an image (columns: cxr/inference/score_store.py); --summary FILE: the

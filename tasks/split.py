@@ -171,7 +171,7 @@ def read_near_duplicates(raw: Path) -> pd.DataFrame:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro ingest`")
+        raise DataError(f"{path} is missing; run `./run dvc repro ingest`")
     return path
 
 

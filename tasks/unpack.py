@@ -51,10 +51,10 @@ def unpack(images: pd.DataFrame, raw: Path, folder: Path) -> None:
     for path, sha256 in tqdm(rows, total=len(images), desc="unpack", unit="image", disable=None):
         target = folder / path
         if not target.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{raw}: the image {path} is outside {folder}; run `dvc repro --force ingest`")
+            raise DataError(f"{raw}: the image {path} is outside {folder}; run `./run dvc repro --force ingest`")
         data = shards.read(path)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError(f"{path} does not have the SHA-256 of the manifest; run `dvc repro --force ingest`")
+            raise DataError(f"{path} does not have the SHA-256 of the manifest; run `./run dvc repro --force ingest`")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
         print(target)

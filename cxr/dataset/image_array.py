@@ -35,7 +35,7 @@ class ImageArray:
         if missing:
             raise DataError(
                 f"{len(missing)} images of the split are not in the image array, such as {missing[0]}; "
-                "run `dvc repro preprocess`"
+                "run `./run dvc repro preprocess`"
             )
         return np.array([row_of[image_id] for image_id in image_ids], np.int64)
 
@@ -61,9 +61,10 @@ def read_image_array(folder: Path) -> ImageArray:
         with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
             image_ids = [row["image_id"] for row in csv.DictReader(file)]
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename} is missing; run `dvc repro preprocess`") from None
+        raise DataError(f"{error.filename} is missing; run `./run dvc repro preprocess`") from None
     if len(image_ids) != len(images):
         raise DataError(
-            f"{folder} holds {len(images)} images, but its index lists {len(image_ids)}; run `dvc repro -f preprocess`"
+            f"{folder} holds {len(images)} images, but its index lists {len(image_ids)}; "
+            "run `./run dvc repro -f preprocess`"
         )
     return ImageArray(images, image_ids, preprocessing)

@@ -70,11 +70,11 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         DataError: the file or one of its columns is missing.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro ingest`")
+        raise DataError(f"{path} is missing; run `./run dvc repro ingest`")
     table = pd.read_parquet(path)
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `dvc repro --force ingest`")
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `./run dvc repro --force ingest`")
     return table[list(columns)]
 
 
@@ -91,7 +91,7 @@ def read_splits(folder: Path) -> pd.DataFrame:
     """
     path = folder / "splits.csv"
     if not path.is_file():
-        raise DataError(f"{path} is missing; run `dvc repro split`")
+        raise DataError(f"{path} is missing; run `./run dvc repro split`")
     return pd.read_csv(path, dtype={"image_id": "str", "split": "str", "label": "str", "patient_id": "str"})
 
 

@@ -89,5 +89,5 @@ def _failure_message(failures: Sequence[ImageError], total: int) -> str:
     rest = f"; and {more} more" if more > 0 else ""
     return (
         f"{len(failures)} of {total} images cannot be prepared: {named}{rest}. "
-        "Run `dvc repro ingest` to quarantine such files"
+        "Run `./run dvc repro ingest` to quarantine such files"
     )

@@ -93,7 +93,7 @@ class Shards:
         """
         shards = sorted(folder.glob("*.zip"))
         if not shards:
-            raise DataError(f"{folder} holds no shards of images (*.zip); run `dvc repro ingest`")
+            raise DataError(f"{folder} holds no shards of images (*.zip); run `./run dvc repro ingest`")
         self._members: dict[str, _Member] = {}
         for shard in shards:
             try:
@@ -121,7 +121,9 @@ class Shards:
         """
         member = self._members.get(path)
         if member is None:
-            raise DataError(f"{path} is in no shard of images; run `dvc repro --force ingest` to pack the images again")
+            raise DataError(
+                f"{path} is in no shard of images; run `./run dvc repro --force ingest` to pack the images again"
+            )
         try:
             with member.shard.open("rb", buffering=0) as file:
                 file.seek(member.offset)
@@ -137,6 +139,6 @@ class Shards:
 
 def _damaged(shard: Path, found: str) -> DataError:
     return DataError(
-        f"{shard} is damaged ({found}); run `dvc checkout --force` to restore it from DVC's cache, `dvc pull` if it is "
-        "not there, or `dvc repro --force ingest` to pack the images again"
+        f"{shard} is damaged ({found}); run `./run dvc checkout --force` to restore it from DVC's cache, "
+        "`./run dvc pull` if it is not there, or `./run dvc repro --force ingest` to pack the images again"
     )

@@ -67,7 +67,7 @@ class Headline:
         """
         found = _flat(metrics)
         if self.name not in found:
-            raise DataError(f"metrics.json lacks {self.name}; run `dvc repro -f -s evaluate`")
+            raise DataError(f"metrics.json lacks {self.name}; run `./run dvc repro -f -s evaluate`")
         return self.stored_in(found)
 
     def stored_in(self, metrics: Mapping[str, Any] | None) -> float | None:

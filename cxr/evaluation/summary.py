@@ -100,7 +100,7 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plot_tables(test: Predictions, *, bins: int) -> dict[str, pd.DataFrame]:
-    """Return the tables that `dvc plots` draws: confusion, roc and reliability."""
+    """Return the tables that `./run dvc plots` draws: confusion, roc and reliability."""
     names = np.array(test.classes, dtype=object)
     curves = roc_curves(test.labels, test.calibrated, test.classes)
     roc = [

@@ -246,7 +246,7 @@ def read_reference(path: Path) -> Reference:
     Raises:
         WeightsError: the file is missing or damaged, or holds other measures.
     """
-    advice = "run `dvc repro -f -s evaluate`, then `dvc repro register`"
+    advice = "run `./run dvc repro -f -s evaluate`, then `./run dvc repro register`"
     if not path.is_file():
         raise WeightsError(f"{path} is missing: the model was saved without reference statistics; {advice}")
     try:

@@ -64,7 +64,7 @@ def history() -> list[Move]:
         except (ValueError, AttributeError, TypeError) as error:
             raise RegistryError(
                 f"entry {number} of the audit log in {tracking_store.public_uri()} cannot be read ({error}); "
-                f"`python -m tasks.promote` restores it, or restore the tag {entry_tag(number)} of the registered "
+                f"`./run promote` restores it, or restore the tag {entry_tag(number)} of the registered "
                 f"model {MODEL} from a backup"
             ) from error
     return stored.moves
@@ -93,7 +93,7 @@ def previous_champion() -> Version:
     present = audit_log.recorded_champion(moves)
     earlier = [number for number in audit_log.champions_before(moves) if number != present]
     if not earlier:
-        raise RegistryError("there is no champion to go back to; `python -m tasks.history` shows what was champion")
+        raise RegistryError("there is no champion to go back to; `./run history` shows what was champion")
     return get_version(earlier[-1])
 
 

@@ -16,8 +16,8 @@ from cxr.registry import audit_log, tracking_store
 from cxr.registry.audit_log import Fault, Head, Move
 from cxr.registry.stored_names import CHAMPION, DECISION_TAG, ENTRY_TAG, HEAD_TAG, MODEL, claim_names, entry_lines
 
-_RESTORED_BY = "`python -m tasks.promote` restores it from its copy, else restore the store from a backup"
-_HEALED_BY = "`python -m tasks.promote` judges it, `python -m tasks.rollback` puts the recorded champion back"
+_RESTORED_BY = "`./run promote` restores it from its copy, else restore the store from a backup"
+_HEALED_BY = "`./run promote` judges it, `./run rollback` puts the recorded champion back"
 
 
 @dataclass(frozen=True)

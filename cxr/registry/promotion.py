@@ -39,7 +39,7 @@ LINEAGE_TAGS = (
 )
 OTHER_TEST_SET = "test set"
 """Name of the check that the two versions were evaluated on the same images."""
-_REEVALUATE = "`python -m tasks.reevaluate` evaluates the champion on the present test images"
+_REEVALUATE = "`./run reevaluate` evaluates the champion on the present test images"
 _ROUNDING = 1e-9  # in floating point 0.95 - 0.05 is more than 0.9: a drop of exactly the margin passes
 
 

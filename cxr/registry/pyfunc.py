@@ -2,7 +2,7 @@
 
 MLflow runs this file ("models from code") and calls `ServedModel`. The input is a table with the column `image`, a
 whole file as bytes: JPEG, PNG, BMP, TIFF or DICOM. The output has a row an image with the columns of an answer
-(cxr/inference/answer.py), the same values as `python -m tasks.predict` prints. Preprocessing, class order and
+(cxr/inference/answer.py), the same values as `./run predict` prints. Preprocessing, class order and
 calibration are those saved with the weights, whose hash is checked before they are loaded.
 """
 

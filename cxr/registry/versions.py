@@ -116,11 +116,11 @@ def _missing(which: str) -> str:
     if which == CHAMPION:
         return (
             f"there is no champion of {where} yet; run `make run` for the whole loop, "
-            "or `python -m tasks.promote` when a challenger is registered"
+            "or `./run promote` when a challenger is registered"
         )
     if which == CHALLENGER:
-        return f"there is no challenger of {where} yet; run `python -m tasks.register` after training and evaluation"
-    return f"there is no version or alias {which!r} of {where}; `python -m tasks.history` lists what was champion"
+        return f"there is no challenger of {where} yet; run `./run register` after training and evaluation"
+    return f"there is no version or alias {which!r} of {where}; `./run history` lists what was champion"
 
 
 def tag_version(number: str, tags: Mapping[str, str]) -> None:
@@ -171,7 +171,7 @@ def fetch_bundle(version: Version, cache: Path | None = None) -> Path:
 
 
 def _check_fetched(folder: Path, version: Version) -> None:
-    advice = "restore the store from its backup, or go back with `python -m tasks.rollback`"
+    advice = "restore the store from its backup, or go back with `./run rollback`"
     if lost := [name for name in _files_of(version).values() if not (folder / name).is_file()]:
         raise RegistryError(
             f"the tracking store {tracking_store.public_uri()} has lost {', '.join(lost)} "

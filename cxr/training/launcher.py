@@ -2,7 +2,7 @@
 
 `CXR_TORCHRUN` holds torchrun's options; `torchrun OPTIONS -m tasks.train` does the same without it.
 
-    CXR_TORCHRUN="--nproc-per-node 2" python -m tasks.train              two processes, or two GPUs, of this machine
+    CXR_TORCHRUN="--nproc-per-node 2" ./run train              two processes, or two GPUs, of this machine
     CXR_TORCHRUN="--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id NAME --rdzv-endpoint HOST:29500"
                                                                          the same command on both machines
 

@@ -89,7 +89,7 @@ def test_a_champion_whose_files_were_changed_is_found(
     finding = only(check_tracking(tmp_path), "champion")
     assert finding.level == "FAILED"
     assert "model.safetensors" in finding.message
-    assert "tasks.rollback" in finding.advice
+    assert "./run rollback" in finding.advice
 
 
 def test_a_champion_set_by_hand_and_a_changed_audit_log_are_found(
@@ -105,7 +105,7 @@ def test_a_champion_set_by_hand_and_a_changed_audit_log_are_found(
     client.set_registered_model_alias(versions.MODEL, "champion", "2")
     finding = only(check_tracking(tmp_path), "audit log")
     assert (finding.level, "version 2" in finding.message) == ("FAILED", True)
-    assert "tasks.rollback" in finding.advice
+    assert "./run rollback" in finding.advice
     client.set_registered_model_alias(versions.MODEL, "champion", "1")
     client.delete_registered_model_tag(versions.MODEL, "audit_log.000001")
     finding = only(check_tracking(tmp_path), "audit log")

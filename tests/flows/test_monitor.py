@@ -61,7 +61,7 @@ def test_drift_without_a_deployment_names_the_command_and_is_reported_again() ->
     Path("shifted").touch()
     ended = monitor(return_state=True)
     assert ended.name == "Drift"
-    assert "python -m flows.rebuild" in str(ended.message)
+    assert "./run flows.rebuild" in str(ended.message)
     assert versions.DRIFT_TAG not in versions.get_version("1").tags
     assert "report only" in str(monitor(start_rebuild=False, return_state=True).message)
 

@@ -137,7 +137,7 @@ def register_champion(seed: int, *, instead_of: str = "", damaged: bool = False)
 
 @dataclass(frozen=True)
 class Process:
-    """A running `python -m tasks.app` and its log."""
+    """A running `./run app` and its log."""
 
     address: str
     log: Path

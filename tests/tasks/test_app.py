@@ -1,4 +1,4 @@
-"""`python -m tasks.app`: the web app as a process with a registry."""
+"""`./run app`: the web app as a process with a registry."""
 
 import os
 import subprocess

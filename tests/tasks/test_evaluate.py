@@ -280,24 +280,24 @@ def refusal(paths: Paths) -> str:
 
 def test_a_missing_input_is_named_with_the_step_that_makes_it(project: Paths) -> None:
     (project.split / "split.json").unlink()
-    assert refusal(project) == f"{project.split}/split.json is missing; run `dvc repro split`"
+    assert refusal(project) == f"{project.split}/split.json is missing; run `./run dvc repro split`"
 
 
 def test_a_split_that_differs_from_its_description_is_rejected(project: Paths) -> None:
     changed_json(project.split / "split.json", test_set_sha256="f" * 64)
-    assert refusal(project).endswith("run `dvc repro -f -s split`")
+    assert refusal(project).endswith("run `./run dvc repro -f -s split`")
 
 
 def test_a_model_of_other_classes_is_rejected(project: Paths) -> None:
     changed_json(project.split / "split.json", classes=[*CLASSES, "covid"])
     message = refusal(project)
     assert "covid" in message
-    assert message.endswith("run `dvc repro train`")
+    assert message.endswith("run `./run dvc repro train`")
 
 
 def test_images_with_other_preprocessing_are_rejected(project: Paths) -> None:
     changed_json(project.images / "preprocessing.json", **asdict(replace(PREPROCESSING, contrast="clahe")))
-    assert refusal(project).endswith("run `dvc repro train`")
+    assert refusal(project).endswith("run `./run dvc repro train`")
 
 
 def test_a_calibration_at_the_end_of_its_range_is_warned_about(

@@ -40,7 +40,7 @@ def commit_everything(root: Path) -> None:
 
 
 def test_without_a_challenger_the_command_says_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RegistryError, match=r"run `python -m tasks.register` after training and evaluation"):
+    with pytest.raises(RegistryError, match=r"run `./run register` after training and evaluation"):
         call(monkeypatch, promote.main)
 
 
@@ -138,7 +138,7 @@ def test_another_test_set_holds_until_the_champion_is_measured_on_it(
     call(monkeypatch, promote.main)
     write_model(seed=2, images=33)
     challenger = register()
-    with pytest.raises(PromotionHeldError, match=r"test set: \w{12}, .*tasks\.reevaluate"):
+    with pytest.raises(PromotionHeldError, match=r"test set: \w{12}, .*run reevaluate"):
         call(monkeypatch, promote.main)
     champion, test_set = versions.get_version("champion"), challenger.tags["test_set_sha256"]
     folder = tmp_path / "again"
@@ -262,7 +262,7 @@ def test_history_is_a_table_and_notices_an_alias_moved_past_the_gate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     call(monkeypatch, history.main)
-    assert capsys.readouterr().out == "no version was champion yet; `python -m tasks.promote` asks the gate\n"
+    assert capsys.readouterr().out == "no version was champion yet; `./run promote` asks the gate\n"
     for seed in (1, 2):
         write_model(seed=seed)
         register()

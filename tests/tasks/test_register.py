@@ -125,11 +125,11 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("reports/metrics.json", "run `dvc repro`"),
-        ("reports/evaluation/calibration.json", "run `dvc repro`"),
-        ("reports/evaluation/predictions.csv", "run `dvc repro evaluate`"),
-        ("data/split/split.json", "run `dvc repro`"),
-        ("models/trained/training.json", "run `dvc repro`"),
+        ("reports/metrics.json", "run `./run dvc repro`"),
+        ("reports/evaluation/calibration.json", "run `./run dvc repro`"),
+        ("reports/evaluation/predictions.csv", "run `./run dvc repro evaluate`"),
+        ("data/split/split.json", "run `./run dvc repro`"),
+        ("models/trained/training.json", "run `./run dvc repro`"),
     ],
 )
 def test_a_missing_input_is_named(path: str, advice: str) -> None:

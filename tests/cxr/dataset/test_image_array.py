@@ -39,5 +39,5 @@ def test_array_and_index_of_different_length_are_an_error(tmp_path: Path) -> Non
 
 
 def test_a_missing_array_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"images\.npy is missing; run `dvc repro preprocess`"):
+    with pytest.raises(DataError, match=r"images\.npy is missing; run `./run dvc repro preprocess`"):
         read_image_array(tmp_path)

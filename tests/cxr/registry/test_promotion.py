@@ -328,7 +328,7 @@ def test_a_champion_evaluated_on_other_images_is_no_comparison() -> None:
     decision = decide(challenger, other, PARAMS)
     assert decision.decision == "HOLD"
     assert _against(decision) == {"test set": challenger.test_set_sha256[:12]}
-    assert "tasks.reevaluate" in decision.against[0].required
+    assert "./run reevaluate" in decision.against[0].required
 
 
 def test_a_champion_without_evaluation_artifacts_is_no_comparison() -> None:

@@ -19,7 +19,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
 
 
 @pytest.mark.parametrize(
-    ("which", "advice"), [("champion", "tasks.promote"), ("challenger", "tasks.register"), ("7", "tasks.history")]
+    ("which", "advice"), [("champion", "./run promote"), ("challenger", "./run register"), ("7", "./run history")]
 )
 def test_what_is_missing_says_how_to_get_it(which: str, advice: str) -> None:
     assert versions.champion() is None
