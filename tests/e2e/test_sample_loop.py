@@ -20,6 +20,9 @@ SMALL = {
     "train.epochs": 12,
     "evaluate.bootstrap_resamples": 300,
     "evaluate.gradcam_per_class": 1,
+    "evaluate.attention_images": 6,
+    "evaluate.sanity_images": 3,
+    "evaluate.audit_images": 12,
 }
 
 pytestmark = pytest.mark.slow

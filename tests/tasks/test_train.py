@@ -160,4 +160,4 @@ def test_missing_input_is_reported_in_one_line(tmp_path: Path, store: Path) -> N
     process = start(params, store)
     _, errors = process.communicate()
     assert process.returncode == 5
-    assert errors == f"error: {tmp_path}/data/split/splits.csv is missing; run `./run dvc repro split` to make it\n"
+    assert errors == f"error: {tmp_path}/data/split/splits.csv is missing; run `./run dvc repro split`\n"
