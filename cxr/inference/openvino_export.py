@@ -6,7 +6,10 @@ It is used only in precisions in which it stays within bounds on the validation 
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +95,7 @@ def export_runtime(network: nn.Module, spec: ModelSpec, folder: Path) -> None:
 
     side = spec.preprocessing.image_size_px
     example = torch.zeros((2, side, side), dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with _root_log_level_kept(), warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of sizes that are constants of this graph
         try:
             graph = openvino.convert_model(_FromImages(network, spec).eval(), example_input=example)
@@ -101,6 +104,16 @@ def export_runtime(network: nn.Module, spec: ModelSpec, folder: Path) -> None:
         except Exception as error:  # its converter raises many types
             raise WeightsError(f"OpenVINO cannot express this network: {first_line(error)}") from error
     (folder / GRAPH_FILE).with_suffix(_SAVED_WEIGHTS).replace(folder / GRAPH_WEIGHTS_FILE)
+
+
+@contextmanager
+def _root_log_level_kept() -> Iterator[None]:
+    """Restore the level of the root logger: after a failure OpenVINO's converter leaves it at ERROR for the process."""
+    level = logging.root.level
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
 
 
 def accept_runtime(

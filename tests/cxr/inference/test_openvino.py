@@ -140,9 +140,11 @@ def test_a_network_that_cannot_be_exported_leaves_no_file(tmp_path: Path) -> Non
             grid = nn.functional.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
             return nn.functional.grid_sample(x, grid, align_corners=False).mean(dim=(2, 3))
 
+    level = logging.root.level
     with pytest.raises(WeightsError, match="affine_grid"):
         export_runtime(nn.Sequential(Resampling(), nn.Linear(3, 3)).eval(), spec(backbone="small_cnn"), tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert logging.root.level == level  # else the process logs no warning from here on
 
 
 def test_agreement_counts_what_differs_and_every_figure_must_be_within() -> None:
