@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from cxr.common.errors import RegistryError
 
@@ -89,6 +89,7 @@ def client() -> MlflowClient:
     """
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
+    _take_password_out_of_address()
     uri = tracking_uri()
     with store_errors("opening it"):
         _check_answers(uri)
@@ -97,6 +98,15 @@ def client() -> MlflowClient:
         # Its warnings of each retry would bury the one line that says what is wrong.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _take_password_out_of_address() -> None:
+    """Move a server's account from the address to MLflow's own variables: its threads log the address on failure."""
+    parts = urlsplit(os.environ.get(STORE_VARIABLE) or "")
+    if parts.scheme in {"http", "https"} and parts.username and parts.password and parts.hostname:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        os.environ[STORE_VARIABLE] = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 @contextmanager
