@@ -56,6 +56,16 @@ def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
     assert tracking_store.without_credentials(uri) == shown
 
 
+def test_an_account_in_a_servers_address_reaches_mlflow_by_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    monkeypatch.setenv(tracking_store.STORE_VARIABLE, "http://ann:s%40cret@127.0.0.1:1/mlflow")
+    with pytest.raises(RegistryError):
+        tracking_store.client()
+    assert tracking_store.tracking_uri() == "http://127.0.0.1:1/mlflow"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("ann", "s@cret")
+
+
 def test_a_training_leaves_parameters_metrics_data_and_files(tmp_path: Path) -> None:
     curves = tmp_path / "curves.csv"
     curves.write_text("epoch\n1\n")
