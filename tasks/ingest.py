@@ -159,6 +159,7 @@ def _duplicate_row(row: Duplicate) -> tuple[str, ...]:
 
 
 def _manifest_row(image: Accepted, result: Deduplicated) -> dict[str, Any]:
+    acquisition = image.annotation.acquisition
     return {
         "image_id": image.image_id,
         "source": image.source,
@@ -172,6 +173,8 @@ def _manifest_row(image: Accepted, result: Deduplicated) -> dict[str, Any]:
         "height": image.image.height,
         "mode": image.image.mode,
         "bytes": image.image.bytes,
+        "acquisition_series": acquisition.series if acquisition else None,
+        "acquisition_number": acquisition.number if acquisition else None,
     }
 
 
@@ -197,6 +200,8 @@ def _log_summary(counts: dict[str, dict[str, int]], rejected: list[Rejected], re
     reasons = Counter(row.rejection.reason for row in rejected)
     if reasons:
         log.info("quarantined: %s", ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
+    ordered = sum(image.annotation.acquisition is not None for image in result.kept)
+    log.info("order of acquisition known for %s of %s kept images", f"{ordered:,}", f"{len(result.kept):,}")
     log.info("near-duplicate pairs of kept images: %s", f"{len(result.near_duplicates):,}")
 
 

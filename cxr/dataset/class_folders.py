@@ -6,10 +6,19 @@ from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import Label
 from cxr.common.errors import SourceError
-from cxr.dataset.raw_set import Annotation, Rejection, files_below
+from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
 
 UNKNOWN_FOLDER = "unknown class folder"
 UNKNOWN_NAME = "unknown class in the file name"
+
+
+@dataclass(frozen=True)
+class NameFacts:
+    """What class folder and file name say about an image; `patient` is unique within its part."""
+
+    label: Label
+    patient: str
+    acquisition: Acquisition | None = None
 
 
 @dataclass(frozen=True)
@@ -20,14 +29,14 @@ class ClassFolders:
     marker          name of the set's folder
     parts           official parts, such as "train"
     class_folders   folders inside each part
-    label_and_patient   from class folder and file name without suffix to label and patient
+    facts_of        from class folder and file name without suffix to what they say
     """
 
     source_name: str
     marker: str
     parts: tuple[str, ...]
     class_folders: tuple[str, ...]
-    label_and_patient: Callable[[str, str], tuple[Label, str] | Rejection]
+    facts_of: Callable[[str, str], NameFacts | Rejection]
 
     covers_location = False
 
@@ -57,7 +66,7 @@ class ClassFolders:
         raise self._not_found(location)
 
     def annotate(self, path: PurePosixPath) -> Annotation | Rejection:
-        """Return label, part and patient from a path relative to the set's folder, or why the path has none."""
+        """Return the annotation from a path relative to the set's folder, or why the path has none."""
         folders = list(path.parts[:-1])
         while folders and folders[0] == self.marker:  # some zips hold the set a second time inside itself
             folders.pop(0)
@@ -65,8 +74,10 @@ class ClassFolders:
             found = "/".join(path.parts[:-1]) or "."
             return Rejection(UNKNOWN_FOLDER, f"the file is in {found}; expected {self.expected}")
         part, class_folder = folders
-        named = self.label_and_patient(class_folder, path.stem)
-        return named if isinstance(named, Rejection) else Annotation(named[0], part, f"{part}/{named[1]}")
+        facts = self.facts_of(class_folder, path.stem)
+        if isinstance(facts, Rejection):
+            return facts
+        return Annotation(facts.label, part, f"{part}/{facts.patient}", facts.acquisition)
 
     def _not_found(self, location: Path) -> SourceError:
         return SourceError(
@@ -84,7 +95,7 @@ class ClassFolderSet:
     paths: Sequence[PurePosixPath]
 
     def annotate(self, path: PurePosixPath, data: bytes) -> Annotation | Rejection:
-        """Return label, part and patient from the path."""
+        """Return the annotation from the path."""
         del data
         return self.layout.annotate(path)
 

@@ -6,36 +6,45 @@ labels.csv (UTF-8, with a header line):
 `label`           one of cxr.common.classes.LABELS
 `patient_id`      optional; the hospital's own patient number
 `official_split`  optional; a part that the hospital has set aside, such as `test`; empty: `all`
+`acquired`        optional; when the image was taken: whole numbers that grow with time, or dates as YYYY-MM-DD; in
+                  every row or in none
 
 Without a `patient_id` in labels.csv, the patient of a DICOM image is its PatientID. Neither is stored: both are
 replaced by a digest (see cxr/dicom/deidentify.py). An image without a patient counts as a patient of its own.
+
+Without `acquired`, a DICOM image was acquired on its StudyDate, where it has one. Dates are stored as numbers of days,
+all shifted by the same secret number.
 """
 
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import ImageError, SourceError
-from cxr.dataset.raw_set import Annotation, Rejection, files_below
-from cxr.dicom.deidentify import deidentified, patient_digest, patient_key, read_identity
+from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
+from cxr.dicom.deidentify import Identity, deidentified, patient_digest, patient_key, read_identity, shifted_day
 from cxr.imaging.decode import is_dicom
 
 LABELS_FILE = "labels.csv"
 NOT_LABELLED = "not in labels.csv"
 
 _REQUIRED = ("path", "label")
-_OPTIONAL = ("patient_id", "official_split")
+_OPTIONAL = ("patient_id", "official_split", "acquired")
+_MOST_DIGITS = 15  # exact in a float, through which pandas takes columns with gaps
+_ACQUIRED = "expected a whole number, or a date as YYYY-MM-DD, in every row or in none, and all rows alike"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of labels.csv."""
+    """A line of labels.csv; `acquired` is None without the column."""
 
     label: Label
     official_split: str
     patient_id: str = field(repr=False)
+    acquired: int | date | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -48,15 +57,25 @@ class LabelledSet:
     key: bytes = field(repr=False)
 
     def annotate(self, path: PurePosixPath, data: bytes) -> Annotation | Rejection:
-        """Return label, part and patient digest of an image, or why it has none."""
+        """Return the annotation of an image, with the digest of its patient, or why it has none."""
         row = self.rows.get(path)
         if row is None:
             return Rejection(NOT_LABELLED, f"the file has no line in {LABELS_FILE}; add one or remove the file")
         try:
-            patient, issuer = _patient(row, path, data)
+            identity = read_identity(data, name=str(path)) if is_dicom(data) else None
         except ImageError as error:
             return Rejection(error.reason, str(error))
-        return Annotation(row.label, row.official_split, patient_digest(patient, issuer=issuer, key=self.key))
+        patient, issuer = _patient(row, path, identity)
+        digest = patient_digest(patient, issuer=issuer, key=self.key)
+        return Annotation(row.label, row.official_split, digest, self._acquisition(row, identity))
+
+    def _acquisition(self, row: Row, identity: Identity | None) -> Acquisition | None:
+        acquired = row.acquired
+        if acquired is None and identity is not None:
+            acquired = _study_date(identity.study_date)
+        if isinstance(acquired, date):
+            acquired = shifted_day(acquired, key=self.key)
+        return None if acquired is None else Acquisition("acquired", acquired)
 
     def stored_bytes(self, path: PurePosixPath, data: bytes, *, max_pixels: int) -> bytes:
         """Return a DICOM image without its patient, and any other file unchanged.
@@ -129,16 +148,35 @@ def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[PurePosixPath, Row
         if path in rows:
             raise SourceError(f"{where}: {path} has a line already; keep one")
         label = next(label for label in LABELS if label == values["label"])
-        rows[path] = Row(label, values["official_split"] or "all", values["patient_id"])
+        acquired = _acquired(values["acquired"], where)
+        if rows and type(acquired) is not type(next(iter(rows.values())).acquired):
+            raise SourceError(f"{where}: acquired is {values['acquired']!r}, unlike in the lines above; {_ACQUIRED}")
+        rows[path] = Row(label, values["official_split"] or "all", values["patient_id"], acquired)
     return rows
 
 
-def _patient(row: Row, path: PurePosixPath, data: bytes) -> tuple[str, str]:
+def _acquired(value: str, where: str) -> int | date | None:
+    """Return the number or the date of the column `acquired`; None if it is empty."""
+    if not value:
+        return None
+    try:
+        return int(value) if value.isdecimal() and len(value) <= _MOST_DIGITS else date.fromisoformat(value)
+    except ValueError:
+        raise SourceError(f"{where}: acquired is {value!r}; {_ACQUIRED}") from None
+
+
+def _study_date(value: str) -> date | None:
+    """Return the date of a DICOM header, or None if it is missing or not a date."""
+    try:
+        return datetime.strptime(value.replace(".", ""), "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _patient(row: Row, path: PurePosixPath, identity: Identity | None) -> tuple[str, str]:
     """Return the patient number and its issuer; for an image without a patient its path."""
     if row.patient_id:
         return row.patient_id, ""
-    if is_dicom(data):
-        identity = read_identity(data, name=str(path))
-        if identity.patient_id:
-            return identity.patient_id, identity.issuer
+    if identity is not None and identity.patient_id:
+        return identity.patient_id, identity.issuer
     return str(path), "path"

@@ -1,7 +1,7 @@
 """The table of layouts of raw images, and the file names of the two public sets.
 
-A new layout is one entry in `LAYOUTS`: a `ClassFolders` with its own function from file name to label and patient, or
-a class of its own that provides `cxr.dataset.raw_set.Layout`.
+A new layout is one entry in `LAYOUTS`: a `ClassFolders` with its own function from file name to label, patient and
+acquisition, or a class of its own that provides `cxr.dataset.raw_set.Layout`.
 
 `chest_xray`  Kermany, Zhang, Goldbaum 2018 (doi 10.17632/rscbjbr9sj.2)
               chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/
@@ -10,9 +10,11 @@ a class of its own that provides `cxr.dataset.raw_set.Layout`.
               Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}/
 `labelled`    images in any folder structure, DICOM included, and labels.csv: see cxr/dataset/labelled_folder.py
 
-In the public sets patient numbers restart in each official part, so a patient ID holds source and part. Where file
-names do not show whether two images are of one patient, both get the same patient ID. A split may then be coarser than
-necessary, but no patient leaks.
+A patient ID holds source and part. Where file names do not show whether two images are of one patient, both get the
+same patient ID. A split may then be coarser than necessary, but no patient leaks.
+
+The numbers of `chest_xray` follow the order of acquisition, each agent and each prefix by itself, through all parts
+(see docs/decisions.md). Those of `covid19` number the files of a collection, so they say nothing about time.
 """
 
 import re
@@ -22,34 +24,41 @@ from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import Label
 from cxr.common.errors import ParamsError, SourceError
-from cxr.dataset.class_folders import UNKNOWN_NAME, ClassFolders
+from cxr.dataset.class_folders import UNKNOWN_NAME, ClassFolders, NameFacts
 from cxr.dataset.labelled_folder import LabelledFolder
-from cxr.dataset.raw_set import Layout, Rejection
+from cxr.dataset.raw_set import Acquisition, Layout, Rejection
 
 _PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<agent>bacteria|virus)_", re.IGNORECASE)
 # NORMAL2-IM-0383 and IM-0383 count as one patient: only the number groups (see docs/decisions.md).
-_NORMAL = re.compile(r"(?:NORMAL\d*-)?IM-(?P<number>\d+)", re.IGNORECASE)
+_NORMAL = re.compile(r"(?P<series>(?:NORMAL\d*-)?IM)-(?P<number>\d+)", re.IGNORECASE)
 # COVID-00003a and COVID-00003b, auntminnie-a-... and auntminnie-b-... are views of one patient.
 _VIEW_LETTER = re.compile(r"(?<=\d)[a-z]$|(?<=^auntminnie)-[a-z](?=-)")
 
 
-def _kermany_label_and_patient(folder: str, stem: str) -> tuple[Label, str] | Rejection:
+def _kermany_facts(folder: str, stem: str) -> NameFacts | Rejection:
     pneumonia = _PNEUMONIA.match(stem)
     if folder == "NORMAL":
         if pneumonia:
             return Rejection(UNKNOWN_NAME, f"the file is in NORMAL and its name says {pneumonia['agent'].lower()}")
         normal = _NORMAL.match(stem)
-        return "normal", f"IM-{normal['number']}" if normal else stem
+        if not normal:
+            return NameFacts("normal", stem)
+        acquisition = Acquisition(normal["series"].upper(), int(normal["number"]))
+        return NameFacts("normal", f"IM-{normal['number']}", acquisition)
     if not pneumonia:
         return Rejection(
             UNKNOWN_NAME, "the file is in PNEUMONIA and its name is not personN_bacteria_M or personN_virus_M"
         )
-    return ("viral" if pneumonia["agent"].lower() == "virus" else "bacterial"), f"person{pneumonia['number']}"
+    agent = pneumonia["agent"].lower()
+    patient = f"person{pneumonia['number']}"
+    return NameFacts(
+        "viral" if agent == "virus" else "bacterial", patient, Acquisition(agent, int(pneumonia["number"]))
+    )
 
 
-def _covid19_label_and_patient(folder: str, stem: str) -> tuple[Label, str] | Rejection:
+def _covid19_facts(folder: str, stem: str) -> NameFacts:
     labels: dict[str, Label] = {"Covid": "covid", "Normal": "normal", "Viral Pneumonia": "viral"}
-    return labels[folder], f"{folder}/{_VIEW_LETTER.sub('', stem)}"
+    return NameFacts(labels[folder], f"{folder}/{_VIEW_LETTER.sub('', stem)}")
 
 
 KERMANY = ClassFolders(
@@ -57,14 +66,14 @@ KERMANY = ClassFolders(
     marker="chest_xray",
     parts=("train", "val", "test"),
     class_folders=("NORMAL", "PNEUMONIA"),
-    label_and_patient=_kermany_label_and_patient,
+    facts_of=_kermany_facts,
 )
 COVID19 = ClassFolders(
     source_name="covid19",
     marker="Covid19-dataset",
     parts=("train", "test"),
     class_folders=("Covid", "Normal", "Viral Pneumonia"),
-    label_and_patient=_covid19_label_and_patient,
+    facts_of=_covid19_facts,
 )
 
 LAYOUTS: Mapping[str, Layout] = {"chest_xray": KERMANY, "covid19": COVID19, "labelled": LabelledFolder()}

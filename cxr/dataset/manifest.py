@@ -32,6 +32,8 @@ MANIFEST_COLUMNS: dict[str, str] = {
     "height": "int32",
     "mode": "str",
     "bytes": "int64",
+    "acquisition_series": "str",
+    "acquisition_number": "Int64",
 }
 """Column -> dtype.
 
@@ -40,11 +42,13 @@ source          name of the source in params.yaml, "kermany", "covid19"
 official_split  the part of its set: "train", "val", "test"; of a labelled folder any name
 path            of the image in the shards of data/raw/images, and below the folder that tasks.unpack writes
 label           one of cxr.common.classes.LABELS
-patient_id      groups the images of one patient; holds source and part, because numbers restart in each part
+patient_id      groups the images of one patient; holds source and part
 phash           64-bit perceptual hash, 16 hexadecimal digits
 width, height   pixels as stored
 mode            "L" (8-bit grey), "L16" (16-bit grey), "RGB" or "RGBA"
 bytes           size of the file
+acquisition_number  grows with the time of acquisition within source and `acquisition_series`; both are missing where
+                the raw set says nothing about the order
 """
 
 STATISTICS_COLUMNS: dict[str, str] = {

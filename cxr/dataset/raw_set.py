@@ -19,12 +19,21 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Acquisition:
+    """When an image was taken, relative to others: `number` grows with time within `series`, a name in its source."""
+
+    series: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Annotation:
-    """Label, official part and patient of an image; `patient` is unique within its source."""
+    """Label, official part, patient and acquisition of an image; `patient` is unique within its source."""
 
     label: Label
     official_split: str
     patient: str
+    acquisition: Acquisition | None = None
 
 
 class RawSet(Protocol):

@@ -13,6 +13,7 @@ import hmac
 import io
 import os
 from dataclasses import dataclass, field
+from datetime import date
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -27,6 +28,7 @@ from cxr.dicom.tags import EXPLICIT, image_errors, read_dicom, text, values_of
 KEY_VARIABLE = "CXR_PATIENT_KEY"
 _MIN_KEY_CHARACTERS = 32
 _DIGEST_CHARACTERS = 16
+_MOST_DAYS_SHIFTED = 1_000_000
 _ASPECT_UNIT = 500_000_000  # four times this number is still a DICOM integer
 _CR_STORAGE = "1.2.840.10008.5.1.4.1.1.1"
 _IDENTITY_TAGS = (
@@ -36,12 +38,16 @@ _IDENTITY_TAGS = (
     "SOPInstanceUID",
     "PatientID",
     "IssuerOfPatientID",
+    "StudyDate",
 )
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Study and patient of an image. Its repr is empty, so that no log line shows them."""
+    """Study and patient of an image. Its repr is empty, so that no log line shows them.
+
+    study_date  as in the header: YYYYMMDD, in old files YYYY.MM.DD
+    """
 
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
@@ -49,6 +55,7 @@ class Identity:
     sop_uid: str = field(repr=False)
     patient_id: str = field(repr=False)
     issuer: str = field(repr=False)
+    study_date: str = field(repr=False)
 
 
 def read_identity(data: bytes, *, name: str) -> Identity:
@@ -82,6 +89,12 @@ def patient_digest(patient: str, *, issuer: str, key: bytes) -> str:
     """Return the digest of a patient: 16 hexadecimal digits, the same for the same patient and key."""
     message = f"{issuer}\0{patient}".encode("utf-8", "surrogateescape")
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:_DIGEST_CHARACTERS]
+
+
+def shifted_day(day: date, *, key: bytes) -> int:
+    """Return a day as a number that keeps order and distance of days, and hides the date from all without the key."""
+    digest = hmac.new(key, b"day of acquisition", hashlib.sha256).digest()
+    return day.toordinal() + int.from_bytes(digest[:8], "big") % _MOST_DAYS_SHIFTED
 
 
 def deidentified(data: bytes, *, name: str, max_pixels: int) -> bytes:

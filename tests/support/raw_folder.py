@@ -85,6 +85,8 @@ def raw_folder(raw: Path, patients_per_class: int = 30) -> RawFolder:
                         "height": 320,
                         "mode": "L",
                         "bytes": 40,
+                        "acquisition_series": label if source == "kermany" else None,
+                        "acquisition_number": image // 2 if source == "kermany" else None,
                     }
                 )
     pack(raw, images)

@@ -98,6 +98,9 @@ def test_an_image_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Pat
     assert (row["label"], row["patient_id"], row["official_split"]) == ("viral", "kermany/train/person7", "train")
     assert (row["width"], row["height"], row["mode"], row["bytes"]) == (80, 80, "L", len(image(1, side=80)))
     assert len(row["phash"]) == 16
+    assert (row["acquisition_series"], row["acquisition_number"]) == ("virus", 7)
+    unordered = manifest.set_index("source").loc["covid19", ["acquisition_series", "acquisition_number"]]
+    assert unordered.isna().all()
     statistics = read_table(raw / "statistics.parquet", STATISTICS_COLUMNS)
     assert statistics["image_id"].tolist() == manifest["image_id"].tolist()
     assert statistics["grey_mean"].between(1, 254).all()
@@ -380,6 +383,7 @@ def test_the_log_ends_with_a_table_of_counts(tmp_path: Path, caplog: pytest.LogC
         "covid19                 1            1            0            0",
         "kept: 2 normal",
         "quarantined: 1 empty",
+        "order of acquisition known for 1 of 2 kept images",
         "near-duplicate pairs of kept images: 0",
     ]
 

@@ -39,7 +39,13 @@ def write_images(raw: Path, count: int = 5, size: int = 80) -> pd.DataFrame:
     pixels = [rng.integers(0, 255, (size, size), np.uint8) for _ in range(count)]
     pack(raw, {f"images/{row}.png": bytes(cv2.imencode(".png", image)[1]) for row, image in enumerate(pixels)})
     values: dict[str, object] = dict.fromkeys(MANIFEST_COLUMNS, "x")
-    values |= {"image_id": [f"id-{row:04d}" for row in range(count)], "width": size, "height": size, "bytes": 1}
+    values |= {
+        "image_id": [f"id-{row:04d}" for row in range(count)],
+        "width": size,
+        "height": size,
+        "bytes": 1,
+        "acquisition_number": 1,
+    }
     manifest = pd.DataFrame(values | {"path": [f"images/{row}.png" for row in range(count)]})
     write_table(manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
     return manifest

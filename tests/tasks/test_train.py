@@ -58,8 +58,8 @@ def project(folder: Path) -> Path:
 
 def write_manifest(folder: Path, ids: list[str], labels: list[str]) -> None:
     folder.mkdir(parents=True)
-    numbers = {"width": 32, "height": 32, "bytes": 1000}
-    words = {"official_split": "train", "sha256": "0" * 64, "phash": "0" * 16, "mode": "L"}
+    numbers = {"width": 32, "height": 32, "bytes": 1000, "acquisition_number": 1}
+    words = {"official_split": "train", "sha256": "0" * 64, "phash": "0" * 16, "mode": "L", "acquisition_series": "one"}
     table = pd.DataFrame({"image_id": ids, "path": ids, "label": labels, "patient_id": ids, **numbers, **words})
     table["source"] = np.where(np.arange(len(ids)) % 2, "one", "two")
     write_table(table.astype(MANIFEST_COLUMNS), MANIFEST_COLUMNS, folder / "manifest.parquet")

@@ -1,13 +1,14 @@
 """A folder with labels.csv: labels from the table, patients as digests."""
 
+from datetime import date
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from cxr.common.errors import SourceError
 from cxr.dataset.labelled_folder import LabelledFolder
-from cxr.dataset.raw_set import Annotation, Rejection
-from cxr.dicom.deidentify import KEY_VARIABLE
+from cxr.dataset.raw_set import Acquisition, Annotation, Rejection
+from cxr.dicom.deidentify import KEY_VARIABLE, shifted_day
 from tests.support.dicom_images import SECRETS, dicom_image, picture
 
 
@@ -57,6 +58,34 @@ def test_the_patient_of_the_table_overrides_that_of_the_header(tmp_path: Path) -
     assert "P7" not in digests
 
 
+def acquired(folder: Path, table: str) -> list[Acquisition | None]:
+    opened = LabelledFolder().open(labels(folder, table, *"abc"))
+    image = {"a": dicom_image(picture(), StudyDate="20240131"), "b": dicom_image(picture(), StudyDate="not one")}
+    found = [opened.annotate(PurePosixPath(path), image.get(path, b"\x89PNG")) for path in "abc"]
+    return [one.acquisition for one in found if isinstance(one, Annotation)]
+
+
+def test_the_order_of_acquisition_comes_from_the_table(tmp_path: Path) -> None:
+    found = acquired(tmp_path, "path,label,acquired\na,viral,12\nb,normal,7\nc,normal,100\n")
+    assert found == [Acquisition("acquired", number) for number in (12, 7, 100)]
+
+
+def test_dates_become_days_that_keep_their_distance_and_hide_the_date(tmp_path: Path) -> None:
+    one, other, _ = acquired(
+        tmp_path, "path,label,acquired\na,viral,2024-02-01\nb,normal,2023-02-01\nc,normal,2024-02-01\n"
+    )
+    assert one is not None
+    assert other is not None
+    assert one.number - other.number == 365
+    assert one.number != date(2024, 2, 1).toordinal()
+
+
+def test_without_the_column_the_date_is_that_of_the_dicom_study(tmp_path: Path) -> None:
+    study, *others = acquired(tmp_path, "path,label\na,viral\nb,normal\nc,normal\n")
+    assert study == Acquisition("acquired", shifted_day(date(2024, 1, 31), key=b"k" * 32))
+    assert others == [None, None]
+
+
 def test_a_file_without_a_line_in_the_table_is_rejected(tmp_path: Path) -> None:
     folder = LabelledFolder().open(labels(tmp_path, "path,label\na,viral\n", "a"))
     annotation = folder.annotate(PurePosixPath("b"), b"")
@@ -81,6 +110,10 @@ def test_stored_bytes_have_no_patient_in_dicom_and_are_unchanged_otherwise(tmp_p
         ("path,label\n../a,viral\n", "line 2: path"),
         ("path,label\n/a,viral\n", "line 2: path"),
         ("path,label\na,viral\na,normal\n", "line 3: a "),
+        ("path,label,acquired\na,viral,late\n", "line 2: acquired is 'late'; expected a whole number"),
+        ("path,label,acquired\na,viral,9999999999999999999\n", "line 2: acquired is"),
+        ("path,label,acquired\na,viral,7\nb,viral,\n", "line 3: acquired is '', unlike"),
+        ("path,label,acquired\na,viral,7\nb,viral,2024-01-31\n", "line 3: acquired is '2024-01-31', unlike"),
         ('path,label\n"a,viral\n', "CSV"),
         ("path,label\na,viral\ngone,viral\n", "such as gone"),
     ],

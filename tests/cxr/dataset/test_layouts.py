@@ -7,26 +7,30 @@ import pytest
 from cxr.common.classes import Label
 from cxr.common.errors import ParamsError, SourceError
 from cxr.dataset.layouts import COVID19, KERMANY, LAYOUTS, layout_named, layouts_in
-from cxr.dataset.raw_set import Annotation, Rejection, files_below
+from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
 
 
 @pytest.mark.parametrize(
-    ("path", "label", "part", "patient"),
+    ("path", "label", "part", "patient", "acquisition"),
     [
-        ("train/PNEUMONIA/person12_bacteria_46.jpeg", "bacterial", "train", "person12"),
-        ("train/PNEUMONIA/person12_virus_46.jpeg", "viral", "train", "person12"),
-        ("val/PNEUMONIA/person1946_bacteria_4874.jpeg", "bacterial", "val", "person1946"),
-        ("train/PNEUMONIA/person1_virus_2_1.jpeg", "viral", "train", "person1"),
-        ("test/NORMAL/IM-0117-0001.jpeg", "normal", "test", "IM-0117"),
+        ("train/PNEUMONIA/person12_bacteria_46.jpeg", "bacterial", "train", "person12", ("bacteria", 12)),
+        # The agents count by themselves; the patient is the same, to be safe.
+        ("train/PNEUMONIA/person12_virus_46.jpeg", "viral", "train", "person12", ("virus", 12)),
+        ("val/PNEUMONIA/person1946_bacteria_4874.jpeg", "bacterial", "val", "person1946", ("bacteria", 1946)),
+        ("train/PNEUMONIA/person1_virus_2_1.jpeg", "viral", "train", "person1", ("virus", 1)),
+        ("test/NORMAL/IM-0117-0001.jpeg", "normal", "test", "IM-0117", ("IM", 117)),
         # With and without the prefix: one patient, to be safe.
-        ("train/NORMAL/NORMAL2-IM-0117-0001-0002.jpeg", "normal", "train", "IM-0117"),
-        ("train/NORMAL/another name.jpeg", "normal", "train", "another name"),
+        ("train/NORMAL/NORMAL2-IM-0117-0001-0002.jpeg", "normal", "train", "IM-0117", ("NORMAL2-IM", 117)),
+        ("train/NORMAL/another name.jpeg", "normal", "train", "another name", None),
         # Kaggle's zip holds the set a second time inside itself.
-        ("chest_xray/train/NORMAL/IM-0117-0001.jpeg", "normal", "train", "IM-0117"),
+        ("chest_xray/train/NORMAL/IM-0117-0001.jpeg", "normal", "train", "IM-0117", ("IM", 117)),
     ],
 )
-def test_a_kermany_path_gives_label_part_and_patient(path: str, label: Label, part: str, patient: str) -> None:
-    assert KERMANY.annotate(PurePosixPath(path)) == Annotation(label, part, f"{part}/{patient}")
+def test_a_kermany_path_gives_label_part_patient_and_acquisition(
+    path: str, label: Label, part: str, patient: str, acquisition: tuple[str, int] | None
+) -> None:
+    expected = Acquisition(*acquisition) if acquisition else None
+    assert KERMANY.annotate(PurePosixPath(path)) == Annotation(label, part, f"{part}/{patient}", expected)
 
 
 @pytest.mark.parametrize(

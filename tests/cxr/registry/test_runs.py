@@ -59,7 +59,9 @@ def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
 def test_an_account_in_a_servers_address_reaches_mlflow_by_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
-    account = "ann:s%40cret"  # joined below: an address with a password in it, even a made-up one, stops the secret scan
+    account = (
+        "ann:s%40cret"  # joined below: an address with a password in it, even a made-up one, stops the secret scan
+    )
     monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"http://{account}@127.0.0.1:1/mlflow")
     with pytest.raises(RegistryError):
         tracking_store.client()
