@@ -1,16 +1,17 @@
 """Assign images to training, validation and test.
 
-Reads   data/raw/manifest.parquet, near_duplicates.csv, ingest.json
+Reads   data/raw/manifest.parquet, duplicates.csv, near_duplicates.csv, ingest.json
 Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: one row for every image of the manifest
         data/split/split.json   counts, patients, leakage, and the digest of the test set
 
 Protocols (split.protocol): paper (quotas, random by image, patients leak on purpose), patient (the default), official
-(the set's own test part), cv (folds). split.subsample, train_sources and train_share leave some images out again, for
-comparisons at equal numbers, by source, and for learning curves.
+(the set's own test part), cv (folds), block (one block of the order of acquisition). split.subsample, train_sources and
+train_share leave some images out again, for comparisons at equal numbers, by source, and for learning curves.
 
 Great Expectations checks the split before it is written: every image once; no patient and no near-duplicates in two
-splits (except `paper`); class shares within the tolerance, or quotas met; training images of the chosen sources only.
-If a check fails, nothing is written.
+splits (except `paper`); no training image between those of the test block; class shares within the tolerance, or quotas
+met; training images of the chosen sources only. If a check fails, nothing is
+written.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,17 @@ from cxr.common.classes import CLASSES
 from cxr.common.errors import DataError
 from cxr.common.files import atomic_folder, read_json, write_json
 from cxr.common.params import Paths, SplitParams
+from cxr.dataset.layouts import published_images
 from cxr.dataset.manifest import read_manifest, sha256_of_test_set
-from cxr.dataset.splits import (
-    SPLITS,
-    assign,
+from cxr.dataset.split_summary import (
     count_images,
-    images_to_share,
+    images_without_order,
     leakage,
     patient_overlap,
-    target_shares,
+    published_set,
+    withheld,
 )
+from cxr.dataset.splits import SPLITS, assign, images_to_share, target_shares
 from cxr.dataset.subsample import UNUSED, has_quotas, kept_count, quotas_of
 from tasks.quality.expectations import Check, Table, check_tables, enforce
 
@@ -62,9 +65,10 @@ def split(params: SplitParams, paths: Paths) -> None:
     table = assign(manifest, near_duplicates, params)
     with atomic_folder(paths.split) as folder:
         table.to_csv(folder / "splits.csv", index=False)
-        write_json(folder / "split.json", _summary(table, params, ingested))
+        summary = _summary(table, params, ingested) | _around_test(table, manifest, params, paths.raw, ingested)
+        write_json(folder / "split.json", summary)
         check_split(folder, manifest, near_duplicates, params)
-    _report(table, params)
+    _report(summary)
 
 
 def check_split(folder: Path, manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> None:
@@ -85,7 +89,8 @@ def check_split(folder: Path, manifest: pd.DataFrame, near_duplicates: pd.DataFr
 
 
 def _images(table: pd.DataFrame, manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> Table:
-    rows = manifest[["image_id", "source"]].merge(table, on="image_id", how="outer", indicator=True)
+    columns = ["image_id", "source", "acquisition_series", "acquisition_number"]
+    rows = manifest[columns].merge(table, on="image_id", how="outer", indicator=True)
     how = rows["_merge"].astype(str).map({"both": "once", "left_only": "never", "right_only": "not in the manifest"})
     rows["assigned"] = how.mask(rows["image_id"].duplicated(keep=False), "twice")
     rows["split"] = rows["split"].fillna("none")
@@ -107,10 +112,23 @@ def _images(table: pd.DataFrame, manifest: pd.DataFrame, near_duplicates: pd.Dat
         ),
     )
     checks: tuple[Check, ...] = (once, known) if params.protocol == "paper" else (once, known, *grouped)
+    if params.protocol == "block":
+        rows["inside_test_block"] = _inside_test_block(rows)
+        outside = {"column": "inside_test_block", "value_set": [False]}
+        checks += (Check("test_block_contiguous", "ColumnValuesToBeInSet", outside, "only test images in the block"),)
     if params.train_sources:
         chosen = {"column": "trains", "value_set": params.train_sources}
         checks += (Check("train_sources", "ColumnValuesToBeInSet", chosen, ", ".join(params.train_sources)),)
     return Table("images", rows.drop(columns="_merge"), ("image_id", "patient_id", "split"), checks)
+
+
+def _inside_test_block(rows: pd.DataFrame) -> pd.Series:
+    """Return whether an image for training or validation lies between test images of its series."""
+    order = ["source", "acquisition_series"]
+    tested = rows[rows["split"] == "test"].groupby(order)["acquisition_number"].agg(["min", "max"])
+    block = rows[order].merge(tested, how="left", left_on=order, right_index=True)
+    inside = (rows["acquisition_number"] >= block["min"]) & (rows["acquisition_number"] <= block["max"])
+    return inside.fillna(False).astype(bool) & rows["split"].isin(["train", "validation"])
 
 
 def _separated(used: pd.DataFrame, near_duplicates: pd.DataFrame) -> dict[str, str]:
@@ -125,11 +143,12 @@ def _class_counts(
 ) -> Table:
     """Return one row for each split and class: its images, and its quota or target share.
 
-    With `train_sources` there is no row for `train`, because its size depends on the sources.
+    With `train_sources` there is no row for `train`, because its size depends on the sources; nor with the shares of
+    `block`, where it depends on the images without an order.
     """
     images = table.groupby(["split", "label"]).size().to_dict()
     names = list(SPLITS if has_quotas(params) else target_shares(params))
-    if params.train_sources:
+    if params.train_sources or (params.protocol == "block" and not has_quotas(params)):
         names.remove("train")
     rows = pd.DataFrame(
         [
@@ -175,6 +194,30 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _around_test(
+    table: pd.DataFrame, manifest: pd.DataFrame, params: SplitParams, raw: Path, ingested: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a protocol with a given test set could not use, in numbers and in sentences (`notes`)."""
+    if params.protocol not in ("official", "block"):
+        return {"notes": []}
+    left_out = withheld(table, manifest, read_near_duplicates(raw), params)
+    found: dict[str, Any] = {"withheld": asdict(left_out)}
+    if params.protocol == "block":
+        unordered = images_without_order(table, manifest)
+        text = f"{unordered} images without an order of acquisition were used for training only."
+        return {**found, "train_without_order": unordered, "notes": [left_out.sentence, text]}
+    duplicates = pd.read_csv(_existing(raw / "duplicates.csv"), dtype=str)
+    layout = ingested["layouts"][params.official_source]
+    published = published_set(
+        table,
+        manifest,
+        duplicates,
+        source=params.official_source,
+        published={} if ingested["synthetic"] else published_images(layout),
+    )
+    return {**found, "published": asdict(published), "notes": [*published.sentences, left_out.sentence]}
+
+
 def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any]) -> dict[str, Any]:
     return {
         "protocol": params.protocol,
@@ -186,6 +229,8 @@ def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any])
         "seed": params.seed,
         "fold": params.fold if params.protocol == "cv" else -1,
         "folds": params.folds if params.protocol == "cv" else 0,
+        "block": params.block if params.protocol == "block" else -1,
+        "blocks": params.blocks,
         "counts": count_images(table, params),
         "patients": {name: int(table.loc[table["split"] == name, "patient_id"].nunique()) for name in SPLITS},
         "overlapping_patients": patient_overlap(table).overlapping,
@@ -196,11 +241,12 @@ def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any])
     }
 
 
-def _report(table: pd.DataFrame, params: SplitParams) -> None:
-    for name, images in count_images(table, params).items():
+def _report(summary: dict[str, Any]) -> None:
+    for name, images in summary["counts"].items():
         each = ", ".join(f"{n} {label}" for label, n in images.items())
         log.info("split %-10s %5d images: %s", name, sum(images.values()), each or "none")
-    log.info("%s", leakage(table, params))
+    for sentence in (summary["leakage"], *summary["notes"]):
+        log.info("%s", sentence)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class ValidateParams(Section):
 class SplitParams(Section):
     """How images are assigned to training, validation and test."""
 
-    protocol: Literal["paper", "patient", "official", "cv"]
+    protocol: Literal["paper", "patient", "official", "cv", "block"]
     task: Task
     subsample: Literal["none", "paper_quotas"]
     train_share: Annotated[float, Field(gt=0, le=1)]
@@ -108,15 +108,19 @@ class SplitParams(Section):
     share_tolerance: Share
     folds: Annotated[int, Field(ge=2)]
     fold: Annotated[int, Field(ge=0)]
+    blocks: Annotated[int, Field(ge=2)]
+    block: Annotated[int, Field(ge=0)]
     paper_train: dict[Label, int]
     paper_test: dict[Label, int]
     paper_validation: dict[Label, int]
     official_source: str
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> "SplitParams":
+    def _fold_and_block_exist(self) -> "SplitParams":
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist; folds are 0 to {self.folds - 1}")
+        if self.block >= self.blocks:
+            raise ValueError(f"block {self.block} does not exist; blocks are 0 to {self.blocks - 1}")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Sets that are laid out as <set>/<part>/<class folder>/<image>, such as chest_xray/train/NORMAL/IM-0115-0001.jpeg."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import Label
@@ -30,6 +30,7 @@ class ClassFolders:
     parts           official parts, such as "train"
     class_folders   folders inside each part
     facts_of        from class folder and file name without suffix to what they say
+    published       number of images of each part in the published set; empty if unknown
     """
 
     source_name: str
@@ -37,6 +38,7 @@ class ClassFolders:
     parts: tuple[str, ...]
     class_folders: tuple[str, ...]
     facts_of: Callable[[str, str], NameFacts | Rejection]
+    published: Mapping[str, int] = field(default_factory=dict)
 
     covers_location = False
 

@@ -67,6 +67,7 @@ KERMANY = ClassFolders(
     parts=("train", "val", "test"),
     class_folders=("NORMAL", "PNEUMONIA"),
     facts_of=_kermany_facts,
+    published={"train": 5216, "val": 16, "test": 624},
 )
 COVID19 = ClassFolders(
     source_name="covid19",
@@ -85,6 +86,12 @@ def layout_named(name: str) -> Layout:
     if name not in LAYOUTS:
         raise ParamsError(f"ingest.sources: unknown layout {name!r}; expected one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
+
+
+def published_images(name: str) -> Mapping[str, int]:
+    """Return the number of images of each part of the published set with a layout; empty if it is not known."""
+    layout = layout_named(name)
+    return layout.published if isinstance(layout, ClassFolders) else {}
 
 
 def layouts_in(location: Path) -> list[str]:

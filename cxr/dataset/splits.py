@@ -4,6 +4,11 @@
 `patient`   all images, split by patient in given shares
 `official`  the test part of the set itself; all other images are split by patient into training and validation
 `cv`        k folds, split by patient; one fold is the test set
+`block`     one block of the order of acquisition is the test set; the others are split by patient into training and
+            validation, and images without an order only train
+
+Images that `official` and `block` cannot train on, because they share a patient or a near-duplicate with the test set,
+are unused (see cxr.dataset.split_summary).
 
 Split by patient means: all images of a patient, and near-duplicates, are in the same split. cxr.dataset.subsample
 leaves some of the assigned images out again, for learning curves and comparisons. The result depends on the images,
@@ -11,7 +16,6 @@ the near-duplicate pairs and the parameters, and not on the order of rows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -22,18 +26,11 @@ from scipy.sparse.csgraph import connected_components
 from cxr.common.classes import CLASSES, LABELS, Label
 from cxr.common.errors import DataError
 from cxr.common.params import SplitParams
+from cxr.dataset.blocks import NO_BLOCK, acquisition_blocks
 from cxr.dataset.subsample import UNUSED, quotas_of, subsample
 
 SPLITS = ("train", "validation", "test")
 SPLIT_COLUMNS = ("image_id", "split", "fold", "label", "patient_id")
-
-
-@dataclass(frozen=True)
-class PatientOverlap:
-    """Number of test patients, and of those who also have images in training or validation."""
-
-    overlapping: int
-    test_patients: int
 
 
 def assign(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
@@ -45,14 +42,15 @@ def assign(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitP
         params: section `split` of params.yaml.
 
     Returns:
-        One row per image, sorted by `image_id`: `image_id`, `split` (train, validation, test or unused), `fold` (-1
-        without folds), `label`, `patient_id`.
+        One row per image, sorted by `image_id`: `image_id`, `split` (train, validation, test or unused), `fold` (fold
+        or block of the image, -1 without), `label`, `patient_id`.
 
     Raises:
         DataError: a class has no images, fewer than its quota, or fewer patients than splits; the official test part
-            is absent; or split.train_sources names an unknown source.
+            or the order of acquisition is absent; or split.train_sources names an unknown source.
     """
     images = manifest.sort_values("image_id", ignore_index=True)
+    images["block"] = acquisition_blocks(images, blocks=params.blocks)
     usable = images[images["label"].isin(CLASSES[params.task])].reset_index(drop=True)
     _require_every_class(usable, params)
     usable["group"] = patient_groups(usable, near_duplicates)
@@ -110,55 +108,25 @@ def distribute(counts: NDArray[np.int64], shares: Sequence[float], rng: np.rando
 def target_shares(params: SplitParams) -> dict[str, float]:
     """Return the target share of each split, the same for every class; empty for `paper`.
 
-    Shares are of all images of the task; for `official`, where the test set is given, of the images outside the groups
-    of the test set. The share of training is that before `train_sources` and `train_share` are applied.
+    Shares are of all images of the task; for `official` and `block`, where the test set is given, of the images that
+    may be used for validation. The share of training is that before `train_sources` and `train_share` are applied.
     """
     if params.protocol == "paper":
         return {}
-    test = {"patient": params.test_share, "cv": 1 / params.folds, "official": 0.0}[params.protocol]
-    shares = {"train": 1 - test - params.validation_share, "validation": params.validation_share, "test": test}
-    if params.protocol == "official":
-        del shares["test"]
-    return shares
+    if params.protocol in _GIVEN_TEST:
+        return {"train": 1 - params.validation_share, "validation": params.validation_share}
+    test = {"patient": params.test_share, "cv": 1 / params.folds}[params.protocol]
+    return {"train": 1 - test - params.validation_share, "validation": params.validation_share, "test": test}
 
 
 def images_to_share(manifest: pd.DataFrame, near_duplicates: pd.DataFrame, params: SplitParams) -> dict[str, int]:
     """Return the number of images of each class that `target_shares` refers to."""
-    usable = manifest[manifest["label"].isin(CLASSES[params.task])].reset_index(drop=True)
-    if params.protocol == "official":
-        group = pd.Series(patient_groups(usable, near_duplicates))
-        usable = usable[~group.isin(group[_is_official_test(usable, params)])]
+    images = manifest.assign(block=acquisition_blocks(manifest, blocks=params.blocks))
+    usable = images[images["label"].isin(CLASSES[params.task])].reset_index(drop=True)
+    usable["group"] = patient_groups(usable, near_duplicates)
+    if params.protocol in _GIVEN_TEST:
+        usable = usable[_may_validate(usable, _GIVEN_TEST[params.protocol](usable, params), params)]
     return {str(label): int(n) for label, n in usable["label"].value_counts().items()}
-
-
-def patient_overlap(table: pd.DataFrame) -> PatientOverlap:
-    """Count the patients of the test set who also have images in training or validation."""
-    tested = set(table.loc[table["split"] == "test", "patient_id"])
-    seen = set(table.loc[table["split"].isin(["train", "validation"]), "patient_id"])
-    return PatientOverlap(overlapping=len(tested & seen), test_patients=len(tested))
-
-
-def leakage(table: pd.DataFrame, params: SplitParams) -> str:
-    """Return one sentence about patients that the test set shares with training and validation."""
-    found = patient_overlap(table)
-    if params.protocol == "paper":
-        return (
-            f"Split at random by image, as in the paper: {found.overlapping} of the {found.test_patients} patients in "
-            "the test set also have images in training or validation, so the metrics are higher than for new patients."
-        )
-    return (
-        f"Split by patient: {found.overlapping} of the {found.test_patients} patients in the test set have images in "
-        "training or validation, as far as file names identify patients. Near-duplicates are in the same split."
-    )
-
-
-def count_images(table: pd.DataFrame, params: SplitParams) -> dict[str, dict[str, int]]:
-    """Return {split: {label: n}} with every class of the task; `unused` has only classes with images."""
-    labels: dict[str, list[str]] = {name: list(CLASSES[params.task]) for name in SPLITS}
-    unused = table.loc[table["split"] == UNUSED, "label"]
-    labels[UNUSED] = [label for label in LABELS if label in set(unused)]
-    found = table.groupby(["split", "label"]).size()
-    return {name: {label: int(found.get((name, label), 0)) for label in labels[name]} for name in labels}
 
 
 def _paper(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
@@ -182,19 +150,45 @@ def _patient(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
 
 
 def _official(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
-    """Use the whole test part; other images of its patients and near-duplicates of its images are unused."""
     is_test = _is_official_test(usable, params)
     _require_official_test(usable, is_test, params)
+    return _around_test(usable, is_test, params).assign(fold=-1)
+
+
+def _block(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
+    _require_order(usable)
+    return _around_test(usable, _is_in_block(usable, params), params).assign(fold=usable["block"])
+
+
+def _around_test(usable: pd.DataFrame, is_test: pd.Series, params: SplitParams) -> pd.DataFrame:
+    """Use a given test set whole; other images of its patients and near-duplicates of its images are unused."""
     in_test_group = usable["group"].isin(usable.loc[is_test, "group"])
-    split = np.where(is_test, "test", UNUSED).astype(object)
-    pool = usable[~in_test_group]
-    part = _distribute_images(pool, list(target_shares(params).values()), params)
-    split[~in_test_group] = np.array(SPLITS, dtype=object)[part]
-    return usable.assign(split=split, fold=-1)
+    split = np.where(is_test, "test", np.where(in_test_group, UNUSED, "train")).astype(object)
+    pool = _may_validate(usable, is_test, params)
+    part = _distribute_images(usable[pool], list(target_shares(params).values()), params)
+    split[pool] = np.array(SPLITS, dtype=object)[part]
+    return usable.assign(split=split)
+
+
+def _may_validate(usable: pd.DataFrame, is_test: pd.Series, params: SplitParams) -> pd.Series:
+    """Return whether the group of each image is without test images and, for `block`, all of it has an order."""
+    barred = is_test | ((usable["block"] == NO_BLOCK) if params.protocol == "block" else False)
+    return ~usable["group"].isin(usable.loc[barred, "group"])
 
 
 def _is_official_test(usable: pd.DataFrame, params: SplitParams) -> pd.Series:
     return (usable["source"] == params.official_source) & (usable["official_split"] == "test")
+
+
+def _is_in_block(usable: pd.DataFrame, params: SplitParams) -> pd.Series:
+    return usable["block"] == params.block
+
+
+_GIVEN_TEST: dict[str, Callable[[pd.DataFrame, SplitParams], pd.Series]] = {
+    "official": _is_official_test,
+    "block": _is_in_block,
+}
+"""Protocols whose test set does not depend on chance -> whether each image is in it."""
 
 
 def _cv(usable: pd.DataFrame, params: SplitParams) -> pd.DataFrame:
@@ -215,6 +209,7 @@ _PROTOCOLS: dict[str, Callable[[pd.DataFrame, SplitParams], pd.DataFrame]] = {
     "patient": _patient,
     "official": _official,
     "cv": _cv,
+    "block": _block,
 }
 
 
@@ -261,6 +256,15 @@ def _require_official_test(usable: pd.DataFrame, is_test: pd.Series, params: Spl
         )
 
 
+def _require_order(usable: pd.DataFrame) -> None:
+    if (usable["block"] == NO_BLOCK).all():
+        raise DataError(
+            f"split.protocol block needs the order of acquisition, and none of the {len(usable)} images has one; "
+            "chest_xray has it in its file names; for a labelled folder add the column acquired to labels.csv and "
+            "run `./run dvc repro ingest`, or choose split.protocol patient"
+        )
+
+
 def _require_every_class_in_every_split(assigned: pd.DataFrame, params: SplitParams) -> None:
     _require_every_class_in(assigned, "split", list(SPLITS), params)
 
@@ -272,6 +276,9 @@ def _require_every_class_in_every_fold(usable: pd.DataFrame, fold: NDArray[np.in
 def _require_every_class_in(
     assigned: pd.DataFrame, column: str, parts: Sequence[str | int], params: SplitParams
 ) -> None:
+    hint = "reduce split.folds" if column == "fold" else "increase the shares of small splits"
+    if params.protocol == "block":
+        hint = "reduce split.blocks (images without an order are not tested)"
     for label in CLASSES[params.task]:
         images = assigned[assigned["label"] == label]
         empty = [str(part) for part in parts if part not in set(images[column])]
@@ -279,5 +286,5 @@ def _require_every_class_in(
             raise DataError(
                 f"no images of class {label} for {column} {', '.join(empty)}: its {len(images)} images are of "
                 f"{images['group'].nunique()} patients, and all images of a patient stay together; add images of this "
-                f"class or {'reduce split.folds' if column == 'fold' else 'increase the shares of small splits'}"
+                f"class or {hint}"
             )

@@ -25,6 +25,7 @@ class RawFolder:
     manifest: pd.DataFrame
     statistics: pd.DataFrame
     near_duplicates: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[dict[str, str]] = field(default_factory=list)
     quarantined: int = 2
     synthetic: bool = True
 
@@ -34,6 +35,8 @@ class RawFolder:
         write_table(self.statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
         pairs = pd.DataFrame(self.near_duplicates, columns=["image_id_a", "image_id_b"]).assign(correlation=0.99)
         pairs.to_csv(raw / "near_duplicates.csv", index=False)
+        columns = ["source", "path", "sha256", "kind", "kept_image_id", "correlation"]
+        pd.DataFrame(self.duplicates, columns=columns).to_csv(raw / "duplicates.csv", index=False)
         sources = {name: len(images) for name, images in self.manifest.groupby("source")}
         counts = {name: self._counts(n, self.quarantined if name == "kermany" else 0) for name, n in sources.items()}
         labels = self.manifest["label"].value_counts()

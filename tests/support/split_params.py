@@ -19,6 +19,8 @@ def split_params(**changes: Any) -> SplitParams:
         "share_tolerance": 0.05,
         "folds": 3,
         "fold": 0,
+        "blocks": 3,
+        "block": 0,
         "paper_train": {"normal": 3, "viral": 4, "bacterial": 5},
         "paper_test": {"normal": 2, "viral": 1, "bacterial": 2},
         "paper_validation": {"normal": 1, "viral": 1, "bacterial": 1},

@@ -40,7 +40,7 @@ def test_a_value_changes_and_comments_are_kept(params: Path) -> None:
     epochs = read_params(params).train.epochs
     assert configure(params, {"train.epochs": 3}) == {"train.epochs": (epochs, 3)}
     assert read_params(params).train.epochs == 3
-    assert "# paper | patient | official | cv" in params.read_text()
+    assert "# paper | patient | official | cv | block" in params.read_text()
 
 
 def test_a_file_with_these_values_is_not_written(params: Path) -> None:

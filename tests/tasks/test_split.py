@@ -43,7 +43,7 @@ def paths(tmp_path: Path, raw: tuple[Path, RawFolder]) -> Paths:
     return paths_below(tmp_path).model_copy(update={"raw": raw[0]})
 
 
-@pytest.mark.parametrize("protocol", ["patient", "paper", "official", "cv"])
+@pytest.mark.parametrize("protocol", ["patient", "paper", "official", "cv", "block"])
 def test_every_protocol_passes_its_gate_and_writes_a_summary(paths: Paths, protocol: str) -> None:
     chosen = params(protocol=protocol, **SMALL_QUOTAS)
     split(chosen, paths)
@@ -62,6 +62,43 @@ def test_every_protocol_passes_its_gate_and_writes_a_summary(paths: Paths, proto
     assert summary["manifest_sha256"] == sha256_of(paths.raw / "manifest.parquet")
     assert summary["synthetic"] is True
     assert len(summary["test_set_sha256"]) == 64
+    assert summary["blocks"] == 5
+    assert ("withheld" in summary) == (protocol in ("official", "block"))
+
+
+def test_a_block_counts_what_it_left_out_and_what_has_no_order(paths: Paths) -> None:
+    split(params(protocol="block", block=4), paths)
+    summary = json.loads((paths.split / "split.json").read_text())
+    assert summary["block"] == 4
+    assert summary["train_without_order"] == 60, "three classes of ten patients of the second set, two images each"
+    assert set(summary["withheld"]) == {"same_patient", "near_duplicates", "other_sources"}
+    assert len(summary["notes"]) == 2
+
+
+def test_official_names_what_is_missing_of_the_published_set(paths: Paths, tmp_path: Path) -> None:
+    tables = raw_folder(tmp_path / "raw")
+    own_test = (tables.manifest["source"] == "kermany") & (tables.manifest["official_split"] == "test")
+    tested = tables.manifest.loc[own_test, "image_id"].iloc[0]
+    nested = "chest_xray/test/NORMAL/IM-0001-0001.jpeg"
+    tables.manifest["path"] = [
+        f"images/kermany/{part}/NORMAL/{n}.jpeg" for n, part in enumerate(tables.manifest["official_split"])
+    ]
+    tables.duplicates = [
+        {"source": "kermany", "path": path, "kept_image_id": tested} for path in (nested, nested[len("chest_xray/") :])
+    ]
+    tables.synthetic = False
+    tables.write(tmp_path / "raw")
+    split(params(protocol="official"), paths.model_copy(update={"raw": tmp_path / "raw"}))
+    summary = json.loads((paths.split / "split.json").read_text())
+    own = tables.manifest[tables.manifest["source"] == "kermany"]["official_split"].value_counts()
+    assert summary["published"] == {
+        "published": {"train": 5216, "val": 16, "test": 624},
+        "at_hand": {"train": own["train"], "test": own["test"] + 1},
+        "test_images": own["test"],
+        "duplicates_of_test": 2,
+    }
+    missing = f"Of the 5,856 published images {5856 - own.sum() - 1:,} are missing here"
+    assert summary["notes"][0].startswith(missing)
 
 
 def test_the_four_way_task_splits_the_covid_images_too(paths: Paths) -> None:
@@ -81,7 +118,7 @@ def test_a_subsampled_split_passes_its_gate_with_the_quotas(paths: Paths, protoc
     assert (summary["subsample"], summary["train_share"], summary["overlapping_patients"]) == ("paper_quotas", 0.5, 0)
 
 
-@pytest.mark.parametrize("protocol", ["patient", "official", "cv"])
+@pytest.mark.parametrize("protocol", ["patient", "official", "cv", "block"])
 def test_a_share_of_the_training_images_of_one_source_keeps_the_test_set(paths: Paths, protocol: str) -> None:
     split(params(protocol=protocol), paths)
     whole = json.loads((paths.split / "split.json").read_text())

@@ -1,6 +1,7 @@
 """Splits: every image once, no overlap of patients, exact quotas, independent of the order of rows."""
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,15 @@ from hypothesis import strategies as st
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
 from cxr.dataset.manifest import sha256_of_test_set
-from cxr.dataset.splits import (
-    SPLITS,
-    assign,
+from cxr.dataset.split_summary import (
+    Withheld,
     count_images,
-    distribute,
+    images_without_order,
     leakage,
-    patient_groups,
     patient_overlap,
-    target_shares,
+    withheld,
 )
+from cxr.dataset.splits import SPLITS, assign, distribute, patient_groups, target_shares
 from tests.support.split_params import split_params as params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
@@ -37,6 +37,8 @@ def manifest(images: list[tuple[str, str, str]]) -> pd.DataFrame:
                 "official_split": part,
                 "label": label,
                 "patient_id": f"kermany/{part}/{patient}",
+                "acquisition_series": label,
+                "acquisition_number": int(re.sub(r"\D", "", patient) or 0),
             }
             for number, (label, patient, part) in enumerate(images)
         ]
@@ -65,8 +67,8 @@ def pairs(table: pd.DataFrame, *rows: tuple[int, int]) -> pd.DataFrame:
 cohorts = st.builds(
     many_images, seed=st.integers(0, 10_000), patients=st.integers(25, 60), labels=st.sampled_from([LABELS, LABELS[:3]])
 )
-protocols = st.sampled_from(["paper", "patient", "official", "cv"])
-grouped = st.sampled_from(["patient", "official", "cv"])
+protocols = st.sampled_from(["paper", "patient", "official", "cv", "block"])
+grouped = st.sampled_from(["patient", "official", "cv", "block"])
 
 
 @settings(max_examples=20, deadline=None)
@@ -194,6 +196,60 @@ def test_official_leaves_out_patients_with_near_duplicates_of_test_images() -> N
     assert (table["split"] == "unused").sum() == len(same_person)
 
 
+def test_images_left_out_around_the_official_test_part_are_counted() -> None:
+    images = many_images(labels=LABELS[:3])
+    first_test = images.index[images["official_split"] == "test"][0]
+    copied = images.index[images["official_split"] == "train"][0]
+    images.loc[copied, ["source", "patient_id"]] = ["covid19", "covid19/train/1"]
+    images.loc[copied + 1, "patient_id"] = images.loc[first_test, "patient_id"]
+    alike = pairs(images, (first_test, copied))
+    chosen = params(protocol="official")
+    table = assign(images, alike, chosen)
+    assert withheld(table, images, alike, chosen) == Withheld(same_patient=1, near_duplicates=1, other_sources=1)
+
+
+def test_each_block_is_the_test_set_once_and_holds_the_images_of_consecutive_numbers() -> None:
+    images = many_images(labels=LABELS[:3])
+    tested = []
+    for block in range(3):
+        table = assign(images, NO_PAIRS, params(protocol="block", block=block)).merge(images)
+        test = table[table["split"] == "test"]
+        assert set(test["fold"]) == {block}
+        tested += test["image_id"].tolist()
+        trained = table[table["split"].isin(["train", "validation"])]
+        for series, numbers in test.groupby("acquisition_series")["acquisition_number"]:
+            others = trained.loc[trained["acquisition_series"] == series, "acquisition_number"]
+            assert not others.between(numbers.min(), numbers.max()).any()
+            largest = images.groupby(["acquisition_series", "acquisition_number"]).size().max()
+            assert len(numbers) == pytest.approx((images["label"] == series).sum() / 3, abs=int(largest))
+    assert sorted(tested) == images["image_id"].tolist()
+
+
+def test_images_without_an_order_only_train_with_all_of_their_group() -> None:
+    images = many_images(labels=LABELS[:3])
+    unordered = images.head(20).assign(source="other", acquisition_series=None, acquisition_number=None)
+    unordered["image_id"] = [f"other-{n}" for n in range(20)]
+    unordered["patient_id"] = [f"other/{n}" for n in range(20)]
+    both = pd.concat([images, unordered], ignore_index=True)
+    in_last_block = images.index[images["acquisition_number"] == images["acquisition_number"].max()][0]
+    alike = pairs(both, (in_last_block, len(images)))
+    table = assign(both, alike, params(protocol="block")).set_index("image_id")
+    assert set(table.loc[unordered["image_id"], "split"]) == {"train"}
+    assert table.loc[both.loc[in_last_block, "image_id"], "split"] == "train"
+    assert images_without_order(table.reset_index(), both) == 20
+    held_out = assign(both, alike, params(protocol="block", block=2)).set_index("image_id")
+    assert held_out.loc["other-0", "split"] == "unused"
+
+
+def test_a_set_without_an_order_has_no_blocks() -> None:
+    images = many_images(labels=LABELS[:3]).assign(acquisition_series=None, acquisition_number=None)
+    with pytest.raises(DataError, match=r"none of the .* images has one; .* add the column acquired to labels\.csv"):
+        assign(images, NO_PAIRS, params(protocol="block"))
+    by_class = images.assign(acquisition_series="x", acquisition_number=images["label"].map(LABELS.index))
+    with pytest.raises(DataError, match=r"no images of class normal for split train, validation: .* reduce split\.blocks"):
+        assign(by_class, NO_PAIRS, params(protocol="block"))
+
+
 def test_groups_join_patients_along_chains_of_near_duplicates() -> None:
     images = manifest([("normal", name, "train") for name in "aabbcd"])
     groups = patient_groups(images, pairs(images, (1, 2), (3, 4)))
@@ -264,6 +320,8 @@ def test_the_digest_of_the_test_set_is_that_of_its_sorted_lines() -> None:
         ({"protocol": "cv", "folds": 2, "validation_share": 0.5}, "leave images for training"),
         ({"protocol": "paper", "paper_test": {"normal": 1, "viral": 1}}, "paper_test"),
         ({"protocol": "paper", "task": "four_way"}, "paper_train .*covid"),
+        ({"block": 3}, "block 3 does not exist; blocks are 0 to 2"),
+        ({"protocol": "blocks"}, "'paper', 'patient', 'official', 'cv' or 'block'"),
     ],
 )
 def test_parameters_that_leave_a_split_empty_are_rejected(changes: dict[str, Any], message: str) -> None:

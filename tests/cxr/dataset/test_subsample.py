@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from cxr.common.classes import CLASSES, LABELS
 from cxr.common.errors import DataError
 from cxr.dataset.manifest import sha256_of_test_set
-from cxr.dataset.splits import assign, count_images, leakage, patient_overlap
+from cxr.dataset.split_summary import count_images, leakage, patient_overlap
+from cxr.dataset.splits import assign
 from tests.support.split_params import split_params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
 SEEDS = st.integers(0, 2**31)
-PROTOCOLS = st.sampled_from(["paper", "patient", "official", "cv"])
+PROTOCOLS = st.sampled_from(["paper", "patient", "official", "cv", "block"])
 
 
 params = partial(
@@ -39,6 +40,8 @@ def cohort(seed: int, patients: int = 30) -> pd.DataFrame:
             "label": label,
             "patient_id": f"{source}/{label}{patient}",
             "official_split": "test" if source == "kermany" and patient % 5 == 0 else "train",
+            "acquisition_series": label,
+            "acquisition_number": patient,
         }
         for source in ("kermany", "covid19")
         for label in LABELS
