@@ -7,6 +7,7 @@ SHELL := bash
 DATA ?=
 WEIGHTS ?=
 PROTOCOL ?=
+PROFILE ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 PORT ?= 8000
@@ -17,8 +18,8 @@ help: ## list the targets
 setup: ## build .venv from uv.lock; does nothing when it is up to date
 	@infra/setup.sh
 
-run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv]
-	@./run infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)"
+run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv] [PROFILE=hospital]
+	@./run infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)" "$(PROFILE)"
 
 # A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.
 test: ## the test suite, with the coverage floor

@@ -2,13 +2,14 @@
 # The whole pipeline: from raw images to a promoted champion and one prediction by it. Called by `make run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-data=$1 weights=$2 protocol=$3
+data=$1 weights=$2 protocol=$3 profile=$4
 
 settings=()
 if [ -n "$data" ]; then
     protocol=${protocol:-patient}
     settings+=(--profile profiles/real.yaml --data "$data")
 fi
+[ -n "$profile" ] && settings+=(--profile "profiles/$profile.yaml")
 if [ -n "$protocol" ]; then
     [ -f "profiles/$protocol.yaml" ] && settings+=(--profile "profiles/$protocol.yaml")
     settings+=(--set "split.protocol=$protocol")

@@ -2,6 +2,7 @@
 
 Reads   models/trained, data/images, data/split, and the manifest and the counts in data/raw
 Writes  reports/evaluation     predictions.csv, calibration, trust and audit .json, cards, figures, tables for plots,
+                               headline.json for `dvc metrics show`,
                                reference.safetensors: statistics of these images, with which tasks.monitor compares
         reports/report.html    one page that needs nothing else
         reports/metrics.json   the test metrics with 95% intervals over patients
@@ -35,7 +36,7 @@ from cxr.common.files import atomic_file, atomic_folder, read_json, write_json
 from cxr.common.params import EvaluateParams, Paths
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import read_manifest, read_splits, sha256_of_test_set
-from cxr.evaluation.headline import HEADLINES
+from cxr.evaluation.headline import HEADLINE_FILE, HEADLINES, headline_table
 from cxr.evaluation.predictions import Predictions, fit_calibration, make_predictions, run_network
 from cxr.evaluation.reference_set import in_reference, measure_reference
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
@@ -209,6 +210,7 @@ def _write_artifacts(
             table.to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
         for name in ("calibration", "trust", "audit"):
             write_json(partial / f"{name}.json", content[name])
+        write_json(partial / HEADLINE_FILE, headline_table(content["metrics"]))
         write_cards(partial, **content)
         write_reference(partial / REFERENCE_FILE, measured.reference)
         for name, svg in drawn.items():

@@ -363,7 +363,7 @@ def override(path: Path, values: dict[str, Any]) -> None:
     """
     tree, _ = _overridden(path, values)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        _yaml().dump(tree, file)
+        YAML().dump(tree, file)
 
 
 def with_overrides(path: Path, values: dict[str, Any]) -> Params:
@@ -396,16 +396,9 @@ def _key(tree: Any, part: str) -> str | int:
     return int(part) if isinstance(tree, list) else part
 
 
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
-
-
 def _load(path: Path) -> Any:
     try:
-        return _yaml().load(path.read_text(encoding="utf-8"))
+        return YAML().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing; run the command from the project root") from None
     except YAMLError as error:

@@ -124,6 +124,20 @@ COMPARED = (*SCORES, BY_NAME["nll"])
 """What the paired comparison of two models measures."""
 
 
+HEADLINE_FILE = "headline.json"
+"""The file of evaluation artifacts that DVC shows as metrics."""
+
+
+def headline_table(metrics: Mapping[str, Any]) -> dict[str, float | int | str | None]:
+    """Return what `dvc metrics show` prints of metrics.json: the headlines, and how many images of which protocol.
+
+    Raises:
+        DataError: a metric is missing.
+    """
+    found = {metric.name: metric.value_in(metrics) for metric in HEADLINES}
+    return {**found, "n_test": metrics["n_test"], "protocol": metrics["protocol"]}
+
+
 def _flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics.json with ERRORS beside SCORES."""
     return {**metrics, **(metrics.get(_ERRORS_KEY) or {})}

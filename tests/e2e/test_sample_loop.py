@@ -70,9 +70,11 @@ def test_a_second_repro_runs_nothing(project: Clone) -> None:
     assert "Data and pipelines are up to date." in said
 
 
-def test_metrics_and_plots_are_there_for_dvc(project: Clone) -> None:
+def test_metrics_and_plots_are_there_for_dvc(project: Clone, metrics: dict[str, Any]) -> None:
     shown = json.loads(project.ask("dvc", "metrics", "show", "--json"))
-    assert shown[""]["data"]["reports/metrics.json"]["data"]["n_test"] > 0
+    table = shown[""]["data"]["reports/evaluation/headline.json"]["data"]
+    assert list(table) == ["accuracy", "macro_f1", "macro_auroc", "ece", "n_test", "protocol"]
+    assert table["accuracy"] == metrics["accuracy"]
     plots = json.loads(project.ask("dvc", "plots", "show", "--json"))
     assert "errors" not in plots
     assert len(plots["data"]) == 5

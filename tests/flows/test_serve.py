@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,8 +34,7 @@ from tests.support.tiny_model import enter_tiny_project, write_image
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 CACHED = dict.fromkeys(["ingest", "train", "evaluate"], "Cached")
-
-
+A_WEEK = {"score/nightly": 7, "monitor/daily": 7, "rebuild/weekly": 1}
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -78,13 +79,34 @@ class Served:
         asked = {"parameters": parameters, "idempotency_key": uuid4().hex}
         return str(self.api("POST", f"deployments/{found}/create_flow_run", **asked)["id"])
 
-    def finish(self, deployment: str, **parameters: Any) -> "Finished":
-        """Run a deployment to its end."""
-        run = self.start_run(deployment, **parameters)
+    def wait_for_end(self, run: str) -> "Finished":
+        """Wait until a run has ended."""
         wait_for(lambda: self.api("GET", f"flow_runs/{run}")["state_type"] in FINAL, log=self.told, seconds=600)
         state = self.api("GET", f"flow_runs/{run}")["state"]
         shown = self.api("POST", "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
         return Finished(state["name"], str(state["message"]), {one["key"]: str(one["data"]) for one in shown})
+
+    def plan_of_a_week(self) -> list[tuple[str, str]]:
+        """Return the run and the deployment of all that is scheduled for the seven days from next midnight, in order.
+
+        What would come due earlier, while the test runs, is cancelled.
+        """
+        names = {self.api("GET", f"deployments/name/{name}")["id"]: name for name in A_WEEK}
+        midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        wanted = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+        planned = {}
+        for run in self.api("POST", "flow_runs/filter", flow_runs=wanted, limit=200):
+            due = datetime.fromisoformat(run["expected_start_time"])
+            if due < midnight:
+                self.api("POST", f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLED"})
+            elif due < midnight + timedelta(days=7):
+                planned[due] = (run["id"], names[run["deployment_id"]])
+        return [planned[due] for due in sorted(planned)]
+
+    def bring_forward(self, run: str) -> None:
+        """Let a planned run be due now, as Prefect's page does."""
+        now = {"type": "SCHEDULED", "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
+        self.api("POST", f"flow_runs/{run}/set_state", state=now)
 
     def api(self, method: str, path: str, **body: Any) -> Any:
         """Ask the server; one whose database is busy answers 503 and is asked again."""
@@ -133,6 +155,7 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         PREFECT_HOME=str(root / ".prefect"),
         PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS="1",
         PREFECT_WORKER_QUERY_SECONDS="1",
+        PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME="P9D",
     )
     told = root / ".prefect.out"
     command = [sys.executable, "-m", "flows.serve", f"--prefect-port={ports[0]}", f"--mlflow-port={ports[1]}"]
@@ -148,10 +171,51 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             process.wait(120)
 
 
-def test_of_two_rebuilds_at_once_the_second_waits_and_then_finds_all_cached(served: Served) -> None:
-    first, second = served.start_run(), served.start_run()
-    served.wait_for_state(first, "Completed")
-    served.wait_for_state(second, "Completed")
+def test_a_week_of_schedules_ends_well_and_a_bad_image_is_reported_on_its_night(served: Served) -> None:
+    """Time moves forward: what the scheduler has planned for seven days is due at once, one run after the other.
+
+    A second rebuild is asked for beside Sunday's: one of the two waits, and then finds everything cached.
+    """
+    decided = served.wait_for_end(served.start_run("promote/on-demand"))
+    assert (decided.state, decided.message) == ("Promoted", "version 1 is champion")
+    nights: list[Finished] = []
+    plan = served.plan_of_a_week()
+    assert Counter(deployment for _, deployment in plan) == A_WEEK
+    for run, deployment in plan:
+        if deployment == "score/nightly":
+            put_what_came_in_before_night(len(nights) + 1, served.root / "data" / "incoming")
+        second = served.start_run() if deployment == "rebuild/weekly" else None
+        served.bring_forward(run)
+        ended = served.wait_for_end(run)
+        assert ended.state == "Completed", f"{deployment}: {ended.message}"
+        if deployment == "score/nightly":
+            nights.append(ended)
+        elif second is not None:
+            assert served.wait_for_end(second).state == "Completed"
+            assert_one_waited_and_found_all_cached(served, run, second)
+            assert "version 1" in ended.artifacts["promotion"]
+    assert "data/incoming does not exist" in nights[0].message
+    counts = [tuple(f"| {name} | {count} |" for name, count in zip(COUNTED, night, strict=True)) for night in NIGHTS]
+    assert all(row in night.artifacts["scores"] for night, rows in zip(nights[1:], counts, strict=True) for row in rows)
+    assert [number for number, night in enumerate(nights, start=1) if "bad-images" in night.artifacts] == [3]
+    assert "empty.png" in nights[2].artifacts["bad-images"]
+    assert served.wait_for_end(served.start_run("promote/on-demand")).state == "Champion already"
+
+
+COUNTED = ("scored", "scored before", "bad")
+NIGHTS = [(2, 0, 0), (1, 2, 1), (0, 4, 0), (1, 4, 0), (0, 5, 0), (0, 5, 0)]
+"""From the second night on; an unreadable image that has not changed counts as scored before."""
+
+
+def put_what_came_in_before_night(number: int, incoming: Path) -> None:
+    """Add the day's images: two on the second day, one and an unreadable file on the third, one on the fifth."""
+    for seed in {2: (0, 1), 3: (2,), 5: (3,)}.get(number, ()):
+        write_image(incoming / f"{seed}.png", seed=seed)
+    if number == 3:
+        (incoming / "empty.png").touch()
+
+
+def assert_one_waited_and_found_all_cached(served: Served, first: str, second: str) -> None:
     stages = [served.stages_of(first), served.stages_of(second)]
     assert CACHED in stages
     assert dict.fromkeys(CACHED, "Completed") in stages
@@ -159,33 +223,6 @@ def test_of_two_rebuilds_at_once_the_second_waits_and_then_finds_all_cached(serv
     states = {state["name"] for state in served.api("GET", f"flow_run_states/?flow_run_id={waited}")}
     assert "AwaitingConcurrencySlot" in states
     assert httpx.get(f"{served.mlflow}/health").text == "OK"
-
-
-def test_a_week_of_the_deployments_ends_well_and_a_bad_image_is_named_on_its_night(served: Served) -> None:
-    decided = served.finish("promote/on-demand")
-    assert (decided.state, decided.message) == ("Promoted", "version 1 is champion")
-    first = served.finish("score/nightly")
-    assert first.state == "Completed"
-    assert "data/incoming does not exist" in first.message
-
-    for number in range(3):
-        write_image(served.root / "data" / "incoming" / f"{number}.png", seed=number)
-    (served.root / "data" / "incoming" / "empty.png").touch()
-    second = served.finish("score/nightly")
-    assert second.state == "Completed"
-    assert "| scored | 3 |" in second.artifacts["scores"]
-    assert "empty.png" in second.artifacts["bad-images"]
-    write_image(served.root / "data" / "incoming" / "new.png", seed=9)
-    third = served.finish("score/nightly")
-    assert "| scored | 1 |" in third.artifacts["scores"]
-    assert "| scored before | 4 |" in third.artifacts["scores"]
-    assert "bad-images" not in third.artifacts
-
-    assert served.finish("monitor/daily").state == "Completed"
-    rebuilt = served.finish("rebuild/weekly", promote=True)
-    assert rebuilt.state == "Completed", rebuilt.message
-    assert "version 1" in rebuilt.artifacts["promotion"]
-    assert served.finish("promote/on-demand").state == "Champion already"
 
 
 def test_a_plain_shell_reaches_the_servers_through_either_client(served: Served) -> None:

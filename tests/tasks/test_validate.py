@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from cxr.common.errors import DataError, GateError, ParamsError
 from cxr.common.params import Paths, ValidateParams
@@ -67,6 +68,18 @@ def test_valid_data_pass_and_every_check_is_listed(paths: Paths, tables: RawFold
         "threshold": "64 to 8000 px",
     }
     assert report["expectations"][-1]["severity"] == "warn"
+
+
+def test_a_hundred_images_a_class_are_enough_with_the_profile_of_a_small_hospital(paths: Paths) -> None:
+    raw_folder(paths.raw, patients_per_class=38).write(paths.raw)
+    with pytest.raises(GateError, match="images_per_class"):
+        validate(params(**of_profile("real")), paths)
+    validate(params(**of_profile("real") | of_profile("hospital")), paths)
+
+
+def of_profile(name: str) -> dict[str, Any]:
+    values = YAML(typ="safe").load(PROJECT / "profiles" / f"{name}.yaml")
+    return {key.removeprefix("validate."): value for key, value in values.items() if key.startswith("validate.")}
 
 
 def test_report_and_data_docs_are_reproducible(paths: Paths, tables: RawFolder) -> None:

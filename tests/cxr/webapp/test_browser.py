@@ -3,9 +3,7 @@
 import base64
 import csv
 import io
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,14 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from cxr.common.notices import NOT_CLINICAL
+from tests.support.browsers import launch_browser
 from tests.support.dicom_images import dicom_image
 from tests.support.webapp_server import IMAGE as PNG
 from tests.support.webapp_server import LIMITS, Served, serve_here, synthetic, tiny_classifier, use
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_MS = 60_000.0  # long, for a busy machine
 DICOM = dicom_image(synthetic("normal", seed=2).astype(np.uint16))
 EVIL = '=HYPERLINK("x")<img src=x onerror=alert(1)>.png'
@@ -30,13 +28,8 @@ expect.set_options(timeout=TIMEOUT_MS)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None and not os.environ.get("CI"):
-        pytest.skip("needs a browser: apt-get install chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with launch_browser() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +215,14 @@ def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
         page = context.new_page()
         page.goto(served.address)
         expect(page.locator("#model")).to_contain_text("Version 1")
-        use(served.webapp, tiny_classifier("2", seed=2, synthetic=False))
+        expect(page.locator("#subtitle")).to_contain_text("Normal, viral, bacterial:")
+        use(
+            served.webapp,
+            tiny_classifier("2", seed=2, synthetic=False, classes=("normal", "bacterial"), bias=(0.0, 0.0)),
+        )
         drop(page, {"image.png": PNG})
         expect(page.locator("#model")).to_contain_text("Version 2")
+        expect(page.locator("#subtitle")).to_contain_text("Normal, bacterial:")
         expect(page.locator("#synthetic")).to_be_hidden()
         expect(page.locator(".facts")).to_contain_text("version 2")
 
