@@ -34,6 +34,7 @@ from cxr.audit.trust import TrustSettings, headlines, measure_trust
 from cxr.common.errors import DataError
 from cxr.common.files import atomic_file, atomic_folder, read_json, write_json
 from cxr.common.params import EvaluateParams, Paths
+from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import read_manifest, read_splits, sha256_of_test_set
 from cxr.evaluation.headline import HEADLINE_FILE, HEADLINES, headline_table
@@ -114,7 +115,7 @@ def _records(paths: Paths) -> dict[str, Any]:
 
 
 def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the validation and test rows of splits.csv with the source of each image."""
+    """Return the validation and test rows of splits.csv with source and block of each image."""
     table = read_splits(paths.split)
     if sha256_of_test_set(table) != split["test_set_sha256"]:
         raise DataError(
@@ -122,7 +123,9 @@ def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
             "run `./run dvc repro -f -s split`"
         )
     images = table[table["split"].isin(("validation", "test"))]
-    return images.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
+    manifest = read_manifest(paths.raw)
+    manifest["block"] = acquisition_blocks(manifest, blocks=split["blocks"])
+    return images.merge(manifest[["image_id", "source", "block"]], on="image_id", validate="one_to_one")
 
 
 def _check_fit(spec: ModelSpec, packed: ImageArray, split: Mapping[str, Any]) -> None:

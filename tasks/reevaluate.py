@@ -39,6 +39,7 @@ import pandas as pd
 from cxr.common.errors import DataError, PromotionHeldError
 from cxr.common.files import read_json, write_json
 from cxr.common.params import Params, Paths, read_params
+from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import read_manifest, read_splits
 from cxr.dataset.prepare import write_image_array
@@ -72,7 +73,8 @@ def reevaluate(params: Params, *, which: str) -> None:
         log.info("reevaluate: there is no champion yet, so there is nothing to compare with")
         return
     version, paths = versions.get_version(named), params.paths
-    split, images = _split(paths), _test_images(paths)
+    split = _split(paths)
+    images = _test_images(paths, split)
     test_set = str(split["test_set_sha256"])
     if version.tags.get("synthetic") == "true" and not split["synthetic"]:
         log.info("reevaluate: version %s was trained on the synthetic sample, real images need none", version.number)
@@ -100,12 +102,15 @@ def _split(paths: Paths) -> dict[str, Any]:
     return dict(read_json(path))
 
 
-def _test_images(paths: Paths) -> pd.DataFrame:
-    """Return the test rows of splits.csv with source and path of each image."""
+def _test_images(paths: Paths, split: dict[str, Any]) -> pd.DataFrame:
+    """Return the test rows of splits.csv with source, path and block of each image."""
     table = read_splits(paths.split)
     test = table[table["split"] == "test"]
-    manifest = read_manifest(paths.raw)[["image_id", "source", "path"]]
-    images = test.merge(manifest, on="image_id", how="left", validate="one_to_one")
+    manifest = read_manifest(paths.raw)
+    manifest["block"] = acquisition_blocks(manifest, blocks=split["blocks"])
+    images = test.merge(
+        manifest[["image_id", "source", "path", "block"]], on="image_id", how="left", validate="one_to_one"
+    )
     if lost := int(images["path"].isna().sum()):
         raise DataError(f"{lost} test images of {paths.split} are not in {paths.raw}; run `./run dvc repro split`")
     return images

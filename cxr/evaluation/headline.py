@@ -41,7 +41,7 @@ class Headline:
     higher_is_better  the direction of the gate: a floor, or else a ceiling
     interval          percentiles of the bootstrap; "centred" where resampling biases the metric upwards, so that the
                       resampled values are moved to have the measured value as median; None for no interval
-    by_source         also reported for each source, over the classes that it has
+    by_source         also reported for each source and block, over the classes that it has
     paper             the paper's value
     """
 

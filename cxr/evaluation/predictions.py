@@ -24,6 +24,7 @@ class Predictions:
     """N images of one split with their labels and probabilities before and after calibration.
 
     image_ids, sources, patients   (N,) of str
+    blocks                         (N,) see cxr.dataset.blocks; NO_BLOCK without an order of acquisition
     labels                         (N,) indices into `classes`
     uncalibrated, calibrated       (N, C), rows summing to 1
     """
@@ -32,6 +33,7 @@ class Predictions:
     image_ids: NDArray[np.object_]
     sources: NDArray[np.object_]
     patients: NDArray[np.object_]
+    blocks: Ints
     labels: Ints
     uncalibrated: Floats
     calibrated: Floats
@@ -41,14 +43,26 @@ class Predictions:
         arrays = {name: value[rows] for name, value in vars(self).items() if name != "classes"}
         return Predictions(self.classes, **arrays)
 
+    def between(self, first: int, second: int) -> "Predictions":
+        """Return the images of two classes, as if there were no others: their probabilities are scaled to sum to 1."""
+        images = self.where((self.labels == first) | (self.labels == second))
+        return replace(
+            images,
+            classes=(self.classes[first], self.classes[second]),
+            labels=(images.labels == second).astype(np.int64),
+            uncalibrated=_only(images.uncalibrated, first, second),
+            calibrated=_only(images.calibrated, first, second),
+        )
+
     def to_table(self, split: str) -> pd.DataFrame:
-        """Return the rows of predictions.csv: image, split, source, patient, label, predicted class, probabilities."""
+        """Return the rows of predictions.csv: what is known of each image, predicted class, probabilities."""
         names = np.array(self.classes, dtype=object)
         columns = {
             "image_id": self.image_ids,
             "split": split,
             "source": self.sources,
             "patient_id": self.patients,
+            "block": self.blocks,
             "label": names[self.labels],
             "predicted_class": names[self.calibrated.argmax(axis=1)],
         }
@@ -119,13 +133,14 @@ def make_predictions(spec: ModelSpec, logits: NDArray[np.float32], images: pd.Da
     Args:
         spec: of the model.
         logits: (N, C).
-        images: N rows, columns image_id, source, patient_id, label.
+        images: N rows, columns image_id, source, patient_id, block, label.
     """
     return Predictions(
         classes=spec.classes,
         image_ids=images["image_id"].to_numpy(object),
         sources=images["source"].to_numpy(object),
         patients=images["patient_id"].to_numpy(object),
+        blocks=images["block"].to_numpy(np.int64),
         labels=_labels(spec, images),
         uncalibrated=softmax_with_temperature(logits, 1.0),
         calibrated=calibrated(logits, spec),
@@ -136,6 +151,12 @@ def predict(model: nn.Module, spec: ModelSpec, packed: ImageArray, images: pd.Da
     """Return a finished model's predictions, with the calibration it has; arguments as of the functions above."""
     no_features = np.zeros(len(images), bool)
     return make_predictions(spec, run_network(model, spec, packed, images, keep_features=no_features).logits, images)
+
+
+def _only(probabilities: Floats, first: int, second: int) -> Floats:
+    """Return two columns of probabilities (N, C), scaled so that rows sum to 1: (N, 2)."""
+    two = np.maximum(probabilities[:, [first, second]], np.finfo(np.float64).tiny)
+    return np.asarray(two / two.sum(axis=1, keepdims=True))
 
 
 def _labels(spec: ModelSpec, images: pd.DataFrame) -> Ints:

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from cxr.dataset.blocks import NO_BLOCK
 from cxr.evaluation.bootstrap import Intervals, bootstrap_intervals
 from cxr.evaluation.calibration import measure_calibration, reliability_table
 from cxr.evaluation.headline import ERRORS, SCORES
 from cxr.evaluation.metrics import Metrics, measure, roc_curves
 from cxr.evaluation.predictions import Predictions
 
+_OF_A_SLICE = tuple(metric.name for metric in SCORES if metric.by_source)
 _OF_THE_SPLIT = ("protocol", "task", "classes", "synthetic", "test_set_sha256")
 
 
@@ -81,6 +84,9 @@ def summarize(
         "per_source": {
             str(source): _slice(test.where(test.sources == source), settings) for source in np.unique(test.sources)
         },
+        "blocks": split["blocks"],
+        "per_block": _by_block(test, settings),
+        "per_pair": _by_pair(test, settings),
     }
 
 
@@ -126,10 +132,28 @@ def _measured(images: Predictions, settings: Settings) -> tuple[Metrics, Interva
     )
 
 
-def _slice(images: Predictions, settings: Settings) -> dict[str, Any]:
-    """Return the metrics of one source; averages are over the classes it has."""
+def _by_block(test: Predictions, settings: Settings) -> dict[str, Any]:
+    """Return the metrics by block of the order of acquisition, "none" without; empty if no image has an order."""
+    if (test.blocks == NO_BLOCK).all():
+        return {}
+    titles = {int(block): "none" if block == NO_BLOCK else str(block) for block in np.unique(test.blocks)}
+    return {title: _slice(test.where(test.blocks == block), settings) for block, title in titles.items()}
+
+
+def _by_pair(test: Predictions, settings: Settings) -> dict[str, Any]:
+    """Return the metrics of each two classes, from their images alone and as if there were no other class."""
+    pairs = {
+        f"{test.classes[first]}/{test.classes[second]}": test.between(first, second)
+        for first, second in combinations(range(len(test.classes)), 2)
+    }
+    every = [metric.name for metric in SCORES]
+    return {name: _slice(images, settings, every) for name, images in pairs.items() if len(images.labels)}
+
+
+def _slice(images: Predictions, settings: Settings, names: Sequence[str] = _OF_A_SLICE) -> dict[str, Any]:
+    """Return the metrics `names` of some of the images; averages are over the classes they have."""
     measured, intervals = _measured(images, settings)
-    names, ci95 = [metric.name for metric in SCORES if metric.by_source], intervals.to_json()
+    ci95 = intervals.to_json()
     return {
         "n": measured.n,
         "patients": intervals.patients,

@@ -18,6 +18,8 @@ PROTOCOLS = {
     "official": "The set's own test part is the test set; its train part is split by patient into training and "
     "validation.",
     "cv": "All images in folds by patient; one fold is the test set.",
+    "block": "One contiguous block of the order of acquisition is the test set; the other blocks are split by patient "
+    "into training and validation.",
 }
 
 

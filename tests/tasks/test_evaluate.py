@@ -55,6 +55,7 @@ def write_images(paths: Paths) -> None:
         "source": ["second" if i % 6 == 0 else "first" for i in range(N_IMAGES)],
         "label": labels,
         "patient_id": [f"patient-{i // 2}" for i in range(N_IMAGES)],
+        "acquisition_number": [i % 10 for i in range(N_IMAGES)],
     }
     manifest = pd.DataFrame({name: rows.get(name, 0) for name in MANIFEST_COLUMNS})
     paths.raw.mkdir(parents=True)
@@ -78,6 +79,7 @@ def write_split(paths: Paths, manifest: pd.DataFrame) -> None:
     split = {
         "protocol": "patient", "task": "three_way", "classes": list(CLASSES), "synthetic": True,
         "leakage": "No patient leaks.", "manifest_sha256": "0" * 64, "test_set_sha256": sha256_of_test_set(table),
+        "notes": ["Seven images were left out."], "blocks": 2,
         "counts": {name: dict.fromkeys(CLASSES, n) for name, n in (("train", 4), ("validation", 6), ("test", 12))},
         "patients": {"train": 6, "validation": 9, "test": 18},
     }  # fmt: skip
@@ -129,7 +131,7 @@ def test_the_metrics_file_holds_the_keys_of_the_contract(evaluated: Paths) -> No
     metrics = read_json(evaluated.metrics)
     assert set(metrics) >= {
         "accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix", "calibration", "ci95", "protocol",
-        "n_test", "classes", "seed", "synthetic", "test_set_sha256", "per_source", "task",
+        "n_test", "classes", "seed", "synthetic", "test_set_sha256", "per_source", "per_block", "per_pair", "task",
     }  # fmt: skip
     assert set(metrics["calibration"]) >= {"ece", "brier", "temperature"}
     assert set(metrics["per_class"]["viral"]) == {"precision", "recall", "specificity", "f1", "support", "auroc"}
@@ -176,6 +178,17 @@ def test_each_source_is_measured_and_its_missing_class_named(evaluated: Paths) -
     assert slices["first"]["missing_classes"] == []
     assert slices["second"]["missing_classes"] == ["viral", "bacterial"]
     assert slices["second"]["ci95"] == {"accuracy": None, "macro_f1": None}  # 6 patients
+
+
+def test_blocks_and_pairs_of_classes_are_measured_with_intervals(evaluated: Paths) -> None:
+    metrics, page = read_json(evaluated.metrics), evaluated.report.read_text()
+    assert list(metrics["per_block"]) == ["0", "1"]
+    assert sum(part["n"] for part in metrics["per_block"].values()) == 36
+    pair = metrics["per_pair"]["viral/bacterial"]
+    assert (pair["n"], set(pair["ci95"])) == (24, {"accuracy", "macro_f1", "macro_auroc"})
+    assert "By block of the order of acquisition" in page
+    assert "viral/bacterial" in page
+    assert "Seven images were left out." in page
 
 
 def test_the_tables_for_plots_have_their_columns(evaluated: Paths) -> None:

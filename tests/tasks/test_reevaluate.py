@@ -70,6 +70,7 @@ def pixels() -> dict[str, bytes]:
             "classes": list(CLASSES),
             "synthetic": True,
             "test_set_sha256": sha256_of_test_set(images),
+            "blocks": 5,
         },
     )
     return pixels

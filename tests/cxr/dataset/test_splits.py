@@ -246,7 +246,9 @@ def test_a_set_without_an_order_has_no_blocks() -> None:
     with pytest.raises(DataError, match=r"none of the .* images has one; .* add the column acquired to labels\.csv"):
         assign(images, NO_PAIRS, params(protocol="block"))
     by_class = images.assign(acquisition_series="x", acquisition_number=images["label"].map(LABELS.index))
-    with pytest.raises(DataError, match=r"no images of class normal for split train, validation: .* reduce split\.blocks"):
+    with pytest.raises(
+        DataError, match=r"no images of class normal for split train, validation: .* reduce split\.blocks"
+    ):
         assign(by_class, NO_PAIRS, params(protocol="block"))
 
 

@@ -30,7 +30,8 @@ def predictions(classes: tuple[str, ...], images: int = 80) -> Predictions:
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     names = [np.array([f"{kind}{n // 2}" for n in range(images)], dtype=object) for kind in ("image", "patient")]
     sources = np.array(["kermany"] * images, dtype=object)
-    return Predictions(classes, names[0], sources, names[1], labels, probabilities, probabilities)
+    blocks = np.arange(images) // 30 - 1
+    return Predictions(classes, names[0], sources, names[1], blocks, labels, probabilities, probabilities)
 
 
 @pytest.mark.parametrize("task", list(CLASSES))
@@ -44,6 +45,7 @@ def test_every_task_is_measured_drawn_and_tabled(task: Task) -> None:
         "classes": list(classes),
         "synthetic": True,
         "test_set_sha256": "0" * 64,
+        "blocks": 2,
     }
     metrics = summarize(images, calibration=calibration, split=split, settings=SETTINGS)
     assert metrics["accuracy"] > 0.7
@@ -51,8 +53,36 @@ def test_every_task_is_measured_drawn_and_tabled(task: Task) -> None:
     assert np.shape(metrics["confusion_matrix"]) == (len(classes), len(classes))
     assert all(svg.startswith("<svg") for svg in draw_figures(images, metrics, curves=CURVES, best_epoch=2).values())
     assert set(plot_tables(images, bins=10)["roc"]["class"]) == set(classes)
+    assert {block: found["n"] for block, found in metrics["per_block"].items()} == {"none": 30, "0": 30, "1": 20}
+    assert len(metrics["per_pair"]) == len(classes) * (len(classes) - 1) // 2
     assert [row.name for row in compare_with_paper(metrics)] == [name for name in classes if name != "covid"]
     assert any("classes" in reason for reason in reasons_not_comparable(metrics)) == (task != "three_way")
+
+
+def test_a_pair_of_classes_is_measured_on_its_images_with_the_other_class_left_out() -> None:
+    probabilities = np.array([[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.7, 0.1, 0.2], [0.9, 0.05, 0.05]])
+    names = np.array(list("abcd"), dtype=object)
+    images = Predictions(
+        CLASSES["three_way"],
+        names,
+        names,
+        names,
+        np.zeros(4, int),
+        np.array([1, 2, 2, 0]),
+        probabilities,
+        probabilities,
+    )
+    pair = images.between(1, 2)
+    assert pair.classes == ("viral", "bacterial")
+    assert pair.labels.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(pair.calibrated, [[0.75, 0.25], [0.4, 0.6], [1 / 3, 2 / 3]])
+    found = summarize(
+        images,
+        calibration={"test": {"after": {}}, "temperature": 1.0, "bias": []},
+        split=dict.fromkeys(("protocol", "task", "classes", "synthetic", "test_set_sha256", "blocks")),
+        settings=SETTINGS,
+    )["per_pair"]["viral/bacterial"]
+    assert (found["n"], found["accuracy"], found["macro_auroc"]) == (3, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("task", list(CLASSES))

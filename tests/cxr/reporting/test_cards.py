@@ -41,6 +41,7 @@ def content() -> dict[str, Any]:
             },
             "per_source": {"clinic": {"n": 1234, "patients": 321, "accuracy": 0.87, "macro_f1": 0.86,
                 "missing_classes": [], "ci95": {"accuracy": None, "macro_f1": None}}},
+            "per_block": {},
         },
         "calibration": {"temperature": 1.234, "bias": [0.0, 0.5]},
         "training": {
@@ -59,7 +60,8 @@ def content() -> dict[str, Any]:
             "classes": {"normal": 2000, "viral": 2990, "bacterial": 0, "covid": 0},
         },
         "split": {
-            "protocol": "patient", "leakage": "No patient leaks.", "patients": {"train": 900, "test": 321},
+            "protocol": "patient", "leakage": "No patient leaks.", "notes": ["Seven are unused."],
+            "patients": {"train": 900, "test": 321},
             "counts": {"train": {"normal": 1100, "viral": 1157}, "test": {"normal": 600, "viral": 634}},
         },
         "audit": {
