@@ -18,7 +18,7 @@ help: ## list the targets
 setup: ## build .venv from uv.lock; does nothing when it is up to date
 	@infra/setup.sh
 
-run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv] [PROFILE=hospital]
+run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv|block] [PROFILE=hospital]
 	@./run infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)" "$(PROFILE)"
 
 # A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.

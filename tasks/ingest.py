@@ -25,9 +25,10 @@ from tqdm import tqdm
 from cxr.common.classes import LABELS
 from cxr.common.errors import DataError, ParamsError
 from cxr.common.files import atomic_folder, sha256_of, write_json
-from cxr.common.params import IngestParams, Paths
+from cxr.common.params import IngestParams, Paths, Source
 from cxr.dataset.deduplicate import Deduplicated, Duplicate, deduplicate
 from cxr.dataset.ingest import Accepted, RawFile, Rejected, examine_files, list_files, reread
+from cxr.dataset.layouts import published_images
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
 from cxr.dataset.shards import write_shards
 from cxr.dataset.sources import Sample, fetch
@@ -148,9 +149,15 @@ def _summary(
         "sources": counts,
         "synthetic": any(source.location == "sample" for source in params.sources),
         "layouts": {source.name: source.layout for source in params.sources},
+        "published": {source.name: _published(source) for source in params.sources},
         "classes": {label: classes[label] for label in LABELS},
         "manifest_sha256": sha256_of(raw / "manifest.parquet"),
     }
+
+
+def _published(source: Source) -> dict[str, int]:
+    """Return the number of images of each part of the set as it is published; empty for the sample."""
+    return {} if source.location == "sample" else dict(published_images(source.layout))
 
 
 def _duplicate_row(row: Duplicate) -> tuple[str, ...]:

@@ -34,7 +34,6 @@ from cxr.common.classes import CLASSES
 from cxr.common.errors import DataError
 from cxr.common.files import atomic_folder, read_json, write_json
 from cxr.common.params import Paths, SplitParams
-from cxr.dataset.layouts import published_images
 from cxr.dataset.manifest import read_manifest, sha256_of_test_set
 from cxr.dataset.split_summary import (
     count_images,
@@ -207,14 +206,8 @@ def _around_test(
         text = f"{unordered} images without an order of acquisition were used for training only."
         return {**found, "train_without_order": unordered, "notes": [left_out.sentence, text]}
     duplicates = pd.read_csv(_existing(raw / "duplicates.csv"), dtype=str)
-    layout = ingested["layouts"][params.official_source]
-    published = published_set(
-        table,
-        manifest,
-        duplicates,
-        source=params.official_source,
-        published={} if ingested["synthetic"] else published_images(layout),
-    )
+    source = params.official_source
+    published = published_set(table, manifest, duplicates, source=source, published=ingested["published"][source])
     return {**found, "published": asdict(published), "notes": [*published.sentences, left_out.sentence]}
 
 

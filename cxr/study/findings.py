@@ -20,6 +20,8 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
         texts.append(_leakage(result))
     if result.group.name == "cv":
         texts.append(_all_folds(result, settings))
+    if result.group.name == "blocks":
+        texts += [_over_blocks(result), _all_folds(result, settings)]
     if result.group.name == "learning_curve" and learning_curve_points(result):
         texts.append(f"![Accuracy against the number of training images]({LEARNING_CURVE})")
     if result.group.name == "proxy_full" and "proxy_cheap" in by_name:
@@ -64,17 +66,32 @@ def _leakage(result: GroupResult) -> str:
     return f"{table(heads, rows)}\n\n{note}"
 
 
+def _over_blocks(result: GroupResult) -> str:
+    """Return mean and worst of the rows; a row with several seeds counts with their mean."""
+    missing = [row.row.label for row in result.rows if not row.runs]
+    if missing:
+        return f"Mean and worst block: {len(missing)} of {len(result.rows)} blocks were not run."
+    means, worst = ["mean of the blocks"], ["worst block"]
+    for metric in SCORES:
+        values = {row.row.label: row.test[metric.name].value for row in result.rows if metric.name in row.test}
+        label = min(values, key=lambda name: values[name], default="")
+        means.append(f"{sum(values.values()) / len(values):.3f}" if values else NOTHING)
+        worst.append(f"{values[label]:.3f} ({label})" if values else NOTHING)
+    return table(["over the blocks", *(f"test {metric.label}" for metric in SCORES)], [means, worst])
+
+
 def _all_folds(result: GroupResult, settings: Settings) -> str:
+    """Return the scores of all test images, each predicted by the model of the row that held it out."""
     tables = [
         tested for row in result.rows for run in list(row.runs.values())[:1] if (tested := run.test_images) is not None
     ]
     if len(tables) < len(result.rows):
-        return f"All folds together: {len(tables)} of {len(result.rows)} folds were run."
+        return f"All rows together: {len(tables)} of {len(result.rows)} were run."
     ids = list(chain.from_iterable(tested["image_id"] for tested in tables))
     if len(set(ids)) < len(ids):
-        return "All folds together: not computed, because an image is in the test sets of two rows."
+        return "All rows together: not computed, because an image is in the test sets of two rows."
     figures = pooled(tables, settings)
-    heads = ["all folds together", *(f"test {metric.label}" for metric in SCORES)]
+    heads = ["all rows together", *(f"test {metric.label}" for metric in SCORES)]
     return table(
         heads, [[f"{len(ids):,} images, each once", *(figure_text(figures.get(metric.name)) for metric in SCORES)]]
     )

@@ -116,6 +116,7 @@ def test_the_counts_add_up_per_source_and_in_all(tmp_path: Path) -> None:
         },
     )
     counts = json.loads((raw / "ingest.json").read_text())
+    assert counts["published"] == {"kermany": {"train": 5216, "val": 16, "test": 624}, "covid19": {}}
     assert {name: counts[name] for name in ("total", "kept", "quarantined", "duplicates")} == {
         "total": 5,
         "kept": 3,

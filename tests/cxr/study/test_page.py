@@ -100,9 +100,23 @@ def test_folds_are_pooled_only_if_all_were_run() -> None:
     (group,) = study.groups
     records = [record(group, row, 1, skill=2.0, first=60 * n) for n, row in enumerate(group.rows)]
     assert line(page(study, records), "120 images, each once")[1].startswith("0.")
-    assert "1 of 2 folds were run" in page(study, records[:1])
+    assert "1 of 2 were run" in page(study, records[:1])
     twice = [record(group, row, 1, skill=2.0) for row in group.rows]
     assert "test sets of two rows" in page(study, twice)
+
+
+def test_mean_and_worst_block_are_shown_when_all_were_run() -> None:
+    study = small_study(name="blocks", tested=True, baseline=None, seeds=[1], rows=rows("block0", "block1"))
+    (group,) = study.groups
+    records = [
+        record(group, row, 1, skill=skill, first=60 * skill) for skill, row in zip((3, 1), group.rows, strict=True)
+    ]
+    accuracy = [run.metrics["accuracy"] for run in records if run.metrics]
+    text = page(study, records)
+    assert line(text, "mean of the blocks")[1] == f"{sum(accuracy) / 2:.3f}"
+    assert line(text, "worst block")[1] == f"{accuracy[1]:.3f} (row block1)"
+    assert line(text, "120 images, each once")
+    assert "1 of 2 blocks were not run" in page(study, records[:1])
 
 
 @pytest.mark.parametrize(("full", "tau"), [((0.5, 1.0, 2.0, 4.0), "1.00"), ((4.0, 2.0, 1.0, 0.5), "-1.00")])
