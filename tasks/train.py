@@ -20,6 +20,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, w
 from cxr.common.params import Paths, TrainParams
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.populations import population_of
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import merge_states
 from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
+from cxr.models.populations import Population
 from cxr.registry.lineage import lineage
 from cxr.registry.runs import TrainingRun, training_run
 from cxr.training.data import TrainingData
@@ -70,9 +73,11 @@ def train(params: TrainParams, paths: Paths) -> None:
 
 
 def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
-    packed, split, images = read_image_array(paths.images), read_json(paths.split / "split.json"), _images(paths)
-    data = _training_data(packed, images, tuple(split["classes"]))
-    validation = images[images["split"] == "validation"].drop(columns="split")
+    packed, split = read_image_array(paths.images), read_json(paths.split / "split.json")
+    params = _with_populations_of(params, split["classes"])
+    images = _images(paths, params)
+    data = _training_data(packed, images, tuple(split["classes"]), params)
+    validation = images[images["split"] == "validation"].drop(columns=["split", "population"])
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
     name = f"{params.backbone}-{split['protocol']}-{split['task']}"
     tags = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
@@ -94,24 +99,39 @@ def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
 def _train_with_main_process(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     """Compute this process's part of the training; the main process records it."""
     classes = tuple(read_json(paths.split / "split.json")["classes"])
-    data = _training_data(read_image_array(paths.images), _images(paths), classes)
+    params = _with_populations_of(params, classes)
+    data = _training_data(read_image_array(paths.images), _images(paths, params), classes, params)
     _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, group)
 
 
-def _images(paths: Paths) -> pd.DataFrame:
-    """Return the images of train and validation: image_id, split, label, patient_id, source."""
+def _with_populations_of(params: TrainParams, classes: Sequence[str]) -> TrainParams:
+    """Return `params` without the populations of classes that the task leaves out."""
+    return params.model_copy(update={"populations": [each for each in params.populations if each.label in classes]})
+
+
+def _images(paths: Paths, params: TrainParams) -> pd.DataFrame:
+    """Return the images of train and validation: image_id, split, label, patient_id, source, population."""
+    manifest = read_manifest(paths.raw)
+    manifest["population"] = population_of(manifest, params.populations)
     table = read_splits(paths.split)
     used = table[table["split"].isin(("train", "validation"))]
-    return used.merge(read_manifest(paths.raw)[["image_id", "source"]], on="image_id", validate="one_to_one")
+    return used.merge(manifest[["image_id", "source", "population"]], on="image_id", validate="one_to_one")
 
 
-def _training_data(packed: ImageArray, images: pd.DataFrame, classes: tuple[str, ...]) -> TrainingData:
+def _training_data(
+    packed: ImageArray, images: pd.DataFrame, classes: tuple[str, ...], params: TrainParams
+) -> TrainingData:
     labels, sources = (np.full(len(packed.image_ids), -1, np.int64) for _ in range(2))
     rows = packed.rows(images["image_id"].tolist())
-    labels[rows] = [classes.index(label) for label in images["label"]]
+    of_class = [classes.index(label) for label in images["label"]]
+    labels[rows] = np.where(images["population"] < 0, of_class, len(classes) + images["population"])
     sources[rows] = np.unique(images["source"], return_inverse=True)[1]
     train, validation = (rows[(images["split"] == name).to_numpy()] for name in ("train", "validation"))
-    return TrainingData(packed.images, labels, train, validation, classes, sources)
+    return TrainingData(packed.images, labels, train, validation, classes, sources, _populations(params))
+
+
+def _populations(params: TrainParams) -> tuple[Population, ...]:
+    return tuple(Population(each.name, each.label, each.weight) for each in params.populations)
 
 
 def _fit_members(
@@ -204,6 +224,7 @@ def _write_bundle(
         temperature=1.0,
         bias=(0.0,) * len(classes),
         synthetic=split["synthetic"],
+        populations=_populations(params),
     )
     write_bundle(folder, merge_states([member.state for member in members]), spec)
     log.info("train: kept epoch %s", " and ".join(str(member.best_epoch) for member in members))

@@ -172,6 +172,21 @@ class SvmParams(Section):
     c: Annotated[list[Positive], Field(min_length=1)]
 
 
+class PopulationParams(Section):
+    """Images of one class with an output of their own: a range of the order of acquisition in one series of a source.
+
+    `weight`, 0 to 1, is the part of that output in the probability of the class.
+    """
+
+    name: str
+    label: Label
+    source: str
+    series: str
+    first: Annotated[int, Field(ge=0)] = 0
+    last: int | None = None
+    weight: Share
+
+
 class TrainParams(Section):
     """The training config: network, starting weights, optimisation and augmentation."""
 
@@ -190,6 +205,7 @@ class TrainParams(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_epochs: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    populations: list[PopulationParams]
     class_balance: Literal["none", "weights", "sampling", "sampling_by_source"]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     early_stopping_patience: Annotated[int, Field(ge=0)]
@@ -199,6 +215,11 @@ class TrainParams(Section):
     contrast_jitter: Share
     brightness_jitter: Share
     mirror: Share
+    gamma_jitter: Annotated[float, Field(ge=0, le=2)]
+    sharpness_jitter: Share
+    shading: Share
+    noise: Share
+    border_wipe: Annotated[float, Field(ge=0, le=0.25)]
     mixup: Annotated[float, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
@@ -211,6 +232,8 @@ class TrainParams(Section):
                 "head svm requires members 1: its scores are not probabilities to average, and the fit is the same "
                 f"for every seed; got members {self.members}"
             )
+        if self.head == "svm" and self.populations:
+            raise ValueError("head svm knows classes only; set populations to []")
         return self
 
 

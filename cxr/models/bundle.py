@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from cxr.common.errors import WeightsError
 from cxr.common.files import read_json, sha256_of, write_json
 from cxr.imaging.preprocess import Preprocessing
+from cxr.models.populations import Population
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +40,7 @@ class ModelSpec:
     synthetic     whether it was trained on synthetic images; then its answers say nothing about patients
     refer_below   an image whose largest calibrated probability is lower is referred to a reader; None if the validation
                   images gave no threshold, or the model is older than this field
+    populations   outputs beside those of the classes (cxr.models.populations)
     """
 
     backbone: str
@@ -52,6 +54,7 @@ class ModelSpec:
     bias: tuple[float, ...]
     synthetic: bool
     refer_below: float | None = None
+    populations: tuple[Population, ...] = ()
     weights_sha256: str = ""
 
 
@@ -83,6 +86,7 @@ def read_spec(folder: Path) -> ModelSpec:
         _drop_retired(raw, path)
         raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
         raw.update({name: tuple(raw[name]) for name in ("classes", "mean", "std", "bias")})
+        raw["populations"] = tuple(Population(**population) for population in raw.get("populations", ()))
         return ModelSpec(**raw)
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}") from None
@@ -107,7 +111,7 @@ def read_bundle(folder: Path) -> tuple[nn.Module, ModelSpec]:
     """
     from safetensors.torch import load_file  # these import torch, see above
 
-    from cxr.models.factory import build
+    from cxr.models.factory import build, merge_populations
 
     spec = read_spec(folder)
     path = folder / WEIGHTS_FILE
@@ -119,7 +123,10 @@ def read_bundle(folder: Path) -> tuple[nn.Module, ModelSpec]:
             f"{path} was changed and is not loaded: its SHA-256 is {found[:12]}, the recorded one "
             f"{spec.weights_sha256[:12]}. Fetch the model again"
         )
-    model = build(spec.backbone, len(spec.classes), head=spec.head, members=spec.members)
+    outputs = len(spec.classes) + len(spec.populations)
+    model = build(spec.backbone, outputs, head=spec.head, members=spec.members)
+    if spec.populations:
+        merge_populations(model, spec.classes, spec.populations)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.models.backbones import ARCHITECTURES, Architecture, to_half_range
-from cxr.models.modules import Ensemble, SvmHead
+from cxr.models.modules import Ensemble, MergedLinear, SvmHead
+from cxr.models.populations import Population
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 """The parts of a network, from input to output."""
@@ -53,6 +54,12 @@ def build(backbone: str, n_classes: int, *, head: str = "linear", members: int =
     if members == 1:
         return _network(backbone, n_classes, head)
     return Ensemble(_network(backbone, n_classes, head) for _ in range(members))
+
+
+def merge_populations(model: nn.Module, classes: Sequence[str], populations: Sequence[Population]) -> None:
+    """Make every member of `model`, which has outputs for classes and populations, return logits of the classes."""
+    for network in model.members if isinstance(model, Ensemble) else (model,):
+        set_head(network, MergedLinear(head_of(network).in_features, classes, populations))
 
 
 def merge_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Custom modules: a small network, a support vector machine as head, and an ensemble."""
+"""Custom modules: a small network, heads (a support vector machine, populations) and an ensemble."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import log
 from typing import Any
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cxr.models.populations import Population
+
 _CHANNELS = (32, 64, 128, 256, 256)
+_SMALLEST_WEIGHT = 1e-6  # in place of 0, whose logarithm not every engine computes with
 
 
 class SmallCnn(nn.Module):
@@ -106,6 +109,37 @@ class SvmHead(nn.Module):
             if isinstance(loaded, Tensor) and (name != "coefficients" or loaded.shape[1:] == own.shape[1:]):
                 self.register_buffer(name, own.new_zeros(loaded.shape))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class MergedLinear(nn.Linear):
+    """A linear layer with an output per class and per population; features (N, D) in, one logit per class (N, C) out.
+
+    Its state is that of the plain linear layer that was trained with all outputs.
+    """
+
+    def __init__(self, n_features: int, classes: Sequence[str], populations: Sequence[Population]) -> None:
+        super().__init__(n_features, len(classes) + len(populations))
+        self._classes, self._populations = tuple(classes), tuple(populations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the classes."""
+        return merge_outputs(super().forward(x), self._classes, self._populations)
+
+
+def merge_outputs(outputs: Tensor, classes: Sequence[str], populations: Sequence[Population]) -> Tensor:
+    """Return logits (N, C) of the classes from `outputs` (N, C + P), those of the classes before the populations'."""
+    if not populations:
+        return outputs
+    values = outputs.float()
+    merged = []
+    for column, label in enumerate(classes):
+        terms = [values[:, column]] + [
+            values[:, len(classes) + number] + log(max(population.weight, _SMALLEST_WEIGHT))
+            for number, population in enumerate(populations)
+            if population.label == label
+        ]
+        merged.append(torch.stack(terms).logsumexp(dim=0) if len(terms) > 1 else terms[0])
+    return torch.stack(merged, dim=1)
 
 
 class Ensemble(nn.Module):

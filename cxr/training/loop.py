@@ -5,7 +5,8 @@ these. A killed run resumes from its last epoch and, on a CPU, ends with bit-ide
 augmentation of an epoch depend only on the seed and the epoch's number.
 
 If `fit` is given a process group, its processes train one network together. They share the batches of a single process
-among them, so the gradients are equal up to rounding. Only dropout differs.
+among them, so the gradients are equal up to rounding. Only dropout and the noise of the
+augmentation differ.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cxr.common.errors import DataError, ParamsError, TrainingError
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import build, check_image_size, load_weights
 from cxr.models.forward import choose_device, to_input
+from cxr.models.modules import merge_outputs
 from cxr.training.augmentation import Augmentation, Draws, augment, draw, draw_mixture, mix
 from cxr.training.checkpoint import load_checkpoint, save_checkpoint
 from cxr.training.data import TrainingData
@@ -132,7 +134,7 @@ class _Training:
         self.device = group.device(choose_device(config.device))
         self.precision = choose_precision(config.precision, self.device)
         torch.manual_seed(config.seed)  # random weights, at least those of the head
-        self.model = build(config.backbone, len(data.classes))
+        self.model = build(config.backbone, data.n_outputs)
         self.weights = load_weights(self.model, config.weights)
         check_frozen(self.weights, config)
         self.model.to(self.device)
@@ -156,6 +158,11 @@ class _Training:
             contrast_jitter=config.contrast_jitter,
             brightness_jitter=config.brightness_jitter,
             mirror=config.mirror,
+            gamma_jitter=config.gamma_jitter,
+            sharpness_jitter=config.sharpness_jitter,
+            shading=config.shading,
+            noise=config.noise,
+            border_wipe=config.border_wipe,
         )
 
     def _prepare_for_group(self) -> None:
@@ -281,25 +288,26 @@ class _Training:
     def _validate(self) -> tuple[float, float, float]:
         """Return loss, accuracy and macro-F1 of the averaged weights on the validation images."""
         rows = self.data.validation_rows
-        logits, labels = self._validation_logits(rows), torch.from_numpy(self.data.labels[rows])
+        logits = merge_outputs(self._validation_outputs(rows), self.data.classes, self.data.populations)
+        labels = torch.from_numpy(self.data.class_of(self.data.labels[rows]))
         predicted = logits.argmax(dim=1)
         classes = range(len(self.data.classes))
         macro_f1 = f1_score(labels, predicted, average="macro", labels=classes, zero_division=0.0)
         accuracy = (predicted == labels).float().mean()
         return float(functional.cross_entropy(logits, labels)), float(accuracy), float(macro_f1)
 
-    def _validation_logits(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return logits (N, C) of the averaged weights for the images `rows`; each process computes a part."""
+    def _validation_outputs(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return outputs (N, C + P) of the averaged weights for the images `rows`; each process computes a part."""
         average = self.average.module.eval()
         own = self.group.part(len(rows))
-        logits = torch.zeros((len(rows), len(self.data.classes)), device=self.device)
+        outputs = torch.zeros((len(rows), self.data.n_outputs), device=self.device)
         for chunk in own.tensor_split(max(1, round(len(own) / _VALIDATION_BATCH))):
             if len(chunk):
                 images = self._images.batch(rows[chunk.numpy()]).unsqueeze(1)
                 with self._autocast():
                     scores = average(to_input(images, IMAGENET_MEAN, IMAGENET_STD)).float()
-                logits[chunk.to(self.device)] = scores
-        return self.group.total(logits).cpu()  # each row is zero in all processes but one
+                outputs[chunk.to(self.device)] = scores
+        return self.group.total(outputs).cpu()  # each row is zero in all processes but one
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "bf16":

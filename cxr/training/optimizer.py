@@ -81,10 +81,10 @@ def running_average(model: nn.Module, decay: float) -> AveragedModel:
     def average(kept: Iterable[Tensor], current: Iterable[Tensor], n_averaged: Tensor | int) -> None:
         step = int(n_averaged)
         weight = 1 - min(decay, (1 + step) / (10 + step))
-        for old, new in zip(kept, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, weight)
-            else:
-                old.copy_(new)
+        old, new = list(kept), list(current)  # of one type
+        if old[0].is_floating_point():
+            torch._foreach_lerp_(old, new, weight)
+        else:
+            torch._foreach_copy_(old, new)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

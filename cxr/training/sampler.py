@@ -30,7 +30,7 @@ def epoch_order(data: TrainingData, config: TrainParams, generator: torch.Genera
 def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.float64]:
     """Return a weight for each training image, with equal sums over classes and, if `by_source`, over their sources."""
     labels = data.labels[data.train_rows]
-    weights = 1.0 / np.bincount(labels, minlength=len(data.classes))[labels]
+    weights = 1.0 / np.bincount(labels, minlength=data.n_outputs)[labels]
     if not by_source:
         return weights
     if data.sources is None:
@@ -45,6 +45,6 @@ def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.floa
 def class_weights(data: TrainingData, config: TrainParams) -> Tensor:
     """Return a weight per class: 1, or the inverse of its share, scaled to a mean over images of 1."""
     if config.class_balance != "weights":
-        return torch.ones(len(data.classes))
-    counts = np.bincount(data.labels[data.train_rows], minlength=len(data.classes))
+        return torch.ones(data.n_outputs)
+    counts = np.bincount(data.labels[data.train_rows], minlength=data.n_outputs)
     return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)

@@ -24,9 +24,10 @@ from cxr.inference.openvino_export import (
     export_runtime,
     tags_of,
 )
-from cxr.models.bundle import ModelSpec, write_bundle
+from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify, predict_with_features
+from cxr.models.populations import Population
 from tests.support.project import PROJECT
 from tests.support.registry_project import spec
 
@@ -69,6 +70,17 @@ def test_scores_and_features_are_those_of_torch(tmp_path: Path, members: int) ->
             strict=True,
         ):
             np.testing.assert_allclose(ours, torchs, atol=5e-3 * np.abs(torchs).max())
+
+
+def test_populations_are_merged_in_the_export_too(tmp_path: Path) -> None:
+    described = replace(spec(backbone="small_cnn"), populations=(Population("late", "bacterial", 0.02),))
+    torch.manual_seed(0)
+    write_bundle(tmp_path, build("small_cnn", 4).state_dict(), described)
+    model, _ = read_bundle(tmp_path)
+    export_runtime(model, described, tmp_path)
+    exported = Runtime(tmp_path, "f32").logits_and_features(IMAGES[:3])[0]
+    expected = predict_with_features(model, IMAGES[:3], mean=described.mean, std=described.std)[0]
+    np.testing.assert_allclose(exported, expected, atol=5e-3 * np.abs(expected).max())
 
 
 def test_openvino_answers_from_the_export_without_torch_and_torch_is_the_default(bundle: Path) -> None:

@@ -13,8 +13,10 @@ from cxr.common.errors import WeightsError
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec, write_bundle
-from cxr.models.factory import build
+from cxr.models.factory import build, merge_states
 from cxr.models.forward import calibrated, classify, predict_logits, softmax_with_temperature
+from cxr.models.modules import merge_outputs
+from cxr.models.populations import Population
 
 SPEC = ModelSpec(
     backbone="resnet50",
@@ -148,3 +150,34 @@ def test_progress_counts_every_image(bundle: Path) -> None:
     done: list[int] = []
     predict_logits(model, IMAGES, mean=spec.mean, std=spec.std, batch_size=2, progress=done.append)
     assert done == [2, 2, 1]
+
+
+def test_a_population_counts_in_its_class_with_its_weight(tmp_path: Path) -> None:
+    populations = (Population("late", "bacterial", 0.25),)
+    torch.manual_seed(0)
+    networks = [build("resnet50", 4).eval() for _ in range(2)]
+    spec = replace(SPEC, members=2, populations=populations)
+    write_bundle(tmp_path, merge_states([network.state_dict() for network in networks]), spec)
+    model, loaded = read_bundle(tmp_path)
+    assert loaded.populations == populations
+
+    def answers(network: torch.nn.Module) -> np.ndarray:
+        return softmax_with_temperature(predict_logits(network, IMAGES, mean=SPEC.mean, std=SPEC.std), 1.0)
+
+    weighted = [answers(network) * [1, 1, 1, 0.25] for network in networks]
+    of_class = [values[:, :3] + values[:, 3:] * [0, 0, 1] for values in weighted]
+    expected = np.mean([values / values.sum(axis=1, keepdims=True) for values in of_class], axis=0)
+    np.testing.assert_allclose(answers(model), expected, atol=1e-6)
+
+
+def test_a_population_of_weight_0_is_left_out_of_the_answer() -> None:
+    outputs = torch.tensor([[0.0, 1.0, 0.0, 9.0]])
+    merged = merge_outputs(outputs, SPEC.classes, (Population("late", "bacterial", 0.0),))
+    np.testing.assert_allclose(merged.softmax(1), outputs[:, :3].softmax(1), atol=2e-3)
+
+
+def test_a_bundle_from_before_populations_loads(bundle: Path) -> None:
+    spec = json.loads((bundle / "model.json").read_text())
+    del spec["populations"]
+    (bundle / "model.json").write_text(json.dumps(spec))
+    assert read_spec(bundle).populations == ()

@@ -1,5 +1,8 @@
 """Every image is transformed by its own parameters within the configured ranges, reproducibly by seed."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from cxr.training import augmentation as subject
@@ -110,3 +113,37 @@ def test_mixup_of_zero_changes_neither_images_nor_generator() -> None:
     partners, share = draw_mixture(3, 0.0, generator)
     assert (partners.tolist(), share) == ([0, 1, 2], 1)
     assert torch.equal(generator.get_state(), before)
+
+
+STYLE = {"gamma_jitter": 0.4, "sharpness_jitter": 0.8, "shading": 0.3, "noise": 0.05, "border_wipe": 0.2}
+
+
+@pytest.mark.parametrize("name", STYLE)
+def test_each_change_of_style_changes_every_image_reproducibly_within_the_grey_scale(name: str) -> None:
+    ranges = replace(STILL, **{name: STYLE[name]})
+    images = torch.rand(1, 24, 24).expand(8, -1, -1)
+    changed = augment(images, ranges, seeded(2))
+    assert torch.equal(changed, augment(images, ranges, seeded(2)))
+    assert len({image.numpy().tobytes() for image in changed}) == 8
+    assert 0 <= changed.min() <= changed.max() <= 1
+
+
+def test_without_changes_of_style_the_movements_are_drawn_as_before() -> None:
+    moved = replace(STILL, rotation_deg=20)
+    assert torch.equal(draw(4, moved, seeded()).uniform, draw(4, replace(moved, noise=0.1), seeded()).uniform)
+
+
+def test_sharpness_ranges_from_blurred_to_sharper() -> None:
+    ranges = replace(STILL, sharpness_jitter=1.0)
+    image = torch.rand(1, 112, 112)
+    detail = augment(image.expand(64, -1, -1), ranges, seeded()).std(dim=(1, 2, 3))
+    unchanged = image.std()
+    assert detail.min() < 0.7 * unchanged
+    assert detail.max() > 1.2 * unchanged
+
+
+def test_wiped_borders_leave_the_middle_unchanged() -> None:
+    image = torch.rand(32, 32)
+    changed = augment(image.expand(64, -1, -1), replace(STILL, border_wipe=0.2), seeded())[:, 0]
+    assert torch.allclose(changed[:, 8:24, 8:24], image[8:24, 8:24].expand(64, -1, -1), atol=1e-5)
+    assert not torch.allclose(changed[:, 2], image[2].expand(64, -1), atol=1e-2)

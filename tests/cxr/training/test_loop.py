@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cxr.common.errors import DataError, ParamsError, TrainingError, WeightsErro
 from cxr.common.params import TrainParams, read_params
 from cxr.models.factory import build
 from cxr.models.forward import choose_device
+from cxr.models.populations import Population
 from cxr.training.data import TrainingData
 from cxr.training.loop import choose_precision, fit
 from cxr.training.results import Epoch, Trained
@@ -147,6 +148,16 @@ def test_head_only_epochs_leave_the_backbone_unchanged(tmp_path: Path) -> None:
 def test_freezing_random_weights_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"train\.frozen holds layer4"):
         run(tmp_path, frozen=["layer4"])
+
+
+def test_a_population_has_an_output_of_its_own_and_is_validated_as_its_class(tmp_path: Path) -> None:
+    data = images(per_class=32)
+    labels = data.labels.copy()
+    labels[labels == 2] += np.arange(32) % 2  # half of the bacterial images
+    split = replace(data, labels=labels, populations=(Population("other", "bacterial", 1.0),))
+    trained = run(tmp_path, split, epochs=6, rotation_deg=0, ema_decay=0.5)
+    assert len(trained.state["fc.bias"]) == 4
+    assert max(epoch.validation_accuracy for epoch in trained.history) > 0.9
 
 
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
