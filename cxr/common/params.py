@@ -182,8 +182,8 @@ class PopulationParams(Section):
     label: Label
     source: str
     series: str
-    first: Annotated[int, Field(ge=0)] = 0
-    last: int | None = None
+    first: Annotated[int, Field(ge=0)]
+    last: int | None
     weight: Share
 
 

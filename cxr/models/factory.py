@@ -59,7 +59,8 @@ def build(backbone: str, n_classes: int, *, head: str = "linear", members: int =
 def merge_populations(model: nn.Module, classes: Sequence[str], populations: Sequence[Population]) -> None:
     """Make every member of `model`, which has outputs for classes and populations, return logits of the classes."""
     for network in model.members if isinstance(model, Ensemble) else (model,):
-        set_head(network, MergedLinear(head_of(network).in_features, classes, populations))
+        n_features = next(head_of(network).parameters()).shape[1]
+        set_head(network, MergedLinear(n_features, classes, populations))
 
 
 def merge_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -71,4 +71,4 @@ def test_every_profile_is_valid_and_read_back_unchanged(params: Path, profile: P
     override(params, values)
     for name, value in values.items():
         section, key = name.split(".")
-        assert getattr(read_params(params).section(section), key) == value
+        assert read_params(params).section(section).model_dump()[key] == value

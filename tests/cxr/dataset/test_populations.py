@@ -20,8 +20,8 @@ MANIFEST = pd.DataFrame(
 
 
 def population(**changes: Any) -> PopulationParams:
-    values = {"name": "late", "label": "bacterial", "source": "a", "series": "bacteria", "first": 10, "weight": 0.1}
-    return PopulationParams.model_validate(values | changes)
+    values = {"name": "late", "label": "bacterial", "source": "a", "series": "bacteria", "weight": 0.1}
+    return PopulationParams.model_validate(values | {"first": 10, "last": None} | changes)
 
 
 def test_only_images_of_the_class_series_and_range_belong_to_it() -> None:
