@@ -27,11 +27,13 @@ from prefect.tasks import Task
 from cxr.common.cli import command_parser
 from cxr.common.errors import ParamsError, PromotionHeldError
 from cxr.common.params import read_params
+from flows import remote_cache
 from flows.run_page import publish
 from flows.server_errors import run_flow_command
 from flows.stages import (
     StageBusyError,
     StageFailedError,
+    child_environment,
     reads_network,
     run_stage,
     stages_in_order,
@@ -69,6 +71,11 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
     folder = open_workspace(root, run=str(flow_run.name), overrides=overrides, keep=keep) if overrides else root
     params = read_params(folder / "params.yaml")
     environment = shared_environment(root)
+    if remote_cache.is_shared():
+        try:
+            remote_cache.fetch(folder, on_line=get_run_logger().info, environment=child_environment(environment))
+        except remote_cache.RemoteError as error:
+            return Failed(message=str(error), data=error)
 
     stages = {}
     for name in stages_in_order(folder):
@@ -94,7 +101,7 @@ def stage(name: str, folder: Path, environment: dict[str, str]) -> State[None]:
     """Run one stage through DVC; its lines are this task run's log."""
     try:
         run = run_stage(name, root=folder, on_line=get_run_logger().info, environment=environment)
-    except StageFailedError as error:
+    except (StageFailedError, remote_cache.RemoteError) as error:
         return Failed(message=str(error), data=error)
     if run.cached:
         return Completed(name="Cached", message="nothing it reads has changed")
@@ -122,7 +129,8 @@ def _worth_another_try(network: bool) -> Callable[[Task[..., Any], TaskRun, Stat
     """Return Prefect's question after a failure: a busy lock passes by itself, and so may a network's fault."""
 
     def asked(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-        return network or isinstance(state.result(raise_on_failure=False), StageBusyError)
+        passing = (StageBusyError, remote_cache.RemoteError)
+        return network or isinstance(state.result(raise_on_failure=False), passing)
 
     return asked
 

@@ -171,7 +171,12 @@ def serve_environment(root: Path, api: str) -> dict[str, str]:
     """Return the environment of all parts and of the flow runs below them; what is set already stays."""
     given = {name: os.environ[name] for name in ("PREFECT_HOME",) if name in os.environ}
     # prefect.yaml names the folder of the runs by PWD, which a shell keeps right and a change of folder here would not.
-    state = {"PREFECT_HOME": str(root / STATE), "PWD": str(root), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    state = {
+        "PREFECT_HOME": str(root / STATE),
+        "PWD": str(root),
+        "CXR_POOL": POOL,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     return child_environment({**state, **given, "PREFECT_API_URL": api})
 
 

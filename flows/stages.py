@@ -12,6 +12,7 @@ from typing import Any
 from cxr.common.cli import TELEMETRY_OFF
 from cxr.common.errors import CxrError
 from cxr.common.params import IngestParams
+from flows import remote_cache
 from flows.supervised import run_supervised
 
 SKIPPED = ("didn't change, skipping", "is cached - skipping run")
@@ -58,9 +59,10 @@ def stages_in_order(root: Path) -> list[str]:
 def run_stage(
     name: str, *, root: Path, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
 ) -> StageRun:
-    """Bring one stage up to date with `./run dvc repro -s`.
+    """Bring one stage up to date with `./run dvc repro -s`; see flows.remote_cache for runs that share their outputs.
 
     Raises:
+        RemoteError: it ran, and its outputs could not be pushed; the next try finds them cached and pushes them.
         StageBusyError: another DVC command is at work on the same files.
         StageFailedError: the stage failed; carries its last words.
     """
@@ -72,11 +74,14 @@ def run_stage(
         lines.append(line)
         on_line(line)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", name]
-    code = run_supervised(command, folder=root, on_line=keep, environment=child_environment(environment))
+    shared, settings = remote_cache.is_shared(), child_environment(environment)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", name, *(["--pull"] if shared else [])]
+    code = run_supervised(command, folder=root, on_line=keep, environment=settings)
     if code != 0:
         busy = any(sign in line for line in lines for sign in BUSY)
         raise (StageBusyError if busy else StageFailedError)(f"{name}: {last_words(lines, code)}")
+    if shared:
+        remote_cache.push(name, root, on_line=on_line, environment=settings)
     cached = any(sign in line for line in lines for sign in SKIPPED)
     return StageRun(name=name, cached=cached, seconds=time.monotonic() - started)
 

@@ -17,6 +17,7 @@ if [ -f "$cxr_root/.env" ]; then
 fi
 
 export PATH="$cxr_root/.venv/bin:$cxr_root/.tools/uv/bin:$PATH"
+cxr_default CXR_POOL local
 cxr_default DO_NOT_TRACK true
 cxr_default DVC_NO_ANALYTICS 1
 cxr_default GX_ANALYTICS_ENABLED false

@@ -4,7 +4,7 @@ Reads   models/trained, reports/metrics.json, reports/report.html, reports/evalu
         validation images in data/images
 Writes  reports/registration.json, the receipt
 Store   a version of `chest-xray-pneumonia` with its lineage as tags, the alias `challenger`, and in its run the
-        evaluation artifacts and the list of its training images
+        evaluation artifacts, the list of its training images and dvc.lock, which names its data in DVC's cache
 
 The network is exported for fast answers on a CPU. The export is registered with the version if it stays within
 `runtime_bounds` of torch on the validation images; else the tag `runtime` says why not, and torch alone answers.
@@ -53,6 +53,7 @@ from cxr.registry import registration, runs, tracking_store, versions
 from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
 from cxr.registry.evaluation_store import keep_training_images, store_evaluation
 from cxr.registry.lineage import lineage
+from cxr.registry.retention import keep_data_lock
 
 RESTORED_TAG = "restored_from"
 
@@ -70,6 +71,7 @@ def register(params: RegisterParams, paths: Paths) -> None:
         run_id = _run_of(training, spec, paths)
         runtime = _add_runtime(params.runtime_bounds, spec, paths, Path(scratch))
         evaluation = _log_evaluation(run_id, paths) | _scores(metrics) | runtime
+        evaluation |= keep_data_lock(run_id, Path("dvc.lock"))
         origin = {**params.tags, **_lineage(run_id, spec, split, training)}
         origin |= keep_training_images(run_id, read_splits(paths.split))
         version, is_new = registration.register_version(

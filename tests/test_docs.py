@@ -40,8 +40,9 @@ def spans(page: Path) -> list[str]:
 
 def source_of(command: str) -> Path | None:
     """Return the file of a command such as `predict`, `flows.study` or `tasks.train`."""
-    file = PROJECT / f"{(command if '.' in command else f'tasks.{command}').replace('.', '/')}.py"
-    return file if file.is_file() else None
+    path = command.replace(".", "/")
+    files = [PROJECT / f"tasks/{path}.py", PROJECT / f"{path}.py"]
+    return next((file for file in files if file.is_file()), None)
 
 
 @cache

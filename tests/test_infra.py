@@ -1,5 +1,6 @@
 """What infra/ promises to a team: it parses, every image is pinned, nothing is open, and no password has a default."""
 
+import copy
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
+from cxr.registry.accounts import PERMISSIONS
 from tests.support.project import PROJECT
 
 INFRA = PROJECT / "infra"
@@ -32,6 +34,8 @@ def compose() -> dict[str, Any]:
 
 
 SERVICES = sorted(compose()["services"])
+COMMANDS = ["accounts", "stores"]
+"""Services that run one command and end; nobody watches them."""
 
 
 @cache
@@ -76,7 +80,8 @@ def test_compose_follows_the_compose_specification() -> None:
 
 
 def test_the_services_of_a_team_are_there() -> None:
-    assert SERVICES == ["app", "mlflow", "orthanc", "pacs", "postgresql", "prefect", "s3", "worker", "worker-gpu"]
+    servers = ["mlflow", "orthanc", "postgresql", "prefect", "s3"]
+    assert sorted([*servers, *COMMANDS, "app", "pacs", "worker", "worker-gpu"]) == SERVICES
     device = service("worker-gpu")["deploy"]["resources"]["reservations"]["devices"][0]
     assert device["capabilities"] == ["gpu"]
 
@@ -85,7 +90,7 @@ def test_the_services_of_a_team_are_there() -> None:
 def test_a_service_is_pinned_watched_and_without_privileges(name: str) -> None:
     described = service(name)
     assert PINNED.match(described["image"]), described["image"]
-    assert described["healthcheck"]["test"][0] == "CMD"
+    assert name in COMMANDS or described["healthcheck"]["test"][0] == "CMD"
     user = re.sub(r"\$\{\w+:-(\d+)\}", r"\1", described["user"])
     assert all(int(number) > 0 for number in user.split(":")), "runs as root"
     assert described["read_only"] is True
@@ -121,7 +126,7 @@ def test_secrets_are_drawn_once_for_the_owner_alone(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     written = (tmp_path / ".env").read_text()
     drawn = dict(line.split("=", 1) for line in written.splitlines())
-    assert len(set(drawn.values())) == len(drawn) == 9
+    assert len(set(drawn.values())) == len(drawn) == 12
     assert all(re.fullmatch(r"(admin:)?[0-9a-f]{48}", value) for value in drawn.values())
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     assert subprocess.run(command, check=False, capture_output=True).returncode == 1
@@ -151,10 +156,11 @@ def test_the_link_follows_the_pacs_of_the_set_which_keeps_the_first_object_of_a_
 
 
 @pytest.mark.parametrize("name", ["app", "pacs"])
-def test_what_reads_images_starts_when_told_and_writes_nothing_into_the_checkout(name: str) -> None:
+def test_what_reads_images_starts_when_told_and_needs_no_checkout(name: str) -> None:
     described = service(name)
     assert described["profiles"] == ["images"]
-    assert "..:/project:ro" in described["volumes"]
+    assert described["working_dir"] == "/opt/cxr/project"
+    assert not any(volume.startswith("..") for volume in described.get("volumes", []))
     assert described["command"][:2] == ["python", "-m"]
     assert (PROJECT / f"{described['command'][2].replace('.', '/')}.py").is_file()
     assert described["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
@@ -171,7 +177,28 @@ def test_images_hold_what_the_lock_file_says() -> None:
     assert f"ghcr.io/astral-sh/uv:{uv[1]} " in dockerfile
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     images = {service("worker")["image"], *(container["image"] for _, container in containers())}
-    assert images == {f"cxr:{version}"}
+    assert images == {f"cxr:{version}", f"prefecthq/prefect:{locked()['prefect']}-python3.11-kubernetes"}
+
+
+def test_every_user_of_mlflow_has_an_account_of_its_own() -> None:
+    accounts = {name: service(name)["environment"]["MLFLOW_TRACKING_USERNAME"] for name in ("app", "pacs", "worker")}
+    assert {**accounts, "worker": accounts["worker"]} == {name: name for name in PERMISSIONS}
+    for name in accounts:
+        assert f"MLFLOW_{name.upper()}_PASSWORD" in service(name)["environment"]["MLFLOW_TRACKING_PASSWORD"]
+        assert service(name)["depends_on"]["accounts"] == {"condition": "service_completed_successfully"}
+    passwords = service("accounts")["environment"].keys()
+    assert {f"MLFLOW_{name.upper()}_PASSWORD" for name in PERMISSIONS} <= passwords
+
+
+def test_the_image_holds_the_project_and_no_secret() -> None:
+    ignored = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert "infra/.env*" in ignored
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout.split()
+    taken = {line[1:] for line in ignored if line.startswith("!")}
+    needed = {name for name in listed if name.startswith(("cxr/", "flows/", "tasks/", "profiles/", "infra/"))}
+    needed |= {"dvc.yaml", "params.yaml", "prefect.yaml", "study.yaml", "pyproject.toml", "uv.lock", ".dvc/config"}
+    assert all(any(name == kept or name.startswith(f"{kept}/") for kept in taken) for name in needed)
 
 
 def test_the_dockerfile_is_clean_pinned_and_ends_without_privileges() -> None:
@@ -193,8 +220,24 @@ def documents() -> list[dict[str, Any]]:
 
 
 def pods() -> list[tuple[str, dict[str, Any]]]:
-    described = [one for one in documents() if "template" in one.get("spec", {})]
-    return [(one["metadata"]["name"], one["spec"]["template"]["spec"]) for one in described]
+    """Return every pod that the manifests describe, and the one of the work pool's template, by name."""
+    specs = [
+        (one["metadata"]["name"], one["spec"].get("jobTemplate", one)["spec"]) for one in documents() if "spec" in one
+    ]
+    described = [(name, spec["template"]["spec"]) for name, spec in specs if "template" in spec]
+    return [*described, ("run", job_template()["job_configuration"]["job_manifest"]["spec"]["template"]["spec"])]
+
+
+@cache
+def job_template() -> dict[str, Any]:
+    """Return the work pool's template with the defaults of its variables in their places."""
+    text = (INFRA / "kubernetes" / "job-template.json").read_text()
+    for name, variable in json.loads(text)["variables"]["properties"].items():
+        text = text.replace(
+            f'"{{{{ {name} }}}}"', json.dumps(variable.get("default", {} if name != "name" else "a-run"))
+        )
+    filled: dict[str, Any] = json.loads(text.replace("{{ name }}", "a-run"))
+    return filled
 
 
 def containers() -> list[tuple[str, dict[str, Any]]]:
@@ -208,12 +251,32 @@ def test_kubernetes_takes_the_manifests(file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_pods_ask_for_a_gpu_and_for_no_privileges() -> None:
-    assert {name for name, _ in pods()} == {"rebuild", "worker"}
+def test_kubernetes_takes_the_job_that_a_run_becomes(tmp_path: Path) -> None:
+    manifest = copy.deepcopy(job_template()["job_configuration"]["job_manifest"])
+    manifest["metadata"]["name"] = manifest["metadata"].pop("generateName")  # the checker knows no other
+    pod = manifest["spec"]["template"]["spec"]
+    assert (pod.pop("completions"), pod.pop("parallelism")) == (1, 1), (
+        "Prefect asks for them here, Kubernetes drops them"
+    )
+    container = pod["containers"][0]
+    container |= {"args": ["prefect", "flow-run", "execute"], "env": [{"name": "A", "value": "b"}]}
+    (tmp_path / "job.yaml").write_text(json.dumps(manifest))
+    test_kubernetes_takes_the_manifests(tmp_path / "job.yaml")
+
+
+def test_only_a_training_holds_a_gpu_and_only_while_it_runs() -> None:
+    always = [name for name, one in containers() if one["resources"]["limits"].get("nvidia.com/gpu", "0") != "0"]
+    assert always == []
+    deployments = YAML(typ="safe").load(PROJECT / "prefect.yaml")["deployments"]
+    asking = {one["name"]: one["work_pool"].get("job_variables", {}).get("gpus") for one in deployments}
+    assert {name for name, gpus in asking.items() if gpus} == {"weekly"}
+    assert set(deployments[0]["work_pool"]["job_variables"]) <= job_template()["variables"]["properties"].keys()
+
+
+def test_pods_ask_for_no_privileges() -> None:
     for name, pod in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1", name
+        assert pod["automountServiceAccountToken"] is (name == "dispatcher"), "it alone uses the cluster's API"
     for name, container in containers():
         assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
         assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
@@ -221,11 +284,29 @@ def test_pods_ask_for_a_gpu_and_for_no_privileges() -> None:
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), name
 
 
-def test_pods_get_secrets_by_reference_alone() -> None:
+def test_each_pod_gets_its_own_secret_by_reference_alone() -> None:
     assert "Secret" not in {one["kind"] for one in documents()}
     for name, container in containers():
-        assert not any(SECRET.search(variable["name"]) for variable in container["env"] if "value" in variable), name
-    assert all(pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "cxr"}}] for _, pod in pods())
+        given = container["env"] if isinstance(container["env"], list) else []
+        plain = {variable["name"]: variable["value"] for variable in given if "value" in variable}
+        assert not any(SECRET.search(key) and not value.startswith("http://") for key, value in plain.items()), name
+    secrets = {name: container["envFrom"][0]["secretRef"]["name"] for name, container in containers()}
+    shared = {"databases": "set-up", "accounts": "set-up", "deployments": "set-up"}
+    shared |= {"backup": "stores", "upgrade": "stores", "run": "worker"}
+    assert secrets == {**{name: name for name in ("app", "dispatcher", "mlflow", "pacs", "prefect")}, **shared}
+
+
+def test_a_role_in_the_bucket_belongs_to_an_account_of_a_pod() -> None:
+    """The web app, the PACS worker and Prefect have none; MLflow alone may delete."""
+    accounts = {one["metadata"]["name"]: one["metadata"] for one in documents() if one["kind"] == "ServiceAccount"}
+    with_role = {name for name, metadata in accounts.items() if "annotations" in metadata}
+    members = re.findall(r"^    (\w+) = \{", (INFRA / "terraform" / "roles.tf").read_text(), re.MULTILINE)
+    assert with_role == set(members) == {"mlflow", "worker", "backup"}
+    used = {name: pod["serviceAccountName"] for name, pod in pods()}
+    assert used["run"] == "worker"
+    assert used["mlflow"] == "mlflow"
+    assert {used[name] for name in ("app", "pacs", "prefect")} == {"reader"}
+    assert {*used.values()} == accounts.keys()
 
 
 def test_the_bucket_is_private_encrypted_and_versioned() -> None:

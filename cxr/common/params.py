@@ -341,6 +341,14 @@ class AppParams(Section):
         return self
 
 
+class CleanParams(Section):
+    """What `clean` keeps beside champions, rollback targets and aliases."""
+
+    keep_versions: Annotated[int, Field(ge=0)]
+    keep_days: Annotated[int, Field(ge=0)]
+    keep_worktrees: Annotated[int, Field(ge=0)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -356,6 +364,7 @@ class Params(Section):
     score: ScoreParams
     monitor: MonitorParams
     app: AppParams
+    clean: CleanParams
 
     def section(self, name: str) -> Section:
         """Return the section `name` of params.yaml."""

@@ -67,6 +67,22 @@ class Prefix:
                     raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
                 raise
 
+    def download(self, key: str, target: Path) -> None:
+        """Write an object to a file. Raises FileNotFoundError if it was deleted since it was listed."""
+        with _bucket_errors(self._address):
+            try:
+                self._client.download_file(self._bucket, key, str(target), Config=TransferConfig(use_threads=False))
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
+                    raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
+                raise
+
+    def upload(self, source: Path, path: str) -> None:
+        """Write a file to `path` below the prefix, over what is there."""
+        key = f"{self._prefix.rstrip('/')}/{path}".lstrip("/")
+        with _bucket_errors(self._address):
+            self._client.upload_file(str(source), self._bucket, key, Config=TransferConfig(use_threads=False))
+
 
 def mirror(address: str, downloads: Path) -> Path:
     """Mirror `s3://bucket/prefix` to a folder below `downloads` and return the folder.

@@ -64,7 +64,7 @@ def evaluation_of(version: Version, test_set_sha256: str = "") -> EvaluationArti
     if location not in version.tags:
         location, digest = evaluation_tags()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _fetch_stored(version, version.tags.get(location, ""), Path(scratch))
+        folder = fetch_stored(version, version.tags.get(location, ""), Path(scratch))
         return read_evaluation(folder, version.tags, sha256=version.tags.get(digest, ""))
 
 
@@ -74,13 +74,13 @@ def training_images(version: Version) -> pd.DataFrame | None:
     None where that is not known: the version was registered before they were kept, or they are lost or changed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        file = _fetch_stored(version, version.tags.get(TRAINING_IMAGES_TAG, ""), Path(scratch))
+        file = fetch_stored(version, version.tags.get(TRAINING_IMAGES_TAG, ""), Path(scratch))
         if file is None or sha256_of(file) != version.tags.get(f"{TRAINING_IMAGES_TAG}_sha256"):
             return None
         return pd.read_csv(file, dtype="str", keep_default_na=False)
 
 
-def _fetch_stored(version: Version, location: str, target: Path) -> Path | None:
+def fetch_stored(version: Version, location: str, target: Path) -> Path | None:
     """Copy `<run>/<path>` of the store into `target`; None where the store has no such file or folder."""
     run_id, _, path = location.partition("/")
     if not runs.run_exists(run_id):

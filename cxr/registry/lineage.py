@@ -1,6 +1,7 @@
 """Where a model comes from: the commit, digests of the files that decide a run, Python and torch versions."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -12,6 +13,9 @@ NONE = "none"
 """Value of a tag with nothing to record, so that every version has the same tags."""
 
 _DECIDING_FILES = {"dvc_lock_sha256": "dvc.lock", "params_sha256": "params.yaml", "uv_lock_sha256": "uv.lock"}
+IMAGE_COMMIT_VARIABLE = "CXR_COMMIT"
+"""The commit that a container image was built from, where infra/start.sh took the project out of the image."""
+
 _CODE_FOLDERS = ("cxr", "flows", "tasks")
 _GIT_SECONDS = 30
 
@@ -42,7 +46,8 @@ def _git_state(root: Path) -> dict[str, str]:
         return {"git_commit": NONE, "git_dirty": NONE}
     aside = [f":(exclude){name}" for name in ("params.yaml", "dvc.lock")]
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *aside)
-    return {"git_commit": commit, "git_dirty": "true" if changes else "false"}
+    built_from = os.environ.get(IMAGE_COMMIT_VARIABLE)
+    return {"git_commit": built_from or commit, "git_dirty": "true" if changes else "false"}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

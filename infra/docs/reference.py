@@ -29,8 +29,9 @@ _KEY = re.compile(r"  (?P<name>\w+):\s*(?P<value>.*)$")
 
 def commands() -> list[str]:
     """Return the modules of tasks/ and flows/ that read a command line, tasks first."""
-    files = [*sorted((ROOT / "tasks").glob("[a-z]*.py")), *sorted((ROOT / "flows").glob("[a-z]*.py"))]
-    return [f"{file.parent.name}.{file.stem}" for file in files if _PARSER.search(file.read_text(encoding="utf-8"))]
+    files = [*sorted((ROOT / "tasks").rglob("[a-z]*.py")), *sorted((ROOT / "flows").glob("[a-z]*.py"))]
+    programs = [file.relative_to(ROOT) for file in files if _PARSER.search(file.read_text(encoding="utf-8"))]
+    return [".".join(file.with_suffix("").parts) for file in programs]
 
 
 def help_of(module: str) -> str:

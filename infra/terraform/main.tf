@@ -67,10 +67,7 @@ output "database_administrator" {
   value       = aws_db_instance.postgresql.master_user_secret[0].secret_arn
 }
 
-output "mlflow_role_arn" {
-  value = aws_iam_role.member["mlflow"].arn
-}
-
-output "worker_role_arn" {
-  value = aws_iam_role.member["worker"].arn
+output "role_arns" {
+  description = "For the annotations of the service accounts mlflow, worker and backup (infra/kubernetes/namespace.yaml)."
+  value       = { for name, role in aws_iam_role.member : name => role.arn }
 }

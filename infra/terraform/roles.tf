@@ -1,14 +1,21 @@
-# Rights in the bucket: MLflow's server below mlflow/, a worker below dvc/, each through its service account in the
-# namespace `cxr`. Neither may change the bucket itself. Only MLflow may delete; deleted versions are kept for 90 days.
+# Rights in the bucket, each service through its own service account in the namespace `cxr`. The web app, the PACS worker
+# and Prefect's server have no role: they reach models through MLflow. Nobody may change the bucket itself, and only
+# MLflow may delete; deleted versions are kept for 90 days.
 locals {
+  reads  = ["s3:GetObject"]
+  writes = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"]
   members = {
-    mlflow = {
-      prefix  = "mlflow"
-      actions = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"]
+    mlflow = { # the files of runs and models
+      mlflow = concat(local.writes, ["s3:DeleteObject"])
     }
-    worker = {
-      prefix  = "dvc"
-      actions = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"]
+    worker = { # DVC's remote; raw sets, and images to be scored, which others put there
+      dvc      = local.writes
+      raw      = local.reads
+      incoming = local.reads
+    }
+    backup = {
+      mlflow = local.reads
+      dvc    = local.reads
     }
   }
 }
@@ -45,19 +52,22 @@ data "aws_iam_policy_document" "rights" {
     condition {
       test     = "StringLike"
       variable = "s3:prefix"
-      values   = ["${each.value.prefix}/*"]
+      values   = flatten([for prefix in keys(each.value) : [prefix, "${prefix}/*"]])
     }
   }
-  statement {
-    sid       = "Objects"
-    effect    = "Allow"
-    actions   = each.value.actions
-    resources = ["${aws_s3_bucket.store.arn}/${each.value.prefix}/*"]
+  dynamic "statement" {
+    for_each = each.value
+    content {
+      sid       = "Objects${title(statement.key)}"
+      effect    = "Allow"
+      actions   = statement.value
+      resources = ["${aws_s3_bucket.store.arn}/${statement.key}/*"]
+    }
   }
   statement {
     sid       = "Key"
     effect    = "Allow"
-    actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+    actions   = each.key == "backup" ? ["kms:Decrypt"] : ["kms:Decrypt", "kms:GenerateDataKey"]
     resources = [aws_kms_key.store.arn]
   }
 }

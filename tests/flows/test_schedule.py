@@ -24,7 +24,7 @@ WANTED = {
 
 def prefect(environment: dict[str, str], *arguments: str) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    subprocess.run(command, cwd=PROJECT, env=environment, check=True)
+    subprocess.run(command, cwd=PROJECT, env={**environment, "CXR_POOL": "local"}, check=True)
 
 
 def test_the_deployments_are_there_with_their_policies_and_the_scheduled_ones_yield_runs(

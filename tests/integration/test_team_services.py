@@ -197,6 +197,46 @@ def test_another_clone_pulls_everything_and_runs_nothing(
     assert len(colleague.ask("tasks.history", "--csv").strip().splitlines()) == 2
 
 
+@pytest.mark.parametrize("account", ["app", "pacs"])
+def test_a_reading_service_predicts_by_the_champion_and_can_change_nothing(
+    loop: Loop, team: Team, tmp_path: Path, account: str
+) -> None:
+    image = tmp_path / "ramp.png"
+    assert cv2.imwrite(str(image), np.tile(np.linspace(0, 255, 200).astype(np.uint8), (200, 1)))
+    reader = dataclasses.replace(
+        loop.clone, environment={**team.mlflow_as(account), "CXR_MLRUNS": str(tmp_path / "cache")}
+    )
+    assert json.loads(reader.ask("tasks.predict", "--json", str(image)))["model_version"] == "1"
+    said = reader.run("tasks.register", code=9)
+    assert "rejected the account" in said
+    assert "Traceback" not in said
+
+
+def test_accounts_are_brought_back_to_what_they_may(team: Team) -> None:
+    change_account(team, "permissions/revoke", username="app", resource_type="registered_model", resource_id="*")
+    manage = {"username": "app", "resource_type": "registered_model", "resource_id": "*", "permission": "MANAGE"}
+    change_account(team, "permissions/grant", **manage)
+    assert rename_tag(team, "app") == 200
+    team.set_up_accounts()
+    assert rename_tag(team, "app") == 403
+    assert rename_tag(team, "worker") == 200
+
+
+def change_account(team: Team, endpoint: str, **body: str) -> None:
+    """Change an account as MLflow's administrator."""
+    address = f"http://127.0.0.1:{team.ports['mlflow']}/api/3.0/mlflow/users/{endpoint}"
+    answer = httpx.post(address, json=body, auth=("admin", team.secrets.mlflow_password), timeout=60)
+    assert answer.status_code == 200, answer.text
+
+
+def rename_tag(team: Team, account: str) -> int:
+    """Set a tag of version 1 as one of the accounts; return the status of the answer."""
+    known = team.mlflow_as(account)
+    address = f"{known['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/model-versions/set-tag"
+    body = {"name": MODEL, "version": "1", "key": "note", "value": account}
+    return httpx.post(address, json=body, auth=(account, known["MLFLOW_TRACKING_PASSWORD"]), timeout=60).status_code
+
+
 @pytest.mark.parametrize(
     ("variable", "command", "names"),
     [

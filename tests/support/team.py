@@ -1,8 +1,9 @@
 """A team's services as processes on loopback: PostgreSQL, S3, MLflow and Prefect, with accounts on.
 
-They are set up by the scripts that infra/compose.yaml uses (infra/databases.sh, infra/mlflow.sh). Each can be
-killed outright, with all its processes, and started again on the same port with the same data. Every password is
-drawn at random, so that a test can look for all of them in whatever a run wrote.
+They are set up by the scripts that infra/compose.yaml uses (infra/databases.sh, infra/mlflow.sh, the accounts of
+tasks.services.accounts). The databases' administrator is no superuser, as on RDS. Each service can be killed outright,
+with all its processes, and started again on the same port with the same data. Every password is drawn at random, so
+that a test can look for all of them in whatever a run wrote.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.support.project import PROJECT
 from tests.support.servers import free_ports, s3_answers, s3_command
 
 BUCKET = "team"
+ACCOUNTS = ("worker", "app", "pacs")
 START_SECONDS = 300
 _NOT_OURS = (*OURS, "AWS_", "PG", "POSTGRES_")
 
@@ -87,11 +89,15 @@ class Secrets:
     """Every password of the team, drawn at random."""
 
     superuser: str = field(default_factory=secrets.token_hex)
+    administrator: str = field(default_factory=secrets.token_hex)
     mlflow_database: str = field(default_factory=secrets.token_hex)
     prefect_database: str = field(default_factory=secrets.token_hex)
     s3_access_key: str = field(default_factory=lambda: secrets.token_hex(10))
     s3_secret_key: str = field(default_factory=secrets.token_hex)
     mlflow_password: str = field(default_factory=secrets.token_hex)
+    mlflow_worker: str = field(default_factory=secrets.token_hex)
+    mlflow_app: str = field(default_factory=secrets.token_hex)
+    mlflow_pacs: str = field(default_factory=secrets.token_hex)
     mlflow_signing: str = field(default_factory=secrets.token_hex)
     prefect_password: str = field(default_factory=secrets.token_hex)
 
@@ -117,15 +123,45 @@ class Team:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a member: all services, each with its account."""
+        """The environment of a worker: all services, each with its account."""
         return {
             **self.s3,
-            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.ports['mlflow']}",
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": self.secrets.mlflow_password,
+            **self.mlflow_as("worker"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.ports['prefect']}/api",
             "PREFECT_API_AUTH_STRING": f"admin:{self.secrets.prefect_password}",
         }
+
+    def mlflow_as(self, account: str) -> dict[str, str]:
+        """Return the environment that leads to MLflow as one of its accounts: admin, worker, app, pacs."""
+        known = self.secrets.mlflow_password if account == "admin" else getattr(self.secrets, f"mlflow_{account}")
+        return {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.ports['mlflow']}",
+            "MLFLOW_TRACKING_USERNAME": account,
+            "MLFLOW_TRACKING_PASSWORD": known,
+        }
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """The environment of the servers, which tasks.services.backup, restore and upgrade read; DVC's remote too."""
+        return {
+            **self.s3,
+            "MLFLOW_BACKEND_STORE_URI": self.database("mlflow", driver="pg8000"),
+            "MLFLOW_AUTH_DATABASE_URI": self.database("mlflow_auth", driver="pg8000"),
+            "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database("prefect", driver="asyncpg"),
+            "CXR_DVC_REMOTE": f"s3://{BUCKET}/dvc",
+        }
+
+    def set_up_accounts(self) -> str:
+        """Run tasks.services.accounts as the administrator; return what it prints."""
+        passwords = {
+            f"MLFLOW_{name.upper()}_PASSWORD": self.mlflow_as(name)["MLFLOW_TRACKING_PASSWORD"] for name in ACCOUNTS
+        }
+        environment = {**clean_environment(), **self.mlflow_as("admin"), **passwords}
+        command = [sys.executable, "-m", "tasks.services.accounts"]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def database(self, name: str, *, driver: str) -> str:
         """Return the address of a database for its owner."""
@@ -137,6 +173,19 @@ class Team:
         """Return every database as SQL."""
         names = ("mlflow", "mlflow_auth", "prefect")
         return "".join(self._postgresql("pg_dump", "--inserts", name) for name in names)
+
+    def create_databases(self, user: str, password: str) -> None:
+        """Run infra/databases.sh as `user`."""
+        environment = {
+            **clean_environment(),
+            **self.superuser,
+            "PGPASSWORD": password,
+            "POSTGRES_USER": user,
+            "MLFLOW_DB_PASSWORD": self.secrets.mlflow_database,
+            "PREFECT_DB_PASSWORD": self.secrets.prefect_database,
+        }
+        environment["PATH"] = f"{postgresql_programs()}{os.pathsep}{environment['PATH']}"
+        subprocess.run([str(PROJECT / "infra" / "databases.sh")], env=environment, check=True, cwd=self.folder)
 
     def sql(self, database: str, query: str) -> list[list[str]]:
         """Return the rows of a query, as PostgreSQL prints them."""
@@ -197,23 +246,26 @@ def _release(programs: Path) -> int:
 
 
 @contextlib.contextmanager
-def serve_team() -> Iterator[Team]:
-    """Start all four services with empty stores; stop them and remove their data at the end."""
-    programs = postgresql_programs()
+def serve_team(
+    only: Sequence[str] = ("postgresql", "s3", "mlflow", "prefect"), passwords: Secrets | None = None
+) -> Iterator[Team]:
+    """Start the services, PostgreSQL among them, with empty stores; stop them and remove their data at the end."""
     names = ("postgresql", "mlflow", "prefect")
     # Not below pytest's own folder: root's PostgreSQL runs as another user, who cannot enter that.
     with tempfile.TemporaryDirectory(prefix="team-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        team = Team(folder, Secrets(), dict(zip(names, free_ports(3), strict=True)))
-        _describe(team, programs)
+        team = Team(folder, passwords or Secrets(), dict(zip(names, free_ports(3), strict=True)))
+        _describe(team, postgresql_programs())
         try:
-            _start_postgresql(team, programs)
-            rest = [team.services[name] for name in ("s3", "mlflow", "prefect")]
+            _start_postgresql(team, postgresql_programs())
+            rest = [team.services[name] for name in only if name != "postgresql"]
             for service in rest:
                 service.start()
             for service in rest:
                 service.wait()
+            if "mlflow" in only:
+                team.set_up_accounts()
             yield team
         finally:
             for service in reversed(team.services.values()):
@@ -258,15 +310,9 @@ def _start_postgresql(team: Team, programs: Path) -> None:
     )
     password_file.unlink()
     team.start("postgresql")
-    environment = {
-        **clean_environment(),
-        **team.superuser,
-        "POSTGRES_USER": "postgres",
-        "MLFLOW_DB_PASSWORD": team.secrets.mlflow_database,
-        "PREFECT_DB_PASSWORD": team.secrets.prefect_database,
-    }
-    environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
-    subprocess.run([str(PROJECT / "infra" / "databases.sh")], env=environment, check=True, cwd=team.folder)
+    role = f"CREATE ROLE administrator LOGIN CREATEROLE CREATEDB PASSWORD '{team.secrets.administrator}'"
+    team.sql("postgres", role)
+    team.create_databases("administrator", team.secrets.administrator)
 
 
 def _s3(team: Team) -> Service:
@@ -284,14 +330,11 @@ def _s3(team: Team) -> Service:
 
 def _mlflow(team: Team) -> Service:
     environment = {
-        **team.s3,
+        **team.stores,
         "AWS_MAX_ATTEMPTS": "2",  # while S3 is away a test need not wait for long
-        "MLFLOW_BACKEND_STORE_URI": team.database("mlflow", driver="pg8000"),
-        "MLFLOW_AUTH_DATABASE_URI": team.database("mlflow_auth", driver="pg8000"),
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
         "MLFLOW_AUTH_ADMIN_PASSWORD": team.secrets.mlflow_password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": team.secrets.mlflow_signing,
-        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
         "MLFLOW_PORT": str(team.ports["mlflow"]),
     }
 

@@ -1,5 +1,6 @@
 """A registered model that can really answer, small and untrained, for tests of the commands that run it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -19,10 +20,20 @@ FEATURES = 256
 
 
 def enter_tiny_project(
-    folder: Path, patch: pytest.MonkeyPatch, factory: pytest.TempPathFactory, *, champion: bool
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    factory: pytest.TempPathFactory,
+    *,
+    champion: bool,
+    store: Mapping[str, str] | None = None,
 ) -> None:
-    """Make `folder` the current directory, with a store whose version 1 is challenger, and champion where asked."""
+    """Make `folder` the current directory, with a store whose version 1 is challenger, and champion where asked.
+
+    The store is the folder's own, or the one that the variables of `store` lead to.
+    """
     enter_project(folder, patch, factory)
+    for name, value in (store or {}).items():
+        patch.setenv(name, value)
     write_model()
     write_network(seed=2)
     version = register()

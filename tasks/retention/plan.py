@@ -1,0 +1,115 @@
+"""Everything that takes space, each with why it stays or that it may go."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cxr.common.params import CleanParams, Paths
+from cxr.registry import retention, tracking_store
+from cxr.registry.retention import StoredVersion
+from tasks.retention.dvc_cache import cache_items, named_objects
+from tasks.retention.items import Item, folders, worktrees
+
+_DAY_S = 24 * 3600
+
+
+def plan(root: Path, params: CleanParams, paths: Paths, *, now_s: float) -> list[Item]:
+    """Return every item: versions, fetched copies, scores, worktrees, checkpoints, DVC's objects.
+
+    Raises:
+        RegistryError: the registry does not answer, or does not say which versions must stay.
+        DataError: a dvc.lock cannot be read.
+    """
+    versions = retention.stored_versions()
+    kept = {version.number: _why_kept(version, index, params, now_s) for index, version in enumerate(versions)}
+
+    def young(path: Path) -> str:
+        return _young(path.stat().st_mtime, params, now_s)
+
+    def of_version(path: Path) -> str:
+        return kept.get(path.name.split("-")[1], "") or young(path)
+
+    newest = sorted((root / ".runs").glob("*"), key=lambda path: path.stat().st_mtime)[-params.keep_worktrees :]
+
+    def worktree(path: Path) -> str:
+        return "one of the newest" if path in newest and params.keep_worktrees else young(path)
+
+    return [
+        *_version_items(versions, kept),
+        *folders("fetched copy of", tracking_store.mlruns_folder() / "cache", of_version, pattern="version-*"),
+        *folders("scores of", root / paths.scores, of_version, pattern="version-*"),
+        *worktrees(root, worktree),
+        *folders("checkpoints of", root / paths.checkpoints, young),
+        *sorted(_cache(root, [number for number, why in kept.items() if why], young), key=lambda item: item.kept_as),
+    ]
+
+
+def _why_kept(version: StoredVersion, index: int, params: CleanParams, now_s: float) -> str:
+    if version.needed_as:
+        return version.needed_as
+    if index < params.keep_versions:
+        return "one of the newest"
+    return _young(version.created_s, params, now_s)
+
+
+def _young(time_s: float, params: CleanParams, now_s: float) -> str:
+    return f"younger than {params.keep_days} days" if now_s - time_s < params.keep_days * _DAY_S else ""
+
+
+def _version_items(versions: list[StoredVersion], kept: dict[str, str]) -> Iterator[Item]:
+    for version in versions:
+
+        def remove(number: str = version.number) -> None:
+            retention.remove_version(number)
+
+        yield Item("version", version.number, version.size_bytes, kept[version.number], remove)
+
+
+def _cache(root: Path, numbers: list[str], young: Callable[[Path], str]) -> Iterator[Item]:
+    """Yield DVC's objects. All stay where it is not known which of them a version that stays was made from."""
+    with tempfile.TemporaryDirectory() as scratch:
+        locks = list(_locks(root, Path(scratch)))
+        unknown = []
+        for number in numbers:
+            file = retention.fetch_data_lock(number, Path(scratch) / number)
+            if file is None:
+                unknown.append(number)
+            else:
+                locks.append(file)
+        named = named_objects(locks)
+    reason = f"data of version {', '.join(unknown)} unknown" if unknown else ""
+    yield from cache_items(cache_folder(root), named, lambda path: reason or young(path))
+
+
+def _locks(root: Path, scratch: Path) -> Iterator[Path]:
+    """Yield the dvc.lock and .dvc files of the checkout, its worktrees, and the tips of its branches and tags."""
+    for folder in (root, *(root / ".runs").glob("*")):
+        yield from (
+            path for path in (folder / "dvc.lock", *folder.glob("*.dvc"), *folder.glob("data/*.dvc")) if path.is_file()
+        )
+    for name in _git(root, "for-each-ref", "--format=%(objectname)").split():
+        text = _git(root, "show", f"{name}:dvc.lock")
+        if text:
+            (scratch / name).write_text(text, encoding="utf-8")
+            yield scratch / name
+
+
+def _git(root: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def cache_folder(root: Path) -> Path:
+    """Return DVC's cache: `cache.dir` of its local or shared configuration, else .dvc/cache."""
+    for name in ("config.local", "config"):
+        configuration = configparser.ConfigParser()
+        configuration.read(root / ".dvc" / name)
+        if given := configuration.get("cache", "dir", fallback=""):
+            return root / ".dvc" / given
+    return root / ".dvc" / "cache"

@@ -1,0 +1,1 @@
+"""What an operator runs on a team's services: accounts, backup, restore, upgrade."""

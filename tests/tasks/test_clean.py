@@ -1,0 +1,163 @@
+"""What `clean` lists and removes, on a real store and a real DVC cache; champions and their data stay."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cxr.common.errors import RegistryError
+from cxr.common.params import override
+from cxr.registry import aliases, retention, tracking_store, versions
+from cxr.registry.stored_names import entry_tag
+from tasks import clean
+from tests.support.registry_project import artifacts, call, enter_project, register, write_model
+
+STAGE = """
+stages:
+  make:
+    cmd: mkdir -p made && cp seed.txt made/one && printf same > made/two
+    deps: [seed.txt]
+    outs: [made]
+"""
+LATER_S = 400 * 24 * 3600.0
+
+
+def dvc(*arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def make_data(seed: str) -> None:
+    """Run the stage, whose output is `seed`."""
+    Path("seed.txt").write_text(seed)
+    dvc("repro", "--quiet")
+
+
+def make_version(seed: int, *, champion: bool = False) -> None:
+    """Register a version made from data of its own."""
+    make_data(f"data of {seed}")
+    write_model(seed=seed)
+    number, before = register().number, aliases.standing().recorded
+    if champion:
+        aliases.move_champion(number, instead_of=before, kind="promote", approved_by="ann", reason="test")
+    (Path("data/scores") / f"version-{number}").mkdir(parents=True)
+    (Path("data/scores") / f"version-{number}" / "part.parquet").write_bytes(b"scores")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Five versions: 1 was champion, 2 is; 3 was never; 4 is one of the newest two; 5 is challenger."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_project(folder, patch, tmp_path_factory)
+        (folder / "dvc.yaml").write_text(STAGE)
+        (folder / "dvc.lock").unlink()
+        dvc("init", "--no-scm", "--quiet")
+        for seed in (1, 2, 3, 4, 5):
+            make_version(seed, champion=seed <= 2)
+        for name in ("mlruns/cache/version-3-abc", ".runs/old", ".checkpoints/interrupted"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "file").write_bytes(b"x" * 1000)
+        override(folder / "params.yaml", {"clean.keep_versions": 2, "clean.keep_worktrees": 0})
+        yield
+
+
+def run_clean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str, later_s: float = LATER_S
+) -> list[str]:
+    """Call the command as if `later_s` had passed; return its lines."""
+    capsys.readouterr()
+    with monkeypatch.context() as moved:
+        now = time.time() + later_s
+        moved.setattr(time, "time", lambda: now)
+        call(moved, clean.main, *arguments)
+    return capsys.readouterr().out.splitlines()
+
+
+def going(lines: list[str]) -> list[str]:
+    return [re.sub(r" +", " ", line.partition("MB")[2]).strip() for line in lines if line.startswith("goes")]
+
+
+def restorable(seed: int) -> bool:
+    """Say whether the data of a version come back by its recorded dvc.lock."""
+    lock = retention.fetch_data_lock(str(seed), Path("fetched"))
+    assert lock is not None
+    shutil.copy2(lock, "dvc.lock")
+    Path("seed.txt").write_text(f"data of {seed}")
+    shutil.rmtree("made", ignore_errors=True)
+    command = [sys.executable, "-m", "dvc", "checkout", "--quiet"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.returncode == 0 and Path("made/one").read_text() == f"data of {seed}"
+
+
+def test_nothing_young_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert going(run_clean(monkeypatch, capsys, "--dry-run", later_s=20 * 24 * 3600)) == []
+
+
+def test_without_the_data_lock_of_a_version_that_stays_the_cache_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for versions that release 0.5.0 registered."""
+    lock = versions.get_version("1").tags[retention.DATA_LOCK_TAG]
+    tracking_store.client().delete_model_version_tag(versions.MODEL, "1", retention.DATA_LOCK_TAG)
+    lines = run_clean(monkeypatch, capsys, "--dry-run")
+    versions.tag_version("1", {retention.DATA_LOCK_TAG: lock})
+    assert not any(line.endswith("DVC objects") for line in going(lines))
+    assert any("kept: data of version 1 unknown" in line for line in lines)
+
+
+def test_a_version_that_became_needed_meanwhile_stays() -> None:
+    tracking_store.client().set_registered_model_alias(versions.MODEL, "keep", "3")
+    with pytest.raises(RegistryError, match="version 3 is now needed as keep"):
+        retention.remove_version("3")
+    tracking_store.client().delete_registered_model_alias(versions.MODEL, "keep")
+    assert versions.bundle_fault(versions.get_version("3")) == ""
+
+
+def test_a_changed_audit_log_stops_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = tracking_store.client()
+    entry = client.get_registered_model(versions.MODEL).tags[entry_tag(1)]
+    client.delete_registered_model_tag(versions.MODEL, entry_tag(1))
+    with pytest.raises(RegistryError, match="does not say which versions must stay"):
+        run_clean(monkeypatch, capsys)
+    client.set_registered_model_tag(versions.MODEL, entry_tag(1), entry)
+
+
+def test_it_removes_what_it_lists_and_no_champion_or_its_data_even_when_it_was_killed_on_the_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(artifacts())
+    listed = run_clean(monkeypatch, capsys, "--dry-run")
+    assert set(artifacts()) == before, "a dry run changes nothing"
+    others = ["fetched copy of version-3-abc", "scores of version-3", "worktree old", "checkpoints of interrupted"]
+    assert going(listed) == ["version 3", *others, "2 DVC objects"]
+    assert [line for line in listed if "champion before" in line and " version 1" in line]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking_store.client().__class__, "delete_model_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_clean(monkeypatch, capsys)
+    assert versions.bundle_fault(versions.get_version("3")), "its files are gone, its entry is not"
+    assert going(run_clean(monkeypatch, capsys)) == going(listed)
+    assert going(run_clean(monkeypatch, capsys, "--dry-run")) == []
+    assert versions.look_up("3") is None
+    for number in ("1", "2", "4", "5"):
+        assert versions.bundle_fault(versions.get_version(number)) == ""
+        assert restorable(int(number))
+    assert aliases.previous_champion().number == "1"
+    assert sorted(path.name for path in Path("data/scores").iterdir()) == [f"version-{n}" for n in (1, 2, 4, 5)]
