@@ -92,7 +92,7 @@ def remove_version(number: str) -> None:
     with tracking_store.store_errors(f"removing version {number}"), tracking_store.named_to_mlflow():
         location = client.get_logged_model(version.model_id).artifact_location
         # The files first: the version, by which another try finds them, is there until they are gone.
-        get_artifact_repository(location).delete_artifacts()
+        get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
         client.delete_model_version(MODEL, number)
         client.delete_logged_model(version.model_id)
 

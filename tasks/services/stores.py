@@ -124,7 +124,7 @@ def _postgresql(variable: str) -> URL:
     try:
         address = make_url(os.environ[variable])
     except ArgumentError:
-        raise ParamsError(f"{variable} is no address; expected postgresql+DRIVER://user:password@host/name") from None
+        raise ParamsError(f"{variable} is no address; expected postgresql+DRIVER://USER:...@HOST/NAME") from None
     if not address.drivername.startswith("postgresql"):
         raise ParamsError(f"{variable} is of {address.drivername}; only PostgreSQL can be backed up")
     return address
