@@ -168,7 +168,7 @@ def check_disk(root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free
     needed = _NEEDED_AT_LEAST + 2 * _outputs_bytes(root)
     message = f"{free / _GIB:.1f} GiB free, a rebuild needs about {needed / _GIB:.1f}"
-    advice = "`dvc gc --workspace` drops old data from DVC's cache, `make clean` what can be built again"
+    advice = "`./run clean` removes what no champion needs, `make clean` what can be built again"
     if free < needed:
         yield failed("disk", message, advice)
     elif free < 2 * needed:
