@@ -142,7 +142,7 @@ def test_too_little_disk_for_the_next_rebuild_is_found(tiny: Path) -> None:
     (tiny / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  ingest:\n    outs:\n    - {{path: a, size: {size}}}\n")
     finding = only(check_disk(tiny), "disk")
     assert finding.level == "FAILED"
-    assert "dvc gc" in finding.advice
+    assert "./run clean" in finding.advice
 
 
 def test_locks_of_dvc_that_block_for_ever_are_found_and_those_in_use_are_not(tiny: Path) -> None:
