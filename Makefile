@@ -2,12 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check audit data serve app doctor bench docs clean
+.PHONY: help setup tools run test check lint audit data serve app doctor bench docs clean
 
 DATA ?=
 WEIGHTS ?=
 PROTOCOL ?=
 PROFILE ?=
+FOR ?=
+TORCH ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 PORT ?= 8000
@@ -15,26 +17,31 @@ PORT ?= 8000
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-setup: ## build .venv from uv.lock; does nothing when it is up to date
-	@infra/setup.sh
+setup: ## build .venv from uv.lock, if it is not up to date [FOR=use|develop|cluster|predict] [TORCH=cpu|cuda]
+	@CXR_SETUP_FOR="$(FOR)" CXR_SETUP_TORCH="$(TORCH)" infra/setup.sh
+
+tools:
+	@CXR_SETUP_FOR=develop infra/setup.sh
 
 run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv|block] [PROFILE=hospital]
 	@./run infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)" "$(PROFILE)"
 
 # A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.
-test: ## the test suite, with the coverage floor
+test: tools ## the test suite, with the coverage floor
 	OMP_NUM_THREADS=1 ./run pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 --cov --cov-report=term
 
-check: ## ruff, mypy, import contracts, architecture tests, secret scan, documentation site
+check: lint ## lint, and the tests of architecture and documents
+	./run pytest tests/test_architecture.py tests/test_docs.py
+
+lint: tools ## ruff, mypy, import contracts, secret scan, documentation site
 	./run ruff check .
 	./run ruff format --check .
 	./run mypy
 	./run lint-imports
-	./run pytest tests/test_architecture.py tests/test_docs.py
 	./run infra/secret-scan.sh
 	./run infra/docs/build.sh
 
-audit: ## secrets in tracked files, known weaknesses of the locked packages (asks PyPI)
+audit: tools ## secrets in tracked files, known weaknesses of the locked packages (asks PyPI)
 	@./run infra/audit.sh
 
 data: ## download both real sets from their public homes
@@ -49,7 +56,7 @@ app: ## the web app on this machine until Ctrl-C: drop images, see what the cham
 doctor: ## check all that running this needs, and say what to do about what is not well
 	@./run flows.doctor
 
-bench: ## measurements that need no model, on DATA=folder of images of their original size (docs/benchmarks.md)
+bench: tools ## measurements that need no model, on DATA=folder of images of their original size (docs/benchmarks.md)
 	./run benchmarks.preprocessing "$(DATA)"
 	./run benchmarks.training "$(DATA)"
 	./run benchmarks.tracking_files

@@ -2,11 +2,17 @@
 # Build .venv from uv.lock, and write .env: where MLflow and Prefect keep what this project records.
 # Needs python3 of 3.11 or newer; takes uv from PATH or makes a private one. Does nothing when both are up to date.
 # `--print-uv` only prints the path of uv.
+#
+# CXR_SETUP_FOR    use (all commands), develop (and the tests' tools), cluster (all commands, and Ray), predict (predict,
+#                  app and pacs with the exported network: no torch). Not set: as .venv was built before, else use.
+# CXR_SETUP_TORCH  cuda or cpu: the build of torch. Not set: as before, else what the machine has. Both have the version
+#                  of uv.lock; the lock's own build, with its digest, is cuda, and serves a machine without a GPU, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 UV_VERSION=0.13.9
 OLDEST_PYTHON="3, 11"
+CPU_INDEX=${CXR_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 
 # Prefect reads .env by itself, MLflow with `mlflow --env-file .env`, ./run and infra/environment.sh for every command.
 write_env() {
@@ -77,14 +83,59 @@ fi
 
 write_env
 
+# The CPU build is 4 GB smaller and not on PyPI; other systems than this have no other build than that of the lock.
+torch_of_machine() {
+    if [ "$(uname -sm)" = "Linux x86_64" ] && ! [ -e /dev/nvidiactl ] && ! command -v nvidia-smi >/dev/null; then
+        echo cpu
+    else
+        echo cuda
+    fi
+}
+
+version_of() {
+    sed -n "/^name = \"$1\"\$/{n;s/^version = \"\(.*\)\"/\1/p;q;}" uv.lock
+}
+
+# Everything of the lock but torch and CUDA, then torch of the same version; --no-deps: its requirements are there.
+sync_with_cpu_torch() {
+    local skipped name
+    skipped=(--no-install-package torch --no-install-package torchvision)
+    for name in $(sed -n 's/^name = "\(nvidia-.*\|cuda-.*\|triton\)"$/\1/p' uv.lock); do
+        skipped+=(--no-install-package "$name")
+    done
+    "$uv" sync --frozen "${groups[@]}" "${skipped[@]}" &&
+        "$uv" pip install --quiet --python .venv/bin/python --no-deps --index "$CPU_INDEX" \
+            "torch==$(version_of torch)+cpu" "torchvision==$(version_of torchvision)+cpu"
+}
+
 stamp=.venv/.built-from
-wanted=$(sha256sum <uv.lock | cut -d' ' -f1) # it holds what pyproject.toml asks for, too
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+lock=$(sha256sum <uv.lock | cut -d' ' -f1) # it holds what pyproject.toml asks for, too
+built='' built_for='' built_torch=''
+[ -f "$stamp" ] && read -r built built_for built_torch <"$stamp"
+if [ -n "$built" ]; then # up to 0.5.0 the stamp was the digest alone
+    built_for=${built_for:-develop} built_torch=${built_torch:-cuda}
+fi
+purpose=${CXR_SETUP_FOR:-${built_for:-use}}
+torch=${CXR_SETUP_TORCH:-${built_torch:-$(torch_of_machine)}}
+if [ -x .venv/bin/python ] && [ "$built $built_for $built_torch" = "$lock $purpose $torch" ]; then
     exit 0
 fi
+case $purpose in
+    use) groups=(--no-dev) ;;
+    develop) groups=(--dev) ;;
+    cluster) groups=(--no-dev --group cluster) ;;
+    predict) groups=(--only-group predict) torch=cuda ;; # neither
+    *) fail "CXR_SETUP_FOR is use, develop, cluster or predict, not $purpose" ;;
+esac
+[[ $torch =~ ^(cuda|cpu)$ ]] || fail "CXR_SETUP_TORCH is cuda or cpu, not $torch"
 
 uv=$(find_uv)
-echo "building .venv from uv.lock" >&2
+echo "building .venv from uv.lock, to $purpose" >&2
 unset VIRTUAL_ENV
-"$uv" sync --frozen
-echo "$wanted" >"$stamp"
+if [ "$torch" = cpu ] && ! sync_with_cpu_torch; then
+    [ -z "${CXR_SETUP_TORCH:-}" ] || fail "the CPU build of torch could not be installed from $CPU_INDEX, see above"
+    echo "$CPU_INDEX cannot be used from here: taking the CUDA build from PyPI, which is 4 GB larger" >&2
+    torch=cuda
+fi
+[ "$torch" = cpu ] || "$uv" sync --frozen "${groups[@]}"
+echo "$lock $purpose $torch" >"$stamp"

@@ -62,7 +62,7 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
-from cxr.common.engines import Engine
+from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ParamsError, RegistryError
 from cxr.common.locks import file_lock
 from cxr.inference.classifier import Classifier, load_classifier
@@ -134,6 +134,8 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Read the command line and follow the feed."""
     given = command_line().parse_args()
+    if given.overlay:
+        require_torch()
     address = given.address or os.environ.get(ADDRESS_VARIABLE)
     if not address:
         raise ParamsError(f"no PACS given: pass an address such as http://127.0.0.1:8042, or set {ADDRESS_VARIABLE}")

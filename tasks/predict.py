@@ -59,7 +59,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from cxr.common.engines import Engine
+from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
 from cxr.imaging.decode import EncodedImage, max_file_bytes
@@ -252,6 +252,8 @@ class Table:
 def main() -> None:
     """Read the command line and classify."""
     given = command_line().parse_args()
+    if given.overlay:
+        require_torch()
     predict(
         given.paths,
         model=given.model,

@@ -60,6 +60,7 @@ def test_plots_are_drawn_without_the_internet(tmp_path: Path) -> None:
 
     with launch_browser() as browser, browser.new_context(offline=True) as context:
         page = context.new_page()
+        page.set_default_timeout(120_000)  # long, for a busy machine
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto((tmp_path / "dvc_plots" / "index.html").as_uri())

@@ -42,6 +42,17 @@ def test_the_image_is_built_from_the_file_that_compose_builds() -> None:
     assert build["file"] == compose["x-project"]["build"]["dockerfile"]
 
 
+def test_a_tag_pushes_the_image_to_the_registry_after_the_tests() -> None:
+    workflow = read("workflows/ci.yml")
+    image = workflow["jobs"]["image"]
+    assert workflow["on"]["push"]["tags"] == ["v*"]
+    assert (image["if"], image["needs"]) == ("startsWith(github.ref, 'refs/tags/v')", "test")
+    steps = {step["uses"].split("@")[0]: step.get("with", {}) for step in image["steps"]}
+    assert steps["docker/login-action"]["registry"] == "ghcr.io"
+    build = steps["docker/build-push-action"]
+    assert (build["push"], build["tags"]) == (True, "ghcr.io/${{ github.repository }}:${{ github.ref_name }}")
+
+
 def test_only_the_job_that_pushes_may_write() -> None:
     workflow = read("workflows/ci.yml")
     assert workflow["permissions"] == {"contents": "read"}

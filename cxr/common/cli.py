@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from cxr.common.engines import ENGINES, Engine
+from cxr.common.engines import ENGINES, Engine, has_torch
 from cxr.common.errors import CxrError, ParamsError
 
 TELEMETRY_OFF = {
@@ -92,11 +92,11 @@ def step_parser(module: Any) -> argparse.ArgumentParser:
 
 
 def add_engine_argument(parser: argparse.ArgumentParser, default: Engine) -> None:
-    """Add `--engine`, which `cxr.inference.classifier.load_classifier` takes."""
+    """Add `--engine`, which `cxr.inference.classifier.load_classifier` takes; without torch openvino is the default."""
     parser.add_argument(
         "--engine",
         choices=ENGINES,
-        default=default,
+        default=default if has_torch() else "openvino",
         help="what computes: torch, bit for bit as evaluated, or openvino, the faster exported network (%(default)s)",
     )
 

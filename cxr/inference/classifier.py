@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.common.engines import Engine
+from cxr.common.engines import Engine, require_torch
 from cxr.imaging.decode import EncodedImage, open_image
 from cxr.inference.answer import Answer
 from cxr.inference.input_checks import prepare_chest_xray
@@ -90,7 +90,12 @@ class Classifier:
         return [answer for batch in batches for answer in self._answer_batch(batch)]
 
     def heat(self, images: NDArray[np.uint8], classes: Sequence[str]) -> NDArray[np.float32]:
-        """Return the Grad-CAM of images (N, H, W) for `classes`, one class an image: (N, H, W), 0 to 1."""
+        """Return the Grad-CAM of images (N, H, W) for `classes`, one class an image: (N, H, W), 0 to 1.
+
+        Raises:
+            ParamsError: torch is not installed.
+        """
+        require_torch()
         from cxr.models.grad_cam import grad_cam_of_images  # imports torch, which OpenVINO's answers do without
 
         wanted = np.array([self.spec.classes.index(name) for name in classes], np.int64)
@@ -134,6 +139,7 @@ def load_classifier(bundle: Path, *, number: str, engine: Engine = "torch") -> C
 
     Raises:
         WeightsError: a file is missing, changed or damaged.
+        ParamsError: torch is not installed, and the answers need it.
     """
     spec = read_spec(bundle)
     reference = read_reference(bundle / REFERENCE_FILE) if (bundle / REFERENCE_FILE).is_file() else None
@@ -147,5 +153,6 @@ def load_classifier(bundle: Path, *, number: str, engine: Engine = "torch") -> C
 
 
 def _load_network(bundle: Path) -> nn.Module:
+    require_torch()
     network, _ = read_bundle(bundle)
     return network.to(choose_device("auto"))

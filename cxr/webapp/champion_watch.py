@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from cxr.common.engines import Engine
+from cxr.common.engines import NO_TORCH, Engine, has_torch
 from cxr.common.errors import CxrError
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.registry.versions import Version, fetch_bundle, get_version
@@ -87,7 +87,10 @@ class ChampionWatch:
         self.use(classifier, card)
         self.batcher.metrics.model_reloads.labels("loaded").inc()
         log.info("app: version %s in use, engine %s", version.number, classifier.engine)
-        _ = classifier.network  # heat maps always need torch; loading it now spares the first request for one the wait
+        if has_torch():
+            _ = classifier.network  # heat maps always need it; loading it now spares the first request for one the wait
+        else:
+            log.warning("app: no heat maps: %s", NO_TORCH)
 
     def use(self, classifier: Classifier, card: ModelCard) -> None:
         """Answer new images with `classifier`."""

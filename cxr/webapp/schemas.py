@@ -88,5 +88,6 @@ REASONS = {
     421: "Called by an unknown host name",
     422: "Not a readable image, or an invalid parameter",
     429: "The service is full; send the image again after `Retry-After` seconds",
+    501: "A heat map was asked for, and the service has no torch",
     503: "The model is being loaded, or did not answer in time",
 }

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from cxr.common.engines import NO_TORCH, has_torch
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC, notice
 from cxr.inference.classifier import Classifier
 from cxr.registry.versions import MODEL
@@ -85,6 +86,8 @@ class Service:
         """
         classifier = self.batcher.classifier()
         _check_class(of_class, classifier)
+        if heat and not has_torch():
+            raise RejectedError(501, "no heat maps", NO_TORCH)
         check_media_type(request)
         metrics = self.batcher.metrics
         with self.admission.admit(request), metrics.images_in_progress.track_inprogress():

@@ -90,7 +90,7 @@ def lend_environment(root: Path) -> None:
     for name in ("bin", "lib", "pyvenv.cfg"):
         (root / ".venv" / name).symlink_to(present / name)
     digest = hashlib.sha256((root / "uv.lock").read_bytes()).hexdigest()
-    (root / ".venv" / ".built-from").write_text(f"{digest}\n")
+    (root / ".venv" / ".built-from").write_text(f"{digest} develop cuda\n")
 
 
 def in_plain_shell(root: Path, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -22,7 +22,13 @@ from cxr.models.forward import predict_logits, softmax_with_temperature
 from tests.support.project import PROJECT
 
 IMAGES = 36
-QUICK = {"train.epochs": 3, "train.batch_size": 12, "train.warmup_epochs": 0, "train.ema_decay": 0.5}
+QUICK = {
+    "train.backbone": "small_cnn",
+    "train.epochs": 3,
+    "train.batch_size": 12,
+    "train.warmup_epochs": 0,
+    "train.ema_decay": 0.5,
+}
 
 
 def project(folder: Path) -> Path:
@@ -137,7 +143,7 @@ def test_killed_training_resumes_its_run_and_ends_with_bit_identical_weights(
 
 def test_ensemble_averages_networks_of_different_seeds_and_is_validated_as_a_whole(tmp_path: Path, store: Path) -> None:
     params = project(tmp_path)
-    override(params, {"train.members": 2, "train.epochs": 1, "train.backbone": "small_cnn"})
+    override(params, {"train.members": 2, "train.epochs": 1})
     process = start(params, store)
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from cxr.common.errors import WeightsError
+from cxr.common.cli import add_engine_argument
+from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.files import read_json, write_json
 from cxr.inference import openvino
 from cxr.inference.classifier import load_classifier
@@ -97,6 +99,21 @@ def test_openvino_answers_from_the_export_without_torch_and_torch_is_the_default
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_without_torch_the_export_answers_and_what_needs_torch_says_so(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxr.common.engines.find_spec", lambda _: None)
+    exported = load_classifier(bundle, number="1", engine="openvino")
+    assert len(exported.answer(IMAGES[:1])) == 1
+    with pytest.raises(ParamsError, match="torch is not installed"):
+        exported.heat(IMAGES[:1], ["viral"])
+    with pytest.raises(ParamsError, match="torch is not installed"):
+        load_classifier(bundle, number="1", engine="torch")
+    parser = ArgumentParser()
+    add_engine_argument(parser, "torch")
+    assert parser.parse_args([]).engine == "openvino"
 
 
 def test_an_export_out_of_bounds_is_not_used_and_the_tags_say_so(tmp_path: Path) -> None:

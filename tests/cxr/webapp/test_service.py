@@ -113,6 +113,13 @@ def test_an_unknown_class_and_an_invalid_parameter_are_named(served: Served) -> 
     assert "heat" in wrong.json()["error"]["message"]
 
 
+def test_without_torch_a_heat_map_is_refused_with_its_reason(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxr.common.engines.find_spec", lambda _: None)
+    refused = send(served, IMAGE, heat="true")
+    assert (refused.status_code, reason(refused)) == (501, "no heat maps")
+    assert send(served, IMAGE).status_code == 200
+
+
 def test_the_service_is_alive_but_not_ready_before_the_model_is_loaded() -> None:
     with serve_here(None) as served:
         assert httpx.get(f"{served.address}/health").status_code == 200
