@@ -24,20 +24,24 @@ python -m tasks.register # if DVC took that stage from its cache, the alias may 
 python -m tasks.reevaluate || [ $? -eq 11 ] # the gate decides about a champion that cannot be compared
 
 code=0
+overlay=""
 python -m tasks.promote || code=$?
 promoted=$code
 
 if [ "$promoted" -eq 0 ]; then
     echo
-    echo "One prediction by the champion:"
-    python -m tasks.predict --json "$(python -m tasks.unpack data/unpacked --first 1)" || code=$?
+    IFS=$'\t' read -r image label < <(python -m tasks.unpack data/unpacked --split test --first 1 --labels)
+    echo "One image of the test set, which the champion has not seen in training. Its true label: $label"
+    python -m tasks.predict --overlay reports/overlays "$image" || code=$?
+    overlay="Where it looked  $PWD/reports/overlays/$(basename "$image").overlay.png"
 fi
 
 cat <<END
 
-Report       $PWD/reports/report.html
-Data Docs    $PWD/reports/data_docs/index.html
-Promotion    $PWD/reports/promotion.json
+${overlay:+$overlay
+}Report           $PWD/reports/report.html
+Data Docs        $PWD/reports/data_docs/index.html
+Promotion        $PWD/reports/promotion.json
 Prefect, MLflow pages: make serve
 END
 if [ "$promoted" -eq 11 ]; then

@@ -1,11 +1,12 @@
 """Unpack the kept images from the shards of data/raw to a folder of files.
 
-Reads   data/raw (manifest and packed images)
+Reads   data/raw (manifest and packed images), and with --split data/split
 Writes  FOLDER/images/<source>/<path in its set>, after checking each image's SHA-256; prints the path of each
 
-    ./run unpack data/unpacked                    all images
-    ./run unpack data/unpacked --first 1          the first image of the manifest
-    ./run unpack data/unpacked kermany-0123...    the images with these image_ids
+    ./run unpack data/unpacked                           all images
+    ./run unpack data/unpacked --first 1                 the first image of the manifest
+    ./run unpack data/unpacked --split test --labels     the test images; after each path a tab and the true label
+    ./run unpack data/unpacked kermany-0123...           the images with these image_ids
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path)
     parser.add_argument("image_ids", nargs="*", metavar="IMAGE_ID")
     parser.add_argument("--first", type=int, metavar="N", help="at most N images")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="only images of this split")
+    parser.add_argument("--labels", action="store_true", help="print the true label after each path")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     return parser
 
@@ -36,19 +39,21 @@ from tqdm import tqdm
 
 from cxr.common.errors import DataError
 from cxr.common.params import read_params
-from cxr.dataset.manifest import read_manifest
+from cxr.dataset.manifest import read_manifest, read_splits
 from cxr.dataset.shards import Shards
 
 
-def unpack(images: pd.DataFrame, raw: Path, folder: Path) -> None:
+def unpack(images: pd.DataFrame, raw: Path, folder: Path, *, labels: bool = False) -> None:
     """Write the images, rows of the manifest in `raw`, below `folder`; existing files are replaced.
+
+    Prints the path of each, and with `labels` a tab and its true label.
 
     Raises:
         DataError: an image is missing, its shard is damaged, or its SHA-256 is not that of the manifest.
     """
     shards = Shards(raw / "images")
-    rows = zip(images["path"], images["sha256"], strict=True)
-    for path, sha256 in tqdm(rows, total=len(images), desc="unpack", unit="image", disable=None):
+    rows = zip(images["path"], images["sha256"], images["label"], strict=True)
+    for path, sha256, label in tqdm(rows, total=len(images), desc="unpack", unit="image", disable=None):
         target = folder / path
         if not target.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{raw}: the image {path} is outside {folder}; run `./run dvc repro --force ingest`")
@@ -57,7 +62,7 @@ def unpack(images: pd.DataFrame, raw: Path, folder: Path) -> None:
             raise DataError(f"{path} does not have the SHA-256 of the manifest; run `./run dvc repro --force ingest`")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-        print(target)
+        print(f"{target}\t{label}" if labels else target)
 
 
 def _chosen(manifest: pd.DataFrame, image_ids: list[str]) -> pd.DataFrame:
@@ -70,13 +75,17 @@ def _chosen(manifest: pd.DataFrame, image_ids: list[str]) -> pd.DataFrame:
 def main() -> None:
     """Read the command line and unpack the images it names."""
     arguments = command_line().parse_args()
-    raw = read_params(arguments.params).paths.raw
+    paths = read_params(arguments.params).paths
+    raw = paths.raw
     if arguments.folder.resolve().is_relative_to(raw.resolve()):
         raise DataError(f"{arguments.folder} is inside {raw}, which DVC tracks; name another folder")
     manifest = read_manifest(raw)
     if arguments.image_ids:
         manifest = _chosen(manifest, arguments.image_ids)
-    unpack(manifest.iloc[: arguments.first], raw, arguments.folder)
+    if arguments.split:
+        splits = read_splits(paths.split)
+        manifest = manifest[manifest["image_id"].isin(splits.loc[splits["split"] == arguments.split, "image_id"])]
+    unpack(manifest.iloc[: arguments.first], raw, arguments.folder, labels=arguments.labels)
 
 
 if __name__ == "__main__":

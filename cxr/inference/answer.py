@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 FieldType = Literal["string", "boolean", "double", "float"]
 
+NO_ANSWER = "no answer"
+"""The verdict on an image with a warning: its probabilities may mean nothing."""
+
 
 @dataclass(frozen=True)
 class AnswerField:
@@ -89,6 +92,11 @@ class Answer:
     def predicted_class(self) -> str:
         """The most probable class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def verdict(self) -> str:
+        """What people read first: the predicted class, or NO_ANSWER under a warning."""
+        return NO_ANSWER if self.warning else self.predicted_class
 
     @property
     def confidence(self) -> float:

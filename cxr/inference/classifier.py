@@ -23,6 +23,7 @@ from cxr.inference.answer import Answer
 from cxr.inference.input_checks import prepare_chest_xray
 from cxr.inference.ood import OodDetector, ood_detector
 from cxr.inference.openvino import Runtime, load_runtime
+from cxr.inference.orientation import orientation_check
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec
 from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, measure, read_reference
@@ -105,7 +106,7 @@ class Classifier:
         logits, features = self._logits_and_features(images)
         probabilities = calibrated(logits, self.spec)
         measured = measure(images, features, self.reference) if self.reference else {}
-        warnings = self._ood_detector.warnings(images, features) if self._ood_detector else [None] * len(images)
+        warnings = self._warnings(images, features)
         return [
             Answer(
                 dict(zip(self.spec.classes, shares, strict=True)),
@@ -117,6 +118,12 @@ class Classifier:
                 zip(probabilities.tolist(), referred(probabilities, self.spec), warnings, strict=True)
             )
         ]
+
+    def _warnings(self, images: NDArray[np.uint8], features: NDArray[np.float32]) -> list[str | None]:
+        """Return the warning for each image: which way up it is, if not upright, since a person can mend that."""
+        turned = orientation_check().warnings(images)
+        strange = self._ood_detector.warnings(images, features) if self._ood_detector else [None] * len(images)
+        return [one or other for one, other in zip(turned, strange, strict=True)]
 
     @cached_property
     def _ood_detector(self) -> OodDetector | None:

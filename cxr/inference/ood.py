@@ -3,10 +3,12 @@
 Two checks compare an image with the version's own reference images (cxr/models/reference.py), so that the limits depend
 on the model. The only constant is the share of ordinary images that each check may warn about, 1 in 200.
 
-grey levels   brightness, contrast, sharpness and the like, as one Mahalanobis distance: finds inverted images,
-              photographs of images, flat pictures
+grey levels   brightness, contrast, sharpness and the like, as one Mahalanobis distance: finds photographs of images,
+              flat pictures
 features      the share of the network's features that no reference image explains (`FeatureSpace.outside`): finds
-              pictures of other things, images on their side or upside down
+              pictures of other things
+
+Which way up an image is, and whether it is inverted, another check says (cxr/inference/orientation.py).
 
 A reference of few images gives no limits. One stored before that share was recorded gives none for the features.
 """
@@ -26,7 +28,6 @@ _RIDGE = 1e-3  # share of each measure's variance: a measure that hardly varies 
 _GREY = tuple(name for name in MEASURES if name != "feature_distance")
 
 OF_ANOTHER_KIND = "unlike the images this model was tested on: it may be no frontal chest X-ray, or not upright"
-INVERTED = "looks inverted, with dark bones on a bright background, or is no chest X-ray: export it with bright bones"
 OTHER_GREY_LEVELS = "grey levels unlike those of the images this model was tested on: photographed, cropped or edited?"
 
 
@@ -60,11 +61,10 @@ class OodDetector:
             features: (N, D), the input of the network's head.
         """
         odd = self.greys.distance(_columns(images)) > self.max_grey
-        negative = odd & (self.greys.distance(_columns(255 - images)) <= self.max_grey)
         strange = np.zeros(len(images), np.bool_)
         if self.max_outside is not None:
             strange = self.reference.space.outside(features) > self.max_outside
-        return [_words(*flags) for flags in zip(negative.tolist(), strange.tolist(), odd.tolist(), strict=True)]
+        return [_words(*flags) for flags in zip(strange.tolist(), odd.tolist(), strict=True)]
 
 
 def ood_detector(reference: Reference) -> OodDetector | None:
@@ -97,9 +97,7 @@ def _columns(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.column_stack([measured[name] for name in _GREY])
 
 
-def _words(negative: bool, strange: bool, odd: bool) -> str | None:
-    if negative:
-        return INVERTED
+def _words(strange: bool, odd: bool) -> str | None:
     if strange:
         return OF_ANOTHER_KIND
     return OTHER_GREY_LEVELS if odd else None

@@ -54,6 +54,20 @@ def test_only_the_first_or_the_named_images_are_written(monkeypatch: pytest.Monk
     assert set(tree(Path("named"))) == {tables.manifest["path"][4], tables.manifest["path"][2]}
 
 
+def test_the_test_images_are_written_with_their_labels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tables: RawFolder
+) -> None:
+    tested = tables.manifest[tables.manifest["label"] == "viral"].iloc[[1, 3]]
+    splits = tables.manifest[["image_id", "label", "patient_id"]].assign(split="train", fold=0)
+    splits.loc[tested.index, "split"] = "test"
+    Path("data/split").mkdir(parents=True)
+    splits.to_csv("data/split/splits.csv", index=False)
+    call(monkeypatch, "test", "--split", "test", "--labels")
+    assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == [
+        [f"test/{path}", "viral"] for path in tested["path"]
+    ]
+
+
 @pytest.mark.usefixtures("tables")
 def test_an_unknown_image_and_the_tracked_folder_are_rejected(monkeypatch: pytest.MonkeyPatch, raw: Path) -> None:
     before = tree(raw)
