@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import nn
 
 from cxr.audit.shortcuts import AuditSettings, audit
@@ -37,10 +38,13 @@ from cxr.common.params import EvaluateParams, Paths
 from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import read_manifest, read_splits, sha256_of_test_set
+from cxr.dataset.shards import Shards
 from cxr.evaluation.headline import HEADLINE_FILE, HEADLINES, headline_table
 from cxr.evaluation.predictions import Predictions, fit_calibration, make_predictions, run_network
 from cxr.evaluation.reference_set import in_reference, measure_reference
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
+from cxr.imaging.decode import decode_grey
+from cxr.imaging.overlay import MIN_SIDE_PX
 from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
 from cxr.registry.runs import log_evaluation
@@ -83,7 +87,7 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     metrics["trust"] = headlines(inspected["trust"])
     content = {"metrics": metrics, "calibration": calibration, **inspected, **records}
     drawn = _draw(test, content, paths)
-    galleries = _galleries(model, spec, packed, test, params)
+    galleries = _galleries(model, spec, packed, test, params, _originals(paths, spec.preprocessing.max_pixels))
     _write_artifacts(measured, content, drawn, paths.evaluation, gallery=galleries["gallery"])
     _write_report(content, drawn, galleries, paths.report)
     write_json(paths.metrics, metrics)
@@ -187,14 +191,30 @@ def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[
 
 
 def _galleries(
-    model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, params: EvaluateParams
+    model: nn.Module,
+    spec: ModelSpec,
+    packed: ImageArray,
+    test: Predictions,
+    params: EvaluateParams,
+    original: Callable[[str], NDArray[np.uint8]],
 ) -> dict[str, list[GalleryItem]]:
     """Return the images that the report shows: some of each class, and the most confident errors of all."""
     picks = {
         "gallery": pick_images(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
         "errors": pick_most_confident_errors(test.labels, test.calibrated, at_most=params.most_confident_errors),
     }
-    return {name: make_gallery(model, spec, packed, test, chosen) for name, chosen in picks.items()}
+    return {name: make_gallery(model, spec, packed, test, chosen, original) for name, chosen in picks.items()}
+
+
+def _originals(paths: Paths, max_pixels: int) -> Callable[[str], NDArray[np.uint8]]:
+    """Return a function that reads the image with an image_id as it was ingested."""
+    files, shards = read_manifest(paths.raw).set_index("image_id")["path"], Shards(paths.raw / "images")
+
+    def read(image_id: str) -> NDArray[np.uint8]:
+        path = str(files[image_id])
+        return decode_grey(shards.read(path), name=path, max_pixels=max_pixels, min_side_px=MIN_SIDE_PX)
+
+    return read
 
 
 def _write_artifacts(

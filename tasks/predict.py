@@ -6,10 +6,10 @@
 
 Reads   image files, and folders of them with their subfolders (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom); `-` is one
         image from standard input
-Prints  a table; with --json one object a line: path, the fields of an answer (cxr/inference/answer.py) and
-        model_version. For a file that cannot be read, `error` stands in place of the answer. `refer` true: the model is
-        not sure enough, or there is a warning, so a reader should see the image; null: the model has no threshold.
-        `warning`: why the answer may mean nothing, else null
+Prints  a table, in which an image with a warning has "no answer" for a class; with --json one object a line: path, the
+        fields of an answer (cxr/inference/answer.py) and model_version. For a file that cannot be read, `error` stands
+        in place of the answer. `refer` true: the model is not sure enough, or there is a warning, so a reader should
+        see the image; null: the model has no threshold. `warning`: why the answer may mean nothing, else null
 Writes  --overlay FOLDER: <image>.overlay.png, where the model looked
         --sr FOLDER: <image>.sr.dcm, a Structured Report for each DICOM image; with --overlay also
         <image>.overlay.dcm, a Secondary Capture. Both hold the patient's tags of their image, as they belong to its
@@ -63,7 +63,7 @@ from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
 from cxr.imaging.decode import EncodedImage, max_file_bytes
-from cxr.inference.answer import SHOWN_FIELDS, Answer, AnswerField
+from cxr.inference.answer import NO_ANSWER, SHOWN_FIELDS, Answer, AnswerField
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.image_source import images_below
 from cxr.inference.outputs import AnswerFiles
@@ -162,7 +162,8 @@ def _name(file: Path, given: Path) -> str:
 
 def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles) -> Iterator[Result]:
     """Yield the result for each image, in order."""
-    read = partial(_prepared, classifier=classifier, keep=_dicom_bytes if files.reports is not None else None)
+    keep = None if files.overlays is None and files.reports is None else _opened
+    read = partial(_prepared, classifier=classifier, keep=keep)
     workers = min(os.cpu_count() or 1, len(images))
     with closing(answered_batches(classifier, images, read, workers=workers)) as batches:
         for batch in batches:
@@ -171,8 +172,8 @@ def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles)
 
 
 def _prepared(
-    image: Image, *, classifier: Classifier, keep: Callable[[EncodedImage], bytes | None] | None
-) -> PreparedImage[Image, bytes | None]:
+    image: Image, *, classifier: Classifier, keep: Callable[[EncodedImage], EncodedImage] | None
+) -> PreparedImage[Image, EncodedImage]:
     limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that `prepare` sees the excess
 
     def read() -> bytes:
@@ -184,18 +185,20 @@ def _prepared(
     return prepare_file(read, classifier, key=image, name=str(image), keep=keep)
 
 
-def _dicom_bytes(image: EncodedImage) -> bytes | None:
-    """Return what a report is made from: the file of a DICOM image."""
-    return image.data if image.header.format == "DICOM" else None
+def _opened(image: EncodedImage) -> EncodedImage:
+    """Return what the files of an answer are made from: the image as it is stored, decoded again when it is drawn."""
+    return image
 
 
-def _result(answered: AnsweredImage[Image, bytes | None], classifier: Classifier, files: AnswerFiles) -> Result:
+def _result(answered: AnsweredImage[Image, EncodedImage], classifier: Classifier, files: AnswerFiles) -> Result:
     """Write the files that were asked for and return the result."""
     image, path = answered.image, str(answered.image.key.path)
     if answered.answer is None or image.pixels is None:
         return Result(path, error=str(image.error))
+    if image.kept is None:
+        return Result(path, answered.answer)
     try:
-        files.write(image.key.name, image.pixels, answered.answer, classifier, dicom=image.kept)
+        files.write(image.key.name, image.kept, image.pixels, answered.answer, classifier)
     except ImageError as error:
         return Result(path, answered.answer, str(error))
     return Result(path, answered.answer)
@@ -226,7 +229,8 @@ class Table:
         if result.answer is None:
             return f"{result.path:<{self._width}}  error: {result.error}"
         answer = result.answer
-        cells = [cell for one in self._cells for cell in self._values(one, getattr(answer, one.name))]
+        values = {one.name: getattr(answer, one.name) for one in self._cells} | {"predicted_class": answer.verdict}
+        cells = [cell for one in self._cells for cell in self._values(one, values[one.name])]
         line = "  ".join([f"{result.path:<{self._width}}", *cells])
         notes = [(one.name, getattr(answer, one.name)) for one in self._notes] + [("error", result.error)]
         return line + "".join(f"\n{'':<{self._width}}  {name}: {text}" for name, text in notes if text)
@@ -246,7 +250,7 @@ class Table:
 
     @property
     def _class_width(self) -> int:
-        return max(len(name) for name in self._classes)
+        return max(len(name) for name in (*self._classes, NO_ANSWER))
 
 
 def main() -> None:

@@ -115,6 +115,24 @@ class EncodedImage:
             return self._dicom.grey()
         return _grey(self.data, self.name, self.header, _reduction(self.header, min_side_px))
 
+    def wide(self) -> "WidePixels":
+        """Decode at full size and depth, for a viewer that applies the window itself.
+
+        Raises:
+            ImageError: see `grey`.
+        """
+        if self._dicom is not None and self.header.mode == "L16":
+            levels, window = self._dicom.wide()
+            return WidePixels(levels, window, self._dicom.header.view, self._dicom.header.laterality)
+        if self._dicom is not None:
+            return WidePixels(self.grey(), (0.0, 255.0), self._dicom.header.view, self._dicom.header.laterality)
+        if self.header.mode != "L16":
+            return WidePixels(self.grey(), (0.0, 255.0))
+        deep = _pixels(self.data, self.name, cv2.IMREAD_ANYDEPTH)
+        if deep.dtype != np.uint16:
+            return WidePixels(self.grey(), (0.0, 255.0))
+        return WidePixels(np.asarray(deep, np.uint16), (float(deep.min()), float(deep.max())))
+
     def with_colour(self, *, min_side_px: int | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Decode like `grey`, and also in colour if the image has any.
 
@@ -136,6 +154,21 @@ class EncodedImage:
         if cv2.norm(blue, green, cv2.NORM_INF) == 0 and cv2.norm(green, red, cv2.NORM_INF) == 0:
             return np.asarray(blue, np.uint8), None
         return self.grey(min_side_px=min_side_px), np.asarray(colour, np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class WidePixels:
+    """An image at full size and depth.
+
+    levels      (H, W), uint8 or uint16; bone is bright
+    window      lowest and highest level of the window to start with
+    view, laterality   DICOM codes, such as PA and L; empty where the file does not say
+    """
+
+    levels: NDArray[np.uint8] | NDArray[np.uint16]
+    window: tuple[float, float]
+    view: str = ""
+    laterality: str = ""
 
 
 def open_image(data: bytes, *, name: str, max_pixels: int) -> EncodedImage:

@@ -1,6 +1,6 @@
 """Answers as files: where the model looked as a PNG, and for a DICOM image a Structured Report of its own study.
 
-    <overlays>/<image>.overlay.png    the prepared image, enlarged, with the heat of the predicted class
+    <overlays>/<image>.overlay.png    the image with the heat of the predicted class (cxr/imaging/overlay.py)
     <reports>/<image>.sr.dcm          the Structured Report (cxr/inference/dicom_sr.py); for DICOM images only
     <reports>/<image>.overlay.dcm     the overlay as a Secondary Capture, where overlays are asked for, too
 
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from cxr.common.errors import ParamsError
 from cxr.common.files import atomic_file
+from cxr.imaging.decode import EncodedImage
+from cxr.imaging.overlay import Caption, draw_overlay
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
-
-_OVERLAY_SIDE_PX = 448  # at least: prepared images are too small to look at
+from cxr.models.bundle import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,26 @@ class AnswerFiles:
     reports: Path | None
 
     def write(
-        self, name: str, image: NDArray[np.uint8], answer: Answer, classifier: Classifier, *, dicom: bytes | None
+        self, name: str, image: EncodedImage, pixels: NDArray[np.uint8], answer: Answer, classifier: Classifier
     ) -> None:
         """Write the files of one image that are asked for.
 
         Args:
             name: of the files, below their folders.
-            image: (H, W), prepared.
+            image: the opened file.
+            pixels: (H, W), prepared.
             answer: of the model.
             classifier: the model.
-            dicom: the bytes of the file where it is a DICOM image.
 
         Raises:
             ImageError: the DICOM image lacks the tags that link a report to it.
             ParamsError: a folder cannot be written.
         """
-        picture = None if self.overlays is None else _overlay(image, answer, classifier)
+        picture = None if self.overlays is None else overlay_of(image, pixels, answer, classifier)
         if self.overlays is not None and picture is not None:
             _write(self.overlays / f"{name}.overlay.png", _png(picture))
-        if self.reports is not None and dicom is not None:
-            self._report(self.reports / name, dicom, answer, classifier, picture)
+        if self.reports is not None and image.header.format == "DICOM":
+            self._report(self.reports / name, image.data, answer, classifier, picture)
 
     def _report(
         self, path: Path, dicom: bytes, answer: Answer, classifier: Classifier, picture: NDArray[np.uint8] | None
@@ -69,13 +70,29 @@ class AnswerFiles:
             _write(path.with_name(f"{path.name}.overlay.dcm"), capture)
 
 
-def _overlay(image: NDArray[np.uint8], answer: Answer, classifier: Classifier) -> NDArray[np.uint8]:
-    from cxr.models.grad_cam import overlay  # imports torch, which OpenVINO's answers do without
+def overlay_of(
+    image: EncodedImage, pixels: NDArray[np.uint8], answer: Answer, classifier: Classifier
+) -> NDArray[np.uint8]:
+    """Return an opened image with the heat of its predicted class; `pixels` (H, W) are the same, prepared."""
+    (heat,) = classifier.heat(pixels[None], [answer.predicted_class])
+    return captioned_overlay(image, heat, answer, answer.predicted_class, classifier.spec, version=classifier.number)
 
-    picture = overlay(image, classifier.heat(image[None], [answer.predicted_class])[0])
-    scale = -(-_OVERLAY_SIDE_PX // min(image.shape))
-    size = (picture.shape[1] * scale, picture.shape[0] * scale)
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+def captioned_overlay(
+    image: EncodedImage, heat: NDArray[np.float32], answer: Answer, of_class: str, spec: ModelSpec, *, version: str
+) -> NDArray[np.uint8]:
+    """Return an opened image with the heat of a class; see cxr.imaging.overlay.
+
+    Args:
+        image: the opened file.
+        heat: (H, W) of that class, from `Classifier.heat`.
+        answer: of the model.
+        of_class: one of its classes.
+        spec: of the model.
+        version: of the model.
+    """
+    caption = Caption(of_class, answer.probabilities[of_class], f"version {version}", spec.synthetic, answer.warning)
+    return draw_overlay(image.grey(), heat, spec.preprocessing, caption)
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:

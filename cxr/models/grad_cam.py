@@ -4,7 +4,6 @@ The map has the resolution of the last convolution stage (7 x 7 cells for a ResN
 image. It shows what the model used, not where the disease is.
 """
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -80,23 +79,6 @@ def grad_cam_of_images(
     """Return `grad_cam` of prepared uint8 images (N, H, W)."""
     device = next(model.parameters()).device
     return grad_cam(model, images_to_input(images, device, mean=mean, std=std), class_indices)
-
-
-def overlay(grey: NDArray[np.uint8], heat: NDArray[np.float32], *, strength: float = 0.6) -> NDArray[np.uint8]:
-    """Blend a heat map over an image; cells without heat leave it unchanged.
-
-    Args:
-        grey: (H, W) image.
-        heat: (H, W), 0 to 1.
-        strength: opacity at the maximum of the heat map, 0 to 1.
-
-    Returns:
-        (H, W, 3) RGB.
-    """
-    levels = np.rint(heat * 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB).astype(np.float32)
-    opacity = strength * heat[..., None]
-    return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
 
 
 def _holds(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from cxr.common.errors import ImageError
 from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
+from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
 from cxr.inference.dicom_sr import Author, object_uid, secondary_capture, series_uid, structured_report
+from cxr.inference.outputs import overlay_of
 from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared, prepare
 from cxr.models.forward import BATCH_SIZE
-from cxr.models.grad_cam import overlay
 from cxr.pacs.orthanc import Change, Changes, Orthanc
 
 MAX_LINES = 100
@@ -182,7 +183,9 @@ class PacsWorker:
         own_uid = object_uid(image.sop_uid, author, "report")
         return self.orthanc.has(own_uid if self.reprocess else series_uid(image.sop_uid, "report"))
 
-    def _answer(self, images: list[PreparedImage[_Instance, bytes]], classifier: Classifier, author: Author) -> None:
+    def _answer(
+        self, images: list[PreparedImage[_Instance, EncodedImage]], classifier: Classifier, author: Author
+    ) -> None:
         try:
             answered = answer_prepared(classifier, images)
             overlays = self._overlays(answered, classifier)
@@ -196,25 +199,28 @@ class PacsWorker:
         for one, picture in zip(answered, overlays, strict=True):
             self._store(one.image.key, _objects(one, picture, author))
 
-    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, bytes] | None:
+    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, EncodedImage] | None:
         source = self.orthanc.file(image.line.resource)
         if source is None:
             self._reject(image, "its file is missing from the PACS")
             return None
-        prepared = prepare(source, classifier, key=image, name=_NAME, keep=lambda opened: opened.data)
+        prepared = prepare(source, classifier, key=image, name=_NAME, keep=lambda opened: opened)
         if prepared.error is not None:
             self._reject(image, prepared.error.reason)
             return None
         return prepared
 
     def _overlays(
-        self, answered: list[AnsweredImage[_Instance, bytes]], classifier: Classifier
+        self, answered: list[AnsweredImage[_Instance, EncodedImage]], classifier: Classifier
     ) -> list[NDArray[np.uint8] | None]:
         if not self.overlay or not answered:
             return [None] * len(answered)
-        images = np.stack([one.image.pixels for one in answered if one.image.pixels is not None])
-        heats = classifier.heat(images, [one.answer.predicted_class for one in answered if one.answer is not None])
-        return [overlay(image, heat) for image, heat in zip(images, heats, strict=True)]
+        return [
+            None
+            if image.pixels is None or image.kept is None or answer is None
+            else overlay_of(image.kept, image.pixels, answer, classifier)
+            for image, answer in ((one.image, one.answer) for one in answered)
+        ]
 
     def _store(self, image: _Instance, objects: Iterator[bytes]) -> None:
         try:
@@ -236,12 +242,13 @@ class PacsWorker:
 
 
 def _objects(
-    answered: AnsweredImage[_Instance, bytes], picture: NDArray[np.uint8] | None, author: Author
+    answered: AnsweredImage[_Instance, EncodedImage], picture: NDArray[np.uint8] | None, author: Author
 ) -> Iterator[bytes]:
     """Yield the objects to store; the report comes last, because it marks the image as processed."""
-    source, answer, now = answered.image.kept, answered.answer, datetime.now()
-    if source is None or answer is None:
-        raise ValueError("expected an image that was prepared with its bytes and answered")
+    image, answer, now = answered.image.kept, answered.answer, datetime.now()
+    if image is None or answer is None:
+        raise ValueError("expected an image that was prepared with its file and answered")
+    source = image.data
     if picture is not None:
         yield secondary_capture(source, picture, answer, author=author, name=_NAME, made_at=now)
     yield structured_report(source, answer, author=author, name=_NAME, made_at=now)

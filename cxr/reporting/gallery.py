@@ -1,6 +1,7 @@
 """The images that a report shows: correct predictions drawn at random, and the most confident errors."""
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -12,11 +13,13 @@ from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.metrics import Floats, Ints
 from cxr.evaluation.predictions import Predictions
 from cxr.imaging.encode import JPEG_QUALITY, jpeg_data_url
+from cxr.imaging.overlay import MIN_SIDE_PX, Caption, draw_overlay, enlarge, shrink
 from cxr.models.bundle import ModelSpec
-from cxr.models.grad_cam import grad_cam_of_images, overlay
+from cxr.models.grad_cam import grad_cam_of_images
 from cxr.reporting.report import GalleryItem
 
 _SHEET_COLUMNS = 3
+_TILE_PX = 320
 _CAPTION_PX = 16
 
 
@@ -29,25 +32,48 @@ class Pick:
 
 
 def make_gallery(
-    model: nn.Module, spec: ModelSpec, packed: ImageArray, test: Predictions, picks: list[Pick]
+    model: nn.Module,
+    spec: ModelSpec,
+    packed: ImageArray,
+    test: Predictions,
+    picks: list[Pick],
+    original: Callable[[str], NDArray[np.uint8]],
 ) -> list[GalleryItem]:
-    """Return the picked images with the Grad-CAM of their predicted class."""
+    """Return the picked images with the Grad-CAM of their predicted class.
+
+    Args:
+        model: in evaluation mode.
+        spec: of the model.
+        packed: the prepared images.
+        test: the predictions that `picks` name.
+        picks: what to show.
+        original: returns the image with an image_id as it was before preparation, (H, W) of any size.
+    """
     chosen = test.where(np.array([pick.row for pick in picks], dtype=np.int64))
     predicted = chosen.calibrated.argmax(axis=1)
     images = packed.images[packed.rows(chosen.image_ids.tolist())]
     heat = grad_cam_of_images(model, images, predicted, mean=spec.mean, std=spec.std)
     return [
-        GalleryItem(
-            image=jpeg_data_url(images[i]),
-            overlay=jpeg_data_url(overlay(images[i], heat[i])),
-            actual=spec.classes[chosen.labels[i]],
-            predicted=spec.classes[predicted[i]],
-            probability=float(chosen.calibrated[i].max()),
-            correct=pick.correct,
-            source=str(chosen.sources[i]),
-        )
-        for i, pick in enumerate(picks)
+        _item(chosen, i, spec, shrink(enlarge(original(str(chosen.image_ids[i]))), MIN_SIDE_PX), heat[i])
+        for i in range(len(picks))
     ]
+
+
+def _item(
+    chosen: Predictions, row: int, spec: ModelSpec, shown: NDArray[np.uint8], heat: NDArray[np.float32]
+) -> GalleryItem:
+    actual, best = int(chosen.labels[row]), int(chosen.calibrated[row].argmax())
+    probability = float(chosen.calibrated[row, best])
+    caption = Caption(spec.classes[best], probability, f"weights {spec.weights_sha256[:8]}", spec.synthetic)
+    return GalleryItem(
+        image=jpeg_data_url(shown),
+        overlay=jpeg_data_url(draw_overlay(shown, heat, spec.preprocessing, caption)),
+        actual=spec.classes[actual],
+        predicted=spec.classes[best],
+        probability=probability,
+        correct=actual == best,
+        source=str(chosen.sources[row]),
+    )
 
 
 def pick_images(labels: Ints, probabilities: Floats, *, per_class: int, seed: int) -> list[Pick]:
@@ -86,11 +112,21 @@ def contact_sheet(items: list[GalleryItem]) -> bytes:
 
 
 def _tile(item: GalleryItem) -> NDArray[np.uint8]:
-    pair = np.hstack([_decoded(item.image), _decoded(item.overlay)])
+    image, overlay = (_on_tile(_decoded(address)) for address in (item.image, item.overlay))
+    pair = np.hstack([image, overlay])
     caption = np.full((_CAPTION_PX, pair.shape[1], 3), 255, np.uint8)
     text = f"{item.actual}, called {item.predicted} {item.probability:.0%}"
     cv2.putText(caption, text, (2, 11), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)
     tile: NDArray[np.uint8] = np.vstack([pair, caption])
+    return tile
+
+
+def _on_tile(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) within a square of _TILE_PX, on black."""
+    small = shrink(picture, _TILE_PX)
+    height, width = small.shape[:2]
+    tile = np.zeros((_TILE_PX, _TILE_PX, 3), np.uint8)
+    tile[:height, (_TILE_PX - width) // 2 :][:, :width] = small
     return tile
 
 

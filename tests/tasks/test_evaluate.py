@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +26,7 @@ from cxr.models.factory import build
 from cxr.models.forward import BATCH_SIZE, predict_logits, softmax_with_temperature
 from cxr.registry.runs import start_run
 from tasks.evaluate import _images, _measure, evaluate
+from tests.support.raw_folder import pack
 
 CLASSES = ("normal", "viral", "bacterial")
 PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)
@@ -56,6 +58,7 @@ def write_images(paths: Paths) -> None:
         "label": labels,
         "patient_id": [f"patient-{i // 2}" for i in range(N_IMAGES)],
         "acquisition_number": [i % 10 for i in range(N_IMAGES)],
+        "path": [f"images/{i}.png" for i in range(N_IMAGES)],
     }
     manifest = pd.DataFrame({name: rows.get(name, 0) for name in MANIFEST_COLUMNS})
     paths.raw.mkdir(parents=True)
@@ -67,6 +70,8 @@ def write_images(paths: Paths) -> None:
     brightness = 60 * (1 + np.arange(N_IMAGES) % 3)
     images = generator.integers(0, 40, (N_IMAGES, 32, 32)) + brightness[:, None, None]
     np.save(paths.images / "images.npy", images.astype(np.uint8))
+    encoded = [cv2.imencode(".png", cv2.resize(image, (60, 90)))[1].tobytes() for image in images.astype(np.uint8)]
+    pack(paths.raw, dict(zip(rows["path"], encoded, strict=True)))
     write_index(paths.images, rows["image_id"], PREPROCESSING)
     write_split(paths, manifest)
 

@@ -11,6 +11,7 @@ from pydicom import dcmread
 
 from cxr.common.errors import ImageError, ParamsError, RegistryError, SourceError
 from cxr.common.notices import notice
+from cxr.dataset.synthetic_image import KERMANY_LOOK
 from cxr.imaging.decode import SUFFIXES, image_from_bytes
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build
@@ -19,6 +20,7 @@ from cxr.registry import aliases, runs
 from cxr.registry.registration import register_version
 from tasks import predict
 from tests.support.dicom_images import PATIENT, dicom_image, picture
+from tests.support.reference_images import synthetic_images
 from tests.support.registry_project import CLASSES, call, enter_project, spec
 
 
@@ -32,9 +34,9 @@ def images() -> Path:
     """Two readable images, one in a subfolder, a broken one, and other files."""
     folder = Path("images")
     (folder / "deeper").mkdir(parents=True)
-    rng = np.random.default_rng(1)
-    for name in ("a.png", "deeper/b.JPG"):
-        cv2.imwrite(str(folder / name), rng.integers(0, 255, (60, 50), np.uint8))
+    drawn = synthetic_images(KERMANY_LOOK, 1, seed=1)
+    for name, image in zip(("a.png", "deeper/b.JPG"), drawn, strict=True):
+        cv2.imwrite(str(folder / name), cv2.resize(image, (50, 60)))
     (folder / "broken.jpeg").write_bytes(b"")
     (folder / "notes.txt").write_text("notes")
     (folder / "._a.png").write_bytes(b"resource fork")
@@ -155,7 +157,8 @@ def test_overlays_and_reports_are_named_after_their_images(monkeypatch: pytest.M
         "reports/deeper/image.dcm.overlay.dcm",
         "reports/deeper/image.dcm.sr.dcm",
     ]
-    assert cv2.imread("looked/a.png.overlay.png").shape == (448, 448, 3)
+    height, width = cv2.imread("looked/a.png.overlay.png").shape[:2]
+    assert (height > 1024, width) == (True, 853)  # the image of 60 x 50 itself, enlarged, and the caption below
     report = dcmread("reports/deeper/image.dcm.sr.dcm")
     assert (report.Modality, report.StudyInstanceUID, report.PatientID) == ("SR", "1.2.3", PATIENT["PatientID"])
 

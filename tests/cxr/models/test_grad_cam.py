@@ -8,7 +8,7 @@ from torch import nn
 from cxr.common.errors import WeightsError
 from cxr.models.backbones import ARCHITECTURES
 from cxr.models.factory import build
-from cxr.models.grad_cam import grad_cam, grad_cam_of_images, last_convolution_stage, overlay
+from cxr.models.grad_cam import grad_cam, grad_cam_of_images, last_convolution_stage
 from cxr.models.modules import Ensemble
 
 
@@ -128,14 +128,3 @@ def test_network_without_convolution_is_rejected() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(WeightsError, match="Sequential"):
         grad_cam(model, torch.zeros(1, 3, 2, 2), np.array([0]))
-
-
-def test_overlay_leaves_pixels_without_heat_unchanged() -> None:
-    image = image_with_square(8, 8)
-    heat = np.zeros((32, 32), np.float32)
-    heat[:4] = 1
-    picture = overlay(image, heat)
-    assert picture.shape == (32, 32, 3)
-    assert picture.dtype == np.uint8
-    assert np.array_equal(picture[4:], np.repeat(image[4:, :, None], 3, axis=2))
-    assert picture[0, 0, 0] > picture[0, 0, 2]  # RGB: the hot end is yellow

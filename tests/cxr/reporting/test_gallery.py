@@ -52,16 +52,17 @@ def test_a_picture_comes_back_from_its_address_in_its_colours() -> None:
 
 def test_a_sheet_shows_each_image_beside_its_heat_three_in_a_row() -> None:
     def item(grey: int) -> GalleryItem:
-        image, heat = np.full((40, 60), grey, np.uint8), np.full((40, 60, 3), (grey, 0, 0), np.uint8)
+        image, heat = np.full((320, 320), grey, np.uint8), np.full((640, 480, 3), (grey, 0, 0), np.uint8)
         return GalleryItem(jpeg_data_url(image), jpeg_data_url(heat), "viral", "normal", 0.75, False, "one")
 
     greys = (50, 100, 150, 200)
     sheet = cv2.imdecode(np.frombuffer(contact_sheet([item(grey) for grey in greys]), np.uint8), cv2.IMREAD_COLOR)
     assert sheet is not None
     height = sheet.shape[0] // 2
-    assert sheet.shape[1] == 3 * 2 * 60
+    assert sheet.shape[1] == 3 * 2 * 320
     for number, grey in enumerate(greys):
-        top, left = height * (number // 3), 120 * (number % 3)
-        np.testing.assert_allclose(sheet[top + 20, left + 30], [grey] * 3, atol=4)
-        np.testing.assert_allclose(sheet[top + 20, left + 90], [0, 0, grey], atol=12)
-    assert sheet[height + 20, 200].min() > 250  # no fifth image
+        top, left = height * (number // 3), 640 * (number % 3)
+        np.testing.assert_allclose(sheet[top + 160, left + 160], [grey] * 3, atol=4)
+        np.testing.assert_allclose(sheet[top + 160, left + 480], [0, 0, grey], atol=12)
+        np.testing.assert_allclose(sheet[top + 160, left + 330], [0, 0, 0], atol=12)  # the aspect is kept
+    assert sheet[height + 160, 900].min() > 250  # no fifth image
