@@ -21,8 +21,9 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from ruamel.yaml import YAML
 
+from cxr.common.files import read_json
 from flows.findings import Finding, failed, ok, warning
-from flows.serve import POOL
+from flows.serve import POOL, STATE
 from flows.upkeep import UNDER_WAY, dead_runs, on_this_machine, runs_in, slots_of_deployments
 
 LATE_AFTER = timedelta(minutes=2)
@@ -48,6 +49,7 @@ def check_server(root: Path, api: str) -> Iterator[Finding]:
         yield from _late(client, polled.level == "ok")
         yield from _stuck(client, api)
         yield from _slots(client)
+    yield from _watch(root)
 
 
 def _polled(client: SyncPrefectClient) -> Finding:
@@ -166,6 +168,26 @@ def _slots(client: SyncPrefectClient) -> Iterator[Finding]:
         yield failed("concurrency slots", message, _ORDER)
     if not stale:
         yield ok("concurrency slots", "none is held without a run")
+
+
+def _watch(root: Path) -> Iterator[Finding]:
+    """Ask the watch of `make serve` how it goes; elsewhere nothing is known of one."""
+    state = root / STATE / "serve.json"
+    address = read_json(state).get("watch") if state.is_file() else None
+    if not address:
+        return
+    try:
+        health = requests.get(f"{address}/health", timeout=10).json()
+    except (requests.RequestException, ValueError):
+        yield failed(
+            "watch", "it does not answer: aliases moved in MLflow are not judged", "see .prefect/logs/watch.log"
+        )
+        return
+    if health["problem"]:
+        yield failed("watch", health["problem"], "do what the message says; it looks again by itself")
+    else:
+        how = "MLflow's server tells it of moves" if health["subscribed"] else "looks every 20 s, without webhooks"
+        yield ok("watch", f"aliases moved in MLflow are judged; {how}")
 
 
 def _since(run: FlowRun) -> timedelta:

@@ -31,7 +31,7 @@ ADDRESS_VARIABLE = "CXR_NOTIFY_URL"
 MOVED_BY_HAND = "cxr.champion.moved-by-hand"
 """The event that says so; its resource carries the reason as `cxr.message`."""
 BLOCK = "cxr-notify"
-FLOWS = ("rebuild", "score", "monitor", "promote")
+FLOWS = ("rebuild", "score", "monitor", "promote", "judge")
 
 # Jinja expressions; `event` is the one that set the automation off.
 _MESSAGE = "(event.resource['prefect.state-message'] or event.resource['cxr.message'] or '')"

@@ -30,7 +30,7 @@ from cxr.common.cli import command_parser
 from cxr.common.errors import CxrError, ParamsError, PromotionHeldError, PromotionRejectedError
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
-from flows.steps import VERDICTS, StepRun, run_step
+from flows.steps import VERDICTS, StepRun, run_step, verdict_of
 
 TIME_LIMIT_SECONDS = 6 * 3600  # of each step; a person has `answer_within_hours`
 _POLL_SECONDS = 2
@@ -46,7 +46,7 @@ class Answer(RunInput):
 
 @flow(name="promote", persist_result=True)  # a suspended run starts from the top and finds its results
 def promote(
-    version: str | None = None, ask: bool = False, reevaluate: bool = True, answer_within_hours: float = 72
+    version: str | int | None = None, ask: bool = False, reevaluate: bool = True, answer_within_hours: float = 72
 ) -> State[Any]:
     """Make a version champion if the gate, and a person where one is asked, agree.
 
@@ -59,6 +59,7 @@ def promote(
     root = Path.cwd()
     if not (root / "params.yaml").is_file():
         raise ParamsError(f"{root} holds no params.yaml; start the flow in the project's root")
+    version = None if version is None else str(version)
     verdict = weigh(root, version)
     if reevaluate and _on_other_images(verdict) and reevaluate_champion(root):
         verdict = weigh(root, version)
@@ -114,7 +115,7 @@ def move_alias(root: Path, arguments: list[str]) -> State[None]:
     if done.code not in VERDICTS:
         error = StageFailedError(f"promote: {done.last_words}")
         return Failed(message=str(error), data=error)
-    return Completed(name=VERDICTS[done.code], message=done.last_words if done.code else done.lines[-1])
+    return Completed(name=verdict_of(done), message=done.outcome)
 
 
 @task(cache_policy=NO_CACHE, timeout_seconds=TIME_LIMIT_SECONDS)

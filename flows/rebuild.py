@@ -38,7 +38,7 @@ from flows.stages import (
     run_stage,
     stages_in_order,
 )
-from flows.steps import VERDICTS, run_step
+from flows.steps import VERDICTS, run_step, verdict_of
 from flows.workspaces import open_workspace, shared_environment
 from tasks.configure import parse_setting
 
@@ -122,7 +122,7 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cac
             error = StageFailedError(f"{step}: {done.last_words}")
             return Failed(message=str(error), data=error)
     create_markdown_artifact(key="promotion", markdown="\n".join(["```", *done.lines, "```"]))
-    return Completed(name=VERDICTS[done.code], message=done.last_words if done.code else done.lines[-1])
+    return Completed(name=verdict_of(done), message=done.outcome)
 
 
 def _worth_another_try(network: bool) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
@@ -17,8 +16,11 @@ from cxr.common.files import read_json
 from cxr.common.notices import notice
 from cxr.common.params import Paths
 from cxr.evaluation.headline import HEADLINES
-from cxr.registry.stored_names import current_verdict
+from cxr.registry import pages
+from cxr.registry.runs import experiment_id
+from cxr.registry.stored_names import EVALUATION_TAG, current_verdict
 from cxr.registry.tracking_store import STORE_VARIABLE, is_server, without_credentials
+from cxr.registry.versions import get_version
 from flows.serve import MLFLOW_PAGE_VARIABLE
 
 _PICTURES = {"confusion-matrix": "confusion_matrix.svg", "grad-cam": "gradcam.jpg"}
@@ -34,10 +36,14 @@ def publish(folder: Path, paths: Paths) -> None:
         picture = folder / paths.evaluation / name
         if picture.is_file():
             create_markdown_artifact(key=key, markdown=f"![{key}]({_data_address(picture)})")
-    report = (folder / paths.report).resolve()
     links = mlflow_links(folder / paths.registration)
-    create_link_artifact(key="report", link=links.get("report", report.as_uri()), link_text=str(report))
-    if "version" in links:
+    if not links:  # a browser follows no link from Prefect's page to a file
+        where = (
+            f"`{(folder / paths.report).resolve()}` on the machine of this run. With `make serve` it is linked here."
+        )
+        create_markdown_artifact(key="report", markdown=where)
+    else:
+        create_link_artifact(key="report", link=links["report"], link_text="the report, in MLflow")
         create_link_artifact(key="mlflow", link=links["version"], link_text="this version and its run in MLflow")
 
 
@@ -65,17 +71,21 @@ def metrics_table(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None
 
 
 def mlflow_links(registration: Path) -> dict[str, str]:
-    """Return the addresses of the version's page and of its report in MLflow; empty where MLflow has no page."""
+    """Return the addresses of the version's page and of its report in MLflow; empty where MLflow has no page.
+
+    CXR_MLFLOW_PAGE counts before the store's address: services may reach MLflow by another name than browsers.
+    """
     store = os.environ.get(STORE_VARIABLE, "")
-    page = store if is_server(store) else os.environ.get(MLFLOW_PAGE_VARIABLE, "")
+    page = os.environ.get(MLFLOW_PAGE_VARIABLE, "") or (store if is_server(store) else "")
     if not page or not registration.is_file():
         return {}
     receipt = read_json(registration)
     page = without_credentials(page).rstrip("/")
-    where = urlencode({"path": "evaluation/report.html", "run_uuid": receipt["run_id"]})
+    version = get_version(receipt["version"])
+    file = f"{version.tags[EVALUATION_TAG].partition('/')[2]}/report.html"
     return {
-        "version": f"{page}/#/models/{receipt['name']}/versions/{receipt['version']}",
-        "report": f"{page}/get-artifact?{where}",
+        "version": f"{page}/{pages.version_page(version.number)}",
+        "report": f"{page}/{pages.run_page(experiment_id(), version.run_id, file)}",
     }
 
 

@@ -1,4 +1,4 @@
-"""Serve everything on one machine until Ctrl-C: Prefect's server, a worker, MLflow's server, the schedules.
+"""Serve everything on one machine until Ctrl-C: Prefect's server, a worker, MLflow's server, the schedules, the watch.
 
     make serve                                        # Prefect on 4200, MLflow on 5000
     make serve PREFECT_PORT=4300 MLFLOW_PORT=5100
@@ -7,7 +7,8 @@
 All of it listens on this machine alone. Its state is in .prefect/ of this checkout, its logs in .prefect/logs.
 A part that dies is started again; one that dies over and over ends everything, with its last words. Before each
 start of the worker, what a dead one left behind is put in order (flows.upkeep). With MLFLOW_TRACKING_URI set to a
-server's address no MLflow server is started; to a database, the one started here uses that database.
+server's address no MLflow server is started; to a database, the one started here uses that database. An alias that
+somebody moves in MLflow is answered within a minute (flows.watch, flows.judge).
 """
 
 import os
@@ -29,6 +30,7 @@ import requests
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
 from cxr.common.files import write_json
+from cxr.registry import webhook
 from cxr.registry.tracking_store import is_server, mlruns_folder, tracking_uri
 from flows.stages import child_environment
 from flows.supervised import start_supervised, stop_supervised
@@ -38,6 +40,7 @@ POOL = "local"
 STATE = Path(".prefect")
 MLFLOW_PAGE_VARIABLE = "CXR_MLFLOW_PAGE"
 """Tells the flow runs where MLflow's page is, for the links on their own pages; they write to the store directly."""
+WORKER_QUERY_VARIABLE = "PREFECT_WORKER_QUERY_SECONDS"
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 1.0
@@ -139,7 +142,8 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
     if own_mlflow:
         _require_free(mlflow_port, "MLFLOW_PORT")
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
-    environment = serve_environment(root, f"{prefect}/api") | ({MLFLOW_PAGE_VARIABLE: mlflow} if own_mlflow else {})
+    environment = serve_environment(root, f"{prefect}/api") | (_mlflow_environment(mlflow) if own_mlflow else {})
+    watcher = f"http://{HOST}:{_free_port()}"
     logs = _fresh_logs(root)
     parts = Parts(root, environment)
 
@@ -158,8 +162,9 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
         prefect_command("work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect_command("deploy", "--all")
         parts.start(_worker(prefect, logs, order))
-        addresses = {"prefect": f"{prefect}/api", "mlflow": mlflow if own_mlflow else None, "pid": os.getpid()}
-        with _announced(root / STATE, addresses):
+        parts.start(_watch(watcher, logs))
+        addresses = {"prefect": f"{prefect}/api", "mlflow": mlflow if own_mlflow else None, "watch": watcher}
+        with _announced(root / STATE, {**addresses, "pid": os.getpid()}):
             print(_ready(prefect, mlflow if own_mlflow else "as MLFLOW_TRACKING_URI says"), flush=True)
             parts.watch()
     finally:
@@ -177,7 +182,16 @@ def serve_environment(root: Path, api: str) -> dict[str, str]:
         "CXR_POOL": POOL,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    state |= {WORKER_QUERY_VARIABLE: os.environ.get(WORKER_QUERY_VARIABLE, "5")}  # of the minute that a judgement has
     return child_environment({**state, **given, "PREFECT_API_URL": api})
+
+
+def _mlflow_environment(page: str) -> dict[str, str]:
+    """Return where MLflow's page is, and what its server and the watch need to sign and send moves of aliases."""
+    mlruns_folder().mkdir(exist_ok=True)
+    secrets = webhook.read_secrets(mlruns_folder() / webhook.SECRETS_FILE)
+    page = os.environ.get(MLFLOW_PAGE_VARIABLE, page)  # people may reach it by another name
+    return {MLFLOW_PAGE_VARIABLE: page, **webhook.TO_THIS_MACHINE, **secrets.as_environment()}
 
 
 def _server(address: str, port: int, logs: Path) -> Part:
@@ -188,7 +202,6 @@ def _server(address: str, port: int, logs: Path) -> Part:
 def _mlflow(address: str, port: int, logs: Path) -> Part:
     where = ["--backend-store-uri", tracking_uri(), "--artifacts-destination", str(mlruns_folder() / "artifacts")]
     command = _module("mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(port), *where)
-    mlruns_folder().mkdir(exist_ok=True)
     return Part("MLflow", command, logs / "mlflow.log", lambda: _ok(f"{address}/health"))
 
 
@@ -201,6 +214,11 @@ def _worker(address: str, logs: Path, order: Callable[[], None]) -> Part:
 
     command = _module("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name)
     return Part("worker", command, logs / "worker.log", polls, order)
+
+
+def _watch(address: str, logs: Path) -> Part:
+    command = _module("flows.watch", "--host", HOST, "--port", address.rpartition(":")[2])
+    return Part("watch", command, logs / "watch.log", lambda: _ok(f"{address}/health"))
 
 
 def _module(name: str, *arguments: str) -> list[str]:
@@ -228,6 +246,12 @@ def _ok(address: str) -> bool:
     with suppress(requests.RequestException):
         return requests.get(address, timeout=10).ok
     return False
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        return int(one.getsockname()[1])
 
 
 def _require_free(port: int, variable: str) -> None:

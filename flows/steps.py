@@ -8,6 +8,7 @@ from pathlib import Path
 from prefect import get_run_logger
 
 from cxr.common.errors import PromotionHeldError, PromotionRejectedError
+from cxr.registry.audit_log import CHAMPION_ALREADY
 from flows.stages import child_environment, last_words
 from flows.supervised import run_supervised
 
@@ -27,6 +28,16 @@ class StepRun:
     def last_words(self) -> str:
         """The step's own error line where there is one, else its last line."""
         return last_words(list(self.lines), self.code)
+
+    @property
+    def outcome(self) -> str:
+        """The last line of a step that ended well, else its last words."""
+        return self.last_words if self.code or not self.lines else self.lines[-1]
+
+
+def verdict_of(done: StepRun) -> str:
+    """Return the name of the Prefect state for a run of `tasks.promote`: `Promoted` only where the alias moved."""
+    return "Champion already" if done.outcome.endswith(CHAMPION_ALREADY) else VERDICTS[done.code]
 
 
 def run_step(name: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> StepRun:

@@ -32,6 +32,7 @@ from cxr.common.files import read_json
 from cxr.common.locks import any_file_lock, file_lock
 from cxr.common.params import read_params, with_overrides
 from cxr.registry import runs
+from cxr.registry.run_metadata import keep_below
 from cxr.study.spec import Group, Row, Study, read_study
 from flows.runners import runner
 from flows.server_errors import run_flow_command
@@ -152,6 +153,9 @@ def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
         twin = runs.find_run(DIGEST_TAG, trial.digest)
         run_id = twin or _run_through_dvc(trial, root, workers)
         runs.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
+        with file_lock(root / _LOCKS / "study-rows.lock"):
+            row = trial.name.rpartition("/")[0]
+            keep_below(run_id, f"study {row}", name=row, description="The seeds of one row of study.yaml.")
     except CxrError as error:
         return Failed(message=str(error))
     return Completed(name="Cached" if twin else "Completed", message=f"run {run_id[:8]}")

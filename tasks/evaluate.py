@@ -47,6 +47,7 @@ from cxr.imaging.decode import decode_grey
 from cxr.imaging.overlay import MIN_SIDE_PX
 from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
+from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
 from cxr.registry.runs import log_evaluation
 from cxr.reporting.cards import write_cards
 from cxr.reporting.gallery import contact_sheet, make_gallery, pick_images, pick_most_confident_errors
@@ -277,7 +278,9 @@ def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:
 
 def _track(run_id: str, metrics: Mapping[str, Any], paths: Paths) -> None:
     files = [paths.metrics, paths.report, *sorted(paths.evaluation.iterdir())]
-    log_evaluation(run_id, flat_metrics(metrics), files)
+    predictions = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
+    tested = predictions[predictions["split"] == "test"].drop(columns="split")
+    log_evaluation(run_id, flat_metrics(metrics), files, tested)
 
 
 if __name__ == "__main__":

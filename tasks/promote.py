@@ -48,7 +48,7 @@ from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejected
 from cxr.common.files import read_json, write_json
 from cxr.common.params import PromoteParams, read_params
 from cxr.evaluation.headline import HEADLINES
-from cxr.registry import aliases, audit_log, versions
+from cxr.registry import aliases, audit_log, requests, versions
 from cxr.registry.aliases import Standing
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.evaluation_store import evaluation_of
@@ -108,8 +108,9 @@ def promote(params_file: Path, request: Request) -> None:
         _keep(record, version, receipt)
     try:
         overruled = _overruled(case, request)
-    except (PromotionRejectedError, PromotionHeldError):
-        _restore(standing, request, rejected=version.number)
+    except (PromotionRejectedError, PromotionHeldError) as error:
+        put_back = _restore(standing, request, rejected=version.number)
+        _answer(version, request, "; ".join(filter(None, [f"{record['decision']}. {error}", put_back])))
         raise
     if request.dry_run:
         log.info("dry run: version %s would become champion; nothing was changed", version.number)
@@ -123,7 +124,14 @@ def promote(params_file: Path, request: Request) -> None:
         reason=request.reason,
         overruled=overruled,
     )
+    _answer(version, request, f"{record['decision']}. Champion now, {request.approved_by}: {request.reason}")
     print(f"version {version.number} is champion")
+
+
+def _answer(version: Version, request: Request, text: str) -> None:
+    """Write what was decided on the version's page; a dry run does not."""
+    if not request.dry_run:
+        requests.answer(version.number, text)
 
 
 def _settle(*, dry_run: bool) -> None:
@@ -139,20 +147,22 @@ def _settle(*, dry_run: bool) -> None:
         )
 
 
-def _restore(standing: Standing, request: Request, *, rejected: str = "") -> None:
-    """Put the recorded champion back where the alias was moved by hand; a dry run only says so."""
+def _restore(standing: Standing, request: Request, *, rejected: str = "") -> str:
+    """Put the recorded champion back where the alias was moved by hand, and say so; a dry run only says so."""
     if not standing.moved_by_hand:
-        return
+        return ""
     if request.dry_run:
         log.warning(
             "the alias champion was moved by hand to version %s; without --dry-run this command puts %s back",
             standing.alias or audit_log.NO_VERSION,
             f"version {standing.recorded}" if standing.recorded else "no champion",
         )
-        return
+        return ""
     reason = "the gate did not pass it" if rejected == standing.alias else "put back by tasks.promote"
     move = aliases.restore_champion(approved_by=request.approved_by, reason=reason)
-    log.warning("%s; champion is now version %s", move.reason, move.after or audit_log.NO_VERSION)
+    message = f"{move.reason}; champion is now version {move.after or audit_log.NO_VERSION}"
+    log.warning("%s", message)
+    return message
 
 
 def _judge(version: Version, champion: Version | None, standing: Standing, params: PromoteParams) -> _Case:
@@ -198,7 +208,9 @@ def _note_other_receipt(receipt: Path, version: Version) -> None:
 
 def _stay(version: Version, standing: Standing, receipt: Path, request: Request) -> None:
     _restore(standing, request)
-    message = f"version {version.number} is champion already; nothing to do"
+    message = f"version {version.number} {audit_log.CHAMPION_ALREADY}"
+    if request.named:
+        _answer(version, request, message)
     answer = {"decision": "CHAMPION", "version": version.number, "set_by_hand": _set_by_hand(standing)}
     print(json.dumps(answer) if request.as_json else message)
     if not request.dry_run and not receipt.is_file() and VERDICT_TAG in version.tags:

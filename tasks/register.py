@@ -21,6 +21,7 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,16 @@ from cxr.inference.openvino_export import (
 )
 from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, read_spec, write_spec
 from cxr.models.reference import REFERENCE_FILE, read_reference
-from cxr.registry import registration, runs, tracking_store, versions
+from cxr.registry import pages, registration, runs, tracking_store, versions
 from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
 from cxr.registry.evaluation_store import keep_training_images, store_evaluation
 from cxr.registry.lineage import lineage
 from cxr.registry.retention import keep_data_lock
+from cxr.registry.run_metadata import log_images, shown_tags
+from cxr.registry.stored_names import EVALUATION_TAG
 
 RESTORED_TAG = "restored_from"
+_MODEL_CARD = "model_card.md"  # as cxr.reporting.cards writes it, whose imports this step does not need
 
 log = logging.getLogger("cxr.register")
 
@@ -75,10 +79,16 @@ def register(params: RegisterParams, paths: Paths) -> None:
         origin = {**params.tags, **_lineage(run_id, spec, split, training)}
         origin |= keep_training_images(run_id, read_splits(paths.split))
         version, is_new = registration.register_version(
-            Path(scratch), spec, run_id=run_id, lineage=origin, evaluation=evaluation
+            Path(scratch),
+            spec,
+            run_id=run_id,
+            lineage=origin,
+            evaluation=evaluation,
+            description=_description(run_id, metrics, evaluation, paths),
         )
     if is_new:
-        test_metrics = {f"test_{name}": float(value) for name, value in _scores(metrics).items()}
+        _log_test_images(run_id, split, paths)
+        test_metrics = {f"test/{name}": float(value) for name, value in _scores(metrics).items()}
         registration.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
     log.info("register: version %s is %s and challenger", version.number, "new" if is_new else "registered already")
     write_json(
@@ -195,10 +205,12 @@ def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
 
 def _start_restored_run(training: dict[str, Any]) -> str:
     """Start a run for a training that this store does not have."""
-    tags = {RESTORED_TAG: str(training["run_id"])}
-    run_id = runs.start_run(run_id=None, name="restored training", tags=tags)
+    original = str(training["run_id"])
+    description = f"Stands for the training run `{original}` of another store."
+    tags = {RESTORED_TAG: original, **shown_tags(description=description)}
+    run_id = runs.start_run(run_id=None, name=f"restored-{original[:8]}", tags=tags)
     runs.log_params(run_id, {"train": training["params"]})
-    log.info("register: the training's run %s is not in this store; run %s stands for it", *tags.values(), run_id)
+    log.info("register: the training's run %s is not in this store; run %s stands for it", original, run_id)
     return run_id
 
 
@@ -226,6 +238,28 @@ def _log_evaluation(run_id: str, paths: Paths) -> dict[str, str]:
         if paths.report.is_file():
             shutil.copy2(paths.report, folder)
         return store_evaluation(run_id, sorted(folder.iterdir()))
+
+
+def _description(run_id: str, metrics: dict[str, Any], evaluation: Mapping[str, str], paths: Paths) -> str:
+    """Return the version's page: the headline metrics, one click to the report, and the head of the model card."""
+    experiment, where = runs.experiment_id(), evaluation[EVALUATION_TAG].partition("/")[2]
+    links = {
+        "Report": pages.run_page(experiment, run_id, f"{where}/{paths.report.name}"),
+        "metrics": pages.run_page(experiment, run_id, f"{where}/{METRICS_FILE}"),
+        "run of the training": pages.run_page(experiment, run_id),
+    }
+    scores = ", ".join(f"{name} {value}" for name, value in _scores(metrics).items())
+    card = paths.evaluation / _MODEL_CARD
+    text = card.read_text(encoding="utf-8").partition("\n## Factors")[0] if card.is_file() else ""
+    linked = " · ".join(f"[{name}]({address})" for name, address in links.items())
+    return f"{linked}\n\nTest images: {scores}.\n\n{text}".strip()
+
+
+def _log_test_images(run_id: str, split: dict[str, Any], paths: Paths) -> None:
+    table = read_splits(paths.split)
+    tested = table.loc[table["split"] == "test", ["image_id", "label", "patient_id"]]
+    manifest = paths.raw / "manifest.parquet"
+    log_images(run_id, tested, context="test", source=manifest, sha256=split["test_set_sha256"])
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ from cxr.models.factory import merge_states
 from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
 from cxr.models.populations import Population
 from cxr.registry.lineage import lineage
-from cxr.registry.runs import TrainingRun, training_run
+from cxr.registry.run_metadata import keep_below, log_images, shown_tags
+from cxr.registry.training_run import TrainingRun, training_run
 from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, is_started_by_torchrun, join_process_group
 from cxr.training.launcher import run_processes
@@ -79,21 +81,65 @@ def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     data = _training_data(packed, images, tuple(split["classes"]), params)
     validation = images[images["split"] == "validation"].drop(columns=["split", "population"])
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
-    name = f"{params.backbone}-{split['protocol']}-{split['task']}"
-    tags = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
-    with training_run(name=name, run_id=_recorded_run(checkpoints), tags=tags) as run:
+    origin = lineage(Path()) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
+    tags = origin | shown_tags(description=_description(params, split, images), commit=origin["git_commit"])
+    with training_run(name=_name(params, split), run_id=_recorded_run(checkpoints), tags=tags) as run:
         _record_run(checkpoints, run.run_id)
-        run.log_params({"train": params.model_dump(), "split": split, "preprocess": asdict(packed.preprocessing)})
-        manifest = paths.raw / "manifest.parquet"
-        run.log_dataset(name=split["protocol"], source=manifest, sha256=split["manifest_sha256"], context="training")
+        _describe_run(run, params, packed, split, images, manifest=paths.raw / "manifest.parquet", tags=tags)
         members = _fit_members(data, params, checkpoints, run, group)
         with atomic_folder(paths.model) as folder:
             _write_bundle(members, params, packed, split, folder)
             _validation_table(folder, packed, validation).to_csv(folder / "validation.csv", **_CSV)
             _curves(members).to_csv(folder / "curves.csv", **_CSV)
             write_json(folder / "training.json", _summary(members, params, run.run_id, group.size))
+        if len(members) > 1:  # each member's own epochs are in the run below
+            for row in _curves(members).to_dict("records"):
+                run.log_epoch({str(key): value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
         run.log_files([paths.model / name for name in ("curves.csv", "training.json", "validation.csv")])
     shutil.rmtree(checkpoints)
+
+
+def _name(params: TrainParams, split: dict[str, Any]) -> str:
+    """Return a name that tells runs apart in a list: network, protocol, seed, and when it began."""
+    parts = [params.backbone, split["protocol"], split["task"], f"seed{params.seed}", f"{datetime.now():%m%d-%H%M%S}"]
+    return "-".join(parts)
+
+
+def _description(params: TrainParams, split: dict[str, Any], images: pd.DataFrame) -> str:
+    counts = images["split"].value_counts()
+    network = params.backbone if params.members == 1 else f"{params.members} x {params.backbone}"
+    return (
+        f"**{network}**, head {params.head}, from weights `{Path(params.weights).name}`. Protocol "
+        f"{split['protocol']}, task {split['task']}: {counts.get('train', 0)} training and "
+        f"{counts.get('validation', 0)} validation images, at most {params.epochs} epochs, seed {params.seed}."
+    )
+
+
+def _describe_run(
+    run: TrainingRun,
+    params: TrainParams,
+    packed: ImageArray,
+    split: dict[str, Any],
+    images: pd.DataFrame,
+    *,
+    manifest: Path,
+    tags: dict[str, str],
+) -> None:
+    """Record parameters and images, a run for each member, and the run of the cross-validation where this is a fold."""
+    config = {"train": params.model_dump(), "split": split, "preprocess": asdict(packed.preprocessing)}
+    run.log_params(config)
+    for name, context in (("train", "training"), ("validation", "validation")):
+        used = images[images["split"] == name].drop(columns="split")
+        log_images(run.run_id, used, context=context, source=manifest, sha256=split["manifest_sha256"])
+    if params.members > 1:
+        seeds = [params.seed + member for member in range(params.members)]
+        named = [(f"member {number + 1} seed{seed}", {"train.seed": seed}) for number, seed in enumerate(seeds)]
+        run.open_members(named, tags)
+    if split["protocol"] == "cv":
+        alike = json.dumps([config["train"], config["preprocess"], split["manifest_sha256"]], sort_keys=True)
+        group = f"cv-{hashlib.sha256(alike.encode()).hexdigest()[:16]}"
+        name = f"{params.backbone}-cv-{split['task']}-seed{params.seed}"
+        keep_below(run.run_id, group, name=name, description="The folds of one cross-validation.")
 
 
 def _train_with_main_process(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
@@ -141,8 +187,8 @@ def _fit_members(
     members = []
     for member in range(params.members):
         config = params.model_copy(update={"seed": params.seed + member})
-        suffix = f"_member{member + 1}" if params.members > 1 else ""
-        with _Progress(run, images=len(data.train_rows), epochs=params.epochs, suffix=suffix) as progress:
+        shown = run.member(member) if run else None
+        with _Progress(shown, images=len(data.train_rows), epochs=params.epochs) as progress:
             if params.head == "svm":
                 members.append(train_svm(data, config, listener=progress))
             else:
@@ -175,8 +221,8 @@ def _record_run(checkpoints: Path, run_id: str) -> None:
 class _Progress:
     """Shows a progress bar, logs each epoch and records its metrics; silent without a run."""
 
-    def __init__(self, run: TrainingRun | None, *, images: int, epochs: int, suffix: str) -> None:
-        self._run, self._epochs, self._suffix = run, epochs, suffix
+    def __init__(self, run: TrainingRun | None, *, images: int, epochs: int) -> None:
+        self._run, self._epochs = run, epochs
         self._bar = tqdm(total=images, unit=" images", leave=False, disable=None if run else True)
 
     def __enter__(self) -> _Progress:
@@ -204,7 +250,7 @@ class _Progress:
             epoch.images_per_second,
             (self._epochs - epoch.epoch) * epoch.seconds / 60,
         )
-        metrics = {key + self._suffix: value for key, value in asdict(epoch).items() if key != "epoch"}
+        metrics = {key: value for key, value in asdict(epoch).items() if key != "epoch"}
         self._run.log_epoch(metrics, step=epoch.epoch)
         self._bar.reset()
 

@@ -83,18 +83,26 @@ def problems() -> list[str]:
     return [*([found] if found else []), *(f"{fault} in the audit log" for fault in others)]
 
 
-def previous_champion() -> Version:
+def earlier_champion(number: str | None = None) -> Version:
     """Return the champion before the recorded one; only versions that passed the gate or were approved count.
+
+    Args:
+        number: an earlier one than that.
 
     Raises:
         RegistryError: there was none, or its version is gone.
     """
     moves = history()
+    if number and not audit_log.is_rollback(moves, number):
+        raise RegistryError(
+            f"version {number} is no earlier champion to go back to; `./run history` shows what was champion, and "
+            f"`./run promote --version {number}` asks the gate"
+        )
     present = audit_log.recorded_champion(moves)
-    earlier = [number for number in audit_log.champions_before(moves) if number != present]
+    earlier = [before for before in audit_log.champions_before(moves) if before != present]
     if not earlier:
         raise RegistryError("there is no champion to go back to; `./run history` shows what was champion")
-    return get_version(earlier[-1])
+    return get_version(number or earlier[-1])
 
 
 def move_champion(

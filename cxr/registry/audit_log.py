@@ -15,6 +15,8 @@ from cxr.registry.stored_names import current_entry
 
 Kind = Literal["promote", "rollback", "restore"]
 
+CHAMPION_ALREADY = "is champion already; nothing to do"
+"""Ends the line of a promotion that moved nothing."""
 NO_VERSION = "none"
 """Stands in `Move.found` where the alias had been removed."""
 
@@ -144,6 +146,11 @@ def champions_before(moves: Sequence[Move]) -> list[str]:
         present = move.after
     approved = approved_versions(moves)
     return [version for version in stack if version in approved]
+
+
+def is_rollback(moves: Sequence[Move], version: str) -> bool:
+    """Say whether making `version` champion goes back to one that passed the gate or was approved before."""
+    return version != recorded_champion(moves) and version in champions_before(moves)
 
 
 def recorded_champion(moves: Sequence[Move]) -> str:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.inference.answer import SHOWN_FIELDS, Answer, columns
 from cxr.inference.classifier import load_classifier
 from cxr.inference.pipeline import PreparedImage, answered_batches, prepare
@@ -29,7 +30,7 @@ with warnings.catch_warnings():  # MLflow warns of its own type hints at every i
 
 IMAGE_COLUMN = "image"
 BUNDLE_ARTIFACT = "bundle"
-_EXAMPLE_SIDE_PX = 64
+_EXAMPLE_SEED = 2023
 
 
 class ServedModel(PythonModel):
@@ -77,10 +78,15 @@ def signature(classes: tuple[str, ...]) -> ModelSignature:
 
 
 def input_example() -> pd.DataFrame:
-    """Return two images as bytes, a grey ramp and its mirror: two, so that MLflow does not fix the batch size."""
-    ramp = np.tile(np.linspace(0, 255, _EXAMPLE_SIDE_PX).astype(np.uint8), (_EXAMPLE_SIDE_PX, 1))
-    images = [cv2.imencode(".png", image)[1].tobytes() for image in (ramp, ramp[:, ::-1])]
-    return pd.DataFrame({IMAGE_COLUMN: images})
+    """Return two chest X-rays as bytes: two, so that MLflow does not fix the batch size.
+
+    They are synthetic, whatever the model was trained on: no patient's image lies in the registry.
+    """
+    drawn = []
+    for label in ("normal", "viral"):
+        rng = np.random.default_rng(_EXAMPLE_SEED)
+        drawn.append(draw_image(draw_anatomy(rng), draw_finding(label, rng), KERMANY_LOOK, rng))
+    return pd.DataFrame({IMAGE_COLUMN: [cv2.imencode(".jpg", image)[1].tobytes() for image in drawn]})
 
 
 set_model(ServedModel())

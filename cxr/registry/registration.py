@@ -5,6 +5,7 @@ MLflow's parts are imported where they are used, after `tracking_store.client()`
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ import cxr
 from cxr.common.files import sha256_of
 from cxr.models.bundle import ModelSpec
 from cxr.registry import tracking_store
+from cxr.registry.run_metadata import MAX_DIGEST_CHARACTERS, dataset_name
 from cxr.registry.stored_names import CHALLENGER, MODEL
 from cxr.registry.versions import (
     BUNDLE_FILES,
@@ -29,6 +31,7 @@ from cxr.registry.versions import (
     tag_version,
 )
 
+_MOST_CHARACTERS = 5000  # MLflow's limit of a description
 _DESCRIPTION = "Normal, viral and bacterial pneumonia on chest X-rays. Research software."
 _SERVING_PACKAGES = (
     "mlflow",
@@ -47,7 +50,13 @@ _SERVING_PACKAGES = (
 
 
 def register_version(
-    bundle: Path, spec: ModelSpec, *, run_id: str, lineage: Mapping[str, str], evaluation: Mapping[str, str]
+    bundle: Path,
+    spec: ModelSpec,
+    *,
+    run_id: str,
+    lineage: Mapping[str, str],
+    evaluation: Mapping[str, str],
+    description: str = "",
 ) -> tuple[Version, bool]:
     """Register the bundle and give it the alias `challenger`; the same weights never make a second version.
 
@@ -58,6 +67,7 @@ def register_version(
         run_id: the run of the training.
         lineage: tags of a new version; a version that is there already keeps its own.
         evaluation: tags about its evaluation, written in both cases.
+        description: Markdown for the page of a new version.
 
     Returns:
         The version, and whether it is new.
@@ -86,21 +96,30 @@ def register_version(
             if _lies_in(bundle, group)
             for tag, name in group.items()
         }
-        number = _create_version(bundle, spec, run_id=run_id, tags={**lineage, **evaluation, **identity, **added})
-    client = tracking_store.client()
+        tags = {**lineage, **evaluation, **identity, **added}
+        number = _create_version(bundle, spec, run_id=run_id, tags=tags, description=description)
+    client, version = tracking_store.client(), get_version(number)
+    listed = json.dumps([{"name": MODEL, "version": number}])
     with tracking_store.store_errors(f"naming version {number} {CHALLENGER}"):
+        # As `mlflow.register_model` does; without it the page of the logged model says "Not registered".
+        client.set_logged_model_tags(version.model_id, {"mlflow.modelVersions": listed})
         client.set_registered_model_alias(MODEL, CHALLENGER, number)
-    return get_version(number), found is None
+    return version, found is None
 
 
-def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str]) -> str:
+def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str], description: str) -> str:
     client = tracking_store.client()
     model_id = _log_model(bundle, spec, run_id=run_id)
     with tracking_store.store_errors("registering a version"):
         tracking_store.unless_present(lambda: client.create_registered_model(MODEL, description=_DESCRIPTION))
         with tracking_store.named_to_mlflow():
             made = client.create_model_version(
-                MODEL, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id
+                MODEL,
+                f"models:/{model_id}",
+                run_id=run_id,
+                tags=dict(tags),
+                description=description[:_MOST_CHARACTERS],
+                model_id=model_id,
             )
     return str(made.version)
 
@@ -162,7 +181,13 @@ def _save_model(folder: Path, bundle: Path, spec: ModelSpec, described: object) 
 
 
 def log_test_metrics(version: Version, metrics: Mapping[str, float], *, test_set_sha256: str) -> None:
-    """Record test metrics with the version's model and the test set, so that MLflow's pages compare models."""
+    """Record test metrics with the version's model and the test set, so that MLflow's pages compare models.
+
+    Args:
+        version: whose.
+        metrics: by the names of `cxr.registry.runs.grouped`.
+        test_set_sha256: of the images that `cxr.registry.run_metadata.log_images` has recorded.
+    """
     client = tracking_store.client()
     with tracking_store.store_errors(f"recording metrics of version {version.number}"):
         for name, value in metrics.items():
@@ -171,6 +196,6 @@ def log_test_metrics(version: Version, metrics: Mapping[str, float], *, test_set
                 name,
                 value,
                 model_id=version.model_id,
-                dataset_name="test",
-                dataset_digest=test_set_sha256[:36],
+                dataset_name=dataset_name("test"),
+                dataset_digest=test_set_sha256[:MAX_DIGEST_CHARACTERS],
             )

@@ -1,8 +1,6 @@
 """What a training and an evaluation write into the tracking store (cxr.registry.tracking_store).
 
-A store that does not answer stops a training before its first step, while nothing is lost yet. Once a training runs,
-the store may go away: each epoch that could not be recorded is kept and sent with the next one. What is still unsent
-at the end is in the training's files; the run stays open, and `register` completes it from them.
+An open run of a training is `cxr.registry.training_run`; what the pages show beside figures, `run_metadata`.
 
 MLflow's parts are imported where they are used, after `client()`: see cxr.registry.tracking_store.
 """
@@ -12,11 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cxr.common.errors import RegistryError
 from cxr.registry.tracking_store import (
@@ -30,8 +28,14 @@ from cxr.registry.tracking_store import (
 
 EXPERIMENT = "chest-xray-pneumonia"
 TRAINING_FOLDER = "training"
+PARENT_TAG = "mlflow.parentRunId"
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # MLflow's word for machine learning, not GenAI
+    "mlflow.note.content": "Trainings of the chest X-ray classifier, and the evaluation of each on its test images.",
+}
+EVALUATION_TABLE = "eval_results_table.json"
+_METRIC_GROUPS = {"train": "training", "validation": "validation", "test": "test"}
 _MAX_PARAM_CHARACTERS = 6000
-_MAX_DIGEST_CHARACTERS = 36
 _BATCH = 100
 
 log = logging.getLogger("cxr.registry.runs")
@@ -42,9 +46,12 @@ def experiment_id(name: str = EXPERIMENT) -> str:
     store = client()
     with store_errors(f"opening the experiment {name}"):
         found = store.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(store.create_experiment(name, artifact_location=_artifact_location()))
+        if found is None:
+            return str(store.create_experiment(name, artifact_location=_artifact_location(), tags=_EXPERIMENT_TAGS))
+        for tag, value in _EXPERIMENT_TAGS.items():  # of a store that an earlier release made
+            if tag not in found.tags:
+                store.set_experiment_tag(found.experiment_id, tag, value)
+        return str(found.experiment_id)
 
 
 def _artifact_location() -> str | None:
@@ -126,40 +133,28 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def grouped(name: str) -> str:
+    """Return the name of a metric in MLflow, whose pages group by what stands before the slash.
+
+    Examples:
+        >>> grouped("test_accuracy"), grouped("validation_loss"), grouped("learning_rate")
+        ('test/accuracy', 'validation/loss', 'training/learning_rate')
+    """
+    group, _, rest = name.partition("_")
+    if "/" in name:
+        return name
+    return f"{_METRIC_GROUPS[group]}/{rest}" if group in _METRIC_GROUPS else f"training/{name}"
+
+
 def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
     """Record metrics of one step, an epoch or 0."""
     store = client()
     from mlflow.entities import Metric
 
     now_ms = time.time_ns() // 1_000_000
-    batch = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+    batch = [Metric(grouped(name), float(value), now_ms, step) for name, value in metrics.items()]
     with store_errors(f"recording metrics of run {run_id}"):
         store.log_batch(run_id, metrics=batch)
-
-
-def log_dataset(run_id: str, *, name: str, source: Path, sha256: str, context: str) -> None:
-    """Record which data a run used, as `mlflow.log_input` does.
-
-    Args:
-        run_id: the run.
-        name: name of the data set.
-        source: the manifest. MLflow rejects addresses of other kinds than its own, so this is a path.
-        sha256: of the manifest. MLflow's digest holds 36 characters; the whole one is the input's tag `sha256`.
-        context: "training" or "evaluation".
-    """
-    store = client()
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-
-    dataset = Dataset(
-        name=name,
-        digest=sha256[:_MAX_DIGEST_CHARACTERS],
-        source_type="local",
-        source=json.dumps({"uri": source.as_posix()}),
-    )
-    tags = [InputTag(MLFLOW_DATASET_CONTEXT, context), InputTag("sha256", sha256)]
-    with store_errors(f"recording the data of run {run_id}"):
-        store.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
 
 def run_tags(run_id: str) -> dict[str, str]:
@@ -177,6 +172,15 @@ def find_run(tag: str, value: str) -> str | None:
     with store_errors("looking for a run"):
         found = store.search_runs([experiment], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time ASC"])
     return str(found[0].info.run_id) if found else None
+
+
+def children(run_id: str) -> dict[str, str]:
+    """Return the runs below a run: id -> name."""
+    store = client()
+    with store_errors(f"looking for the runs below {run_id}"):
+        experiment = store.get_run(run_id).info.experiment_id
+        found = store.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{run_id}'")
+    return {str(run.info.run_id): str(run.info.run_name) for run in found}
 
 
 def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
@@ -215,22 +219,32 @@ def complete_run(run_id: str, epochs: Mapping[int, Mapping[str, float]], files: 
     Args:
         run_id: a run that is not finished.
         epochs: epoch -> its metrics; those that the store has stay as they are.
-        files: those of `TrainingRun.log_files`.
+        files: those of `cxr.registry.training_run.TrainingRun.log_files`.
     """
     store = client()
     names = sorted({name for metrics in epochs.values() for name in metrics})
     with store_errors(f"reading the metrics of run {run_id}"):
-        known = {name: {point.step for point in store.get_metric_history(run_id, name)} for name in names}
+        known = {name: {point.step for point in store.get_metric_history(run_id, grouped(name))} for name in names}
     for epoch, metrics in epochs.items():
         if missing := {name: value for name, value in metrics.items() if epoch not in known[name]}:
             log_metrics(run_id, missing, step=epoch)
     log_files(run_id, files, TRAINING_FOLDER)
-    finish_run(run_id, "FINISHED")
+    for one in [*children(run_id), run_id]:
+        finish_run(one, "FINISHED")
     log.info("tracking: run %s is complete now; the store was away as its training ended", run_id)
 
 
-def log_evaluation(run_id: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-    """Add test metrics and evaluation files to the run of the training.
+def _log_table(run_id: str, table: pd.DataFrame) -> None:
+    """Put a table where `mlflow.evaluate` does and MLflow's evaluation view looks; `log_table` would append to it."""
+    store = client()
+    rows = json.loads(table.to_json(orient="split", index=False))
+    with store_errors(f"recording the predictions of run {run_id}"):
+        store.log_text(run_id, json.dumps(rows), EVALUATION_TABLE)
+        store.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": EVALUATION_TABLE, "type": "table"}]))
+
+
+def log_evaluation(run_id: str, metrics: Mapping[str, float], files: Sequence[Path], table: pd.DataFrame) -> None:
+    """Add test metrics, evaluation files and a table with a row a test image to the run of the training.
 
     The evaluation itself is in the reports, and `register` records it again with the version. So a store that lacks
     the run (the training came from DVC's cache) or does not answer costs a line in the log, not the step.
@@ -241,98 +255,6 @@ def log_evaluation(run_id: str, metrics: Mapping[str, float], files: Sequence[Pa
             return
         log_metrics(run_id, metrics)
         log_files(run_id, files, "evaluation")
+        _log_table(run_id, table)
     except RegistryError as error:
         log.warning("the evaluation is not in the tracking store yet, register will record it: %s", error)
-
-
-@dataclass
-class TrainingRun:
-    """An open run; its `run_id` belongs in the checkpoint, so that a killed training resumes the same run."""
-
-    run_id: str
-    _unsent: list[tuple[dict[str, float], int]] = field(default_factory=list)
-    _files_lost: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything has been recorded."""
-        return not (self._unsent or self._files_lost)
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters; see `log_params`."""
-        log_params(self.run_id, params)
-
-    def log_dataset(self, *, name: str, source: Path, sha256: str, context: str) -> None:
-        """Record the data; see `log_dataset`."""
-        log_dataset(self.run_id, name=name, source=source, sha256=sha256, context=context)
-
-    def log_epoch(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record an epoch and those before it that are not recorded yet; a dead store never stops a training."""
-        self._unsent.append((dict(metrics), step))
-        self._send()
-
-    def _send(self) -> None:
-        try:
-            while self._unsent:
-                log_metrics(self.run_id, *self._unsent[0])
-                self._unsent.pop(0)
-        except RegistryError as error:
-            log.warning("%d epochs are not in the tracking store yet: %s", len(self._unsent), error)
-
-    def log_files(self, files: Sequence[Path]) -> None:
-        """Copy files such as curves.csv and training.json into the run; a dead store is a warning."""
-        self._send()
-        try:
-            log_files(self.run_id, files, TRAINING_FOLDER)
-        except RegistryError as error:
-            self._files_lost = True
-            log.warning("the training's files are not in the tracking store yet: %s", error)
-
-
-@contextmanager
-def training_run(
-    *, name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None
-) -> Iterator[TrainingRun]:
-    """Open or resume the run of a training, with system metrics; close it when the block ends.
-
-    Args:
-        name: of a new run, for people.
-        run_id: the run in the checkpoint of an interrupted training.
-        tags: see `cxr.registry.lineage.lineage`.
-
-    Raises:
-        RegistryError: the store does not answer at the start. At the end that is a warning, and the run stays open.
-    """
-    resumed = run_id
-    run = TrainingRun(start_run(run_id=run_id, name=name, tags=tags or {}))
-    monitor = _start_monitor(run.run_id, resume=resumed == run.run_id)
-    status = "FAILED"
-    try:
-        yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        monitor.finish()
-        _close(run, status)
-
-
-def _close(run: TrainingRun, status: str) -> None:
-    """Close the run; a finished one stays open until everything is recorded."""
-    if status == "FINISHED" and not run.complete:
-        log.warning("run %s stays open in the tracking store; `register` will complete it", run.run_id)
-        return
-    try:
-        finish_run(run.run_id, status)
-    except RegistryError as error:
-        log.warning("the run stays open in the tracking store: %s", error)
-
-
-def _start_monitor(run_id: str, *, resume: bool) -> Any:
-    from mlflow.system_metrics import system_metrics_monitor
-
-    module: Any = system_metrics_monitor  # it has no types
-    monitor = module.SystemMetricsMonitor(run_id, resume_logging=resume, tracking_uri=tracking_uri())
-    monitor.start()
-    return monitor

@@ -12,11 +12,14 @@ from typing import Any
 MODEL = "chest-xray-pneumonia"
 CHALLENGER = "challenger"
 CHAMPION = "champion"
+REQUESTED = "requested"
+"""Alias by which people ask for a promotion in MLflow's page."""
 
 EVALUATION_TAG = "evaluation_artifacts"
 TRAINING_IMAGES_TAG = "training_images"
 DECISION_TAG = "promotion_decision"
 VERDICT_TAG = "promotion"
+REASON_TAG = "promotion_reason"
 HEAD_TAG = "audit_log_head"
 ENTRY_TAG = "entry"
 

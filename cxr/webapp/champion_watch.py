@@ -15,6 +15,7 @@ import numpy as np
 from cxr.common.engines import NO_TORCH, Engine, has_torch
 from cxr.common.errors import CxrError
 from cxr.inference.classifier import Classifier, load_classifier
+from cxr.registry.aliases import mismatch
 from cxr.registry.versions import Version, fetch_bundle, get_version
 from cxr.webapp.batcher import Batcher
 from cxr.webapp.model_info import ModelCard, read_card
@@ -27,12 +28,14 @@ log = logging.getLogger("cxr.webapp")
 class ChampionWatch:
     """The thread that keeps `batcher` on the version `model`, an alias or a number.
 
-    `card` is the model card of the version in use, or None before the first one is loaded.
+    `card` is the model card of the version in use, or None before the first one is loaded. `contradiction` says how the
+    alias champion contradicts the audit log; "" where it does not.
     """
 
     def __init__(self, batcher: Batcher, *, model: str, engine: Engine, poll_seconds: float) -> None:
         self.batcher, self.model, self.engine, self.poll_seconds = batcher, model, engine, poll_seconds
         self.card: ModelCard | None = None
+        self.contradiction = ""
         self._rejected: tuple[Version, float] | None = None
         self._is_registry_down = False
         self._stopped = threading.Event()
@@ -55,6 +58,7 @@ class ChampionWatch:
         """Look up the version once and load it if it has changed."""
         try:
             version = get_version(self.model)
+            self.contradiction = mismatch()
         except CxrError as error:
             if not self._is_registry_down:
                 log.warning("app: %s; %s", error, self._consequence())

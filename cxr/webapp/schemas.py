@@ -71,6 +71,7 @@ class ModelResponse(ModelCard):
     """The model card of the version in use, and the limits of the service."""
 
     limits: ClientLimits
+    contradiction: str = Field(description='How the alias champion contradicts the audit log; "" where it does not')
 
 
 class Status(BaseModel):

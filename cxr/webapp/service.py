@@ -114,7 +114,7 @@ class Service:
         if card is None:
             raise not_ready()
         limits = ClientLimits(upload_bytes=self.limits.max_upload_bytes, media_types=list(MEDIA_TYPES))
-        return ModelResponse(**card.model_dump(), limits=limits)
+        return ModelResponse(**card.model_dump(), limits=limits, contradiction=self.watch.contradiction)
 
     async def metrics(self) -> Response:
         """Return counters and latencies in Prometheus's text format."""

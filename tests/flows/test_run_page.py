@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cxr.common.files import write_json
 from cxr.common.notices import NOT_CLINICAL, notice
-from cxr.registry.tracking_store import STORE_VARIABLE
+from cxr.registry import runs
 from flows.run_page import metrics_table, mlflow_links
 from flows.serve import MLFLOW_PAGE_VARIABLE
+from tests.support.registry_project import enter_project, register, write_model
 
 METRICS = {
     "accuracy": 0.75,
@@ -41,16 +41,18 @@ def test_figures_of_the_synthetic_sample_say_so() -> None:
 
 
 def test_links_lead_to_the_version_and_its_report_without_credentials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    receipt = tmp_path / "registration.json"
-    write_json(receipt, {"name": "images", "version": "3", "run_id": "abc"})
-    monkeypatch.delenv(STORE_VARIABLE, raising=False)
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    write_model()
+    version = register()
+    receipt = Path("reports/registration.json")
     monkeypatch.delenv(MLFLOW_PAGE_VARIABLE, raising=False)
     assert mlflow_links(receipt) == {}
-    monkeypatch.setenv(MLFLOW_PAGE_VARIABLE, "http://127.0.0.1:5000")
-    assert mlflow_links(receipt)["version"] == "http://127.0.0.1:5000/#/models/images/versions/3"
-    monkeypatch.setenv(STORE_VARIABLE, "https://me:secret@mlflow.team/")
+    monkeypatch.setenv(MLFLOW_PAGE_VARIABLE, "https://me:secret@mlflow.team/")  # as browsers reach it
     links = mlflow_links(receipt)
-    assert links["version"] == "https://mlflow.team/#/models/images/versions/3"
-    assert links["report"] == "https://mlflow.team/get-artifact?path=evaluation%2Freport.html&run_uuid=abc"
+    view = "?workflowType=machine_learning"
+    assert links["version"] == f"https://mlflow.team/#/models/chest-xray-pneumonia/versions/1{view}"
+    stored = version.tags["evaluation_artifacts"].partition("/")[2]
+    report = f"/runs/{version.run_id}/artifacts/{stored}/report.html{view}"
+    assert links["report"] == f"https://mlflow.team/#/experiments/{runs.experiment_id()}{report}"

@@ -247,7 +247,7 @@ def test_the_run_of_the_training_gets_metrics_and_files(evaluated: Paths) -> Non
 
     run_id = read_json(evaluated.model / "training.json")["run_id"]
     data = client().get_run(run_id).data
-    assert data.metrics["test_accuracy"] == read_json(evaluated.metrics)["accuracy"]
+    assert data.metrics["test/accuracy"] == read_json(evaluated.metrics)["accuracy"]
     names = {Path(file.path).name for file in client().list_artifacts(run_id, "evaluation")}
     assert names >= {"metrics.json", "report.html", "predictions.csv", "confusion_matrix.svg"}
 

@@ -1,5 +1,6 @@
 """Registering: once for the same weights, from a cache too, and never files that contradict each other."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from cxr.common.files import read_json, write_json
 from cxr.models.bundle import read_spec
 from cxr.registry import runs, tracking_store, versions
 from cxr.registry.evaluation_store import evaluation_of
+from cxr.registry.training_run import training_run
 from tests.support.registry_project import enter_project, register, write_model
 
 
@@ -55,11 +57,27 @@ def test_a_model_becomes_the_challenger_with_lineage_evaluation_and_receipt() ->
     assert (fetched.temperature, fetched.bias, fetched.refer_below) == (1.5, (0.0, 0.25, -0.25), 0.625)
     model = tracking_store.client().get_logged_model(version.model_id)
     assert {metric.key for metric in model.metrics} == {
-        "test_accuracy",
-        "test_ece",
-        "test_macro_auroc",
-        "test_macro_f1",
+        "test/accuracy",
+        "test/ece",
+        "test/macro_auroc",
+        "test/macro_f1",
     }
+    assert model.tags["mlflow.modelVersions"] == '[{"name": "chest-xray-pneumonia", "version": "1"}]'
+    page = tracking_store.client().get_model_version(versions.MODEL, "1").description
+    assert (
+        f"/runs/{version.run_id}/artifacts/{version.tags['evaluation_artifacts'].partition('/')[2]}/report.html" in page
+    )
+    assert "accuracy 1.0000" in page
+    run = tracking_store.client().get_run(version.run_id)
+    (tested,) = run.inputs.dataset_inputs
+    assert (tested.dataset.name, json.loads(tested.dataset.profile)["images"]) == ("test images", 30)
+    assert [column["name"] for column in json.loads(tested.dataset.schema)["mlflow_colspec"]] == [
+        "image_id",
+        "label",
+        "patient_id",
+    ]
+    assert run.info.run_name.startswith("restored-")
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.note.content"} <= run.data.tags.keys()
 
 
 def test_the_same_weights_never_make_a_second_version() -> None:
@@ -99,7 +117,7 @@ def test_an_older_model_registered_again_is_the_challenger_again() -> None:
 
 
 def test_the_trainings_own_run_and_its_lineage_are_used_where_the_store_has_it() -> None:
-    with runs.training_run(name="n", tags={"git_commit": "of the training", "code_sha256": "c" * 64}) as run:
+    with training_run(name="n", tags={"git_commit": "of the training", "code_sha256": "c" * 64}) as run:
         pass
     training = read_json(Path("models/trained/training.json"))
     write_json(Path("models/trained/training.json"), training | {"run_id": run.run_id})

@@ -113,8 +113,12 @@ def test_run_records_parameters_curves_dataset_and_lineage(finished: Path, store
     assert run.info.status == "FINISHED"
     assert run.data.params["train.learning_rates.head"] == "0.0005"
     assert run.data.params["preprocess.image_size_px"] == "32"
-    assert len(client.get_metric_history(run_id, "validation_macro_f1")) == 3
-    assert run.inputs.dataset_inputs[0].dataset.digest == "0" * 36
+    assert len(client.get_metric_history(run_id, "validation/macro_f1")) == 3
+    used = {data.dataset.name: data.dataset for data in run.inputs.dataset_inputs}
+    assert used.keys() == {"training images", "validation images"}
+    assert {data.digest for data in used.values()} == {"0" * 36}
+    assert json.loads(used["training images"].schema)["mlflow_colspec"][0]["name"] == "image_id"
+    assert "training and" in run.data.tags["mlflow.note.content"]
     assert {"git_commit", "params_sha256", "uv_lock_sha256", "protocol"} <= set(run.data.tags)
 
 

@@ -161,6 +161,8 @@ async function refreshModel() {
   byId("model").classList.add("is-ready");
   byId("subtitle").textContent = `${capitalised(model.classes.join(", "))}: class probabilities and a heat map of where the model looked`;
   byId("synthetic").hidden = !model.synthetic;
+  byId("contradiction").textContent = model.contradiction && `The registry contradicts itself: ${model.contradiction}.`;
+  byId("contradiction").hidden = !model.contradiction;
   if (selected?.prediction) showSelected();
 }
 

@@ -86,14 +86,14 @@ def test_without_a_model_there_is_no_history_and_nothing_to_go_back_to() -> None
     assert aliases.unfinished() is None
     aliases.settle()
     with pytest.raises(RegistryError, match="there is no champion to go back to"):
-        aliases.previous_champion()
+        aliases.earlier_champion()
 
 
 def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
     create_versions(2)
     move("1", "", reason="first")
     move("2", "1", approved_by="ben")
-    assert aliases.previous_champion().number == "1"
+    assert aliases.earlier_champion().number == "1"
     move("1", "2", kind="rollback", approved_by="cem", reason="misses effusions")
     moves = aliases.history()
     assert [(m.number, m.kind, m.before, m.after, m.approved_by, m.reason) for m in moves] == [
@@ -104,7 +104,7 @@ def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
     assert all(entry.time.endswith("+00:00") for entry in moves)
     assert names_of_claims() == []
     with pytest.raises(RegistryError, match="there is no champion to go back to"):
-        aliases.previous_champion()
+        aliases.earlier_champion()
 
 
 def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> None:
@@ -310,7 +310,7 @@ def test_only_versions_that_passed_are_rolled_back_to() -> None:
         "3", instead_of="1", alias_was="2", kind="promote", approved_by="ann", reason="better than version 1"
     )
     assert (aliases.history()[-1].before, aliases.history()[-1].found) == ("1", "2")
-    assert aliases.previous_champion().number == "1"
+    assert aliases.earlier_champion().number == "1"
 
 
 def test_a_move_decided_before_the_alias_was_moved_by_hand_is_not_made() -> None:

@@ -1,15 +1,20 @@
 """What a training and an evaluation leave in a real tracking store, and what a dead store does to them."""
 
 import contextlib
+import json
 import logging
 import os
 import time
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 
 from cxr.common.errors import RegistryError
 from cxr.registry import runs, tracking_store
+from cxr.registry.run_metadata import keep_below, log_images
+from cxr.registry.training_run import training_run
 from tests.support.registry_project import enter_project
 from tests.support.servers import free_ports
 
@@ -72,18 +77,22 @@ def test_an_account_in_a_servers_address_reaches_mlflow_by_its_own_variables(mon
 def test_a_training_leaves_parameters_metrics_data_and_files(tmp_path: Path) -> None:
     curves = tmp_path / "curves.csv"
     curves.write_text("epoch\n1\n")
-    with runs.training_run(name="first", tags={"git_commit": "abc"}) as run:
+    with training_run(name="first", tags={"git_commit": "abc"}) as run:
         run.log_params({"epochs": 2, "rates": {"head": 0.001}, "zoom": [0.9, 1.1], "weights": "none"})
-        run.log_dataset(name="patient", source=Path("data/raw/m.parquet"), sha256="ab" * 32, context="training")
-        run.log_epoch({"loss": 1.0}, 1)
-        run.log_epoch({"loss": 0.5}, 2)
+        images = pd.DataFrame({"image_id": ["a", "b"], "label": ["viral", "normal"], "fold": [0, 1]})
+        log_images(run.run_id, images, source=Path("data/raw/m.parquet"), sha256="ab" * 32, context="training")
+        run.log_epoch({"validation_loss": 1.0}, 1)
+        run.log_epoch({"validation_loss": 0.5}, 2)
         run.log_files([curves])
     found = tracking_store.client().get_run(run.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params == {"epochs": "2", "rates.head": "0.001", "zoom": "[0.9, 1.1]", "weights": "none"}
-    assert [m.value for m in tracking_store.client().get_metric_history(run.run_id, "loss")] == [1.0, 0.5]
+    assert [m.value for m in tracking_store.client().get_metric_history(run.run_id, "validation/loss")] == [1.0, 0.5]
     data = found.inputs.dataset_inputs[0]
     assert data.dataset.digest == ("ab" * 32)[:36]
+    assert json.loads(data.dataset.profile) == {"images": 2, "viral": 1, "normal": 1}
+    types = {column["name"]: column["type"] for column in json.loads(data.dataset.schema)["mlflow_colspec"]}
+    assert types == {"image_id": "string", "label": "string", "fold": "long"}
     assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "training", "sha256": "ab" * 32}
     assert [file.path for file in tracking_store.client().list_artifacts(run.run_id, "training")] == [
         "training/curves.csv"
@@ -92,9 +101,38 @@ def test_a_training_leaves_parameters_metrics_data_and_files(tmp_path: Path) -> 
     assert found.info.artifact_uri.startswith((tmp_path / "mlruns" / "artifacts").as_uri())
 
 
+def test_members_and_folds_are_below_one_run_and_resume_into_their_own() -> None:
+    named = [("member 1", {"train.seed": 1}), ("member 2", {"train.seed": 2})]
+    with contextlib.suppress(KeyboardInterrupt), training_run(name="both") as run:
+        run.open_members(named, {"protocol": "cv"})
+        run.member(1).log_epoch({"train_loss": 1.0}, 1)
+        raise KeyboardInterrupt
+    with training_run(name="both", run_id=run.run_id) as resumed:
+        resumed.open_members(named, {"protocol": "cv"})
+        resumed.member(1).log_epoch({"train_loss": 0.5}, 2)
+    below = runs.children(run.run_id)
+    assert sorted(below.values()) == ["member 1", "member 2"]
+    second = tracking_store.client().get_run(next(run_id for run_id, name in below.items() if name == "member 2"))
+    assert (second.info.status, second.data.params) == ("FINISHED", {"train.seed": "2"})
+    history = tracking_store.client().get_metric_history(second.info.run_id, "training/loss")
+    assert [point.value for point in history] == [1.0, 0.5]
+    for fold in range(2):
+        with training_run(name=f"fold {fold}") as one:
+            keep_below(one.run_id, "cv-abc", name="cross-validation", description="Two folds.")
+    parent = runs.find_run("group", "cv-abc")
+    assert parent is not None
+    assert sorted(runs.children(parent).values()) == ["fold 0", "fold 1"]
+
+
+def test_an_experiment_is_one_of_machine_learning_for_mlflow_also_where_an_earlier_release_made_it() -> None:
+    client = tracking_store.client()
+    client.create_experiment(runs.EXPERIMENT)
+    assert client.get_experiment(runs.experiment_id()).tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_system_metrics_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-    with runs.training_run(name="first") as run:
+    with training_run(name="first") as run:
         for _ in range(100):
             time.sleep(0.3)
             if any(name.startswith("system/") for name in tracking_store.client().get_run(run.run_id).data.metrics):
@@ -106,11 +144,11 @@ def test_a_killed_training_resumes_into_its_run_and_keeps_its_first_parameters(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    with contextlib.suppress(KeyboardInterrupt), runs.training_run(name="first") as run:
+    with contextlib.suppress(KeyboardInterrupt), training_run(name="first") as run:
         run.log_params({"epochs": 2})
         raise KeyboardInterrupt
     assert tracking_store.client().get_run(run.run_id).info.status == "KILLED"
-    with runs.training_run(name="second", run_id=run.run_id, tags={"again": "yes"}) as resumed:
+    with training_run(name="second", run_id=run.run_id, tags={"again": "yes"}) as resumed:
         assert tracking_store.client().get_run(run.run_id).info.status == "RUNNING"
         resumed.log_params({"epochs": 3, "device": "cpu"})
     assert resumed.run_id == run.run_id
@@ -120,7 +158,7 @@ def test_a_killed_training_resumes_into_its_run_and_keeps_its_first_parameters(
 
 
 def test_a_failed_training_is_marked_failed_and_an_unknown_run_id_starts_a_new_run() -> None:
-    with pytest.raises(ValueError, match="no"), runs.training_run(name="first", run_id="0" * 32) as run:
+    with pytest.raises(ValueError, match="no"), training_run(name="first", run_id="0" * 32) as run:
         raise ValueError("no")
     assert run.run_id != "0" * 32
     assert tracking_store.client().get_run(run.run_id).info.status == "FAILED"
@@ -134,7 +172,7 @@ def test_a_long_parameter_is_cut_and_the_log_says_so(caplog: pytest.LogCaptureFi
 
 
 def test_a_dead_server_stops_a_training_at_its_start_without_showing_the_password(dead_server: str) -> None:
-    with pytest.raises(RegistryError) as caught, runs.training_run(name="first"):
+    with pytest.raises(RegistryError) as caught, training_run(name="first"):
         pass
     assert f"{dead_server} failed while opening it" in str(caught.value)
     assert PASSWORD not in str(caught.value)
@@ -145,7 +183,7 @@ def test_epochs_that_a_dead_store_missed_are_sent_with_the_next(
 ) -> None:
     broken = f"http://ann:{PASSWORD}@{dead_server.removeprefix('http://')}"
     monkeypatch.delenv(tracking_store.STORE_VARIABLE)
-    with runs.training_run(name="first") as run:
+    with training_run(name="first") as run:
         monkeypatch.setenv(tracking_store.STORE_VARIABLE, broken)
         run.log_epoch({"loss": 1.0}, 1)
         run.log_files([])
@@ -163,7 +201,7 @@ def test_a_store_that_died_leaves_the_trained_model_alone(
 ) -> None:
     broken = f"http://ann:{PASSWORD}@{dead_server.removeprefix('http://')}"
     monkeypatch.delenv(tracking_store.STORE_VARIABLE)
-    with runs.training_run(name="first"):
+    with training_run(name="first"):
         monkeypatch.setenv(tracking_store.STORE_VARIABLE, broken)
     assert any(message.startswith("the run stays open in the tracking store") for message in caplog.messages)
 
@@ -174,7 +212,7 @@ def test_a_run_that_the_store_missed_the_end_of_stays_open_until_completed(
     curves = tmp_path / "curves.csv"
     curves.write_text("epoch,loss\n1,1.0\n2,0.5\n")
     monkeypatch.delenv(tracking_store.STORE_VARIABLE)
-    with runs.training_run(name="first") as run:
+    with training_run(name="first") as run:
         run.log_epoch({"loss": 1.0}, 1)
         monkeypatch.setenv(tracking_store.STORE_VARIABLE, dead_server)
         run.log_epoch({"loss": 0.5}, 2)
@@ -184,7 +222,7 @@ def test_a_run_that_the_store_missed_the_end_of_stays_open_until_completed(
     runs.complete_run(run.run_id, {1: {"loss": 1.0}, 2: {"loss": 0.5}}, [curves])
     assert runs.is_finished(run.run_id)
     store = tracking_store.client()
-    assert [(m.step, m.value) for m in store.get_metric_history(run.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert [(m.step, m.value) for m in store.get_metric_history(run.run_id, "training/loss")] == [(1, 1.0), (2, 0.5)]
     assert [file.path for file in store.list_artifacts(run.run_id, "training")] == ["training/curves.csv"]
 
 
@@ -192,8 +230,12 @@ def test_an_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path) ->
     page = tmp_path / "report.html"
     page.write_text("page")
     run_id = runs.start_run(run_id=None, name="n", tags={})
-    runs.log_evaluation(run_id, {"accuracy": 0.9}, [page])
-    assert tracking_store.client().get_run(run_id).data.metrics == {"accuracy": 0.9}
+    for _ in range(2):  # a second evaluation replaces the table
+        runs.log_evaluation(run_id, {"test_accuracy": 0.9}, [page], pd.DataFrame({"image_id": ["a"], "p": [0.5]}))
+    assert tracking_store.client().get_run(run_id).data.metrics == {"test/accuracy": 0.9}
+    assert mlflow.load_table("eval_results_table.json", run_ids=[run_id]).to_dict("records") == [
+        {"image_id": "a", "p": 0.5}
+    ]
     assert [file.path for file in tracking_store.client().list_artifacts(run_id, "evaluation")] == [
         "evaluation/report.html"
     ]
@@ -201,12 +243,12 @@ def test_an_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path) ->
 
 def test_an_evaluation_without_its_run_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [])
+    runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [], pd.DataFrame())
     assert f"run {'0' * 32} is not in sqlite:///mlruns/mlflow.db" in caplog.text
 
 
 def test_an_evaluation_survives_a_dead_store(dead_server: str, caplog: pytest.LogCaptureFixture) -> None:
-    runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [])
+    runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [], pd.DataFrame())
     assert f"the tracking store {dead_server} failed while opening it" in caplog.text
     assert PASSWORD not in caplog.text
 

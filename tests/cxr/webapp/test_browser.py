@@ -210,6 +210,14 @@ def test_a_busy_service_is_retried_until_all_images_are_classified(browser: Brow
         expect(page.locator(".row.is-wrong")).to_have_count(0)
 
 
+def test_an_alias_that_contradicts_the_audit_log_is_named_on_the_page(page: Page, served: Served) -> None:
+    expect(page.locator("#contradiction")).to_be_hidden()
+    served.webapp.watch.contradiction = "the alias champion was removed by hand"
+    page.reload()
+    expect(page.locator("#contradiction")).to_contain_text("The registry contradicts itself: the alias champion was")
+    served.webapp.watch.contradiction = ""
+
+
 def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
     with serve_here(tiny_classifier("1")) as served, browser.new_context() as context:
         page = context.new_page()

@@ -1,0 +1,112 @@
+"""A move of an alias, seen by the watch: through MLflow's real server, and past it."""
+
+import hashlib
+import hmac
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+
+from cxr.registry import tracking_store, webhook
+from cxr.registry.stored_names import MODEL, REQUESTED
+from flows.watch import Watch, _handler
+from tests.support.mlflow_server import serve_mlflow
+from tests.support.prefect_servers import wait_for
+from tests.support.registry_project import enter_project, register, write_model
+
+SECRET = "a secret of this test"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    enter_project(tmp_path, monkeypatch, tmp_path_factory)
+    return tmp_path / "mlruns"
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, Watch]]:
+    watch = Watch(SECRET)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _handler(watch)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", watch
+        server.shutdown()
+        thread.join()
+
+
+def signed(body: bytes, *, secret: str = SECRET, sent: float | None = None) -> dict[str, str]:
+    when = str(int(time.time() if sent is None else sent))
+    digest = hmac.new(secret.encode(), b"one." + when.encode() + b"." + body, hashlib.sha256).digest()
+    return {
+        "X-MLflow-Delivery-Id": "one",
+        "X-MLflow-Timestamp": when,
+        "X-MLflow-Signature": f"v1,{b64encode(digest).decode()}",
+    }
+
+
+def test_mlflows_server_wakes_the_watch_when_an_alias_moves(
+    store: Path, receiver: tuple[str, Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model()
+    register()
+    secrets = webhook.read_secrets(store / webhook.SECRETS_FILE)
+    environment = {**webhook.TO_THIS_MACHINE, **secrets.as_environment()}
+    address, watch = receiver
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with serve_mlflow(store, environment) as server:
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, server)
+        for _ in range(2):
+            webhook.subscribe(address, SECRET)
+        person = MlflowClient(server, server)
+        assert len(person.list_webhooks()) == 1
+        person.set_registered_model_alias(MODEL, REQUESTED, "1")
+        wait_for(watch.woken.is_set, seconds=60)
+        watch.woken.clear()
+        person.delete_registered_model_alias(MODEL, REQUESTED)
+        wait_for(watch.woken.is_set, seconds=60)
+        webhook.unsubscribe()
+        assert not person.list_webhooks()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (signed(b"{}"), 204),
+        (signed(b"{} "), 401),  # of another body
+        (signed(b"{}", secret="another"), 401),
+        (signed(b"{}", sent=time.time() - 3600), 401),  # kept and sent again
+        ({**signed(b"{}"), "X-MLflow-Timestamp": "soon"}, 401),
+        ({}, 401),
+    ],
+)
+def test_only_what_mlflow_signed_wakes_the_watch(
+    receiver: tuple[str, Watch], headers: dict[str, str], status: int
+) -> None:
+    address, watch = receiver
+    assert httpx.post(address, content=b"{}", headers=headers).status_code == status
+    assert watch.woken.is_set() == (status == 204)
+
+
+def test_a_long_message_is_refused_unread(receiver: tuple[str, Watch]) -> None:
+    connection = HTTPConnection(receiver[0].removeprefix("http://").strip("/"), timeout=60)
+    connection.putrequest("POST", "/")
+    connection.putheader("Content-Length", str(webhook.MOST_BYTES + 1))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_the_secrets_are_drawn_once_for_their_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.json"
+    drawn = webhook.read_secrets(file)
+    assert webhook.read_secrets(file) == drawn
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert drawn.signing not in repr(drawn)

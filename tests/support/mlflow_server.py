@@ -1,0 +1,35 @@
+"""MLflow's own server on loopback, over a store of the test."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from tests.support.prefect_servers import clean_environment, wait_for
+from tests.support.servers import free_ports
+
+
+@contextlib.contextmanager
+def serve_mlflow(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Serve the store in `folder` (mlflow.db, artifacts); yields the address."""
+    address = f"http://127.0.0.1:{free_ports(1)[0]}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", address.rpartition(":")[2]]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
+    settings = clean_environment(
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true", **(environment or {})
+    )
+    log = folder / "server.log"
+    with log.open("w") as out, subprocess.Popen(command, env=settings, stdout=out, stderr=out) as server:
+        try:
+            wait_for(lambda: httpx.get(f"{address}/health").text == "OK", log=log)
+            yield address
+        finally:
+            server.terminate()
