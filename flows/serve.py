@@ -189,7 +189,7 @@ def serve_environment(root: Path, api: str) -> dict[str, str]:
 def _mlflow_environment(page: str) -> dict[str, str]:
     """Return where MLflow's page is, and what its server and the watch need to sign and send moves of aliases."""
     mlruns_folder().mkdir(exist_ok=True)
-    secrets = webhook.read_secrets(mlruns_folder() / webhook.SECRETS_FILE)
+    secrets = webhook.read_secrets(mlruns_folder() / webhook.KEYS_FILE)
     page = os.environ.get(MLFLOW_PAGE_VARIABLE, page)  # people may reach it by another name
     return {MLFLOW_PAGE_VARIABLE: page, **webhook.TO_THIS_MACHINE, **secrets.as_environment()}
 

@@ -40,7 +40,7 @@ log = logging.getLogger("cxr.watch")
 class Watch:
     """What the receiver and the looks share; `answers` says how well it goes, for `make doctor`."""
 
-    secret: str
+    signing: str
     subscribed: bool = False
     problem: str = ""
     woken: threading.Event = field(default_factory=threading.Event)
@@ -82,7 +82,7 @@ def watch(*, host: str, port: int, address: str) -> None:
         host, port: where to listen; port 0 takes a free one.
         address: under which MLflow's server reaches this receiver; "" for that of host and port.
     """
-    found = Watch(webhook.read_secrets(mlruns_folder() / webhook.SECRETS_FILE).signing)
+    found = Watch(webhook.read_secrets(mlruns_folder() / webhook.KEYS_FILE).signing)
     with ThreadingHTTPServer((host, port), _handler(found)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         _subscribe(found, address or f"http://{host}:{server.server_port}/")
@@ -99,7 +99,7 @@ def watch(*, host: str, port: int, address: str) -> None:
 
 def _subscribe(found: Watch, address: str) -> None:
     try:
-        webhook.subscribe(address, found.secret)
+        webhook.subscribe(address, found.signing)
         found.subscribed = True
     except CxrError as error:
         log.warning("%s; without messages, the store is looked at every %.0f s", error, LOOK_SECONDS)
@@ -117,7 +117,7 @@ def _handler(found: Watch) -> type[BaseHTTPRequestHandler]:
             length = self.headers.get("Content-Length", "")
             if not length.isdecimal() or int(length) > webhook.MOST_BYTES:
                 self._send(413)
-            elif not webhook.is_genuine(self.rfile.read(int(length)), dict(self.headers), found.secret):
+            elif not webhook.is_genuine(self.rfile.read(int(length)), dict(self.headers), found.signing):
                 self._send(401)
             else:
                 found.woken.set()

@@ -23,7 +23,7 @@ from cxr.common.errors import RegistryError
 from cxr.common.files import read_json
 from cxr.registry import tracking_store
 
-SECRET_VARIABLE = "CXR_WEBHOOK_SECRET"
+SIGNING_VARIABLE = "CXR_WEBHOOK_SECRET"
 KEY_VARIABLE = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
 TO_THIS_MACHINE = {
     "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
@@ -31,7 +31,7 @@ TO_THIS_MACHINE = {
     "MLFLOW_WEBHOOK_CACHE_TTL": "5",
 }
 """Settings of an MLflow server whose receiver is on the same machine; the last says for how long it keeps the list."""
-SECRETS_FILE = "webhook-secrets.json"
+KEYS_FILE = "webhook-keys.json"
 """In the folder of the store, whose database holds one of them encrypted with the other."""
 MOST_BYTES = 64 * 1024
 _NAME = "cxr-alias-moves"
@@ -49,7 +49,7 @@ class WebhookSecrets:
 
     def as_environment(self) -> dict[str, str]:
         """Return the variables that MLflow's server and the receiver read."""
-        return {SECRET_VARIABLE: self.signing, KEY_VARIABLE: self.encryption_key}
+        return {SIGNING_VARIABLE: self.signing, KEY_VARIABLE: self.encryption_key}
 
 
 def read_secrets(file: Path) -> WebhookSecrets:
@@ -58,7 +58,7 @@ def read_secrets(file: Path) -> WebhookSecrets:
     Raises:
         RegistryError: the file holds something else.
     """
-    given = os.environ.get(SECRET_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
+    given = os.environ.get(SIGNING_VARIABLE, ""), os.environ.get(KEY_VARIABLE, "")
     if all(given):
         return WebhookSecrets(*given)
     try:
@@ -81,24 +81,24 @@ def _stored(file: Path) -> WebhookSecrets:
         ) from None
 
 
-def is_genuine(body: bytes, headers: Mapping[str, str], secret: str) -> bool:
-    """Say whether MLflow signed this message with `secret` within the last minutes; compares in constant time.
+def is_genuine(body: bytes, headers: Mapping[str, str], signing: str) -> bool:
+    """Say whether MLflow signed this message with `signing` within the last minutes; compares in constant time.
 
     Args:
         body: as received.
         headers: of the request.
-        secret: `WebhookSecrets.signing`.
+        signing: see `WebhookSecrets`.
     """
     found = {name.lower(): value for name, value in headers.items()}
     delivery, sent, signature = (found.get(f"x-mlflow-{name}", "") for name in _SIGNED)
     if not sent.isdecimal() or abs(time.time() - int(sent)) > _MOST_AGE_SECONDS:
         return False
     content = f"{delivery}.{sent}.".encode() + body
-    expected = base64.b64encode(hmac.new(secret.encode(), content, hashlib.sha256).digest())
+    expected = base64.b64encode(hmac.new(signing.encode(), content, hashlib.sha256).digest())
     return hmac.compare_digest(b"v1," + expected, signature.encode())
 
 
-def subscribe(address: str, secret: str) -> None:
+def subscribe(address: str, signing: str) -> None:
     """Have the store's server send moves of aliases to `address`; one subscription, however often this is called.
 
     Raises:
@@ -110,7 +110,7 @@ def subscribe(address: str, secret: str) -> None:
     with tracking_store.store_errors(f"subscribing {address} to moves of aliases"):
         unsubscribe()
         events = [WebhookEvent("model_version_alias", action) for action in _ACTIONS]
-        client.create_webhook(_NAME, address, [*events], "The watch looks at each move of an alias", secret)
+        client.create_webhook(_NAME, address, [*events], "The watch looks at each move of an alias", signing)
 
 
 def unsubscribe() -> None:

@@ -25,13 +25,11 @@ import pytest
 
 from cxr.common.params import override
 from flows.serve import ServeError, serve
-from tests.support.browsers import launch_browser
 from tests.support.clones import in_plain_shell, lend_environment
 from tests.support.prefect_servers import clean_environment, wait_for
 from tests.support.project import PROJECT
-from tests.support.registry_project import register, write_model
 from tests.support.servers import free_ports
-from tests.support.tiny_model import enter_tiny_project, write_image, write_network
+from tests.support.tiny_model import enter_tiny_project, write_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -146,7 +144,6 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     root.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         enter_tiny_project(root, patch, tmp_path_factory, champion=False)
-        add_a_rejected_version()
     for made in ("cxr", "data", "models", "reports", "dvc.lock"):
         shutil.rmtree(root / made) if (root / made).is_dir() else (root / made).unlink()
     shutil.copytree(tiny_template, root, dirs_exist_ok=True)
@@ -172,16 +169,6 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(120)
-
-
-def add_a_rejected_version() -> None:
-    """Register version 2, whose recall of viral pneumonia the gate rejects; version 1 stays the challenger."""
-    write_model(seed=3, wrong=10, of_class="viral")
-    write_network(seed=3)
-    assert register().number == "2"
-    write_model()
-    write_network(seed=2)
-    assert register().number == "1"
 
 
 def test_a_week_of_schedules_ends_well_and_a_bad_image_is_reported_on_its_night(served: Served) -> None:
@@ -236,35 +223,6 @@ def assert_one_waited_and_found_all_cached(served: Served, first: str, second: s
     states = {state["name"] for state in served.api("GET", f"flow_run_states/?flow_run_id={waited}")}
     assert "AwaitingConcurrencySlot" in states
     assert httpx.get(f"{served.mlflow}/health").text == "OK"
-
-
-def test_a_champion_set_in_mlflows_page_is_judged_there_within_a_minute(served: Served) -> None:
-    view, file = "?workflowType=machine_learning", "mlruns/webhook-secrets.json"
-    assert (served.root / file).stat().st_mode & 0o777 == 0o600
-    with launch_browser() as browser:
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(f"{served.mlflow}/#/models/chest-xray-pneumonia/versions/2{view}")
-        page.get_by_title("Edit aliases").click()
-        page.get_by_role("combobox").fill("champion")
-        page.get_by_role("combobox").press("Enter")
-        page.get_by_role("button", name="Save aliases").click()
-
-        def answered() -> bool:
-            page.reload()
-            return "REJECT" in page.get_by_test_id("note-view-outer-container").first.inner_text()
-
-        wait_for(answered, log=served.root / ".prefect" / "logs" / "watch.log", seconds=300)
-        shown = page.get_by_test_id("note-view-outer-container").first.inner_text()
-        assert "version 1 stays champion: recall of viral" in shown
-        assert "champion is now version 1" in shown
-        assert "@\xa0champion" not in page.content()
-        page.get_by_role("link", name="Report").first.wait_for()
-        page.get_by_test_id("source-model-link").click()
-        page.get_by_text("Model versions").first.wait_for()
-        assert "Not registered" not in page.content()
-    log = in_plain_shell(served.root, "./run", "history", "--csv").stdout
-    assert "version 2 was set as champion past the gate" in log
 
 
 def test_a_plain_shell_reaches_the_servers_through_either_client(served: Served) -> None:

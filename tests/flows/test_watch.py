@@ -21,7 +21,7 @@ from tests.support.mlflow_server import serve_mlflow
 from tests.support.prefect_servers import wait_for
 from tests.support.registry_project import enter_project, register, write_model
 
-SECRET = "a secret of this test"
+SIGNED_WITH = "a secret of this test"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, Watch]]:
-    watch = Watch(SECRET)
+    watch = Watch(SIGNED_WITH)
     with ThreadingHTTPServer(("127.0.0.1", 0), _handler(watch)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -41,9 +41,9 @@ def receiver() -> Iterator[tuple[str, Watch]]:
         thread.join()
 
 
-def signed(body: bytes, *, secret: str = SECRET, sent: float | None = None) -> dict[str, str]:
+def signed(body: bytes, *, signed_with: str = SIGNED_WITH, sent: float | None = None) -> dict[str, str]:
     when = str(int(time.time() if sent is None else sent))
-    digest = hmac.new(secret.encode(), b"one." + when.encode() + b"." + body, hashlib.sha256).digest()
+    digest = hmac.new(signed_with.encode(), b"one." + when.encode() + b"." + body, hashlib.sha256).digest()
     return {
         "X-MLflow-Delivery-Id": "one",
         "X-MLflow-Timestamp": when,
@@ -56,7 +56,7 @@ def test_mlflows_server_wakes_the_watch_when_an_alias_moves(
 ) -> None:
     write_model()
     register()
-    secrets = webhook.read_secrets(store / webhook.SECRETS_FILE)
+    secrets = webhook.read_secrets(store / webhook.KEYS_FILE)
     environment = {**webhook.TO_THIS_MACHINE, **secrets.as_environment()}
     address, watch = receiver
     for name, value in environment.items():
@@ -64,7 +64,7 @@ def test_mlflows_server_wakes_the_watch_when_an_alias_moves(
     with serve_mlflow(store, environment) as server:
         monkeypatch.setenv(tracking_store.STORE_VARIABLE, server)
         for _ in range(2):
-            webhook.subscribe(address, SECRET)
+            webhook.subscribe(address, SIGNED_WITH)
         person = MlflowClient(server, server)
         assert len(person.list_webhooks()) == 1
         person.set_registered_model_alias(MODEL, REQUESTED, "1")
@@ -81,7 +81,7 @@ def test_mlflows_server_wakes_the_watch_when_an_alias_moves(
     [
         (signed(b"{}"), 204),
         (signed(b"{} "), 401),  # of another body
-        (signed(b"{}", secret="another"), 401),
+        (signed(b"{}", signed_with="another"), 401),
         (signed(b"{}", sent=time.time() - 3600), 401),  # kept and sent again
         ({**signed(b"{}"), "X-MLflow-Timestamp": "soon"}, 401),
         ({}, 401),

@@ -131,7 +131,7 @@ def test_a_training_from_a_cache_gets_a_run_of_its_own_only_once(caplog: pytest.
     version = register()
     run = tracking_store.client().get_run(version.run_id)
     assert run.data.params == {"train.epochs": "2"}
-    assert [m.value for m in tracking_store.client().get_metric_history(version.run_id, "train_loss")] == [0.5, 0.4]
+    assert [m.value for m in tracking_store.client().get_metric_history(version.run_id, "training/loss")] == [0.5, 0.4]
     assert runs.run_tags(version.run_id) == {"restored_from": f"{1:032x}"}
     assert any(f"{1:032x} is not in this store" in message for message in caplog.messages)
     write_json(

@@ -190,7 +190,7 @@ def test_epochs_that_a_dead_store_missed_are_sent_with_the_next(
         run.log_epoch({"loss": 0.5}, 2)
         monkeypatch.delenv(tracking_store.STORE_VARIABLE)
         run.log_epoch({"loss": 0.25}, 3)
-    history = tracking_store.client().get_metric_history(run.run_id, "loss")
+    history = tracking_store.client().get_metric_history(run.run_id, "training/loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 0.25)]
     assert any(message.startswith("2 epochs are not in the tracking store yet") for message in caplog.messages)
     assert PASSWORD not in caplog.text
@@ -233,9 +233,9 @@ def test_an_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path) ->
     for _ in range(2):  # a second evaluation replaces the table
         runs.log_evaluation(run_id, {"test_accuracy": 0.9}, [page], pd.DataFrame({"image_id": ["a"], "p": [0.5]}))
     assert tracking_store.client().get_run(run_id).data.metrics == {"test/accuracy": 0.9}
-    assert mlflow.load_table("eval_results_table.json", run_ids=[run_id]).to_dict("records") == [
-        {"image_id": "a", "p": 0.5}
-    ]
+    with tracking_store.named_to_mlflow():
+        table = mlflow.load_table("eval_results_table.json", run_ids=[run_id])
+    assert table.to_dict("records") == [{"image_id": "a", "p": 0.5}]
     assert [file.path for file in tracking_store.client().list_artifacts(run_id, "evaluation")] == [
         "evaluation/report.html"
     ]
