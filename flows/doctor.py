@@ -29,9 +29,9 @@ from packaging.version import Version
 
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
+from cxr.common.findings import Finding, failed, ok, warning
 from cxr.common.params import read_params
 from cxr.registry import aliases, tracking_store, versions
-from flows.findings import Finding, failed, ok, warning
 from flows.serve import STATE
 
 _NEEDED_AT_LEAST = 1 << 30

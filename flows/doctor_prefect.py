@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from ruamel.yaml import YAML
 
 from cxr.common.files import read_json
-from flows.findings import Finding, failed, ok, warning
+from cxr.common.findings import Finding, failed, ok, warning
 from flows.serve import POOL, STATE
 from flows.upkeep import UNDER_WAY, dead_runs, on_this_machine, runs_in, slots_of_deployments
 

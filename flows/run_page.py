@@ -16,7 +16,7 @@ from cxr.common.files import read_json
 from cxr.common.notices import notice
 from cxr.common.params import Paths
 from cxr.evaluation.headline import HEADLINES
-from cxr.registry import pages
+from cxr.registry.run_metadata import run_page, version_page
 from cxr.registry.runs import experiment_id
 from cxr.registry.stored_names import EVALUATION_TAG, current_verdict
 from cxr.registry.tracking_store import STORE_VARIABLE, is_server, without_credentials
@@ -84,8 +84,8 @@ def mlflow_links(registration: Path) -> dict[str, str]:
     version = get_version(receipt["version"])
     file = f"{version.tags[EVALUATION_TAG].partition('/')[2]}/report.html"
     return {
-        "version": f"{page}/{pages.version_page(version.number)}",
-        "report": f"{page}/{pages.run_page(experiment_id(), version.run_id, file)}",
+        "version": f"{page}/{version_page(version.number)}",
+        "report": f"{page}/{run_page(experiment_id(), version.run_id, file)}",
     }
 
 

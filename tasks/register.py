@@ -50,12 +50,12 @@ from cxr.inference.openvino_export import (
 )
 from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, read_spec, write_spec
 from cxr.models.reference import REFERENCE_FILE, read_reference
-from cxr.registry import pages, registration, runs, tracking_store, versions
+from cxr.registry import registration, runs, tracking_store, versions
 from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
 from cxr.registry.evaluation_store import keep_training_images, store_evaluation
 from cxr.registry.lineage import lineage
 from cxr.registry.retention import keep_data_lock
-from cxr.registry.run_metadata import log_images, shown_tags
+from cxr.registry.run_metadata import log_images, run_page, shown_tags
 from cxr.registry.stored_names import EVALUATION_TAG
 
 RESTORED_TAG = "restored_from"
@@ -244,9 +244,9 @@ def _description(run_id: str, metrics: dict[str, Any], evaluation: Mapping[str, 
     """Return the version's page: the headline metrics, one click to the report, and the head of the model card."""
     experiment, where = runs.experiment_id(), evaluation[EVALUATION_TAG].partition("/")[2]
     links = {
-        "Report": pages.run_page(experiment, run_id, f"{where}/{paths.report.name}"),
-        "metrics": pages.run_page(experiment, run_id, f"{where}/{METRICS_FILE}"),
-        "run of the training": pages.run_page(experiment, run_id),
+        "Report": run_page(experiment, run_id, f"{where}/{paths.report.name}"),
+        "metrics": run_page(experiment, run_id, f"{where}/{METRICS_FILE}"),
+        "run of the training": run_page(experiment, run_id),
     }
     scores = ", ".join(f"{name} {value}" for name, value in _scores(metrics).items())
     card = paths.evaluation / _MODEL_CARD

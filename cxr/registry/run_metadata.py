@@ -1,4 +1,8 @@
-"""What MLflow's pages show of a run beside its figures: who started what, which images it used, what it belongs to."""
+"""What MLflow's pages show of a run beside its figures: who started what, which images it used, what it belongs to.
+
+And where runs and versions stand there. These addresses are relative: they hold on whatever host a person has opened
+the page.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,14 @@ from pathlib import Path
 import pandas as pd
 
 from cxr.registry import runs
+from cxr.registry.stored_names import MODEL
 from cxr.registry.tracking_store import client, store_errors
 
 GROUP_TAG = "group"
 """On a run that only holds others together: what they have in common."""
 MAX_DIGEST_CHARACTERS = 36
+_VIEW = "workflowType=machine_learning"
+"""MLflow 3.17 opens every experiment with the view for GenAI unless the address, or an earlier visit, names this one."""
 
 
 def shown_tags(*, description: str, commit: str = "") -> dict[str, str]:
@@ -96,3 +103,19 @@ def keep_below(run_id: str, group: str, *, name: str, description: str) -> None:
         parent = runs.start_run(run_id=None, name=name, tags={GROUP_TAG: group, **shown_tags(description=description)})
         runs.finish_run(parent, "FINISHED")
     runs.tag_run(run_id, {runs.PARENT_TAG: parent})
+
+
+def experiment_page(experiment_id: str) -> str:
+    """Return the address of an experiment's runs."""
+    return f"#/experiments/{experiment_id}/runs?{_VIEW}"
+
+
+def run_page(experiment_id: str, run_id: str, file: str = "") -> str:
+    """Return the address of a run, or of a file among its artifacts; the page shows HTML, figures and tables."""
+    below = f"/artifacts/{file}" if file else ""
+    return f"#/experiments/{experiment_id}/runs/{run_id}{below}?{_VIEW}"
+
+
+def version_page(number: str) -> str:
+    """Return the address of a version of the model."""
+    return f"#/models/{MODEL}/versions/{number}?{_VIEW}"

@@ -18,6 +18,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Failed, Running, Scheduled
 
+from cxr.common.findings import Finding
 from cxr.common.params import override
 from cxr.registry import aliases, tracking_store, versions
 from flows.doctor import (
@@ -30,7 +31,6 @@ from flows.doctor import (
     check_versions,
 )
 from flows.doctor_prefect import check_server
-from flows.findings import Finding
 from flows.serve import POOL
 from tests.support.registry_project import enter_project, register, write_model
 from tests.support.servers import free_ports

@@ -13,9 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.states import Completed
 
 from cxr.registry import tracking_store, webhook
 from cxr.registry.stored_names import MODEL, REQUESTED
+from flows.judge import judge
 from flows.watch import Watch, _handler
 from tests.support.mlflow_server import serve_mlflow
 from tests.support.prefect_servers import wait_for
@@ -74,6 +78,28 @@ def test_mlflows_server_wakes_the_watch_when_an_alias_moves(
         wait_for(watch.woken.is_set, seconds=60)
         webhook.unsubscribe()
         assert not person.list_webhooks()
+
+
+@pytest.mark.usefixtures("store", "prefect_server")
+def test_a_look_starts_one_run_for_what_somebody_asks_past_the_server() -> None:
+    write_model()
+    register()
+    watch = Watch(SIGNED_WITH)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="watch", type="process"), overwrite=True)
+        made = client.create_deployment(client.create_flow(judge), name="on-demand", work_pool_name="watch")
+        watch.look()
+        assert watch.problem == ""
+        assert made not in {run.deployment_id for run in client.read_flow_runs()}
+        tracking_store.client().set_registered_model_alias(MODEL, REQUESTED, "1")
+        for _ in range(2):  # the run of the first look is still due
+            watch.look()
+        runs = [run for run in client.read_flow_runs() if run.deployment_id == made]
+        assert (watch.problem, len(runs)) == ("", 1)
+        client.set_flow_run_state(runs[0].id, Completed(), force=True)
+        watch.look()  # the request is still there: another run
+        assert len([run for run in client.read_flow_runs() if run.deployment_id == made]) == 2
+        client.delete_deployment(made)
 
 
 @pytest.mark.parametrize(
