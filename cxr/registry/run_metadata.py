@@ -22,7 +22,7 @@ GROUP_TAG = "group"
 """On a run that only holds others together: what they have in common."""
 MAX_DIGEST_CHARACTERS = 36
 _VIEW = "workflowType=machine_learning"
-"""MLflow 3.17 opens every experiment with the view for GenAI unless the address, or an earlier visit, names this one."""
+"""MLflow 3.17 opens each experiment with the view for GenAI unless the address, or an earlier visit, names this one."""
 
 
 def shown_tags(*, description: str, commit: str = "") -> dict[str, str]:
@@ -103,11 +103,6 @@ def keep_below(run_id: str, group: str, *, name: str, description: str) -> None:
         parent = runs.start_run(run_id=None, name=name, tags={GROUP_TAG: group, **shown_tags(description=description)})
         runs.finish_run(parent, "FINISHED")
     runs.tag_run(run_id, {runs.PARENT_TAG: parent})
-
-
-def experiment_page(experiment_id: str) -> str:
-    """Return the address of an experiment's runs."""
-    return f"#/experiments/{experiment_id}/runs?{_VIEW}"
 
 
 def run_page(experiment_id: str, run_id: str, file: str = "") -> str:
