@@ -19,6 +19,7 @@ WANTED = {
     "score/nightly": (True, "CANCEL_NEW"),
     "monitor/daily": (True, "CANCEL_NEW"),
     "promote/on-demand": (False, "ENQUEUE"),
+    "judge/on-demand": (False, "ENQUEUE"),
 }
 
 
