@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+_WIDE = 65535
+
 WindowKind = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
 
@@ -80,6 +82,28 @@ class GreyRules:
             levels = 255 - levels
         levels[padded] = 0
         return np.asarray(np.take(levels, samples), np.uint8)
+
+    def wide(self, samples: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], tuple[float, float]]:
+        """Return 16-bit levels of `samples`, to be windowed by a viewer, and the limits of the window to start with.
+
+        Values are stretched from the darkest to the brightest of the image; padding is 0.
+        """
+        values = self._values()
+        padded, measured = self._padded(values), self._measured(values)
+        if isinstance(self.voi, Table):
+            measured = self.voi.of(measured)
+        used = np.zeros(len(values), np.bool_)
+        used[samples.ravel()] = True
+        seen = measured[used & ~padded] if (used & ~padded).any() else measured
+        low, scale = float(seen.min()), _WIDE / ((float(seen.max()) - float(seen.min())) or 1.0)
+        levels = np.clip(np.rint((measured - low) * scale), 0, _WIDE)
+        start, end = 0.0, float(_WIDE)
+        if isinstance(self.voi, Window):
+            start, end = ((self.voi.centre + half - low) * scale for half in (-self.voi.width / 2, self.voi.width / 2))
+        if self.inverted:
+            levels, start, end = _WIDE - levels, _WIDE - end, _WIDE - start
+        levels[padded] = 0
+        return np.take(levels.astype(np.uint16), samples), (start, end)
 
     def _values(self) -> NDArray[np.int64]:
         patterns = np.arange(1 << self.bits_stored)

@@ -9,6 +9,7 @@ PatientOrientation describes the result (PS3.3 C.8.11.5).
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -70,6 +71,8 @@ BASELINE, RLE = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.5"
 NATIVE = frozenset({IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED})
 SYNTAXES = NATIVE | COMPRESSED | {BASELINE}
 
+Level = TypeVar("Level", np.uint8, np.uint16)
+
 _SQUARE_WITHIN = 0.001
 _ASPECT_AT_MOST = 4.0
 
@@ -82,7 +85,7 @@ class Turn:
     left_right: bool = False
     up_down: bool = False
 
-    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def apply(self, pixels: NDArray[Level]) -> NDArray[Level]:
         """Return `pixels` (rows, columns) turned."""
         turned = pixels.T if self.transpose else pixels
         turned = turned[:, ::-1] if self.left_right else turned
@@ -95,6 +98,7 @@ class DicomHeader:
 
     aspect         height of a stored pixel divided by its width; 1.0: square
     width, height  of the image that `DicomImage.grey` returns: square pixels, display orientation
+    view, laterality   as codes, such as PA and L; empty where the header does not say
     """
 
     modality: str
@@ -108,6 +112,8 @@ class DicomHeader:
     inverted: bool
     aspect: float
     turn: Turn
+    view: str = ""
+    laterality: str = ""
 
     @property
     def width(self) -> int:
@@ -119,12 +125,12 @@ class DicomHeader:
         """Height in pixels."""
         return self._square_shape()[1] if self.turn.transpose else self._square_shape()[0]
 
-    def with_square_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def with_square_pixels(self, pixels: NDArray[Level]) -> NDArray[Level]:
         """Return the stored pixels resampled to square ones; the side with the finer resolution is reduced."""
         rows, columns = self._square_shape()
         if (rows, columns) == pixels.shape:
             return pixels
-        return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+        return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), pixels.dtype)
 
     def _square_shape(self) -> tuple[int, int]:
         if abs(self.aspect - 1.0) <= _SQUARE_WITHIN:
@@ -164,6 +170,8 @@ def parse_header(dataset: Dataset, max_pixels: int) -> DicomHeader:
         or code_string(dataset, "PresentationLUTShape") == "INVERSE",
         aspect=_aspect(dataset),
         turn=_turn(dataset),
+        view=code_string(dataset, "ViewPosition"),
+        laterality=code_string(dataset, "ImageLaterality") or code_string(dataset, "Laterality"),
     )
 
 

@@ -36,7 +36,7 @@ IMAGE_TAGS = (
     "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
     "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "PresentationLUTShape", "PixelData",
+    "PresentationLUTShape", "ImageLaterality", "Laterality", "PixelData",
 )  # fmt: skip
 
 
@@ -61,6 +61,19 @@ class DicomImage:
             samples = samples_of(self._dataset, self.header)
             grey = grey_rules(self._dataset, self.header).apply(samples)
             return self.header.turn.apply(self.header.with_square_pixels(grey))
+
+    def wide(self) -> tuple[NDArray[np.uint16], tuple[float, float]]:
+        """Decode to 16-bit levels, in the geometry and polarity of `grey`, for a viewer that applies the window itself.
+
+        Returns:
+            (height, width) uint16, and the lowest and highest level of the window that the file asks for.
+
+        Raises:
+            ImageError: the pixels are truncated or damaged.
+        """
+        with image_errors(self.name):
+            levels, window = grey_rules(self._dataset, self.header).wide(samples_of(self._dataset, self.header))
+            return self.header.turn.apply(self.header.with_square_pixels(levels)), window
 
 
 def open_dicom(data: bytes, *, name: str, max_pixels: int) -> DicomImage:

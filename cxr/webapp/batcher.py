@@ -13,21 +13,21 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
 from cxr.webapp.decode_pool import DecodedImage
 from cxr.webapp.limits import Limits, RejectedError, not_ready
 from cxr.webapp.metrics import Metrics
-from cxr.webapp.overlays import render_heat
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where the model looked for class `of_class`; `image` is a data URL of a picture to lay over the image."""
+    """Where the model looked for class `of_class`: `levels` (H, W), 0 to 1, in the geometry of its input."""
 
     of_class: str
-    image: str
+    levels: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,4 @@ def _heat_maps(classifier: Classifier, batch: list[_Job], answers: list[Answer])
     if not classes:
         return {}
     maps = classifier.heat(np.stack([job.image.pixels for job in classes]), list(classes.values()))
-    preprocessing = classifier.spec.preprocessing
-    return {
-        job: HeatMap(name, render_heat(heat, job.image.size, preprocessing))
-        for (job, name), heat in zip(classes.items(), maps, strict=True)
-    }
+    return {job: HeatMap(name, levels) for (job, name), levels in zip(classes.items(), maps, strict=True)}

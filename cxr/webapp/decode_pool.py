@@ -7,19 +7,26 @@ processes.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
+from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
-from cxr.inference.pipeline import prepare
+from cxr.inference.pipeline import check_size, prepare
 from cxr.webapp.limits import Limits, RejectedError
-from cxr.webapp.overlays import render_image
 
-_NAME = "the file"  # its name in messages: the file name never reaches the service
+NAME = "the file"
+"""The image's name in messages: the file name never reaches the service."""
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
 _TOO_LARGE = "larger than the pixel limit"
 
 
@@ -27,16 +34,16 @@ _TOO_LARGE = "larger than the pixel limit"
 class DecodedImage:
     """A decoded image and the classifier it was prepared for.
 
+    image       the opened file
     pixels      (H, W), the model's input
     classifier  that prepared it, and that will answer it
-    picture     data URL of the image for display; None: not requested
-    size        height and width of the picture, or of `pixels` without one
+    sha256      of the file
     """
 
+    image: EncodedImage
     pixels: NDArray[np.uint8]
     classifier: Classifier
-    picture: str | None
-    size: tuple[int, int]
+    sha256: str
 
 
 class DecodePool:
@@ -46,13 +53,21 @@ class DecodePool:
         self.limits = limits
         self.pool = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
 
-    async def decode(self, data: bytes, classifier: Classifier, *, with_picture: bool) -> DecodedImage:
+    async def decode(self, data: bytes, classifier: Classifier) -> DecodedImage:
         """Decode an image for `classifier`.
 
         Raises:
             RejectedError: the bytes are not a readable image, or decoding takes too long.
         """
-        future = self.pool.submit(_decode, data, classifier, with_picture=with_picture)
+        return await self.run(_decode, data, classifier)
+
+    async def run(self, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
+        """Return what a function makes of an image, in one of the threads.
+
+        Raises:
+            RejectedError: it raises ImageError, or takes too long.
+        """
+        future = self.pool.submit(function, *given, **named)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.decode_timeout_s)
         except ImageError as error:
@@ -69,11 +84,14 @@ class DecodePool:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(data: bytes, classifier: Classifier, *, with_picture: bool) -> DecodedImage:
-    keep = render_image if with_picture else None
-    prepared = prepare(data, classifier, key=None, name=_NAME, keep=keep)
-    if prepared.pixels is None:
-        raise prepared.error or ImageError(f"{_NAME} cannot be read", reason="not an image")
-    if prepared.kept is None:
-        return DecodedImage(prepared.pixels, classifier, None, (prepared.pixels.shape[0], prepared.pixels.shape[1]))
-    return DecodedImage(prepared.pixels, classifier, *prepared.kept)
+def open_checked(data: bytes, classifier: Classifier) -> EncodedImage:
+    """Open an image within the limits of `classifier`, without decoding it. Raises ImageError."""
+    check_size(len(data), classifier, name=NAME)
+    return classifier.open(data, name=NAME)
+
+
+def _decode(data: bytes, classifier: Classifier) -> DecodedImage:
+    prepared = prepare(data, classifier, key=None, name=NAME, keep=lambda opened: opened)
+    if prepared.pixels is None or prepared.kept is None:
+        raise prepared.error or ImageError(f"{NAME} cannot be read", reason="not an image")
+    return DecodedImage(prepared.kept, prepared.pixels, classifier, prepared.sha256 or "")

@@ -41,6 +41,7 @@ class ClassScores(BaseModel):
     """The metrics of one class on the test set."""
 
     images: int
+    predicted: int | None = Field(default=None, description="Test images, of any class, that it predicts as this one")
     precision: Score | None = None
     recall: Score | None = None
     specificity: Score | None = None
@@ -106,8 +107,14 @@ def _measured(version: Version) -> Measured | None:
         return None
     if evaluation.metrics is None or evaluation.changed:
         return None
-    metrics = evaluation.metrics
+    return measured_of(evaluation.metrics)
+
+
+def measured_of(metrics: Mapping[str, Any]) -> Measured:
+    """Return what the page shows of the metrics in `metrics.json`."""
     intervals = metrics.get("ci95", {})
+    counts = zip(*metrics.get("confusion_matrix", []), strict=True)  # by predicted class
+    predicted = {label: sum(column) for label, column in zip(metrics.get("classes", []), counts, strict=False)}
     return Measured(
         images=int(metrics.get("n_test", 0)),
         patients=metrics.get("n_patients"),
@@ -117,15 +124,15 @@ def _measured(version: Version) -> Measured | None:
             if (score := _score({metric.name: metric.stored_in(metrics)}, intervals, metric.name)) is not None
         },
         per_class={
-            label: _of_class(scores, intervals.get("per_class", {}).get(label, {}))
+            label: _of_class(scores, intervals.get("per_class", {}).get(label, {}), predicted.get(label))
             for label, scores in metrics.get("per_class", {}).items()
         },
     )
 
 
-def _of_class(scores: Mapping[str, Any], intervals: Mapping[str, Any]) -> ClassScores:
+def _of_class(scores: Mapping[str, Any], intervals: Mapping[str, Any], predicted: int | None) -> ClassScores:
     named = {name: _score(scores, intervals, name) for name in _PER_CLASS}
-    return ClassScores(images=int(scores.get("support", 0)), **named)
+    return ClassScores(images=int(scores.get("support", 0)), predicted=predicted, **named)
 
 
 def _score(values: Mapping[str, Any], intervals: Mapping[str, Any], name: str) -> Score | None:

@@ -56,6 +56,8 @@ class Prediction(AnswerFields):
     engine: EngineName
     synthetic: bool = Field(description="Trained on synthetic images: the answer says nothing about patients")
     disclaimer: str
+    sha256: str = Field(description="SHA-256 of the image file")
+    is_dicom: bool = Field(description="It is a DICOM image, so that it can have a report")
     image: str | None = Field(default=None, description="With image=true: data URL of a JPEG, 720 px at most")
     heat: HeatMapPicture | None = Field(default=None, description="With heat=true")
 

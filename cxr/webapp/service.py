@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +20,38 @@ from cxr.inference.classifier import Classifier
 from cxr.registry.versions import MODEL
 from cxr.webapp.batcher import Batcher, Result
 from cxr.webapp.champion_watch import ChampionWatch
-from cxr.webapp.decode_pool import DecodePool
+from cxr.webapp.decode_pool import DecodedImage, DecodePool
 from cxr.webapp.guard import error_response
 from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, not_ready, read_body
+from cxr.webapp.renditions import (
+    EXAMPLES,
+    example_png,
+    overlay_png,
+    render_heat,
+    render_image,
+    report_of,
+    viewer_pixels,
+)
 from cxr.webapp.schemas import REASONS, ClientLimits, ErrorResponse, HeatMapPicture, ModelResponse, Prediction, Status
 
 _STATIC = Path(__file__).parent / "static"
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PAGE_FILES = {f"/{path.name}": path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA_TYPES}
 PAGE_FILES["/"] = PAGE_FILES.pop("/index.html")
-PATHS = frozenset({*PAGE_FILES, "/predict", "/health", "/ready", "/metrics", "/model", "/openapi.json"})
+PATHS = frozenset(
+    {
+        *PAGE_FILES,
+        "/predict",
+        "/pixels",
+        "/overlay",
+        "/report",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/model",
+        "/openapi.json",
+    }
+)
 _IMAGE_BODY = {
     "requestBody": {
         "required": True,
@@ -61,8 +86,20 @@ class Service:
         app.post("/predict", responses=_errors(*REASONS), openapi_extra=_IMAGE_BODY, summary="Classify one image")(
             self.predict
         )
+        for path, endpoint, media_type, summary in (
+            ("/pixels", self.pixels, "application/octet-stream", "Decode one image at full size and depth"),
+            ("/overlay", self.overlay, "image/png", "Draw where the model looked"),
+            ("/report", self.report, "application/dicom", "Make the Structured Report of one DICOM image"),
+        ):
+            content: dict[int | str, dict[str, Any]] = {200: {"content": {media_type: {}}}}
+            app.post(path, responses=content | _errors(*REASONS), response_class=Response,
+                     openapi_extra=_IMAGE_BODY, summary=summary)(endpoint)  # fmt: skip
         app.get("/health", responses=_errors(421), summary="Liveness: the process runs")(self.health)
         app.get("/ready", responses=_errors(421, 503), summary="Readiness: a model is loaded")(self.ready)
+        app.get(
+            "/example", responses=_errors(421, 422) | {200: {"content": {"image/png": {}}}}, response_class=Response,
+            summary="A synthetic image to try the service with",
+        )(self.example)  # fmt: skip
         app.get("/model", responses=_errors(421, 503), summary="The version in use, and its model card")(self.model)
         app.get("/metrics", responses=_errors(421), response_class=Response, summary="Metrics for Prometheus")(
             self.metrics
@@ -84,19 +121,72 @@ class Service:
 
         Nothing of it is stored, and its file name is not needed.
         """
-        classifier = self.batcher.classifier()
-        _check_class(of_class, classifier)
-        if heat and not has_torch():
-            raise RejectedError(501, "no heat maps", NO_TORCH)
-        check_media_type(request)
+        async with self._image(request) as (data, classifier):
+            _check_class(of_class, classifier)
+            _check_heat(heat)
+            decoded, result = await self._classify(data, classifier, heat_of=(of_class or "") if heat else None)
+            picture = await self.decode_pool.run(render_image, decoded.image) if image else None
+            layer = await self._heat_layer(decoded, result) if result.heat else None
         metrics = self.batcher.metrics
-        with self.admission.admit(request), metrics.images_in_progress.track_inprogress():
-            data = await read_body(request, self.limits)
-            decoded = await self.decode_pool.decode(data, classifier, with_picture=image or heat)
-            del data  # the encoded file need not stay in memory while the image is queued
-            result = await self.batcher.answer(decoded, heat_of=(of_class or "") if heat else None)
         metrics.images_classified.labels(result.answer.predicted_class, str(result.answer.refer).lower()).inc()
-        return _prediction(result, decoded.classifier, decoded.picture if image else None)
+        return _prediction(result, decoded, picture, layer)
+
+    async def pixels(self, request: Request) -> Response:
+        """Decode one image, which is the body of the request, without classifying it.
+
+        The response holds rows of 8-bit or 16-bit little-endian grey levels; the header `X-Image` describes them as
+        JSON: width, height, bits, the window to start with (lowest and highest level), DICOM view and laterality.
+        """
+        async with self._image(request) as (data, classifier):
+            pixels = await self.decode_pool.run(viewer_pixels, data, classifier)
+        described = {"x-image": json.dumps(pixels.described)}
+        return Response(pixels.content, media_type="application/octet-stream", headers=described)
+
+    async def overlay(
+        self,
+        request: Request,
+        of_class: Annotated[str | None, Query(alias="class", description="Default: the predicted class")] = None,
+    ) -> Response:
+        """Classify one image, and return it as a PNG with the heat of a class and what it shows burned in."""
+        async with self._image(request) as (data, classifier):
+            _check_class(of_class, classifier)
+            _check_heat(True)
+            decoded, result = await self._classify(data, classifier, heat_of=of_class or "")
+            if result.heat is None:
+                raise RejectedError(500, "internal", "the heat map is missing; see the service's log")
+            picture = await self.decode_pool.run(overlay_png, decoded, result.answer, result.heat)
+        return Response(picture, media_type="image/png")
+
+    async def report(self, request: Request) -> Response:
+        """Classify one DICOM image, and return the Structured Report for its study."""
+        async with self._image(request) as (data, classifier):
+            decoded, result = await self._classify(data, classifier, heat_of=None)
+            if decoded.image.header.format != "DICOM":
+                raise RejectedError(422, "not DICOM", "a report belongs to a DICOM study; this image has none")
+            report = await self.decode_pool.run(report_of, decoded, result.answer)
+        return Response(report, media_type="application/dicom")
+
+    @asynccontextmanager
+    async def _image(self, request: Request) -> AsyncIterator[tuple[bytes, Classifier]]:
+        """Accept a request until the block ends; yield the image in its body, and the classifier for it."""
+        classifier = self.batcher.classifier()
+        check_media_type(request)
+        with self.admission.admit(request), self.batcher.metrics.images_in_progress.track_inprogress():
+            yield await read_body(request, self.limits), classifier
+
+    async def _classify(
+        self, data: bytes, classifier: Classifier, *, heat_of: str | None
+    ) -> tuple[DecodedImage, Result]:
+        decoded = await self.decode_pool.decode(data, classifier)
+        return decoded, await self.batcher.answer(decoded, heat_of=heat_of)
+
+    async def _heat_layer(self, decoded: DecodedImage, result: Result) -> HeatMapPicture | None:
+        if result.heat is None:
+            return None
+        name, preprocessing = result.heat.of_class, decoded.classifier.spec.preprocessing
+        believed = result.answer.probabilities[name]
+        picture = await self.decode_pool.run(render_heat, decoded.image, result.heat.levels, believed, preprocessing)
+        return HeatMapPicture(of_class=name, image=picture)
 
     async def health(self) -> Status:
         """Report that the process runs."""
@@ -106,6 +196,10 @@ class Service:
         """Report that images can be classified; 503 until a model is loaded."""
         self.batcher.classifier()
         return Status(status="ready")
+
+    async def example(self, number: Annotated[int, Query(ge=0, lt=EXAMPLES)] = 0) -> Response:
+        """Return a synthetic image as PNG; the number decides what it shows."""
+        return Response(await self.decode_pool.run(example_png, number), media_type="image/png")
 
     async def model(self) -> ModelResponse:
         """Return the model card of the version in use, and the limits of the service."""
@@ -123,12 +217,13 @@ class Service:
     async def _rejected(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, RejectedError):
             raise error
-        if request.url.path == "/predict":
+        if request.method == "POST":
             self.batcher.metrics.images_rejected.labels(error.reason).inc()
         return error_response(error)
 
 
-def _prediction(result: Result, classifier: Classifier, picture: str | None) -> Prediction:
+def _prediction(result: Result, decoded: DecodedImage, picture: str | None, heat: HeatMapPicture | None) -> Prediction:
+    classifier = decoded.classifier
     return Prediction(
         **result.answer.to_json(),
         model=MODEL,
@@ -136,9 +231,16 @@ def _prediction(result: Result, classifier: Classifier, picture: str | None) -> 
         engine=classifier.engine,
         synthetic=classifier.spec.synthetic,
         disclaimer=notice(synthetic=classifier.spec.synthetic),
+        sha256=decoded.sha256,
+        is_dicom=decoded.image.header.format == "DICOM",
         image=picture,
-        heat=HeatMapPicture(of_class=result.heat.of_class, image=result.heat.image) if result.heat else None,
+        heat=heat,
     )
+
+
+def _check_heat(asked_for: bool) -> None:
+    if asked_for and not has_torch():
+        raise RejectedError(501, "no heat maps", NO_TORCH)
 
 
 def _check_class(of_class: str | None, classifier: Classifier) -> None:

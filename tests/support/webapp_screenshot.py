@@ -1,27 +1,34 @@
-"""Takes the picture of the web app for the documents: the sample's champion and synthetic images, in a real browser.
+"""Takes the pictures of the web app for the documents: the sample's champion and synthetic images, in a real browser.
 
-python -m tests.support.webapp_screenshot docs/page.png      # after `make run`, from the project's root
+python -m tests.support.webapp_screenshot docs [OPTIONS OF tasks.app]   # after `make run` on the sample
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
 import numpy as np
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.support.browsers import launch_browser
 from tests.support.dicom_images import dicom_image
 from tests.support.servers import free_ports
 from tests.support.webapp_server import synthetic
 
-SIZE = {"width": 1400, "height": 900}
 LABELS = ("normal", "viral", "bacterial", "viral", "bacterial")
 SELECTED = 1
+PICTURES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "page.png": (1400, 900, {}),
+    "page-1024.png": (1024, 768, {"color_scheme": "dark"}),
+    "page-phone.png": (390, 844, {}),
+    "page-high-contrast.png": (1400, 900, {"forced_colors": "active", "color_scheme": "dark"}),
+}
+"""Width and height of the window, and options of the browser, by file."""
 
 
 def main() -> None:
@@ -29,11 +36,16 @@ def main() -> None:
     port = free_ports(1)[0]
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen([sys.executable, "-m", "tasks.app", "--port", str(port)]) as server,
+        subprocess.Popen([sys.executable, "-m", "tasks.app", "--port", str(port), *sys.argv[2:]]) as server,
     ):
         try:
             _wait(f"http://127.0.0.1:{port}/ready")
-            _take(f"http://127.0.0.1:{port}", _images(Path(folder)), Path(sys.argv[1]))
+            for name, (width, height, options) in PICTURES.items():
+                size = {"width": width, "height": height}
+                with launch_browser() as browser, browser.new_context(viewport=size, **options) as context:
+                    _take(
+                        context.new_page(), f"http://127.0.0.1:{port}", _images(Path(folder)), Path(sys.argv[1]) / name
+                    )
         finally:
             server.terminate()
 
@@ -51,18 +63,18 @@ def _images(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _take(address: str, images: list[Path], picture: Path) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
-        page.goto(address)
-        page.set_input_files("#file", images)
-        expect(page.locator("#count")).to_have_text(f"{len(images)} of {len(images)}", timeout=120_000)
-        page.locator(".row").nth(SELECTED).click()
-        expect(page.locator(".stack .heat")).to_be_visible(timeout=120_000)
-        page.mouse.move(0, 0)
-        page.screenshot(path=picture)
-        browser.close()
+def _take(page: Page, address: str, images: list[Path], picture: Path) -> None:
+    page.goto(address)
+    page.set_input_files("#file", images)
+    expect(page.locator("#count")).to_have_text(f"{len(images)} of {len(images)}", timeout=120_000)
+    page.locator(".row").nth(SELECTED).click()
+    page.locator("#tool-heat" if page.viewport_size and page.viewport_size["width"] < 1200 else "#tool-side").click()
+    expect(page.locator("#stage-note")).to_have_text("", timeout=120_000)
+    page.wait_for_timeout(1000)
+    if page.viewport_size and page.viewport_size["width"] < 700:
+        page.evaluate("document.querySelector('#stage').scrollIntoView()")
+    page.mouse.move(0, 0)
+    page.screenshot(path=picture)
 
 
 def _wait(address: str) -> None:

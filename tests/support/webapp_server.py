@@ -25,11 +25,11 @@ from cxr.models.factory import build
 from cxr.registry import aliases, runs, versions
 from cxr.registry.registration import register_version
 from cxr.webapp.limits import MEGABYTE, Limits
-from cxr.webapp.model_info import read_card
+from cxr.webapp.model_info import measured_of, read_card
 from cxr.webapp.server import WebApp
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
-from tests.support.registry_project import artifacts, spec
+from tests.support.registry_project import CLASSES, artifacts, spec
 from tests.support.servers import free_ports
 
 LIMITS = Limits(
@@ -99,10 +99,26 @@ def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS) -> Ite
         webapp.close()
 
 
-def use(webapp: WebApp, classifier: Classifier) -> None:
-    """Answer with `classifier`, as if the champion had moved to it."""
+METRICS: dict[str, Any] = {
+    "n_test": 100,
+    "n_patients": 80,
+    "classes": list(CLASSES),
+    "confusion_matrix": [[28, 1, 1], [4, 16, 10], [0, 3, 37]],
+    "per_class": {
+        "normal": {"support": 30, "recall": 28 / 30, "precision": 28 / 32},
+        "viral": {"support": 30, "recall": 16 / 30, "precision": 16 / 20},
+        "bacterial": {"support": 40, "recall": 37 / 40, "precision": 37 / 48},
+    },
+    "ci95": {"per_class": {"viral": {"recall": [0.36, 0.7], "precision": [0.6, 0.93]}}},
+}
+"""The metrics of a version, as `metrics.json` holds them."""
+
+
+def use(webapp: WebApp, classifier: Classifier, *, metrics: dict[str, Any] | None = None) -> None:
+    """Answer with `classifier`, as if the champion had moved to it; `metrics` are those of its version."""
     unmeasured = versions.Version(classifier.number, "", "", {"protocol": "patient"})
-    webapp.watch.use(classifier, read_card(unmeasured, classifier))
+    card = read_card(unmeasured, classifier)
+    webapp.watch.use(classifier, card.model_copy(update={"measured": measured_of(metrics) if metrics else None}))
 
 
 def synthetic(label: Any = "viral", seed: int = 1) -> np.ndarray[Any, np.dtype[np.uint8]]:

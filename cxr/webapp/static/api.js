@@ -2,19 +2,20 @@
 
 const RETRY_MS = 700;
 const MAX_TRIES = 40;
+const HEALTH_MS = 5000;
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class RequestError extends Error {}
 
-// Retries while the service is full or loading a model; any other error is shown to the user.
-export async function predict(file, options, limits) {
+// Sends an image; retries while the service is full or loading a model. Any other error is shown to the user.
+export async function post(path, file, options, limits) {
   if (limits && file.size > limits.upload_bytes) {
     throw new RequestError(`The file has ${megabytes(file.size)} MB; an image may have ${megabytes(limits.upload_bytes)} MB at most.`);
   }
-  const url = `/predict?${new URLSearchParams(options)}`;
+  const url = `${path}?${new URLSearchParams(options)}`;
   for (let tries = 1; ; tries += 1) {
     const response = await send(url, file);
-    if (response.ok) return response.json();
+    if (response.ok) return response;
     if ((response.status === 429 || response.status === 503) && tries < MAX_TRIES) {
       await pause(RETRY_MS * (1 + Math.random()));
       continue;
@@ -22,6 +23,8 @@ export async function predict(file, options, limits) {
     throw new RequestError(await message(response));
   }
 }
+
+export const predict = async (file, options, limits) => (await post("/predict", file, options, limits)).json();
 
 export async function loadModel() {
   for (;;) {
@@ -35,6 +38,24 @@ export async function loadModel() {
   }
 }
 
+// Calls `changed` with whether the service answers, now and whenever that changes.
+export async function watchService(changed) {
+  for (let known = null; ; await pause(HEALTH_MS)) {
+    const answers = await fetch("/health").then((response) => response.ok, () => false);
+    if (answers !== known) changed(answers);
+    known = answers;
+  }
+}
+
+export async function loadExamples(count) {
+  const numbers = [...Array(count).keys()];
+  return Promise.all(numbers.map(async (number) => {
+    const response = await fetch(`/example?number=${number}`);
+    if (!response.ok) throw new RequestError(await message(response));
+    return new File([await response.blob()], `synthetic-example-${number + 1}.png`);
+  }));
+}
+
 const megabytes = (bytes) => (bytes / 1048576).toFixed(0);
 
 async function send(url, file) {
@@ -43,7 +64,7 @@ async function send(url, file) {
     const body = new Blob([file], { type: "application/octet-stream" });
     return await fetch(url, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
   } catch {
-    throw new RequestError("The file could not be sent. Is it a folder, was it moved, or has the service stopped?");
+    throw new RequestError("The file could not be sent. Was it moved, or has the service stopped? Retry when the dot at the top is green.");
   }
 }
 

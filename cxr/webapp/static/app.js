@@ -1,31 +1,47 @@
-// The page: sends each image to the service and keeps images and results in its own memory only.
+// The page: sends each image to the service; keeps images and results in this browser only.
 
-import { loadModel, predict } from "./api.js";
+import { loadExamples, loadModel, post, predict, watchService } from "./api.js";
 import { toCsv } from "./csv.js";
-import { make, percent } from "./dom.js";
+import { make } from "./dom.js";
+import { ofDrop, ofInput } from "./files.js";
+import { drawRow, isDone, shownImages, summary } from "./list.js";
 import { fillCard } from "./model_card.js";
-import { showResult } from "./result.js";
+import { forgetPixels, loadPicture, loadPixels, thumbnail } from "./pixels.js";
+import { showFinding } from "./result.js";
+import * as session from "./session.js";
+import { Toolbar } from "./toolbar.js";
 
 const MAX_REQUESTS = 3;
+const EXAMPLES = 4;
 const byId = (id) => document.getElementById(id);
 const images = [];
-const view = { opacity: 0.55 };
+const shown = { order: "added", filter: "all" };
 let model = null;
 let selected = null;
 let workers = 0;
+let added = 0;
+let cleared = [];
 
 const announce = (text) => { byId("status").textContent = text; };
+const toolbar = new Toolbar({ loadHeat });
 
 function addFiles(files) {
-  const added = [...files].map((file) => ({ file, name: file.name, prediction: null, error: null, isStarted: false, heats: {}, answeredAt: "", row: null }));
-  if (!added.length) return;
-  for (const image of added) {
-    image.row = makeRow(image);
-    byId("list").append(make("li", {}, image.row));
+  if (!files.length) return;
+  cleared = [];
+  addImages(files.map(({ file, path }) => ({ id: crypto.randomUUID?.() ?? `${Date.now()}-${added}-${path}`, file, name: file.name, path, prediction: null, thumb: null, error: null, answeredAt: "" })));
+  announce(`${files.length} file${files.length > 1 ? "s" : ""} added`);
+}
+
+function addImages(more) {
+  const wasEmpty = selected === null;
+  for (const image of more) {
+    Object.assign(image, { number: (added += 1), isStarted: isDone(image), heats: {}, row: makeRow(image) });
+    drawRow(image);
+    images.push(image);
+    session.save(image);
   }
-  images.push(...added);
-  if (!selected) select(added[0]);
-  announce(`${added.length} file${added.length > 1 ? "s" : ""} added`);
+  drawList();
+  if (wasEmpty && more.length) select(more[0]);
   refresh();
   while (workers < MAX_REQUESTS && next()) work();
 }
@@ -44,109 +60,146 @@ async function work() {
 
 async function classify(image) {
   try {
-    store(image, await predict(image.file, { image: "true" }, model?.limits));
+    await store(image, await predict(image.file, { image: "true" }, model?.limits));
   } catch (error) {
     image.error = error.message;
     image.answeredAt = new Date().toISOString();
   }
   if (!images.includes(image)) return; // cleared meanwhile
+  session.save(image);
   drawRow(image);
+  if (shown.order === "refer" || shown.filter !== "all") drawList();
   if (image === selected) showSelected();
   refresh();
   announce(`${images.filter(isDone).length} of ${images.length} done. ${image.name}: ${summary(image)}`);
 }
 
-function store(image, prediction) {
-  image.prediction = { ...prediction, image: prediction.image ?? image.prediction?.image, heat: null };
+async function store(image, { image: picture, heat: _heat, ...prediction }) {
+  image.thumb = picture ? await thumbnail(picture) : image.thumb;
+  image.prediction = prediction;
+  image.error = null;
   image.answeredAt = new Date().toISOString();
   if (model && prediction.model_version !== model.model_version) refreshModel();
 }
 
-async function loadHeat(image, name) {
+// Returns the picture of the heat for a class of the selected image.
+async function loadHeat(name) {
+  const image = selected;
   if (!image.heats[name]) {
     const prediction = await predict(image.file, { heat: "true", class: name }, model?.limits);
+    const picture = await loadPicture(prediction.heat.image);
     if (prediction.model_version !== image.prediction.model_version) { // the champion moved: replace the whole result
       image.heats = {};
-      store(image, prediction);
+      await store(image, prediction);
+      session.save(image);
       drawRow(image);
-      if (image === selected) showSelected();
+      if (image === selected) showFindingOf(image);
     }
-    image.heats[name] = prediction.heat.image;
+    image.heats[name] = picture;
   }
-  return image.heats[name];
+  return image === selected ? image.heats[name] : null;
 }
 
-const isDone = (image) => image.prediction !== null || image.error !== null;
-
-function summary(image) {
-  if (image.error) return `could not be read. ${image.error}`;
-  if (!image.prediction) return image.isStarted ? "being classified …" : "waiting …";
-  const { prediction } = image;
-  return `${topClass(prediction)}${prediction.refer ? "; a reader should see it" : ""}`;
+function retry(failed) {
+  for (const image of failed) Object.assign(image, { error: null, isStarted: false });
+  failed.forEach(drawRow);
+  if (selected) showSelected();
+  refresh();
+  while (workers < MAX_REQUESTS && next()) work();
 }
-
-const topClass = ({ predicted_class: name, probabilities }) => `${name} ${percent(probabilities[name])}`;
 
 function makeRow(image) {
   const row = make("button", { type: "button", class: "row" });
-  row.addEventListener("click", () => { select(image); if (matchMedia("(max-width: 760px)").matches) byId("result").scrollIntoView(); });
-  image.row = row;
-  drawRow(image);
+  row.addEventListener("click", () => select(image));
   return row;
 }
 
-function drawRow(image) {
-  const { prediction, error } = image;
-  const thumb = prediction ? make("img", { class: "thumb", src: prediction.image, alt: "" }) : make("span", { class: "thumb", "aria-hidden": "true" }, error ? "!" : "…");
-  const outcome = prediction ? topClass(prediction) : error ?? summary(image);
-  const flag = prediction?.refer ? make("span", { class: "flag", title: "A reader should see this image" }, prediction.warning ? "Warning" : "Refer") : null;
-  image.row.classList.toggle("is-wrong", Boolean(error));
-  image.row.setAttribute("aria-label", `${image.name}: ${summary(image)}`);
-  image.row.replaceChildren(thumb, make("span", { class: "name", title: image.name }, image.name), make("span", { class: "outcome" }, outcome));
-  if (flag) image.row.append(flag);
+function drawList() {
+  const rows = shownImages(images, shown).map(({ row }) => row);
+  const focused = document.activeElement;
+  byId("list").replaceChildren(...rows.map((row) => make("li", {}, row)));
+  if (rows.includes(focused)) focused.focus({ preventScroll: true });
 }
 
 function select(image) {
   selected?.row.removeAttribute("aria-current");
   selected = image;
   image.row.setAttribute("aria-current", "true");
+  image.row.scrollIntoView({ block: "nearest" });
   showSelected();
 }
 
-function showSelected() {
+async function showSelected() {
   byId("empty").hidden = selected !== null;
   byId("detail").hidden = selected === null;
-  if (selected) showResult(byId("detail"), selected, { model, view, loadHeat, openCard });
-  else byId("detail").replaceChildren();
+  if (!selected) return toolbar.show(null);
+  const image = selected;
+  showFindingOf(image);
+  byId("stage").hidden = image.error !== null;
+  if (image.error) return toolbar.show(null);
+  try {
+    const pixels = await loadPixels(image, model?.limits);
+    if (image === selected) toolbar.show(image, pixels);
+  } catch (error) {
+    if (image === selected) toolbar.fail(error.message);
+  }
 }
+
+const showFindingOf = (image) => showFinding(byId("finding"), image, { model, openCard, retry, download: (what) => download(image, what) });
 
 function refresh() {
   const done = images.filter(isDone).length;
+  const failed = images.filter(({ error }) => error).length;
   byId("count").textContent = images.length ? `${done} of ${images.length}` : "";
   byId("export").disabled = done === 0;
   byId("clear").disabled = images.length === 0;
+  byId("undo").hidden = cleared.length === 0;
+  byId("retry").hidden = failed === 0;
+  byId("retry").textContent = `Retry ${failed} failed`;
   const bar = byId("progress");
   bar.hidden = done === images.length;
   bar.max = images.length || 1;
   bar.value = done;
 }
 
-function exportCsv() {
-  const link = make("a", { download: "predictions.csv" });
-  link.href = URL.createObjectURL(new Blob(["\ufeff", toCsv(images.filter(isDone))], { type: "text/csv" }));
+function save(content, name) {
+  const link = make("a", { download: name });
+  link.href = URL.createObjectURL(content);
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  announce("The CSV file was saved");
+  announce(`${name} was saved`);
+}
+
+const exportCsv = () => save(new Blob(["\ufeff", toCsv(images.filter(isDone))], { type: "text/csv" }), "predictions.csv");
+
+async function download(image, what) {
+  const [path, options, suffix] = what === "report" ? ["/report", {}, "sr.dcm"] : ["/overlay", { class: toolbar.heatClass ?? image.prediction.predicted_class }, "overlay.png"];
+  try {
+    const response = await post(path, image.file, options, model?.limits);
+    save(await response.blob(), `${image.name}.${suffix}`);
+  } catch (error) {
+    announce(error.message);
+    toolbar.note(error.message);
+  }
 }
 
 function clear() {
-  images.length = 0;
+  cleared = images.splice(0);
   selected = null;
-  byId("list").replaceChildren();
+  forgetPixels();
+  session.forget();
+  drawList();
   showSelected();
   refresh();
-  byId("file").focus();
-  announce("The list is empty");
+  byId("undo").focus();
+  announce("The list is empty. Undo brings it back");
+}
+
+function undo() {
+  const back = cleared;
+  cleared = [];
+  addImages(back);
+  announce(`${back.length} images are back`);
 }
 
 function openCard() {
@@ -158,23 +211,35 @@ async function refreshModel() {
   model = await loadModel();
   byId("model-name").textContent = `Version ${model.model_version} · model card`;
   byId("model").disabled = false;
-  byId("model").classList.add("is-ready");
   byId("subtitle").textContent = `${capitalised(model.classes.join(", "))}: class probabilities and a heat map of where the model looked`;
   byId("synthetic").hidden = !model.synthetic;
   byId("contradiction").textContent = model.contradiction && `The registry contradicts itself: ${model.contradiction}.`;
   byId("contradiction").hidden = !model.contradiction;
-  if (selected?.prediction) showSelected();
+  const choices = ["all", "refer", "failed"];
+  const chosen = byId("filter");
+  for (const option of [...chosen.options]) if (!choices.includes(option.value)) option.remove();
+  chosen.append(...model.classes.map((name) => make("option", { value: name }, `Only ${name}`)));
+  if (selected?.prediction) showFindingOf(selected);
 }
 
 const capitalised = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
+function showService(answers) {
+  const button = byId("model");
+  button.classList.toggle("is-ready", answers);
+  button.classList.toggle("is-away", !answers);
+  byId("service").textContent = answers ? "" : "The service does not answer. Images wait until it is back.";
+  if (answers && images.some(({ error }) => error)) refresh();
+}
+
 function moveInList(event) {
-  const step = { ArrowDown: 1, ArrowUp: -1, Home: -images.length, End: images.length }[event.key];
+  const visible = shownImages(images, shown);
+  const step = { ArrowDown: 1, ArrowUp: -1, Home: -visible.length, End: visible.length }[event.key];
   if (!step || !selected) return;
   event.preventDefault();
-  const index = Math.min(images.length - 1, Math.max(0, images.indexOf(selected) + step));
-  select(images[index]);
-  images[index].row.focus();
+  const index = Math.min(visible.length - 1, Math.max(0, visible.indexOf(selected) + step));
+  select(visible[index]);
+  visible[index].row.focus();
 }
 
 function listenForDrops() {
@@ -183,19 +248,41 @@ function listenForDrops() {
   addEventListener("dragenter", (event) => { event.preventDefault(); dragging(1); });
   addEventListener("dragleave", () => dragging(-1));
   addEventListener("dragover", (event) => event.preventDefault());
-  addEventListener("drop", (event) => {
+  addEventListener("drop", async (event) => {
     event.preventDefault();
     depth = 0;
     dragging(0);
-    addFiles(event.dataTransfer.files);
+    addFiles(await ofDrop(event.dataTransfer));
   });
 }
 
-byId("file").addEventListener("change", (event) => { addFiles(event.target.files); event.target.value = ""; });
+async function showExamples() {
+  try {
+    addFiles((await loadExamples(EXAMPLES)).map((file) => ({ file, path: file.name })));
+  } catch (error) {
+    announce(error.message);
+  }
+}
+
+function choose(name) {
+  byId(name).addEventListener("change", (event) => { shown[name] = event.target.value; drawList(); });
+}
+
+for (const id of ["file", "folder"]) byId(id).addEventListener("change", (event) => { addFiles(ofInput(event.target)); event.target.value = ""; });
+byId("choose-folder").addEventListener("click", () => byId("folder").click());
+byId("examples").addEventListener("click", showExamples);
 byId("list").addEventListener("keydown", moveInList);
 byId("export").addEventListener("click", exportCsv);
 byId("clear").addEventListener("click", clear);
+byId("undo").addEventListener("click", undo);
+byId("retry").addEventListener("click", () => retry(images.filter(({ error }) => error)));
 byId("model").addEventListener("click", openCard);
 byId("card-close").addEventListener("click", () => byId("card").close());
+byId("keep").checked = session.isKept();
+byId("keep").addEventListener("change", (event) => session.keep(event.target.checked, images));
+choose("order");
+choose("filter");
 listenForDrops();
+watchService(showService);
 refreshModel();
+session.load().then(addImages);

@@ -12,6 +12,7 @@ const cell = (value) => {
 export function toCsv(images) {
   const rows = images.map((image) => ({
     file: image.name,
+    path: image.path,
     ...flatten(image.prediction ?? {}),
     error: image.error ?? "",
     answered_at: image.answeredAt,

@@ -53,6 +53,21 @@ def test_a_lossy_image_is_close_to_the_original(bits: int) -> None:
     assert np.abs(difference).max() <= 8
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 1500, "WindowWidth": 900}])
+def test_the_levels_for_a_viewer_give_the_grey_levels_within_their_window(
+    photometric: str, window: dict[str, int]
+) -> None:
+    tags = {"PhotometricInterpretation": photometric, "RescaleSlope": 2, "RescaleIntercept": -100, **window}
+    data = dicom_image(picture(bits=12), bits=12, **tags, ImageLaterality="R")
+    image = open_dicom(data, name="image.dcm", max_pixels=10**6)
+    levels, (low, high) = image.wide()
+    assert levels.dtype == np.uint16
+    shown = 255 * (levels.astype(float) - low) / (high - low)
+    assert np.abs(shown.clip(0, 255) - image.grey()).max() <= 1.5
+    assert (image.header.view, image.header.laterality) == ("PA", "R")
+
+
 def test_odd_numbers_of_bytes_and_files_without_preamble_are_read() -> None:
     samples = picture(5, 7)
     assert np.array_equal(decoded(dicom_image(samples)), samples)

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from cxr.common.notices import NOT_CLINICAL
 from tests.support.browsers import launch_browser
 from tests.support.dicom_images import dicom_image
 from tests.support.webapp_server import IMAGE as PNG
-from tests.support.webapp_server import LIMITS, Served, serve_here, synthetic, tiny_classifier, use
+from tests.support.webapp_server import LIMITS, METRICS, Served, serve_here, synthetic, tiny_classifier, use
 
 TIMEOUT_MS = 60_000.0  # long, for a busy machine
 DICOM = dicom_image(synthetic("normal", seed=2).astype(np.uint16))
@@ -89,12 +90,12 @@ def test_a_png_a_dicom_image_and_a_text_file_each_get_the_right_result(page: Pag
         assert answer.refer is True
         expect(page.locator(".finding")).to_contain_text("A reader should see this image")
         expect(rows.nth(number).locator(".flag")).to_have_text("Refer")
-        expect(page.locator(".stack .image")).to_have_js_property("naturalWidth", synthetic(*_image(number)).shape[1])
-        expect(page.locator(".stack .heat")).to_be_visible()
+        height, width = synthetic(*_image(number)).shape
+        expect(page.locator("#readout")).to_contain_text(f"{width} x {height} px")
     rows.nth(2).click()
     expect(page.locator("#detail")).to_contain_text("This file could not be read")
     expect(page.locator("#detail")).to_contain_text("not an image")
-    expect(page.locator(".stack")).to_have_count(0)
+    expect(page.locator("#stage")).to_be_hidden()
 
 
 def _image(number: int) -> tuple[str, int]:
@@ -112,19 +113,192 @@ def test_the_disclaimer_is_visible_at_every_width(page: Page) -> None:
         assert not too_wide
 
 
-def test_the_heat_map_has_a_class_and_an_opacity(page: Page) -> None:
+def test_the_heat_map_is_off_until_asked_for_and_has_a_class_and_an_opacity(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "heat=true" in request.url else None)
     drop(page, {"image.png": PNG})
-    heat = page.locator(".stack .heat")
-    expect(heat).to_be_visible()
-    before = heat.get_attribute("src")
-    other = page.locator(".choice input:not(:checked)").first
-    other.check(force=True)
-    expect(heat).not_to_have_attribute("src", str(before))
+    expect(page.locator("#readout")).to_contain_text("px")
+    plain = pixels(page)
+    assert np.ptp(plain, axis=2).max() == 0  # grey
+    assert asked == []
+    page.locator("#tool-heat").click()
+    expect(page.locator("#stage-note")).to_have_text("")
+    expect(page.locator(".legend")).to_contain_text("transparent, not used")
+    assert len(asked) == 1
+    coloured = np.ptp(pixels(page), axis=2).max()
+    assert coloured > 20
     page.locator("#opacity").fill("20")
-    expect(heat).to_have_css("opacity", "0.2")
-    drop(page, {"next.png": PNG})
-    page.locator(".row").nth(1).click()
-    expect(page.locator(".stack .heat")).to_have_css("opacity", "0.2")
+    assert 0 < np.ptp(pixels(page), axis=2).max() < coloured
+    page.locator(".choice input:not(:checked)").first.check(force=True)
+    expect(page.locator("#stage-note")).to_have_text("")
+    assert len(asked) == 2
+    page.locator("#tool-heat").click()
+    assert np.array_equal(pixels(page), plain)
+
+
+def pixels(page: Page) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return what the viewer shows, (height, width, 3)."""
+    width, height, shown = page.evaluate(
+        """() => { const c = document.querySelector("#canvas");
+            return [c.width, c.height, [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]]; }"""
+    )
+    return np.asarray(shown).reshape(height, width, 4)[..., :3]
+
+
+def readout(page: Page) -> dict[str, int]:
+    text = page.locator("#readout").inner_text()
+    found = re.search(r"(\d+)% · window (\d+), level (-?\d+)", text)
+    assert found is not None, text
+    return dict(zip(("scale", "window", "level"), map(int, found.groups()), strict=True))
+
+
+def test_the_viewer_zooms_pans_and_windows_16_bits_by_mouse_and_keyboard(page: Page) -> None:
+    drop(page, {"IM000001": dicom_image(synthetic().astype(np.uint16) * 16, bits=12, ImageLaterality="R")})
+    expect(page.locator("#orientation")).to_have_text("View PA · Side R")
+    canvas, start, fitted = page.locator("#canvas"), readout(page), pixels(page)
+    assert start["window"] == 65535
+    canvas.hover()
+    page.mouse.wheel(0, -600)
+    assert readout(page)["scale"] > start["scale"]
+    page.mouse.down()
+    page.mouse.move(500, 300, steps=3)
+    page.mouse.up()
+    panned = pixels(page)
+    page.mouse.down(button="right")
+    page.mouse.move(400, 300, steps=3)
+    page.mouse.up(button="right")
+    assert readout(page)["window"] < start["window"]
+    assert not np.array_equal(pixels(page), panned)
+    canvas.focus()
+    for key, change in (("1", "scale"), ("Shift+ArrowUp", "level"), ("Shift+ArrowRight", "window"), ("-", "scale")):
+        before = readout(page)
+        page.keyboard.press(key)
+        assert readout(page)[change] != before[change], key
+    page.keyboard.press("r")
+    assert readout(page) == start
+    assert np.array_equal(pixels(page), fitted)
+    page.keyboard.press("i")
+    expect(page.locator("#readout")).to_contain_text("inverted")
+    middle = fitted.shape[0] // 2, fitted.shape[1] // 2
+    assert pixels(page)[middle][0] == pytest.approx(255 - fitted[middle][0], abs=2)
+
+
+def test_two_fingers_zoom(page: Page) -> None:
+    drop(page, {"image.png": PNG})
+    expect(page.locator("#readout")).to_contain_text("px")
+    before = readout(page)["scale"]
+    page.evaluate(
+        """() => { const c = document.querySelector("#canvas"); c.setPointerCapture = () => {};
+            const box = c.getBoundingClientRect(), y = box.top + 100;
+            const send = (type, pointerId, x) => c.dispatchEvent(new PointerEvent(type,
+                { pointerId, clientX: box.left + x, clientY: y, pointerType: "touch", buttons: 1, bubbles: true }));
+            send("pointerdown", 1, 100); send("pointerdown", 2, 200); send("pointermove", 2, 300);
+            send("pointerup", 1, 100); send("pointerup", 2, 300); }"""
+    )
+    assert readout(page)["scale"] == pytest.approx(2 * before, abs=2)
+
+
+def test_side_by_side_shows_the_image_and_the_image_with_its_heat(page: Page) -> None:
+    drop(page, {"image.png": PNG})
+    expect(page.locator("#readout")).to_contain_text("px")
+    page.locator("#tool-side").click()
+    expect(page.locator("#stage-note")).to_have_text("")
+    shown = np.ptp(pixels(page), axis=2)
+    half = shown.shape[1] // 2
+    assert shown[:, : half - 2].max() == 0
+    assert shown[:, half + 2 :].max() > 20
+
+
+def test_the_session_survives_a_reload_unless_that_is_switched_off(page: Page) -> None:
+    drop(page, {"a.png": PNG, "b.txt": b"none"})
+    expect(page.locator("#count")).to_have_text("2 of 2")
+    page.reload()
+    expect(page.locator("#count")).to_have_text("2 of 2")
+    page.locator(".row", has_text="a.png").click()
+    expect(page.locator("#readout")).to_contain_text("px")
+    page.locator("#keep").uncheck()
+    page.wait_for_timeout(300)
+    page.reload()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#keep")).not_to_be_checked()
+
+
+def test_clear_can_be_undone(page: Page) -> None:
+    drop(page, {"image.png": PNG})
+    expect(page.locator("#count")).to_have_text("1 of 1")
+    page.locator("#clear").click()
+    expect(page.locator(".row")).to_have_count(0)
+    expect(page.locator("#empty")).to_be_visible()
+    assert "image.png" not in page.locator("body").inner_text()
+    page.locator("#undo").click()
+    expect(page.locator(".row")).to_have_count(1)
+    expect(page.locator(".prediction")).to_contain_text("Prediction")
+
+
+def test_while_the_service_is_away_the_page_says_so_and_failed_images_can_be_retried(page: Page) -> None:
+    page.route("**/predict*", lambda route: route.abort())
+    page.route("**/health", lambda route: route.abort())
+    drop(page, {"image.png": PNG})
+    expect(page.locator(".finding")).to_contain_text("could not be sent")
+    expect(page.locator("#service")).to_contain_text("does not answer")
+    expect(page.locator("#model")).to_have_class(re.compile("is-away"))
+    page.unroute("**/predict*")
+    page.unroute("**/health")
+    page.locator("#retry").click()
+    expect(page.locator(".prediction")).to_contain_text("Prediction")
+    expect(page.locator("#retry")).to_be_hidden()
+    expect(page.locator("#service")).to_have_text("")
+
+
+def test_the_examples_are_one_click_away_and_the_list_sorts_and_filters(page: Page) -> None:
+    page.locator("#examples").click()
+    expect(page.locator("#count")).to_have_text("4 of 4")
+    rows = page.locator(".row")
+    expect(rows.nth(3).locator(".flag")).to_have_text("Warning")  # it is upside down
+    drop(page, {"aaa.txt": b"none"})
+    expect(page.locator("#count")).to_have_text("5 of 5")
+    page.select_option("#order", "name")
+    expect(rows.first).to_contain_text("aaa.txt")
+    page.select_option("#filter", "failed")
+    expect(rows).to_have_count(1)
+    page.select_option("#filter", "refer")
+    expect(rows).to_have_count(4)
+
+
+def test_a_list_of_500_images_scrolls_by_itself(page: Page) -> None:
+    page.route("**/predict*", lambda route: route.abort())
+    drop(page, {f"{number:03d}.png": b"none" for number in range(500)})
+    expect(page.locator("#count")).to_have_text("500 of 500")
+    page.locator(".row").nth(450).click()
+    expect(page.locator(".finding .file")).to_have_text("450.png")
+    expect(page.locator(".finding .file")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+
+
+def test_the_overlay_and_the_report_can_be_saved(page: Page) -> None:
+    drop(page, {"image.dcm": DICOM})
+    for name, suffix, start in (("overlay", "overlay.png", b"\x89PNG"), ("report", "sr.dcm", b"\0" * 128 + b"DICM")):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Save {name}").click()
+        assert download.value.suggested_filename == f"image.dcm.{suffix}"
+        assert download.value.path().read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("width", [1024, 320])
+def test_targets_are_large_enough_and_nothing_is_cut_off(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 768})
+    drop(page, {"image.png": PNG})
+    page.locator("#tool-heat").click()
+    expect(page.locator("#stage-note")).to_have_text("")
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, a, summary, label")].filter((e) => e.checkVisibility())
+            .map((e) => [e.textContent, e.getBoundingClientRect()])
+            .filter(([text, box]) => box.height < 43.5 || box.width < 43.5).map(([text]) => text)"""
+    )
+    assert small == []
+    page.locator("#model").click()
+    assert page.evaluate("document.querySelector('#card').scrollWidth <= document.querySelector('#card').clientWidth")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def test_the_page_works_from_the_keyboard(page: Page) -> None:
@@ -145,19 +319,20 @@ def test_the_page_works_from_the_keyboard(page: Page) -> None:
     chooser.value.set_files([file("a.png", PNG), file("b.png", DICOM), file("c.png", b"")])
     expect(page.locator("#count")).to_have_text("3 of 3")
     expect(page.locator("#status")).to_contain_text("3 of 3 done")
-    for _ in range(3):
-        page.keyboard.press("Tab")  # export, clear, the first image
-    expect(page.locator(".row").first).to_be_focused()
+    page.locator(".row").first.focus()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#detail")).to_contain_text("b.png")
     page.keyboard.press("End")
     expect(page.locator("#detail")).to_contain_text("is empty")
     page.keyboard.press("Home")
-    expect(page.locator(".choice input:checked")).to_have_count(1)
+    expect(page.locator("#readout")).to_contain_text("px")
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
-    page.keyboard.press("Tab")  # past the other images, to the classes of the heat map
-    expect(page.locator(".choice input:checked")).to_be_focused()
+    page.keyboard.press("Tab")  # past the other images
+    page.keyboard.press("Tab")  # and the choice to keep the session, to the image
+    expect(page.locator("#canvas")).to_be_focused()
+    page.keyboard.press("h")
+    expect(page.locator("#heat-options")).to_be_visible()
 
 
 def test_a_file_name_is_text_on_the_page_and_no_formula_in_the_csv(page: Page) -> None:
@@ -169,7 +344,8 @@ def test_a_file_name_is_text_on_the_page_and_no_formula_in_the_csv(page: Page) -
         page.locator("#export").click()
     text = download.value.path().read_text(encoding="utf-8-sig")
     good, bad = csv.DictReader(io.StringIO(text, newline=""))
-    assert good["file"] == f"'{EVIL}"
+    assert good["file"] == good["path"] == f"'{EVIL}"
+    assert good["sha256"] == hashlib.sha256(PNG).hexdigest()
     assert (bad["file"], bad["predicted_class"]) == ("b,\n.txt", "")
     assert "not an image" in bad["error"]
     classifier = tiny_classifier()
@@ -183,18 +359,11 @@ def test_file_names_are_not_sent(page: Page) -> None:
     sent: list[str] = []
     page.on("request", lambda one: sent.append(f"{one.url} {one.headers} {(one.post_data_buffer or b'')[:20]!r}"))
     drop(page, {"Sorrowful^Jane.png": PNG})
-    expect(page.locator(".stack .heat")).to_be_visible()
+    page.locator("#tool-heat").click()
+    expect(page.locator("#stage-note")).to_have_text("")
+    expect(page.locator("#readout")).to_contain_text("px")
     assert len(sent) >= 2
     assert not any("Sorrowful" in one for one in sent)
-
-
-def test_clear_removes_the_images(page: Page) -> None:
-    drop(page, {"image.png": PNG})
-    expect(page.locator("#count")).to_have_text("1 of 1")
-    page.locator("#clear").click()
-    expect(page.locator(".row")).to_have_count(0)
-    expect(page.locator("#empty")).to_be_visible()
-    assert "image.png" not in page.locator("body").inner_text()
 
 
 def test_a_busy_service_is_retried_until_all_images_are_classified(browser: Browser) -> None:
@@ -235,6 +404,28 @@ def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
         expect(page.locator(".facts")).to_contain_text("version 2")
 
 
+def test_under_a_warning_there_is_no_answer_and_the_numbers_are_one_click_away(page: Page) -> None:
+    upside_down = cv2.imencode(".png", np.rot90(synthetic(), 2))[1].tobytes()
+    drop(page, {"upside-down.png": upside_down})
+    expect(page.locator(".prediction")).to_have_text("No answer")
+    expect(page.locator(".finding")).to_contain_text("upside down")
+    expect(page.locator(".row .outcome")).to_have_text("no answer")
+    expect(page.locator(".chart")).to_be_hidden()
+    page.locator("summary", has_text="Show the numbers").click()
+    expect(page.locator(".chart .probability")).to_have_count(3)
+
+
+def test_beside_each_class_stands_how_often_the_model_is_right_about_it(browser: Browser) -> None:
+    with serve_here(tiny_classifier()) as served, browser.new_context() as context:
+        use(served.webapp, tiny_classifier(), metrics=METRICS)
+        page = context.new_page()
+        page.goto(served.address)
+        drop(page, {"image.png": PNG})
+        expect(page.locator(".chart > div").nth(1)).to_contain_text(
+            "found 53% (36% to 70%) of 30 viral images; of 20 images it called viral, 80% (60% to 93%) were"
+        )
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(browser: Browser, served: Served, scheme: Any) -> None:
     with browser.new_context(color_scheme=scheme) as context:
@@ -242,7 +433,8 @@ def test_text_has_enough_contrast(browser: Browser, served: Served, scheme: Any)
         page.goto(served.address)
         drop(page, {"image.png": PNG, "none.txt": b"none"})
         expect(page.locator("#count")).to_have_text("2 of 2")
-        expect(page.locator(".stack .heat")).to_be_visible()
+        page.locator("#tool-heat").click()
+        expect(page.locator("#stage-note")).to_have_text("")
         found = page.evaluate(
             """() => [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()
                 && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {

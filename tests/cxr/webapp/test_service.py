@@ -1,6 +1,8 @@
 """The responses of the service, for images and for hostile files."""
 
 import base64
+import io
+import json
 import struct
 import zlib
 
@@ -9,11 +11,13 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom import dcmread
 
 from cxr.common.notices import NOT_CLINICAL
 from tests.support.dicom_images import dicom_image
 from tests.support.registry_project import CLASSES
 from tests.support.webapp_server import (
+    BYTES,
     IMAGE,
     LIMITS,
     Served,
@@ -165,3 +169,35 @@ def test_the_page_shows_the_disclaimer_without_scripts(served: Served) -> None:
     page = httpx.get(served.address).text
     assert NOT_CLINICAL in page
     assert "{{" not in page
+
+
+def test_the_viewer_gets_every_pixel_of_an_image_and_all_bits_of_a_dicom_image(served: Served) -> None:
+    wide = synthetic().astype(np.uint16) * 16
+    for data, bits, expected in ((IMAGE, 8, synthetic()), (dicom_image(wide, bits=12), 16, None)):
+        response = httpx.post(f"{served.address}/pixels", content=data, headers=BYTES, timeout=60)
+        described = json.loads(response.headers["x-image"])
+        assert described["bits"] == bits
+        levels = np.frombuffer(response.content, f"<u{bits // 8}").reshape(described["height"], described["width"])
+        if expected is not None:
+            assert np.array_equal(levels, expected)
+        assert len(np.unique(levels)) == len(np.unique(synthetic()))
+
+
+def test_the_overlay_to_download_is_the_whole_image_with_its_caption(served: Served) -> None:
+    response = httpx.post(
+        f"{served.address}/overlay", params={"class": "viral"}, content=IMAGE, headers=BYTES, timeout=60
+    )
+    assert response.headers["content-type"] == "image/png"
+    shown = cv2.imdecode(np.frombuffer(response.content, np.uint8), cv2.IMREAD_COLOR)
+    assert shown is not None
+    assert max(shown.shape) >= 1024
+
+
+def test_a_dicom_image_gets_its_report_and_another_image_an_error(served: Served) -> None:
+    data = dicom_image(synthetic().astype(np.uint16))
+    response = httpx.post(f"{served.address}/report", content=data, headers=BYTES, timeout=60)
+    assert response.headers["content-type"] == "application/dicom"
+    report = dcmread(io.BytesIO(response.content))
+    assert (report.Modality, report.StudyInstanceUID) == ("SR", "1.2.3")
+    rejected = httpx.post(f"{served.address}/report", content=IMAGE, headers=BYTES, timeout=60)
+    assert (rejected.status_code, reason(rejected)) == (422, "not DICOM")

@@ -1,0 +1,113 @@
+// The viewer's buttons and what they show: tools, the heat map and its class, the window, view and side of the image.
+
+import { make } from "./dom.js";
+import { Viewer } from "./viewer.js";
+
+const byId = (id) => document.getElementById(id);
+
+export class Toolbar {
+  constructor({ loadHeat }) {
+    this.loadHeat = loadHeat;
+    this.image = null;
+    this.isHeatOn = false; // off until it is asked for
+    this.heatClass = null;
+    this.viewer = new Viewer(byId("canvas"), { onChange: (viewer) => this.describe(viewer) });
+    const act = {
+      fit: () => this.viewer.fit(),
+      actual: () => this.viewer.actualSize(),
+      larger: () => this.viewer.zoom(1.25),
+      smaller: () => this.viewer.zoom(0.8),
+      invert: () => this.viewer.invert(),
+      reset: () => this.viewer.reset(),
+      window: () => this.setTool(this.viewer.tool === "window" ? "pan" : "window"),
+      heat: () => this.setHeat(!this.isHeatOn),
+      side: () => this.setSideBySide(!this.viewer.isSideBySide),
+      full: () => this.toggleFullScreen(),
+    };
+    for (const [name, perform] of Object.entries(act)) byId(`tool-${name}`).addEventListener("click", perform);
+    const keys = { f: "fit", 1: "actual", i: "invert", r: "reset", w: "window", h: "heat", s: "side", Enter: "full" };
+    byId("canvas").addEventListener("keydown", (event) => {
+      const name = keys[event.key];
+      if (name && !event.ctrlKey && !event.metaKey && !event.altKey) { event.preventDefault(); act[name](); }
+    });
+    byId("opacity").addEventListener("input", (event) => { this.viewer.opacity = Number(event.target.value) / 100; this.viewer.draw(); });
+  }
+
+  // Shows an image with its pixels; null: none.
+  show(image, pixels) {
+    const isNew = image !== this.image;
+    this.image = image;
+    byId("stage-note").textContent = "";
+    if (!image) return this.viewer.clear();
+    if (isNew || pixels !== this.pixels) this.viewer.show(pixels);
+    this.pixels = pixels;
+    byId("orientation").textContent = [pixels.view && `View ${pixels.view}`, pixels.laterality && `Side ${pixels.laterality}`].filter(Boolean).join(" · ");
+    byId("canvas").setAttribute("aria-label", `Image ${image.name}. Arrow keys pan, plus and minus zoom, Shift and arrows change the window, F fits, 1 shows actual pixels, I inverts, H shows the heat map, S shows both side by side, R resets, Enter fills the screen`);
+    if (!image.prediction) return undefined;
+    if (isNew || !this.heatClass) this.heatClass = image.prediction.predicted_class;
+    this.drawClasses();
+    return this.isHeatOn || this.viewer.isSideBySide ? this.updateHeat() : undefined;
+  }
+
+  fail(message) {
+    this.viewer.clear();
+    this.note(message);
+  }
+
+  note(text) { byId("stage-note").textContent = text; }
+
+  setTool(tool) {
+    this.viewer.tool = tool;
+    byId("tool-window").setAttribute("aria-pressed", String(tool === "window"));
+  }
+
+  setHeat(isOn) {
+    this.isHeatOn = isOn;
+    this.viewer.isHeatShown = isOn;
+    byId("tool-heat").setAttribute("aria-pressed", String(isOn));
+    this.updateHeat();
+  }
+
+  setSideBySide(isOn) {
+    byId("tool-side").setAttribute("aria-pressed", String(isOn));
+    this.viewer.setSideBySide(isOn);
+    this.updateHeat();
+  }
+
+  async updateHeat() {
+    const isWanted = this.isHeatOn || this.viewer.isSideBySide;
+    byId("heat-options").hidden = !isWanted;
+    if (!isWanted || !this.image?.prediction) return this.viewer.draw();
+    const [image, name] = [this.image, this.heatClass];
+    this.note(image.heats[name] ? "" : "Computing the heat map …");
+    try {
+      const picture = await this.loadHeat(name);
+      if (image === this.image && name === this.heatClass && picture) { this.viewer.setHeat(picture); this.note(""); }
+    } catch (error) {
+      this.viewer.setHeat(null);
+      this.note(error.message);
+    }
+    return undefined;
+  }
+
+  drawClasses() {
+    const choices = Object.keys(this.image.prediction.probabilities).map((name) => {
+      const input = make("input", { type: "radio", name: "heat-class", value: name, checked: name === this.heatClass });
+      input.addEventListener("change", () => { this.heatClass = name; this.updateHeat(); });
+      return make("label", { class: "choice" }, input, make("span", {}, name));
+    });
+    byId("heat-classes").replaceChildren(make("legend", {}, "Heat map for"), ...choices);
+  }
+
+  describe({ image, scale, low, high, isInverted }) {
+    if (!image) { byId("readout").textContent = ""; return; }
+    const density = window.devicePixelRatio || 1;
+    byId("readout").textContent = `${image.width} x ${image.height} px · ${Math.round((scale / density) * 100)}% · window ${Math.round(high - low)}, level ${Math.round((high + low) / 2)}${isInverted ? " · inverted" : ""}`;
+    byId("tool-invert").setAttribute("aria-pressed", String(Boolean(isInverted)));
+  }
+
+  toggleFullScreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else byId("stage").requestFullscreen?.().catch(() => this.note("This browser does not allow full screen"));
+  }
+}
