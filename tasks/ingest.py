@@ -1,8 +1,10 @@
 """Merge the raw sets into one folder, remove duplicates, and account for every file.
 
-Reads   the sources in params.yaml: a folder, a zip, https://, s3:// or the synthetic sample
+Reads   the sources in params.yaml: a folder, a zip, https://, s3:// or the synthetic sample; the labels that a reader
+        corrected, labels-corrected.csv (see cxr/dataset/corrections.py)
 Writes  data/raw, atomically: images/ (packed, see cxr/dataset/shards.py), manifest.parquet, statistics.parquet,
-        duplicates.csv, near_duplicates.csv, quarantine.csv, ingest.json (columns: cxr/dataset/manifest.py)
+        duplicates.csv, near_duplicates.csv, quarantine.csv, corrections.csv, ingest.json (columns:
+        cxr/dataset/manifest.py)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ from cxr.common.classes import LABELS
 from cxr.common.errors import DataError, ParamsError
 from cxr.common.files import atomic_folder, sha256_of, write_json
 from cxr.common.params import IngestParams, Paths, Source
-from cxr.dataset.deduplicate import Deduplicated, Duplicate, deduplicate
+from cxr.dataset.corrections import Corrected, apply_corrections, read_corrections, summary
+from cxr.dataset.deduplicate import Deduplicated, Duplicate, deduplicate, set_mosaics_aside
 from cxr.dataset.ingest import Accepted, RawFile, Rejected, examine_files, list_files, reread
 from cxr.dataset.layouts import published_images
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
@@ -41,19 +45,22 @@ def ingest(params: IngestParams, paths: Paths) -> None:
 
     Raises:
         SourceError: a source cannot be fetched or holds no images of its layout.
-        DataError: kept + quarantined + duplicates is not the number of files that came in.
+        DataError: a correction is wrong, or kept + quarantined + duplicates is not the number of files that came in.
     """
+    corrections = read_corrections(paths.corrections)
     files = _all_files(params, paths)
     with atomic_folder(paths.raw) as raw:
         accepted, rejected = _examine(files, params)
+        accepted, mosaics = set_mosaics_aside(accepted)
+        accepted, corrected = apply_corrections(accepted, corrections, paths.corrections)
         result = deduplicate(
             accepted, duplicate=params.duplicate_correlation, near_duplicate=params.near_duplicate_correlation
         )
-        rejected += result.rejected
+        rejected += mosaics + result.rejected
         counts = _account(files, rejected, result)
         _pack(result.kept, raw / "images", params)
-        _write_tables(raw, result, rejected)
-        write_json(raw / "ingest.json", _summary(raw, result, counts, params))
+        _write_tables(raw, result, rejected, corrected)
+        write_json(raw / "ingest.json", _summary(raw, result, counts, params) | {"corrections": summary(corrected)})
     _log_summary(counts, rejected, result)
 
 
@@ -113,7 +120,7 @@ def _account(files: list[RawFile], rejected: list[Rejected], result: Deduplicate
     return counts
 
 
-def _write_tables(raw: Path, result: Deduplicated, rejected: list[Rejected]) -> None:
+def _write_tables(raw: Path, result: Deduplicated, rejected: list[Rejected], corrected: list[Corrected]) -> None:
     def write_csv(name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
         pd.DataFrame(rows, columns=columns).to_csv(raw / name, index=False, lineterminator="\n")
 
@@ -135,6 +142,11 @@ def _write_tables(raw: Path, result: Deduplicated, rejected: list[Rejected]) -> 
         "quarantine.csv",
         ["source", "path", "reason", "detail"],
         sorted((row.source, row.path, row.rejection.reason, row.rejection.detail) for row in rejected),
+    )
+    write_csv(
+        "corrections.csv",
+        ["image_id", "source", "path", "label_was", "label", "reviewer"],
+        sorted(astuple(row) for row in corrected),
     )
 
 

@@ -44,6 +44,7 @@ class Paths(Section):
     """Where steps read and write, relative to the project root."""
 
     downloads: ProjectPath
+    corrections: ProjectPath
     raw: ProjectPath
     validation: ProjectPath
     data_docs: ProjectPath
@@ -57,6 +58,7 @@ class Paths(Section):
     registration: ProjectPath
     scores: ProjectPath
     monitor: ProjectPath
+    forensics: ProjectPath
 
 
 class Source(Section):
@@ -319,6 +321,24 @@ class MonitorParams(Section):
         return self
 
 
+class ForensicsParams(Section):
+    """How the images that ingest kept are examined; see tasks/forensics.py."""
+
+    backbone: Backbone
+    weights: str
+    max_pixels: Count
+    max_images: Count
+    blocks: Count
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    style_limit: Annotated[float, Field(gt=0.5, lt=1)]
+    copy_correlation: Annotated[float, Field(gt=0, le=1)]
+    permutations: Annotated[int, Field(ge=99)]
+    resamples: Annotated[int, Field(ge=100)]
+    review_images: Annotated[int, Field(ge=0)]
+    seed: int
+    workers: Annotated[int, Field(ge=0)]
+
+
 class AppParams(Section):
     """Limits of the web app; see cxr.webapp.limits."""
 
@@ -363,6 +383,7 @@ class Params(Section):
     promote: PromoteParams
     score: ScoreParams
     monitor: MonitorParams
+    forensics: ForensicsParams
     app: AppParams
     clean: CleanParams
 

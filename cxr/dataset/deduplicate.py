@@ -1,4 +1,4 @@
-"""Keep one image of each group of duplicates, and none of a group whose labels disagree."""
+"""Keep one image of each group of duplicates, none of a group whose labels disagree, and no mosaic."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +11,8 @@ from cxr.dataset.near_duplicates import Pairs, connected_groups, correlation_of,
 from cxr.dataset.raw_set import Rejection
 
 CONFLICTING = "conflicting labels"
+MOSAIC = "mosaic or posterised"
+_LIKENESS_TO_NAME = 0.9  # five mosaics correlate with their originals at 0.94 to 0.97
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,23 @@ def deduplicate(images: list[Accepted], *, duplicate: float, near_duplicate: flo
         near_duplicates=_near_duplicates(similar.at_least(near_duplicate), kept_row),
         patients=_patients(images, group_of),
     )
+
+
+def set_mosaics_aside(images: list[Accepted]) -> tuple[list[Accepted], list[Rejected]]:
+    """Return the images that are no mosaics, and the mosaics as rejected, each with the image it looks like."""
+    kept = [image for image in images if not image.image.is_mosaic]
+    return kept, [Rejected(one.source, one.path, _mosaic(one, kept)) for one in images if one.image.is_mosaic]
+
+
+def _mosaic(mosaic: Accepted, kept: list[Accepted]) -> Rejection:
+    detail = "most of it is flat tiles, which no detector makes; look for the original image"
+    thumbnails = np.array([mosaic.image.thumbnail, *(image.image.thumbnail for image in kept)], np.uint8)
+    rows = np.stack([np.zeros(len(kept), np.int64), np.arange(1, len(kept) + 1)], axis=1)
+    correlation = correlation_of(thumbnails, rows)
+    if len(kept) and correlation.max() >= _LIKENESS_TO_NAME:
+        like = kept[int(correlation.argmax())]
+        detail += f"; it looks like {like.source}/{like.path} (correlation {correlation.max():.2f})"
+    return Rejection(MOSAIC, detail)
 
 
 def _similar(images: list[Accepted], thumbnails: NDArray[np.uint8], at_least: float) -> Pairs:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr.dataset.mosaic import is_mosaic
 from cxr.imaging.decode import Header, open_image
 
 THUMBNAIL_SIDE_PX = 32
@@ -24,6 +25,7 @@ class InspectedImage:
     mode           see cxr.imaging.decode.Header
     grey_*         of the decoded image, 0 to 255; saturated_share: share of pixels that are 0 or 255
     thumbnail      (32, 32) uint8, area-averaged
+    is_mosaic      whether it consists of flat tiles; see cxr.dataset.mosaic
     """
 
     sha256: str
@@ -38,6 +40,7 @@ class InspectedImage:
     grey_p99: float
     saturated_share: float
     thumbnail: NDArray[np.uint8]
+    is_mosaic: bool
 
 
 def inspect_image(data: bytes, *, name: str, max_pixels: int) -> InspectedImage:
@@ -72,6 +75,7 @@ def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Inspected
         grey_p99=float(np.searchsorted(cumulated, 0.99)),
         saturated_share=float(shares[0] + shares[255]),
         thumbnail=thumbnail,
+        is_mosaic=is_mosaic(grey),
     )
 
 

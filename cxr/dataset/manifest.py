@@ -9,6 +9,7 @@ Beside it in `data/raw`:
                        image; `kind` is "exact" (same bytes) or "near" (nearly the same thumbnail)
 `near_duplicates.csv`  `image_id_a, image_id_b, correlation`: pairs of kept images that must be in the same split
 `quarantine.csv`       `source, path, reason, detail`: rejected files; `path` is relative to the set's folder
+`corrections.csv`      `image_id, source, path, label_was, label, reviewer`: labels that labels-corrected.csv decided
 `ingest.json`          counts of all files by result and source, layout and published size of each source, and the
                        manifest's SHA-256
 """

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from cxr.evaluation.calibration import ReliabilityBin
     from cxr.evaluation.metrics import Floats, Ints, RocCurve
 
-_INK = "#1b2a3a"  # becomes currentColor
-_PAPER_BLUE = "#0072b2"
-_ORANGE = "#d55e00"
-_COLOURS: dict[str, str] = dict(zip(LABELS, ("#0072b2", "#e69f00", "#009e73", "#cc79a7"), strict=True))
+INK = "#1b2a3a"  # becomes currentColor
+PAPER_BLUE = "#0072b2"
+ORANGE = "#d55e00"
+COLOURS: dict[str, str] = dict(zip(LABELS, ("#0072b2", "#e69f00", "#009e73", "#cc79a7"), strict=True))
 _DASHES: dict[str, Any] = dict(zip(LABELS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))), strict=True))
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -39,12 +39,12 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.axisbelow": True,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
 P = ParamSpec("P")
 
 
-def _in_our_style(draw: Callable[P, str]) -> Callable[P, str]:
+def in_our_style(draw: Callable[P, str]) -> Callable[P, str]:
     """Draw with _STYLE, and leave matplotlib's settings as they were."""
 
     @wraps(draw)
@@ -66,7 +66,7 @@ def _in_our_style(draw: Callable[P, str]) -> Callable[P, str]:
     return drawn
 
 
-@_in_our_style
+@in_our_style
 def training_curves(curves: Mapping[str, Sequence[float]], *, best_epoch: int) -> str:
     """Draw loss, and accuracy with macro F1, over epochs; the epoch whose weights were kept is marked.
 
@@ -74,35 +74,35 @@ def training_curves(curves: Mapping[str, Sequence[float]], *, best_epoch: int) -
         curves: columns of curves.csv: epoch, train_loss, validation_loss, validation_accuracy, validation_macro_f1.
         best_epoch: as counted in `epoch`.
     """
-    figure, (loss, score) = _figure(width=8.4, height=3.2, columns=2)
+    figure, (loss, score) = new_figure(width=8.4, height=3.2, columns=2)
     marker = "o" if len(curves["epoch"]) < 40 else ""
     for name, label, colour, style in (
-        ("train_loss", "training", _PAPER_BLUE, "-"),
-        ("validation_loss", "validation", _ORANGE, (0, (5, 1.5))),
+        ("train_loss", "training", PAPER_BLUE, "-"),
+        ("validation_loss", "validation", ORANGE, (0, (5, 1.5))),
     ):
         loss.plot(curves["epoch"], curves[name], color=colour, linestyle=style, marker=marker, ms=3.5, label=label)
     for name, label, colour, style in (
-        ("validation_accuracy", "accuracy", _PAPER_BLUE, "-"),
-        ("validation_macro_f1", "macro F1", _ORANGE, (0, (5, 1.5))),
+        ("validation_accuracy", "accuracy", PAPER_BLUE, "-"),
+        ("validation_macro_f1", "macro F1", ORANGE, (0, (5, 1.5))),
     ):
         score.plot(curves["epoch"], curves[name], color=colour, linestyle=style, marker=marker, ms=3.5, label=label)
     for axes, title in ((loss, "Loss"), (score, "On the validation set")):
-        axes.axvline(best_epoch, color=_INK, linewidth=0.8, linestyle=":", label=f"kept: epoch {best_epoch}")
+        axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.legend()
     loss.set_ylim(bottom=0)
     score.set_ylim(top=1.0)
-    return _svg(figure, "Training curves: loss, accuracy and macro F1 over epochs")
+    return to_svg(figure, "Training curves: loss, accuracy and macro F1 over epochs")
 
 
-@_in_our_style
+@in_our_style
 def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """Draw counts (C, C) of actual by predicted class, each with its share of the row."""
     matrix = np.asarray(counts, dtype=np.float64)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, (axes,) = _figure(width=1.3 + 1.05 * len(classes), height=0.9 + 0.95 * len(classes))
+    figure, (axes,) = new_figure(width=1.3 + 1.05 * len(classes), height=0.9 + 0.95 * len(classes))
     axes.pcolormesh(
         np.arange(len(classes) + 1) - 0.5, np.arange(len(classes) + 1) - 0.5, shares, cmap="Blues", vmin=0, vmax=1
     )
@@ -117,83 +117,83 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     axes.set_yticklabels(classes, rotation=90, va="center")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return _svg(figure, "Confusion matrix: images by actual and predicted class, with the share of each actual class")
+    return to_svg(figure, "Confusion matrix: images by actual and predicted class, with the share of each actual class")
 
 
-@_in_our_style
+@in_our_style
 def roc(curves: Mapping[str, RocCurve], auroc: Mapping[str, float | None]) -> str:
     """Draw the ROC curve of each class against the rest, with its area in the legend."""
-    figure, (axes,) = _figure(width=4.3, height=4.1)
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
+    figure, (axes,) = new_figure(width=4.3, height=4.1)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="chance")
     for name, curve in curves.items():
         label = f"{name}, AUC {auroc[name]:.3f}"
         x, y = curve.false_positive_rate, curve.true_positive_rate
-        axes.plot(x, y, color=_COLOURS.get(name), linestyle=_DASHES.get(name, "-"), label=label)
+        axes.plot(x, y, color=COLOURS.get(name), linestyle=_DASHES.get(name, "-"), label=label)
     _unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
     axes.legend(loc="lower right")
-    return _svg(figure, "ROC curves, each class against the rest")
+    return to_svg(figure, "ROC curves, each class against the rest")
 
 
-@_in_our_style
+@in_our_style
 def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin]) -> str:
     """Draw accuracy over confidence before and after temperature scaling, and how many images have it."""
-    figure, (axes, histogram) = _figure(width=4.3, height=4.9, rows=2, heights=(3.3, 1))
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="perfect calibration")
+    figure, (axes, histogram) = new_figure(width=4.3, height=4.9, rows=2, heights=(3.3, 1))
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfect calibration")
     for table, label, colour, style, marker in (
-        (before, "before scaling", _ORANGE, (0, (5, 1.5)), "s"),
-        (after, "after scaling", _PAPER_BLUE, "-", "o"),
+        (before, "before scaling", ORANGE, (0, (5, 1.5)), "s"),
+        (after, "after scaling", PAPER_BLUE, "-", "o"),
     ):
         x, y = [row.confidence for row in table], [row.accuracy for row in table]
         axes.plot(x, y, color=colour, linestyle=style, marker=marker, ms=4.5, label=label)
     _unit_square(axes, "", "share that is right", equal=False)
     axes.legend(loc="upper left")
-    histogram.bar([row.confidence for row in after], [row.count for row in after], width=0.03, color=_PAPER_BLUE)
+    histogram.bar([row.confidence for row in after], [row.count for row in after], width=0.03, color=PAPER_BLUE)
     histogram.set(xlim=(0, 1), xlabel="probability of the predicted class", ylabel="images")
     histogram.grid(alpha=0.25, linewidth=0.6, axis="y")
-    return _svg(figure, "Reliability: share of right predictions over the predicted probability")
+    return to_svg(figure, "Reliability: share of right predictions over the predicted probability")
 
 
-@_in_our_style
+@in_our_style
 def probability_histogram(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> str:
     """Draw, for each actual class, how much probability (N, C) its images gave to that class."""
-    figure, axes = _figure(width=8.4, height=2.4, columns=len(classes))
+    figure, axes = new_figure(width=8.4, height=2.4, columns=len(classes))
     edges = np.linspace(0, 1, 21)
     for c, (name, panel) in enumerate(zip(classes, axes, strict=True)):
-        panel.hist(probabilities[labels == c, c], bins=edges, color=_COLOURS.get(name, _PAPER_BLUE))
+        panel.hist(probabilities[labels == c, c], bins=edges, color=COLOURS.get(name, PAPER_BLUE))
         panel.set(title=name, xlim=(0, 1), xlabel="probability of the true class")
         panel.grid(alpha=0.25, linewidth=0.6, axis="y")
     axes[0].set_ylabel("images")
-    return _svg(figure, "Probability given to the true class, images of each class")
+    return to_svg(figure, "Probability given to the true class, images of each class")
 
 
-@_in_our_style
+@in_our_style
 def scores_with_intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Draw accuracy and macro AUROC, a bar a row, with 95% intervals where there are any.
 
     Args:
         rows: title -> accuracy, macro_auroc (None where undefined) and ci95 with [low, high] or None of each.
     """
-    figure, axes = _figure(width=8.4, height=0.7 + 0.42 * len(rows), columns=2)
+    figure, axes = new_figure(width=8.4, height=0.7 + 0.42 * len(rows), columns=2)
     positions = np.arange(len(rows))
     for panel, name, title, colour in (
-        (axes[0], "accuracy", BY_NAME["accuracy"].title, _PAPER_BLUE),
-        (axes[1], "macro_auroc", BY_NAME["macro_auroc"].title, _ORANGE),
+        (axes[0], "accuracy", BY_NAME["accuracy"].title, PAPER_BLUE),
+        (axes[1], "macro_auroc", BY_NAME["macro_auroc"].title, ORANGE),
     ):
         values = [row[name] or 0 for row in rows.values()]
         panel.barh(positions, values, height=0.6, color=colour)
         for position, row in zip(positions, rows.values(), strict=True):
             interval = row["ci95"][name]
             if interval is not None:
-                panel.plot(interval, (position, position), color=_INK, linewidth=1.4, marker="|", ms=7)
+                panel.plot(interval, (position, position), color=INK, linewidth=1.4, marker="|", ms=7)
         panel.set(title=title, xlim=(0, 1), yticks=positions, yticklabels=list(rows) if panel is axes[0] else [])
         panel.invert_yaxis()
         panel.tick_params(axis="y", length=0)
         panel.grid(alpha=0.25, linewidth=0.6, axis="x")
-    axes[1].axvline(0.5, color=_INK, linewidth=0.8, linestyle=":")
-    return _svg(figure, "Accuracy and macro AUROC of each view of the images, with 95% intervals")
+    axes[1].axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+    return to_svg(figure, "Accuracy and macro AUROC of each view of the images, with 95% intervals")
 
 
-@_in_our_style
+@in_our_style
 def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] | None) -> str:
     """Draw accuracy over coverage with its 95% band; where images are referred, the share that is kept is marked.
 
@@ -201,45 +201,45 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
         curve: points with coverage, accuracy and ci95 ([low, high] or None), by rising coverage.
         referral: with coverage.value and accuracy_on_kept.value, or None.
     """
-    figure, (axes,) = _figure(width=4.3, height=3.6)
+    figure, (axes,) = new_figure(width=4.3, height=3.6)
     x = [point["coverage"] for point in curve]
-    axes.plot(x, [point["accuracy"] for point in curve], color=_PAPER_BLUE, label="kept images")
+    axes.plot(x, [point["accuracy"] for point in curve], color=PAPER_BLUE, label="kept images")
     known = [point for point in curve if point["ci95"] is not None]
     low, high = ([point["ci95"][side] for point in known] for side in (0, 1))
-    axes.fill_between([point["coverage"] for point in known], low, high, color=_PAPER_BLUE, alpha=0.18, linewidth=0)
+    axes.fill_between([point["coverage"] for point in known], low, high, color=PAPER_BLUE, alpha=0.18, linewidth=0)
     if referral is not None and referral["accuracy_on_kept"]["value"] is not None:
         kept, accuracy = referral["coverage"]["value"], referral["accuracy_on_kept"]["value"]
-        axes.plot([kept], [accuracy], color=_ORANGE, marker="o", ms=7, linestyle="", label="referral threshold")
+        axes.plot([kept], [accuracy], color=ORANGE, marker="o", ms=7, linestyle="", label="referral threshold")
     axes.set(
         xlim=(0, 1.01), ylim=(None, 1.01), xlabel="share of images that the model answers", ylabel="share that is right"
     )
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(loc="lower left")
-    return _svg(figure, "Accuracy over the share of images that the model answers, the most confident first")
+    return to_svg(figure, "Accuracy over the share of images that the model answers, the most confident first")
 
 
-@_in_our_style
+@in_our_style
 def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
     """Draw the net benefit of acting on the model, on all and on nobody, one panel per decision.
 
     Args:
         curves: decision -> thresholds, model, treat_all.
     """
-    figure, panels = _figure(width=4.2 * len(curves), height=3.4, columns=len(curves))
+    figure, panels = new_figure(width=4.2 * len(curves), height=3.4, columns=len(curves))
     for (name, curve), axes in zip(curves.items(), panels, strict=True):
         x = curve["thresholds"]
-        axes.plot(x, curve["treat_all"], color=_ORANGE, linestyle=(0, (5, 1.5)), label="act on all")
-        axes.axhline(0, color=_INK, linewidth=0.8, linestyle=":", label="act on nobody")
-        axes.plot(x, curve["model"], color=_PAPER_BLUE, label="act on the model")
+        axes.plot(x, curve["treat_all"], color=ORANGE, linestyle=(0, (5, 1.5)), label="act on all")
+        axes.axhline(0, color=INK, linewidth=0.8, linestyle=":", label="act on nobody")
+        axes.plot(x, curve["model"], color=PAPER_BLUE, label="act on the model")
         top = max(*curve["model"], *curve["treat_all"], 0.01)
         axes.set(title=name, xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="probability from which to act")
         axes.grid(alpha=0.25, linewidth=0.6)
     panels[0].set_ylabel("net benefit an image")
     panels[0].legend(loc="lower left")
-    return _svg(figure, "Decision curves: net benefit over the probability from which to act")
+    return to_svg(figure, "Decision curves: net benefit over the probability from which to act")
 
 
-@_in_our_style
+@in_our_style
 def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> str:
     """Draw the ROC curve of pneumonia against normal with the result of each chosen threshold and its intervals.
 
@@ -247,26 +247,26 @@ def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> st
         curve: of the test images.
         points: with target_specificity, and sensitivity and specificity with value and ci95 ([low, high] or None).
     """
-    figure, (axes,) = _figure(width=4.3, height=4.1)
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
-    axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=_PAPER_BLUE, label="pneumonia")
+    figure, (axes,) = new_figure(width=4.3, height=4.1)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="chance")
+    axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=PAPER_BLUE, label="pneumonia")
     for point, marker in zip(points, itertools.cycle("osD^v")):
         sensitivity, specificity = point["sensitivity"], point["specificity"]
         if sensitivity["value"] is None or specificity["value"] is None:
             continue
         x, y = 1 - specificity["value"], sensitivity["value"]
         label = f"chosen for specificity {point['target_specificity']:.2f}"
-        axes.plot([x], [y], color=_ORANGE, marker=marker, ms=7, linestyle="", label=label)
+        axes.plot([x], [y], color=ORANGE, marker=marker, ms=7, linestyle="", label=label)
         if sensitivity["ci95"] is not None:
-            axes.plot([x, x], sensitivity["ci95"], color=_ORANGE, linewidth=1.2)
+            axes.plot([x, x], sensitivity["ci95"], color=ORANGE, linewidth=1.2)
         if specificity["ci95"] is not None:
-            axes.plot([1 - limit for limit in specificity["ci95"]], [y, y], color=_ORANGE, linewidth=1.2)
+            axes.plot([1 - limit for limit in specificity["ci95"]], [y, y], color=ORANGE, linewidth=1.2)
     _unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
     axes.legend(loc="lower right")
-    return _svg(figure, "ROC curve of pneumonia against normal, with the operating points")
+    return to_svg(figure, "ROC curve of pneumonia against normal, with the operating points")
 
 
-@_in_our_style
+@in_our_style
 def learning_curve(points: Sequence[tuple[int, float, float | None, float | None]], *, images: str) -> str:
     """Draw accuracy over the number of training images.
 
@@ -274,25 +274,25 @@ def learning_curve(points: Sequence[tuple[int, float, float | None, float | None
         points: training images, accuracy, and the ends of its interval where there is one.
         images: on which images, "test" or "validation".
     """
-    figure, (axes,) = _figure(width=5.6, height=3.6)
+    figure, (axes,) = new_figure(width=5.6, height=3.6)
     trained, accuracy = [point[0] for point in points], [point[1] for point in points]
     for n, _, low, high in points:
         if low is not None and high is not None:
-            axes.plot((n, n), (low, high), color=_PAPER_BLUE, linewidth=1.2, marker="_", ms=7)
-    axes.plot(trained, accuracy, color=_PAPER_BLUE, marker="o", ms=4.5)
+            axes.plot((n, n), (low, high), color=PAPER_BLUE, linewidth=1.2, marker="_", ms=7)
+    axes.plot(trained, accuracy, color=PAPER_BLUE, marker="o", ms=4.5)
     axes.set(xscale="log", xlabel="training images", ylabel=f"accuracy on the {images} images", xticks=trained)
     axes.set_xticklabels([f"{n:,}" for n in trained])
     axes.minorticks_off()
     axes.grid(alpha=0.25, linewidth=0.6)
-    return _svg(figure, f"Learning curve: accuracy on the {images} images over the number of training images")
+    return to_svg(figure, f"Learning curve: accuracy on the {images} images over the number of training images")
 
 
 def standing_alone(svg: str) -> str:
     """Return a figure for a separate file: dark on white, since no page provides its colours."""
-    return svg.replace("currentColor", _INK).replace("<svg", '<svg style="background: #ffffff"', 1)
+    return svg.replace("currentColor", INK).replace("<svg", '<svg style="background: #ffffff"', 1)
 
 
-def _figure(
+def new_figure(
     *, width: float, height: float, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, list[Any]]:
     """Return a figure, size in inches, without pyplot's global state."""
@@ -310,12 +310,12 @@ def _unit_square(axes: Axes, x_label: str, y_label: str, *, equal: bool = True) 
         axes.set_aspect("equal")
 
 
-def _svg(figure: Figure, description: str) -> str:
+def to_svg(figure: Figure, description: str) -> str:
     """Return the figure as SVG for a page: scalable, in the page's text colour, with a description for readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(

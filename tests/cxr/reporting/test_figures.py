@@ -66,7 +66,7 @@ def test_a_figure_is_one_described_scalable_image_in_the_colour_of_the_page(name
     assert root.get("viewBox")
     assert root.get("width") is None
     assert "currentColor" in svg
-    assert figures._INK not in svg
+    assert figures.INK not in svg
     assert "font-family" not in svg
     assert not re.search(r'(?:href|src)="(?!#|data:)', svg)
 

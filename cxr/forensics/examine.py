@@ -1,0 +1,178 @@
+"""The examination of a set, source by source: predictions, order, style, labels, persons."""
+
+from collections.abc import Sequence as Items
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cxr.common.classes import LABELS
+from cxr.evaluation.bootstrap import Interval, Resampling, headline_scores, pair
+from cxr.evaluation.metrics import Floats, Ints
+from cxr.forensics.agreement import Sequence, eras_of, high_agreement, sequences_of
+from cxr.forensics.change_points import SearchSettings
+from cxr.forensics.features import SetFeatures
+from cxr.forensics.label_audit import audit_labels, ranked_table
+from cxr.forensics.measure import STYLE_FAMILIES
+from cxr.forensics.out_of_fold import classes_with_groups, out_of_fold
+from cxr.forensics.persons import likeness
+from cxr.forensics.style_probes import Family, Probe, ProbeImages, ProbeSettings, probe_styles
+
+WHOLE_IMAGE = "whole image"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a set is examined; see params.yaml, section forensics."""
+
+    blocks: int
+    alpha: float
+    style_limit: float
+    permutations: int
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SourceExamination:
+    """What one source shows: `content` for forensics.json, and a row an image for label_audit.csv."""
+
+    content: dict[str, Any]
+    labels: pd.DataFrame
+
+
+def examine_source(
+    images: pd.DataFrame, features: SetFeatures, groups: Ints, settings: Settings
+) -> SourceExamination | str:
+    """Examine the images of one source, or return why that is impossible.
+
+    Args:
+        images: rows of the manifest.
+        features: of these images.
+        groups: (N,) images of a group are of one patient, or near-duplicates of such.
+        settings: of the examination.
+    """
+    kept = classes_with_groups(images["label"].to_numpy(str), groups)
+    classes = [name for name in LABELS if name in kept]
+    if len(classes) < 2:
+        return "fewer than two classes have images of five patients"
+    rows = np.flatnonzero(images["label"].isin(classes))
+    images, features, groups = images.iloc[rows].reset_index(drop=True), features.where(rows), groups[rows]
+    labels = images["label"].map(classes.index).to_numpy(np.int64)
+    probabilities = out_of_fold(
+        features.whole_image(), labels, groups, n_classes=len(classes), kind="linear", seed=settings.seed
+    )
+    table = _table(images, groups, labels, probabilities)
+    search = SearchSettings(settings.alpha, 1, settings.permutations, settings.resamples, settings.seed)
+    sequences = sequences_of(table, search, blocks=settings.blocks)
+    eras, era = eras_of(table, sequences)
+    families = _families(features)
+    draws = ProbeSettings(settings.resamples, settings.seed)
+    probes = probe_styles(families, ProbeImages(images["label"].to_numpy(str), groups, era), draws)
+    audit = audit_labels(labels, probabilities)
+    ranked = ranked_table(images, audit, probabilities, classes)
+    content = {
+        "images": len(images),
+        "groups": len(np.unique(groups)),
+        "classes": {name: int((images["label"] == name).sum()) for name in classes},
+        "without_order": int(table["number"].isna().sum()),
+        "predictions": headline_scores(
+            labels,
+            probabilities,
+            groups.astype(str).tolist(),
+            classes,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        ),
+        "sequences": to_json(sequences),
+        "eras": to_json(eras),
+        "probes": to_json(probes),
+        "populations": to_json(_populations(table, sequences, families, groups, draws)),
+        "labels": {
+            "thresholds": dict(zip(classes, audit.thresholds.tolist(), strict=True)),
+            "joint": audit.joint.tolist(),
+            "flagged": _flagged(images["label"].to_numpy(str), audit.flagged.astype(np.float64), groups, settings),
+        },
+        "likeness": to_json(
+            likeness(
+                features.thumbnail,
+                images["label"].to_numpy(str),
+                images["patient_id"].to_numpy(str),
+                resamples=settings.resamples,
+                seed=settings.seed,
+            )
+        ),
+    }
+    return SourceExamination(content, ranked)
+
+
+def to_json(value: Any) -> Any:
+    """Return dataclasses as dicts and intervals as [low, high], through lists and dicts."""
+    if isinstance(value, Interval):
+        return pair(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: to_json(getattr(value, name)) for name in asdict(value)}
+    if isinstance(value, dict):
+        return {name: to_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def _table(images: pd.DataFrame, groups: Ints, labels: Ints, probabilities: Floats) -> pd.DataFrame:
+    """Return a row an image, as cxr.forensics.agreement expects.
+
+    A person is a patient and a class: where one number stands for two people, they have different classes.
+    """
+    return pd.DataFrame(
+        {
+            "series": images["acquisition_series"],
+            "number": images["acquisition_number"],
+            "label": images["label"],
+            "patient_id": images["patient_id"],
+            "person": images["patient_id"] + "|" + images["label"],
+            "group": groups,
+            "agrees": (probabilities.argmax(axis=1) == labels).astype(np.int64),
+        }
+    )
+
+
+def _families(features: SetFeatures) -> list[Family]:
+    style = [Family(name, features.style(name), "boosting") for name in STYLE_FAMILIES]
+    varying = [family for family in style if np.ptp(family.features, axis=0).any()]
+    return [*varying, Family(WHOLE_IMAGE, features.whole_image(), "linear")]
+
+
+def _populations(
+    table: pd.DataFrame, sequences: Items[Sequence], families: list[Family], groups: Ints, draws: ProbeSettings
+) -> list[dict[str, Any]]:
+    """Return how well each family tells the runs of high agreement of one class from those of low agreement."""
+    found = []
+    for sequence in sequences:
+        if not sequence.change_points:
+            continue
+        chosen = (table["series"] == sequence.series) & (table["label"] == sequence.label) & table["number"].notna()
+        rows = np.flatnonzero(chosen)
+        side = np.where(high_agreement(table.iloc[rows], sequence), "high", "low")
+        of_sequence = [Family(family.name, family.features[rows], family.kind) for family in families]
+        sides = ProbeImages(side, groups[rows], np.full(len(rows), -1))
+        probes: list[Probe] = probe_styles(of_sequence, sides, draws, scopes=("all",))
+        found.append({"series": sequence.series, "label": sequence.label, "probes": probes})
+    return found
+
+
+def _flagged(labels: Any, flagged: Floats, groups: Ints, settings: Settings) -> dict[str, Any]:
+    """Return the number and share of flagged labels of each class, with its interval over patients."""
+    result = {}
+    for name in sorted(set(labels.tolist()), key=LABELS.index):
+        rows = labels == name
+        draws = Resampling(groups[rows], settings.resamples, settings.seed)
+        (interval,) = draws.ratios(flagged[rows][:, None], np.ones((int(rows.sum()), 1)))
+        result[name] = {
+            "images": int(rows.sum()),
+            "flagged": int(flagged[rows].sum()),
+            "share": float(flagged[rows].mean()),
+            "ci95": pair(interval),
+        }
+    return result

@@ -1,0 +1,91 @@
+"""What style says about one image: border, grey levels, sharpness, size and compression; and its pixels, small.
+
+None of these numbers sees the lungs, apart from the grey levels of the whole image, which have no positions.
+"""
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cxr.imaging.decode import open_image
+
+NETWORK_SIDE_PX = 224
+THUMBNAIL_SIDE_PX = 64
+HISTOGRAM_BINS = 32
+_COARSE_SIDE, _RING = 20, 2  # the outer tenth of each side
+
+STYLE_FAMILIES = ("border", "histogram", "sharpness", "size", "compression")
+"""The kinds of style, by the names of the attributes of MeasuredImage."""
+
+
+@dataclass(frozen=True)
+class MeasuredImage:
+    """One image.
+
+    pixels       (224, 224) uint8, stretched; what a network gets
+    thumbnail    (64, 64) uint8
+    border       (144,) grey levels of the outer tenth of a 20 x 20 copy, 0 to 255
+    histogram    (32,) shares of the grey levels
+    sharpness    (4,) of `pixels`: log of the Laplacian's variance; mean steps across and down; share of the Laplacian's
+                 energy that a blur of 1 px leaves
+    size         (3,) width and height in pixels as stored, width / height
+    compression  (3,) bytes a pixel; mean quantiser of luma, 0 if not JPEG; 1 for JPEG
+    """
+
+    pixels: NDArray[np.uint8]
+    thumbnail: NDArray[np.uint8]
+    border: NDArray[np.float32]
+    histogram: NDArray[np.float32]
+    sharpness: NDArray[np.float32]
+    size: NDArray[np.float32]
+    compression: NDArray[np.float32]
+
+
+def measure_image(data: bytes, *, name: str, max_pixels: int) -> MeasuredImage:
+    """Decode and measure one image. Raises ImageError: see cxr.imaging.decode.open_image."""
+    image = open_image(data, name=name, max_pixels=max_pixels)
+    grey = image.grey(min_side_px=NETWORK_SIDE_PX)
+    pixels = _resized(grey, NETWORK_SIDE_PX)
+    shares = cv2.calcHist([grey], [0], None, [HISTOGRAM_BINS], [0, 256]).ravel() / grey.size
+    width, height = image.header.width, image.header.height
+    return MeasuredImage(
+        pixels=pixels,
+        thumbnail=_resized(pixels, THUMBNAIL_SIDE_PX),
+        border=_border(pixels),
+        histogram=np.asarray(shares, np.float32),
+        sharpness=_sharpness(pixels),
+        size=np.array([width, height, width / height], np.float32),
+        compression=np.array([len(data) / (width * height), *_quantiser(data, image.header.format)], np.float32),
+    )
+
+
+def _resized(grey: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    interpolation = cv2.INTER_AREA if grey.size > side * side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(grey, (side, side), interpolation=interpolation), np.uint8)
+
+
+def _border(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    outer = np.ones((_COARSE_SIDE, _COARSE_SIDE), bool)
+    outer[_RING:-_RING, _RING:-_RING] = False
+    return _resized(pixels, _COARSE_SIDE)[outer].astype(np.float32)
+
+
+def _sharpness(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    grey = pixels.astype(np.float32)
+    variance = float(cv2.Laplacian(grey, cv2.CV_32F).var())
+    blurred = float(cv2.Laplacian(cv2.GaussianBlur(grey, (0, 0), 1.0), cv2.CV_32F).var())
+    across, down = np.abs(np.diff(grey, axis=1)).mean(), np.abs(np.diff(grey, axis=0)).mean()
+    return np.array([np.log1p(variance), across, down, blurred / max(variance, 1e-6)], np.float32)
+
+
+def _quantiser(data: bytes, image_format: str) -> tuple[float, float]:
+    """Return the mean of the luma quantisation table, which falls with the quality of a JPEG, and whether it is one."""
+    if image_format != "JPEG":
+        return 0.0, 0.0
+    with Image.open(io.BytesIO(data)) as opened:
+        tables: dict[int, list[int]] = getattr(opened, "quantization", {})
+    return float(np.mean(tables[0])) if tables else 0.0, 1.0

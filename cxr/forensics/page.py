@@ -1,0 +1,45 @@
+"""The pages of `tasks.forensics`: the findings, and the contact sheet for a person who relabels.
+
+Both are self-contained, without network access. The findings show no image. The contact sheet shows the doubted ones;
+its script writes the reader's choices to a file and sends nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cxr.common.classes import LABELS
+from cxr.common.notices import NOT_CLINICAL
+from cxr.forensics import figures
+from cxr.forensics.review import DoubtedImage
+from cxr.reporting.templating import render
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_page(content: Mapping[str, Any]) -> str:
+    """Return the findings as HTML; `content` is that of forensics.json."""
+    drawn = {
+        source: draw_figures(examined)
+        for source, examined in content["sources"].items()
+        if "unavailable_because" not in examined
+    }
+    return render(
+        "forensics.html.j2",
+        {"found": content, "figures": drawn, "not_clinical": NOT_CLINICAL},
+        folder=_TEMPLATES,
+    )
+
+
+def draw_figures(examined: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures of one source as SVG by name; a figure without data is left out."""
+    drawn = {"probes": figures.style_probes(examined["probes"])}
+    if examined["sequences"]:
+        drawn["agreement"] = figures.agreement_along_order(examined["sequences"])
+    return drawn
+
+
+def render_review(images: Sequence[DoubtedImage]) -> str:
+    """Return the contact sheet as HTML."""
+    content = {"images": images, "labels": LABELS, "not_clinical": NOT_CLINICAL}
+    return render("review.html.j2", content, folder=_TEMPLATES)

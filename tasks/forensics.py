@@ -1,0 +1,157 @@
+"""Examine the images that ingest kept: order of acquisition, style, labels, copies, persons.
+
+Run it on demand, after ingest and before a model is trained; no stage reads what it writes.
+
+Reads   data/raw
+Writes  reports/forensics, atomically: forensics.json and forensics.html (the findings), label_audit.csv (all images,
+        the most doubted label first), review.html (a contact sheet to relabel them by; its button saves
+        labels-corrected.csv, which ingest reads), copies.csv
+Caches  features of the images, in the folder `forensics` of paths.checkpoints
+
+forensics.weights names the weights of a frozen network; without them grey thumbnails take its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from cxr.common.cli import answer_help, run_step, step_parser
+
+if __name__ == "__main__":
+    answer_help(step_parser(sys.modules[__name__]))
+
+import numpy as np
+import pandas as pd
+
+from cxr.common.errors import DataError
+from cxr.common.files import atomic_folder, read_json, sha256_of, write_json
+from cxr.common.params import ForensicsParams, Paths
+from cxr.dataset.manifest import read_manifest
+from cxr.dataset.shards import Shards
+from cxr.dataset.splits import patient_groups
+from cxr.evaluation.metrics import Ints
+from cxr.forensics.copies import Copy, find_copies
+from cxr.forensics.examine import Settings, SourceExamination, examine_source, to_json
+from cxr.forensics.faults import faults_of
+from cxr.forensics.features import Extraction, SetFeatures, extract
+from cxr.forensics.page import render_page, render_review
+from cxr.forensics.review import doubted_images
+
+log = logging.getLogger("cxr.forensics")
+
+
+def forensics(params: ForensicsParams, paths: Paths) -> None:
+    """Examine `paths.raw` and write `paths.forensics`.
+
+    Raises:
+        DataError: data/raw is missing or damaged, or holds no images.
+        WeightsError: the weights of the frozen network cannot be loaded.
+    """
+    manifest = read_manifest(paths.raw)
+    if manifest.empty:
+        raise DataError(f"{paths.raw}/manifest.parquet lists no images; run `./run dvc repro ingest`")
+    groups = patient_groups(manifest, pd.read_csv(paths.raw / "near_duplicates.csv"))
+    rows = _drawn(groups, params.max_images, params.seed)
+    images, groups = manifest.iloc[rows].reset_index(drop=True), groups[rows]
+    shards = Shards(paths.raw / "images")
+    features, network_name = _extract(shards, images, params, paths.checkpoints / "forensics")
+    examined = _examine(images, features, groups, params)
+    copies = [
+        _pair(images.iloc[[copy.one, copy.other]], copy, groups)
+        for copy in find_copies(features.thumbnail, limit=params.copy_correlation)
+    ]
+    described = {
+        "synthetic": read_json(paths.raw / "ingest.json")["synthetic"],
+        "manifest_sha256": sha256_of(paths.raw / "manifest.parquet"),
+        "images": len(images),
+        "images_of_the_set": len(manifest),
+        "features": network_name or "32 x 32 grey thumbnails",
+    }
+    content = _content(examined, copies, params, described)
+    tables = [found.labels for found in examined.values() if isinstance(found, SourceExamination)]
+    labels = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    with atomic_folder(paths.forensics) as folder:
+        write_json(folder / "forensics.json", content)
+        (folder / "forensics.html").write_text(render_page(content), encoding="utf-8")
+        labels.to_csv(folder / "label_audit.csv", index=False, lineterminator="\n")
+        pd.DataFrame(content["copies"]["pairs"]).to_csv(folder / "copies.csv", index=False, lineterminator="\n")
+        doubted = doubted_images(labels, shards, at_most=params.review_images, max_pixels=params.max_pixels)
+        (folder / "review.html").write_text(render_review(doubted), encoding="utf-8")
+    _log_summary(content, paths.forensics)
+
+
+def _drawn(groups: Ints, at_most: int, seed: int) -> Ints:
+    """Return the rows of randomly drawn whole groups with at most `at_most` images in all."""
+    if len(groups) <= at_most:
+        return np.arange(len(groups))
+    names, group = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    kept = order[np.cumsum(np.bincount(group)[order]) <= at_most]
+    return np.flatnonzero(np.isin(group, kept))
+
+
+def _extract(shards: Shards, images: pd.DataFrame, params: ForensicsParams, cache: Path) -> tuple[SetFeatures, str]:
+    """Return the features of the images, and the name of the network that computed a part of them."""
+    network, name = None, ""
+    if params.weights != "none":
+        from cxr.forensics.network import frozen_network  # torch takes seconds to import, thumbnails need none
+
+        network, name = frozen_network(params.backbone, params.weights)
+    extraction = Extraction(params.max_pixels, network, name, cache, params.workers)
+    return extract(shards, images["image_id"].tolist(), images["path"].tolist(), extraction), name
+
+
+def _examine(
+    images: pd.DataFrame, features: SetFeatures, groups: Ints, params: ForensicsParams
+) -> dict[str, SourceExamination | str]:
+    settings = Settings(
+        params.blocks, params.alpha, params.style_limit, params.permutations, params.resamples, params.seed
+    )
+    found = {}
+    for source in sorted(set(images["source"])):
+        rows = np.flatnonzero(images["source"] == source)
+        found[source] = examine_source(images.iloc[rows], features.where(rows), groups[rows], settings)
+    return found
+
+
+def _content(
+    examined: dict[str, SourceExamination | str],
+    copies: list[dict[str, Any]],
+    params: ForensicsParams,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    """Return forensics.json."""
+    content: dict[str, Any] = {
+        **described,
+        "settings": params.model_dump(mode="json"),
+        "sources": {
+            source: {"unavailable_because": found} if isinstance(found, str) else found.content
+            for source, found in examined.items()
+        },
+        "copies": {"limit": params.copy_correlation, "pairs": copies},
+    }
+    faults = faults_of(content, alpha=params.alpha, style_limit=params.style_limit)
+    return {"faults": to_json(faults), **content}
+
+
+def _pair(images: pd.DataFrame, copy: Copy, groups: Ints) -> dict[str, Any]:
+    """Return a row of copies.csv; `known` says that ingest already keeps both images in one split."""
+    sides = zip("ab", images.to_dict("records"), strict=True)
+    return {
+        "correlation": round(copy.correlation, 4),
+        **{f"{name}_{side}": row[name] for side, row in sides for name in ("image_id", "path", "label")},
+        "known": bool(groups[copy.one] == groups[copy.other]),
+    }
+
+
+def _log_summary(content: dict[str, Any], folder: Path) -> None:
+    for fault in content["faults"]:
+        log.info("%s: %s", fault["kind"], fault["sentence"])
+    log.info("forensics: %d faults; %s, %s", len(content["faults"]), folder / "forensics.html", folder / "review.html")
+
+
+if __name__ == "__main__":
+    run_step(forensics)
