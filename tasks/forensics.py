@@ -3,9 +3,9 @@
 Run it on demand, after ingest and before a model is trained; no stage reads what it writes.
 
 Reads   data/raw
-Writes  reports/forensics, atomically: forensics.json and forensics.html (the findings), label_audit.csv (all images,
-        the most doubted label first), review.html (a contact sheet to relabel them by; its button saves
-        labels-corrected.csv, which ingest reads), copies.csv
+Writes  reports/forensics, atomically: forensics.json, forensics.html and its figures as SVG (the findings),
+        label_audit.csv (all images, the most doubted label first), review.html (a contact sheet to relabel them by; its
+        button saves labels-corrected.csv, which ingest reads), copies.csv
 Caches  features of the images, in the folder `forensics` of paths.checkpoints
 
 forensics.weights names the weights of a frozen network; without them grey thumbnails take its place.
@@ -37,8 +37,9 @@ from cxr.forensics.copies import Copy, find_copies
 from cxr.forensics.examine import Settings, SourceExamination, examine_source, to_json
 from cxr.forensics.faults import faults_of
 from cxr.forensics.features import Extraction, SetFeatures, extract
-from cxr.forensics.page import render_page, render_review
+from cxr.forensics.page import draw_figures, render_page, render_review
 from cxr.forensics.review import doubted_images
+from cxr.reporting.figures import standing_alone
 
 log = logging.getLogger("cxr.forensics")
 
@@ -75,7 +76,11 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
     labels = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     with atomic_folder(paths.forensics) as folder:
         write_json(folder / "forensics.json", content)
-        (folder / "forensics.html").write_text(render_page(content), encoding="utf-8")
+        drawn = draw_figures(content)
+        (folder / "forensics.html").write_text(render_page(content, drawn), encoding="utf-8")
+        for source, figures in drawn.items():
+            for name, svg in figures.items():
+                (folder / f"{source}-{name}.svg").write_text(standing_alone(svg), encoding="utf-8")
         labels.to_csv(folder / "label_audit.csv", index=False, lineterminator="\n")
         pd.DataFrame(content["copies"]["pairs"]).to_csv(folder / "copies.csv", index=False, lineterminator="\n")
         doubted = doubted_images(labels, shards, at_most=params.review_images, max_pixels=params.max_pixels)

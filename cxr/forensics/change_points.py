@@ -72,7 +72,7 @@ class SearchSettings:
 
     alpha         largest p-value of a change point, before it is divided by the number of `sequences`
     sequences     how many sequences of persons are searched in all (Bonferroni)
-    permutations  of the p-value
+    permutations  of the p-value, at the least
     resamples     of the interval
     seed          of all draws
     """
@@ -98,13 +98,14 @@ def find_change_points(persons: Persons, settings: SearchSettings) -> list[Chang
     """Return the change points in their order; none where no side could hold MIN_PERSONS persons."""
     generator = np.random.default_rng(settings.seed)
     alpha = settings.alpha / settings.sequences
+    permutations = max(settings.permutations, math.ceil(2 / alpha))  # fewer could not reach alpha
     found: dict[int, tuple[float, float]] = {}
     waiting = deque([(0, len(persons.number))])
     while waiting:
         start, end = waiting.popleft()
         part = persons.part(slice(start, end))
         at, ratio = _best(part)
-        p_value = _p_value(part, ratio, settings.permutations, alpha, generator) if at else 1.0
+        p_value = _p_value(part, ratio, permutations, alpha, generator) if at else 1.0
         if p_value <= alpha:
             found[start + at] = (ratio, p_value)
             waiting += [(start, start + at), (start + at, end)]

@@ -69,10 +69,10 @@ def aligned_correlation(part: NDArray[np.uint8], whole: NDArray[np.uint8], windo
         part, whole: (64, 64).
         window: roughly where `part` lies in `whole`.
     """
-    warp = _warp(window, THUMBNAIL_SIDE_PX)
+    start = _warp(window, THUMBNAIL_SIDE_PX)
     try:
         _, warp = cv2.findTransformECC(
-            _fine(part), _fine(whole), warp, cv2.MOTION_AFFINE, _ECC, np.ones_like(part), _MARGIN_PX
+            _fine(part), _fine(whole), start, cv2.MOTION_AFFINE, _ECC, np.ones_like(part), _MARGIN_PX
         )
     except cv2.error:  # it did not converge
         return -1.0

@@ -1,6 +1,5 @@
 """The examination of a set, source by source: predictions, order, style, labels, persons."""
 
-from collections.abc import Sequence as Items
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import pandas as pd
 from cxr.common.classes import LABELS
 from cxr.evaluation.bootstrap import Interval, Resampling, headline_scores, pair
 from cxr.evaluation.metrics import Floats, Ints
-from cxr.forensics.agreement import Sequence, eras_of, high_agreement, sequences_of
+from cxr.forensics.agreement import Era, Sequence, eras_of, high_agreement, sequences_of
 from cxr.forensics.change_points import SearchSettings
 from cxr.forensics.features import SetFeatures
 from cxr.forensics.label_audit import audit_labels, ranked_table
@@ -32,6 +31,14 @@ class Settings:
     permutations: int
     resamples: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the order of acquisition shows: the sequences of a source and the eras of its axes."""
+
+    sequences: list[Sequence]
+    eras: list[Era]
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def examine_source(
         "sequences": to_json(sequences),
         "eras": to_json(eras),
         "probes": to_json(probes),
-        "populations": to_json(_populations(table, sequences, families, groups, draws)),
+        "populations": to_json(_populations(table, Order(sequences, eras), families, groups, draws)),
         "labels": {
             "thresholds": dict(zip(classes, audit.thresholds.tolist(), strict=True)),
             "joint": audit.joint.tolist(),
@@ -145,21 +152,32 @@ def _families(features: SetFeatures) -> list[Family]:
 
 
 def _populations(
-    table: pd.DataFrame, sequences: Items[Sequence], families: list[Family], groups: Ints, draws: ProbeSettings
+    table: pd.DataFrame, found: Order, families: list[Family], groups: Ints, draws: ProbeSettings
 ) -> list[dict[str, Any]]:
-    """Return how well each family tells the runs of high agreement of one class from those of low agreement."""
-    found = []
-    for sequence in sequences:
-        if not sequence.change_points:
-            continue
-        chosen = (table["series"] == sequence.series) & (table["label"] == sequence.label) & table["number"].notna()
-        rows = np.flatnonzero(chosen)
-        side = np.where(high_agreement(table.iloc[rows], sequence), "high", "low")
-        of_sequence = [Family(family.name, family.features[rows], family.kind) for family in families]
-        sides = ProbeImages(side, groups[rows], np.full(len(rows), -1))
-        probes: list[Probe] = probe_styles(of_sequence, sides, draws, scopes=("all",))
-        found.append({"series": sequence.series, "label": sequence.label, "probes": probes})
-    return found
+    """Return how well each family tells runs of high agreement from those of low agreement within one class.
+
+    As a control, the same boundaries divide the other sequences on the axis: a style that changed with the time changes
+    in them as well, one that came with the class does not.
+    """
+    populations = []
+    for sequence in found.sequences:
+        on_axis = next(era.series for era in found.eras if sequence.series in era.series)
+        for other in found.sequences:
+            if not sequence.change_points or other.series not in on_axis:
+                continue
+            chosen = (table["series"] == other.series) & (table["label"] == other.label) & table["number"].notna()
+            rows = np.flatnonzero(chosen)
+            side = np.where(high_agreement(table.iloc[rows], sequence), "high", "low")
+            of_rows = [Family(family.name, family.features[rows], family.kind) for family in families]
+            sides = ProbeImages(side, groups[rows], np.full(len(rows), -1))
+            probes: list[Probe] = probe_styles(of_rows, sides, draws, scopes=("all",))
+            if probes:
+                populations.append({"boundaries": _name(sequence), "images": _name(other), "probes": probes})
+    return populations
+
+
+def _name(sequence: Sequence) -> str:
+    return f"{sequence.series}, {sequence.label}"
 
 
 def _flagged(labels: Any, flagged: Floats, groups: Ints, settings: Settings) -> dict[str, Any]:

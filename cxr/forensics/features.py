@@ -56,7 +56,7 @@ class SetFeatures:
         if self.network.shape[1]:
             return self.network.astype(np.float64)
         halves = self.thumbnail.reshape(len(self.thumbnail), 32, 2, 32, 2).mean(axis=(2, 4))
-        return halves.reshape(len(halves), -1).astype(np.float64) / 255
+        return np.asarray(halves.reshape(len(halves), -1) / 255, np.float64)
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,20 @@ from cxr.reporting.templating import render
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(content: Mapping[str, Any]) -> str:
-    """Return the findings as HTML; `content` is that of forensics.json."""
-    drawn = {
-        source: draw_figures(examined)
-        for source, examined in content["sources"].items()
-        if "unavailable_because" not in examined
-    }
-    return render(
-        "forensics.html.j2",
-        {"found": content, "figures": drawn, "not_clinical": NOT_CLINICAL},
-        folder=_TEMPLATES,
-    )
+def render_page(content: Mapping[str, Any], drawn: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the findings as HTML; `content` is that of forensics.json, `drawn` what `draw_figures` makes of it."""
+    shown = {"found": content, "figures": drawn, "not_clinical": NOT_CLINICAL}
+    return render("forensics.html.j2", shown, folder=_TEMPLATES)
 
 
-def draw_figures(examined: Mapping[str, Any]) -> dict[str, str]:
-    """Return the figures of one source as SVG by name; a figure without data is left out."""
-    drawn = {"probes": figures.style_probes(examined["probes"])}
-    if examined["sequences"]:
-        drawn["agreement"] = figures.agreement_along_order(examined["sequences"])
+def draw_figures(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the figures of each examined source as SVG by name; a figure without data is left out."""
+    drawn = {}
+    for source, examined in content["sources"].items():
+        if "unavailable_because" not in examined:
+            drawn[source] = {"probes": figures.style_probes(examined["probes"])}
+            if examined["sequences"]:
+                drawn[source]["agreement"] = figures.agreement_along_order(examined["sequences"])
     return drawn
 
 

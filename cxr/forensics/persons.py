@@ -90,7 +90,7 @@ def _strangers(
     strangers = np.stack([drawn[:, 0, 0], drawn[:, 1, 1]], axis=1)
     one, two = strangers.T
     fits = (patients[one] != patients[two]) & ((labels[one] == labels[two]) == equal)
-    return strangers[fits][:_STRANGER_PAIRS]
+    return np.asarray(strangers[fits][:_STRANGER_PAIRS], np.int64)
 
 
 def _likeness(kind: str, values: Floats, patients: NDArray[np.str_], *, resamples: int, seed: int) -> Likeness:

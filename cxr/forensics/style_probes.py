@@ -134,7 +134,13 @@ def auroc_with_interval(
 
 
 def _in_scope(era: Ints, scope: str) -> NDArray[np.bool_]:
-    return {"all": era >= -1, "early": era == EARLY, "late": era == LATE, "early_to_late": era >= 0}[scope]
+    known: dict[str, NDArray[np.bool_]] = {
+        "all": era >= -1,
+        "early": era == EARLY,
+        "late": era == LATE,
+        "early_to_late": era >= 0,
+    }
+    return known[scope]
 
 
 def _enough(positive: NDArray[np.bool_], groups: Ints) -> bool:

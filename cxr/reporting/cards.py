@@ -43,7 +43,8 @@ PUBLIC_SETS = {
         biases=(
             "Children of one hospital: results do not carry over to adults, other hospitals or other machines.",
             "Bacterial and viral are readings of an image, not results of a culture; readers agree only moderately.",
-            "Several images of one patient; patient numbers restart between the parts, file names may be ambiguous.",
+            "Several images of one patient; one number stands for two people, one with each agent.",
+            "Labels and style change together along the numbers of the file names (docs/data-forensics.md).",
             "Neither age, sex nor date of an image is published.",
         ),
     ),

@@ -5,7 +5,7 @@ import pytest
 
 from cxr.forensics.change_points import Persons, SearchSettings, find_change_points, seeded_intervals
 
-SETTINGS = SearchSettings(alpha=0.05, sequences=1, permutations=199, resamples=200, seed=1)
+SETTINGS = SearchSettings(alpha=0.01, sequences=1, permutations=199, resamples=200, seed=1)
 
 
 def persons(rates: list[float], *, images: int = 2, each: int = 60, alike: bool = False, seed: int = 3) -> Persons:
@@ -32,12 +32,12 @@ def test_each_change_is_found_near_its_place(rates: list[float], expected: list[
         assert point.interval.low - 3 <= number <= point.interval.high + 3
         assert abs(point.number - number) <= 10
         assert (point.before, point.after) == (pytest.approx(before, abs=0.12), pytest.approx(after, abs=0.12))
-        assert point.p_value == 1 / 200
+        assert point.p_value < SETTINGS.alpha
 
 
 def test_a_constant_rate_has_no_change_point_more_often_than_alpha_allows() -> None:
     found = [bool(find_change_points(persons([0.7], each=80, seed=seed), SETTINGS)) for seed in range(20)]
-    assert sum(found) <= 3
+    assert sum(found) <= 1
 
 
 def test_many_images_of_few_persons_are_no_evidence() -> None:
@@ -46,7 +46,7 @@ def test_many_images_of_few_persons_are_no_evidence() -> None:
         bool(find_change_points(persons([0.7], images=10, each=80, alike=True, seed=seed), SETTINGS))
         for seed in range(20)
     ]
-    assert sum(found) <= 3
+    assert sum(found) <= 1
 
 
 def test_persons_of_one_number_are_not_divided() -> None:

@@ -110,6 +110,16 @@ def test_the_data_card_holds_the_counts_and_the_licence_of_the_recorded_layout(t
         assert said in card, said
 
 
+def test_the_data_card_counts_the_labels_that_a_reader_corrected(tmp_path: Path) -> None:
+    files = content()
+    assert "A reader decided" not in cards(tmp_path, files)[1]  # no file of corrections when ingest.json was written
+    changes = [{"from": "viral", "to": "bacterial", "images": 7}]
+    files["ingest"]["corrections"] = {"relabelled": 7, "confirmed": 2, "changes": changes}
+    card = cards(tmp_path, files)[1]
+    assert "A reader decided the labels of 9 files: 7 changed, 2 confirmed." in card
+    assert "- viral to bacterial: 7" in card
+
+
 @pytest.mark.parametrize("layouts", [{}, {"clinic": "another"}], ids=["not recorded", "unknown"])
 def test_no_licence_is_assumed_for_an_unknown_source(tmp_path: Path, layouts: dict[str, str]) -> None:
     files = content()
