@@ -38,7 +38,7 @@ def write_sets(
         folder: created if it does not exist.
         patients: of each class.
         two_populations: bacterial patients from LATE on look viral.
-        shortcut: viral images have a darker rim.
+        shortcut: normal images have a darker rim.
         copies: CROPPED, a part of ORIGINAL, recompressed; and MOSAIC, ORIGINAL in flat tiles.
         seed: of all images.
     """
@@ -52,7 +52,7 @@ def write_sets(
         ):
             looks = "viral" if two_populations and label == "bacterial" and number >= LATE else label
             image = _image(looks, rng)
-            if shortcut and label == "viral":
+            if shortcut and label == "normal":
                 image = _darker_rim(image)
             _write(train / name, image, quality=92)
     for number in range(3):
