@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.dataset.mosaic import is_mosaic
 from cxr.imaging.decode import Header, open_image
+from cxr.imaging.mosaic import is_mosaic
 
 THUMBNAIL_SIDE_PX = 32
 _HASH_SIDE = 8
@@ -25,7 +25,7 @@ class InspectedImage:
     mode           see cxr.imaging.decode.Header
     grey_*         of the decoded image, 0 to 255; saturated_share: share of pixels that are 0 or 255
     thumbnail      (32, 32) uint8, area-averaged
-    is_mosaic      whether it consists of flat tiles; see cxr.dataset.mosaic
+    is_mosaic      whether it consists of flat tiles; see cxr.imaging.mosaic
     """
 
     sha256: str
