@@ -49,6 +49,7 @@ from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
 from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
 from cxr.registry.runs import log_evaluation
+from cxr.registry.test_set_looks import record_look
 from cxr.reporting.cards import write_cards
 from cxr.reporting.gallery import contact_sheet, make_gallery, pick_images, pick_most_confident_errors
 from cxr.reporting.report import GalleryItem, ReportContent, render_report
@@ -90,7 +91,8 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     drawn = _draw(test, content, paths)
     galleries = _galleries(model, spec, packed, test, params, _originals(paths, spec.preprocessing.max_pixels))
     _write_artifacts(measured, content, drawn, paths.evaluation, gallery=galleries["gallery"])
-    _write_report(content, drawn, galleries, paths.report)
+    looks = record_look(split["test_set_sha256"], spec.weights_sha256)
+    _write_report(content, drawn, galleries, paths.report, looks=looks)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
     _track(records["training"]["run_id"], metrics, paths)
@@ -243,7 +245,12 @@ def _write_artifacts(
 
 
 def _write_report(
-    content: Mapping[str, Any], drawn: Mapping[str, str], galleries: Mapping[str, list[GalleryItem]], path: Path
+    content: Mapping[str, Any],
+    drawn: Mapping[str, str],
+    galleries: Mapping[str, list[GalleryItem]],
+    path: Path,
+    *,
+    looks: int | None,
 ) -> None:
     digests = {
         "manifest (SHA-256)": content["split"]["manifest_sha256"],
@@ -252,7 +259,7 @@ def _write_report(
         "MLflow run": content["training"]["run_id"],
     }
     page = ReportContent(
-        **content, figures=drawn, gallery=galleries["gallery"], errors=galleries["errors"], digests=digests
+        **content, figures=drawn, gallery=galleries["gallery"], errors=galleries["errors"], digests=digests, looks=looks
     )
     with atomic_file(path) as partial:
         partial.write_text(render_report(page), encoding="utf-8")

@@ -20,6 +20,7 @@ import json
 import logging
 import sys
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ from cxr.registry import aliases, audit_log, requests, versions
 from cxr.registry.aliases import Standing
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.evaluation_store import evaluation_of
+from cxr.registry.external_store import external_results
 from cxr.registry.promotion import Decision, decide, sentence
 from cxr.registry.stored_names import DECISION_TAG, EVALUATION_TAG, VERDICT_TAG, current_verdict
+from cxr.registry.test_set_looks import looks_at
 from cxr.registry.versions import Version
 
 log = logging.getLogger("cxr.promote")
@@ -80,6 +83,8 @@ class _Case:
     standing: Standing
     artifacts: EvaluationArtifacts
     against: EvaluationArtifacts | None
+    external: Mapping[str, Mapping[str, Any] | None]
+    looks: int
     decision: Decision
 
 
@@ -168,14 +173,17 @@ def _restore(standing: Standing, request: Request, *, rejected: str = "") -> str
 def _judge(version: Version, champion: Version | None, standing: Standing, params: PromoteParams) -> _Case:
     artifacts = evaluation_of(version)
     against = evaluation_of(champion, artifacts.test_set_sha256) if champion else None
+    external = external_results(version)
     decision = decide(
         artifacts,
         against,
         params,
+        external=list(external.values()),
         rolled_back=audit_log.rolled_back_by(aliases.history(), version.number),
         broken_bundle=versions.bundle_fault(version),
     )
-    return _Case(version, champion, standing, artifacts, against, decision)
+    looks = looks_at(artifacts.test_set_sha256)
+    return _Case(version, champion, standing, artifacts, against, external, looks, decision)
 
 
 def _overruled(case: _Case, request: Request) -> str:
@@ -234,7 +242,22 @@ def _table(case: _Case) -> str:
         f"  {marks[check.outcome]}  {check.name:<{width}}  {check.observed}; required: {check.required}"
         for check in checks
     ]
+    lines += [f"  external test {_external_line(which, result)}" for which, result in case.external.items()]
+    if case.looks:
+        lines.append(f"  models measured on this test set so far: {case.looks}")
     return "\n".join(lines)
+
+
+def _external_line(which: str, result: Mapping[str, Any] | None) -> str:
+    """Return an external test in a line; its scores are those without copies of training images."""
+    if result is None:
+        return f"{which}: lost, or changed since it was stored; run `./run external` again"
+    facts, unseen = result["set"], result["without_training_duplicates"] or result
+    if not unseen["classes"]:
+        return f"{facts['name']}: {facts['n_images']} images without labels to score, drift {result['drift']['alarm']}"
+    values = {metric.label: metric.stored_in(unseen) for metric in HEADLINES}
+    scores = ", ".join(f"{label} {value:.3f}" for label, value in values.items() if value is not None)
+    return f"{facts['name']}: {unseen['n_test']} images, {'/'.join(unseen['classes'])}: {scores}"
 
 
 def _record(case: _Case, request: Request) -> dict[str, Any]:
@@ -248,6 +271,8 @@ def _record(case: _Case, request: Request) -> dict[str, Any]:
         "reason": request.reason,
         "approved_by_a_person": case.decision.decision == "HOLD" and request.approve_held,
         "reasons": [asdict(check) for check in case.decision.reasons],
+        "external": [_external_line(which, result) for which, result in case.external.items()],
+        "test_set_looks": case.looks,
         "evaluation": {
             "version": _summary(case.artifacts),
             "champion": _summary(case.against) if case.against else None,

@@ -44,13 +44,13 @@ from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import read_manifest, read_splits
 from cxr.dataset.prepare import write_image_array
 from cxr.dataset.shards import Shards
-from cxr.evaluation.calibration import measure_calibration
 from cxr.evaluation.predictions import Predictions, predict
 from cxr.evaluation.summary import Settings, summarize
 from cxr.models.bundle import ModelSpec, read_bundle
 from cxr.registry import aliases, versions
 from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
 from cxr.registry.evaluation_store import evaluation_of, store_evaluation, training_images
+from cxr.registry.test_set_looks import record_look
 from cxr.registry.versions import Version
 
 log = logging.getLogger("cxr.reevaluate")
@@ -154,8 +154,7 @@ def _preprocessed(spec: ModelSpec, images: pd.DataFrame, params: Params, scratch
 def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str, Any], params: Params) -> None:
     asked = params.evaluate
     settings = Settings(asked.bootstrap_resamples, asked.seed, asked.calibration_bins)
-    errors = measure_calibration(found.labels, found.calibrated, bins=settings.bins).to_json()
-    calibration = {"test": {"after": errors}, "temperature": spec.temperature, "bias": list(spec.bias)}
+    calibration = {"temperature": spec.temperature, "bias": list(spec.bias)}
     metrics = summarize(found, calibration=calibration, split=split, settings=settings)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -164,6 +163,7 @@ def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str
         test_set = str(split["test_set_sha256"])
         tags = store_evaluation(version.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
         versions.tag_version(version.number, tags)
+    record_look(test_set, spec.weights_sha256)
     log.info(
         "reevaluate: version %s on the test set %s: accuracy %.3f of %d images",
         version.number,

@@ -38,6 +38,7 @@ from cxr.common.errors import CxrError, DataError, WeightsError
 from cxr.common.files import read_json, write_json
 from cxr.common.params import Paths, RegisterParams, RuntimeBounds
 from cxr.dataset.image_array import read_image_array
+from cxr.dataset.inspect import thumbnail_of
 from cxr.dataset.manifest import read_splits
 from cxr.evaluation.headline import HEADLINES
 from cxr.inference.openvino_export import (
@@ -52,11 +53,18 @@ from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, r
 from cxr.models.reference import REFERENCE_FILE, read_reference
 from cxr.registry import registration, runs, tracking_store, versions
 from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
-from cxr.registry.evaluation_store import keep_training_images, store_evaluation
+from cxr.registry.evaluation_store import (
+    keep_training_images,
+    keep_training_thumbnails,
+    seen_images,
+    store_evaluation,
+    training_images,
+)
 from cxr.registry.lineage import lineage
 from cxr.registry.retention import keep_data_lock
 from cxr.registry.run_metadata import log_images, run_page, shown_tags
 from cxr.registry.stored_names import EVALUATION_TAG
+from cxr.registry.versions import Version
 
 RESTORED_TAG = "restored_from"
 _MODEL_CARD = "model_card.md"  # as cxr.reporting.cards writes it, whose imports this step does not need
@@ -77,7 +85,9 @@ def register(params: RegisterParams, paths: Paths) -> None:
         evaluation = _log_evaluation(run_id, paths) | _scores(metrics) | runtime
         evaluation |= keep_data_lock(run_id, Path("dvc.lock"))
         origin = {**params.tags, **_lineage(run_id, spec, split, training)}
-        origin |= keep_training_images(run_id, read_splits(paths.split))
+        splits = read_splits(paths.split)
+        origin |= keep_training_images(run_id, splits)
+        evaluation |= _keep_thumbnails(run_id, splits, versions.find_version(spec), paths)
         version, is_new = registration.register_version(
             Path(scratch),
             spec,
@@ -189,6 +199,28 @@ def _validation_images(spec: ModelSpec, paths: Paths) -> ValidationAnswers:
         labels=np.array([spec.classes.index(label) for label in images["label"]], np.int64),
         probabilities=images[[f"p_{name}" for name in spec.classes]].to_numpy(np.float64),
     )
+
+
+def _keep_thumbnails(run_id: str, splits: pd.DataFrame, known: Version | None, paths: Paths) -> dict[str, str]:
+    """Record thumbnails of what the model has seen, by which tasks.external finds copies of it; return their tags.
+
+    They come from the prepared images, so that copies of another size or compression are alike. Without prepared
+    images a model is registered without thumbnails rather than not at all.
+    """
+    seen = seen_images(splits)
+    recorded = training_images(known) if known else seen
+    if recorded is None or recorded["image_id"].tolist() != seen["image_id"].tolist():
+        log.info(
+            "register: no thumbnails of the training images: the version was trained on others than data/split has"
+        )
+        return {}
+    try:
+        packed = read_image_array(paths.images)
+        rows = packed.rows(seen["image_id"].tolist())
+    except DataError as error:
+        log.info("register: no thumbnails of the training images: %s", error)
+        return {}
+    return keep_training_thumbnails(run_id, np.stack([thumbnail_of(packed.images[row]) for row in rows]))
 
 
 def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:

@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 import pandas as pd
 
-from cxr.common.files import atomic_file
+from cxr.common.files import atomic_file, sha256_of
 from cxr.common.params import read_params
 from cxr.registry.tracked_runs import TrackedRun, read_artifacts, runs_with_tag_prefix
 from cxr.reporting.figures import learning_curve, standing_alone
@@ -48,6 +48,9 @@ from cxr.study.spec import TAG_PREFIX, read_study
 
 _TRAINING, _VALIDATION = "training/training.json", "training/validation.csv"
 _METRICS, _PREDICTIONS = "evaluation/metrics.json", "evaluation/predictions.csv"
+
+ENDPOINTS = "endpoints.md"
+"""Beside the page: what the finals are measured by, registered before they were trained."""
 
 log = logging.getLogger("cxr.results")
 
@@ -63,7 +66,9 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
     settings = Settings(resamples=evaluate.bootstrap_resamples, seed=evaluate.seed)
     records = [record for run in runs_with_tag_prefix(TAG_PREFIX) if (record := _record(run)) is not None]
     groups = study_results(study, records, settings)
-    page = render_page(study, groups, records, settings)
+    endpoints = output.parent / ENDPOINTS
+    sha256 = sha256_of(endpoints) if endpoints.is_file() else ""
+    page = render_page(study, groups, records, settings, endpoints_sha256=sha256)
     with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
     _draw_learning_curve(groups, output.parent)

@@ -72,8 +72,13 @@ class SanityCheck:
 
     @property
     def depends_on_weights(self) -> bool | None:
-        """Whether the maps of a fully random network differ from those of the trained one; None without a map."""
-        return self.steps[-1].similarity.value < SIMILAR_FROM if self.steps else None
+        """Whether the maps of every randomised network differ from those of the trained one; None without a map."""
+        return not self.similar_steps if self.steps else None
+
+    @property
+    def similar_steps(self) -> tuple[str, ...]:
+        """The steps after which the maps still look like the trained network's."""
+        return tuple(step.randomised for step in self.steps if step.similarity.value >= SIMILAR_FROM)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts and numbers."""
@@ -81,6 +86,7 @@ class SanityCheck:
             "images": self.images,
             "steps": [step.to_json() for step in self.steps],
             "depends_on_weights": self.depends_on_weights,
+            "similar_steps": list(self.similar_steps),
             "similar_from": SIMILAR_FROM,
         }
 
@@ -126,22 +132,21 @@ def randomisation_check(
     """Compare the model's maps with those of copies whose parts are randomised, from the head downwards.
 
     Args:
-        model: in evaluation mode; of an Ensemble the last member is used.
+        model: in evaluation mode; a part of an Ensemble is randomised in all members at once.
         images: (N, H, W) prepared images.
         class_indices: (N,) the classes whose maps are compared.
         scale: of the channels.
         draws: of the images' patients; its seed also draws the weights.
         parts: the model's parts from the image to the answer.
     """
-    network = model.members[-1] if isinstance(model, Ensemble) else model
-    trained = grad_cam_of_images(network, images, class_indices, **asdict(scale))
+    trained = grad_cam_of_images(model, images, class_indices, **asdict(scale))
     has_map = np.any(trained, axis=(1, 2))
     if not has_map.any():
         return SanityCheck(0, ())
     kept = draws.where(has_map)
     similar: dict[str, list[Floats]] = {}
     for draw in range(_DRAWS):
-        for name, randomised in _cascade(network, parts, seed=draws.seed + draw):
+        for name, randomised in _cascade(model, parts, seed=draws.seed + draw):
             heat = grad_cam_of_images(randomised, images[has_map], class_indices[has_map], **asdict(scale))
             similar.setdefault(name, []).append(rank_correlations(trained[has_map], heat))
     steps = [RandomisedStep(name, _median(np.mean(values, axis=0), kept)) for name, values in similar.items()]
@@ -186,13 +191,15 @@ def _median(values: Floats, draws: Resampling) -> MedianOfImages:
 
 
 def _cascade(
-    network: nn.Module, parts: Callable[[nn.Module], Mapping[str, nn.Module]], *, seed: int
+    model: nn.Module, parts: Callable[[nn.Module], Mapping[str, nn.Module]], *, seed: int
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield a copy of the network with a random head, then also with the next part, until all parts are random."""
-    copied = copy.deepcopy(network)
+    """Yield a copy of the model with a random head, then also with the next part, until all parts are random."""
+    copied = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    for name, part in reversed(list(parts(copied).items())):
-        _randomise(part, generator)
+    of_members = [parts(one) for one in (copied.members if isinstance(copied, Ensemble) else [copied])]
+    for name in reversed(list(of_members[0])):
+        for of_member in of_members:
+            _randomise(of_member[name], generator)
         yield name, copied
 
 

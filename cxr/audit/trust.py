@@ -15,7 +15,6 @@ from cxr.audit.saliency import Normalisation, attention_in_thorax, randomisation
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.bootstrap import Resampling
 from cxr.evaluation.clinical_utility import (
-    MIN_KEPT,
     Flags,
     abstention_curve,
     decision_curve,
@@ -98,10 +97,13 @@ def referral(validation: Predictions, test: Predictions, settings: TrustSettings
     """Return the abstention curve of the test images, and the referral threshold that validation images give."""
     confidence, right = _confidence(test)
     draws = _draws(test, settings)
-    threshold = refer_confidence(*_confidence(validation), accuracy=settings.refer_accuracy)
+    threshold = refer_confidence(
+        *_confidence(validation), accuracy=settings.refer_accuracy, draws=_draws(validation, settings)
+    )
     found = None if threshold is None else refer(confidence, right, threshold=threshold, draws=draws).to_json()
     reason = (
-        f"no threshold keeps {MIN_KEPT} or more validation images with an accuracy of {settings.refer_accuracy:.0%}"
+        f"no threshold keeps validation images with an accuracy that is {settings.refer_accuracy:.0%} or more with 95% "
+        "confidence"
     )
     return {
         "target_accuracy": settings.refer_accuracy,

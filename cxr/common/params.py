@@ -276,6 +276,7 @@ class PromoteParams(Section):
 
     floors: dict[str, Share]
     ceilings: dict[str, Share]
+    external_floors: dict[str, Share]
     min_class_recall: Share
     max_recall_drop: Share
     non_inferiority_margin: dict[str, Share]

@@ -56,8 +56,7 @@ def inspect_image(data: bytes, *, name: str, max_pixels: int) -> InspectedImage:
 
 
 def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> InspectedImage:
-    side = THUMBNAIL_SIDE_PX
-    thumbnail = np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+    thumbnail = thumbnail_of(grey)
     shares = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
     levels = np.arange(256)
     mean = float(shares @ levels)
@@ -77,6 +76,12 @@ def _describe(data: bytes, grey: NDArray[np.uint8], header: Header) -> Inspected
         thumbnail=thumbnail,
         is_mosaic=is_mosaic(grey),
     )
+
+
+def thumbnail_of(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the (32, 32) area-averaged thumbnail of grey levels (H, W), by which duplicates are found."""
+    side = THUMBNAIL_SIDE_PX
+    return np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def perceptual_hash(thumbnail: NDArray[np.uint8]) -> int:

@@ -21,6 +21,7 @@ _MOST_BITS_APART = 16
 # a bucket.
 _WINDOW = 256
 _PAIRS_AT_ONCE = 1 << 12
+_ROWS_AT_ONCE = 256  # of one set against all of another: 5 MB for each 5,000
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,21 @@ def correlation_of(thumbnails: NDArray[np.uint8], rows: NDArray[np.int64]) -> ND
         one, other = _standardised(thumbnails[part[:, 0]]), _standardised(thumbnails[part[:, 1]])
         values[start : start + len(part)] = np.einsum("ij,ij->i", one, other)
     return values
+
+
+def nearest(thumbnails: NDArray[np.uint8], among: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return for each of N thumbnails (N, 32, 32) the row (N,) of the most similar `among` (M, 32, 32), M from 1.
+
+    Also returns their correlation (N,). All pairs are compared.
+    """
+    rows, values = np.zeros(len(thumbnails), np.int64), np.zeros(len(thumbnails))
+    others = _standardised(among)
+    for start in range(0, len(thumbnails), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        correlation = _standardised(thumbnails[part]) @ others.T
+        rows[part] = correlation.argmax(axis=1)
+        values[part] = correlation.max(axis=1)
+    return rows, values
 
 
 def _standardised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:

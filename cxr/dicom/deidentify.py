@@ -69,6 +69,16 @@ def read_identity(data: bytes, *, name: str) -> Identity:
         return Identity(*(text(dataset, keyword) for keyword in _IDENTITY_TAGS))
 
 
+def read_manufacturer(data: bytes, *, name: str) -> str:
+    """Return the vendor of the device that took an image, "" where the file does not say.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    with image_errors(name):
+        return text(read_dicom(data, ("Manufacturer",)), "Manufacturer")
+
+
 def patient_key() -> bytes:
     """Return the key of the patient digests from the environment.
 

@@ -95,6 +95,19 @@ class Resampling:
         ratios = np.where(under > 0, over / np.where(under > 0, under, 1), np.nan)
         return [percentile_interval(column) for column in ratios.T]
 
+    def cumulative_low(self, values: Floats, level: float, *, at: Ints) -> Floats:
+        """Return the quantile `level` (K,) of the resampled means of values (N,) up to and with each row of `at` (K,).
+
+        A resample without any of these images leaves their mean undefined and does not count.
+        """
+        names, patient = np.unique(self.patients.astype(str), return_inverse=True)
+        means = []
+        for counts in patient_draws(len(names), self.resamples, seed=self.seed, width=len(values)):
+            drawn = counts[:, patient]
+            total, hits = np.cumsum(drawn, axis=1)[:, at], np.cumsum(drawn * values, axis=1)[:, at]
+            means.append(np.where(total > 0, hits / np.maximum(total, 1), np.nan))
+        return np.asarray(np.nanquantile(np.concatenate(means), level, axis=0))
+
     def median(self, values: Floats) -> Interval | None:
         """Return the interval of the (lower) median of values (N,)."""
         names, patient = np.unique(self.patients.astype(str), return_inverse=True)

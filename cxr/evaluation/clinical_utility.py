@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 from cxr.evaluation.bootstrap import Interval, Resampling, pair
 from cxr.evaluation.metrics import Floats, Ints, defined
 
 Flags = NDArray[np.bool_]
 
-MIN_KEPT = 10
-"""The fewest validation images that a referral threshold must keep; fewer are too few to measure an accuracy."""
+_BOUND_LEVEL = 0.05  # one-sided, of the accuracy that a referral threshold must reach
+_MOST_CANDIDATES = 500  # thresholds that the bootstrap checks: bounds its memory
 
 COVERAGES = tuple(share / 100 for share in range(5, 101, 5))
 DECISION_THRESHOLDS = tuple(share / 100 for share in range(2, 99, 2))
@@ -145,30 +146,46 @@ def operating_point(
 ) -> OperatingPoint:
     """Measure a threshold on images: an image is called positive when its score (N,) is above it."""
     called = scores > threshold
-    sensitivity, specificity = _rates([(called, positive), (~called, ~positive)], draws)
+    sensitivity, specificity = rates([(called, positive), (~called, ~positive)], draws)
     return OperatingPoint(target_specificity, threshold, sensitivity, specificity)
 
 
-def refer_confidence(confidence: Floats, right: Flags, *, accuracy: float) -> float | None:
-    """Return the smallest confidence from which on images reach `accuracy`; None where none does.
+def refer_confidence(confidence: Floats, right: Flags, *, accuracy: float, draws: Resampling) -> float | None:
+    """Return the smallest confidence from which on images surely reach `accuracy`; None where none does.
+
+    Surely: the lower bound of their accuracy, one-sided at 95%, is at least `accuracy`. The bound is the lower one of
+    Clopper and Pearson's (1934), which holds for few images without an error, and of the bootstrap over patients, which
+    knows that images of one patient are similar. The last crossing of the accuracy itself would be a lucky one.
 
     Args:
         confidence: (N,) probability of the predicted class of the images to choose on.
         right: (N,) whether that class is the true one.
-        accuracy: 0 to 1, of the images kept; at least MIN_KEPT must be.
+        accuracy: 0 to 1, aimed at for the images kept.
+        draws: of the images' patients.
     """
     order = np.argsort(-confidence, kind="stable")
     ordered = confidence[order]
-    reached = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     last_of_ties = np.append(np.diff(ordered) < 0, True)[: len(order)]
-    enough = (reached >= accuracy) & last_of_ties & (np.arange(1, len(order) + 1) >= MIN_KEPT)
-    return float(ordered[enough].min()) if enough.any() else None
+    kept, hits = np.arange(1, len(order) + 1), np.cumsum(right[order].astype(np.int64))
+    possible = np.flatnonzero(last_of_ties & (_clopper_pearson_low(hits, kept) >= accuracy))
+    if not len(possible):
+        return None
+    if len(possible) > _MOST_CANDIDATES:
+        possible = possible[np.linspace(0, len(possible) - 1, _MOST_CANDIDATES).astype(np.int64)]
+    low = draws.where(order).cumulative_low(right[order].astype(float), _BOUND_LEVEL, at=possible)
+    sure = possible[low >= accuracy]
+    return float(ordered[sure].min()) if len(sure) else None
+
+
+def _clopper_pearson_low(hits: Ints, of: Ints) -> Floats:
+    """Return the exact one-sided lower bounds of shares (N,); 0 without a hit."""
+    return np.where(hits > 0, beta.ppf(_BOUND_LEVEL, np.maximum(hits, 1), of - hits + 1), 0.0)
 
 
 def refer(confidence: Floats, right: Flags, *, threshold: float, draws: Resampling) -> Referral:
     """Measure on images what referring those below `threshold` does; arrays as in refer_confidence."""
     kept, every_image = confidence >= threshold, np.ones(len(right), bool)
-    return Referral(threshold, *_rates([(kept, every_image), (right, kept), (~kept, ~right)], draws))
+    return Referral(threshold, *rates([(kept, every_image), (right, kept), (~kept, ~right)], draws))
 
 
 def abstention_curve(confidence: Floats, right: Flags, draws: Resampling) -> tuple[Coverage, ...]:
@@ -235,8 +252,8 @@ def _with_plain_rates(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.to_json() if isinstance(value, Rate) else value for name, value in values.items()}
 
 
-def _rates(pairs: Sequence[tuple[Flags, Flags]], draws: Resampling) -> list[Rate]:
-    """Return for each pair of flags (hit, counted) the share of the counted images that are hits."""
+def rates(pairs: Sequence[tuple[Flags, Flags]], draws: Resampling) -> list[Rate]:
+    """Return for each pair of flags (hit, counted), each (N,), the share of the counted images that are hits."""
     counted = np.stack([counted for _, counted in pairs], axis=1)
     hits = np.stack([hit for hit, _ in pairs], axis=1) & counted
     intervals = draws.ratios(hits.astype(float), counted.astype(float))

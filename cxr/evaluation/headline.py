@@ -147,10 +147,13 @@ def check_gate(params: PromoteParams) -> None:
     """Check that the gate asks for metrics that there are.
 
     Raises:
-        ParamsError: `floors`, `ceilings` or `non_inferiority_margin` names a metric that it cannot hold.
+        ParamsError: `floors`, `external_floors`, `ceilings` or `non_inferiority_margin` names a metric that it cannot
+            hold.
     """
     known = (*SCORES, *ERRORS)
-    _check("floors", params.floors, (metric for metric in known if metric.higher_is_better))
+    higher = [metric for metric in known if metric.higher_is_better]
+    _check("floors", params.floors, higher)
+    _check("external_floors", params.external_floors, higher)
     _check("ceilings", params.ceilings, (metric for metric in known if not metric.higher_is_better))
     _check("non_inferiority_margin", params.non_inferiority_margin, COMPARED)
 

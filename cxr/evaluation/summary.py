@@ -11,6 +11,7 @@ import pandas as pd
 from cxr.dataset.blocks import NO_BLOCK
 from cxr.evaluation.bootstrap import Intervals, bootstrap_intervals
 from cxr.evaluation.calibration import measure_calibration, reliability_table
+from cxr.evaluation.calibration_line import calibration_lines
 from cxr.evaluation.headline import ERRORS, SCORES
 from cxr.evaluation.metrics import Metrics, measure, roc_curves
 from cxr.evaluation.predictions import Predictions
@@ -65,28 +66,46 @@ def summarize(
     Raises:
         DataError: there are no test images.
     """
-    measured, intervals = _measured(test, settings)
-    values = measured.to_json()
+    scores = measured_scores(test, settings)
     return {
-        **{key: value for key, value in values.items() if key != "n"},
+        **scores,
         "calibration": {
-            **calibration["test"]["after"],
+            **scores["calibration"],
             "temperature": calibration["temperature"],
             "bias": calibration["bias"],
-            "bins": settings.bins,
         },
-        "ci95": intervals.to_json(),
-        "bootstrap": {"resamples": intervals.resamples, "resamples_missing_a_class": intervals.incomplete},
         **{key: split[key] for key in _OF_THE_SPLIT},
         "seed": settings.seed,
-        "n_test": measured.n,
-        "n_patients": intervals.patients,
         "per_source": {
-            str(source): _slice(test.where(test.sources == source), settings) for source in np.unique(test.sources)
+            str(source): slice_scores(test.where(test.sources == source), settings)
+            for source in np.unique(test.sources)
         },
         "blocks": split["blocks"],
         "per_block": _by_block(test, settings),
-        "per_pair": _by_pair(test, settings),
+        "per_pair": pair_scores(test, settings),
+    }
+
+
+def measured_scores(images: Predictions, settings: Settings) -> dict[str, Any]:
+    """Return what metrics.json says of any labelled images: every metric and its 95% interval, and the calibration.
+
+    Raises:
+        DataError: there are no images.
+    """
+    measured, intervals = _measured(images, settings)
+    lines = calibration_lines(images.classes, images.labels, images.calibrated, images.patients)
+    shown = {name: None if line is None else line.to_json() for name, line in lines.items()}
+    return {
+        **{key: value for key, value in measured.to_json().items() if key != "n"},
+        "calibration": {
+            **measure_calibration(images.labels, images.calibrated, bins=settings.bins).to_json(),
+            "bins": settings.bins,
+            "lines": shown,
+        },
+        "ci95": intervals.to_json(),
+        "bootstrap": {"resamples": intervals.resamples, "resamples_missing_a_class": intervals.incomplete},
+        "n_test": measured.n,
+        "n_patients": intervals.patients,
     }
 
 
@@ -137,20 +156,20 @@ def _by_block(test: Predictions, settings: Settings) -> dict[str, Any]:
     if (test.blocks == NO_BLOCK).all():
         return {}
     titles = {int(block): "none" if block == NO_BLOCK else str(block) for block in np.unique(test.blocks)}
-    return {title: _slice(test.where(test.blocks == block), settings) for block, title in titles.items()}
+    return {title: slice_scores(test.where(test.blocks == block), settings) for block, title in titles.items()}
 
 
-def _by_pair(test: Predictions, settings: Settings) -> dict[str, Any]:
+def pair_scores(test: Predictions, settings: Settings) -> dict[str, Any]:
     """Return the metrics of each two classes, from their images alone and as if there were no other class."""
     pairs = {
         f"{test.classes[first]}/{test.classes[second]}": test.between(first, second)
         for first, second in combinations(range(len(test.classes)), 2)
     }
     every = [metric.name for metric in SCORES]
-    return {name: _slice(images, settings, every) for name, images in pairs.items() if len(images.labels)}
+    return {name: slice_scores(images, settings, every) for name, images in pairs.items() if len(images.labels)}
 
 
-def _slice(images: Predictions, settings: Settings, names: Sequence[str] = _OF_A_SLICE) -> dict[str, Any]:
+def slice_scores(images: Predictions, settings: Settings, names: Sequence[str] = _OF_A_SLICE) -> dict[str, Any]:
     """Return the metrics `names` of some of the images; averages are over the classes they have."""
     measured, intervals = _measured(images, settings)
     ci95 = intervals.to_json()

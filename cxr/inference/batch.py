@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,13 @@ class ScoredBatch:
 
 
 def score_images(
-    classifier: Classifier, location: Location, images: Sequence[ImageFile], *, scored: Scored, workers: int
+    classifier: Classifier,
+    location: Location,
+    images: Sequence[ImageFile],
+    *,
+    scored: Scored,
+    workers: int,
+    beside: Callable[[AnsweredImage[ImageFile, None]], Row] = lambda _: {},
 ) -> Generator[ScoredBatch, None, None]:
     """Score `images` of `location`, a batch at a time and in their order.
 
@@ -43,6 +49,7 @@ def score_images(
         images: of the location, those not known to be scored.
         scored: images whose bytes it holds are left out.
         workers: threads that read and decode.
+        beside: returns more columns of an image's row.
 
     Raises:
         SourceError: the location no longer answers; what was yielded stands.
@@ -65,7 +72,9 @@ def score_images(
         for batch in batches:
             now = datetime.now(UTC)
             found = [one for one in batch if one.answer is not None or one.image.error is not None]
-            rows = [_row(one, location=location.name, version=classifier.number, now=now) for one in found]
+            rows = [
+                _row(one, location=location.name, version=classifier.number, now=now) | beside(one) for one in found
+            ]
             yield ScoredBatch(rows, known=len(batch) - len(rows))
 
 

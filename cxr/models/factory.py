@@ -114,9 +114,8 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
 
 def saliency_stage(model: nn.Module) -> nn.Module | None:
     """Return the module that computes a network's last feature maps; None for a network that is not from `build`."""
-    network = model.members[-1] if isinstance(model, Ensemble) else model
-    backbone = getattr(network, _BACKBONE, None)
-    return None if backbone is None else network.get_submodule(_architecture(backbone).saliency_layer)
+    backbone = getattr(model, _BACKBONE, None)
+    return None if backbone is None else model.get_submodule(_architecture(backbone).saliency_layer)
 
 
 def features(model: nn.Module, x: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""Grad-CAM: which part of an image contributes to a class (Selvaraju et al. 2017).
+"""Heat maps: which part of an image contributes to a class. Grad-CAM (Selvaraju et al. 2017) or LayerCAM.
 
-The map has the resolution of the last convolution stage (7 x 7 cells for a ResNet at 224 px) and is enlarged to the
-image. It shows what the model used, not where the disease is.
+The map comes from the deepest stage that has MIN_CELLS cells a side, and is enlarged to the image. Where that is the
+last stage (a ResNet at 224 px), it is Grad-CAM. Where the last stage is coarser (4 x 4 at 112 px, which shows nothing),
+the map comes from an earlier one, by LayerCAM (Jiang et al. 2021): each cell is weighted by its own gradient, because
+one weight a channel is meaningful in the last stage only. The map of an ensemble is the mean of its members' maps.
+
+It shows what the model used, not where the disease is.
 """
 
 import numpy as np
@@ -10,12 +14,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.common.errors import WeightsError
-from cxr.models.factory import saliency_stage
+from cxr.models.factory import parts_of, saliency_stage
 from cxr.models.forward import images_to_input
+from cxr.models.modules import Ensemble
+
+MIN_CELLS = 7
+"""Cells a side that a map needs to show a part of a lung; a ResNet at 224 px has as many."""
+
+_EARLIER_PARTS = ("layer3", "layer2")  # from the last stage towards the image
 
 
 def last_convolution_stage(model: nn.Module) -> nn.Module:
-    """Return the module that computes the last feature maps of `model`, or of the last member of an Ensemble.
+    """Return the module that computes the last feature maps of a network, no Ensemble.
 
     Networks of cxr.models.factory name it (`layer4` of a ResNet). In others it is found by type: the last child that
     contains a convolution, searched recursively while it also contains a linear layer (a classifier).
@@ -38,20 +48,14 @@ def _last_stage_by_type(model: nn.Module) -> nn.Module:
 
 
 def grad_cam(
-    model: nn.Module,
-    inputs: torch.Tensor,
-    class_indices: NDArray[np.int64],
-    *,
-    stage: nn.Module | None = None,
-    batch_size: int = 16,
+    model: nn.Module, inputs: torch.Tensor, class_indices: NDArray[np.int64], *, batch_size: int = 16
 ) -> NDArray[np.float32]:
     """Return one heat map per image for its class.
 
     Args:
-        model: in evaluation mode, logits (N, C) out.
+        model: in evaluation mode, logits (N, C) out; of an Ensemble all members are used.
         inputs: (N, channels, H, W), normalised as in training, on the model's device.
         class_indices: (N,) the class that each map explains.
-        stage: module whose feature maps are used; by default the last convolution stage.
         batch_size: images per forward pass.
 
     Returns:
@@ -60,12 +64,15 @@ def grad_cam(
     Raises:
         WeightsError: the model has no convolution stage.
     """
-    stage = last_convolution_stage(model) if stage is None else stage
-    maps = [
-        _grad_cam_of_batch(model, stage, inputs[start : start + batch_size], class_indices[start : start + batch_size])
-        for start in range(0, len(inputs), batch_size)
-    ]
-    return np.concatenate(maps) if maps else np.zeros((0, *inputs.shape[-2:]), np.float32)
+    members = list(model.members) if isinstance(model, Ensemble) else [model]
+    stages = [_stages(member) for member in members]
+    maps = [np.zeros((0, *inputs.shape[-2:]), np.float32)]
+    for start in range(0, len(inputs), batch_size):
+        batch, classes = inputs[start : start + batch_size], class_indices[start : start + batch_size]
+        of_members = [_heat(member, own, batch, classes) for member, own in zip(members, stages, strict=True)]
+        mean = torch.stack(of_members).mean(dim=0) if len(members) > 1 else of_members[0]
+        maps.append(_peak_at_1(mean).cpu().numpy())
+    return np.concatenate(maps)
 
 
 def grad_cam_of_images(
@@ -85,33 +92,57 @@ def _holds(module: nn.Module, kind: type[nn.Module]) -> bool:
     return any(isinstance(part, kind) for part in module.modules())
 
 
-def _grad_cam_of_batch(
-    model: nn.Module, stage: nn.Module, inputs: torch.Tensor, class_indices: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    kept: list[torch.Tensor] = []
+def _stages(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that a map may come from, the last stage first."""
+    last = last_convolution_stage(network)
+    if saliency_stage(network) is None:
+        return [last]
+    parts = parts_of(network)
+    return [last, *(list(parts[name])[-1] for name in _EARLIER_PARTS)]
 
-    def keep(_module: nn.Module, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        # A leaf in place of the stage's output: works with frozen weights, and backward stops at the stage.
-        leaf = output.detach().requires_grad_()
-        kept.append(leaf)
-        return leaf.clone()  # the next layer may operate in place
 
-    handle = stage.register_forward_hook(keep)
+def _heat(
+    network: nn.Module, stages: list[nn.Module], inputs: torch.Tensor, class_indices: NDArray[np.int64]
+) -> torch.Tensor:
+    """Return the maps (B, H, W) of one network, each with its maximum at 1."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(number: int, output: torch.Tensor) -> torch.Tensor:
+        # A leaf in place of the earliest stage's output: works with frozen weights, and backward stops there.
+        kept[number] = output.detach().requires_grad_() if number == len(stages) - 1 else output
+        return kept[number].clone()  # the next layer may operate in place
+
+    handles = [
+        stage.register_forward_hook(lambda _module, _arguments, output, number=number: keep(number, output))
+        for number, stage in enumerate(stages)
+    ]
     try:
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
-            logits = model(inputs.float())
+            logits = network(inputs.float())
             wanted = torch.as_tensor(class_indices, device=logits.device)
             score = logits.gather(1, wanted[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, kept[-1])
+            chosen = _deepest_fine_enough(kept)
+            (gradient,) = torch.autograd.grad(score, kept[chosen])
     finally:
-        handle.remove()
-    return _enlarged(gradient, kept[-1].detach(), (inputs.shape[-2], inputs.shape[-1]))
+        for handle in handles:
+            handle.remove()
+    return _enlarged(gradient, kept[chosen].detach(), (inputs.shape[-2], inputs.shape[-1]), of_last=chosen == 0)
 
 
-def _enlarged(gradient: torch.Tensor, activation: torch.Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
+def _deepest_fine_enough(maps: dict[int, torch.Tensor]) -> int:
+    """Return the number of the first stage with MIN_CELLS cells a side; of coarser ones the finest."""
+    cells = {number: min(maps[number].shape[-2:]) for number in sorted(maps)}
+    return next((number for number, side in cells.items() if side >= MIN_CELLS), max(cells, key=cells.__getitem__))
+
+
+def _enlarged(
+    gradient: torch.Tensor, activation: torch.Tensor, size: tuple[int, int], *, of_last: bool
+) -> torch.Tensor:
+    weights = gradient.mean(dim=(2, 3), keepdim=True) if of_last else gradient.relu()
     cam = (weights * activation).sum(dim=1, keepdim=True).relu()
-    cam = nn.functional.interpolate(cam, size=size, mode="bilinear", align_corners=False)[:, 0]
-    peak = cam.amax(dim=(1, 2), keepdim=True)
-    heat: NDArray[np.float32] = (cam / torch.where(peak > 0, peak, 1)).cpu().numpy()
-    return heat
+    return _peak_at_1(nn.functional.interpolate(cam, size=size, mode="bilinear", align_corners=False)[:, 0])
+
+
+def _peak_at_1(maps: torch.Tensor) -> torch.Tensor:
+    peak = maps.amax(dim=(1, 2), keepdim=True)
+    return maps / torch.where(peak > 0, peak, 1)

@@ -143,7 +143,7 @@ def merge_outputs(outputs: Tensor, classes: Sequence[str], populations: Sequence
 
 
 class Ensemble(nn.Module):
-    """Networks whose probabilities are averaged. Features and Grad-CAM are those of the last member."""
+    """Networks whose probabilities are averaged, and whose heat maps are. Features are those of the last member."""
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 `evaluation_artifacts`, `evaluation_artifacts_sha256`          of the evaluation it was registered with
 `evaluation_artifacts.<t>`, `evaluation_artifacts_sha256.<t>`  of a later one; <t> begins that test set's digest
 `training_images`, `training_images_sha256`                    the images and patients it was trained and tuned on
+`training_thumbnails`, `training_thumbnails_sha256`            thumbnails of the same images in the same order
 
 A location is `<run>/<path>` below that run's artifacts; the SHA-256 is what the files must have.
 """
@@ -13,12 +14,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cxr.common.files import sha256_of
 from cxr.registry import runs, tracking_store
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts, evaluation_digest, read_evaluation
-from cxr.registry.stored_names import EVALUATION_TAG, TRAINING_IMAGES_TAG, evaluation_tags
+from cxr.registry.stored_names import (
+    EVALUATION_TAG,
+    TRAINING_IMAGES_TAG,
+    TRAINING_THUMBNAILS_TAG,
+    evaluation_tags,
+)
 from cxr.registry.versions import Version
 
 
@@ -37,19 +45,37 @@ def store_evaluation(run_id: str, files: Sequence[Path], *, test_set_sha256: str
     return {location: f"{run_id}/{path}", sha256: digest}
 
 
+def seen_images(splits: pd.DataFrame) -> pd.DataFrame:
+    """Return the training and validation images of splits.csv in the order in which they are recorded."""
+    seen = splits.loc[splits["split"].isin(["train", "validation"]), ["image_id", "patient_id"]]
+    return seen.sort_values("image_id", ignore_index=True)
+
+
 def keep_training_images(run_id: str, splits: pd.DataFrame) -> dict[str, str]:
     """Record the training and validation images of splits.csv; return the tags that find them.
 
     A version is never evaluated on a test set that holds one of them.
     """
-    seen = splits.loc[splits["split"].isin(["train", "validation"]), ["image_id", "patient_id"]]
+    seen = seen_images(splits)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "training_images.csv"
-        seen.sort_values("image_id").to_csv(file, index=False, lineterminator="\n")
-        digest = sha256_of(file)
-        folder = f"training_images/{digest[:12]}"
-        runs.log_files(run_id, [file], folder)
-    return {TRAINING_IMAGES_TAG: f"{run_id}/{folder}/{file.name}", f"{TRAINING_IMAGES_TAG}_sha256": digest}
+        seen.to_csv(file, index=False, lineterminator="\n")
+        return _keep_file(run_id, file, TRAINING_IMAGES_TAG)
+
+
+def keep_training_thumbnails(run_id: str, thumbnails: NDArray[np.uint8]) -> dict[str, str]:
+    """Record the thumbnails (N, 32, 32) of the N images of `seen_images`; return the tags that find them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "training_thumbnails.npy"
+        np.save(file, thumbnails, allow_pickle=False)
+        return _keep_file(run_id, file, TRAINING_THUMBNAILS_TAG)
+
+
+def _keep_file(run_id: str, file: Path, tag: str) -> dict[str, str]:
+    digest = sha256_of(file)
+    folder = f"{tag}/{digest[:12]}"
+    runs.log_files(run_id, [file], folder)
+    return {tag: f"{run_id}/{folder}/{file.name}", f"{tag}_sha256": digest}
 
 
 def evaluation_of(version: Version, test_set_sha256: str = "") -> EvaluationArtifacts:
@@ -78,6 +104,15 @@ def training_images(version: Version) -> pd.DataFrame | None:
         if file is None or sha256_of(file) != version.tags.get(f"{TRAINING_IMAGES_TAG}_sha256"):
             return None
         return pd.read_csv(file, dtype="str", keep_default_na=False)
+
+
+def training_thumbnails(version: Version) -> NDArray[np.uint8] | None:
+    """Return the thumbnails (N, 32, 32) of the N images of `training_images`; None where they are not known."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = fetch_stored(version, version.tags.get(TRAINING_THUMBNAILS_TAG, ""), Path(scratch))
+        if file is None or sha256_of(file) != version.tags.get(f"{TRAINING_THUMBNAILS_TAG}_sha256"):
+            return None
+        return np.asarray(np.load(file, allow_pickle=False), np.uint8)
 
 
 def fetch_stored(version: Version, location: str, target: Path) -> Path | None:

@@ -11,9 +11,9 @@ metrics.json must agree with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cxr.common.errors import DataError
 from cxr.common.params import PromoteParams
@@ -83,6 +83,7 @@ def decide(
     *,
     rolled_back: Move | None = None,
     broken_bundle: str = "",
+    external: Sequence[Mapping[str, Any] | None] = (),
 ) -> Decision:
     """Decide whether the challenger becomes champion.
 
@@ -93,6 +94,7 @@ def decide(
         params: thresholds.
         rolled_back: the rollback that took the challenger out of service, where there was one.
         broken_bundle: what is wrong with the challenger's files in the store; "" where they are as registered.
+        external: the challenger's external tests (cxr.registry.external_store); None for one that is lost or changed.
 
     Raises:
         ParamsError: `params` names a metric that there is not.
@@ -100,6 +102,7 @@ def decide(
     check_gate(params)
     checks = [_artifacts_are_complete(challenger), _lineage_is_complete(challenger), _bundle_is_whole(broken_bundle)]
     checks += _floors(challenger, params)
+    checks += _external_floors(external, params)
     if champion is not None:
         checks += _against_champion(challenger, champion, params)
     if rolled_back is not None:
@@ -141,6 +144,25 @@ def _floors(artifacts: EvaluationArtifacts, params: PromoteParams) -> list[Check
             for name, (value, ceiling) in ceilings.items()
         ),
     ]
+
+
+def _external_floors(external: Sequence[Mapping[str, Any] | None], params: PromoteParams) -> list[Check]:
+    """Require the floors on every labelled external set; copies of training images do not count."""
+    if not params.external_floors:
+        return []
+    if None in external:
+        return [Check("external tests", "held", "one is lost or was changed", "as stored; run `./run external` again")]
+    labelled = [result for result in external if result and result["classes"]]
+    if not labelled:
+        return [Check("external tests", "held", "none with labels", "one or more: `./run external --data FOLDER`")]
+    checks = []
+    for result in labelled:
+        unseen = result["without_training_duplicates"] or result
+        for name, floor in sorted(params.external_floors.items()):
+            value = BY_NAME[name].stored_in(unseen)
+            good = value is not None and value >= floor
+            checks.append(_measured(f"{name} on {result['set']['name']}", value, f"at least {floor:.3f}", good=good))
+    return checks
 
 
 def _measured(name: str, value: float | None, required: str, *, good: bool) -> Check:

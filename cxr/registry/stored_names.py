@@ -17,6 +17,8 @@ REQUESTED = "requested"
 
 EVALUATION_TAG = "evaluation_artifacts"
 TRAINING_IMAGES_TAG = "training_images"
+TRAINING_THUMBNAILS_TAG = "training_thumbnails"
+EXTERNAL_TAG = "external"
 DECISION_TAG = "promotion_decision"
 VERDICT_TAG = "promotion"
 REASON_TAG = "promotion_reason"

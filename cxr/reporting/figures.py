@@ -136,13 +136,15 @@ def roc(curves: Mapping[str, RocCurve], auroc: Mapping[str, float | None]) -> st
 
 @in_our_style
 def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin]) -> str:
-    """Draw accuracy over confidence before and after temperature scaling, and how many images have it."""
+    """Draw accuracy over confidence after temperature scaling, before it unless that is empty, and the images."""
     figure, (axes, histogram) = new_figure(width=4.3, height=4.9, rows=2, heights=(3.3, 1))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfect calibration")
     for table, label, colour, style, marker in (
         (before, "before scaling", ORANGE, (0, (5, 1.5)), "s"),
         (after, "after scaling", PAPER_BLUE, "-", "o"),
     ):
+        if not table:
+            continue
         x, y = [row.confidence for row in table], [row.accuracy for row in table]
         axes.plot(x, y, color=colour, linestyle=style, marker=marker, ms=4.5, label=label)
     _unit_square(axes, "", "share that is right", equal=False)

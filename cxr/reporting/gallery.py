@@ -53,26 +53,45 @@ def make_gallery(
     predicted = chosen.calibrated.argmax(axis=1)
     images = packed.images[packed.rows(chosen.image_ids.tolist())]
     heat = grad_cam_of_images(model, images, predicted, mean=spec.mean, std=spec.std)
-    return [
-        _item(chosen, i, spec, shrink(enlarge(original(str(chosen.image_ids[i]))), MIN_SIDE_PX), heat[i])
-        for i in range(len(picks))
-    ]
+    return [_item(chosen, i, spec, original(str(chosen.image_ids[i])), heat[i]) for i in range(len(picks))]
 
 
 def _item(
-    chosen: Predictions, row: int, spec: ModelSpec, shown: NDArray[np.uint8], heat: NDArray[np.float32]
+    chosen: Predictions, row: int, spec: ModelSpec, original: NDArray[np.uint8], heat: NDArray[np.float32]
 ) -> GalleryItem:
     actual, best = int(chosen.labels[row]), int(chosen.calibrated[row].argmax())
-    probability = float(chosen.calibrated[row, best])
-    caption = Caption(spec.classes[best], probability, f"weights {spec.weights_sha256[:8]}", spec.synthetic)
+    return gallery_item(
+        original,
+        heat,
+        spec,
+        actual=chosen.classes[actual],
+        predicted=spec.classes[best],
+        probability=float(chosen.calibrated[row, best]),
+        source=str(chosen.sources[row]),
+    )
+
+
+def gallery_item(
+    original: NDArray[np.uint8],
+    heat: NDArray[np.float32],
+    spec: ModelSpec,
+    *,
+    actual: str,
+    predicted: str,
+    probability: float,
+    source: str,
+) -> GalleryItem:
+    """Return an image (H, W) as it was before preparation, and the same under the heat of the predicted class."""
+    shown = shrink(enlarge(original), MIN_SIDE_PX)
+    caption = Caption(predicted, probability, f"weights {spec.weights_sha256[:8]}", spec.synthetic)
     return GalleryItem(
         image=jpeg_data_url(shown),
         overlay=jpeg_data_url(draw_overlay(shown, heat, spec.preprocessing, caption)),
-        actual=spec.classes[actual],
-        predicted=spec.classes[best],
+        actual=actual,
+        predicted=predicted,
         probability=probability,
-        correct=actual == best,
-        source=str(chosen.sources[row]),
+        correct=actual == predicted,
+        source=source,
     )
 
 

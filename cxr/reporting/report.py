@@ -65,6 +65,7 @@ class ReportContent:
     gallery   images by actual class
     errors    the most confident errors of any class, the most confident first
     digests   name -> hexadecimal digest
+    looks     how many models were measured on this test set so far; None where the store does not say
     """
 
     metrics: Mapping[str, Any]
@@ -79,6 +80,7 @@ class ReportContent:
     gallery: Sequence[GalleryItem]
     errors: Sequence[GalleryItem]
     digests: Mapping[str, str]
+    looks: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,18 @@ from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.headline import SCORES
 from cxr.study.findings import findings
 from cxr.study.results import GroupResult, RowResult, RunRecord, Settings, stale_tags
-from cxr.study.spec import TAG_PREFIX, Study
+from cxr.study.spec import MIN_HEADLINE_SEEDS, TAG_PREFIX, Study
 from cxr.study.text import NOT_RUN, NOTHING, bullets, count, difference_text, distinct, figure_text, table
 
 
-def render_page(study: Study, results: Sequence[GroupResult], records: Sequence[RunRecord], settings: Settings) -> str:
+def render_page(
+    study: Study,
+    results: Sequence[GroupResult],
+    records: Sequence[RunRecord],
+    settings: Settings,
+    *,
+    endpoints_sha256: str = "",
+) -> str:
     """Return the whole page.
 
     Args:
@@ -19,6 +26,7 @@ def render_page(study: Study, results: Sequence[GroupResult], records: Sequence[
         results: from `study_results`.
         records: the runs of the results.
         settings: of the intervals.
+        endpoints_sha256: of docs/endpoints.md; "" where it is missing.
     """
     by_name = {result.group.name: result for result in results}
     sections = []
@@ -26,10 +34,13 @@ def render_page(study: Study, results: Sequence[GroupResult], records: Sequence[
         section = [f"## {result.group.title}", result.group.text.strip(), _table(result)]
         section += findings(result, by_name, settings)
         sections.append("\n\n".join(section))
-    return "\n\n".join([_header(study, results, records, settings), *sections]) + "\n"
+    header = _header(study, results, records, settings, endpoints_sha256)
+    return "\n\n".join([header, *sections]) + "\n"
 
 
-def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunRecord], settings: Settings) -> str:
+def _header(
+    study: Study, results: Sequence[GroupResult], records: Sequence[RunRecord], settings: Settings, endpoints: str
+) -> str:
     used = {run.run_id: run for result in results for row in result.rows for run in row.runs.values()}
     wanted = sum(len(row.seeds) for result in results for row in result.rows)
     done = sum(len(row.runs) for result in results for row in result.rows)
@@ -43,6 +54,7 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
             f"{done} of {wanted} trials are done; a trial is a row with one of its seeds. Seeds: "
             f"{', '.join(map(str, seeds)) or 'none'}.",
             f"Trained at {_commits(list(used.values()))}.",
+            *([f"Endpoints: [endpoints.md](endpoints.md), SHA-256 `{endpoints[:16]}`."] if endpoints else []),
             *_stale(study, records),
             *_synthetic(list(used.values())),
         ),
@@ -55,6 +67,8 @@ def _header(study: Study, results: Sequence[GroupResult], records: Sequence[RunR
             "final configuration was tested once; only tables with test columns use the test images.",
             "Differences between rows are paired by image and seed. NLL is the mean negative log-likelihood; lower is "
             "better.",
+            f"A headline row with fewer than {MIN_HEADLINE_SEEDS} seeds, or trained with uncommitted changes, is "
+            "marked as preliminary.",
             "Time is the training time in minutes.",
         ),
     ]
@@ -94,7 +108,7 @@ def _table(result: GroupResult) -> str:
 
 def _cells(row: RowResult, result: GroupResult) -> list[str]:
     group = result.group
-    cells = [row.row.label, f"{len(row.runs)} of {len(row.seeds)}", _trained_with(row)]
+    cells = [row.row.label, _seeds(row, headline=group.headline), _trained_with(row)]
     cells += [figure_text(row.validation.get(name)) for name in ("macro_f1", "accuracy")]
     if group.baseline:
         cells += [_to_baseline(row, name, group.baseline) for name in ("macro_f1", "nll")]
@@ -108,6 +122,17 @@ def _cells(row: RowResult, result: GroupResult) -> list[str]:
         distinct(run.training["hardware"] for run in runs),
         " ".join(f"`{run.run_id[:8]}`" for run in runs) or NOTHING,
     ]
+
+
+def _seeds(row: RowResult, *, headline: bool) -> str:
+    """Return how many seeds a row has, and what a headline row lacks to count as one."""
+    lacks = []
+    if headline and len(row.runs) < MIN_HEADLINE_SEEDS:
+        lacks.append(f"fewer than {MIN_HEADLINE_SEEDS}")
+    if headline and any(run.tags.get("git_dirty") != "false" for run in row.runs.values()):
+        lacks.append("uncommitted changes")
+    counted = f"{len(row.runs)} of {len(row.seeds)}"
+    return f"{counted}: **preliminary** ({', '.join(lacks)})" if lacks else counted
 
 
 def _to_baseline(row: RowResult, name: str, baseline: str) -> str:

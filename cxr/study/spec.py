@@ -10,6 +10,8 @@ from ruamel.yaml.error import YAMLError
 from cxr.common.errors import ParamsError
 
 TAG_PREFIX = "study."
+MIN_HEADLINE_SEEDS = 5
+"""Fewer show the luck of a seed as well as the configuration."""
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Settings = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
@@ -26,13 +28,17 @@ class Row(BaseModel):
 
 
 class Group(BaseModel):
-    """One table: rows that share settings; if `tested`, they are evaluated on the test set, too."""
+    """One table: rows that share settings; if `tested`, they are evaluated on the test set, too.
+
+    A `headline` row counts with MIN_HEADLINE_SEEDS seeds from clean commits; the page marks one that has less.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Slug
     title: str
     text: str
     tested: bool
+    headline: bool = False
     seeds: Annotated[list[int], Field(min_length=1)]
     baseline: str | None = None
     seeded: list[str] = ["train.seed"]

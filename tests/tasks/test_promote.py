@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError, RegistryError
-from cxr.common.files import read_json, sha256_of
+from cxr.common.files import read_json, sha256_of, write_json
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.audit_log import Move
 from cxr.registry.evaluation_store import store_evaluation
+from cxr.registry.external_store import store_external
+from cxr.registry.test_set_looks import record_look
 from tasks import history, promote, rollback
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
@@ -69,6 +71,33 @@ def test_a_dry_run_shows_the_checks_and_changes_nothing(
     assert json.loads(capsys.readouterr().out)["decision"] == "PROMOTE"
     assert whole_store() == before
     assert not RECEIPT.exists()
+
+
+def test_the_gate_shows_external_tests_and_the_models_measured_on_the_test_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model()
+    version = register()
+    result = {
+        "classes": ["normal", "pneumonia"],
+        "accuracy": 0.9,
+        "n_test": 40,
+        "set": {"name": "clinic-a", "n_images": 50},
+        "without_training_duplicates": {"classes": ["normal", "pneumonia"], "accuracy": 0.75, "n_test": 30},
+    }
+    write_json(Path("external.json"), result)
+    store_external(version, [Path("external.json")], set_sha256="ab" * 32)
+    test_set = read_json(Path("data/split/split.json"))["test_set_sha256"]
+    for weights in ("1" * 64, "2" * 64, "1" * 64):
+        record_look(test_set, weights)
+    call(monkeypatch, promote.main, "--dry-run")
+    out = capsys.readouterr().out
+    assert "  external test clinic-a: 30 images, normal/pneumonia: accuracy 0.750" in out
+    assert "  models measured on this test set so far: 2" in out
+    (stored,) = [path for path in artifacts() if path.name == "external.json"]
+    stored.write_text("{}")
+    call(monkeypatch, promote.main, "--dry-run")
+    assert "external test abababababab: lost, or changed since it was stored" in capsys.readouterr().out
 
 
 def test_a_pass_moves_the_alias_and_writes_verdict_receipt_and_audit_log(

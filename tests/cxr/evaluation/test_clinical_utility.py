@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from cxr.evaluation.bootstrap import Resampling
 from cxr.evaluation.clinical_utility import (
     DECISION_THRESHOLDS,
-    MIN_KEPT,
     abstention_curve,
     decision_curve,
     decisions_of,
@@ -69,32 +69,46 @@ def test_test_images_of_one_side_leave_the_other_rate_undefined() -> None:
     assert point.sensitivity.value == 1.0
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "kept"),
-    [
-        (0.7, 20),  # 15 of 20 are right
-        (0.75, 20),
-        (0.8, 18),  # 15 of 18 are right: 0.83
-        (0.9, 16),  # 15 of 16
-        (0.93, 16),
-    ],
-)
-def test_as_many_images_are_kept_as_the_accuracy_allows(accuracy: float, kept: int) -> None:
-    threshold = refer_confidence(CONFIDENCE, RIGHT, accuracy=accuracy)
+@pytest.mark.parametrize("accuracy", [0.6, 0.65, 0.7])
+def test_as_many_images_are_kept_as_the_bound_of_their_accuracy_allows(accuracy: float) -> None:
+    threshold = refer_confidence(CONFIDENCE, RIGHT, accuracy=accuracy, draws=draws(20))
     assert threshold is not None
-    assert np.count_nonzero(threshold <= CONFIDENCE) == kept
+    hits = np.cumsum(RIGHT)
+    surely = [n for n in range(1, 21) if binomtest(int(hits[n - 1]), n).proportion_ci(0.9, "exact").low >= accuracy]
+    assert np.count_nonzero(threshold <= CONFIDENCE) == max(surely)
 
 
-def test_an_accuracy_below_the_target_has_no_threshold() -> None:
-    assert RIGHT[: MIN_KEPT - 1].all()
-    assert refer_confidence(CONFIDENCE, RIGHT, accuracy=0.95) is None
-    assert refer_confidence(np.zeros(0), np.zeros(0, bool), accuracy=0.5) is None
+def test_few_images_without_an_error_are_not_enough() -> None:
+    confidence = np.linspace(0.99, 0.5, 70)
+    assert refer_confidence(confidence[:58], np.ones(58, bool), accuracy=0.95, draws=draws(58)) is None
+    found = refer_confidence(confidence[:59], np.ones(59, bool), accuracy=0.95, draws=draws(59))
+    assert found == confidence[58]
+    assert refer_confidence(np.zeros(0), np.zeros(0, bool), accuracy=0.5, draws=draws(0)) is None
 
 
 def test_images_of_equal_confidence_are_kept_or_referred_together() -> None:
-    confidence = np.array([0.9] * 10 + [0.6] * 4)
-    right = np.array([True] * 12 + [False] * 2)
-    assert refer_confidence(confidence, right, accuracy=0.95) == 0.9
+    confidence, right = np.array([0.9] * 60 + [0.6] * 40), np.array([True] * 80 + [False] * 20)
+    assert refer_confidence(confidence, right, accuracy=0.95, draws=draws(100)) == 0.9
+
+
+def test_similar_images_of_a_patient_make_the_bound_lower() -> None:
+    right = np.arange(200) % 10 > 0
+    right = np.sort(right)[::-1]  # 180 right ones, the errors are those of the last two patients of ten
+    alone, together = draws(200), Resampling(np.arange(200) // 20, resamples=500, seed=1)
+    confidence = np.full(200, 0.7)
+    assert refer_confidence(confidence, right, accuracy=0.85, draws=alone) == 0.7
+    assert refer_confidence(confidence, right, accuracy=0.85, draws=together) is None
+
+
+def test_the_accuracy_is_kept_on_new_images_far_more_often_than_not() -> None:
+    generator = np.random.default_rng(5)
+    kept_it = []
+    for _ in range(200):
+        confidence = generator.uniform(0.34, 1, 400)
+        right = generator.random(400) < confidence  # calibrated: the accuracy above t is (1 + t) / 2
+        found = refer_confidence(confidence, right, accuracy=0.85, draws=draws(400))
+        kept_it.append(found is None or (1 + found) / 2 >= 0.85)
+    assert np.mean(kept_it) > 0.85
 
 
 def test_referral_counts_images_kept_right_ones_and_errors_caught() -> None:

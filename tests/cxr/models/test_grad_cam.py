@@ -110,13 +110,31 @@ def test_every_backbone_gives_maps(backbone: str) -> None:
     assert heat.std() > 0
 
 
-def test_map_of_an_ensemble_is_that_of_its_last_member() -> None:
-    built = build("small_cnn", 3, members=2)
-    assert last_convolution_stage(built) is built.members[-1].get_submodule("layer4.2")
+def test_map_of_an_ensemble_is_the_mean_of_its_members() -> None:
     finders = [SquareFinder(), SquareFinder()]
+    finders[0].features[2] = nn.MaxPool2d(8)  # so that the members' maps have cells of different sizes
     image = image_with_square(4, 22)[None]
+    alone = [heat_of(finder.eval(), image, class_index=1) for finder in finders]
+    assert np.abs(alone[0] - alone[1]).max() > 0.05
+    mean = (alone[0] + alone[1]) / 2
     heat = heat_of(Ensemble(finders).eval(), image, class_index=1)
-    np.testing.assert_allclose(heat, heat_of(finders[-1], image, class_index=1), atol=1e-5)
+    np.testing.assert_allclose(heat, mean / mean.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size_px", "cells"), [(112, 7), (224, 7), (160, 10)])
+def test_maps_of_a_resnet_have_seven_cells_or_more_a_side(size_px: int, cells: int) -> None:
+    torch.manual_seed(0)
+    model = build("resnet50", 3).eval()
+    for name in ("layer2", "layer3", "layer4"):  # zero-initialised branches would pass one map through
+        for block in getattr(model, name):
+            nn.init.ones_(block.bn3.weight)
+    image = np.random.default_rng(1).integers(0, 255, (1, size_px, size_px), np.uint8)
+    heat = heat_of(model, image, class_index=1)[0]
+    step = size_px // cells
+    centres = heat[step // 2 :: step, step // 2 :: step]
+    enlarged = nn.functional.interpolate(torch.tensor(centres)[None, None], size=size_px, mode="bilinear")[0, 0]
+    assert centres.shape == (cells, cells)
+    assert np.abs(enlarged.numpy() - heat).mean() < 0.05, "a bilinear enlargement of that many cells"
 
 
 def test_stage_next_to_a_classifier_in_one_sequence_is_found() -> None:

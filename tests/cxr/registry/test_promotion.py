@@ -19,6 +19,7 @@ PARAMS = PromoteParams(
     min_class_recall=0.3,
     max_recall_drop=0.1,
     ceilings={"ece": 0.2},
+    external_floors={},
     non_inferiority_margin={"accuracy": 0.3, "macro_f1": 0.3},
     resamples=400,
     seed=1,
@@ -241,6 +242,34 @@ def test_a_failed_check_rejects_although_another_is_undecided() -> None:
     decision = decide(replace(_artifacts(macro_f1=0.5), changed=True), None, PARAMS)
     assert decision.decision == "REJECT"
     assert _against(decision) == {"macro_f1": "0.500"}
+
+
+def _external(accuracy: float, *, unseen: float | None = None) -> dict[str, Any]:
+    """Return an external test, with another accuracy where copies of training images are left out."""
+    scored = {"classes": list(CLASSES), "accuracy": accuracy}
+    without = None if unseen is None else scored | {"accuracy": unseen}
+    return scored | {"set": {"name": "clinic-a"}, "without_training_duplicates": without}
+
+
+@pytest.mark.parametrize(
+    ("external", "verdict", "observed"),
+    [
+        ([_external(0.9)], "PROMOTE", None),
+        ([_external(0.9), _external(0.7)], "REJECT", {"accuracy on clinic-a": "0.700"}),
+        ([_external(0.9, unseen=0.7)], "REJECT", {"accuracy on clinic-a": "0.700"}),
+        ([], "HOLD", {"external tests": "none with labels"}),
+        ([{"classes": []}], "HOLD", {"external tests": "none with labels"}),
+        ([_external(0.9), None], "HOLD", {"external tests": "one is lost or was changed"}),
+    ],
+)
+def test_floors_hold_on_every_external_set_without_copies_of_training_images(
+    external: list[dict[str, Any] | None], verdict: str, observed: dict[str, str] | None
+) -> None:
+    asked = PARAMS.model_copy(update={"external_floors": {"accuracy": 0.8}})
+    decision = decide(_artifacts(), None, asked, external=external)
+    assert decision.decision == verdict
+    assert observed is None or _against(decision) == observed
+    assert decide(_artifacts(), None, PARAMS, external=external).decision == "PROMOTE"
 
 
 def test_a_model_of_the_sample_needs_no_commit() -> None:

@@ -1,6 +1,7 @@
 """docs/results.md: every row is shown, run or not, and comparisons are computed from the runs."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,24 @@ def test_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
     assert cells[5:7] == ["baseline", "baseline"]
     assert cells[-3:] == ["1.5", "1 cores, x86_64", f"`{run.run_id[:8]}`"]
     assert "commit `c0ffee00` (1 run)" in text
+
+
+def test_headline_rows_with_few_seeds_or_uncommitted_changes_are_preliminary() -> None:
+    (plain,) = small_study(seeds=[1, 2, 3, 4, 5]).groups
+    group = plain.model_copy(update={"headline": True})
+    study = Study(groups=[group])
+    five = [record(group, group.rows[0], seed, skill=1.0) for seed in range(1, 6)]
+    assert line(page(study, five), "unchanged")[1] == "5 of 5"
+    assert line(page(study, five[:4]), "unchanged")[1] == "4 of 5: **preliminary** (fewer than 5)"
+    dirty = replace(five[0], tags={**five[0].tags, "git_dirty": "true"})
+    assert line(page(study, [dirty, *five[1:]]), "unchanged")[1] == "5 of 5: **preliminary** (uncommitted changes)"
+    assert line(page(Study(groups=[plain]), five[:1]), "unchanged")[1] == "1 of 5"
+
+
+def test_the_page_names_the_registered_endpoints() -> None:
+    study = small_study()
+    text = render_page(study, study_results(study, [], SETTINGS), [], SETTINGS, endpoints_sha256="ab" * 32)
+    assert "Endpoints: [endpoints.md](endpoints.md), SHA-256 `abababababababab`." in text
 
 
 def test_finished_seeds_are_counted_and_bars_in_labels_are_escaped() -> None:
