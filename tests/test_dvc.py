@@ -18,8 +18,8 @@ from tests.support.project import PROJECT
 
 PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))
 TABLES = {
-    "models/trained/curves.csv": "epoch,train_loss,validation_loss,validation_accuracy,validation_macro_f1\n"
-    "1,0.9,0.8,0.6,0.5\n2,0.5,0.6,0.7,0.6\n",
+    "models/trained/curves.csv": "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy,"
+    "validation_macro_f1\n1,0.9,0.6,0.8,0.6,0.5\n2,0.5,0.8,0.6,0.7,0.6\n",
     "reports/evaluation/confusion.csv": "actual,predicted\nnormal,normal\nviral,normal\n",
     "reports/evaluation/roc.csv": "class,fpr,tpr\nnormal,0,0\nnormal,1,1\n",
     "reports/evaluation/reliability.csv": "confidence,accuracy\n0.4,0.5\n0.8,0.7\n",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 INK = "#1b2a3a"  # becomes currentColor
 PAPER_BLUE = "#0072b2"
 ORANGE = "#d55e00"
+GREEN = "#009e73"
 COLOURS: dict[str, str] = dict(zip(LABELS, ("#0072b2", "#e69f00", "#009e73", "#cc79a7"), strict=True))
 _DASHES: dict[str, Any] = dict(zip(LABELS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))), strict=True))
 _STYLE: dict[Any, Any] = {
@@ -71,7 +72,7 @@ def training_curves(curves: Mapping[str, Sequence[float]], *, best_epoch: int) -
     """Draw loss, and accuracy with macro F1, over epochs; the epoch whose weights were kept is marked.
 
     Args:
-        curves: columns of curves.csv: epoch, train_loss, validation_loss, validation_accuracy, validation_macro_f1.
+        curves: columns of curves.csv: epoch, loss and accuracy of train and validation, validation_macro_f1.
         best_epoch: as counted in `epoch`.
     """
     figure, (loss, score) = new_figure(width=8.4, height=3.2, columns=2)
@@ -82,11 +83,12 @@ def training_curves(curves: Mapping[str, Sequence[float]], *, best_epoch: int) -
     ):
         loss.plot(curves["epoch"], curves[name], color=colour, linestyle=style, marker=marker, ms=3.5, label=label)
     for name, label, colour, style in (
-        ("validation_accuracy", "accuracy", PAPER_BLUE, "-"),
-        ("validation_macro_f1", "macro F1", ORANGE, (0, (5, 1.5))),
+        ("train_accuracy", "training", PAPER_BLUE, "-"),
+        ("validation_accuracy", "validation", ORANGE, (0, (5, 1.5))),
+        ("validation_macro_f1", "validation, macro F1", GREEN, (0, (1, 1))),
     ):
         score.plot(curves["epoch"], curves[name], color=colour, linestyle=style, marker=marker, ms=3.5, label=label)
-    for axes, title in ((loss, "Loss"), (score, "On the validation set")):
+    for axes, title in ((loss, "Loss"), (score, "Accuracy")):
         axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

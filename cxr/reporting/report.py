@@ -9,6 +9,7 @@ from typing import Any
 
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.headline import ERRORS, HEADLINES, SCORES
+from cxr.reporting.paper import OTHER_IMAGES, averages_beside_paper, compare_with_paper, reasons_not_comparable
 from cxr.reporting.templating import render
 
 PROTOCOLS = {
@@ -21,24 +22,6 @@ PROTOCOLS = {
     "block": "One contiguous block of the order of acquisition is the test set; the other blocks are split by patient "
     "into training and validation.",
 }
-
-
-@dataclass(frozen=True)
-class PaperClass:
-    """One row of the paper's Table 2."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
-PAPER_N_TEST = 500
-PAPER_CLASSES = {
-    "normal": PaperClass(precision=0.935, recall=0.867, f1=0.900),
-    "viral": PaperClass(precision=0.866, recall=0.907, f1=0.886),
-    "bacterial": PaperClass(precision=0.946, recall=0.965, f1=0.955),
-}
-"""Pham and Nguyen 2023, Table 2."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +66,6 @@ class ReportContent:
     looks: int | None = None
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The paper's value and ours, with our 95% interval where there is one."""
-
-    paper: float
-    ours: float | None
-    ours_ci95: Sequence[float] | None
-
-
-@dataclass(frozen=True)
-class ComparedClass:
-    """One row of the comparison: precision, recall and F1 of a class."""
-
-    name: str
-    cells: dict[str, Compared]
-
-
 def render_report(content: ReportContent) -> str:
     """Return the report as HTML; the same content gives the same text."""
     content_by_name = {
@@ -109,41 +75,14 @@ def render_report(content: ReportContent) -> str:
         "calibration_errors": ERRORS,
         "protocol": PROTOCOLS[content.metrics["protocol"]],
         "comparison": compare_with_paper(content.metrics),
+        "averages": averages_beside_paper(content.metrics),
+        "other_images": OTHER_IMAGES,
         "reasons_not_comparable": reasons_not_comparable(content.metrics),
         "gallery_by_class": _by_class(content.gallery),
         "not_clinical": NOT_CLINICAL,
         "synthetic_notice": SYNTHETIC,
     }
     return render("report.html.j2", content_by_name)
-
-
-def compare_with_paper(metrics: Mapping[str, Any]) -> list[ComparedClass]:
-    """Return the rows of the paper's Table 2 with our values beside them, of the classes that both have."""
-    rows = []
-    for name, paper in PAPER_CLASSES.items():
-        if name not in metrics["per_class"]:
-            continue
-        ours, ci95 = metrics["per_class"][name], metrics["ci95"]["per_class"][name]
-        cells = {
-            title: Compared(getattr(paper, figure), ours[figure], ci95[figure])
-            for title, figure in (("Precision", "precision"), ("Recall", "recall"), ("F1", "f1"))
-        }
-        rows.append(ComparedClass(name, cells))
-    return rows
-
-
-def reasons_not_comparable(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the reasons why our results are not comparable with the paper's; empty if they are."""
-    reasons = []
-    if metrics["synthetic"]:
-        reasons.append("ours come from synthetic images")
-    if metrics["protocol"] != "paper":
-        reasons.append(f"ours follow the protocol {metrics['protocol']}, the paper drew images at random")
-    if metrics["task"] != "three_way":
-        reasons.append("ours use another set of classes")
-    if metrics["n_test"] != PAPER_N_TEST:
-        reasons.append(f"ours rest on {metrics['n_test']:,} test images, the paper's on {PAPER_N_TEST}")
-    return reasons
 
 
 def _by_class(items: Sequence[GalleryItem]) -> dict[str, list[GalleryItem]]:

@@ -192,7 +192,7 @@ class _Training:
     def run_epoch(self, listener: Listener) -> None:
         """Train on every image once, validate the averaged weights, and keep them if they are the best so far."""
         number, started = len(self.history), time.perf_counter()
-        loss = self._train(number, listener)
+        loss, train_accuracy = self._train(number, listener)
         train_seconds = time.perf_counter() - started
         if not np.isfinite(loss):
             raise TrainingError(
@@ -206,6 +206,7 @@ class _Training:
                 epoch=number + 1,
                 learning_rate=float(self.optimizer.param_groups[-1]["lr"]),
                 train_loss=loss,
+                train_accuracy=train_accuracy,
                 validation_loss=validation_loss,
                 validation_accuracy=accuracy,
                 validation_macro_f1=macro_f1,
@@ -217,15 +218,15 @@ class _Training:
             self.best_epoch = number + 1
             self.best_state = {name: value.cpu().clone() for name, value in self.average.module.state_dict().items()}
 
-    def _train(self, number: int, listener: Listener) -> float:
-        """Run the steps of epoch `number` (from 0); return the mean loss."""
+    def _train(self, number: int, listener: Listener) -> tuple[float, float]:
+        """Run the steps of epoch `number` (from 0); return mean loss and accuracy."""
         self._set_mode(number)
         seed = self.config.seed * 100_003 + number
         torch.manual_seed(seed + (self.group.rank << 32))  # dropout
         generator = torch.Generator().manual_seed(seed)
         order = epoch_order(self.data, self.config, generator)
         steps = self._steps
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros(2, device=self.device)
         for index, rows in enumerate(np.array_split(order, steps)):
             factor = warm_cosine(
                 number * steps + index,
@@ -235,7 +236,8 @@ class _Training:
             set_learning_rates(self.optimizer, factor)
             total += self._step(rows, generator) * len(rows)
             listener.on_batch(len(rows))
-        return float(self.group.total(total)) / len(order)
+        loss, accuracy = self.group.total(total).tolist()
+        return loss / len(order), accuracy / len(order)
 
     def _set_mode(self, number: int) -> None:
         """Set which parts learn in epoch `number` (from 0), and wrap the network when that changes."""
@@ -247,7 +249,7 @@ class _Training:
             self._forward_learns = learns
 
     def _step(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        """Run one optimizer step on a global batch; return this process's part of the loss, in nats."""
+        """Run one optimizer step on a global batch; return this process's part of loss, in nats, and accuracy."""
         draws = draw(len(rows), self._ranges, generator)
         partners, share = draw_mixture(len(rows), self.config.mixup, generator)
         own = self.group.part(len(rows))
@@ -260,16 +262,17 @@ class _Training:
         with self._autocast():
             scores = self._forward(to_input(images, IMAGENET_MEAN, IMAGENET_STD)).float()
         labels = torch.from_numpy(self.data.labels[rows])
-        loss = self._loss(scores, labels, own)
+        loss, accuracy = self._loss(scores, labels, own), self._accuracy(scores, labels, own)
         if share < 1:
             loss = share * loss + (1 - share) * self._loss(scores, labels[partners], own)
+            accuracy = share * accuracy + (1 - share) * self._accuracy(scores, labels[partners], own)
         self.optimizer.zero_grad()
         torch.autograd.backward(
             loss * self.group.size
         )  # gradients are averaged over the processes; the loss is their sum
         self.optimizer.step()
         self.average.update_parameters(self.model)
-        return loss.detach()
+        return torch.stack([loss.detach(), accuracy])
 
     def _augmented(self, rows: NDArray[np.int64], draws: Draws, positions: Tensor) -> Tensor:
         return augment(self._images.batch(rows[positions.numpy()]), self._ranges, draws.of(positions))
@@ -283,6 +286,12 @@ class _Training:
         mine = targets[own.to(self.device)]
         added = functional.cross_entropy(scores, mine, weight=weights, label_smoothing=smoothing, reduction="sum")
         return added / weights[targets].sum()
+
+    @staticmethod
+    def _accuracy(scores: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+        """Return the contribution of the images `own` to the accuracy on a global batch with these labels."""
+        right = scores.detach().argmax(dim=1) == labels[own].to(scores.device)
+        return right.sum() / len(labels)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:

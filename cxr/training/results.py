@@ -10,11 +10,16 @@ from cxr.models.factory import WeightsReport
 
 @dataclass(frozen=True)
 class Epoch:
-    """The results of one epoch. `epoch` counts from 1; losses are in nats; `seconds` includes validation."""
+    """The results of one epoch. `epoch` counts from 1; losses are in nats; `seconds` includes validation.
+
+    Training values are of the augmented images, by the network as it was while it learned; validation values are of the
+    unchanged images, by the average of its weights. So validation may look better than training.
+    """
 
     epoch: int
     learning_rate: float
     train_loss: float
+    train_accuracy: float
     validation_loss: float
     validation_accuracy: float
     validation_macro_f1: float

@@ -189,12 +189,13 @@ def _features(
 
 
 def _epoch(head: SvmHead, data: TrainingData, seen: Features, held_out: Features, seconds: float) -> Epoch:
-    train_loss, _, _ = _measured(head, seen, data.labels[data.train_rows])
+    train_loss, train_accuracy, _ = _measured(head, seen, data.labels[data.train_rows])
     loss, accuracy, macro_f1 = _measured(head, held_out, data.labels[data.validation_rows])
     return Epoch(
         epoch=1,
         learning_rate=0.0,
         train_loss=train_loss,
+        train_accuracy=train_accuracy,
         validation_loss=loss,
         validation_accuracy=accuracy,
         validation_macro_f1=macro_f1,

@@ -102,7 +102,7 @@ def write_model(paths: Paths) -> None:
     )  # fmt: skip
     write_bundle(paths.model, state, spec)
     curves = {"epoch": [1, 2], "train_loss": [1.0, 0.9], "validation_loss": [1.0, 0.8]}
-    curves |= {name: [0.4, 0.5] for name in ("validation_accuracy", "validation_macro_f1")}
+    curves |= {name: [0.4, 0.5] for name in ("train_accuracy", "validation_accuracy", "validation_macro_f1")}
     pd.DataFrame(curves).to_csv(paths.model / "curves.csv", index=False)
     training = {
         "run_id": "0" * 32, "seconds": 5.0, "images_per_second": 10.0, "device": "cpu", "precision": "fp32",

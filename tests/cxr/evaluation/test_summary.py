@@ -8,7 +8,7 @@ from cxr.audit.trust import TrustSettings, decisions, operating_points, referral
 from cxr.common.classes import CLASSES, Task
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings, calibration_summary, plot_tables, summarize
-from cxr.reporting.report import compare_with_paper, reasons_not_comparable
+from cxr.reporting.paper import compare_with_paper, reasons_not_comparable
 from cxr.reporting.report_figures import draw_figures
 
 SETTINGS = Settings(resamples=100, seed=1, bins=10)
@@ -17,6 +17,7 @@ CURVES = pd.DataFrame(
         "epoch": [1, 2],
         "train_loss": [1.0, 0.5],
         "validation_loss": [1.0, 0.6],
+        "train_accuracy": [0.6, 0.9],
         "validation_accuracy": [0.5, 0.8],
         "validation_macro_f1": [0.4, 0.7],
     }

@@ -17,6 +17,7 @@ CURVES = {
     "epoch": [1, 2, 3],
     "train_loss": [1.1, 0.8, 0.5],
     "validation_loss": [1.0, 0.9, 0.7],
+    "train_accuracy": [0.5, 0.7, 0.9],
     "validation_accuracy": [0.4, 0.6, 0.8],
     "validation_macro_f1": [0.3, 0.5, 0.7],
 }

@@ -13,13 +13,8 @@ from cxr.audit.trust import TrustSettings, decisions, headlines, operating_point
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
-from cxr.reporting.report import (
-    GalleryItem,
-    ReportContent,
-    compare_with_paper,
-    reasons_not_comparable,
-    render_report,
-)
+from cxr.reporting.paper import averages_beside_paper, compare_with_paper, reasons_not_comparable
+from cxr.reporting.report import GalleryItem, ReportContent, render_report
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -109,7 +104,7 @@ def content(
     metrics["trust"] = headlines(trust)
     curves = pd.DataFrame(
         {"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.7]}
-        | {name: [0.5, 0.8] for name in ("validation_accuracy", "validation_macro_f1")}
+        | {name: [0.5, 0.8] for name in ("train_accuracy", "validation_accuracy", "validation_macro_f1")}
     )
     return ReportContent(
         metrics=metrics,
@@ -218,6 +213,19 @@ def test_the_papers_values_are_beside_ours(page: str) -> None:
     ours = content().metrics["per_class"]["viral"]
     assert f"viral 0.866 {ours['precision']:.3f}" in text
     assert "paper 0.918 (0.891 to 0.939)" in text
+    assert "not like with like" in text
+
+
+def test_the_papers_averages_and_specificities_follow_from_its_counts(page: str) -> None:
+    rows = {row.name: row.cells for row in compare_with_paper(content().metrics)}
+    assert [round(rows["normal"][name].paper, 3) for name in ("Precision", "Recall", "F1")] == [0.935, 0.867, 0.900]
+    assert rows["normal"]["Specificity"].paper == pytest.approx(1 - 9 / 350)
+    macro, weighted = averages_beside_paper(content().metrics)
+    assert weighted.cells["Recall"].paper == pytest.approx(0.918), "the weighted recall is the accuracy"
+    assert weighted.cells["Recall"].ours == pytest.approx(content().metrics["accuracy"])
+    assert macro.cells["F1"].ours == pytest.approx(content().metrics["macro_f1"])
+    assert macro.cells["F1"].ours_ci95 == content().metrics["ci95"]["macro_f1"]
+    assert f"weighted average {weighted.cells['Precision'].paper:.3f}" in text_of(page)
 
 
 def _comparable(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +250,8 @@ def test_the_papers_own_design_is_comparable_but_other_images() -> None:
     made = content(protocol="paper", synthetic=False)
     text = text_of(render_report(replace(made, metrics=_comparable(dict(made.metrics)))))
     assert "Not comparable" not in text
-    assert "the images differ" in text
+    assert "Same design and same numbers of images." in text
+    assert "of different images: not like with like" in text
 
 
 def test_a_test_set_without_a_class_gives_undefined_values() -> None:

@@ -139,7 +139,14 @@ def test_two_processes_give_the_weights_and_losses_of_one(start: Path, two: Path
     one = fit(images(), config(start), checkpoints=start / "one", listener=Quiet())
     first = made(two, 0)
     assert first["size"] == 2
-    for key in ("train_loss", "validation_loss", "validation_accuracy", "validation_macro_f1", "learning_rate"):
+    for key in (
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "validation_macro_f1",
+        "learning_rate",
+    ):
         alone = [getattr(epoch, key) for epoch in one.history]
         assert [epoch[key] for epoch in first["history"]] == pytest.approx(alone, rel=LOSS_TOLERANCE), key
     begun = torch.load(start / "start.pth", weights_only=True)

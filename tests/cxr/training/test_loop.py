@@ -83,6 +83,7 @@ def test_network_learns_an_easy_task(tmp_path: Path) -> None:
     best = trained.history[trained.best_epoch - 1]
     assert best.validation_macro_f1 > 0.9
     assert trained.history[-1].train_loss < trained.history[0].train_loss
+    assert 0 <= trained.history[0].train_accuracy < trained.history[-1].train_accuracy <= 1
 
 
 def test_weights_are_bit_identical_for_the_same_seed_only(tmp_path: Path) -> None:
