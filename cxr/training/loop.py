@@ -287,11 +287,11 @@ class _Training:
         added = functional.cross_entropy(scores, mine, weight=weights, label_smoothing=smoothing, reduction="sum")
         return added / weights[targets].sum()
 
-    @staticmethod
-    def _accuracy(scores: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+    def _accuracy(self, scores: Tensor, labels: Tensor, own: Tensor) -> Tensor:
         """Return the contribution of the images `own` to the accuracy on a global batch with these labels."""
-        right = scores.detach().argmax(dim=1) == labels[own].to(scores.device)
-        return right.sum() / len(labels)
+        predicted = merge_outputs(scores.detach(), self.data.classes, self.data.populations).argmax(dim=1)
+        actual = torch.from_numpy(self.data.class_of(labels[own].numpy()))
+        return (predicted == actual.to(predicted.device)).sum() / len(labels)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
