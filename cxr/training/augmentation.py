@@ -118,7 +118,8 @@ def change_style(images: Tensor, ranges: Augmentation, draws: Draws) -> Tensor:
     """Change exposure, sharpness, shading, noise and borders of images (B, 1, H, W), grey levels 0 to 1."""
     style = draws.style.to(images.device)
     gamma, sharpness, noise = (value.view(-1, 1, 1, 1) for value in style[:3])
-    images = images.clamp(min=1e-4) ** (gamma * ranges.gamma_jitter).exp()
+    if ranges.gamma_jitter:
+        images = images.clamp(min=1e-4) ** (gamma * ranges.gamma_jitter).exp()
     if ranges.sharpness_jitter:
         images = images + sharpness * ranges.sharpness_jitter * (images - _blurred(images))
     if ranges.shading:
