@@ -16,7 +16,7 @@ import torch
 from cxr.common.errors import DataError
 from cxr.common.files import read_json, write_json
 from cxr.common.notices import SYNTHETIC
-from cxr.common.params import EvaluateParams, Paths
+from cxr.common.params import EvaluateParams, Paths, read_params
 from cxr.dataset.image_array import read_image_array, write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, sha256_of_test_set, write_table
 from cxr.evaluation.metrics import measure
@@ -26,6 +26,7 @@ from cxr.models.factory import build
 from cxr.models.forward import BATCH_SIZE, predict_logits, softmax_with_temperature
 from cxr.registry.runs import start_run
 from tasks.evaluate import _images, _measure, evaluate
+from tests.support.project import PROJECT
 from tests.support.raw_folder import pack
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -38,14 +39,8 @@ N_IMAGES = 66
 
 
 def paths_in(root: Path) -> Paths:
-    reports = root / "reports"
-    return Paths(
-        downloads=root / "downloads", raw=root / "raw", validation=reports / "validation.json",
-        data_docs=reports / "docs", split=root / "split", images=root / "images", model=root / "model",
-        checkpoints=root / "checkpoints", metrics=reports / "metrics.json", report=reports / "report.html",
-        evaluation=reports / "evaluation", registration=reports / "registration.json", scores=root / "scores",
-        monitor=reports / "monitor.json",
-    )  # fmt: skip
+    paths = read_params(PROJECT / "params.yaml").paths
+    return paths.model_copy(update={name: root / getattr(paths, name) for name in Paths.model_fields})
 
 
 def write_images(paths: Paths) -> None:
