@@ -1,9 +1,8 @@
-"""Heat maps: which part of an image contributes to a class. Grad-CAM (Selvaraju et al. 2017) or LayerCAM.
+"""Grad-CAM: which part of an image contributes to a class (Selvaraju et al. 2017).
 
-The map comes from the deepest stage that has MIN_CELLS cells a side, and is enlarged to the image. Where that is the
-last stage (a ResNet at 224 px), it is Grad-CAM. Where the last stage is coarser (4 x 4 at 112 px, which shows nothing),
-the map comes from an earlier one, by LayerCAM (Jiang et al. 2021): each cell is weighted by its own gradient, because
-one weight a channel is meaningful in the last stage only. The map of an ensemble is the mean of its members' maps.
+The map has the resolution of the last convolution stage (4 x 4 cells for a ResNet at 112 px, 7 x 7 at 224 px) and is
+enlarged to the image. Finer maps from an earlier stage follow edges and hardly change when the network's weights are
+randomised (docs/decisions.md). The map of an ensemble is the mean of its members' maps.
 
 It shows what the model used, not where the disease is.
 """
@@ -14,14 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.common.errors import WeightsError
-from cxr.models.factory import parts_of, saliency_stage
+from cxr.models.factory import saliency_stage
 from cxr.models.forward import images_to_input
 from cxr.models.modules import Ensemble
-
-MIN_CELLS = 7
-"""Cells a side that a map needs to show a part of a lung; a ResNet at 224 px has as many."""
-
-_EARLIER_PARTS = ("layer3", "layer2")  # from the last stage towards the image
 
 
 def last_convolution_stage(model: nn.Module) -> nn.Module:
@@ -65,7 +59,7 @@ def grad_cam(
         WeightsError: the model has no convolution stage.
     """
     members = list(model.members) if isinstance(model, Ensemble) else [model]
-    stages = [_stages(member) for member in members]
+    stages = [last_convolution_stage(member) for member in members]
     maps = [np.zeros((0, *inputs.shape[-2:]), np.float32)]
     for start in range(0, len(inputs), batch_size):
         batch, classes = inputs[start : start + batch_size], class_indices[start : start + batch_size]
@@ -92,54 +86,25 @@ def _holds(module: nn.Module, kind: type[nn.Module]) -> bool:
     return any(isinstance(part, kind) for part in module.modules())
 
 
-def _stages(network: nn.Module) -> list[nn.Module]:
-    """Return the modules that a map may come from, the last stage first."""
-    last = last_convolution_stage(network)
-    if saliency_stage(network) is None:
-        return [last]
-    parts = parts_of(network)
-    return [last, *(list(parts[name])[-1] for name in _EARLIER_PARTS)]
-
-
-def _heat(
-    network: nn.Module, stages: list[nn.Module], inputs: torch.Tensor, class_indices: NDArray[np.int64]
-) -> torch.Tensor:
+def _heat(network: nn.Module, stage: nn.Module, inputs: torch.Tensor, class_indices: NDArray[np.int64]) -> torch.Tensor:
     """Return the maps (B, H, W) of one network, each with its maximum at 1."""
-    kept: dict[int, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []
 
-    def keep(number: int, output: torch.Tensor) -> torch.Tensor:
-        # A leaf in place of the earliest stage's output: works with frozen weights, and backward stops there.
-        kept[number] = output.detach().requires_grad_() if number == len(stages) - 1 else output
-        return kept[number].clone()  # the next layer may operate in place
+    def keep(_module: nn.Module, _arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        # A leaf in place of the stage's output: works with frozen weights, and backward stops there.
+        kept.append(output.detach().requires_grad_())
+        return kept[0].clone()  # the next layer may operate in place
 
-    handles = [
-        stage.register_forward_hook(lambda _module, _arguments, output, number=number: keep(number, output))
-        for number, stage in enumerate(stages)
-    ]
+    handle = stage.register_forward_hook(keep)
     try:
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             logits = network(inputs.float())
             wanted = torch.as_tensor(class_indices, device=logits.device)
-            score = logits.gather(1, wanted[:, None]).sum()
-            chosen = _deepest_fine_enough(kept)
-            (gradient,) = torch.autograd.grad(score, kept[chosen])
+            (gradient,) = torch.autograd.grad(logits.gather(1, wanted[:, None]).sum(), kept[0])
     finally:
-        for handle in handles:
-            handle.remove()
-    return _enlarged(gradient, kept[chosen].detach(), (inputs.shape[-2], inputs.shape[-1]), of_last=chosen == 0)
-
-
-def _deepest_fine_enough(maps: dict[int, torch.Tensor]) -> int:
-    """Return the number of the first stage with MIN_CELLS cells a side; of coarser ones the finest."""
-    cells = {number: min(maps[number].shape[-2:]) for number in sorted(maps)}
-    return next((number for number, side in cells.items() if side >= MIN_CELLS), max(cells, key=cells.__getitem__))
-
-
-def _enlarged(
-    gradient: torch.Tensor, activation: torch.Tensor, size: tuple[int, int], *, of_last: bool
-) -> torch.Tensor:
-    weights = gradient.mean(dim=(2, 3), keepdim=True) if of_last else gradient.relu()
-    cam = (weights * activation).sum(dim=1, keepdim=True).relu()
+        handle.remove()
+    cam = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0].detach()).sum(dim=1, keepdim=True).relu()
+    size = (inputs.shape[-2], inputs.shape[-1])
     return _peak_at_1(nn.functional.interpolate(cam, size=size, mode="bilinear", align_corners=False)[:, 0])
 
 
