@@ -164,8 +164,10 @@ def test_one_version_and_one_entry_in_the_record_came_of_it(team: Team) -> None:
 
 def test_the_training_is_one_finished_run_with_every_epoch_and_file(loop: Loop, team: Team) -> None:
     trained = json.loads((loop.clone.root / "models" / "trained" / "training.json").read_text())["run_id"]
-    assert team.sql("mlflow", "SELECT run_uuid, status FROM runs") == [[trained, "FINISHED"]]
-    history = mlflow(team, "metrics/get-history", run_id=trained, metric_key="train_loss")["metrics"]
+    experiment = mlflow(team, "runs/get", run_id=trained)["run"]["info"]["experiment_id"]
+    of_experiment = f"SELECT run_uuid, status FROM runs WHERE experiment_id = {int(experiment)}"
+    assert team.sql("mlflow", of_experiment) == [[trained, "FINISHED"]]
+    history = mlflow(team, "metrics/get-history", run_id=trained, metric_key="training/loss")["metrics"]
     assert sorted(point["step"] for point in history) == list(range(1, EPOCHS + 1))
     files = mlflow(team, "artifacts/list", run_id=trained, path="training")["files"]
     assert {Path(file["path"]).name for file in files} == {"curves.csv", "training.json", "validation.csv"}
