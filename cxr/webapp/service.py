@@ -42,6 +42,7 @@ PATHS = frozenset(
     {
         *PAGE_FILES,
         "/predict",
+        "/example",
         "/pixels",
         "/overlay",
         "/report",

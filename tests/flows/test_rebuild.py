@@ -58,7 +58,7 @@ def test_every_stage_is_a_task_run_and_the_page_shows_metrics_verdict_and_report
     artifacts = artifacts_of(run_of(state))
     assert "| accuracy | 0.750 | 0.500 to 0.900 |" in artifacts["metrics"]
     assert "at or above the floor" in artifacts["promotion"]
-    assert (tiny / "reports" / "report.html").as_uri() in artifacts["report"]
+    assert str(tiny / "reports" / "report.html") in artifacts["report"]
 
 
 def test_a_second_run_executes_nothing_and_a_refusal_is_an_answer_with_its_reasons(tiny: Path) -> None:
