@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
 from flows.rebuild import Rebuild, rebuild
+from flows.stages import StageBusyError, StageRun, run_stage
 from tests.support.prefect_servers import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -81,7 +81,7 @@ def test_a_promotion_that_waits_for_a_person_is_an_answer_too(tiny: Path) -> Non
 
 def test_a_run_beyond_its_time_limit_ends_and_takes_its_stage_along(tiny: Path) -> None:
     (tiny / "hang-ingest").touch()
-    state = rebuild.with_options(timeout_seconds=20)(promote=False, return_state=True)
+    state = rebuild.with_options(timeout_seconds=45)(promote=False, return_state=True)
     assert state.name == "TimedOut"
     stage = int((tiny / "data" / "pid").read_text())
     wait_for(lambda: not psutil.pid_exists(stage), seconds=60)  # killed; when it is gone, the system decides
@@ -99,14 +99,22 @@ def test_overrides_hold_for_their_run_alone(tiny: Path) -> None:
     assert set(rebuild(promote=False).stages.values()) == {"Cached"}
 
 
-def test_a_busy_stage_is_tried_again_and_a_broken_one_fails_the_flow_with_its_message(tiny: Path) -> None:
+def test_a_busy_stage_is_tried_again_and_a_broken_one_fails_the_flow_with_its_message(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = tiny / ".dvc" / "tmp" / "rwlock"
     record.write_text(json.dumps({"write": {str(tiny / "data" / "raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}}))
     (tiny / "fail-train").write_text("the loss is not finite")
-    freed = threading.Timer(8, record.write_text, ["{}"])
-    freed.start()
+
+    def freed_after_one_try(*arguments: Any, **named: Any) -> StageRun:
+        try:
+            return run_stage(*arguments, **named)
+        except StageBusyError:
+            record.write_text("{}")
+            raise
+
+    monkeypatch.setattr("flows.rebuild.run_stage", freed_after_one_try)
     state = rebuild(return_state=True)
-    freed.join()
     assert attempts_of(run_of(state)) == {"ingest": 2, "train": 1}
     assert task_runs_of(run_of(state)) == {"ingest": "Completed", "train": "Failed"}
     assert state.is_failed()
