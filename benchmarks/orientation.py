@@ -168,7 +168,7 @@ def bordered(image: Image, rng: np.random.Generator) -> Image:
 
 
 def lit(image: Image, rng: np.random.Generator) -> Image:
-    """Return an image on a lit background, as a film on a light box: bright around an oval or a rectangle."""
+    """Return an image on a lit background, as photographed on a light box: bright around an oval or a rectangle."""
     height, width = image.shape
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     if rng.random() < 0.5:

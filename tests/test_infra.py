@@ -311,8 +311,8 @@ def test_a_role_in_the_bucket_belongs_to_an_account_of_a_pod() -> None:
 
 def test_the_bucket_is_private_encrypted_and_versioned() -> None:
     closed = terraform()["aws_s3_bucket_public_access_block.store"]
-    doors = ("block_public_acls", "block_public_policy", "ignore_public_acls", "restrict_public_buckets")
-    assert all(closed[door] is True for door in doors)
+    settings = ("block_public_acls", "block_public_policy", "ignore_public_acls", "restrict_public_buckets")
+    assert all(closed[name] is True for name in settings)
     assert terraform()["aws_s3_bucket_versioning.store"]["versioning_configuration"][0]["status"] == "Enabled"
     rule = terraform()["aws_s3_bucket_server_side_encryption_configuration.store"]["rule"][0]
     assert rule["apply_server_side_encryption_by_default"][0]["sse_algorithm"] == "aws:kms"

@@ -12,7 +12,7 @@ from cxr.dataset.raw_set import Rejection
 
 CONFLICTING = "conflicting labels"
 MOSAIC = "mosaic or posterised"
-_LIKENESS_TO_NAME = 0.9  # five mosaics correlate with their originals at 0.94 to 0.97
+_NAMED_FROM = 0.9  # five mosaics correlate with their originals at 0.94 to 0.97
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _mosaic(mosaic: Accepted, kept: list[Accepted]) -> Rejection:
     thumbnails = np.array([mosaic.image.thumbnail, *(image.image.thumbnail for image in kept)], np.uint8)
     rows = np.stack([np.zeros(len(kept), np.int64), np.arange(1, len(kept) + 1)], axis=1)
     correlation = correlation_of(thumbnails, rows)
-    if len(kept) and correlation.max() >= _LIKENESS_TO_NAME:
+    if len(kept) and correlation.max() >= _NAMED_FROM:
         like = kept[int(correlation.argmax())]
         detail += f"; it looks like {like.source}/{like.path} (correlation {correlation.max():.2f})"
     return Rejection(MOSAIC, detail)

@@ -15,7 +15,7 @@ from cxr.forensics.features import SetFeatures
 from cxr.forensics.label_audit import audit_labels, ranked_table
 from cxr.forensics.measure import STYLE_FAMILIES
 from cxr.forensics.out_of_fold import classes_with_groups, out_of_fold
-from cxr.forensics.persons import likeness
+from cxr.forensics.persons import similarity
 from cxr.forensics.style_probes import Family, Probe, ProbeImages, ProbeSettings, probe_styles
 
 WHOLE_IMAGE = "whole image"
@@ -101,8 +101,8 @@ def examine_source(
             "joint": audit.joint.tolist(),
             "flagged": _flagged(images["label"].to_numpy(str), audit.flagged.astype(np.float64), groups, settings),
         },
-        "likeness": to_json(
-            likeness(
+        "similarity": to_json(
+            similarity(
                 features.thumbnail,
                 images["label"].to_numpy(str),
                 images["patient_id"].to_numpy(str),

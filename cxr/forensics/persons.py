@@ -20,7 +20,7 @@ KINDS = ("same patient, same class", "same patient, other class", "strangers, sa
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """The mean correlation of the 32 x 32 thumbnails of `pairs` pairs, with its 95% interval over patients."""
 
     kind: str
@@ -29,9 +29,9 @@ class Likeness:
     pairs: int
 
 
-def likeness(
+def similarity(
     thumbnails: NDArray[np.uint8], labels: NDArray[np.str_], patients: NDArray[np.str_], *, resamples: int, seed: int
-) -> list[Likeness]:
+) -> list[Similarity]:
     """Return how alike the pairs of each of KINDS are.
 
     Strangers are drawn at random from the patients that have a pair of the kind above, so that the same images are
@@ -51,7 +51,7 @@ def likeness(
         strangers = _strangers(pairs, labels, patients, equal, generator)
         for kind, chosen in zip(kinds, (pairs, strangers), strict=True):
             values = np.einsum("ij,ij->i", flat[chosen[:, 0]], flat[chosen[:, 1]]).astype(np.float64)
-            found.append(_likeness(kind, values, patients[chosen[:, 0]], resamples=resamples, seed=seed))
+            found.append(_similarity(kind, values, patients[chosen[:, 0]], resamples=resamples, seed=seed))
     return sorted(found, key=lambda one: KINDS.index(one.kind))
 
 
@@ -93,14 +93,14 @@ def _strangers(
     return np.asarray(strangers[fits][:_STRANGER_PAIRS], np.int64)
 
 
-def _likeness(kind: str, values: Floats, patients: NDArray[np.str_], *, resamples: int, seed: int) -> Likeness:
+def _similarity(kind: str, values: Floats, patients: NDArray[np.str_], *, resamples: int, seed: int) -> Similarity:
     names, patient = np.unique(patients, return_inverse=True)
     if not len(values):
-        return Likeness(kind, None, None, 0)
+        return Similarity(kind, None, None, 0)
     sums = np.bincount(patient, weights=values)
     counts = np.bincount(patient).astype(np.float64)
     interval = None
     if len(names) >= MIN_PATIENTS:
         draws = patient_draws(len(names), resamples, seed=seed)
         interval = percentile_interval(np.concatenate([drawn @ sums / (drawn @ counts) for drawn in draws]))
-    return Likeness(kind, float(values.mean()), interval, len(values))
+    return Similarity(kind, float(values.mean()), interval, len(values))

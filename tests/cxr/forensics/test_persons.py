@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cxr.forensics.persons import KINDS, likeness
+from cxr.forensics.persons import KINDS, similarity
 
 
 def test_a_number_that_two_people_share_is_told_from_one_that_names_a_person() -> None:
@@ -15,7 +15,7 @@ def test_a_number_that_two_people_share_is_told_from_one_that_names_a_person() -
                 thumbnails.append(np.clip(person + rng.normal(0, 15, (64, 64)), 0, 255).astype(np.uint8))
                 labels.append(label)
                 patients.append(f"person{number}")
-    found = likeness(np.stack(thumbnails), np.array(labels), np.array(patients), resamples=200, seed=1)
+    found = similarity(np.stack(thumbnails), np.array(labels), np.array(patients), resamples=200, seed=1)
     by_kind = {one.kind: one for one in found}
     assert list(by_kind) == list(KINDS)
     person, shared, strangers, others = (by_kind[kind] for kind in KINDS)
@@ -30,5 +30,5 @@ def test_a_number_that_two_people_share_is_told_from_one_that_names_a_person() -
 
 def test_without_two_images_of_a_patient_nothing_is_claimed() -> None:
     thumbnails = np.zeros((3, 64, 64), np.uint8)
-    found = likeness(thumbnails, np.array(["a", "b", "a"]), np.array(["1", "2", "3"]), resamples=100, seed=1)
+    found = similarity(thumbnails, np.array(["a", "b", "a"]), np.array(["1", "2", "3"]), resamples=100, seed=1)
     assert [(one.correlation, one.interval, one.pairs) for one in found] == [(None, None, 0)] * 4
