@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from cxr.common.cli import answer_help, command_parser, run_command
 
@@ -37,7 +38,7 @@ from cxr.common.errors import DataError, RegistryError
 from cxr.common.files import read_json, sha256_of
 from cxr.common.s3 import Prefix
 from tasks.services.backup import RECORD, TABLE, StoredObject, path_of, read_table
-from tasks.services.stores import Stores, stores_of_environment
+from tasks.services.stores import Database, Stores, stores_of_environment
 
 _CONNECTIONS = 8
 
@@ -52,6 +53,8 @@ def restore(stores: Stores, backup: Path) -> None:
         RegistryError: a database is not empty; nothing was written.
     """
     record = _checked(backup)
+    for database in stores.databases:
+        database.wait_for_script()
     waiting = [database for database in stores.databases if database.comment != _mark(record)]
     if full := [database.name for database in waiting if not database.is_empty]:
         raise RegistryError(
@@ -62,12 +65,19 @@ def restore(stores: Stores, backup: Path) -> None:
     for place, address in stores.prefixes.items():
         _upload([one for one in objects if one.place == place], address, backup.parent)
     for database in waiting:
-        file = backup / f"{database.name}.dump"
-        # An extension and its comment belong to the administrator, who has made it.
-        options = ["--no-owner", "--no-privileges", "--no-comments", "--single-transaction", "--exit-on-error"]
-        database.run("pg_restore", *options, f"--dbname={database.address.database}", str(file))
-        database.ask(f"COMMENT ON DATABASE \"{database.address.database}\" IS '{_mark(record)}'")
+        _fill(database, backup / f"{database.name}.dump", _mark(record))
         log.info("restore: database %s", database.name)
+
+
+def _fill(database: Database, dump: Path, mark: str) -> None:
+    """Write a dump and its mark in one transaction: psql goes on when the process that started it is killed."""
+    # An extension and its comment belong to the administrator, who has made it.
+    options = ["--no-owner", "--no-privileges", "--no-comments", "--file=-"]
+    # A file without a name: accounts are in it, and nothing stays of it after a kill.
+    with TemporaryFile() as script:
+        database.run("pg_restore", *options, str(dump), stdout=script)
+        script.seek(0)
+        database.run_script(script, f"COMMENT ON DATABASE \"{database.address.database}\" IS '{mark}'")
 
 
 def _mark(record: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import IO
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -30,6 +31,8 @@ _OPTIONAL = {"CXR_DVC_REMOTE"}
 
 _TABLES = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public' AND table_type = 'BASE TABLE'"
 _OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+# Any number will do; an advisory lock is one database's own and ends with its transaction.
+_LOCK = "SELECT pg_advisory_xact_lock(20261126)"
 _COMMENT = (
     "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = current_database()"
 )
@@ -47,8 +50,11 @@ class Database:
         """The address with its password, for libraries: never print it."""
         return self.address.render_as_string(hide_password=False)
 
-    def run(self, program: str, *arguments: str) -> str:
-        """Run psql, pg_dump or pg_restore on the database, the password in its environment; return what it prints.
+    def run(
+        self, program: str, *arguments: str, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None
+    ) -> str:
+        """Run psql, pg_dump or pg_restore on the database, the password in its environment; return what it prints,
+        unless that goes to a file.
 
         Raises:
             ParamsError: the program is not installed.
@@ -57,16 +63,31 @@ class Database:
         if shutil.which(program) is None:
             raise ParamsError(f"{program} is not on PATH; install PostgreSQL's client programs, or use the image")
         done = subprocess.run(
-            [program, *arguments], env={**os.environ, **self._settings()}, capture_output=True, text=True, check=False
+            [program, *arguments],
+            env={**os.environ, **self._settings()},
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             said = (done.stderr.strip() or "no message").splitlines()[-1]
             raise RegistryError(f"{program} failed on the database {self.name}: {said}")
-        return done.stdout
+        return done.stdout or ""
 
     def ask(self, query: str) -> str:
         """Return the one value of a query."""
         return self.run("psql", "--no-psqlrc", "--tuples-only", "--no-align", "--command", query).strip()
+
+    def run_script(self, script: IO[bytes], last: str) -> None:
+        """Run a file of SQL and one more statement in one transaction, which `wait_for_script` waits for."""
+        options = ["--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+        self.run("psql", *options, f"--command={_LOCK}", "--file=-", f"--command={last}", stdin=script)
+
+    def wait_for_script(self) -> None:
+        """Return when no script is running, one that a killed process has left behind included."""
+        self.ask(_LOCK)
 
     @property
     def is_empty(self) -> bool:

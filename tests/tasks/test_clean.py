@@ -159,5 +159,5 @@ def test_it_removes_what_it_lists_and_no_champion_or_its_data_even_when_it_was_k
     for number in ("1", "2", "4", "5"):
         assert versions.bundle_fault(versions.get_version(number)) == ""
         assert restorable(int(number))
-    assert aliases.previous_champion().number == "1"
+    assert aliases.earlier_champion().number == "1"
     assert sorted(path.name for path in Path("data/scores").iterdir()) == [f"version-{n}" for n in (1, 2, 4, 5)]
