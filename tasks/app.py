@@ -6,14 +6,15 @@
 
 There is no login, so it listens on this machine alone unless --host says otherwise. When the champion moves, the new
 version answers without a restart. /openapi.json describes /predict, /model, /health, /ready and /metrics; the limits
-are in params.yaml, section `app`. Images are never stored: they stay in memory until they are classified. Stop with
-Ctrl-C.
+are in params.yaml, section `app`. Images are never stored: they stay in memory until they are classified. What a
+reader says about an answer is: a row in paths.feedback, with the digest of the image. Stop with Ctrl-C.
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
+from pathlib import Path
 
 from cxr.common.cli import add_engine_argument, answer_help, run_command, step_parser
 
@@ -41,7 +42,9 @@ from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.server import WebApp, serve
 
 
-def app(params: AppParams, *, host: str, port: int, names: list[str], model: str, engine: Engine) -> None:
+def app(
+    params: AppParams, *, host: str, port: int, names: list[str], model: str, engine: Engine, feedback: Path
+) -> None:
     """Serve the web app until the process is interrupted.
 
     Raises:
@@ -49,7 +52,14 @@ def app(params: AppParams, *, host: str, port: int, names: list[str], model: str
         ListenError: the port is taken.
     """
     get_version(model)  # fail at once if there is no champion
-    webapp = WebApp(_limits(params), names=names, model=model, engine=engine, champion_poll_s=params.champion_poll_s)
+    webapp = WebApp(
+        _limits(params),
+        names=names,
+        model=model,
+        engine=engine,
+        champion_poll_s=params.champion_poll_s,
+        feedback=feedback,
+    )
     serve(webapp, host=host, port=port)
 
 
@@ -69,13 +79,15 @@ def _limits(params: AppParams) -> Limits:
 def main() -> None:
     """Read the command line and serve."""
     given = command_line().parse_args()
+    params = read_params(given.params)
     app(
-        read_params(given.params).app,
+        params.app,
         host=given.host,
         port=given.port,
         names=given.allow_host,
         model=given.model,
         engine=given.engine,
+        feedback=params.paths.feedback,
     )
 
 

@@ -1,7 +1,8 @@
 """Compare the images scored lately with the champion's reference and report drift.
 
-Reads   the scored images of the champion's version (tasks.score) and the reference statistics saved with the champion
-Writes  reports/monitor.html   windows in order of time, and which signals shifted
+Reads   the scored images of the champion's version (tasks.score) and the reference statistics saved with the champion;
+        what readers said about its answers in the web app
+Writes  reports/monitor.html   windows in order of time, and which signals shifted; how often readers agreed
         reports/monitor.json   the same as numbers, with `drift: true` or `false`
 
 Images are compared in the order in which they were scored, in windows of `monitor.window_images`; an incomplete window
@@ -28,8 +29,10 @@ from tqdm import tqdm
 from cxr.common.errors import WeightsError
 from cxr.common.files import atomic_file, write_json
 from cxr.common.params import MonitorParams, Paths
+from cxr.inference.feedback import read_feedback
 from cxr.inference.score_store import read_scores, version_folder
 from cxr.models.reference import REFERENCE_FILE, Reference, read_reference
+from cxr.monitoring.agreement import agreement_by_month
 from cxr.monitoring.drift import Rules, Window, compare_window, cut_windows, find_limits, is_drift
 from cxr.monitoring.page import MonitorPage, render_page, to_markdown
 from cxr.registry import versions
@@ -47,7 +50,9 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
     windows, limits, waiting = _compare(_scores(paths, version), reference, params)
     since = version.tags.get(versions.DRIFT_TAG, "")
     drift = is_drift(windows, alarm_windows=params.alarm_windows, recent_windows=params.recent_windows, after=since)
-    page = _page(version, reference, params, drift=drift, windows=windows, limits=limits, waiting=waiting, since=since)
+    agreement = agreement_by_month(read_feedback(paths.feedback), version=version.number)
+    found = {"windows": windows, "limits": limits, "waiting": waiting, "agreement": agreement}
+    page = _page(version, reference, params, drift=drift, since=since, **found)
     _write(page, paths)
     log.info("monitor: version %s, %s\nreport: %s", version.number, page.headline(), paths.monitor.with_suffix(".html"))
     for window in windows[-params.recent_windows :]:

@@ -59,6 +59,7 @@ class Paths(Section):
     scores: ProjectPath
     monitor: ProjectPath
     forensics: ProjectPath
+    feedback: ProjectPath
 
 
 class Source(Section):

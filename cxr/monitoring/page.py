@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.common.notices import NOT_CLINICAL
+from cxr.monitoring.agreement import Agreement
 from cxr.monitoring.drift import FAILED, SIGNALS, Window
 from cxr.reporting.templating import render
 
@@ -42,6 +43,7 @@ class MonitorPage:
     usual_shares      of the predicted classes among the reference's images
     reference_images  their number
     waiting           number of images scored since the last complete window
+    agreement         of readers with the version, by month
     since             end of the windows that a rebuild was started for; "" if there was none
     """
 
@@ -55,6 +57,7 @@ class MonitorPage:
     reference_images: int
     waiting: int
     since: str
+    agreement: Sequence[Agreement] = ()
 
     def headline(self) -> str:
         """Return the result as a sentence."""
@@ -83,6 +86,11 @@ def to_markdown(page: MonitorPage) -> str:
         f"| {window.number} | {window.first[:16]} | {window.last[:16]} | {window.score:.2f} "
         f"| {'; '.join(page.explain(window)) or 'nothing'} |"
         for window in page.windows
+    ]
+    if page.agreement:
+        lines += ["", "| month | images | readers agreed | 95% interval |", "|---|---|---|---|"]
+    lines += [
+        f"| {one.month} | {one.images} | {one.share:.0%} | {one.low:.0%} to {one.high:.0%} |" for one in page.agreement
     ]
     return "\n".join(lines)
 

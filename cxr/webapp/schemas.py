@@ -89,8 +89,8 @@ REASONS = {
     413: "Too many bytes or pixels",
     415: "The body is not declared as an image",
     421: "Called by an unknown host name",
-    422: "Not a readable image, or an invalid parameter",
+    422: "Not a readable image, or an invalid parameter or field",
     429: "The service is full; send the image again after `Retry-After` seconds",
     501: "A heat map was asked for, and the service has no torch",
-    503: "The model is being loaded, or did not answer in time",
+    503: "The model is being loaded, or did not answer in time; or feedback cannot be stored",
 }

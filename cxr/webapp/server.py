@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import uvicorn
 
@@ -35,13 +36,20 @@ class WebApp:
     """The parts of the service, wired together; `app` is the ASGI application."""
 
     def __init__(
-        self, limits: Limits, *, names: Sequence[str], model: str, engine: Engine, champion_poll_s: float
+        self,
+        limits: Limits,
+        *,
+        names: Sequence[str],
+        model: str,
+        engine: Engine,
+        champion_poll_s: float,
+        feedback: Path,
     ) -> None:
         metrics = Metrics()
         self.batcher, self.decode_pool = Batcher(limits, metrics), DecodePool(limits)
         self.watch = ChampionWatch(self.batcher, model=model, engine=engine, poll_seconds=champion_poll_s)
-        service = Service(self.batcher, self.decode_pool, self.watch, limits)
-        self.app = AccessLog(Guard(service.app(), names=names), metrics, paths=PATHS)
+        self.service = Service(self.batcher, self.decode_pool, self.watch, limits, feedback)
+        self.app = AccessLog(Guard(self.service.app(), names=names), metrics, paths=PATHS)
         self.limits = limits
 
     def config(self, host: str, port: int) -> uvicorn.Config:

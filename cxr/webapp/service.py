@@ -21,6 +21,7 @@ from cxr.registry.versions import MODEL
 from cxr.webapp.batcher import Batcher, Result
 from cxr.webapp.champion_watch import ChampionWatch
 from cxr.webapp.decode_pool import DecodedImage, DecodePool
+from cxr.webapp.feedback import FEEDBACK_BODY, FeedbackRoute
 from cxr.webapp.guard import error_response
 from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, not_ready, read_body
 from cxr.webapp.renditions import (
@@ -46,6 +47,7 @@ PATHS = frozenset(
         "/pixels",
         "/overlay",
         "/report",
+        "/feedback",
         "/health",
         "/ready",
         "/metrics",
@@ -67,7 +69,10 @@ log = logging.getLogger("cxr.webapp")
 class Service:
     """The routes and what they share."""
 
-    def __init__(self, batcher: Batcher, decode_pool: DecodePool, watch: ChampionWatch, limits: Limits) -> None:
+    def __init__(
+        self, batcher: Batcher, decode_pool: DecodePool, watch: ChampionWatch, limits: Limits, feedback: Path
+    ) -> None:
+        self.feedback = FeedbackRoute(feedback, limits)
         self.batcher, self.decode_pool, self.watch, self.limits = batcher, decode_pool, watch, limits
         self.admission = Admission(limits)
 
@@ -95,6 +100,10 @@ class Service:
             content: dict[int | str, dict[str, Any]] = {200: {"content": {media_type: {}}}}
             app.post(path, responses=content | _errors(*REASONS), response_class=Response,
                      openapi_extra=_IMAGE_BODY, summary=summary)(endpoint)  # fmt: skip
+        app.post(
+            "/feedback", responses=_errors(400, 403, 408, 413, 421, 422, 503), openapi_extra=FEEDBACK_BODY,
+            summary="Store what a reader says about an answer",
+        )(self.feedback.add)  # fmt: skip
         app.get("/health", responses=_errors(421), summary="Liveness: the process runs")(self.health)
         app.get("/ready", responses=_errors(421, 503), summary="Readiness: a model is loaded")(self.ready)
         app.get(

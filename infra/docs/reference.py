@@ -133,7 +133,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 def rest_page() -> str:
     """Return the page of the REST service, from its OpenAPI description."""
     nothing: Any = None  # the description needs none of the parts that answer
-    api = Service(nothing, nothing, nothing, nothing).app().openapi()
+    api = Service(nothing, nothing, nothing, nothing, nothing).app().openapi()
     lines = [
         "# REST service\n",
         f"{api['info']['description']} `make app` starts it on http://127.0.0.1:8000; it has no login. The service "

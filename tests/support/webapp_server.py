@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -82,8 +83,9 @@ def tiny_classifier(number: str = "1", *, seed: int = 1, synthetic: bool = True,
 @contextlib.contextmanager
 def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS) -> Iterator[Served]:
     """Serve in this process on a free loopback port; None: no model is loaded yet."""
-    port = free_ports(1)[0]
-    webapp = WebApp(limits, names=[], model="champion", engine="torch", champion_poll_s=3600.0)
+    port, kept = free_ports(1)[0], tempfile.TemporaryDirectory()
+    feedback = Path(kept.name) / "feedback.csv"
+    webapp = WebApp(limits, names=[], model="champion", engine="torch", champion_poll_s=3600.0, feedback=feedback)
     server = uvicorn.Server(webapp.config("127.0.0.1", port))
     if classifier:
         use(webapp, classifier)
@@ -97,6 +99,7 @@ def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS) -> Ite
         server.should_exit = True
         thread.join()
         webapp.close()
+        kept.cleanup()
 
 
 METRICS: dict[str, Any] = {

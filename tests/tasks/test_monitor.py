@@ -13,6 +13,7 @@ import pytest
 from cxr.common.errors import RegistryError, WeightsError
 from cxr.common.files import read_json
 from cxr.common.params import MonitorParams, read_params
+from cxr.inference.feedback import Feedback, add_feedback
 from cxr.inference.score_store import PartWriter, schema, version_folder
 from cxr.models.reference import MEASURES, REFERENCE_FILE
 from cxr.registry import aliases, tracking_store, versions
@@ -85,8 +86,12 @@ def test_unchanged_images_are_no_drift_and_an_incomplete_window_waits(
 ) -> None:
     make_champion()
     write_scores((number, {}) for number in range(67))
+    for label in ("viral", "normal"):
+        said = Feedback("2026-01-01T00:00:00+00:00", label.ljust(64, "0"), "1", "viral", label)
+        add_feedback(read_params(Path("params.yaml")).paths.feedback, said)
     with caplog.at_level(logging.INFO):
         found = run()
+    assert [(month["month"], month["images"], month["agreed"]) for month in found["agreement"]] == [("2026-01", 2, 1)]
     assert (found["drift"], len(found["windows"]), found["waiting"], found["version"]) == (False, 3, 7, "1")
     assert caplog.messages[-1] == "drift: false"
 

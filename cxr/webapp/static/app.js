@@ -3,6 +3,7 @@
 import { loadExamples, loadModel, post, predict, watchService } from "./api.js";
 import { toCsv } from "./csv.js";
 import { make } from "./dom.js";
+import { labelOfKey, sendFeedback } from "./feedback.js";
 import { ofDrop, ofInput } from "./files.js";
 import { drawRow, isDone, shownImages, summary } from "./list.js";
 import { fillCard } from "./model_card.js";
@@ -145,7 +146,7 @@ async function showSelected() {
   }
 }
 
-const showFindingOf = (image) => showFinding(byId("finding"), image, { model, openCard, retry, download: (what) => download(image, what) });
+const showFindingOf = (image) => showFinding(byId("finding"), image, { model, openCard, retry, download: (what) => download(image, what), give });
 
 function refresh() {
   const done = images.filter(isDone).length;
@@ -181,6 +182,27 @@ async function download(image, what) {
     announce(error.message);
     toolbar.note(error.message);
   }
+}
+
+async function give(image, label) {
+  try {
+    await sendFeedback(image, label);
+  } catch (error) {
+    return announce(`Not stored: ${error.message}`);
+  }
+  image.feedback = label;
+  session.save(image);
+  if (image === selected) showFindingOf(image);
+  return announce(`${image.name}: stored that it is ${label}`);
+}
+
+// One key is enough while the list or the result has the focus; never while a note is typed.
+function giveByKey(event) {
+  if (!selected || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
+  const label = labelOfKey(event.key.toLowerCase(), selected);
+  if (!label) return;
+  event.preventDefault();
+  give(selected, label);
 }
 
 function clear() {
@@ -272,6 +294,7 @@ for (const id of ["file", "folder"]) byId(id).addEventListener("change", (event)
 byId("choose-folder").addEventListener("click", () => byId("folder").click());
 byId("examples").addEventListener("click", showExamples);
 byId("list").addEventListener("keydown", moveInList);
+for (const id of ["list", "result"]) byId(id).addEventListener("keydown", giveByKey);
 byId("export").addEventListener("click", exportCsv);
 byId("clear").addEventListener("click", clear);
 byId("undo").addEventListener("click", undo);

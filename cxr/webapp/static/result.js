@@ -1,6 +1,7 @@
 // The result for one image: the image with its heat map, and the probabilities with their meaning.
 
 import { make, percent } from "./dom.js";
+import { feedbackBox } from "./feedback.js";
 
 const CLASS_NAMES = { normal: "normal", viral: "viral pneumonia", bacterial: "bacterial pneumonia", covid: "COVID-19 pneumonia" };
 const MEANINGS = {
@@ -13,10 +14,10 @@ const MEANINGS = {
 // Under a warning there is no answer: the class that the numbers would give is not the first thing to read.
 export const heading = ({ predicted_class: name, warning }) => (warning ? "No answer" : `Prediction: ${CLASS_NAMES[name] ?? name}`);
 
-export function showFinding(container, image, { model, openCard, retry, download }) {
+export function showFinding(container, image, { model, openCard, retry, download, give }) {
   if (image.error) container.replaceChildren(failure(image, retry));
   else if (!image.prediction) container.replaceChildren(make("div", { class: "finding" }, title("Classifying the image …"), make("p", { class: "file" }, image.path)));
-  else container.replaceChildren(finding(image, model, openCard, download));
+  else container.replaceChildren(finding(image, model, openCard, download, give));
 }
 
 const title = (text) => make("h2", { class: "prediction" }, text);
@@ -35,7 +36,7 @@ function failure(image, retry) {
 const outOf100 = (probability) => (probability >= 0.995 ? "nearly all" : `about ${Math.round(probability * 100)}`);
 const roundPercent = (value) => `${Math.round(value * 100)}%`;
 
-function finding(image, model, openCard, download) {
+function finding(image, model, openCard, download, give) {
   const { prediction } = image;
   const card = make("button", { type: "button", class: "link-button" }, `version ${prediction.model_version}, see its model card`);
   card.addEventListener("click", openCard);
@@ -45,6 +46,7 @@ function finding(image, model, openCard, download) {
     prediction.warning ? make("p", { class: "box is-wrong" }, make("b", {}, "This image"), ` ${prediction.warning}.`) : null,
     referral(prediction, model),
     ...(prediction.warning ? [make("details", {}, make("summary", {}, "Show the numbers, which may mean nothing"), ...numbers)] : numbers),
+    feedbackBox(image, give),
     make("div", { class: "downloads" }, button("Save overlay (PNG)", () => download("overlay")), prediction.is_dicom ? button("Save report (DICOM SR)", () => download("report")) : null),
     make("dl", { class: "facts" }, make("dt", {}, "Model"), make("dd", {}, card), make("dt", {}, "Engine"), make("dd", {}, prediction.engine),
       make("dt", {}, "Time"), make("dd", {}, new Date(image.answeredAt).toLocaleTimeString()),

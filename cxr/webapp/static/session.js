@@ -13,8 +13,8 @@ export async function keep(chosen, images) {
 
 export async function save(image) {
   if (!isKept()) return;
-  const { id, number, file, name, path, prediction, thumb, error, answeredAt } = image;
-  await run("readwrite", (store) => store.put({ id, number, file, name, path, prediction, thumb, error, answeredAt })).catch(() => undefined);
+  const { id, number, file, name, path, prediction, thumb, error, answeredAt, feedback, feedbackNote } = image;
+  await run("readwrite", (store) => store.put({ id, number, file, name, path, prediction, thumb, error, answeredAt, feedback, feedbackNote })).catch(() => undefined);
 }
 
 export async function load() {

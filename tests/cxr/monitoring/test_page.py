@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from cxr.monitoring.agreement import Agreement
 from cxr.monitoring.drift import FAILED, SIGNALS
 from cxr.monitoring.page import MonitorPage, render_page, to_markdown
 from tests.support.drift_windows import window
@@ -31,3 +32,10 @@ def test_markdown_has_a_row_per_window() -> None:
 
 def test_page_without_windows_counts_the_scored_images() -> None:
     assert "7 of 40 images" in render_page(replace(PAGE, windows=[], drift=False))
+
+
+def test_agreement_of_readers_stands_on_the_page_and_in_markdown() -> None:
+    page = replace(PAGE, agreement=[Agreement("2026-03", 40, 30, 0.75, 0.598, 0.858)])
+    assert "<td>2026-03</td><td>40</td><td>30</td><td>75%</td>" in render_page(page)
+    assert to_markdown(page).splitlines()[-1] == "| 2026-03 | 40 | 75% | 60% to 86% |"
+    assert "What readers say" not in render_page(PAGE)

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from cxr.common.notices import NOT_CLINICAL
+from cxr.inference.feedback import read_feedback
 from tests.support.browsers import launch_browser
 from tests.support.dicom_images import dicom_image
 from tests.support.webapp_server import IMAGE as PNG
@@ -333,6 +334,26 @@ def test_the_page_works_from_the_keyboard(page: Page) -> None:
     expect(page.locator("#canvas")).to_be_focused()
     page.keyboard.press("h")
     expect(page.locator("#heat-options")).to_be_visible()
+
+
+def test_one_key_agrees_or_corrects_and_a_reload_keeps_it(page: Page, served: Served) -> None:
+    table = served.webapp.service.feedback.table
+    drop(page, {"Jane Sorrowful.png": PNG})
+    box = page.get_by_role("group", name="What do you see?")
+    box.get_by_label("Note, without names").fill("a note")
+    page.locator("#list .row").focus()
+    page.keyboard.press("a")
+    expect(box).to_contain_text("Stored: ")
+    page.locator("#result").focus()
+    page.keyboard.press("n")
+    expect(box).to_contain_text("Stored: normal")
+    box.get_by_label("Note, without names").press_sequentially("van")  # letters in a note are no keys
+    agreed, corrected = read_feedback(table)
+    assert (agreed.agrees, agreed.note, corrected.label) == (True, "a note", "normal")
+    assert agreed.image_sha256 == hashlib.sha256(PNG).hexdigest()
+    assert "Jane" not in table.read_text()
+    page.reload()
+    expect(page.get_by_role("group", name="What do you see?")).to_contain_text("Stored: normal")
 
 
 def test_a_file_name_is_text_on_the_page_and_no_formula_in_the_csv(page: Page) -> None:
