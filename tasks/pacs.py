@@ -1,18 +1,20 @@
-"""Classify the chest X-rays that arrive in a PACS (Orthanc) with the champion, and store the results beside them.
+"""Classify the chest X-rays that arrive in a PACS with the champion, and store the results beside them.
 
-    ./run pacs http://127.0.0.1:8042
+    ./run pacs http://127.0.0.1:8042                                an Orthanc, by its own API
+    ./run pacs --dicomweb http://127.0.0.1:8042/dicom-web           any PACS with DICOMweb
+    ./run pacs --listen CXR@11112 --send-to ARCHIVE@10.0.0.5:104    any PACS: C-STORE in and out
 
-Follows  Orthanc's feed of changes from its beginning; reads CR, DX and RG images of the chest and skips all other
-         objects by their tags
-Stores   a Structured Report (DICOM SR, TID 1500) in the study of each image: the probability of each class, and
-         whether a reader should look first; with --overlay also the image with its heat map
-Keeps    its position in the feed in --state-file; without the file it starts over and finds the existing reports
+Reads    CR, DX and RG images of the chest, and skips all other objects by their tags: of Orthanc, all in its feed of
+         changes; by DICOMweb, those in studies of the last --days; by C-STORE, those that are sent to it
+Stores   a Structured Report (DICOM SR, TID 1500) in the study of each image: the certainty of each class, and whether
+         a reader should look first; with --overlay also the image with its heat map
+Keeps    its position in the feed in --state-file, and beside it what it has found or received; a line an answer in
+         --audit-log
 Account  CXR_PACS_USER and CXR_PACS_PASSWORD, or in the address, where other users of this machine can see them
 
-Each image is processed exactly once, even if Orthanc, this command or the machine crashes. A new champion processes the
-images that arrive after it; with --reprocess also those that an older version processed. An image that cannot be read
-gets no report but a log line with its Orthanc ID and the reason. Runs until Ctrl-C; with --once until the end of the
-feed.
+Each image is processed exactly once, even if the PACS, this command or the machine crashes. A new champion processes
+the images that arrive after it; with --reprocess also those that an older version processed. An image that cannot be
+read gets no report but a log line with its ID and the reason. Runs until Ctrl-C; with --once until the end of the feed.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import os
 import signal
 import sys
 import time
-from argparse import ArgumentParser
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -40,6 +43,12 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "address", metavar="ADDRESS", nargs="?", help=f"of Orthanc's REST API; default: the variable {ADDRESS_VARIABLE}"
     )
+    parser.add_argument("--dicomweb", metavar="URL", help="of a DICOMweb service, in place of ADDRESS")
+    parser.add_argument(
+        "--days", type=int, default=7, metavar="N", help="search studies of N days by DICOMweb; 0: all (%(default)s)"
+    )
+    parser.add_argument("--listen", metavar="AE@PORT", help="take images by C-STORE, in place of ADDRESS")
+    parser.add_argument("--send-to", metavar="AE@HOST:PORT", help="with --listen: where answers go")
     parser.add_argument("--once", action="store_true", help="stop at the end of the feed")
     parser.add_argument("--overlay", action="store_true", help="also store the image with its heat map")
     parser.add_argument(
@@ -56,6 +65,12 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "--state-file", type=Path, default=STATE_FILE, help="file with the position in the feed (%(default)s)"
     )
+    parser.add_argument(
+        "--audit-log",
+        type=Path,
+        metavar="FILE",
+        help="who asked, which image, version and when; default: beside the state file, with .audit.jsonl",
+    )
     return parser
 
 
@@ -66,7 +81,9 @@ from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ParamsError, RegistryError
 from cxr.common.locks import file_lock
 from cxr.inference.classifier import Classifier, load_classifier
-from cxr.pacs.orthanc import Orthanc, OrthancUnavailableError
+from cxr.pacs.audit_log import AuditLog
+from cxr.pacs.feed import Pacs, PacsUnavailableError
+from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import PacsWorker
 from cxr.registry.versions import CHAMPION, Version, fetch_bundle, get_version
 
@@ -92,7 +109,7 @@ def pacs(worker: PacsWorker, *, once: bool, poll_seconds: float) -> None:
         before = replace(worker.summary)
         try:
             is_end = worker.process_next()
-        except (OrthancUnavailableError, RegistryError) as error:
+        except (PacsUnavailableError, RegistryError) as error:
             if once:
                 raise
             failures += 1
@@ -127,6 +144,41 @@ def champion(engine: Engine) -> Callable[[], Classifier]:
     return current
 
 
+@contextmanager
+def connect(given: Namespace) -> Iterator[Pacs]:
+    """Yield the PACS that the command line names.
+
+    Raises:
+        ParamsError: it names none, or more than one.
+        SourceError: an address is invalid, or the port to listen on is not free.
+    """
+    ways = [way for way in (given.address, given.dicomweb, given.listen) if way]
+    if len(ways) > 1:
+        raise ParamsError("more than one PACS given: pass an ADDRESS, --dicomweb or --listen")
+    if bool(given.listen) != bool(given.send_to):
+        raise ParamsError("--listen and --send-to go together: where images arrive, and where their answers go")
+    kept = given.state_file.with_suffix("")
+    if given.dicomweb:
+        from cxr.pacs.dicomweb import DicomWeb
+
+        yield DicomWeb(given.dicomweb, kept.with_suffix(".found"), days=given.days)
+    elif given.listen:
+        from cxr.pacs.listener import Listener, Node
+
+        if given.reprocess:
+            raise ParamsError("--reprocess is not possible with --listen: images are not kept; send them again")
+        own, to = Node.parse(given.listen, host="0.0.0.0"), Node.parse(given.send_to)
+        with Listener(own, to, kept.with_suffix(".received")) as listener:
+            yield listener
+    else:
+        address = given.address or os.environ.get(ADDRESS_VARIABLE)
+        if not address:
+            raise ParamsError(
+                f"no PACS given: pass an address such as http://127.0.0.1:8042, or set {ADDRESS_VARIABLE}"
+            )
+        yield Orthanc(address)
+
+
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # docker and systemd stop a service with SIGTERM; treat it as Ctrl-C
 
@@ -136,22 +188,21 @@ def main() -> None:
     given = command_line().parse_args()
     if given.overlay:
         require_torch()
-    address = given.address or os.environ.get(ADDRESS_VARIABLE)
-    if not address:
-        raise ParamsError(f"no PACS given: pass an address such as http://127.0.0.1:8042, or set {ADDRESS_VARIABLE}")
     signal.signal(signal.SIGTERM, _stop)
     with file_lock(given.state_file.with_suffix(".lock")):
         if given.reprocess:
             given.state_file.unlink(missing_ok=True)
-        worker = PacsWorker(
-            Orthanc(address),
-            champion(given.engine),
-            given.state_file,
-            overlay=given.overlay,
-            reprocess=given.reprocess,
-        )
-        log.info("pacs: following %s", worker.orthanc.address)
-        pacs(worker, once=given.once, poll_seconds=given.poll_interval)
+        with connect(given) as connected:
+            worker = PacsWorker(
+                connected,
+                champion(given.engine),
+                given.state_file,
+                overlay=given.overlay,
+                reprocess=given.reprocess,
+                audit_log=AuditLog(given.audit_log or given.state_file.with_suffix(".audit.jsonl")),
+            )
+            log.info("pacs: following %s", connected.address)
+            pacs(worker, once=given.once, poll_seconds=given.poll_interval)
     print(worker.summary)
 
 

@@ -64,7 +64,7 @@ def read_dicom(data: bytes, keywords: Sequence[str]) -> Dataset:
         DicomError: the file is truncated, or its header is longer than that of any image.
         Exception: any exception of pydicom; see `image_errors`.
     """
-    _quiet_libraries()
+    quiet_libraries()
     tags = [tag for tag in map(tag_for_keyword, keywords) if tag is not None]
     inflated = _inflated(data)
     stream = io.BytesIO(data if inflated is None else inflated)
@@ -86,7 +86,7 @@ def read_dicom(data: bytes, keywords: Sequence[str]) -> Dataset:
     return dataset
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silence pydicom and highdicom permanently: their warnings and log lines quote values."""
     config.settings.reading_validation_mode = config.IGNORE
     for library in _LIBRARIES:

@@ -27,7 +27,6 @@ class AnswerField:
     nullable      an answer may have no value
     prefix        of a field that maps names to values: its columns are the prefix and a name
     stored_only   batch scoring stores it; no other output shows it
-    report_code   code and meaning of the yes-or-no item in the DICOM report; of a string, whether there is one
     """
 
     name: str
@@ -36,7 +35,6 @@ class AnswerField:
     nullable: bool = False
     prefix: str = ""
     stored_only: bool = False
-    report_code: tuple[str, str] | None = None
 
 
 FIELDS = (
@@ -48,14 +46,12 @@ FIELDS = (
         "boolean",
         "A reader should see the image; null: the model has no threshold for that.",
         nullable=True,
-        report_code=("REFER", "Refer to a reader first"),
     ),
     AnswerField(
         "warning",
         "string",
         "Why the answer may mean nothing: the image is out of distribution; null: no warning.",
         nullable=True,
-        report_code=("OOD", "Image out of distribution"),
     ),
     AnswerField(
         "measures",
@@ -99,6 +95,11 @@ class Answer:
         return NO_ANSWER if self.warning else self.predicted_class
 
     @property
+    def asserted(self) -> bool:
+        """Whether the predicted class stands as a finding: there is no warning, and no reader needs to look first."""
+        return not self.warning and not self.refer
+
+    @property
     def confidence(self) -> float:
         """The largest probability."""
         return max(self.probabilities.values())
@@ -107,15 +108,6 @@ class Answer:
         """Return the shown fields by name, mappings as mappings."""
         values = {one.name: getattr(self, one.name) for one in SHOWN_FIELDS}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-
-    def report_items(self) -> list[tuple[tuple[str, str], bool]]:
-        """Return code and value of the report's yes-or-no items; a boolean without a value has none."""
-        values = [(one.report_code, getattr(self, one.name), one.type) for one in FIELDS if one.report_code]
-        return [
-            (code, value if kind == "boolean" else value is not None)
-            for code, value, kind in values
-            if kind != "boolean" or value is not None
-        ]
 
     def to_row(self, fields: Iterable[AnswerField] = FIELDS) -> dict[str, str | float | bool | None]:
         """Return the values of `fields` by column, one column for each name of a mapping; see `columns`."""

@@ -1,72 +1,59 @@
-"""A model's answer as DICOM objects in the study of its image: a Structured Report, and a picture with the heat map.
+"""A model's answer as a Structured Report in the study of its image, in the form of IHE's AI Results profile.
 
-The report follows TID 1500, which viewers show as a list and programs read by code: one measurement a class. Both
-objects carry the patient tags of their image, because they belong to the same study; no other output does.
+A Comprehensive 3D SR after TID 1500, which viewers show as a list and programs read by code:
 
-UIDs are derived from those of the image and from the model, so a PACS sees an answer that is sent twice as one object.
-The modalities are SR and OT, which the image reader (cxr/dicom/pixels.py) rejects: an answer is never classified.
+- what to know first: the status of the analysis, a recommendation if a reader should look first, a warning
+- one measurement group a class: the certainty of the class in percent, and the algorithm behind it (TID 4019)
+- a finding in the group of the predicted class alone, and in none where a reader should look first
 
-Sources of the codes: DCM, UCUM and SNOMED CT 17621005, 39607008, 373066001, 373067005 are in PS3.16 (pydicom's tables);
-SNOMED CT 53084003 in SNOMED's own guide, 75570004 in OMOP's vocabulary, 399208008 in public FHIR resources,
-882784691000119100 in HL7's value set covid-19-snomed-diagnosis-vs.
+The modality is SR, which the image reader (cxr/dicom/pixels.py) rejects: an answer is never classified. No private code
+is used.
+
+Sources of the codes: DCM, UCUM and SNOMED CT 39607008, 246090004 are in PS3.16 (pydicom's tables); SNOMED CT 53084003
+in SNOMED's own guide, 75570004 in OMOP's vocabulary, 399208008 in public FHIR resources, 827032003 in SNOMED CT's core
+module, 882784691000119100 in HL7's value set covid-19-snomed-diagnosis-vs.
 """
 
-import hashlib
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
-import numpy as np
 from highdicom import sr
-from highdicom.sc import SCImage
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from cxr.common.notices import NOT_CLINICAL, notice
-from cxr.dicom.tags import DicomError, image_errors, read_dicom, text
+from cxr.common.classes import LABELS
+from cxr.common.notices import NOT_CLINICAL
+from cxr.dicom.tags import image_errors
 from cxr.inference.answer import Answer
-from cxr.models.bundle import ModelSpec
+from cxr.inference.dicom_objects import (
+    MODEL,
+    Author,
+    cautions,
+    derived_uid,
+    instance_number,
+    object_uid,
+    read_image,
+    series_number,
+    series_uid,
+    written,
+)
 
-MODEL = "chest-xray-pneumonia"
-"""Equal to `cxr.registry.versions.MODEL`, as a test checks; this package may not import the registry."""
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
-_REPORT_SERIES, _OVERLAY_SERIES = 9901, 9902
-_TRACKED = "Predicted class"
-_OUR_CODES = "99CXR"  # designators that begin with 99 are private (PS3.16, 8)
-_LINKS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-_COPIED = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
-    "StudyID", "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
 # SNOMED CT code and meaning of each class.
 _FINDINGS: Mapping[str, tuple[str, str]] = {
-    "normal": ("17621005", "Normal"),
+    "normal": ("827032003", "Normal lung"),
     "viral": ("75570004", "Viral pneumonia"),
     "bacterial": ("53084003", "Bacterial pneumonia"),
-    "covid": ("882784691000119100", "Pneumonia caused by severe acute respiratory syndrome coronavirus 2"),
+    "covid": ("882784691000119100", "Pneumonia caused by SARS-CoV-2"),
 }
 
 
-@dataclass(frozen=True)
-class Author:
-    """The model behind an answer: its version, and the digest that distinguishes it from other registries' versions."""
-
-    version: str
-    weights_sha256: str
-    synthetic: bool
-
-    @classmethod
-    def of(cls, version: str, spec: ModelSpec) -> "Author":
-        """Return the author for the `number` and `spec` of a `cxr.inference.classifier.Classifier`."""
-        return cls(version, spec.weights_sha256, spec.synthetic)
-
-
-def structured_report(source: bytes, answer: Answer, *, author: Author, name: str, made_at: datetime) -> bytes:
-    """Return the answer as a Comprehensive SR in the study of the image.
+def structured_report(
+    source: bytes, answer: Answer, *, author: Author, name: str, made_at: datetime, overlay: bool = False
+) -> bytes:
+    """Return the answer as a Comprehensive 3D SR in the study of the image.
 
     Args:
         source: bytes of the DICOM image; its pixels are not read.
@@ -74,201 +61,142 @@ def structured_report(source: bytes, answer: Answer, *, author: Author, name: st
         author: the model.
         name: of the image in errors.
         made_at: date and time of the report, in local time.
+        overlay: whether `cxr.inference.dicom_overlay.secondary_capture` is stored, too; the report refers to it.
 
     Raises:
         ImageError: the header cannot be read, or lacks the UIDs that link a report to the image.
     """
     with image_errors(name):  # highdicom's errors may quote a patient's tag
-        return _report(_image(source), answer, author, made_at)
+        return _report(read_image(source), answer, author, made_at, overlay)
 
 
-def secondary_capture(
-    source: bytes, overlay: NDArray[np.uint8], answer: Answer, *, author: Author, name: str, made_at: datetime
-) -> bytes:
-    """Return the image with its heat map as a Secondary Capture in the study of the image.
-
-    Args:
-        source: bytes of the DICOM image; its pixels are not read.
-        overlay: (height, width, 3), red, green, blue.
-        answer: of the model; the heat map is that of its predicted class.
-        author: the model.
-        name: of the image in errors.
-        made_at: date and time of the picture, in local time.
-
-    Raises:
-        ImageError: the header cannot be read, or lacks the UIDs that link a picture to the image.
-    """
-    with image_errors(name):
-        return _capture(_image(source), overlay, answer, author, made_at)
+def meaning(label: str) -> str:
+    """Return a class in words."""
+    return _FINDINGS[label][1]
 
 
-def object_uid(sop_uid: str, author: Author, kind: Literal["report", "overlay"]) -> str:
-    """Return the UID of an object for the image `sop_uid`; it depends on image, model and kind alone."""
-    return _uid(sop_uid, author, kind)
+def finding(label: str) -> Code:
+    """Return the code of a class."""
+    return Code(_FINDINGS[label][0], "SCT", _FINDINGS[label][1])
 
 
-def series_uid(sop_uid: str, kind: Literal["report", "overlay"]) -> str:
-    """Return the UID of the series with all objects of a kind for the image `sop_uid`, of whichever version."""
-    return _derived(sop_uid, MODEL, f"{kind} series")
+def algorithm(author: Author) -> sr.AlgorithmIdentification:
+    """Return what identifies the model (TID 4019)."""
+    return sr.AlgorithmIdentification(
+        name=MODEL,
+        version=author.version,
+        parameters=author.parameters or None,
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer=MODEL,
+    )
 
 
-def _uid(of: str, author: Author, kind: str) -> str:
-    return _derived(of, MODEL, author.version, author.weights_sha256, kind)
-
-
-def _derived(*parts: str) -> str:
-    named = "\0".join(parts)
-    return f"2.25.{int.from_bytes(hashlib.sha256(named.encode()).digest()[:16], 'big')}"  # PS3.5 B.2
-
-
-def _report(image: Dataset, answer: Answer, author: Author, made_at: datetime) -> bytes:
-    report = sr.ComprehensiveSR(
-        evidence=[image],
-        content=_content(image, answer, author)[0],
-        series_instance_uid=series_uid(image.SOPInstanceUID, "report"),
-        series_number=_REPORT_SERIES,
+def _report(image: Dataset, answer: Answer, author: Author, made_at: datetime, overlay: bool) -> bytes:
+    picture = _overlay_reference(image, author) if overlay else None
+    report = sr.Comprehensive3DSR(
+        evidence=[image] if picture is None else [image, picture],
+        content=_content(image, answer, author, picture)[0],
+        series_instance_uid=series_uid(image.StudyInstanceUID, author, "report"),
+        series_number=series_number(author, "report"),
         sop_instance_uid=object_uid(image.SOPInstanceUID, author, "report"),
-        instance_number=_instance_number(image),
+        instance_number=instance_number(image),
         manufacturer=MODEL,
         is_complete=True,
     )
     report.SeriesDescription = f"AI result. {NOT_CLINICAL}"
-    return _written(report, author, made_at)
+    return written(report, author, made_at)
 
 
-def _capture(image: Dataset, overlay: NDArray[np.uint8], answer: Answer, author: Author, made_at: datetime) -> bytes:
-    capture = SCImage.from_ref_dataset(
-        image,
-        pixel_array=np.ascontiguousarray(overlay),
-        photometric_interpretation="RGB",
-        bits_allocated=8,
-        coordinate_system="PATIENT",
-        series_instance_uid=series_uid(image.SOPInstanceUID, "overlay"),
-        series_number=_OVERLAY_SERIES,
-        sop_instance_uid=object_uid(image.SOPInstanceUID, author, "overlay"),
-        instance_number=_instance_number(image),
-        manufacturer=MODEL,
-        patient_orientation=("L", "F"),
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-    )
-    capture.SeriesDescription = f"AI heat map. {NOT_CLINICAL}"
-    shown = f"Grad-CAM for {_meaning(answer.predicted_class)}, {MODEL} version {author.version}."
-    capture.DerivationDescription = " ".join([shown, *_cautions(answer, author)])[:1024]
-    capture.ImageType = ["DERIVED", "SECONDARY"]
-    capture.SourceImageSequence = [_reference(image)]
-    return _written(capture, author, made_at)
+def _overlay_reference(image: Dataset, author: Author) -> Dataset:
+    """Return as much of the overlay as a reference to it needs; its UIDs are known before it is made."""
+    picture = Dataset()
+    picture.StudyInstanceUID, picture.SOPClassUID = image.StudyInstanceUID, SECONDARY_CAPTURE
+    picture.SeriesInstanceUID = series_uid(image.StudyInstanceUID, author, "overlay")
+    picture.SOPInstanceUID = object_uid(image.SOPInstanceUID, author, "overlay")
+    return picture
 
 
-def _image(source: bytes) -> Dataset:
-    image = read_dicom(source, (*_LINKS, *_COPIED, "InstanceNumber"))
-    missing = [keyword for keyword in _LINKS if not text(image, keyword)]
-    if missing:
-        raise DicomError("not an image", f"has no {', '.join(missing)}, so no report can be linked to it")
-    image.decode()  # names in the image's character set: highdicom writes UTF-8
-    for keyword in _COPIED:
-        if keyword not in image:
-            setattr(image, keyword, None)  # type 2 in every object: present, and empty if unknown
-    return image
-
-
-def _instance_number(image: Dataset) -> int:
-    number = text(image, "InstanceNumber")
-    return max(1, int(number)) if number.isascii() and number.isdigit() and len(number) <= 9 else 1
-
-
-def _content(image: Dataset, answer: Answer, author: Author) -> sr.MeasurementReport:
+def _content(image: Dataset, answer: Answer, author: Author, picture: Dataset | None) -> sr.MeasurementReport:
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=_uid("device", author, "device"), name=f"{MODEL} version {author.version}", manufacturer_name=MODEL
+        uid=derived_uid("device", author, "device"),
+        name=f"{MODEL} version {author.version}",
+        manufacturer_name=MODEL,
+        model_name=MODEL,
     )
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
         procedure_reported=sr.CodedConcept("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[_group(image, answer, author)],
+        imaging_measurements=[_group(image, label, answer, author) for label in _in_order(answer)],
         title=codes.DCM.ImagingMeasurementReport,
-    )
-    summary = sr.TextContentItem(
-        name=codes.DCM.Summary,
-        value=_summary(answer, author),
-        relationship_type=sr.RelationshipTypeValues.CONTAINS,
     )
     items = report[0].ContentSequence
     first = next(index for index, item in enumerate(items) if item.ValueType == "CONTAINER")
-    items.insert(first, summary)  # before the numbers
+    for item in reversed(_conclusions(answer, author)):  # before the numbers
+        items.insert(first, item)
+    if picture is not None:
+        items.append(
+            sr.ImageContentItem(
+                codes.DCM.IllustrationOfROI,
+                picture.SOPClassUID,
+                picture.SOPInstanceUID,
+                relationship_type=sr.RelationshipTypeValues.CONTAINS,
+            )
+        )
     return report
 
 
-def _group(image: Dataset, answer: Answer, author: Author) -> sr.MeasurementsAndQualitativeEvaluations:
-    measurements = [
-        sr.Measurement(_probability_of(label), round(probability, 6), unit=codes.UCUM.NoUnits)
-        for label, probability in answer.probabilities.items()
+def _in_order(answer: Answer) -> list[str]:
+    return [label for label in LABELS if label in answer.probabilities]
+
+
+def _conclusions(answer: Answer, author: Author) -> list[sr.ContentItem]:
+    """Return the items that come before all numbers."""
+    contains = sr.RelationshipTypeValues.CONTAINS
+    texts = [(codes.DCM.Summary, _summary(answer, author))]
+    if answer.warning:
+        texts.append((codes.DCM.QualityFinding, answer.warning))
+    if not answer.asserted:
+        texts.append((codes.DCM.Recommendation, "A reader should see this image first."))
+    status = sr.CodeContentItem(codes.DCM.CADProcessingAndFindingsSummary, _status(answer), relationship_type=contains)
+    return [status, *(sr.TextContentItem(name, value, relationship_type=contains) for name, value in texts)]
+
+
+def _status(answer: Answer) -> Code:
+    """Return the status of the analysis (CID 6047)."""
+    if not answer.asserted:
+        status: Code = codes.DCM.NoAlgorithmsSucceededWithoutFindings
+    elif answer.predicted_class == "normal":
+        status = codes.DCM.AllAlgorithmsSucceededWithoutFindings
+    else:
+        status = codes.DCM.AllAlgorithmsSucceededWithFindings
+    return status
+
+
+def _group(image: Dataset, label: str, answer: Answer, author: Author) -> sr.MeasurementsAndQualitativeEvaluations:
+    """Return the measurement group of a class (TID 1501)."""
+    percent = round(100 * answer.probabilities[label], 4)
+    certainty = sr.Measurement(codes.DCM.CertaintyOfFinding, percent, unit=codes.UCUM.Percent)
+    certainty[0].ContentSequence = [  # without it the numbers of a report would differ by their groups alone
+        sr.CodeContentItem(
+            sr.CodedConcept("246090004", "SCT", "Associated finding"),
+            finding(label),
+            relationship_type=sr.RelationshipTypeValues.HAS_CONCEPT_MOD,
+        )
     ]
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=_uid(image.SOPInstanceUID, author, "tracking"), identifier=_TRACKED
+            uid=derived_uid(image.SOPInstanceUID, author, f"tracking {label}"), identifier=meaning(label)
         ),
         finding_sites=[sr.FindingSite(anatomic_location=codes.SCT.Lung)],
-        algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=author.version),
-        finding_type=_finding(answer.predicted_class),
-        measurements=measurements,
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(_private_code(*code), _yes_or_no(value)) for code, value in answer.report_items()
-        ],
+        algorithm_id=algorithm(author),
+        finding_type=finding(label) if answer.asserted and label == answer.predicted_class else None,
+        measurements=[certainty],
         source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
     )
 
 
 def _summary(answer: Answer, author: Author) -> str:
-    """Return the text for people: all probabilities, the referral, and the disclaimers."""
+    """Return the text for people: what to know first, then all probabilities."""
     ranked = sorted(answer.probabilities.items(), key=lambda each: -each[1])
-    shares = ", ".join(f"{_meaning(label)} {probability:.1%}" for label, probability in ranked)
-    referral = ["The model is uncertain: a reader should see this image first."] if answer.refer else []
-    return " ".join([f"Model's probabilities: {shares}.", *referral, *_cautions(answer, author)])
-
-
-def _cautions(answer: Answer, author: Author) -> list[str]:
-    warning = [answer.warning if answer.warning.endswith(".") else f"{answer.warning}."] if answer.warning else []
-    return [*warning, notice(synthetic=author.synthetic)]
-
-
-def _meaning(label: str) -> str:
-    return _FINDINGS[label][1] if label in _FINDINGS else label
-
-
-def _private_code(value: str, meaning: str) -> sr.CodedConcept:
-    return sr.CodedConcept(value, _OUR_CODES, meaning)
-
-
-def _probability_of(label: str) -> sr.CodedConcept:
-    return _private_code(f"P_{label.upper()}"[:16], f"Probability: {_meaning(label)}"[:64])
-
-
-def _finding(label: str) -> sr.CodedConcept:
-    if label not in _FINDINGS:
-        return _private_code(label.upper()[:16], label)
-    return sr.CodedConcept(_FINDINGS[label][0], "SCT", _meaning(label)[:64])
-
-
-def _yes_or_no(yes: bool) -> Code:
-    answer: Code = codes.SCT.Yes if yes else codes.SCT.No
-    return answer
-
-
-def _reference(image: Dataset) -> Dataset:
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
-    return reference
-
-
-def _written(dataset: Dataset, author: Author, made_at: datetime) -> bytes:
-    day, clock = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S")
-    dataset.ContentDate = dataset.InstanceCreationDate = day
-    dataset.ContentTime = dataset.InstanceCreationTime = clock
-    if "DateOfSecondaryCapture" in dataset:
-        dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = day, clock
-    for equipment in dataset.ContributingEquipmentSequence:
-        equipment.ContributionDateTime = day + clock  # otherwise the same answer would not give the same bytes
-    dataset.ManufacturerModelName = MODEL
-    dataset.SoftwareVersions = author.version[:64]
-    written = io.BytesIO()
-    dataset.save_as(written, enforce_file_format=True)
-    return written.getvalue()
+    shares = ", ".join(f"{meaning(label)} {probability:.1%}" for label, probability in ranked)
+    return " ".join([*cautions(answer, author), f"Model's probabilities: {shares}."])

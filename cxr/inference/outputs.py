@@ -60,10 +60,14 @@ class AnswerFiles:
         self, path: Path, dicom: bytes, answer: Answer, classifier: Classifier, picture: NDArray[np.uint8] | None
     ) -> None:
         # highdicom takes a second to import, and most runs write no report
-        from cxr.inference.dicom_sr import Author, secondary_capture, structured_report
+        from cxr.inference.dicom_objects import Author
+        from cxr.inference.dicom_overlay import secondary_capture
+        from cxr.inference.dicom_sr import structured_report
 
         author, now = Author.of(classifier.number, classifier.spec), datetime.now().astimezone()
-        report = structured_report(dicom, answer, author=author, name=str(path), made_at=now)
+        report = structured_report(
+            dicom, answer, author=author, name=str(path), made_at=now, overlay=picture is not None
+        )
         _write(path.with_name(f"{path.name}.sr.dcm"), report)
         if picture is not None:
             capture = secondary_capture(dicom, picture, answer, author=author, name=str(path), made_at=now)

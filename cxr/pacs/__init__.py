@@ -1,5 +1,10 @@
-"""PACS integration: classifies the images that arrive in an Orthanc and stores the results in their studies.
+"""PACS integration: classifies the images that arrive in a PACS and stores the results in their studies.
 
-orthanc  client of Orthanc's REST API
-worker   follows the feed of changes; one report an image
+feed       what the worker needs of any PACS
+orthanc    client of Orthanc's REST API
+dicomweb   client of DICOMweb (QIDO-RS, WADO-RS, STOW-RS)
+listener   DICOM node: images in and answers out by C-STORE
+journal    the feed of the two that have none
+worker     follows the feed of changes; one report an image
+audit_log  who asked, which image, which version, when
 """

@@ -5,7 +5,8 @@ looks a report up before it classifies the image, and a PACS stores a UID once. 
 work: it moves when the reports are stored, and may be lost or outdated at any time.
 
 The worker follows the feed's NewInstance lines, which Orthanc writes in the transaction that stores the image.
-StableSeries follows after a minute without new images and is kept in memory until then: a crash loses it.
+StableSeries follows after a minute without new images and is kept in memory until then: a crash loses it. DICOMweb and
+C-STORE have no such feed; their clients keep a journal.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
 from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
-from cxr.inference.dicom_sr import Author, object_uid, secondary_capture, series_uid, structured_report
+from cxr.inference.dicom_objects import Author, earlier_series_uid, is_report_of, object_uid
+from cxr.inference.dicom_overlay import secondary_capture
+from cxr.inference.dicom_sr import structured_report
 from cxr.inference.outputs import overlay_of
 from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared, prepare
 from cxr.models.forward import BATCH_SIZE
-from cxr.pacs.orthanc import Change, Changes, Orthanc
+from cxr.pacs.audit_log import AuditLog
+from cxr.pacs.feed import NEW_INSTANCE, Change, Changes, Pacs
 
 MAX_LINES = 100
 """Lines of the feed that are processed together."""
@@ -83,24 +87,27 @@ class WorkerSummary:
 @dataclass(frozen=True)
 class _Instance:
     line: Change
+    study_uid: str
     sop_uid: str
 
 
 @dataclass
 class PacsWorker:
-    """Classifies the images of `orthanc` and stores the reports there.
+    """Classifies the images of `pacs` and stores the reports there.
 
     champion     returns the current champion; called when there are images to classify
     state_file   holds the position in the feed; written atomically
     overlay      also store the image with its heat map
     reprocess    also classify images that another version has classified
+    audit_log    gets a line for each answer
     """
 
-    orthanc: Orthanc
+    pacs: Pacs
     champion: Callable[[], Classifier]
     state_file: Path
     overlay: bool = False
     reprocess: bool = False
+    audit_log: AuditLog | None = None
     summary: WorkerSummary = field(default_factory=WorkerSummary)
     _position: FeedPosition | None = None
 
@@ -108,12 +115,12 @@ class PacsWorker:
         """Process the next lines of the feed; return whether its end was reached.
 
         Raises:
-            OrthancUnavailableError, RegistryError: the call may be retried.
-            SourceError: the PACS rejects the account, or the address is not that of an Orthanc.
+            PacsUnavailableError, RegistryError: the call may be retried.
+            SourceError: the PACS rejects the account, or the address is not that of a PACS.
         """
         position = self._position or self._find_position()
         self._position = None  # read from the file again if anything below fails
-        changes = self.orthanc.changes(position.since, MAX_LINES)
+        changes = self.pacs.changes(position.since, MAX_LINES)
         images = self._chest_xrays(changes)
         if images and position.since < position.alone_until:
             changes, images = _up_to(changes, images[0])
@@ -130,16 +137,16 @@ class PacsWorker:
         saved = self._read_position()
         if saved.since == 0:
             return saved
-        line = self.orthanc.line(saved.since)
+        line = self.pacs.line(saved.since)
         # A line is deleted with its object; then a feed that ends before it is that of another database.
-        is_other = line.mark != saved.mark if line else self.orthanc.last_change() < saved.since
+        is_other = line.mark != saved.mark if line else self.pacs.last_change() < saved.since
         if is_other:
-            log.warning("pacs: %s has a new feed; following it from its beginning", self.orthanc.address)
-            return FeedPosition(self.orthanc.address)
+            log.warning("pacs: %s has a new feed; following it from its beginning", self.pacs.address)
+            return FeedPosition(self.pacs.address)
         return saved
 
     def _read_position(self) -> FeedPosition:
-        start = FeedPosition(self.orthanc.address)
+        start = FeedPosition(self.pacs.address)
         try:
             saved = FeedPosition(**read_json(self.state_file))
         except (OSError, ValueError, TypeError):
@@ -147,14 +154,14 @@ class PacsWorker:
         return saved if saved.server == start.server else start
 
     def _chest_xrays(self, changes: Changes) -> list[_Instance]:
-        """Return the new chest X-rays among the lines, by Orthanc's index alone."""
+        """Return the new chest X-rays among the lines, by the PACS's index alone."""
         images = []
         for line in changes.lines:
-            if line.kind != "NewInstance":
+            if line.kind != NEW_INSTANCE:
                 continue
-            found = self.orthanc.instance(line.resource)
+            found = self.pacs.instance(line.resource)
             if found and found.modality in MODALITIES and not is_other_body_part(found.body_part):
-                images.append(_Instance(line, found.sop_uid))
+                images.append(_Instance(line, found.study_uid, found.sop_uid))
             else:
                 self.summary.skipped += 1
         return images
@@ -180,8 +187,11 @@ class PacsWorker:
             raise
 
     def _has_report(self, image: _Instance, author: Author) -> bool:
-        own_uid = object_uid(image.sop_uid, author, "report")
-        return self.orthanc.has(own_uid if self.reprocess else series_uid(image.sop_uid, "report"))
+        reports = self.pacs.report_uids(image.study_uid)
+        if self.reprocess:
+            return object_uid(image.sop_uid, author, "report") in reports
+        has_one = any(is_report_of(uid, image.sop_uid) for uid in reports)
+        return has_one or self.pacs.has_series(earlier_series_uid(image.sop_uid))
 
     def _answer(
         self, images: list[PreparedImage[_Instance, EncodedImage]], classifier: Classifier, author: Author
@@ -197,10 +207,10 @@ class PacsWorker:
                     self._answer([image], classifier, author)
             return
         for one, picture in zip(answered, overlays, strict=True):
-            self._store(one.image.key, _objects(one, picture, author))
+            self._store(one.image.key, _objects(one, picture, author), author)
 
     def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, EncodedImage] | None:
-        source = self.orthanc.file(image.line.resource)
+        source = self.pacs.file(image.line.resource)
         if source is None:
             self._reject(image, "its file is missing from the PACS")
             return None
@@ -222,13 +232,16 @@ class PacsWorker:
             for image, answer in ((one.image, one.answer) for one in answered)
         ]
 
-    def _store(self, image: _Instance, objects: Iterator[bytes]) -> None:
+    def _store(self, image: _Instance, objects: Iterator[bytes], author: Author) -> None:
         try:
             created = list(objects)
         except ImageError as error:
             self._reject(image, error.reason)
             return
-        if all(self.orthanc.store(each) for each in created):
+        if self.audit_log is not None:
+            sender = self.pacs.sender(image.line.resource)
+            self.audit_log.add(requested_by=sender, sop_uid=image.sop_uid, version=author.version)
+        if all(self.pacs.store(each) for each in created):
             self.summary.classified += 1
         else:
             self._reject(image, "the PACS rejects its report")
@@ -251,7 +264,7 @@ def _objects(
     source = image.data
     if picture is not None:
         yield secondary_capture(source, picture, answer, author=author, name=_NAME, made_at=now)
-    yield structured_report(source, answer, author=author, name=_NAME, made_at=now)
+    yield structured_report(source, answer, author=author, name=_NAME, made_at=now, overlay=picture is not None)
 
 
 def _up_to(changes: Changes, image: _Instance) -> tuple[Changes, list[_Instance]]:

@@ -89,7 +89,8 @@ def overlay_png(decoded: DecodedImage, answer: Answer, heat: HeatMap) -> bytes:
 
 def report_of(decoded: DecodedImage, answer: Answer) -> bytes:
     """Return the Structured Report of a DICOM image. Raises ImageError where its header lacks what links it."""
-    from cxr.inference.dicom_sr import Author, structured_report  # highdicom takes a second to import
+    from cxr.inference.dicom_objects import Author  # highdicom, which they import, takes a second
+    from cxr.inference.dicom_sr import structured_report
 
     author = Author.of(decoded.classifier.number, decoded.classifier.spec)
     now = datetime.now().astimezone()

@@ -17,7 +17,9 @@ import pytest
 from cxr.common.errors import ParamsError, RegistryError, SourceError
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
-from cxr.pacs.orthanc import ACCOUNT_VARIABLES, Orthanc, OrthancUnavailableError
+from cxr.pacs.feed import ACCOUNT_VARIABLES, PacsUnavailableError
+from cxr.pacs.journal import digest_of
+from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import MAX_TRIES
 from cxr.registry import aliases, runs
 from cxr.registry.registration import register_version
@@ -51,7 +53,7 @@ def reports(server: OrthancServer, modality: str = "SR") -> Counter[str]:
 
 def killed(server: OrthancServer, state_file: Path, moment: str, *, times: int = 1) -> int:
     """Run a worker that kills itself at a moment, `times` times; return how often it did."""
-    command = [sys.executable, "-m", "tests.support.pacs_worker", server.url, str(state_file), moment, str(times)]
+    command = [sys.executable, "-m", "tests.support.pacs_worker", moment, str(times), str(state_file), server.url]
     return subprocess.run(command, cwd=PROJECT, check=False, timeout=300).returncode
 
 
@@ -106,12 +108,16 @@ def test_each_image_is_processed_once_through_an_outage_and_no_patient_data_are_
     assert output.count("does not respond") == 1
     (rejected,) = [line for line in output.splitlines() if "rejected: " in line]
     assert rejected.endswith("rejected: lateral view")
-    assert_no_secrets(output + pacs.STATE_FILE.read_text(), orthanc)
+    audit_log = pacs.STATE_FILE.with_suffix(".audit.jsonl").read_text()
+    assert_no_secrets(output + pacs.STATE_FILE.read_text() + audit_log, orthanc)
+    lines = [json.loads(line) for line in audit_log.splitlines()]
+    assert [(line["requested_by"], line["version"]) for line in lines] == [("STORESCU", number)] * 3
+    assert lines[0]["image_sha256"] == digest_of(f"{UID_ROOT}.1.1.1")
     (report,) = [one for one in orthanc.instances(Modality="SR") if orthanc.file(one).count(b"7770.1.1.1") > 0]
     read = highdicom.sr.srread(io.BytesIO(orthanc.file(report)))
-    (group,) = read.content.get_image_measurement_groups()
+    groups = read.content.get_image_measurement_groups()
     assert (str(read.PatientID), read.SoftwareVersions) == ("MRN-8675309", number)
-    assert [pixels.referenced_sop_instance_uid for pixels in group.source_images] == [f"{UID_ROOT}.1.1.1"]
+    assert {one.referenced_sop_instance_uid for group in groups for one in group.source_images} == {f"{UID_ROOT}.1.1.1"}
 
 
 @pytest.mark.usefixtures("project")
@@ -132,7 +138,7 @@ def test_once_stops_at_the_end_of_the_feed_and_a_new_champion_takes_over(
     assert authors == {(f"{UID_ROOT}.1", older), (f"{UID_ROOT}.2", newer)}
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 images classified, 0 ")
     orthanc.kill()
-    with pytest.raises(OrthancUnavailableError, match=orthanc.url):
+    with pytest.raises(PacsUnavailableError, match=orthanc.url):
         call(monkeypatch, pacs.main, "--once")
 
 

@@ -18,6 +18,7 @@ from tests.support.servers import free_ports
 
 CONFIGURATION = Path(__file__).parents[2] / "infra" / "orthanc.json"
 USER = "cxr"
+DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
 @dataclass
@@ -29,6 +30,7 @@ class OrthancServer:
     dicom_port: int
     password: str = field(default_factory=lambda: secrets.token_hex(12))
     storage: str = "db"
+    dicomweb: bool = False
     _process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -46,6 +48,7 @@ class OrthancServer:
             "HttpPort": self.http_port,
             "DicomPort": self.dicom_port,
             "RemoteAccessAllowed": False,
+            "Plugins": [str(DICOMWEB)] if self.dicomweb else [],
         }
         file = self.folder / "orthanc.json"
         file.write_text(json.dumps(json.loads(CONFIGURATION.read_text()) | own))
@@ -64,15 +67,15 @@ class OrthancServer:
         """GET a path of its REST API."""
         return httpx.get(f"{self.url}{path}", auth=(USER, self.password), timeout=60)
 
-    def send(self, *images: bytes) -> None:
-        """Send images as a modality does, with storescu over DICOM."""
+    def send(self, *images: bytes, title: str = "CXR", port: int | None = None) -> None:
+        """Send images as a modality does, with storescu over DICOM; to another node by `title` and `port`."""
         folder = self.folder / "sent"
         folder.mkdir(exist_ok=True)
         files = []
         for number, image in enumerate(images):
             files.append(str(folder / f"{number}.dcm"))
             Path(files[-1]).write_bytes(image)
-        command = [program("storescu"), "-aec", "CXR", "127.0.0.1", str(self.dicom_port), *files]
+        command = [program("storescu"), "-aec", title, "127.0.0.1", str(port or self.dicom_port), *files]
         subprocess.run(command, check=True, timeout=120)
 
     def instances(self, **tags: str) -> list[str]:
@@ -88,11 +91,13 @@ class OrthancServer:
 
 
 @contextlib.contextmanager
-def serve_orthanc(folder: Path) -> Iterator[OrthancServer]:
-    """Serve an Orthanc with an empty storage on free ports; user `cxr`, random password."""
+def serve_orthanc(folder: Path, *, dicomweb: bool = False) -> Iterator[OrthancServer]:
+    """Serve an Orthanc with an empty storage on free ports, with its DICOMweb if asked for; user `cxr`."""
+    if dicomweb and not DICOMWEB.exists():
+        pytest.fail(f"{DICOMWEB} is missing; the tests of DICOMweb need it: apt-get install orthanc-dicomweb")
     http_port, dicom_port = free_ports(2)
     folder.mkdir(exist_ok=True)
-    server = OrthancServer(folder, http_port, dicom_port)
+    server = OrthancServer(folder, http_port, dicom_port, dicomweb=dicomweb)
     try:
         server.start()
         yield server
@@ -104,5 +109,5 @@ def program(name: str) -> str:
     """Return the path of a system program; fail if it is not installed."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        pytest.fail(f"{name} is not installed; the PACS tests need it: apt-get install orthanc dcmtk")
+        pytest.fail(f"{name} is not installed; the tests need it: apt-get install orthanc dcmtk dicom3tools")
     return found

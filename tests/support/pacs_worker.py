@@ -1,21 +1,25 @@
 """A PACS worker with a small random network; as a program, one that kills itself at a given moment.
 
-    python -m tests.support.pacs_worker URL STATE_FILE MOMENT TIMES
+    python -m tests.support.pacs_worker MOMENT TIMES STATE_FILE ARGUMENT...
 
-MOMENT is the call of `Orthanc.store` at which it dies: "before 1", "after 1", ... It is started TIMES times by forking,
-which saves the imports. The account is in the environment.
+MOMENT is the call of `Pacs.store` at which it dies: "before 1", "after 1", ... It is started TIMES times by forking,
+which saves the imports. The ARGUMENTs are those of `./run pacs`; the account is in the environment.
 """
 
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import tasks.pacs
 from cxr.common.cli import configure_process
 from cxr.dataset.synthetic import KERMANY_LOOK
 from cxr.dataset.synthetic_image import draw_anatomy, draw_finding, draw_image
@@ -23,6 +27,7 @@ from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
+from cxr.pacs.feed import Pacs
 from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import PacsWorker
 from tests.support.dicom_images import dicom_image
@@ -61,6 +66,15 @@ def worker(
     return PacsWorker(Orthanc(url), lambda: loaded, state_file, overlay=overlay, reprocess=reprocess)
 
 
+@contextmanager
+def connected(state_file: Path, *arguments: str, champion: Classifier | None = None) -> Iterator[PacsWorker]:
+    """Yield a worker for the PACS that arguments of `./run pacs` name."""
+    given = tasks.pacs.command_line().parse_args([*arguments, "--state-file", str(state_file)])
+    with tasks.pacs.connect(given) as pacs:
+        loaded = champion or classifier(state_file.parent)
+        yield PacsWorker(pacs, lambda: loaded, state_file)
+
+
 def follow(started: PacsWorker) -> PacsWorker:
     """Follow the feed to its end, the worker's own reports included; return the worker."""
     while not started.process_next():
@@ -81,36 +95,38 @@ class FailingClassifier(Classifier):
         return super().answer(images)
 
 
-class KillingOrthanc(Orthanc):
-    """A client that kills its process `when` ("before" or "after") it stores the `count`th object."""
+class KillingPacs:
+    """A PACS whose client kills its process at a `moment`, before or after it stores an object."""
 
-    when, count, calls = "", 0, 0
+    def __init__(self, pacs: Pacs, moment: str) -> None:
+        self.pacs, self.moment, self.calls = pacs, moment, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pacs, name)
 
     def store(self, dicom: bytes) -> bool:
         """Store an object, and kill the process when its time has come."""
         self.calls += 1
         self._kill("before")
-        stored = super().store(dicom)
+        stored = self.pacs.store(dicom)
         self._kill("after")
         return stored
 
     def _kill(self, when: str) -> None:
-        if (self.when, self.count) == (when, self.calls):
+        if self.moment == f"{when} {self.calls}":
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> int:
     """Follow the feed with overlays until the moment comes; return how many processes were killed."""
-    url, state_file, moment, times = sys.argv[1:]
+    moment, times, state_file, *arguments = sys.argv[1:]
     configure_process()
     killed = 0
     for _ in range(int(times)):
         child = os.fork()
         if child == 0:
-            killing = KillingOrthanc(url)
-            killing.when, _, count = moment.partition(" ")
-            killing.count = int(count)
-            follow(replace(worker(url, Path(state_file), overlay=True), orthanc=killing))
+            with connected(Path(state_file), *arguments) as started:
+                follow(replace(started, pacs=KillingPacs(started.pacs, moment), overlay=True))
             os._exit(0)
         killed += os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     return killed

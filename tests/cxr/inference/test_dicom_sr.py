@@ -11,55 +11,95 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom.sr.codedict import codes
 
 from cxr.common.errors import ImageError
 from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.imaging.decode import decode_grey
 from cxr.inference.answer import Answer
-from cxr.inference.dicom_sr import MODEL, Author, secondary_capture, structured_report
+from cxr.inference.dicom_objects import MODEL, Author, earlier_series_uid, is_report_of
+from cxr.inference.dicom_overlay import secondary_capture
+from cxr.inference.dicom_sr import structured_report
 from cxr.registry import versions
 from tests.support.dicom_images import dicom_image, picture
+from tests.support.orthanc import program
 
-ANSWER = Answer({"normal": 0.125, "viral": 0.625, "bacterial": 0.25}, refer=True)
-AUTHOR = Author("12", "a" * 64, synthetic=False)
+ANSWER = Answer({"normal": 0.125, "viral": 0.625, "bacterial": 0.25}, refer=False)
+REFERRED, WARNED = replace(ANSWER, refer=True), replace(ANSWER, warning="Looks upside down")
+AUTHOR = Author("12", "a" * 64, False, ("network=resnet50 x 5", "temperature=1.2"))
+COMPLETE = {"StudyDate": "20260228", "StudyTime": "101112", "StudyID": "7", "PatientSex": "F"}
 NOON = datetime(2026, 3, 1, 12, 30)
 HEAT = np.zeros((40, 56, 3), np.uint8) + np.array([250, 10, 20], np.uint8)
 
 
 def report(image: bytes, answer: Answer = ANSWER, author: Author = AUTHOR) -> bytes:
-    return structured_report(image, answer, author=author, name="image.dcm", made_at=NOON)
+    return structured_report(image, answer, author=author, name="image.dcm", made_at=NOON, overlay=True)
 
 
 def capture(image: bytes, answer: Answer = ANSWER, author: Author = AUTHOR) -> bytes:
     return secondary_capture(image, HEAT, answer, author=author, name="image.dcm", made_at=NOON)
 
 
-def summary(dicom: bytes) -> str:
+def groups(dicom: bytes) -> dict[str, list[str]]:
+    """Return the findings by the class of their measurement group."""
+    read = highdicom.sr.srread(io.BytesIO(dicom)).content.get_image_measurement_groups()
+    return {one.tracking_identifier: [one.finding_type.meaning] if one.finding_type else [] for one in read}
+
+
+def root_items(dicom: bytes) -> list[tuple[str, str]]:
+    """Return name and value of the items below the root that are text or a code."""
     items = pydicom.dcmread(io.BytesIO(dicom)).ContentSequence
-    concepts = {item.ConceptNameCodeSequence[0].CodeMeaning: item for item in items if item.ValueType == "TEXT"}
-    return str(concepts["Summary"].TextValue)
+    values = {"TEXT": lambda item: item.TextValue, "CODE": lambda item: item.ConceptCodeSequence[0].CodeMeaning}
+    return [
+        (item.ConceptNameCodeSequence[0].CodeMeaning, str(values[item.ValueType](item)))
+        for item in items
+        if item.ValueType in values and item.RelationshipType == "CONTAINS"
+    ]
 
 
-def dcmtk(command: str, dicom: bytes, folder: Path) -> str:
-    """Return the output of a dcmtk command, which fails on a file that violates the standard."""
+def checked(command: str, dicom: bytes, folder: Path) -> str:
+    """Return the output of a validator, which must have no complaint about an object."""
     (folder / "answer.dcm").write_bytes(dicom)
-    done = subprocess.run([command, str(folder / "answer.dcm")], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run([program(command), str(folder / "answer.dcm")], capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.isidentifier()]  # dciodvfy names the class there
+    assert (done.returncode, said) == (0, [])
     return done.stdout
 
 
-def test_a_report_codes_each_probability_the_finding_and_the_referral() -> None:
+def test_a_report_codes_the_certainty_of_each_class_and_the_algorithm() -> None:
     read = highdicom.sr.srread(io.BytesIO(report(dicom_image(picture()))))
-    (group,) = read.content.get_image_measurement_groups()
-    assert {measurement.name.value: measurement.value for measurement in group.get_measurements()} == {
-        "P_NORMAL": 0.125,
-        "P_VIRAL": 0.625,
-        "P_BACTERIAL": 0.25,
-    }
-    qualities = {one.name.meaning: one.value.meaning for one in group.get_qualitative_evaluations()}
-    assert qualities == {"Refer to a reader first": "Yes", "Image out of distribution": "No"}
-    assert group.finding_type.meaning == "Viral pneumonia"
-    assert [image.referenced_sop_instance_uid for image in group.source_images] == ["1.2.3.4.5"]
+    measured = {}
+    for group in read.content.get_image_measurement_groups():
+        (certainty,) = group.get_measurements(name=codes.DCM.CertaintyOfFinding)
+        (of_class,) = certainty[0].ContentSequence
+        measured[of_class.value.value] = (certainty.value, certainty.unit.value)
+        assert [image.referenced_sop_instance_uid for image in group.source_images] == ["1.2.3.4.5"]
+    assert measured == {"827032003": (12.5, "%"), "75570004": (62.5, "%"), "53084003": (25.0, "%")}
+
+
+@pytest.mark.parametrize(
+    ("answer", "finding", "status"),
+    [
+        (ANSWER, ["Viral pneumonia"], "All algorithms succeeded; with findings"),
+        (replace(ANSWER, refer=None), ["Viral pneumonia"], "All algorithms succeeded; with findings"),
+        (REFERRED, [], "No algorithms succeeded; without findings"),
+        (WARNED, [], "No algorithms succeeded; without findings"),
+    ],
+)
+def test_a_finding_is_asserted_only_where_no_reader_has_to_look_first(
+    answer: Answer, finding: list[str], status: str
+) -> None:
+    made = report(dicom_image(picture()), answer)
+    assert groups(made) == {"Normal lung": [], "Viral pneumonia": finding, "Bacterial pneumonia": []}
+    items = dict(root_items(made))
+    assert items["CAD Processing and Findings Summary"] == status
+    assert ("Recommendation" in items, "Quality Finding" in items) == (not finding, answer is WARNED)
+
+
+def test_a_normal_image_has_a_finding_and_an_analysis_without_findings() -> None:
+    made = report(dicom_image(picture()), Answer({"normal": 0.9, "covid": 0.1}, refer=False))
+    assert groups(made) == {"Normal lung": ["Normal lung"], "Pneumonia caused by SARS-CoV-2": []}
+    assert root_items(made)[0][1] == "All algorithms succeeded; without findings"
 
 
 @pytest.mark.parametrize("create", [report, capture])
@@ -87,7 +127,6 @@ def test_the_same_answer_is_the_same_object_and_that_of_another_model_is_not(cre
     uids = {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in answers}
     uids |= {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in (report(image), capture(image))}
     assert len(uids) == 4
-    assert len({pydicom.dcmread(io.BytesIO(data)).SeriesInstanceUID for data in answers}) == 1
     assert all(len(uid) <= 64 and uid.is_valid for uid in uids)
 
 
@@ -110,37 +149,65 @@ def test_an_image_without_a_study_is_an_error_that_quotes_no_tag() -> None:
     assert "StudyInstanceUID" in str(caught.value)
 
 
-def test_a_class_without_a_standard_code_gets_a_private_code() -> None:
-    answer = Answer({"fungal": 0.9, "normal": 0.1}, refer=False)
-    read = highdicom.sr.srread(io.BytesIO(report(dicom_image(picture()), answer)))
-    (group,) = read.content.get_image_measurement_groups()
-    assert (group.finding_type.scheme_designator, group.finding_type.meaning) == ("99CXR", "fungal")
-
-
-def test_the_summary_holds_probabilities_referral_warning_and_disclaimers() -> None:
+def test_warning_and_referral_come_before_the_probabilities() -> None:
     image = dicom_image(picture())
-    assert summary(report(image)) == (
-        "Model's probabilities: Viral pneumonia 62.5%, Bacterial pneumonia 25.0%, Normal 12.5%. "
-        f"The model is uncertain: a reader should see this image first. {NOT_CLINICAL}"
-    )
-    odd = replace(ANSWER, warning="Out of distribution")
-    warned = summary(report(image, odd, replace(AUTHOR, synthetic=True)))
-    assert warned.endswith(f"Out of distribution. {notice(synthetic=True)}")
-    drawn = pydicom.dcmread(io.BytesIO(capture(image, odd))).DerivationDescription
-    assert drawn.startswith(f"Grad-CAM for Viral pneumonia, {MODEL} version 12. Out of")
+    numbers = "Model's probabilities: Viral pneumonia 62.5%, Bacterial pneumonia 25.0%, Normal lung 12.5%."
+    assert dict(root_items(report(image)))["Summary"] == f"{NOT_CLINICAL} {numbers}"
+    referred = "The model is uncertain: a reader should see this image first."
+    assert dict(root_items(report(image, REFERRED)))["Summary"] == f"{referred} {NOT_CLINICAL} {numbers}"
+    warned = report(image, WARNED, replace(AUTHOR, synthetic=True))
+    said = f"NO ANSWER: Looks upside down. {notice(synthetic=True)}"
+    assert dict(root_items(warned))["Summary"] == f"{said} {numbers}"
+    drawn = pydicom.dcmread(io.BytesIO(capture(image, WARNED))).DerivationDescription
+    assert drawn == f"NO ANSWER: Looks upside down. {NOT_CLINICAL} Grad-CAM for Viral pneumonia, {MODEL} version 12."
 
 
-def test_a_report_has_no_referral_without_a_threshold() -> None:
-    read = highdicom.sr.srread(io.BytesIO(report(dicom_image(picture()), replace(ANSWER, refer=None))))
-    (group,) = read.content.get_image_measurement_groups()
-    assert [evaluation.name.value for evaluation in group.get_qualitative_evaluations()] == ["OOD"]
+def test_report_and_overlay_refer_to_each_other() -> None:
+    image = dicom_image(picture())
+    made, drawn = (pydicom.dcmread(io.BytesIO(create(image))) for create in (report, capture))
+    (referred,) = drawn.ReferencedInstanceSequence
+    assert referred.ReferencedSOPInstanceUID == made.SOPInstanceUID
+    shown = [item.ReferencedSOPSequence[0] for item in made.ContentSequence if item.ValueType == "IMAGE"]
+    assert [one.ReferencedSOPInstanceUID for one in shown] == [drawn.SOPInstanceUID]
+    assert drawn.BurnedInAnnotation == "YES"
+    alone = structured_report(image, ANSWER, author=AUTHOR, name="image.dcm", made_at=NOON)
+    assert str(drawn.SOPInstanceUID).encode() not in alone
 
 
-def test_dcmtk_reads_a_report_without_a_complaint(tmp_path: Path) -> None:
-    shown = dcmtk("dsrdump", report(dicom_image(picture())), tmp_path)
-    assert "Comprehensive SR Document" in shown
-    assert '<contains NUM:(,,"Probability: Viral pneumonia")="0.625"' in shown
-    assert "viral" not in dcmtk("dsr2xml", report(dicom_image(picture())), tmp_path).split("<content>")[0].lower()
+def test_a_series_holds_the_reports_of_a_study_by_one_version() -> None:
+    images = [dicom_image(picture(), SOPInstanceUID=f"1.2.3.4.{one}", InstanceNumber=one) for one in (5, 6)]
+    newer = replace(AUTHOR, version="13")
+    made = [
+        pydicom.dcmread(io.BytesIO(create(image, author=author)))
+        for create in (report, capture)
+        for author in (AUTHOR, newer)
+        for image in images
+    ]
+    series = {(one.Modality, one.SoftwareVersions): (one.SeriesInstanceUID, one.SeriesNumber) for one in made}
+    assert len(set(series.values())) == len({number for _, number in series.values()}) == 4
+    assert [(one.Modality, one.SoftwareVersions, one.InstanceNumber) for one in made] == [
+        (modality, version, number) for modality in ("SR", "OT") for version in ("12", "13") for number in (5, 6)
+    ]
+
+
+def test_a_report_is_known_by_its_uid_whichever_version_made_it() -> None:
+    uid = pydicom.dcmread(io.BytesIO(report(dicom_image(picture())))).SOPInstanceUID
+    assert is_report_of(uid, "1.2.3.4.5")
+    assert not is_report_of(uid, "1.2.3.4.6")
+    assert not is_report_of("1.2.840.1", "1.2.3.4.5")
+    # As release 0.6.0 wrote it.
+    assert earlier_series_uid("1.2.3.4.5") == "2.25.62657651849750762980389606186241767704"
+
+
+@pytest.mark.parametrize("answer", [ANSWER, REFERRED, WARNED], ids=["answered", "referred", "warned"])
+def test_validators_have_no_complaint(answer: Answer, tmp_path: Path) -> None:
+    image = dicom_image(picture(), **COMPLETE)
+    for create in (report, capture):
+        checked("dciodvfy", create(image, answer), tmp_path)
+    shown = checked("dsrdump", report(image, answer), tmp_path)
+    assert "Comprehensive 3D SR Document" in shown
+    assert '<contains NUM:(,,"Certainty of Finding")="62.5" (%,UCUM,"Percent")>' in shown
+    assert "99CXR" not in shown
 
 
 def test_reports_name_the_model_as_the_registry_does() -> None:

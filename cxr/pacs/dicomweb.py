@@ -1,0 +1,217 @@
+"""A client of any PACS with DICOMweb: finds images by QIDO-RS, reads them by WADO-RS and stores answers by STOW-RS.
+
+DICOMweb has no feed of changes. The client searches again and again and writes what it finds for the first time into a
+journal, which is the feed. Errors and log lines hold no name, number or UID: images have a digest of their UID there.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+from dicomweb_client.api import DICOMwebClient
+from pydicom import dcmread
+
+from cxr.common.errors import SourceError
+from cxr.dicom.header import MODALITIES
+from cxr.dicom.tags import quiet_libraries
+from cxr.pacs.feed import (
+    TIMEOUTS_SECONDS,
+    Change,
+    Changes,
+    Instance,
+    PacsUnavailableError,
+    rejected_account,
+    web_address,
+)
+from cxr.pacs.journal import Journal, digest_of
+
+Value = TypeVar("Value")
+Json = dict[str, Any]
+
+_STUDY, _SERIES, _SOP, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
+_BODY_PART, _COUNT = "00180015", "00201208"
+_REJECTED = frozenset({400, 404, 409, 415, 422})
+_LOST = 500  # as Orthanc answers for a file that is missing from the storage
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class _Found:
+    series_uid: str
+    instance: Instance
+
+
+class DicomWeb:
+    """A client of one DICOMweb service, a `cxr.pacs.feed.Pacs`; for one thread.
+
+    Args:
+        url: of the service, such as http://127.0.0.1:8042/dicom-web; the account as in `cxr.pacs.feed.web_address`.
+        journal: file with the images found so far.
+        days: studies of this many days are searched, today's included; 0: all.
+
+    Raises:
+        SourceError: the address is invalid.
+    """
+
+    def __init__(self, url: str, journal: Path, *, days: int) -> None:
+        quiet_libraries()
+        self.address, session = web_address(url)
+        self._client = DICOMwebClient(self.address, session=_with_timeouts(session))
+        self._client.set_http_retry_params(retry=False)
+        self._journal, self._days = Journal(journal), days
+        self._found: dict[str, _Found] = {}
+        self._counts: dict[str, Any] = {}
+        self._searched = False
+
+    def changes(self, since: int, limit: int) -> Changes:
+        """Return up to `limit` lines of the feed after line `since`; at its end, search for new images first."""
+        if since >= len(self._journal) or not self._searched:
+            self._search()
+        return self._journal.changes(since, limit)
+
+    def last_change(self) -> int:
+        """Return the number of the newest line; 0 before the first."""
+        return len(self._journal)
+
+    def line(self, number: int) -> Change | None:
+        """Return one line of the feed."""
+        found = self._journal.changes(number - 1, 1).lines
+        return found[0] if found else None
+
+    def instance(self, resource: str) -> Instance | None:
+        """Return an object as in the index; None if no search finds it any more."""
+        found = self._found.get(resource)
+        return found.instance if found else None
+
+    def file(self, resource: str) -> bytes | None:
+        """Return the DICOM file of an object; None if it was deleted or cannot be read."""
+        found = self._found[resource]
+        return self._ask(partial(self._retrieve, found), absent=None, lost=frozenset({_LOST}))
+
+    def sender(self, resource: str) -> str:
+        """Return the address of the service: DICOMweb does not say who sent an object."""
+        del resource
+        return self.address
+
+    def report_uids(self, study_uid: str) -> frozenset[str]:
+        """Return the UIDs of all Structured Reports of a study."""
+        series = self._list(partial(self._series, study_uid, "SR"))
+        found = [one for each in series for one in self._list(partial(self._instances, each))]
+        return frozenset(_value(one, _SOP) for one in found)
+
+    def has_series(self, uid: str) -> bool:
+        """Return whether a series with this UID is stored."""
+        query = {"SeriesInstanceUID": uid}
+        return bool(self._list(lambda: self._client.search_for_series(search_filters=query)))
+
+    def store(self, dicom: bytes) -> bool:
+        """Store an object. Returns False if the service rejects it."""
+        dataset = dcmread(io.BytesIO(dicom))
+        response = self._ask(lambda: self._client.store_instances([dataset]), absent=None)
+        return response is not None and not response.get("FailedSOPSequence")
+
+    def _retrieve(self, found: _Found) -> bytes | None:
+        asked = found.instance
+        stored = (("application/dicom", "*"),)  # in whichever transfer syntax it is stored
+        dataset = self._client.retrieve_instance(asked.study_uid, found.series_uid, asked.sop_uid, media_types=stored)
+        file = io.BytesIO()
+        try:
+            dataset.save_as(file, enforce_file_format=True)
+        except Exception:  # of any kind, as pydicom's: the object is damaged, and its tags must not be quoted
+            return None
+        return file.getvalue()
+
+    def _search(self) -> None:
+        """Add the new images of all studies whose number of objects has changed to the journal."""
+        for study_uid, count in self._studies().items():
+            if count is not None and self._counts.get(study_uid) == count:
+                continue
+            self._search_study(study_uid)
+            self._counts[study_uid] = count
+        self._searched = True
+
+    def _search_study(self, study_uid: str) -> None:
+        for modality in MODALITIES:
+            for series in self._list(partial(self._series, study_uid, modality)):
+                self._add(study_uid, series)
+
+    def _studies(self) -> dict[str, Any]:
+        """Return the number of objects by study, None where the service does not say."""
+        first = date.today() - timedelta(days=self._days - 1)
+        query = {"StudyDate": f"{first:%Y%m%d}-"} if self._days else {}
+        found: dict[str, Any] = {}
+        for modality in MODALITIES:
+            filters = query | {"ModalitiesInStudy": modality}
+            for study in self._list(partial(self._pages, filters)):
+                found[_value(study, _STUDY)] = _value(study, _COUNT) or None
+        return found
+
+    def _pages(self, filters: dict[str, str]) -> list[Json]:
+        found: list[Json] = []
+        while True:
+            page = self._client.search_for_studies(limit=_PAGE, offset=len(found), search_filters=filters)
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+    def _add(self, study_uid: str, series: Json) -> None:
+        modality, body_part = _value(series, _MODALITY), _value(series, _BODY_PART)
+        for one in self._list(partial(self._instances, series)):
+            sop_uid = _value(one, _SOP)
+            resource = digest_of(sop_uid)
+            instance = Instance(study_uid, sop_uid, modality, body_part)
+            self._found[resource] = _Found(_value(series, _SERIES), instance)
+            self._journal.append(resource)
+
+    def _series(self, study_uid: str, modality: str) -> list[Json]:
+        found: list[Json] = self._client.search_for_series(
+            study_uid, fields=["BodyPartExamined"], search_filters={"Modality": modality}
+        )
+        return [{_STUDY: {"Value": [study_uid]}} | one for one in found if _value(one, _MODALITY) == modality]
+
+    def _instances(self, series: Json) -> list[Json]:
+        found: list[Json] = self._client.search_for_instances(_value(series, _STUDY), _value(series, _SERIES))
+        return found
+
+    def _list(self, request: Callable[[], list[Json]]) -> list[Json]:
+        nothing: list[Json] = []
+        return self._ask(request, absent=nothing)
+
+    def _ask(self, request: Callable[[], Value], *, absent: Value, lost: frozenset[int] = frozenset()) -> Value:
+        """Return the response to a request; `absent` where the service has no such object or rejects it."""
+        try:
+            return request()
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            if status in _REJECTED | lost:
+                return absent
+            if status in {401, 403}:
+                raise rejected_account(self.address) from None
+            raise PacsUnavailableError(f"{self.address} fails with status {status}; see the log of the PACS") from None
+        except requests.JSONDecodeError:
+            raise SourceError(f"{self.address} is no DICOMweb service: it returns no JSON; check the address") from None
+        except requests.RequestException as error:
+            kind = type(error).__name__  # its message holds the whole address
+            raise PacsUnavailableError(f"{self.address} does not respond ({kind}); is the PACS running?") from None
+
+
+def _value(found: Json, tag: str) -> str:
+    values = found.get(tag, {}).get("Value") or [""]
+    return str(values[0])
+
+
+def _with_timeouts(session: requests.Session) -> requests.Session:
+    class Adapter(requests.adapters.HTTPAdapter):
+        def send(self, *args: Any, **options: Any) -> requests.Response:
+            return super().send(*args, **(options | {"timeout": TIMEOUTS_SECONDS}))
+
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
+    return session

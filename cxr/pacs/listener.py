@@ -1,0 +1,226 @@
+"""A DICOM node for any PACS: images arrive by C-STORE and wait in a folder; answers leave by C-STORE.
+
+An image is on the disk before its sender hears of success, and is removed when it is processed. Errors and log lines
+hold no name, number or UID: images have a digest of their UID there.
+
+    <folder>/<digest>.dcm   images that wait
+    <folder>/received       journal of all that arrived: the feed
+    <folder>/sent           reports that were sent: digest of the study's UID, and the report's UID, itself a digest
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import socket
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_file_meta_info
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
+from pynetdicom import AE, evt
+
+from cxr.common.errors import ImageError, ParamsError, SourceError
+from cxr.common.files import atomic_file
+from cxr.dicom.header import MODALITIES, SYNTAXES
+from cxr.dicom.tags import code_string, image_errors, quiet_libraries, read_dicom, text
+from cxr.pacs.feed import Change, Changes, Instance, PacsUnavailableError
+from cxr.pacs.journal import Journal, digest_of
+
+_VERIFICATION = "1.2.840.10008.1.1"
+_CONNECT_SECONDS = 10
+_SUCCESS, _NO_ROOM, _REFUSED = 0x0000, 0xA700, 0xC000
+_NODE = re.compile(r"(?P<title>[!-?A-~ ]{1,16})@(?:(?P<host>[^:]+):)?(?P<port>\d{1,5})")
+
+log = logging.getLogger("cxr")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A DICOM node: application entity title, host and port."""
+
+    title: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, given: str, *, host: str = "") -> Node:
+        """Return the node of a text TITLE@HOST:PORT; `host` where it has none. Raises ParamsError."""
+        found = _NODE.fullmatch(given)
+        named = (found["host"] or host) if found else ""
+        if not found or not named or not 0 < int(found["port"]) < 65536:
+            raise ParamsError(f"{given!r} is not a DICOM node; expected one such as CXR@127.0.0.1:4242")
+        return cls(found["title"], named, int(found["port"]))
+
+
+class Listener:
+    """A node that takes images and sends answers, a `cxr.pacs.feed.Pacs`; a context that listens.
+
+    Args:
+        own: title and port to listen on.
+        to: where answers go.
+        folder: of waiting images.
+    """
+
+    def __init__(self, own: Node, to: Node, folder: Path) -> None:
+        self.address = f"{own.title}@{own.port}, answers to {to.title}@{to.host}:{to.port}"
+        self._own, self._to, self._folder = own, to, folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # images that wait have their patients' tags
+        self._received, self._sent = Journal(folder / "received"), Journal(folder / "sent")
+        self._reports: dict[str, set[str]] = defaultdict(set)
+        for sent in self._sent:
+            study, _, uid = sent.partition("/")
+            self._reports[study].add(uid)
+        self._removed = 0  # lines whose images are gone
+        quiet_libraries()
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+        for left in sorted(folder.glob("*.dcm")):  # by a crash between file and journal
+            self._received.append(left.stem)
+
+    def __enter__(self) -> Listener:
+        """Start to listen. Raises SourceError if the port is not free."""
+        node = AE(self._own.title)
+        node.require_called_aet = True
+        for stored in (ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation):
+            node.add_supported_context(stored, sorted(SYNTAXES))
+        node.add_supported_context(_VERIFICATION)
+        try:
+            self._server: Any = node.start_server(
+                (self._own.host, self._own.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
+            )
+        except OSError as error:
+            raise SourceError(f"port {self._own.port} cannot be listened on: {error.strerror}; name another") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop to listen."""
+        self._server.shutdown()
+
+    def changes(self, since: int, limit: int) -> Changes:
+        """Return up to `limit` lines of the feed after line `since`; the images of those up to it are removed."""
+        for number in range(self._removed, since):
+            self._path(self._received[number]).unlink(missing_ok=True)
+        self._removed = max(self._removed, since)
+        return self._received.changes(since, limit)
+
+    def last_change(self) -> int:
+        """Return the number of the newest line; 0 before the first."""
+        return len(self._received)
+
+    def line(self, number: int) -> Change | None:
+        """Return one line of the feed."""
+        found = self._received.changes(number - 1, 1).lines
+        return found[0] if found else None
+
+    def instance(self, resource: str) -> Instance | None:
+        """Return an image that waits; None if it was removed."""
+        data = self.file(resource)
+        if data is None:
+            return None
+        try:
+            with image_errors("the image"):
+                tags = read_dicom(data, ("StudyInstanceUID", "SOPInstanceUID", "Modality", "BodyPartExamined"))
+        except ImageError:
+            return Instance("", "", MODALITIES[0], "")  # the worker will find out, and say so
+        study_uid, sop_uid = text(tags, "StudyInstanceUID"), text(tags, "SOPInstanceUID")
+        return Instance(study_uid, sop_uid, code_string(tags, "Modality"), code_string(tags, "BodyPartExamined"))
+
+    def file(self, resource: str) -> bytes | None:
+        """Return the DICOM file of an image that waits; None if it was removed."""
+        try:
+            return self._path(resource).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def sender(self, resource: str) -> str:
+        """Return the title of the application entity that sent an image."""
+        meta = read_file_meta_info(self._path(resource))
+        return str(meta.get("SourceApplicationEntityTitle", "")) or "unknown"
+
+    def report_uids(self, study_uid: str) -> frozenset[str]:
+        """Return the UIDs of the reports that were sent for a study: a node cannot be asked for them."""
+        return frozenset(self._reports.get(digest_of(study_uid), ()))
+
+    def has_series(self, uid: str) -> bool:
+        """Return False: no earlier release sent answers by C-STORE."""
+        del uid
+        return False
+
+    def store(self, dicom: bytes) -> bool:
+        """Send an object. Returns False if the node rejects it."""
+        dataset = dcmread(io.BytesIO(dicom))
+        node = AE(self._own.title)
+        for stored in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage):
+            node.add_requested_context(stored, ExplicitVRLittleEndian)
+        peer = f"{self._to.title}@{self._to.host}:{self._to.port}"
+        try:  # pynetdicom leaks its socket where nobody listens
+            socket.create_connection((self._to.host, self._to.port), _CONNECT_SECONDS).close()
+        except OSError as error:
+            raise PacsUnavailableError(f"{peer} does not respond ({type(error).__name__}); does it run?") from None
+        link: Any = node.associate(self._to.host, self._to.port, ae_title=self._to.title)
+        if not link.is_established:
+            raise PacsUnavailableError(
+                f"{peer} does not accept an association; does it run, and does it know this node?"
+            )
+        try:
+            status: int | None = link.send_c_store(dataset).get("Status")
+        except ValueError:  # no presentation context: it does not take this kind of object
+            return False
+        finally:
+            link.release()
+        if status is None or status >> 8 == _NO_ROOM >> 8:
+            raise PacsUnavailableError(f"{peer} does not store an answer at the moment; see its log")
+        is_stored = status == _SUCCESS or status >> 12 == 0xB
+        if is_stored and dataset.Modality == "SR":
+            study, uid = digest_of(dataset.StudyInstanceUID), str(dataset.SOPInstanceUID)
+            self._sent.append(f"{study}/{uid}")
+            self._reports[study].add(uid)
+        return is_stored
+
+    def _take(self, event: Any) -> int:
+        """Keep an image and return the status that its sender hears."""
+        try:
+            resource = digest_of(str(event.request.AffectedSOPInstanceUID))
+            if resource not in self._received:
+                with atomic_file(self._path(resource)) as partial, partial.open("wb") as file:
+                    file.write(_received(event))
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._received.append(resource)
+        except OSError as error:
+            log.warning("pacs: an image cannot be kept: %s", error.strerror)
+            return _NO_ROOM
+        except Exception as error:  # pydicom raises any; its text may quote a patient's tag
+            log.warning("pacs: an image was refused: %s", type(error).__name__)
+            return _REFUSED
+        return _SUCCESS
+
+    def _path(self, resource: str) -> Path:
+        return self._folder / f"{resource}.dcm"
+
+
+def _received(event: Any) -> bytes:
+    """Return the file of an object that arrived, with the title of its sender."""
+    meta = event.file_meta
+    meta.SourceApplicationEntityTitle = str(event.assoc.requestor.ae_title)[:16]
+    file = DicomBytesIO()
+    file.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(file, meta)
+    file.write(event.request.DataSet.getvalue())
+    return bytes(file.getvalue())
