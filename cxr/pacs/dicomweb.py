@@ -7,6 +7,7 @@ journal, which is the feed. Errors and log lines hold no name, number or UID: im
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -62,6 +63,7 @@ class DicomWeb:
 
     def __init__(self, url: str, journal: Path, *, days: int) -> None:
         quiet_libraries()
+        logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL + 1)  # its log lines hold UIDs
         self.address, session = web_address(url)
         self._client = DICOMwebClient(self.address, session=_with_timeouts(session))
         self._client.set_http_retry_params(retry=False)

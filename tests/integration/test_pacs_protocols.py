@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ def assert_no_secrets(folder: Path) -> None:
     assert not [secret for secret in (*SECRETS, UID_ROOT) if secret in text]
 
 
-def test_by_dicomweb_each_image_is_answered_once_despite_a_kill(orthanc: OrthancServer, tmp_path: Path) -> None:
+def test_by_dicomweb_each_image_is_answered_once_despite_a_kill(
+    orthanc: OrthancServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)  # as the command logs
     state_file, address = tmp_path / "state.json", f"{orthanc.url}/dicom-web"
     arguments = ("--dicomweb", address, "--days", "0")
     orthanc.send(image(1), image(2), image(3, **CT), image(4, ViewPosition="LL"))
@@ -73,6 +77,8 @@ def test_by_dicomweb_each_image_is_answered_once_despite_a_kill(orthanc: Orthanc
     assert [(line["requested_by"], line["version"]) for line in lines] == [(address, "1")] * 2
     assert digest_of(f"{UID_ROOT}.5.1.1") in {line["image_sha256"] for line in lines}
     assert_no_secrets(tmp_path)
+    assert UID_ROOT not in caplog.text
+    assert "lateral view" in caplog.text
     orthanc.kill()
     with (
         pytest.raises(PacsUnavailableError, match=orthanc.url),
