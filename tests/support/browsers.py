@@ -1,12 +1,14 @@
-"""A real browser without a window."""
+"""A real browser without a window, and files for its pages."""
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -21,3 +23,23 @@ def launch_browser() -> Iterator[Browser]:
         launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+def drop(page: Page, files: dict[str, bytes]) -> None:
+    """Drop files on the page of the web app, all at once."""
+    encoded = [[name, base64.b64encode(data).decode()] for name, data in files.items()]
+    transfer = page.evaluate_handle(
+        """(files) => {
+            const transfer = new DataTransfer();
+            for (const [name, data] of files)
+                transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+            return transfer;
+        }""",
+        encoded,
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+
+
+def file(name: str, data: bytes) -> dict[str, Any]:
+    """Return a file for a file chooser."""
+    return {"name": name, "mimeType": "application/octet-stream", "buffer": data}

@@ -24,11 +24,13 @@ LABELS = ("normal", "viral", "bacterial", "viral", "bacterial")
 SELECTED = 1
 PICTURES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "page.png": (1400, 900, {}),
-    "page-1024.png": (1024, 768, {"color_scheme": "dark"}),
-    "page-phone.png": (390, 844, {}),
-    "page-high-contrast.png": (1400, 900, {"forced_colors": "active", "color_scheme": "dark"}),
+    "assets/page-1024.webp": (1024, 768, {"color_scheme": "dark"}),
+    "assets/page-phone.webp": (390, 844, {}),
+    "assets/page-high-contrast.webp": (1400, 900, {"forced_colors": "active", "color_scheme": "dark"}),
+    "assets/page-keyboard.webp": (1400, 900, {}),
 }
 """Width and height of the window, and options of the browser, by file."""
+WEBP_QUALITY = 80
 
 
 def main() -> None:
@@ -66,15 +68,22 @@ def _images(folder: Path) -> list[Path]:
 def _take(page: Page, address: str, images: list[Path], picture: Path) -> None:
     page.goto(address)
     page.set_input_files("#file", images)
-    expect(page.locator("#count")).to_have_text(f"{len(images)} of {len(images)}", timeout=120_000)
+    expect(page.locator("#count")).to_have_text(f"{len(images)} of {len(images)}", timeout=300_000)
     page.locator(".row").nth(SELECTED).click()
     page.locator("#tool-heat" if page.viewport_size and page.viewport_size["width"] < 1200 else "#tool-side").click()
-    expect(page.locator("#stage-note")).to_have_text("", timeout=120_000)
+    expect(page.locator("#stage-note")).to_have_text("", timeout=300_000)
     page.wait_for_timeout(1000)
     if page.viewport_size and page.viewport_size["width"] < 700:
         page.evaluate("document.querySelector('#stage').scrollIntoView()")
     page.mouse.move(0, 0)
-    page.screenshot(path=picture)
+    if "keyboard" in picture.name:
+        page.locator("#canvas").focus()
+        page.keyboard.press("Tab")
+    data = page.screenshot()
+    if picture.suffix == ".webp":
+        shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        data = cv2.imencode(".webp", shown, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])[1].tobytes()
+    picture.write_bytes(data)
 
 
 def _wait(address: str) -> None:

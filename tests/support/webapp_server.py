@@ -81,9 +81,9 @@ def tiny_classifier(number: str = "1", *, seed: int = 1, synthetic: bool = True,
 
 
 @contextlib.contextmanager
-def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS) -> Iterator[Served]:
-    """Serve in this process on a free loopback port; None: no model is loaded yet."""
-    port, kept = free_ports(1)[0], tempfile.TemporaryDirectory()
+def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS, port: int | None = None) -> Iterator[Served]:
+    """Serve in this process on loopback, on a free port unless it is given; None: no model is loaded yet."""
+    port, kept = port or free_ports(1)[0], tempfile.TemporaryDirectory()
     feedback = Path(kept.name) / "feedback.csv"
     webapp = WebApp(limits, names=[], model="champion", engine="torch", champion_poll_s=3600.0, feedback=feedback)
     server = uvicorn.Server(webapp.config("127.0.0.1", port))

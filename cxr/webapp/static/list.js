@@ -27,7 +27,7 @@ export const isDone = (image) => image.prediction !== null || image.error !== nu
 export const outcome = ({ predicted_class: name, probabilities, warning }) => (warning ? "no answer" : `${name} ${percent(probabilities[name])}`);
 
 export function summary(image) {
-  if (image.error) return `could not be read. ${image.error}`;
+  if (image.error) return `no result. ${image.error}`;
   if (!image.prediction) return image.isStarted ? "being classified …" : "waiting …";
   const { prediction } = image;
   return `${outcome(prediction)}${prediction.refer ? "; a reader should see it" : ""}`;
@@ -36,9 +36,8 @@ export function summary(image) {
 export function drawRow(image) {
   const { prediction, error, row } = image;
   const thumb = image.thumb ? make("img", { class: "thumb", src: image.thumb, alt: "" }) : make("span", { class: "thumb", "aria-hidden": "true" }, error ? "!" : "…");
-  const said = prediction ? outcome(prediction) : error ?? summary(image);
+  const said = prediction ? [outcome(prediction)] : error ? [make("span", { class: "visually-hidden" }, "no result. "), error] : [summary(image)];
   row.classList.toggle("is-wrong", Boolean(error));
-  row.setAttribute("aria-label", `${image.path}: ${summary(image)}`);
-  row.replaceChildren(thumb, make("span", { class: "name", title: image.path }, image.name), make("span", { class: "outcome" }, said));
+  row.replaceChildren(thumb, make("span", { class: "name", title: image.path }, image.name), make("span", { class: "outcome" }, ...said));
   if (prediction?.refer) row.append(make("span", { class: "flag" }, prediction.warning ? "Warning" : "Refer"));
 }

@@ -44,7 +44,7 @@ function performance(model) {
   return [
     make("p", { class: "quiet" }, `${found.images} images${patients}; small print: 95% confidence intervals, resampled by patient.`),
     table(Object.entries(found.overall).map(([name, value]) => [name, make("span", {}, ...score(value))])),
-    make("div", { class: "wide" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))),
+    make("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Scores of each class" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))),
   ];
 }
 

@@ -29,7 +29,7 @@ function button(text, act) {
 }
 
 function failure(image, retry) {
-  return make("div", { class: "finding" }, title("This file could not be read"), make("p", { class: "file" }, image.path),
+  return make("div", { class: "finding" }, title("No result for this file"), make("p", { class: "file" }, image.path),
     make("p", { class: "box is-wrong" }, image.error), button("Try again", () => retry([image])), make("p", { class: "quiet" }, "The other images are not affected."));
 }
 
