@@ -6,14 +6,16 @@
 
 Reads   image files, and folders of them with their subfolders (jpg, jpeg, png, bmp, tif, tiff, dcm, dicom); `-` is one
         image from standard input
-Prints  a table, in which an image with a warning has "no answer" for a class; with --json one object a line: path, the
-        fields of an answer (cxr/inference/answer.py) and model_version. For a file that cannot be read, `error` stands
+Prints  a table, in which an image with a warning has "no answer" for a class, then each warning with its images, and
+        the count; as wide as the terminal, with colours there unless NO_COLOR is set. With --json one object a line:
+        path, the fields of an answer (cxr/inference/answer.py), model_version, engine, refer_below (the threshold of
+        `refer`), sha256 of the file, sop_instance_uid of a DICOM image. For a file that cannot be read, `error` stands
         in place of the answer. `refer` true: the model is not sure enough, or there is a warning, so a reader should
         see the image; null: the model has no threshold. `warning`: why the answer may mean nothing, else null
 Writes  --overlay FOLDER: <image>.overlay.png, where the model looked
-        --sr FOLDER: <image>.sr.dcm, a Structured Report for each DICOM image; with --overlay also
-        <image>.overlay.dcm, a Secondary Capture. Both hold the patient's tags of their image, as they belong to its
-        study
+        --sr FOLDER: <image>.sr.dcm, a Structured Report for each image, which must be DICOM and name its study; with
+        --overlay also <image>.overlay.dcm, a Secondary Capture. Both hold the patient's tags of their image, as they
+        belong to its study
 
 Preprocessing, classes and calibration are those saved with the model. With --engine torch the answers are bit for bit
 those of the evaluation. With --engine openvino the exported network answers, several times faster, within the bounds
@@ -21,7 +23,7 @@ that the version's tags name.
 
 Exit codes  0 every image was answered; 2 the command line is wrong; 3 a folder has no images; 4 an image could not be
             read, or its report not be made (all others were answered); 7 the model's files are damaged; 9 the registry
-            has no such version or does not answer; 130 interrupted
+            has no such version or does not answer; 130 interrupted; 141 whoever reads the output has closed it
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,21 +56,25 @@ def command_line() -> ArgumentParser:
     return parser
 
 
+_LOADING = "loading the model ..."
+
 if __name__ == "__main__":
     answer_help(command_line())
+    if sys.stderr.isatty():  # what follows takes seconds, most of them MLflow's import
+        print(_LOADING, end="\r", file=sys.stderr, flush=True)
 
 from tqdm import tqdm
 
 from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
+from cxr.dicom.header import sop_instance_uid
 from cxr.imaging.decode import EncodedImage, max_file_bytes
-from cxr.inference.answer import NO_ANSWER, SHOWN_FIELDS, Answer, AnswerField
+from cxr.inference.answer_table import Result, Style, Summary, Table
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.image_source import images_below
 from cxr.inference.outputs import AnswerFiles
 from cxr.inference.pipeline import AnsweredImage, PreparedImage, answered_batches, prepare_file
-from cxr.models.bundle import ModelSpec
 from cxr.registry.versions import MODEL, fetch_bundle, get_version
 
 
@@ -84,21 +90,11 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The result for one image: an `answer`, an `error`, or both where its files could not be written."""
+class Kept:
+    """What is kept of an image until it is answered: its `uid` ("" unless it is DICOM), and the `file` if needed."""
 
-    path: str
-    answer: Answer | None = None
-    error: str | None = None
-
-    def to_json(self, version: str) -> str:
-        """Return one line of JSON."""
-        line: dict[str, Any] = {"path": self.path}
-        if self.answer is not None:
-            line |= self.answer.to_json()
-        if self.error is not None:
-            line["error"] = self.error
-        return json.dumps(line | {"model_version": version})
+    uid: str
+    file: EncodedImage | None
 
 
 def predict(
@@ -115,21 +111,41 @@ def predict(
     images = _images(paths, [folder for folder in (overlays, reports) if folder is not None])
     version = get_version(model)
     classifier = load_classifier(fetch_bundle(version), number=version.number, engine=engine)
-    table = Table(classifier.spec, max(len(str(image.path)) for image in images))
+    style = Style.of_output()
+    table, summary = Table(classifier.spec, [str(image.path) for image in images], style), Summary()
     failed = 0
     with tqdm(total=len(images), unit=" images", leave=False, disable=None if len(images) > 1 else True) as bar:
+        if sys.stderr.isatty():
+            print(" " * len(_LOADING), end="\r", file=sys.stderr, flush=True)
         if not as_json:
             bar.write(f"{_title(classifier)}\n{table.heading()}")
         for result in _classified(images, classifier, AnswerFiles(overlays, reports)):
             failed += result.error is not None
-            bar.write(result.to_json(version.number) if as_json else table.row(result))
+            summary.add(result)
+            bar.write(_json(result, classifier) if as_json else table.row(result))
             bar.update()
     if not as_json:
-        print(notice(synthetic=classifier.spec.synthetic))
+        print("\n".join([*summary.lines(style), notice(synthetic=classifier.spec.synthetic)]))
     if failed:
         raise ImageError(
-            f"{failed} of {len(images)} files could not be read; the lines above say why", reason="not an image"
+            f"{failed} of {len(images)} files could not be read, or their files not be made; the lines above say why",
+            reason="not an image",
         )
+
+
+def _json(result: Result, classifier: Classifier) -> str:
+    """Return one line of JSON."""
+    line: dict[str, Any] = {"path": result.path}
+    if result.answer is not None:
+        line |= result.answer.to_json()
+    if result.error is not None:
+        line["error"] = result.error
+    facts = {
+        "model_version": classifier.number,
+        "engine": classifier.engine,
+        "refer_below": classifier.spec.refer_below,
+    }
+    return json.dumps(line | facts | {"sha256": result.sha256, "sop_instance_uid": result.uid or None})
 
 
 def _images(paths: list[Path], targets: list[Path]) -> list[Image]:
@@ -162,8 +178,8 @@ def _name(file: Path, given: Path) -> str:
 
 def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles) -> Iterator[Result]:
     """Yield the result for each image, in order."""
-    keep = None if files.overlays is None and files.reports is None else _opened
-    read = partial(_prepared, classifier=classifier, keep=keep)
+    keeps_file = files.overlays is not None or files.reports is not None
+    read = partial(_prepared, classifier=classifier, keep=partial(_keep, keeps_file=keeps_file))
     workers = min(os.cpu_count() or 1, len(images))
     with closing(answered_batches(classifier, images, read, workers=workers)) as batches:
         for batch in batches:
@@ -172,8 +188,8 @@ def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles)
 
 
 def _prepared(
-    image: Image, *, classifier: Classifier, keep: Callable[[EncodedImage], EncodedImage] | None
-) -> PreparedImage[Image, EncodedImage]:
+    image: Image, *, classifier: Classifier, keep: Callable[[EncodedImage], Kept]
+) -> PreparedImage[Image, Kept]:
     limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that `prepare` sees the excess
 
     def read() -> bytes:
@@ -185,23 +201,28 @@ def _prepared(
     return prepare_file(read, classifier, key=image, name=str(image), keep=keep)
 
 
-def _opened(image: EncodedImage) -> EncodedImage:
-    """Return what the files of an answer are made from: the image as it is stored, decoded again when it is drawn."""
-    return image
+def _keep(image: EncodedImage, *, keeps_file: bool) -> Kept:
+    """Return what is needed of an image after its answer; files are made from the image as it is stored."""
+    uid = sop_instance_uid(image.data) if image.header.format == "DICOM" else ""
+    return Kept(uid, image if keeps_file else None)
 
 
-def _result(answered: AnsweredImage[Image, EncodedImage], classifier: Classifier, files: AnswerFiles) -> Result:
+def _result(answered: AnsweredImage[Image, Kept], classifier: Classifier, files: AnswerFiles) -> Result:
     """Write the files that were asked for and return the result."""
     image, path = answered.image, str(answered.image.key.path)
-    if answered.answer is None or image.pixels is None:
-        return Result(path, error=str(image.error))
-    if image.kept is None:
-        return Result(path, answered.answer)
+    if answered.answer is None or image.pixels is None or image.kept is None:
+        return Result(path, error=str(image.error), sha256=image.sha256)
+    result = Result(path, answered.answer, sha256=image.sha256, uid=image.kept.uid)
+    opened = image.kept.file
+    if opened is None:
+        return result
     try:
-        files.write(image.key.name, image.kept, image.pixels, answered.answer, classifier)
+        files.write(image.key.name, opened, image.pixels, answered.answer, classifier)
     except ImageError as error:
-        return Result(path, answered.answer, str(error))
-    return Result(path, answered.answer)
+        return replace(result, error=str(error))
+    if files.reports is not None and opened.header.format != "DICOM":
+        return replace(result, error=f"{image.key} is no DICOM image, so it has no study for a report (--sr)")
+    return result
 
 
 def _title(classifier: Classifier) -> str:
@@ -209,48 +230,6 @@ def _title(classifier: Classifier) -> str:
     if classifier.runtime:
         title += f", {classifier.engine}"
     return title
-
-
-class Table:
-    """The results as lines for people: a column for each field of an answer; texts that may be missing stand below."""
-
-    def __init__(self, spec: ModelSpec, width: int) -> None:
-        """Lay out the table for a model; `width` is that of the column of paths, in characters."""
-        self._width, self._classes = width, spec.classes
-        self._notes = [one for one in SHOWN_FIELDS if one.type == "string" and one.nullable]
-        self._cells = [one for one in SHOWN_FIELDS if one not in self._notes]
-
-    def heading(self) -> str:
-        """Return the first line."""
-        return "  ".join([f"{'file':<{self._width}}", *(cell for one in self._cells for cell in self._heads(one))])
-
-    def row(self, result: Result) -> str:
-        """Return the line of an image, and below it what else is to be said."""
-        if result.answer is None:
-            return f"{result.path:<{self._width}}  error: {result.error}"
-        answer = result.answer
-        values = {one.name: getattr(answer, one.name) for one in self._cells} | {"predicted_class": answer.verdict}
-        cells = [cell for one in self._cells for cell in self._values(one, values[one.name])]
-        line = "  ".join([f"{result.path:<{self._width}}", *cells])
-        notes = [(one.name, getattr(answer, one.name)) for one in self._notes] + [("error", result.error)]
-        return line + "".join(f"\n{'':<{self._width}}  {name}: {text}" for name, text in notes if text)
-
-    def _heads(self, one: AnswerField) -> list[str]:
-        if one.prefix:
-            return list(self._classes)
-        return [f"{'class':<{self._class_width}}" if one.name == "predicted_class" else one.name]
-
-    def _values(self, one: AnswerField, value: Any) -> list[str]:
-        if one.prefix:
-            return [f"{value[name]:>{len(name)}.3f}" for name in self._classes]
-        if one.type == "string":
-            return [f"{value:<{self._class_width}}"]
-        shown = {True: "yes", False: "no", None: "-"}[value] if one.type == "boolean" else f"{value:.3f}"
-        return [f"{shown:<{len(one.name)}}"]
-
-    @property
-    def _class_width(self) -> int:
-        return max(len(name) for name in (*self._classes, NO_ANSWER))
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ TELEMETRY_OFF = {
 
 _INTERRUPTED = "interrupted; run the same command again to continue"
 
+_BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
+
 log = logging.getLogger("cxr")
 
 
@@ -38,13 +40,18 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main`; print a CxrError as one line on standard error and exit with its code."""
     configure_process()
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except CxrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # as in `| head -1`: what is still unwritten goes nowhere, without a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
 
 
 def run_step(step: Callable[[Any, Any], None]) -> NoReturn:

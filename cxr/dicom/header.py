@@ -28,6 +28,7 @@ from cxr.dicom.tags import (
     items,
     number,
     numbers,
+    read_dicom,
     text,
     values_of,
 )
@@ -173,6 +174,15 @@ def parse_header(dataset: Dataset, max_pixels: int) -> DicomHeader:
         view=code_string(dataset, "ViewPosition"),
         laterality=code_string(dataset, "ImageLaterality") or code_string(dataset, "Laterality"),
     )
+
+
+def sop_instance_uid(data: bytes) -> str:
+    """Return the UID that a DICOM image has in its study, "" where its header has none.
+
+    Raises:
+        DicomError: the header cannot be read.
+    """
+    return text(read_dicom(data, ["SOPInstanceUID"]), "SOPInstanceUID")
 
 
 def is_other_body_part(part: str) -> bool:

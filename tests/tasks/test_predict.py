@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +13,7 @@ import pytest
 from pydicom import dcmread
 
 from cxr.common.errors import ImageError, ParamsError, RegistryError, SourceError
+from cxr.common.files import sha256_of
 from cxr.common.notices import notice
 from cxr.dataset.synthetic_image import KERMANY_LOOK
 from cxr.imaging.decode import SUFFIXES, image_from_bytes
@@ -20,6 +24,7 @@ from cxr.registry import aliases, runs
 from cxr.registry.registration import register_version
 from tasks import predict
 from tests.support.dicom_images import PATIENT, dicom_image, picture
+from tests.support.project import PROJECT
 from tests.support.reference_images import synthetic_images
 from tests.support.registry_project import CLASSES, call, enter_project, spec
 
@@ -79,11 +84,15 @@ def test_json_has_an_object_a_file_and_an_error_for_what_cannot_be_read(
         "images/deeper/b.JPG",
         "missing.png",
     ]
-    assert list(results[1]) == ["path", "error", "model_version"]
+    facts = ["model_version", "engine", "refer_below", "sha256", "sop_instance_uid"]
+    assert list(results[1]) == ["path", "error", *facts]
+    assert results[3]["sha256"] is None
     assert results[1]["error"].startswith("images/broken.jpeg is empty")
     assert results[3]["error"].startswith("missing.png does not exist")
     for line in (results[0], results[2]):
-        assert list(line) == ["path", "predicted_class", "probabilities", "refer", "warning", "model_version"]
+        assert list(line) == ["path", "predicted_class", "probabilities", "refer", "warning", *facts]
+        assert line["sha256"] == sha256_of(Path(line["path"]))
+        assert (line["engine"], line["refer_below"], line["sop_instance_uid"]) == ("torch", None, None)
         assert line["refer"] is None  # this model was saved without a threshold
         assert list(line["probabilities"]) == list(CLASSES)
         assert sum(line["probabilities"].values()) == pytest.approx(1)
@@ -108,7 +117,7 @@ def test_the_table_is_for_people_and_ends_with_the_disclaimer(
 ) -> None:
     with pytest.raises(ImageError):
         call(monkeypatch, predict.main, str(images / "a.png"), str(images / "broken.jpeg"), str(images / "deeper"))
-    title, heading, first, second, _, end = capsys.readouterr().out.splitlines()
+    title, heading, first, second, _, count, end = capsys.readouterr().out.splitlines()
     assert title == "chest-xray-pneumonia, version 1"
     assert heading.split() == ["file", "class", *CLASSES, "refer"]
     assert first.split()[0] == "images/a.png"
@@ -116,6 +125,7 @@ def test_the_table_is_for_people_and_ends_with_the_disclaimer(
     assert len(first.split()) == 6
     assert first.split()[-1] == "-"
     assert "error: images/broken.jpeg is empty" in second
+    assert count == "2 images answered, 1 could not be read"
     assert end == notice(synthetic=True)
 
 
@@ -145,10 +155,16 @@ def test_an_image_from_standard_input_gets_the_answer_of_its_file(
 
 
 @pytest.mark.usefixtures("champion")
-def test_overlays_and_reports_are_named_after_their_images(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+def test_overlays_and_reports_are_named_after_their_images_and_what_has_no_study_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
+) -> None:
     (images / "broken.jpeg").unlink()
     (images / "deeper" / "image.dcm").write_bytes(dicom_image(picture(), **PATIENT))
-    call(monkeypatch, predict.main, str(images), "--overlay", "looked", "--sr", "reports")
+    with pytest.raises(ImageError, match="2 of 3 files"):
+        call(monkeypatch, predict.main, str(images), "--overlay", "looked", "--sr", "reports")
+    printed = capsys.readouterr().out
+    assert "error: images/a.png is no DICOM image, so it has no study for a report (--sr)" in printed
+    assert "3 images answered" in printed
     written = sorted(str(path) for folder in ("looked", "reports") for path in Path(folder).rglob("*.*"))
     assert written == [
         "looked/a.png.overlay.png",
@@ -176,3 +192,25 @@ def test_outputs_never_land_among_the_images_or_overwrite_each_other(
     Path("file").write_text("")
     with pytest.raises(ParamsError, match=r"file/a.png.overlay.png cannot be written"):
         call(monkeypatch, predict.main, "other", "--overlay", "file")
+
+
+@pytest.mark.usefixtures("champion")
+def test_json_names_the_uid_of_a_dicom_image(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("IM1").write_bytes(dicom_image(picture(), SOPInstanceUID="1.2.3.4"))
+    call(monkeypatch, predict.main, "--json", "IM1")
+    assert json.loads(capsys.readouterr().out)["sop_instance_uid"] == "1.2.3.4"
+
+
+@pytest.mark.usefixtures("champion")
+def test_when_the_reader_of_the_output_leaves_the_command_ends_without_a_traceback(images: Path) -> None:
+    command = [sys.executable, "-m", "tasks.predict", "--json", *[str(images / "a.png")] * 80]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["path"] == "images/a.png"
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait() == 141
