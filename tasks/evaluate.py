@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,13 @@ from cxr.imaging.overlay import MIN_SIDE_PX
 from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
 from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
+from cxr.registry.model_origin import against_champion, origin_of
 from cxr.registry.runs import log_evaluation
 from cxr.registry.test_set_looks import record_look
 from cxr.reporting.cards import write_cards
+from cxr.reporting.front_page import FrontPage
 from cxr.reporting.gallery import contact_sheet, make_gallery, pick_images, pick_most_confident_errors
-from cxr.reporting.report import GalleryItem, ReportContent, render_report
+from cxr.reporting.report import Champion, GalleryItem, ReportContent, front_page, render_report
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
 
 log = logging.getLogger("cxr.evaluate")
@@ -92,7 +94,10 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     galleries = _galleries(model, spec, packed, test, params, _originals(paths, spec.preprocessing.max_pixels))
     _write_artifacts(measured, content, drawn, paths.evaluation, gallery=galleries["gallery"])
     looks = record_look(split["test_set_sha256"], spec.weights_sha256)
-    _write_report(content, drawn, galleries, paths.report, looks=looks)
+    origin = origin_of(records["training"]["run_id"], replace(spec, refer_below=calibration["refer_below"]))
+    champion = against_champion(spec, test.to_table("test"), resamples=params.bootstrap_resamples, seed=params.seed)
+    front = front_page(content, origin=origin.to_facts())
+    _write_report(content, drawn, galleries, paths.report, front=front, champion=champion, looks=looks)
     write_json(paths.metrics, metrics)
     _log_table(metrics, paths)
     _track(records["training"]["run_id"], metrics, paths)
@@ -203,8 +208,8 @@ def _galleries(
 ) -> dict[str, list[GalleryItem]]:
     """Return the images that the report shows: some of each class, and the most confident errors of all."""
     picks = {
-        "gallery": pick_images(test.labels, test.calibrated, per_class=params.gradcam_per_class, seed=params.seed),
-        "errors": pick_most_confident_errors(test.labels, test.calibrated, at_most=params.most_confident_errors),
+        "gallery": pick_images(test, per_class=params.gradcam_per_class, seed=params.seed),
+        "errors": pick_most_confident_errors(test, at_most=params.most_confident_errors),
     }
     return {name: make_gallery(model, spec, packed, test, chosen, original) for name, chosen in picks.items()}
 
@@ -250,6 +255,8 @@ def _write_report(
     galleries: Mapping[str, list[GalleryItem]],
     path: Path,
     *,
+    front: FrontPage,
+    champion: Champion | None,
     looks: int | None,
 ) -> None:
     digests = {
@@ -259,7 +266,14 @@ def _write_report(
         "MLflow run": content["training"]["run_id"],
     }
     page = ReportContent(
-        **content, figures=drawn, gallery=galleries["gallery"], errors=galleries["errors"], digests=digests, looks=looks
+        **content,
+        figures=drawn,
+        gallery=galleries["gallery"],
+        errors=galleries["errors"],
+        digests=digests,
+        front=front,
+        champion=champion,
+        looks=looks,
     )
     with atomic_file(path) as partial:
         partial.write_text(render_report(page), encoding="utf-8")

@@ -81,6 +81,7 @@ from cxr.monitoring.drift import Rules
 from cxr.monitoring.external import SeenImages, answer_table, describe, drift, set_facts, training_duplicates
 from cxr.registry.evaluation_store import evaluation_of, training_images, training_thumbnails
 from cxr.registry.external_store import RESULT_FILE, store_external
+from cxr.registry.model_origin import origin_of_version
 from cxr.registry.test_set_looks import record_look
 from cxr.registry.versions import MODEL, Version, fetch_bundle, get_version
 from cxr.reporting.external import external_figures, render_external, summary_text
@@ -268,7 +269,8 @@ def _write(
     binary = of_pneumonia(labelled, test.classifier.spec.classes)
     scored = kinds or binary
     gallery = [] if scored is None else _errors(test, scored, at_most=errors)
-    page = render_external(result, external_figures(scored, binary, result), gallery)
+    origin = origin_of_version(test.version).to_facts()
+    page = render_external(result, external_figures(scored, binary, result), gallery, origin=origin)
     hidden = ("thumbnail", "reason", "location", "scored_at", "changed", "size_bytes", "patient_known", "error")
     with atomic_folder(output) as partial:
         write_json(partial / RESULT_FILE, result)
@@ -284,7 +286,7 @@ def _write(
 
 def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryItem]:
     """Return the most confident errors with the heat map of the class that the model called."""
-    picks = pick_most_confident_errors(scored.labels, scored.calibrated, at_most=at_most)
+    picks = pick_most_confident_errors(scored, at_most=at_most)
     if not picks:
         return []
     wrong = scored.where(np.array([pick.row for pick in picks], np.int64))
@@ -299,7 +301,8 @@ def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryIt
             actual=wrong.classes[wrong.labels[i]],
             predicted=called[i],
             probability=float(wrong.calibrated[i].max()),
-            source=str(wrong.image_ids[i]),
+            source=test.name,
+            image_id=str(wrong.image_ids[i]),
         )
         for i, heat in enumerate(test.classifier.heat(prepared, called))
     ]

@@ -36,6 +36,7 @@ from cxr.monitoring.agreement import agreement_by_month
 from cxr.monitoring.drift import Rules, Window, compare_window, cut_windows, find_limits, is_drift
 from cxr.monitoring.page import MonitorPage, render_page, to_markdown
 from cxr.registry import versions
+from cxr.registry.model_origin import origin_of_version
 
 MAX_WINDOWS = 40
 """Number of windows, the last ones, on the page and in the JSON file."""
@@ -121,6 +122,7 @@ def _page(
         usual_shares=dict(zip(reference.classes, (counts / counts.sum()).tolist(), strict=True)),
         reference_images=len(reference.predicted),
         since=since,
+        origin=origin_of_version(version).to_facts(),
         **found,
     )
 

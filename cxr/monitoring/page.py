@@ -12,6 +12,7 @@ from pathlib import Path
 from cxr.common.notices import NOT_CLINICAL
 from cxr.monitoring.agreement import Agreement
 from cxr.monitoring.drift import FAILED, SIGNALS, Window
+from cxr.reporting.front_page import FrontPage, with_contents
 from cxr.reporting.templating import render
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -45,6 +46,7 @@ class MonitorPage:
     waiting           number of images scored since the last complete window
     agreement         of readers with the version, by month
     since             end of the windows that a rebuild was started for; "" if there was none
+    origin            date, commit, version and role of the model, as the registry knows them
     """
 
     version: str
@@ -57,6 +59,7 @@ class MonitorPage:
     reference_images: int
     waiting: int
     since: str
+    origin: Mapping[str, str]
     agreement: Sequence[Agreement] = ()
 
     def headline(self) -> str:
@@ -74,8 +77,30 @@ class MonitorPage:
 
 def render_page(page: MonitorPage) -> str:
     """Return the page as HTML."""
-    content = {"page": page, "signals": (*SIGNALS, FAILED), "not_clinical": NOT_CLINICAL}
-    return render("monitor.html.j2", content, folder=_TEMPLATES)
+    front = _front_page(page)
+    content = {"page": page, "front": front, "signals": (*SIGNALS, FAILED), "not_clinical": NOT_CLINICAL}
+    return with_contents(render("monitor.html.j2", content, folder=_TEMPLATES))
+
+
+def _front_page(page: MonitorPage) -> FrontPage:
+    windows, alarms = page.windows, [window for window in page.windows if window.alarm]
+    shifts = page.explain(alarms[-1]) if alarms else []
+    scored = f"{len(windows)} windows of {page.window_images:,} images in the order in which they were scored"
+    last = windows[-1].last[:16].replace("T", " ") if windows else "none yet"
+    return FrontPage(
+        sentences={
+            "What it is": "A comparison of the images that the model answers now with those it was tested on, without "
+            "any label.",
+            "Result": page.headline(),
+            "On what": f"{scored}, each against {page.reference_images:,} validation and test images.",
+            "What shifted": f"In the last alarm, window {alarms[-1].number}: {'; '.join(shifts)}."
+            if shifts
+            else "Nothing.",
+            "What it does not say": "Changed images do not prove that predictions are worse, and unchanged images do "
+            "not prove that they are right. Only labelled images can decide that.",
+        },
+        facts={"Last image scored": last, **page.origin, "Rule": page.rule},
+    )
 
 
 def to_markdown(page: MonitorPage) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def run_tags(run_id: str) -> dict[str, str]:
     with store_errors(f"reading run {run_id}"):
         tags = store.get_run(run_id).data.tags
     return {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+
+
+def started(run_id: str) -> str:
+    """Return when a run started, as "2026-11-26 04:05 UTC"."""
+    store = client()
+    with store_errors(f"reading run {run_id}"):
+        milliseconds = store.get_run(run_id).info.start_time
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def find_run(tag: str, value: str) -> str | None:

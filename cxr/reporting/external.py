@@ -14,28 +14,60 @@ from cxr.evaluation.headline import HEADLINES, SCORES, Headline
 from cxr.evaluation.metrics import roc_curves
 from cxr.evaluation.predictions import Predictions
 from cxr.reporting import figures
+from cxr.reporting.front_page import FrontPage, how_good, what_it_is, where_it_fails, with_contents
 from cxr.reporting.report import GalleryItem
 from cxr.reporting.templating import render
 
 
-def render_external(result: Mapping[str, Any], drawn: Mapping[str, str], errors: Sequence[GalleryItem]) -> str:
+def render_external(
+    result: Mapping[str, Any],
+    drawn: Mapping[str, str],
+    errors: Sequence[GalleryItem],
+    *,
+    origin: Mapping[str, str],
+) -> str:
     """Return the page as HTML.
 
     Args:
         result: external.json, see tasks.external.
         drawn: of `external_figures`; empty without labels.
         errors: the most confident errors.
+        origin: date, commit, version and role of the model, as the registry knows them.
     """
     content = {
         "result": result,
         "figures": drawn,
         "errors": errors,
+        "front": _front_page(result, origin),
         "headlines": HEADLINES,
         "scores": SCORES,
         "not_clinical": NOT_CLINICAL,
         "synthetic_notice": SYNTHETIC,
     }
-    return render("external.html.j2", content)
+    return with_contents(render("external.html.j2", content))
+
+
+def _front_page(result: Mapping[str, Any], origin: Mapping[str, str]) -> FrontPage:
+    model, facts, scored = result["model"], result["set"], bool(result["classes"])
+    unlike = result["out_of_distribution"]["n"]
+    differ = f"Compared with the images it was tested on: drift {_drift(result)}."
+    return FrontPage(
+        sentences={
+            "What it is": what_it_is(model["classes"], network="A network, tested here on a set it was not made for,"),
+            "How good it is": how_good(result) if scored else "Not measured: the set has no labels.",
+            "On whom": _on_whom(result),
+            "Where it fails": where_it_fails(result) if scored else "Not known without labels.",
+            "Are these images like those it knows": f"{unlike:,} of {facts['n_answered']:,} get a warning. {differ}",
+        },
+        facts={**origin, "Set": facts["name"], "Engine": model["engine"]},
+    )
+
+
+def _on_whom(result: Mapping[str, Any]) -> str:
+    facts, copies = result["set"], result["training_duplicates"]["n"]
+    people = f" of {facts['n_patients']:,} patients" if facts["patients_known"] else ", whose patients are not known"
+    known = f"{copies:,} are copies of images it was trained or tuned on" if copies else "it has seen no copy of them"
+    return f"{facts['n_images']:,} images{people}; {known}."
 
 
 def external_figures(
@@ -50,11 +82,14 @@ def external_figures(
     """
     if scored is None:
         return {}
-    auroc = {name: values["auroc"] for name, values in result["per_class"].items()}
     bins = reliability_table(scored.labels, scored.calibrated, bins=result["calibration"]["bins"])
     drawn = {
         "confusion_matrix": figures.confusion_matrix(result["confusion_matrix"], scored.classes),
-        "roc": figures.roc(roc_curves(scored.labels, scored.calibrated, scored.classes), auroc),
+        "roc": figures.roc(
+            roc_curves(scored.labels, scored.calibrated, scored.classes),
+            result["per_class"],
+            result["ci95"]["per_class"],
+        ),
         "reliability": figures.reliability((), bins),
         "abstention": figures.abstention(result["referral"]["curve"], result["referral"]["found"]),
     }

@@ -1,8 +1,9 @@
 """The report's figures, as SVG text without a size of its own, so that a page can scale it.
 
 Lines and letters take the colour of the page's text (`currentColor`), so one figure serves a light and a dark
-page. Classes keep one colour of the Okabe and Ito palette and one dash pattern everywhere. The same data give the
-same bytes.
+page. Classes keep one colour and one dash pattern everywhere, near those of Okabe and Ito, which colour-blind readers
+tell apart; each has a contrast of 3 or more on both pages (WCAG 2.2, 1.4.11). Bars, cells and dots show their numbers
+under the pointer. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cxr.common.classes import LABELS
 from cxr.evaluation.headline import BY_NAME
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -30,7 +32,8 @@ INK = "#1b2a3a"  # becomes currentColor
 PAPER_BLUE = "#0072b2"
 ORANGE = "#d55e00"
 GREEN = "#009e73"
-COLOURS: dict[str, str] = dict(zip(LABELS, ("#0072b2", "#e69f00", "#009e73", "#cc79a7"), strict=True))
+PURPLE = "#b5609a"
+COLOURS: dict[str, str] = dict(zip(LABELS, (PAPER_BLUE, ORANGE, GREEN, PURPLE), strict=True))
 _DASHES: dict[str, Any] = dict(zip(LABELS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))), strict=True))
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -50,6 +53,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
+
+_HOVER = "hover:"  # begins the identity of an artist whose rest is a text to show
 
 P = ParamSpec("P")
 
@@ -104,41 +109,64 @@ def confusion_matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     """Draw counts (C, C) of actual by predicted class, each with its share of the row."""
     matrix = np.asarray(counts, dtype=np.float64)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, (axes,) = new_figure(width=1.3 + 1.05 * len(classes), height=0.9 + 0.95 * len(classes))
-    axes.pcolormesh(
-        np.arange(len(classes) + 1) - 0.5, np.arange(len(classes) + 1) - 0.5, shares, cmap="Blues", vmin=0, vmax=1
-    )
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
+    figure, (axes,) = new_figure(width=1.4 + 1.05 * len(classes), height=0.9 + 0.95 * len(classes))
     for (row, column), share in np.ndenumerate(shares):
-        colour = "#ffffff" if share > 0.55 else "#10202f"
-        axes.text(column, row - 0.08, f"{matrix[row, column]:.0f}", ha="center", color=colour, fontsize=13)
-        axes.text(column, row + 0.25, f"{share:.0%}", ha="center", color=colour, fontsize=9)
+        count, total = int(matrix[row, column]), int(matrix[row].sum())
+        _cell(axes, row, column, count=count, share=float(share))
+        hover(axes.patches[-1], f"{classes[row]} called {classes[column]}: {count} of {total}, {share:.1%}")
+    axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5))
+    axes.set_aspect("equal")
     axes.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="actual")
     axes.set_xticklabels(classes)
-    axes.set_yticklabels(classes, rotation=90, va="center")
+    named = [f"{name}\nn = {int(n):,}" for name, n in zip(classes, matrix.sum(axis=1), strict=True)]
+    axes.set_yticklabels(named, rotation=90, va="center", ma="center")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return to_svg(figure, "Confusion matrix: images by actual and predicted class, with the share of each actual class")
 
 
+def _cell(axes: Axes, row: int, column: int, *, count: int, share: float) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    ground = colormaps["Blues"](share)
+    dark = 0.2126 * ground[0] + 0.7152 * ground[1] + 0.0722 * ground[2] < 0.55
+    colour = "#ffffff" if dark else "#10202f"
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=ground, linewidth=0))
+    axes.text(column, row - 0.08, f"{count}", ha="center", color=colour, fontsize=13)
+    axes.text(column, row + 0.25, f"{share:.0%}", ha="center", color=colour, fontsize=9)
+
+
 @in_our_style
-def roc(curves: Mapping[str, RocCurve], auroc: Mapping[str, float | None]) -> str:
-    """Draw the ROC curve of each class against the rest, with its area in the legend."""
+def roc(
+    curves: Mapping[str, RocCurve], per_class: Mapping[str, Mapping[str, Any]], ci95: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Draw the ROC curve of each class against the rest, with its images and its area in the legend.
+
+    Args:
+        curves: by class.
+        per_class: `support` and `auroc` of each class, as in metrics.json.
+        ci95: `auroc` of each class, its interval or None.
+    """
     figure, (axes,) = new_figure(width=4.3, height=4.1)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="chance")
     for name, curve in curves.items():
-        label = f"{name}, AUC {auroc[name]:.3f}"
+        interval = ci95[name]["auroc"]
+        limits = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        label = f"{name}, n = {per_class[name]['support']:,}\nAUC {per_class[name]['auroc']:.3f}{limits}"
         x, y = curve.false_positive_rate, curve.true_positive_rate
         axes.plot(x, y, color=COLOURS.get(name), linestyle=_DASHES.get(name, "-"), label=label)
     _unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize=9)
     return to_svg(figure, "ROC curves, each class against the rest")
 
 
 @in_our_style
 def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin]) -> str:
-    """Draw accuracy over confidence after temperature scaling, before it unless that is empty, and the images."""
+    """Draw accuracy over confidence after temperature scaling, before it unless that is empty, and the images.
+
+    The intervals are exact 95% ones (Clopper and Pearson), of images taken as independent.
+    """
     figure, (axes, histogram) = new_figure(width=4.3, height=4.9, rows=2, heights=(3.3, 1))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfect calibration")
     for table, label, colour, style, marker in (
@@ -149,9 +177,15 @@ def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin
             continue
         x, y = [row.confidence for row in table], [row.accuracy for row in table]
         axes.plot(x, y, color=colour, linestyle=style, marker=marker, ms=4.5, label=label)
+    for row in after:
+        low, high = exact_interval(round(row.accuracy * row.count), row.count)
+        axes.plot((row.confidence, row.confidence), (low, high), color=PAPER_BLUE, linewidth=1, marker="_", ms=5)
+        told = f"probability {row.confidence:.2f}: {row.accuracy:.1%} of {row.count} images right"
+        hover(axes.lines[-1], f"{told} ({low:.1%} to {high:.1%})")
+        (bar,) = histogram.bar(row.confidence, row.count, width=0.03, color=PAPER_BLUE)
+        hover(bar, told)
     _unit_square(axes, "", "share that is right", equal=False)
-    axes.legend(loc="upper left")
-    histogram.bar([row.confidence for row in after], [row.count for row in after], width=0.03, color=PAPER_BLUE)
+    axes.legend(loc="lower right")
     histogram.set(xlim=(0, 1), xlabel="probability of the predicted class", ylabel="images")
     histogram.grid(alpha=0.25, linewidth=0.6, axis="y")
     return to_svg(figure, "Reliability: share of right predictions over the predicted probability")
@@ -163,8 +197,11 @@ def probability_histogram(labels: Ints, probabilities: Floats, classes: Sequence
     figure, axes = new_figure(width=8.4, height=2.4, columns=len(classes))
     edges = np.linspace(0, 1, 21)
     for c, (name, panel) in enumerate(zip(classes, axes, strict=True)):
-        panel.hist(probabilities[labels == c, c], bins=edges, color=COLOURS.get(name, PAPER_BLUE))
-        panel.set(title=name, xlim=(0, 1), xlabel="probability of the true class")
+        given = probabilities[labels == c, c]
+        counts, _, bars = panel.hist(given, bins=edges, color=COLOURS.get(name, PAPER_BLUE))
+        for low, count, bar in zip(edges, counts, bars, strict=False):
+            hover(bar, f"{low:.2f} to {low + 0.05:.2f}: {count:.0f} of {len(given)} images")
+        panel.set(title=f"{name}, n = {len(given):,}", xlim=(0, 1), xlabel="probability of the true class")
         panel.grid(alpha=0.25, linewidth=0.6, axis="y")
     axes[0].set_ylabel("images")
     return to_svg(figure, "Probability given to the true class, images of each class")
@@ -184,9 +221,11 @@ def scores_with_intervals(rows: Mapping[str, Mapping[str, Any]]) -> str:
         (axes[1], "macro_auroc", BY_NAME["macro_auroc"].title, ORANGE),
     ):
         values = [row[name] or 0 for row in rows.values()]
-        panel.barh(positions, values, height=0.6, color=colour)
-        for position, row in zip(positions, rows.values(), strict=True):
+        bars = panel.barh(positions, values, height=0.6, color=colour)
+        for position, row, bar in zip(positions, rows.values(), bars, strict=True):
             interval = row["ci95"][name]
+            limits = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+            hover(bar, f"{title} {row[name] or 0:.3f}{limits}")
             if interval is not None:
                 panel.plot(interval, (position, position), color=INK, linewidth=1.4, marker="|", ms=7)
         panel.set(title=title, xlim=(0, 1), yticks=positions, yticklabels=list(rows) if panel is axes[0] else [])
@@ -261,6 +300,7 @@ def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> st
         x, y = 1 - specificity["value"], sensitivity["value"]
         label = f"chosen for specificity {point['target_specificity']:.2f}"
         axes.plot([x], [y], color=ORANGE, marker=marker, ms=7, linestyle="", label=label)
+        hover(axes.lines[-1], f"sensitivity {y:.3f}, specificity {1 - x:.3f}")
         if sensitivity["ci95"] is not None:
             axes.plot([x, x], sensitivity["ci95"], color=ORANGE, linewidth=1.2)
         if specificity["ci95"] is not None:
@@ -314,6 +354,19 @@ def _unit_square(axes: Axes, x_label: str, y_label: str, *, equal: bool = True) 
         axes.set_aspect("equal")
 
 
+def exact_interval(hits: int, of: int) -> tuple[float, float]:
+    """Return the exact 95% interval of a share (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, of).proportion_ci(confidence_level=0.95, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def hover(artist: Artist, text: str) -> None:
+    """Show a text while the pointer is on an artist, by the title that `to_svg` gives it."""
+    artist.set_gid(f"{_HOVER}{text}")
+
+
 def to_svg(figure: Figure, description: str) -> str:
     """Return the figure as SVG for a page: scalable, in the page's text colour, with a description for readers."""
     buffer = io.StringIO()
@@ -326,4 +379,5 @@ def to_svg(figure: Figure, description: str) -> str:
         r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg
     )  # each figure numbers its parts from 1, so they are not unique on a page
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own
+    svg = re.sub(rf'<g id="{_HOVER}([^"]*)">', r"<g><title>\1</title>", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

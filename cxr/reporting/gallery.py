@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cxr.dataset.image_array import ImageArray
-from cxr.evaluation.metrics import Floats, Ints
 from cxr.evaluation.predictions import Predictions
 from cxr.imaging.encode import JPEG_QUALITY, jpeg_data_url
 from cxr.imaging.overlay import MIN_SIDE_PX, Caption, draw_overlay, enlarge, shrink
@@ -68,6 +67,7 @@ def _item(
         predicted=spec.classes[best],
         probability=float(chosen.calibrated[row, best]),
         source=str(chosen.sources[row]),
+        image_id=str(chosen.image_ids[row]),
     )
 
 
@@ -80,11 +80,13 @@ def gallery_item(
     predicted: str,
     probability: float,
     source: str,
+    image_id: str,
 ) -> GalleryItem:
     """Return an image (H, W) as it was before preparation, and the same under the heat of the predicted class."""
     shown = shrink(enlarge(original), MIN_SIDE_PX)
     caption = Caption(predicted, probability, f"weights {spec.weights_sha256[:8]}", spec.synthetic)
     return GalleryItem(
+        image_id=image_id,
         image=jpeg_data_url(shown),
         overlay=jpeg_data_url(draw_overlay(shown, heat, spec.preprocessing, caption)),
         actual=actual,
@@ -95,29 +97,34 @@ def gallery_item(
     )
 
 
-def pick_images(labels: Ints, probabilities: Floats, *, per_class: int, seed: int) -> list[Pick]:
+def pick_images(test: Predictions, *, per_class: int, seed: int) -> list[Pick]:
     """Choose images: for each actual class up to `per_class` right ones, then up to `per_class` errors.
 
     The right ones are drawn at random with `seed`, so that they are typical and not the best ones. The errors are those
-    with the highest probability of the wrong class.
+    with the highest probability of the wrong class, one a patient.
     """
     generator = np.random.default_rng(seed)
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    predicted = test.calibrated.argmax(axis=1)
     picks: list[Pick] = []
-    for c in range(probabilities.shape[1]):
-        right = np.flatnonzero((labels == c) & (predicted == c))
+    for c in range(len(test.classes)):
+        right = np.flatnonzero((test.labels == c) & (predicted == c))
         drawn = np.sort(generator.permutation(right)[:per_class])
-        wrong = np.flatnonzero((labels == c) & (predicted != c))
-        most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")[:per_class]]
-        picks += [Pick(int(row), True) for row in drawn] + [Pick(int(row), False) for row in most_confident]
+        picks += [Pick(int(row), True) for row in drawn]
+        picks += _most_confident(test, (test.labels == c) & (predicted != c), at_most=per_class)
     return picks
 
 
-def pick_most_confident_errors(labels: Ints, probabilities: Floats, *, at_most: int) -> list[Pick]:
-    """Choose the wrong predictions with the highest probability, of any class, the most confident first."""
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    most_confident = wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")[:at_most]]
-    return [Pick(int(row), False) for row in most_confident]
+def pick_most_confident_errors(test: Predictions, *, at_most: int) -> list[Pick]:
+    """Choose the wrong predictions with the highest probability, one a patient, the most confident first."""
+    return _most_confident(test, test.calibrated.argmax(axis=1) != test.labels, at_most=at_most)
+
+
+def _most_confident(test: Predictions, wrong: NDArray[np.bool_], *, at_most: int) -> list[Pick]:
+    """Return the most confident of the `wrong` rows (N,), one a patient: further images of a person teach less."""
+    rows = np.flatnonzero(wrong)
+    ordered = rows[np.argsort(-test.calibrated.max(axis=1)[rows], kind="stable")]
+    first_of_patient = np.sort(np.unique(test.patients[ordered].astype(str), return_index=True)[1])
+    return [Pick(int(row), False) for row in ordered[first_of_patient][:at_most]]
 
 
 def contact_sheet(items: list[GalleryItem]) -> bytes:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PAPER_N_TEST = 500
+PAPER_AUROC = 0.92
 OTHER_IMAGES = (
     "The paper's test images are not published. Its confusion matrix (normal images over-called, bacterial ones rarely "
     "missed) resembles the official test part of the public set and not a random split of the train part, where "
@@ -62,10 +63,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class ComparedClass:
-    """One row of the comparison: the figures of a class, or their average over the classes."""
+    """One row of the comparison: the figures of a class, or their average over the classes, which has no counts."""
 
     name: str
     cells: dict[str, Compared]
+    paper: PaperClass | None = None
 
 
 def compare_with_paper(metrics: Mapping[str, Any]) -> list[ComparedClass]:
@@ -78,7 +80,7 @@ def compare_with_paper(metrics: Mapping[str, Any]) -> list[ComparedClass]:
         cells = {
             title: Compared(getattr(paper, figure), ours[figure], ci95[figure]) for figure, title in _TITLES.items()
         }
-        rows.append(ComparedClass(name, cells))
+        rows.append(ComparedClass(name, cells, paper))
     return rows
 
 

@@ -23,13 +23,14 @@ def draw_figures(
     """Return the figures as SVG by name; `curves` is the table curves.csv."""
     bins, classes = metrics["calibration"]["bins"], test.classes
     before, after = (reliability_table(test.labels, p, bins=bins) for p in (test.uncalibrated, test.calibrated))
-    auroc = {name: values["auroc"] for name, values in metrics["per_class"].items()}
     return {
         "training_curves": figures.training_curves(
             {str(name): curves[name].tolist() for name in curves}, best_epoch=best_epoch
         ),
         "confusion_matrix": figures.confusion_matrix(metrics["confusion_matrix"], classes),
-        "roc": figures.roc(roc_curves(test.labels, test.calibrated, classes), auroc),
+        "roc": figures.roc(
+            roc_curves(test.labels, test.calibrated, classes), metrics["per_class"], metrics["ci95"]["per_class"]
+        ),
         "reliability": figures.reliability(before, after),
         "probabilities": figures.probability_histogram(test.labels, test.calibrated, classes),
     }

@@ -6,6 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from cxr.evaluation.bootstrap import Interval
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -18,22 +20,20 @@ def render(template: str, content: Mapping[str, Any], *, folder: Path = TEMPLATE
     Args:
         template: file name in `folder`.
         content: by the names that the template uses.
-        folder: of the templates.
+        folder: of the template; it may include those of TEMPLATES.
 
     Raises:
         jinja2.UndefinedError: the template uses a name that `content` lacks.
     """
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
-        value=_value, interval=_interval, score=_score, cell=_cell, count=_count, duration=_duration, percent=_percent
-    )
+    environment.filters.update(_FILTERS)
     return environment.get_template(template).render(content)
 
 
@@ -43,6 +43,10 @@ def _value(number: float | None) -> str:
 
 def _interval(pair: Sequence[float] | None) -> str:
     return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
+
+
+def _signed(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
 
 
 def _score(value: float | None, interval: Sequence[float] | None = None) -> str:
@@ -69,3 +73,15 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+_FILTERS = {
+    "value": _value,
+    "interval": _interval,
+    "signed": _signed,
+    "score": _score,
+    "cell": _cell,
+    "count": _count,
+    "duration": _duration,
+    "percent": _percent,
+}

@@ -18,6 +18,8 @@ from cxr.registry import versions
 from cxr.registry.evaluation_store import keep_training_images
 from cxr.registry.external_store import external_results
 from tasks import external
+from tests.support.accessibility import faults_of_report
+from tests.support.browsers import launch_browser
 from tests.support.dicom_images import dicom_image, picture
 from tests.support.registry_project import CLASSES, call, register, spec
 from tests.support.tiny_model import SIZE_PX, enter_tiny_project, write_image
@@ -101,6 +103,10 @@ def test_the_official_test_part_is_measured_and_stored_beside_the_version(
     page = Path("reports/external/chest_xray/report.html").read_text()
     assert "The most confident errors" in page
     assert "IM-" in page or "person" in page
+    assert "<dt>Role</dt><dd>champion</dd>" in page
+    assert f"it calls {result['accuracy'] * 100:.0f} right" in page
+    with launch_browser() as browser:
+        assert faults_of_report(browser, page) == []
     stored = external_results(versions.get_version("champion"))
     assert list(stored.values()) == [result]
     assert not list(Path("reports/external").glob(".*"))

@@ -5,6 +5,8 @@ from dataclasses import replace
 from cxr.monitoring.agreement import Agreement
 from cxr.monitoring.drift import FAILED, SIGNALS
 from cxr.monitoring.page import MonitorPage, render_page, to_markdown
+from tests.support.accessibility import faults_of_report
+from tests.support.browsers import launch_browser
 from tests.support.drift_windows import window
 from tests.support.reference_images import CLASSES
 
@@ -12,6 +14,7 @@ PAGE = MonitorPage(
     version="3", drift=True, rule="1 alarm", window_images=40, windows=[window(1, alarm=False), window(2, alarm=True)],
     limits=dict.fromkeys((*SIGNALS, FAILED), 0.2), usual_shares=dict.fromkeys(CLASSES, 1 / 3),
     reference_images=240, waiting=7, since="2026-01-01T00:00",
+    origin={"Version": "3", "Role": "champion"},
 )  # fmt: skip
 DARKER = "images are darker: the median shifted by 1.0 spreads (distance 0.30, limit 0.20)"
 
@@ -22,6 +25,15 @@ def test_page_is_self_contained_and_escapes_paths() -> None:
     assert "http" not in html
     assert "<script" not in html
     assert "a&lt;b&gt;.png" in html
+
+
+def test_page_is_whole_and_accessible_and_says_in_short_what_shifted() -> None:
+    html = render_page(PAGE)
+    assert f"<dd>In the last alarm, window 2: {DARKER}.</dd>" in html
+    assert "<dt>Role</dt><dd>champion</dd>" in html
+    assert '<a href="#every-signal">Every signal</a>' in html
+    with launch_browser() as browser:
+        assert faults_of_report(browser, html) == []
 
 
 def test_markdown_has_a_row_per_window() -> None:

@@ -9,7 +9,8 @@ from jinja2 import UndefinedError
 
 from cxr.common.errors import DataError
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
-from cxr.reporting.cards import DATA_CARD, MODEL_CARD, PUBLIC_SETS, write_cards
+from cxr.reporting.cards import DATA_CARD, MODEL_CARD, write_cards
+from cxr.reporting.public_sets import PUBLIC_SETS
 
 CLASSES = ["normal", "viral"]
 

@@ -11,6 +11,7 @@ import pytest
 from cxr.evaluation.calibration import ReliabilityBin
 from cxr.evaluation.metrics import RocCurve
 from cxr.reporting import figures
+from cxr.reporting.templating import TEMPLATES
 
 CLASSES = ("normal", "viral", "bacterial")
 CURVES = {
@@ -26,7 +27,8 @@ DRAW: dict[str, Callable[[], str]] = {
     "confusion_matrix": lambda: figures.confusion_matrix([[41, 3, 2], [5, 52, 7], [0, 1, 63]], CLASSES),
     "roc": lambda: figures.roc(
         {name: RocCurve(np.array([0, 0.1, 1]), np.array([0, 0.9, 1])) for name in CLASSES},
-        {"normal": 0.912, "viral": 0.823, "bacterial": 0.934},
+        {name: {"auroc": auroc, "support": 40} for name, auroc in zip(CLASSES, (0.912, 0.823, 0.934), strict=True)},
+        {"normal": {"auroc": [0.9, 0.95]}, "viral": {"auroc": None}, "bacterial": {"auroc": None}},
     ),
     "reliability": lambda: figures.reliability(
         [ReliabilityBin(0.9, 0.7, 20)], [ReliabilityBin(0.5, 0.4, 5), ReliabilityBin(0.8, 0.8, 15)]
@@ -93,14 +95,38 @@ def test_the_confusion_matrix_shows_counts_and_row_shares() -> None:
         assert text in shown
 
 
+def test_numbers_show_under_the_pointer() -> None:
+    assert "<title>viral called bacterial: 7 of 64, 10.9%</title>" in DRAW["confusion_matrix"]()
+    assert "<title>probability 0.80: 80.0% of 15 images right (51.9% to 95.7%)</title>" in DRAW["reliability"]()
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#19212a"])
+def test_each_colour_stands_out_on_the_light_and_the_dark_page(page: str) -> None:
+    assert f"--card: {page}" in (TEMPLATES / "style.html.j2").read_text(encoding="utf-8")
+    low = {name: ratio for name, colour in figures.COLOURS.items() if (ratio := contrast(colour, page)) < 3}
+    assert low == {}
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours (WCAG 2.2), 1 to 21."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def test_a_class_without_images_is_an_empty_row() -> None:
     assert "0%" in words(figures.confusion_matrix([[0, 0], [1, 2]], CLASSES[:2]))
 
 
 def test_the_roc_names_each_class_with_its_area() -> None:
     shown = words(DRAW["roc"]())
-    assert "normal, AUC 0.912" in shown
-    assert "bacterial, AUC 0.934" in shown
+    assert "normal, n = 40 AUC 0.912 (0.900 to 0.950)" in shown
+    assert "bacterial, n = 40 AUC 0.934" in shown
 
 
 def test_the_training_curves_mark_the_epoch_that_was_kept() -> None:

@@ -11,11 +11,15 @@ import pytest
 
 from cxr.audit.trust import TrustSettings, decisions, headlines, operating_points, referral
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
+from cxr.evaluation.comparison import compare
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
+from cxr.reporting.front_page import FrontPage
 from cxr.reporting.paper import averages_beside_paper, compare_with_paper, reasons_not_comparable
-from cxr.reporting.report import GalleryItem, ReportContent, render_report
+from cxr.reporting.report import Champion, GalleryItem, ReportContent, front_page, render_report
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
+from tests.support.accessibility import faults_of_report
+from tests.support.browsers import launch_browser
 
 CLASSES = ("normal", "viral", "bacterial")
 SETTINGS = Settings(resamples=100, seed=1, bins=10)
@@ -106,7 +110,7 @@ def content(
         {"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.7]}
         | {name: [0.5, 0.8] for name in ("train_accuracy", "validation_accuracy", "validation_macro_f1")}
     )
-    return ReportContent(
+    made = ReportContent(
         metrics=metrics,
         calibration=calibration,
         training={
@@ -126,7 +130,7 @@ def content(
             "preprocessing": {"image_size_px": 224, "fit": "stretch", "contrast": "clahe"},
         },
         ingest={
-            "total": 5000, "kept": 4990, "duplicates": 7, "quarantined": 3,
+            "synthetic": split["synthetic"], "total": 5000, "kept": 4990, "duplicates": 7, "quarantined": 3,
             "sources": {"a": {"total": 5000, "kept": 4990, "duplicates": 7, "quarantined": 3}},
         },
         split=split,
@@ -135,10 +139,12 @@ def content(
         figures=draw_figures(images, metrics, curves=curves, best_epoch=2)
         | trust_figures(trust, images)
         | audit_figures(audit),
-        gallery=[GalleryItem(PICTURE, PICTURE, "viral", "bacterial", 0.987, False, "a")],
-        errors=[GalleryItem(PICTURE, PICTURE, "normal", "viral", 0.912, False, "b")],
+        gallery=[GalleryItem("id-1", PICTURE, PICTURE, "viral", "bacterial", 0.987, False, "a")],
+        errors=[GalleryItem("id-2", PICTURE, PICTURE, "normal", "viral", 0.912, False, "b")],
         digests={"weights (SHA-256)": "abc123"},
+        front=FrontPage({}, {}),
     )  # fmt: skip
+    return replace(made, front=front_page(vars(made), origin={"Version": "7", "Role": "challenger"}))
 
 
 class _Loads(HTMLParser):
@@ -170,6 +176,46 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
     assert loads.addresses
     assert not loads.tags & {"script", "link", "iframe", "object"}
     assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_the_page_is_whole_and_accessible_on_phones_and_desktops_in_every_scheme(page: str) -> None:
+    with launch_browser() as browser:
+        assert faults_of_report(browser, page) == []
+
+
+def test_the_front_page_answers_five_questions_and_says_where_it_comes_from(page: str) -> None:
+    front = text_of(page[page.index('class="front"') :])
+    metrics = content().metrics
+    for words in (
+        "What it is An ensemble" if content().model["members"] > 1 else "What it is A resnet50 network that sorts",
+        f"it calls {metrics['accuracy'] * 100:.0f} right (95% interval",
+        "On whom 60 synthetic images",
+        "Its most frequent error: ",
+        "The audit for shortcuts found nothing against it (1 good)",
+        "Version 7 Role challenger Data a; images: train 3,600",
+        "Protocol patient",
+    ):
+        assert words in front
+
+
+def test_the_contents_lead_to_every_section(page: str) -> None:
+    anchors = re.findall(r'<section[^>]* id="([^"]+)">', page)
+    assert re.findall(r'<li><a href="#([^"]+)">', page) == anchors
+    assert len(set(anchors)) == len(anchors) > 12
+
+
+def test_a_model_stands_beside_the_champion_before_it() -> None:
+    images = predictions()
+    better = replace(images, calibrated=np.eye(3)[images.labels] * 0.97 + 0.01)
+    both = compare(better.to_table("test"), images.to_table("test"), resamples=100, seed=1)
+    shown = text_of(render_report(replace(content(better), champion=Champion("4", both))))
+    gain = both.differences["accuracy"]
+    assert gain.interval is not None
+    low, high = gain.interval.low, gain.interval.high
+    assert f"Accuracy 1.000 {1 - gain.value:.3f} {gain.value:+.3f} {low:+.3f} to {high:+.3f}" in shown
+    other = text_of(render_report(replace(content(), champion=Champion("4", because="it has other test images"))))
+    assert "Version 4 was champion when this page was written; no comparison: it has other test images." in other
+    assert "Compared with the champion" not in text_of(render_report(content()))
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
