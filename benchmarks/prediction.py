@@ -133,7 +133,7 @@ def _cold_starts(image: Path, rounds: int) -> None:
     command = [sys.executable, "-m", "tasks.predict", "--model", "challenger", "--json", str(image)]
     contest: Contest = {
         name: lambda extra=extra: subprocess.run([*command, *extra], check=True, capture_output=True)
-        for name, extra in (("tasks.predict --fast", ["--fast"]), ("tasks.predict", []))
+        for name, extra in (("tasks.predict --engine openvino", ["--engine", "openvino"]), ("tasks.predict", []))
     }
     _compare("command to answer", contest, 1, rounds)
 
