@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup tools run test check lint audit data serve app doctor bench docs clean
+.PHONY: help setup tools run test fuzz check lint audit data serve app doctor bench docs clean
 
 DATA ?=
 WEIGHTS ?=
@@ -13,6 +13,8 @@ TORCH ?=
 PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 PORT ?= 8000
+MINUTES ?= 10
+FIRST ?= 0
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +31,9 @@ run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL
 # A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.
 test: tools ## the test suite, with the coverage floor
 	OMP_NUM_THREADS=1 ./run pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 --cov --cov-report=term
+
+fuzz: tools ## damaged inputs to all that reads a stranger's bytes [MINUTES=10] [FIRST=0: number of the first input]
+	./run tests.support.fuzz --minutes "$(MINUTES)" --first "$(FIRST)"
 
 check: lint ## lint, and the tests of architecture and documents
 	./run pytest tests/test_architecture.py tests/test_docs.py

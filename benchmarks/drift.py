@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from cxr.common.files import read_json
-from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.manifest import read_manifest, read_split
 from cxr.dataset.shards import Shards
 from cxr.imaging.decode import decode_grey
 from cxr.imaging.preprocess import Preprocessing, prepare
@@ -83,7 +83,7 @@ class Project:
         found = read_json(paths["evaluation"] / "calibration.json")
         self.spec: ModelSpec = replace(spec, temperature=found["temperature"], bias=tuple(found["bias"]))
         manifest = read_manifest(paths["raw"])[["image_id", "source", "path"]]
-        self.images = read_splits(paths["split"]).merge(manifest, on="image_id", validate="one_to_one")
+        self.images = read_split(paths["split"]).table.merge(manifest, on="image_id", validate="one_to_one")
 
     def measure(self, table: pd.DataFrame, shift: Callable[[Pixels], Pixels], name: str) -> MeasuredImages:
         """Read, shift, prepare and classify the images of `table` in batches."""

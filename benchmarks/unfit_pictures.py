@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.unfit_sets import Files, changed_images, drawn_sets, shipped_sets
 from cxr.common.errors import ImageError
-from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.manifest import read_manifest, read_split
 from cxr.dataset.shards import Shards
 from cxr.imaging.decode import decode_grey
 from cxr.inference.classifier import Classifier, load_classifier
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _images(data: Path) -> pd.DataFrame:
-    return read_manifest(data / "raw").merge(read_splits(data / "split")[["image_id", "split"]], on="image_id")
+    return read_manifest(data / "raw").merge(read_split(data / "split").table[["image_id", "split"]], on="image_id")
 
 
 def _reference(classifier: Classifier, images: pd.DataFrame, shards: Shards) -> Reference:

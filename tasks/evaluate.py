@@ -37,17 +37,19 @@ from cxr.common.files import atomic_file, atomic_folder, read_json, write_json
 from cxr.common.params import EvaluateParams, Paths
 from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import ImageArray, read_image_array
-from cxr.dataset.manifest import read_manifest, read_splits, sha256_of_test_set
+from cxr.dataset.ingest_record import read_ingest_record
+from cxr.dataset.manifest import Split, SplitRecord, read_divided_manifest, read_split
 from cxr.dataset.shards import Shards
 from cxr.evaluation.headline import HEADLINE_FILE, HEADLINES, headline_table
 from cxr.evaluation.predictions import Predictions, fit_calibration, make_predictions, run_network
 from cxr.evaluation.reference_set import in_reference, measure_reference
+from cxr.evaluation.result_files import PREDICTIONS_FILE, read_predictions
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
+from cxr.evaluation.training_record import read_curves, read_training_record
 from cxr.imaging.decode import decode_grey
 from cxr.imaging.overlay import MIN_SIDE_PX
 from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
-from cxr.registry.evaluation_artifacts import PREDICTIONS_FILE
 from cxr.registry.model_origin import against_champion, origin_of
 from cxr.registry.runs import log_evaluation
 from cxr.registry.test_set_looks import record_look
@@ -72,12 +74,14 @@ class Measured:
 
 def evaluate(params: EvaluateParams, paths: Paths) -> None:
     """Predict, calibrate, measure, and write metrics, report and evaluation artifacts."""
-    _require_inputs(paths)
     settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
-    packed, records = read_image_array(paths.images), _records(paths)
-    split = records["split"]
+    packed, divided = read_image_array(paths.images), read_split(paths.split)
+    split = divided.record
     _check_fit(read_spec(paths.model), packed, split)
-    images = _images(paths, split)
+    records = _records(paths, split)
+    curves = read_curves(paths.model, records["training"])
+    images = _images(paths, divided)
+    originals = _originals(paths, divided, packed.preprocessing.max_pixels)
     model, spec = read_bundle(paths.model)
     measured = _measure(model, spec, packed, images, fit_bias=params.fit_bias)
     spec, test = measured.spec, measured.test
@@ -90,8 +94,8 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     metrics = summarize(test, calibration=calibration, split=split, settings=settings)
     metrics["trust"] = headlines(inspected["trust"])
     content = {"metrics": metrics, "calibration": calibration, **inspected, **records}
-    drawn = _draw(test, content, paths)
-    galleries = _galleries(model, spec, packed, test, params, _originals(paths, spec.preprocessing.max_pixels))
+    drawn = _draw(test, content, curves)
+    galleries = _galleries(model, spec, packed, test, params, originals)
     _write_artifacts(measured, content, drawn, paths.evaluation, gallery=galleries["gallery"])
     looks = record_look(split["test_set_sha256"], spec.weights_sha256)
     origin = origin_of(records["training"]["run_id"], replace(spec, refer_below=calibration["refer_below"]))
@@ -103,41 +107,23 @@ def evaluate(params: EvaluateParams, paths: Paths) -> None:
     _track(records["training"]["run_id"], metrics, paths)
 
 
-def _require_inputs(paths: Paths) -> None:
-    """Check the files of earlier steps before the work starts."""
-    inputs = {
-        "ingest": [paths.raw / "ingest.json"],
-        "split": [paths.split / "split.json"],
-        "train": [paths.model / "training.json", paths.model / "curves.csv"],
-    }
-    for stage, files in inputs.items():
-        for file in files:
-            if not file.is_file():
-                raise DataError(f"{file} is missing; run `./run dvc repro {stage}`")
-
-
-def _records(paths: Paths) -> dict[str, Any]:
+def _records(paths: Paths, split: SplitRecord) -> dict[str, Any]:
     """Return the JSON records of the earlier steps."""
     return {
-        "ingest": read_json(paths.raw / "ingest.json"),
-        "split": read_json(paths.split / "split.json"),
+        "ingest": read_ingest_record(paths.raw),
+        "split": split,
         "model": read_json(paths.model / SPEC_FILE),
-        "training": read_json(paths.model / "training.json"),
+        "training": read_training_record(paths.model),
     }
 
 
-def _images(paths: Paths, split: Mapping[str, Any]) -> pd.DataFrame:
+def _images(paths: Paths, split: Split) -> pd.DataFrame:
     """Return the validation and test rows of splits.csv with source and block of each image."""
-    table = read_splits(paths.split)
-    if sha256_of_test_set(table) != split["test_set_sha256"]:
-        raise DataError(
-            f"{paths.split / 'splits.csv'} is not the split that split.json describes (the test sets differ); "
-            "run `./run dvc repro -f -s split`"
-        )
-    images = table[table["split"].isin(("validation", "test"))]
-    manifest = read_manifest(paths.raw)
-    manifest["block"] = acquisition_blocks(manifest, blocks=split["blocks"])
-    return images.merge(manifest[["image_id", "source", "block"]], on="image_id", validate="one_to_one")
+    manifest = read_divided_manifest(paths.raw, split)
+    manifest["block"] = acquisition_blocks(manifest, blocks=split.record["blocks"])
+    return split.part("validation", "test").merge(
+        manifest[["image_id", "source", "block"]], on="image_id", validate="one_to_one"
+    )
 
 
 def _check_fit(spec: ModelSpec, packed: ImageArray, split: Mapping[str, Any]) -> None:
@@ -188,11 +174,10 @@ def _inspect(
     }
 
 
-def _draw(test: Predictions, findings: Mapping[str, Any], paths: Paths) -> dict[str, str]:
+def _draw(test: Predictions, findings: Mapping[str, Any], curves: pd.DataFrame) -> dict[str, str]:
     """Return every figure as SVG by name."""
-    curves, best_epoch = pd.read_csv(paths.model / "curves.csv"), read_json(paths.model / "training.json")["best_epoch"]
     return {
-        **draw_figures(test, findings["metrics"], curves=curves, best_epoch=best_epoch),
+        **draw_figures(test, findings["metrics"], curves=curves, best_epoch=findings["training"]["best_epoch"]),
         **trust_figures(findings["trust"], test),
         **audit_figures(findings["audit"]),
     }
@@ -214,9 +199,10 @@ def _galleries(
     return {name: make_gallery(model, spec, packed, test, chosen, original) for name, chosen in picks.items()}
 
 
-def _originals(paths: Paths, max_pixels: int) -> Callable[[str], NDArray[np.uint8]]:
+def _originals(paths: Paths, split: Split, max_pixels: int) -> Callable[[str], NDArray[np.uint8]]:
     """Return a function that reads the image with an image_id as it was ingested."""
-    files, shards = read_manifest(paths.raw).set_index("image_id")["path"], Shards(paths.raw / "images")
+    files = read_divided_manifest(paths.raw, split).set_index("image_id")["path"]
+    shards = Shards(paths.raw / "images")
 
     def read(image_id: str) -> NDArray[np.uint8]:
         path = str(files[image_id])
@@ -299,7 +285,7 @@ def _log_table(metrics: Mapping[str, Any], paths: Paths) -> None:
 
 def _track(run_id: str, metrics: Mapping[str, Any], paths: Paths) -> None:
     files = [paths.metrics, paths.report, *sorted(paths.evaluation.iterdir())]
-    predictions = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
+    predictions = read_predictions(paths.evaluation / PREDICTIONS_FILE)
     tested = predictions[predictions["split"] == "test"].drop(columns="split")
     log_evaluation(run_id, flat_metrics(metrics), files, tested)
 

@@ -27,9 +27,14 @@ import numpy as np
 import pandas as pd
 
 from cxr.common.errors import DataError
-from cxr.common.files import atomic_folder, read_json, sha256_of, write_json
+from cxr.common.files import atomic_folder, write_json
 from cxr.common.params import ForensicsParams, Paths
-from cxr.dataset.manifest import read_manifest
+from cxr.dataset.ingest_record import (
+    NEAR_DUPLICATES_FILE,
+    read_ingest_record,
+    read_ingest_table,
+    read_recorded_manifest,
+)
 from cxr.dataset.shards import Shards
 from cxr.dataset.splits import patient_groups
 from cxr.evaluation.metrics import Ints
@@ -51,10 +56,11 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
         DataError: data/raw is missing or damaged, or holds no images.
         WeightsError: the weights of the frozen network cannot be loaded.
     """
-    manifest = read_manifest(paths.raw)
+    record = read_ingest_record(paths.raw)
+    manifest = read_recorded_manifest(paths.raw, record)
     if manifest.empty:
         raise DataError(f"{paths.raw}/manifest.parquet lists no images; run `./run dvc repro ingest`")
-    groups = patient_groups(manifest, pd.read_csv(paths.raw / "near_duplicates.csv"))
+    groups = patient_groups(manifest, read_ingest_table(paths.raw, NEAR_DUPLICATES_FILE, record))
     rows = _drawn(groups, params.max_images, params.seed)
     images, groups = manifest.iloc[rows].reset_index(drop=True), groups[rows]
     shards = Shards(paths.raw / "images")
@@ -65,8 +71,8 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
         for copy in find_copies(features.thumbnail, limit=params.copy_correlation)
     ]
     described = {
-        "synthetic": read_json(paths.raw / "ingest.json")["synthetic"],
-        "manifest_sha256": sha256_of(paths.raw / "manifest.parquet"),
+        "synthetic": record["synthetic"],
+        "manifest_sha256": record["manifest_sha256"],
         "images": len(images),
         "images_of_the_set": len(manifest),
         "features": network_name or "32 x 32 grey thumbnails",

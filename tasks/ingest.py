@@ -26,14 +26,23 @@ import pandas as pd
 from tqdm import tqdm
 
 from cxr.common.classes import LABELS
-from cxr.common.errors import DataError, ParamsError
+from cxr.common.errors import DataError, ParamsError, SourceError
 from cxr.common.files import atomic_folder, sha256_of, write_json
 from cxr.common.params import IngestParams, Paths, Source
 from cxr.dataset.corrections import Corrected, apply_corrections, read_corrections, summary
 from cxr.dataset.deduplicate import Deduplicated, Duplicate, deduplicate, set_mosaics_aside
 from cxr.dataset.ingest import Accepted, RawFile, Rejected, examine_files, list_files, reread
+from cxr.dataset.ingest_record import (
+    CORRECTIONS_FILE,
+    DUPLICATES_FILE,
+    NEAR_DUPLICATES_FILE,
+    QUARANTINE_FILE,
+    RECORD_FILE,
+    STATISTICS_FILE,
+    TABLES,
+)
 from cxr.dataset.layouts import published_images
-from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
+from cxr.dataset.manifest import MANIFEST_COLUMNS, MANIFEST_FILE, STATISTICS_COLUMNS, write_table
 from cxr.dataset.shards import write_shards
 from cxr.dataset.sources import Sample, fetch
 
@@ -44,7 +53,7 @@ def ingest(params: IngestParams, paths: Paths) -> None:
     """Merge the sources into `paths.raw`.
 
     Raises:
-        SourceError: a source cannot be fetched or holds no images of its layout.
+        SourceError: a source cannot be fetched, or holds no usable image of its layout.
         DataError: a correction is wrong, or kept + quarantined + duplicates is not the number of files that came in.
     """
     corrections = read_corrections(paths.corrections)
@@ -58,9 +67,10 @@ def ingest(params: IngestParams, paths: Paths) -> None:
         )
         rejected += mosaics + result.rejected
         counts = _account(files, rejected, result)
+        _require_images(counts, rejected)
         _pack(result.kept, raw / "images", params)
         _write_tables(raw, result, rejected, corrected)
-        write_json(raw / "ingest.json", _summary(raw, result, counts, params) | {"corrections": summary(corrected)})
+        write_json(raw / RECORD_FILE, _summary(raw, result, counts, params) | {"corrections": summary(corrected)})
     _log_summary(counts, rejected, result)
 
 
@@ -120,32 +130,40 @@ def _account(files: list[RawFile], rejected: list[Rejected], result: Deduplicate
     return counts
 
 
+def _require_images(counts: dict[str, dict[str, int]], rejected: list[Rejected]) -> None:
+    """Check that every source gave at least one image. Raises SourceError, with the reasons why files were rejected."""
+    for source, count in counts.items():
+        if count["quarantined"] == count["total"]:
+            reasons = Counter(row.rejection.reason for row in rejected if row.source == source)
+            shown = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(3))
+            raise SourceError(
+                f"source {source}: none of its {count['total']:,} files is a usable image ({shown}); nothing was "
+                "written: copy the set again, or correct ingest.sources"
+            )
+
+
 def _write_tables(raw: Path, result: Deduplicated, rejected: list[Rejected], corrected: list[Corrected]) -> None:
-    def write_csv(name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-        pd.DataFrame(rows, columns=columns).to_csv(raw / name, index=False, lineterminator="\n")
+    def write_csv(name: str, rows: list[tuple[Any, ...]]) -> None:
+        pd.DataFrame(rows, columns=list(TABLES[name])).to_csv(raw / name, index=False, lineterminator="\n")
 
     manifest = pd.DataFrame([_manifest_row(image, result) for image in result.kept], columns=list(MANIFEST_COLUMNS))
-    write_table(manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
+    write_table(manifest, MANIFEST_COLUMNS, raw / MANIFEST_FILE)
     statistics = pd.DataFrame([_statistics_row(image) for image in result.kept], columns=list(STATISTICS_COLUMNS))
-    write_table(statistics, STATISTICS_COLUMNS, raw / "statistics.parquet")
+    write_table(statistics, STATISTICS_COLUMNS, raw / STATISTICS_FILE)
     write_csv(
-        "duplicates.csv",
-        ["source", "path", "sha256", "kind", "kept_image_id", "correlation"],
+        DUPLICATES_FILE,
         [_duplicate_row(row) for row in result.duplicates],
     )
     write_csv(
-        "near_duplicates.csv",
-        ["image_id_a", "image_id_b", "correlation"],
+        NEAR_DUPLICATES_FILE,
         [(one, other, f"{correlation:.6f}") for one, other, correlation in result.near_duplicates],
     )
     write_csv(
-        "quarantine.csv",
-        ["source", "path", "reason", "detail"],
+        QUARANTINE_FILE,
         sorted((row.source, row.path, row.rejection.reason, row.rejection.detail) for row in rejected),
     )
     write_csv(
-        "corrections.csv",
-        ["image_id", "source", "path", "label_was", "label", "reviewer"],
+        CORRECTIONS_FILE,
         sorted(astuple(row) for row in corrected),
     )
 
@@ -163,7 +181,8 @@ def _summary(
         "layouts": {source.name: source.layout for source in params.sources},
         "published": {source.name: _published(source) for source in params.sources},
         "classes": {label: classes[label] for label in LABELS},
-        "manifest_sha256": sha256_of(raw / "manifest.parquet"),
+        "manifest_sha256": sha256_of(raw / MANIFEST_FILE),
+        "tables_sha256": {name: sha256_of(raw / name) for name in (STATISTICS_FILE, *TABLES)},
     }
 
 

@@ -1,6 +1,6 @@
 """Prepare every image once and write all of them to one memory-mapped array.
 
-Reads   data/raw (manifest and packed images); DVC runs it after the gate of validate has passed
+Reads   data/raw (manifest and packed images), reports/validation.json (the gate)
 Writes  data/images: images.npy uint8 (N, H, W), index.csv, preprocessing.json
 
 If an image cannot be prepared, the step stops and names it; nothing is written then.
@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from cxr.common.files import atomic_folder
 from cxr.common.params import Paths, PreprocessParams
+from cxr.dataset.ingest_record import require_passed
 from cxr.dataset.manifest import read_manifest
 from cxr.dataset.prepare import write_image_array
 from cxr.dataset.shards import Shards
@@ -34,6 +35,7 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
     """
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
     manifest = read_manifest(paths.raw)
+    require_passed(paths.validation, paths.raw)
     shards = Shards(paths.raw / "images")
     with atomic_folder(paths.images) as folder:
         write_image_array(

@@ -18,7 +18,6 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
 
 from cxr.common.cli import answer_help, command_parser, run_command
 
@@ -36,19 +35,19 @@ if __name__ == "__main__":
 
 import pandas as pd
 
-from cxr.common.errors import DataError, PromotionHeldError
-from cxr.common.files import read_json, write_json
+from cxr.common.errors import PromotionHeldError
+from cxr.common.files import write_json
 from cxr.common.params import Params, Paths, read_params
 from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import ImageArray, read_image_array
-from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.manifest import Split, SplitRecord, read_divided_manifest, read_split
 from cxr.dataset.prepare import write_image_array
 from cxr.dataset.shards import Shards
 from cxr.evaluation.predictions import Predictions, predict
+from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE
 from cxr.evaluation.summary import Settings, summarize
 from cxr.models.bundle import ModelSpec, read_bundle
 from cxr.registry import aliases, versions
-from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
 from cxr.registry.evaluation_store import evaluation_of, store_evaluation, training_images
 from cxr.registry.test_set_looks import record_look
 from cxr.registry.versions import Version
@@ -73,9 +72,9 @@ def reevaluate(params: Params, *, which: str) -> None:
         log.info("reevaluate: there is no champion yet, so there is nothing to compare with")
         return
     version, paths = versions.get_version(named), params.paths
-    split = _split(paths)
-    images = _test_images(paths, split)
-    test_set = str(split["test_set_sha256"])
+    divided = read_split(paths.split)
+    split, images = divided.record, _test_images(paths, divided)
+    test_set = split["test_set_sha256"]
     if version.tags.get("synthetic") == "true" and not split["synthetic"]:
         log.info("reevaluate: version %s was trained on the synthetic sample, real images need none", version.number)
         return
@@ -95,25 +94,12 @@ def reevaluate(params: Params, *, which: str) -> None:
         _keep(version, found, spec, split, params)
 
 
-def _split(paths: Paths) -> dict[str, Any]:
-    path = paths.split / "split.json"
-    if not path.is_file():
-        raise DataError(f"{path} is missing; run `./run dvc repro split` to make it")
-    return dict(read_json(path))
-
-
-def _test_images(paths: Paths, split: dict[str, Any]) -> pd.DataFrame:
+def _test_images(paths: Paths, split: Split) -> pd.DataFrame:
     """Return the test rows of splits.csv with source, path and block of each image."""
-    table = read_splits(paths.split)
-    test = table[table["split"] == "test"]
-    manifest = read_manifest(paths.raw)
-    manifest["block"] = acquisition_blocks(manifest, blocks=split["blocks"])
-    images = test.merge(
-        manifest[["image_id", "source", "path", "block"]], on="image_id", how="left", validate="one_to_one"
-    )
-    if lost := int(images["path"].isna().sum()):
-        raise DataError(f"{lost} test images of {paths.split} are not in {paths.raw}; run `./run dvc repro split`")
-    return images
+    manifest = read_divided_manifest(paths.raw, split)
+    manifest["block"] = acquisition_blocks(manifest, blocks=split.record["blocks"])
+    described = manifest[["image_id", "source", "path", "block"]]
+    return split.part("test").merge(described, on="image_id", validate="one_to_one")
 
 
 def _require_unseen(version: Version, images: pd.DataFrame) -> None:
@@ -151,7 +137,7 @@ def _preprocessed(spec: ModelSpec, images: pd.DataFrame, params: Params, scratch
     return read_image_array(scratch)
 
 
-def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str, Any], params: Params) -> None:
+def _keep(version: Version, found: Predictions, spec: ModelSpec, split: SplitRecord, params: Params) -> None:
     asked = params.evaluate
     settings = Settings(asked.bootstrap_resamples, asked.seed, asked.calibration_bins)
     calibration = {"temperature": spec.temperature, "bias": list(spec.bias)}
@@ -160,7 +146,7 @@ def _keep(version: Version, found: Predictions, spec: ModelSpec, split: dict[str
         folder = Path(scratch)
         write_json(folder / METRICS_FILE, metrics)
         found.to_table("test").to_csv(folder / PREDICTIONS_FILE, index=False, lineterminator="\n")
-        test_set = str(split["test_set_sha256"])
+        test_set = split["test_set_sha256"]
         tags = store_evaluation(version.run_id, sorted(folder.iterdir()), test_set_sha256=test_set)
         versions.tag_version(version.number, tags)
     record_look(test_set, spec.weights_sha256)

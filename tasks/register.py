@@ -16,13 +16,12 @@ it; a version without one, or whose export was rejected, gets another try.
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,35 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 
+from cxr.common.artifacts import damaged, missing
 from cxr.common.errors import CxrError, DataError, WeightsError
-from cxr.common.files import read_json, write_json
+from cxr.common.files import write_json
 from cxr.common.params import Paths, RegisterParams, RuntimeBounds
 from cxr.dataset.image_array import read_image_array
 from cxr.dataset.inspect import thumbnail_of
-from cxr.dataset.manifest import read_splits
+from cxr.dataset.manifest import Split, read_split
 from cxr.evaluation.headline import HEADLINES
+from cxr.evaluation.result_files import (
+    CALIBRATION_FILE,
+    FACTORS,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    CalibrationRecord,
+    MetricsRecord,
+    read_calibration,
+    read_metrics,
+    read_model_card,
+    read_predictions,
+    read_report,
+)
+from cxr.evaluation.training_record import (
+    CURVES_FILE,
+    VALIDATION_FILE,
+    TrainingRecord,
+    read_curves,
+    read_training_record,
+)
+from cxr.evaluation.training_record import RECORD_FILE as TRAINING_FILE
 from cxr.inference.openvino_export import (
     Agreement,
     ValidationAnswers,
@@ -52,7 +73,7 @@ from cxr.inference.openvino_export import (
 from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, read_spec, write_spec
 from cxr.models.reference import REFERENCE_FILE, read_reference
 from cxr.registry import registration, runs, tracking_store, versions
-from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE
+from cxr.registry.evaluation_artifacts import EvaluationArtifacts, test_images
 from cxr.registry.evaluation_store import (
     keep_training_images,
     keep_training_thumbnails,
@@ -67,37 +88,47 @@ from cxr.registry.stored_names import EVALUATION_TAG
 from cxr.registry.versions import Version
 
 RESTORED_TAG = "restored_from"
-_MODEL_CARD = "model_card.md"  # as cxr.reporting.cards writes it, whose imports this step does not need
 
 log = logging.getLogger("cxr.register")
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the earlier stages wrote, each file by its own reader."""
+
+    metrics: MetricsRecord
+    calibration: CalibrationRecord
+    predictions: pd.DataFrame
+    model_card: str
+    split: Split
+    training: TrainingRecord
+    curves: pd.DataFrame
+
+
 def register(params: RegisterParams, paths: Paths) -> None:
     """Register the model of models/trained and write the receipt."""
-    metrics, calibration = _read(paths.metrics), _read(paths.evaluation / "calibration.json")
-    split, training = _read(paths.split / "split.json"), _read(paths.model / "training.json")
-    _check_same_test_set(metrics, split, paths)
+    found = _read_inputs(paths)
+    split, metrics = found.split.record, found.metrics
     with tempfile.TemporaryDirectory() as scratch:
-        spec = _final_bundle(paths.model, calibration, Path(scratch))
+        spec = _final_bundle(paths.model, found.calibration, Path(scratch))
         _add_reference(paths.evaluation, Path(scratch))
-        run_id = _run_of(training, spec, paths)
-        runtime = _add_runtime(params.runtime_bounds, spec, paths, Path(scratch))
+        run_id = _run_of(found, spec, paths)
+        runtime = _add_runtime(params.runtime_bounds, spec, found.predictions, paths, Path(scratch))
         evaluation = _log_evaluation(run_id, paths) | _scores(metrics) | runtime
         evaluation |= keep_data_lock(run_id, Path("dvc.lock"))
-        origin = {**params.tags, **_lineage(run_id, spec, split, training)}
-        splits = read_splits(paths.split)
-        origin |= keep_training_images(run_id, splits)
-        evaluation |= _keep_thumbnails(run_id, splits, versions.find_version(spec), paths)
+        origin = {**params.tags, **_lineage(run_id, spec, split, found.training)}
+        origin |= keep_training_images(run_id, found.split.table)
+        evaluation |= _keep_thumbnails(run_id, found.split.table, versions.find_version(spec), paths)
         version, is_new = registration.register_version(
             Path(scratch),
             spec,
             run_id=run_id,
             lineage=origin,
             evaluation=evaluation,
-            description=_description(run_id, metrics, evaluation, paths),
+            description=_description(run_id, found, evaluation, paths),
         )
     if is_new:
-        _log_test_images(run_id, split, paths)
+        _log_test_images(run_id, found.split, paths)
         test_metrics = {f"test/{name}": float(value) for name, value in _scores(metrics).items()}
         registration.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
     log.info("register: version %s is %s and challenger", version.number, "new" if is_new else "registered already")
@@ -114,33 +145,50 @@ def register(params: RegisterParams, paths: Paths) -> None:
     )
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; run `./run dvc repro` to make it")
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); run `./run dvc repro --force` to make it again") from error
+def _read_inputs(paths: Paths) -> Inputs:
+    """Read every file of the earlier stages, before the store is asked. Raises DataError."""
+    read_report(paths.report)
+    training = read_training_record(paths.model)
+    found = Inputs(
+        metrics=read_metrics(paths.metrics),
+        calibration=read_calibration(paths.evaluation),
+        predictions=read_predictions(paths.evaluation / PREDICTIONS_FILE),
+        model_card=read_model_card(paths.evaluation),
+        split=read_split(paths.split),
+        training=training,
+        curves=read_curves(paths.model, training),
+    )
+    _require_agreement(found, paths)
+    return found
 
 
-def _check_same_test_set(metrics: dict[str, Any], split: dict[str, Any], paths: Paths) -> None:
-    measured, present = metrics.get("test_set_sha256"), split.get("test_set_sha256")
+def _require_agreement(found: Inputs, paths: Paths) -> None:
+    """Check that the metrics are of the present test set and of the predictions beside them. Raises DataError."""
+    measured, present = found.metrics["test_set_sha256"], found.split.record["test_set_sha256"]
     if measured != present:
         raise DataError(
-            f"{paths.metrics} was computed on the test set {str(measured)[:12]}, {paths.split / 'split.json'} has "
-            f"{str(present)[:12]}; run `./run dvc repro evaluate`"
+            f"{paths.metrics} was computed on the test set {measured[:12]}, {paths.split / 'split.json'} has "
+            f"{present[:12]}; run `./run dvc repro evaluate`"
+        )
+    problems = EvaluationArtifacts(found.metrics, test_images(found.predictions), {}).problems()
+    if problems:
+        raise damaged(
+            paths.evaluation / PREDICTIONS_FILE,
+            "evaluate",
+            expected=f"the predictions behind {paths.metrics}",
+            found=problems[0],
         )
 
 
-def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> ModelSpec:
+def _final_bundle(model: Path, calibration: CalibrationRecord, folder: Path) -> ModelSpec:
     """Copy the model into `folder` with temperature, bias and referral threshold; check the weights' hash."""
     spec = read_spec(model)
     if not (model / WEIGHTS_FILE).is_file():
-        raise WeightsError(f"{model / WEIGHTS_FILE} is missing; run `./run dvc repro train`")
+        raise missing(model / WEIGHTS_FILE, "train")
     shutil.copy2(model / WEIGHTS_FILE, folder)
     fitted = replace(
         spec,
-        temperature=float(calibration["temperature"]),
+        temperature=calibration["temperature"],
         bias=tuple(calibration["bias"]),
         refer_below=calibration["refer_below"],
     )
@@ -148,7 +196,7 @@ def _final_bundle(model: Path, calibration: dict[str, Any], folder: Path) -> Mod
     if final.weights_sha256 != spec.weights_sha256:
         raise WeightsError(
             f"{model / WEIGHTS_FILE} has been changed: its SHA-256 is {final.weights_sha256[:12]}, {SPEC_FILE} says "
-            f"{spec.weights_sha256[:12]}; it was not registered. Run `./run dvc repro --force train`"
+            f"{spec.weights_sha256[:12]}; it was not registered; run `./run dvc repro -f -s train`"
         )
     return final
 
@@ -159,7 +207,9 @@ def _add_reference(evaluation: Path, folder: Path) -> None:
     shutil.copy2(evaluation / REFERENCE_FILE, folder)
 
 
-def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: Path) -> dict[str, str]:
+def _add_runtime(
+    bounds: RuntimeBounds, spec: ModelSpec, predictions: pd.DataFrame, paths: Paths, folder: Path
+) -> dict[str, str]:
     """Export the network of the bundle in `folder` beside it; return tags with the outcome.
 
     A model is registered without an export rather than not at all.
@@ -169,7 +219,7 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
         return {}
     most = Agreement(**bounds.model_dump())
     try:
-        judged = _validation_images(spec, paths)
+        judged = _validation_images(spec, predictions, paths)
         network, _ = read_bundle(folder)
         export_runtime(network, spec, folder)
         tags = tags_of(accept_runtime(folder, spec, judged, most), most)
@@ -183,16 +233,14 @@ def _add_runtime(bounds: RuntimeBounds, spec: ModelSpec, paths: Paths, folder: P
     return tags
 
 
-def _validation_images(spec: ModelSpec, paths: Paths) -> ValidationAnswers:
+def _validation_images(spec: ModelSpec, predictions: pd.DataFrame, paths: Paths) -> ValidationAnswers:
     """Return the packed validation images and the probabilities that the evaluation gave them."""
-
     packed = read_image_array(paths.images)
     if packed.preprocessing != spec.preprocessing:
         raise DataError(
             f"{paths.images} is preprocessed differently from the model's training images; run `./run dvc repro train`"
         )
-    table = pd.read_csv(paths.evaluation / PREDICTIONS_FILE, dtype={"image_id": "str"})
-    images = table[table["split"] == "validation"]
+    images = predictions[predictions["split"] == "validation"]
     return ValidationAnswers(
         images=packed.images,
         rows=packed.rows(images["image_id"].tolist()),
@@ -223,21 +271,21 @@ def _keep_thumbnails(run_id: str, splits: pd.DataFrame, known: Version | None, p
     return keep_training_thumbnails(run_id, np.stack([thumbnail_of(packed.images[row]) for row in rows]))
 
 
-def _run_of(training: dict[str, Any], spec: ModelSpec, paths: Paths) -> str:
+def _run_of(found: Inputs, spec: ModelSpec, paths: Paths) -> str:
     """Return the training's run, or one that stands for it where the training came from DVC's cache."""
-    known = versions.find_version(spec)
+    known, training = versions.find_version(spec), found.training
     for run_id in (known.run_id if known else None, training["run_id"]):
-        if runs.run_exists(run_id):
-            _complete(str(run_id), paths)
-            return str(run_id)
-    found = runs.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
-    _complete(found, paths)
-    return found
+        if run_id and runs.run_exists(run_id):
+            _complete(run_id, found.curves, paths)
+            return run_id
+    restored = runs.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
+    _complete(restored, found.curves, paths)
+    return restored
 
 
-def _start_restored_run(training: dict[str, Any]) -> str:
+def _start_restored_run(training: TrainingRecord) -> str:
     """Start a run for a training that this store does not have."""
-    original = str(training["run_id"])
+    original = training["run_id"]
     description = f"Stands for the training run `{original}` of another store."
     tags = {RESTORED_TAG: original, **shown_tags(description=description)}
     run_id = runs.start_run(run_id=None, name=f"restored-{original[:8]}", tags=tags)
@@ -246,33 +294,28 @@ def _start_restored_run(training: dict[str, Any]) -> str:
     return run_id
 
 
-def _complete(run_id: str, paths: Paths) -> None:
+def _complete(run_id: str, curves: pd.DataFrame, paths: Paths) -> None:
     """Complete a run that is still open from the training's files: the store did not answer when the training ended."""
     if runs.is_finished(run_id):
         return
-    with (paths.model / "curves.csv").open(encoding="utf-8", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    epochs = {int(row.pop("epoch")): row for row in rows}
-    files = [paths.model / name for name in ("curves.csv", "training.json", "validation.csv")]
+    rows = curves.set_index("epoch").to_dict("index")
+    epochs = {int(str(epoch)): {str(name): float(value) for name, value in row.items()} for epoch, row in rows.items()}
+    files = [paths.model / name for name in (CURVES_FILE, TRAINING_FILE, VALIDATION_FILE)]
     runs.complete_run(run_id, epochs, [file for file in files if file.is_file()])
 
 
 def _log_evaluation(run_id: str, paths: Paths) -> dict[str, str]:
     """Put the evaluation artifacts into the run, each evaluation under its own path; return the tags that find them."""
-    files = [paths.evaluation / PREDICTIONS_FILE, paths.evaluation / "calibration.json", paths.split / "split.json"]
+    files = [paths.evaluation / PREDICTIONS_FILE, paths.evaluation / CALIBRATION_FILE, paths.split / "split.json"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copy2(paths.metrics, folder / METRICS_FILE)
-        for file in files:
-            if not file.is_file():
-                raise DataError(f"{file} is missing; run `./run dvc repro evaluate`")
+        for file in [*files, paths.report]:
             shutil.copy2(file, folder)
-        if paths.report.is_file():
-            shutil.copy2(paths.report, folder)
         return store_evaluation(run_id, sorted(folder.iterdir()))
 
 
-def _description(run_id: str, metrics: dict[str, Any], evaluation: Mapping[str, str], paths: Paths) -> str:
+def _description(run_id: str, found: Inputs, evaluation: Mapping[str, str], paths: Paths) -> str:
     """Return the version's page: the headline metrics, one click to the report, and the head of the model card."""
     experiment, where = runs.experiment_id(), evaluation[EVALUATION_TAG].partition("/")[2]
     links = {
@@ -280,27 +323,25 @@ def _description(run_id: str, metrics: dict[str, Any], evaluation: Mapping[str, 
         "metrics": run_page(experiment, run_id, f"{where}/{METRICS_FILE}"),
         "run of the training": run_page(experiment, run_id),
     }
-    scores = ", ".join(f"{name} {value}" for name, value in _scores(metrics).items())
-    card = paths.evaluation / _MODEL_CARD
-    text = card.read_text(encoding="utf-8").partition("\n## Factors")[0] if card.is_file() else ""
+    scores = ", ".join(f"{name} {value}" for name, value in _scores(found.metrics).items())
+    text = found.model_card.partition(FACTORS)[0]
     linked = " · ".join(f"[{name}]({address})" for name, address in links.items())
     return f"{linked}\n\nTest images: {scores}.\n\n{text}".strip()
 
 
-def _log_test_images(run_id: str, split: dict[str, Any], paths: Paths) -> None:
-    table = read_splits(paths.split)
-    tested = table.loc[table["split"] == "test", ["image_id", "label", "patient_id"]]
+def _log_test_images(run_id: str, split: Split, paths: Paths) -> None:
+    tested = split.part("test")[["image_id", "label", "patient_id"]]
     manifest = paths.raw / "manifest.parquet"
-    log_images(run_id, tested, context="test", source=manifest, sha256=split["test_set_sha256"])
+    log_images(run_id, tested, context="test", source=manifest, sha256=split.record["test_set_sha256"])
 
 
-def _scores(metrics: dict[str, Any]) -> dict[str, str]:
+def _scores(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the headline metrics as tags; an undefined one is left out."""
     values = {metric.name: metric.stored_in(metrics) for metric in HEADLINES}
     return {name: f"{value:.4f}" for name, value in values.items() if value is not None}
 
 
-def _lineage(run_id: str, spec: ModelSpec, split: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
+def _lineage(run_id: str, spec: ModelSpec, split: Mapping[str, Any], training: TrainingRecord) -> dict[str, str]:
     """Return where the model comes from: the project as it was when the training began, where that is known."""
     now = lineage(Path())
     then = runs.run_tags(run_id)
@@ -310,7 +351,7 @@ def _lineage(run_id: str, spec: ModelSpec, split: dict[str, Any], training: dict
         "synthetic": str(spec.synthetic).lower(),
         "backbone": spec.backbone,
         "classes": ",".join(spec.classes),
-        "starting_weights": str(training.get("weights", {}).get("source", "")),
+        "starting_weights": str(training["weights"].get("source", "")),
     }
 
 

@@ -1,6 +1,6 @@
 """Assign images to training, validation and test.
 
-Reads   data/raw/manifest.parquet, duplicates.csv, near_duplicates.csv, ingest.json
+Reads   data/raw/manifest.parquet, duplicates.csv, near_duplicates.csv, ingest.json, reports/validation.json (the gate)
 Writes  data/split/splits.csv   image_id, split, fold, label, patient_id: one row for every image of the manifest
         data/split/split.json   counts, patients, leakage, and the digest of the test set
 
@@ -30,11 +30,20 @@ if __name__ == "__main__":
 
 import pandas as pd
 
+from cxr.common.artifacts import read_csv
 from cxr.common.classes import CLASSES
-from cxr.common.errors import DataError
-from cxr.common.files import atomic_folder, read_json, write_json
+from cxr.common.files import atomic_folder, sha256_of, write_json
 from cxr.common.params import Paths, SplitParams
-from cxr.dataset.manifest import read_manifest, sha256_of_test_set
+from cxr.dataset.ingest_record import (
+    DUPLICATES_FILE,
+    NEAR_DUPLICATES_FILE,
+    IngestRecord,
+    read_ingest_record,
+    read_ingest_table,
+    read_recorded_manifest,
+    require_passed,
+)
+from cxr.dataset.manifest import SPLIT_RECORD_FILE, SPLITS_COLUMNS, SPLITS_FILE, sha256_of_test_set
 from cxr.dataset.split_summary import (
     count_images,
     images_without_order,
@@ -57,15 +66,18 @@ def split(params: SplitParams, paths: Paths) -> None:
         DataError: an input is missing, or the images cannot be split with these parameters.
         GateError: a check failed; `paths.split` does not exist then.
     """
-    manifest = read_manifest(paths.raw)
-    near_duplicates = read_near_duplicates(paths.raw)
-    ingested = read_json(_existing(paths.raw / "ingest.json"))
+    ingested = read_ingest_record(paths.raw)
+    manifest = read_recorded_manifest(paths.raw, ingested)
+    require_passed(paths.validation, paths.raw)
+    near_duplicates = read_ingest_table(paths.raw, NEAR_DUPLICATES_FILE, ingested)
+    duplicates = read_ingest_table(paths.raw, DUPLICATES_FILE, ingested)
     shutil.rmtree(paths.split, ignore_errors=True)  # after a failed check there must be no earlier split
     table = assign(manifest, near_duplicates, params)
     with atomic_folder(paths.split) as folder:
-        table.to_csv(folder / "splits.csv", index=False)
-        summary = _summary(table, params, ingested) | _around_test(table, manifest, params, paths.raw, ingested)
-        write_json(folder / "split.json", summary)
+        table.to_csv(folder / SPLITS_FILE, index=False)
+        summary = _summary(table, params, ingested) | {"splits_sha256": sha256_of(folder / SPLITS_FILE)}
+        summary |= _around_test(table, manifest, near_duplicates, duplicates, params, ingested)
+        write_json(folder / SPLIT_RECORD_FILE, summary)
         check_split(folder, manifest, near_duplicates, params)
     _report(summary)
 
@@ -76,7 +88,7 @@ def check_split(folder: Path, manifest: pd.DataFrame, near_duplicates: pd.DataFr
     Raises:
         GateError: a check failed; the table of failures has been logged.
     """
-    table = pd.read_csv(folder / "splits.csv", dtype={"image_id": str, "patient_id": str})
+    table = read_csv(folder / SPLITS_FILE, SPLITS_COLUMNS, stage="split")
     images = _images(table, manifest, near_duplicates, params)
     tables = [images, _class_counts(table, manifest, near_duplicates, params)]
     outcomes = check_tables(tables, suite="after-split", notes=f"Protocol {params.protocol}, task {params.task}.")
@@ -182,36 +194,29 @@ def _share_check(
     return Check("class_shares", "ColumnValuesToBeBetween", within, f"{targets}, each +-{params.share_tolerance:g}")
 
 
-def read_near_duplicates(raw: Path) -> pd.DataFrame:
-    """Read the pairs of images that must be in the same split."""
-    return pd.read_csv(_existing(raw / "near_duplicates.csv"), dtype={"image_id_a": str, "image_id_b": str})
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; run `./run dvc repro ingest`")
-    return path
-
-
 def _around_test(
-    table: pd.DataFrame, manifest: pd.DataFrame, params: SplitParams, raw: Path, ingested: dict[str, Any]
+    table: pd.DataFrame,
+    manifest: pd.DataFrame,
+    near_duplicates: pd.DataFrame,
+    duplicates: pd.DataFrame,
+    params: SplitParams,
+    ingested: IngestRecord,
 ) -> dict[str, Any]:
     """Return what a protocol with a given test set could not use, in numbers and in sentences (`notes`)."""
     if params.protocol not in ("official", "block"):
         return {"notes": []}
-    left_out = withheld(table, manifest, read_near_duplicates(raw), params)
+    left_out = withheld(table, manifest, near_duplicates, params)
     found: dict[str, Any] = {"withheld": asdict(left_out)}
     if params.protocol == "block":
         unordered = images_without_order(table, manifest)
         text = f"{unordered} images without an order of acquisition were used for training only."
         return {**found, "train_without_order": unordered, "notes": [left_out.sentence, text]}
-    duplicates = pd.read_csv(_existing(raw / "duplicates.csv"), dtype=str)
     source = params.official_source
     published = published_set(table, manifest, duplicates, source=source, published=ingested["published"][source])
     return {**found, "published": asdict(published), "notes": [*published.sentences, left_out.sentence]}
 
 
-def _summary(table: pd.DataFrame, params: SplitParams, ingested: dict[str, Any]) -> dict[str, Any]:
+def _summary(table: pd.DataFrame, params: SplitParams, ingested: IngestRecord) -> dict[str, Any]:
     return {
         "protocol": params.protocol,
         "task": params.task,

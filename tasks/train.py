@@ -36,10 +36,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+from cxr.common.files import atomic_file, atomic_folder, sha256_of, write_json
 from cxr.common.params import Paths, TrainParams
 from cxr.dataset.image_array import ImageArray, read_image_array
-from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.manifest import Split, SplitRecord, read_divided_manifest, read_split
 from cxr.dataset.populations import population_of
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
@@ -75,9 +75,10 @@ def train(params: TrainParams, paths: Paths) -> None:
 
 
 def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
-    packed, split = read_image_array(paths.images), read_json(paths.split / "split.json")
+    packed, divided = read_image_array(paths.images), read_split(paths.split)
+    split = divided.record
     params = _with_populations_of(params, split["classes"])
-    images = _images(paths, params)
+    images = _images(paths, divided, params)
     data = _training_data(packed, images, tuple(split["classes"]), params)
     validation = images[images["split"] == "validation"].drop(columns=["split", "population"])
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
@@ -99,13 +100,13 @@ def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     shutil.rmtree(checkpoints)
 
 
-def _name(params: TrainParams, split: dict[str, Any]) -> str:
+def _name(params: TrainParams, split: SplitRecord) -> str:
     """Return a name that tells runs apart in a list: network, protocol, seed, and when it began."""
     parts = [params.backbone, split["protocol"], split["task"], f"seed{params.seed}", f"{datetime.now():%m%d-%H%M%S}"]
     return "-".join(parts)
 
 
-def _description(params: TrainParams, split: dict[str, Any], images: pd.DataFrame) -> str:
+def _description(params: TrainParams, split: SplitRecord, images: pd.DataFrame) -> str:
     counts = images["split"].value_counts()
     network = params.backbone if params.members == 1 else f"{params.members} x {params.backbone}"
     return (
@@ -119,7 +120,7 @@ def _describe_run(
     run: TrainingRun,
     params: TrainParams,
     packed: ImageArray,
-    split: dict[str, Any],
+    split: SplitRecord,
     images: pd.DataFrame,
     *,
     manifest: Path,
@@ -144,9 +145,10 @@ def _describe_run(
 
 def _train_with_main_process(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     """Compute this process's part of the training; the main process records it."""
-    classes = tuple(read_json(paths.split / "split.json")["classes"])
+    divided = read_split(paths.split)
+    classes = tuple(divided.record["classes"])
     params = _with_populations_of(params, classes)
-    data = _training_data(read_image_array(paths.images), _images(paths, params), classes, params)
+    data = _training_data(read_image_array(paths.images), _images(paths, divided, params), classes, params)
     _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, group)
 
 
@@ -155,12 +157,11 @@ def _with_populations_of(params: TrainParams, classes: Sequence[str]) -> TrainPa
     return params.model_copy(update={"populations": [each for each in params.populations if each.label in classes]})
 
 
-def _images(paths: Paths, params: TrainParams) -> pd.DataFrame:
+def _images(paths: Paths, split: Split, params: TrainParams) -> pd.DataFrame:
     """Return the images of train and validation: image_id, split, label, patient_id, source, population."""
-    manifest = read_manifest(paths.raw)
+    manifest = read_divided_manifest(paths.raw, split)
     manifest["population"] = population_of(manifest, params.populations)
-    table = read_splits(paths.split)
-    used = table[table["split"].isin(("train", "validation"))]
+    used = split.part("train", "validation")
     return used.merge(manifest[["image_id", "source", "population"]], on="image_id", validate="one_to_one")
 
 
@@ -256,7 +257,7 @@ class _Progress:
 
 
 def _write_bundle(
-    members: list[Trained], params: TrainParams, packed: ImageArray, split: dict[str, Any], folder: Path
+    members: list[Trained], params: TrainParams, packed: ImageArray, split: SplitRecord, folder: Path
 ) -> None:
     classes = tuple(split["classes"])
     spec = ModelSpec(

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from cxr.common.errors import DataError
 from cxr.common.params import read_params
-from cxr.dataset.manifest import read_manifest, read_splits
+from cxr.dataset.manifest import read_manifest, read_split
 from cxr.dataset.shards import Shards
 
 
@@ -83,8 +83,8 @@ def main() -> None:
     if arguments.image_ids:
         manifest = _chosen(manifest, arguments.image_ids)
     if arguments.split:
-        splits = read_splits(paths.split)
-        manifest = manifest[manifest["image_id"].isin(splits.loc[splits["split"] == arguments.split, "image_id"])]
+        wanted = read_split(paths.split).part(arguments.split)["image_id"]
+        manifest = manifest[manifest["image_id"].isin(wanted)]
     unpack(manifest.iloc[: arguments.first], raw, arguments.folder, labels=arguments.labels)
 
 

@@ -1,6 +1,7 @@
 """The command line that all steps share: parameters in, one clear line and an exit code out."""
 
 import argparse
+import errno
 import inspect
 import logging
 import os
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from cxr.common.engines import ENGINES, Engine, has_torch
-from cxr.common.errors import CxrError, ParamsError
+from cxr.common.errors import CxrError, ParamsError, StorageError
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
@@ -22,6 +23,8 @@ TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+_NO_ROOM = "free some space or make the folder writable, then run the same command again"
 _INTERRUPTED = "interrupted; run the same command again to continue"
 
 _BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
@@ -37,7 +40,7 @@ def configure_process() -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main`; print a CxrError as one line on standard error and exit with its code."""
+    """Run `main`; print a CxrError, or that a file cannot be written, as one line and exit with its code."""
     configure_process()
     try:
         code = main() or 0
@@ -46,6 +49,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except CxrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        print(f"error: {error.filename or 'an output'}: {error.strerror}; {_NO_ROOM}", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)

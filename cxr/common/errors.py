@@ -11,6 +11,7 @@ CxrError
  +-- RegistryError         the tracking store or registry has no such entry or does not answer
  +-- PromotionRejectedError the challenger is not good enough
  +-- PromotionHeldError    the promotion needs a person's decision
+ +-- StorageError          a file cannot be written: the disk is full, or the folder is read-only
 
 The command line prints the message as one line and exits with `exit_code`. A message states what was expected, what was
 found, and what to do.
@@ -38,9 +39,10 @@ class SourceError(CxrError):
 class ImageError(CxrError):
     """A file is not an image that can be read.
 
-    `reason` is "empty", "truncated", "not an image" or "larger than the pixel limit"; of a DICOM file also "no pixels",
-    "several frames", "colour", "other modality", "other body part", "lateral view", "for processing" or "unsupported
-    encoding"; of an image to classify also "colour" or "not a chest X-ray" (cxr/inference/input_checks.py).
+    `reason` is "empty", "truncated", "not an image", "larger than the pixel limit" or "too costly to decode"; of a
+    DICOM file also "no pixels", "several frames", "colour", "other modality", "other body part", "lateral view", "for
+    processing" or "unsupported encoding"; of an image to classify also "colour" or "not a chest X-ray"
+    (cxr/inference/input_checks.py).
     """
 
     exit_code = 4
@@ -90,3 +92,9 @@ class PromotionHeldError(CxrError):
     """Nothing was decided: artifacts are missing or undecided, or another move came first; the champion stays."""
 
     exit_code = 11
+
+
+class StorageError(CxrError):
+    """A file cannot be written: the disk is full, the quota is used up, or the folder is read-only."""
+
+    exit_code = 12

@@ -30,17 +30,26 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` when the block ends without an error.
 
-    The partial folder of a killed run is removed first.
+    What a killed run left beside it is removed first.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
+        move_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_folder(folder: Path, to: Path) -> None:
+    """Rename `folder` to `to`; what was there is moved aside first and then removed, so that it is never half there."""
+    aside = to.with_name(f".{to.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if to.exists():
+        to.replace(aside)
+    folder.replace(to)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,6 +61,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_special(path: Path) -> bool:
+    """Return whether `path` exists and is no regular file, such as a folder or a pipe, whose reading may never end."""
+    return path.exists() and not path.is_file()
 
 
 def sha256_of(path: Path) -> str:

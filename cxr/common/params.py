@@ -7,19 +7,31 @@ Default values are in params.yaml only.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from cxr.common.classes import CLASSES, Label, Task
 from cxr.common.errors import ParamsError
 from cxr.common.files import atomic_file
+from cxr.common.param_types import (
+    Count,
+    Grey,
+    GreyRange,
+    Megabytes,
+    NotNegative,
+    Positive,
+    ProjectPath,
+    Range,
+    Resamples,
+    Seconds,
+    Seed,
+    Share,
+    Text,
+    Whole,
+    Workers,
+)
+from cxr.common.params_file import load_yaml, readable, set_value
 
-ProjectPath = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Backbone = Literal[
     "alexnet",
     "densenet121",
@@ -35,9 +47,9 @@ Part = Literal["head", "layer4", "layer3", "layer2", "layer1", "stem"]
 
 
 class Section(BaseModel):
-    """Base of all sections: strict, frozen, no extra keys."""
+    """Base of all sections: strict, frozen, no extra keys, no infinite numbers."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Paths(Section):
@@ -66,34 +78,34 @@ class Source(Section):
     """One set of raw images. `layout` is a name in `cxr.dataset.layouts.LAYOUTS`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    layout: str
-    location: str
+    layout: Text
+    location: Text
     sha256: str | None
 
 
 class IngestParams(Section):
     """Which sources are merged, and which images count as duplicates."""
 
-    watch: str
+    watch: Text
     sources: Annotated[list[Source], Field(min_length=1)]
-    sample_patients_per_class: Count
-    sample_seed: int
+    sample_patients_per_class: Annotated[int, Field(ge=1, le=100_000)]
+    sample_seed: Seed
     max_pixels: Count
     duplicate_correlation: Share
     near_duplicate_correlation: Share
-    workers: Annotated[int, Field(ge=0)]
+    workers: Workers
 
 
 class ValidateParams(Section):
     """Thresholds of the data-quality gate after ingest."""
 
-    min_images_per_class: dict[Label, int]
-    side_px: Annotated[list[int], Field(min_length=2, max_length=2)]
+    min_images_per_class: dict[Label, Whole]
+    side_px: Annotated[list[Count], Field(min_length=2, max_length=2)]
     aspect_ratio: Range
     max_quarantined_share: Share
-    grey_mean: Range
-    min_grey_std: float
-    max_source_grey_mean_gap: float
+    grey_mean: GreyRange
+    min_grey_std: Grey
+    max_source_grey_mean_gap: Grey
     warn_only: list[str]
 
 
@@ -105,18 +117,18 @@ class SplitParams(Section):
     subsample: Literal["none", "paper_quotas"]
     train_share: Annotated[float, Field(gt=0, le=1)]
     train_sources: list[str]
-    seed: int
+    seed: Seed
     validation_share: Share
     test_share: Share
     share_tolerance: Share
-    folds: Annotated[int, Field(ge=2)]
-    fold: Annotated[int, Field(ge=0)]
-    blocks: Annotated[int, Field(ge=2)]
-    block: Annotated[int, Field(ge=0)]
-    paper_train: dict[Label, int]
-    paper_test: dict[Label, int]
-    paper_validation: dict[Label, int]
-    official_source: str
+    folds: Annotated[int, Field(ge=2, le=1000)]
+    fold: Whole
+    blocks: Annotated[int, Field(ge=2, le=1000)]
+    block: Whole
+    paper_train: dict[Label, Whole]
+    paper_test: dict[Label, Whole]
+    paper_validation: dict[Label, Whole]
+    official_source: Text
 
     @model_validator(mode="after")
     def _fold_and_block_exist(self) -> "SplitParams":
@@ -163,9 +175,9 @@ class PreprocessParams(Section):
     fit: Literal["stretch", "letterbox"]
     contrast: Literal["clahe", "equalize", "none"]
     clahe_clip_limit: Positive
-    clahe_tiles: Count
+    clahe_tiles: Annotated[int, Field(ge=1, le=256)]
     max_pixels: Count
-    workers: Annotated[int, Field(ge=0)]
+    workers: Workers
 
 
 class SvmParams(Section):
@@ -185,8 +197,8 @@ class PopulationParams(Section):
     label: Label
     source: str
     series: str
-    first: Annotated[int, Field(ge=0)]
-    last: int | None
+    first: Whole
+    last: Whole | None
     weight: Share
 
 
@@ -196,22 +208,22 @@ class TrainParams(Section):
     backbone: Backbone
     head: Literal["linear", "svm"]
     svm: SvmParams
-    members: Count
-    weights: str
-    seed: int
-    epochs: Count
-    batch_size: Count
+    members: Annotated[int, Field(ge=1, le=100)]
+    weights: Text
+    seed: Seed
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=1, le=100_000)]
     frozen: list[Literal["stem", "layer1", "layer2", "layer3", "layer4"]]
     freeze_batchnorm_statistics: bool
-    head_only_epochs: Annotated[int, Field(ge=0)]
-    learning_rates: dict[Part, Positive]
-    weight_decay: Annotated[float, Field(ge=0)]
-    warmup_epochs: Annotated[float, Field(ge=0)]
+    head_only_epochs: Whole
+    learning_rates: dict[Part, Annotated[float, Field(gt=0, le=100)]]
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     populations: list[PopulationParams]
     class_balance: Literal["none", "weights", "sampling", "sampling_by_source"]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    early_stopping_patience: Annotated[int, Field(ge=0)]
+    early_stopping_patience: Whole
     rotation_deg: Annotated[float, Field(ge=0, le=180)]
     zoom: Range
     shift: Share
@@ -223,7 +235,7 @@ class TrainParams(Section):
     shading: Share
     noise: Share
     border_wipe: Annotated[float, Field(ge=0, le=0.25)]
-    mixup: Annotated[float, Field(ge=0)]
+    mixup: Annotated[float, Field(ge=0, le=100)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
@@ -243,9 +255,9 @@ class TrainParams(Section):
 class EvaluateParams(Section):
     """How the test set is evaluated."""
 
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
-    seed: int
-    calibration_bins: Annotated[int, Field(ge=2)]
+    bootstrap_resamples: Resamples
+    seed: Seed
+    calibration_bins: Annotated[int, Field(ge=2, le=1000)]
     fit_bias: bool
     gradcam_per_class: Count
     most_confident_errors: Count
@@ -281,29 +293,29 @@ class PromoteParams(Section):
     min_class_recall: Share
     max_recall_drop: Share
     non_inferiority_margin: dict[str, Share]
-    resamples: Annotated[int, Field(ge=100)]
-    seed: int
+    resamples: Resamples
+    seed: Seed
 
 
 class ScoreParams(Section):
     """Which images are scored every night, and how the work is divided."""
 
-    location: str
+    location: Text
     images_per_part: Count
-    workers: Annotated[int, Field(ge=0)]
-    shards: Count
+    workers: Workers
+    shards: Annotated[int, Field(ge=1, le=10_000)]
 
 
 class MonitorParams(Section):
     """When scored images count as drifted."""
 
-    window_images: Annotated[int, Field(ge=20)]
+    window_images: Annotated[int, Field(ge=20, le=1_000_000)]
     alarm_windows: Count
     recent_windows: Count
     false_alarm_share: Annotated[float, Field(gt=0, lt=0.5)]
     max_failed_share: Share
-    resamples: Annotated[int, Field(ge=100)]
-    seed: int
+    resamples: Resamples
+    seed: Seed
 
     @model_validator(mode="after")
     def _rule_can_be_met(self) -> "MonitorParams":
@@ -327,32 +339,32 @@ class ForensicsParams(Section):
     """How the images that ingest kept are examined; see tasks/forensics.py."""
 
     backbone: Backbone
-    weights: str
+    weights: Text
     max_pixels: Count
     max_images: Count
     blocks: Count
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     style_limit: Annotated[float, Field(gt=0.5, lt=1)]
     copy_correlation: Annotated[float, Field(gt=0, le=1)]
-    permutations: Annotated[int, Field(ge=99)]
-    resamples: Annotated[int, Field(ge=100)]
-    review_images: Annotated[int, Field(ge=0)]
-    seed: int
-    workers: Annotated[int, Field(ge=0)]
+    permutations: Annotated[int, Field(ge=99, le=1_000_000)]
+    resamples: Resamples
+    review_images: Whole
+    seed: Seed
+    workers: Workers
 
 
 class AppParams(Section):
     """Limits of the web app; see cxr.webapp.limits."""
 
-    max_upload_mb: Positive
-    max_queued_images: Count
-    max_queued_mb: Positive
-    max_batch_images: Count
-    decode_workers: Count
-    upload_timeout_s: Positive
-    decode_timeout_s: Positive
-    inference_timeout_s: Positive
-    champion_poll_s: Positive
+    max_upload_mb: Megabytes
+    max_queued_images: Annotated[int, Field(ge=1, le=100_000)]
+    max_queued_mb: Megabytes
+    max_batch_images: Annotated[int, Field(ge=1, le=10_000)]
+    decode_workers: Annotated[int, Field(ge=1, le=256)]
+    upload_timeout_s: Seconds
+    decode_timeout_s: Seconds
+    inference_timeout_s: Seconds
+    champion_poll_s: Seconds
 
     @model_validator(mode="after")
     def _one_image_fits(self) -> "AppParams":
@@ -366,9 +378,9 @@ class AppParams(Section):
 class CleanParams(Section):
     """What `clean` keeps beside champions, rollback targets and aliases."""
 
-    keep_versions: Annotated[int, Field(ge=0)]
-    keep_days: Annotated[int, Field(ge=0)]
-    keep_worktrees: Annotated[int, Field(ge=0)]
+    keep_versions: Whole
+    keep_days: Whole
+    keep_worktrees: Whole
 
 
 class Params(Section):
@@ -403,9 +415,9 @@ def read_params(path: Path) -> Params:
         ParamsError: the file is missing, not YAML, or a key is unknown, missing or wrong; names each such key.
     """
     try:
-        return Params.model_validate(_load(path))
+        return Params.model_validate(load_yaml(path))
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_readable(error)}") from error
+        raise ParamsError(f"{path}: {readable(error)}") from error
 
 
 def override(path: Path, values: dict[str, Any]) -> None:
@@ -427,41 +439,10 @@ def with_overrides(path: Path, values: dict[str, Any]) -> Params:
 
 
 def _overridden(path: Path, values: dict[str, Any]) -> tuple[Any, Params]:
-    tree = _load(path)
+    tree = load_yaml(path)
     for name, value in values.items():
-        _set(tree, name, value)
+        set_value(tree, name, value)
     try:
         return tree, Params.model_validate(tree)
     except ValidationError as error:
-        raise ParamsError(_readable(error)) from error
-
-
-def _set(tree: Any, name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    try:
-        for part in parents:
-            tree = tree[_key(tree, part)]
-        tree[_key(tree, last)]  # an unknown name raises KeyError
-        tree[_key(tree, last)] = value
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
-
-
-def _key(tree: Any, part: str) -> str | int:
-    return int(part) if isinstance(tree, list) else part
-
-
-def _load(path: Path) -> Any:
-    try:
-        return YAML().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; run the command from the project root") from None
-    except YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _readable(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}"
-        for problem in error.errors()
-    )
+        raise ParamsError(readable(error)) from error

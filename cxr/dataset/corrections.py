@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import DataError
+from cxr.common.files import is_special
 from cxr.dataset.ingest import Accepted
 
 COLUMNS = ("image_id", "label", "reviewer")
@@ -51,6 +52,8 @@ def read_corrections(path: Path) -> list[Correction]:
     Raises:
         DataError: it is not UTF-8, has other columns, an unknown class or two lines for one image; names each problem.
     """
+    if is_special(path):
+        raise DataError(f"{path} is not a regular file; save the corrections there as CSV in UTF-8")
     if not path.exists():
         return []
     try:

@@ -23,6 +23,7 @@ from types import MappingProxyType
 
 from cxr.common.classes import LABELS
 from cxr.common.errors import SourceError
+from cxr.common.files import is_special
 from cxr.dataset.class_folders import ClassFolders
 from cxr.dataset.layouts import COVID19, KERMANY
 from cxr.dataset.raw_set import Rejection
@@ -180,6 +181,8 @@ def _groups(path: str, above: Sequence[str]) -> Mapping[str, str]:
 
 def _read_table(table: Path) -> dict[str, tuple[int, dict[str, str]]]:
     """Return path -> line number and row."""
+    if is_special(table):
+        raise SourceError(f"{table} is not a regular file; name a table with the columns file and label")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -160,7 +160,8 @@ def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:
     path = file.location
     if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in str(file.path)):  # control, not UTF-8
         return Rejection(UNREADABLE, "the file name has characters that cannot be written; rename the file")
-    if path.is_symlink() and not path.resolve().is_relative_to(file.raw_set.folder):
+    # Path.resolve would raise for a link that leads back to itself.
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(file.raw_set.folder):
         return Rejection(OUTWARD_LINK, "the link points outside the set's folder; copy the file into the folder")
     try:
         if not path.is_file():

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import ImageError, SourceError
+from cxr.common.files import is_special
 from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
 from cxr.dicom.deidentify import Identity, deidentified, patient_digest, patient_key, read_identity, shifted_day
 from cxr.imaging.decode import is_dicom
@@ -112,6 +113,8 @@ class LabelledFolder:
 
 
 def _read_rows(table: Path) -> dict[PurePosixPath, Row]:
+    if is_special(table):
+        raise SourceError(f"{table} is not a regular file; write the table there")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -1,4 +1,4 @@
-"""The manifest, `data/raw/manifest.parquet`: one row for each image that ingest kept.
+"""The manifest, `data/raw/manifest.parquet`: one row for each image that ingest kept; and its split, `data/split`.
 
 Beside it in `data/raw`:
 
@@ -11,15 +11,19 @@ Beside it in `data/raw`:
 `quarantine.csv`       `source, path, reason, detail`: rejected files; `path` is relative to the set's folder
 `corrections.csv`      `image_id, source, path, label_was, label, reviewer`: labels that labels-corrected.csv decided
 `ingest.json`          counts of all files by result and source, layout and published size of each source, and the
-                       manifest's SHA-256
+                       SHA-256 of the manifest and of each table (readers: cxr/dataset/ingest_record.py)
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from cxr.common.errors import DataError
+from cxr.common.artifacts import damaged, read_csv, read_parquet, read_record
+
+MANIFEST_FILE = "manifest.parquet"
 
 MANIFEST_COLUMNS: dict[str, str] = {
     "image_id": "str",
@@ -63,42 +67,18 @@ STATISTICS_COLUMNS: dict[str, str] = {
 }
 """Column -> dtype; grey levels on the 8-bit scale 0 to 255, shares 0 to 1."""
 
+SPLITS_FILE, SPLIT_RECORD_FILE = "splits.csv", "split.json"
+SPLITS_COLUMNS = {"image_id": "str", "split": "str", "fold": "int64", "label": "str", "patient_id": "str"}
+
 
 def write_table(table: pd.DataFrame, columns: dict[str, str], path: Path) -> None:
     """Write the columns `columns` of `table` as Parquet, in their order and with their dtypes."""
     table[list(columns)].astype(columns).to_parquet(path, index=False)
 
 
-def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Read a Parquet table and check that it has `columns`.
-
-    Raises:
-        DataError: the file or one of its columns is missing.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} is missing; run `./run dvc repro ingest`")
-    table = pd.read_parquet(path)
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `./run dvc repro --force ingest`")
-    return table[list(columns)]
-
-
 def read_manifest(raw: Path) -> pd.DataFrame:
-    """Read the manifest in the folder `raw` (see MANIFEST_COLUMNS)."""
-    return read_table(raw / "manifest.parquet", MANIFEST_COLUMNS)
-
-
-def read_splits(folder: Path) -> pd.DataFrame:
-    """Read the assignment of images to splits: `image_id, split, fold, label, patient_id`, one row per image.
-
-    Raises:
-        DataError: the file is missing.
-    """
-    path = folder / "splits.csv"
-    if not path.is_file():
-        raise DataError(f"{path} is missing; run `./run dvc repro split`")
-    return pd.read_csv(path, dtype={"image_id": "str", "split": "str", "label": "str", "patient_id": "str"})
+    """Read the manifest in the folder `raw` (see MANIFEST_COLUMNS). Raises DataError."""
+    return read_parquet(raw / MANIFEST_FILE, MANIFEST_COLUMNS, stage="ingest")
 
 
 def sha256_of_test_set(table: pd.DataFrame) -> str:
@@ -112,3 +92,64 @@ def sha256_of_test_set(table: pd.DataFrame) -> str:
     test = table[table["split"] == "test"].sort_values("image_id")
     lines = [f"{image_id},{label}" for image_id, label in zip(test["image_id"], test["label"], strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class SplitRecord(TypedDict):
+    """The keys of split.json that later stages read.
+
+    blocks           parts of the order of acquisition by which reports slice
+    counts, patients of each split; counts also of each class
+    notes            sentences about images that the protocol could not use
+    manifest_sha256  of the manifest that was split
+    splits_sha256    of splits.csv
+    test_set_sha256  see sha256_of_test_set
+    """
+
+    protocol: str
+    task: str
+    classes: list[str]
+    blocks: int
+    counts: dict[str, dict[str, int]]
+    patients: dict[str, int]
+    leakage: str
+    notes: list[str]
+    manifest_sha256: str
+    splits_sha256: str
+    test_set_sha256: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """The record, and `image_id, split, fold, label, patient_id` with one row per image."""
+
+    record: SplitRecord
+    table: pd.DataFrame
+
+    def part(self, *names: str) -> pd.DataFrame:
+        """Return the rows of some splits."""
+        return self.table[self.table["split"].isin(names)]
+
+
+def read_split(folder: Path) -> Split:
+    """Read data/split.
+
+    Raises:
+        DataError: a file is missing or damaged, or splits.csv is not the one that split.json describes.
+    """
+    record = read_record(folder / SPLIT_RECORD_FILE, SplitRecord, stage="split")
+    table = read_csv(folder / SPLITS_FILE, SPLITS_COLUMNS, stage="split", sha256=record["splits_sha256"])
+    if (found := sha256_of_test_set(table)) != record["test_set_sha256"]:
+        raise damaged(
+            folder / SPLIT_RECORD_FILE,
+            "split",
+            expected=f"the test set of {SPLITS_FILE}, {found[:12]}",
+            found=record["test_set_sha256"][:12],
+        )
+    return Split(record, table)
+
+
+def read_divided_manifest(raw: Path, split: Split) -> pd.DataFrame:
+    """Read the manifest that was split. Raises DataError where it is missing, or another one than then."""
+    digest = split.record["manifest_sha256"]
+    return read_parquet(raw / MANIFEST_FILE, MANIFEST_COLUMNS, stage="ingest", sha256=digest)

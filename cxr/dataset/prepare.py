@@ -44,11 +44,19 @@ def write_image_array(
     """
     size = preprocessing.image_size_px
     pixels = np.lib.format.open_memmap(folder / IMAGES_FILE, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
+    _reserve(folder / IMAGES_FILE)
     failures = _fill(pixels, paths, shards, preprocessing, workers or os.cpu_count() or 1)
     if failures:
         raise DataError(_failure_message(failures, len(paths)))
     pixels.flush()
     write_index(folder, image_ids, preprocessing)
+
+
+def _reserve(path: Path) -> None:
+    """Reserve the disk's space for a file now: a full disk would end the process when a page of it is written."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _fill(

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.dicom import codec_worker
+from cxr.dicom.cost import cpu_limit_s
 
-TIME_LIMIT_S = 30
+TIME_LIMIT_S = 20
+"""Of the clock; the worker limits itself to cxr.dicom.cost.cpu_limit_s of a core."""
 
 SYNTAXES = frozenset(
     {
@@ -45,7 +47,8 @@ def decompress(
     Raises:
         FrameError: the decoder failed or crashed, exceeded its time or memory, or returned another size.
     """
-    request = f"{syntax} {columns} {rows} {bits_allocated} {bits_stored} {int(signed)}\n".encode()
+    limit = cpu_limit_s(rows * columns)
+    request = f"{syntax} {columns} {rows} {bits_allocated} {bits_stored} {int(signed)} {limit}\n".encode()
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(codec_worker.__file__)],

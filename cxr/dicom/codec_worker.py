@@ -1,7 +1,7 @@
 """The program that decodes one compressed DICOM frame; cxr/dicom/codec.py runs it as a process.
 
-Reads one line, `syntax columns rows bits_allocated bits_stored signed`, and the frame from standard input. Writes the
-samples, little endian, to standard output. The exit code is 0 unless decoding failed.
+Reads one line, `syntax columns rows bits_allocated bits_stored signed cpu_seconds`, and the frame from standard input.
+Writes the samples, little endian, to standard output. The exit code is 0 unless decoding failed.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ _BY_PRECISION = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81", "1.2.840.10
 def _decode(request: bytes) -> bytes:
     line, _, frame = request.partition(b"\n")
     syntax, *numbers = line.decode().split()
-    columns, rows, bits_allocated, bits_stored, signed = map(int, numbers)
+    columns, rows, bits_allocated, bits_stored, signed, cpu_seconds = map(int, numbers)
     _limit_memory(_MEMORY_BYTES + _MEMORY_BYTES_A_PIXEL * rows * columns)  # a frame may claim a larger size
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
 
     import gdcm  # under the memory limit, and after it is set
 

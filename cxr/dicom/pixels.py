@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 
 from cxr.dicom.codec import FrameError, decompress
+from cxr.dicom.cost import COSTLY, MOST_SCANNED_PIXELS, is_compressed_beyond_reason, scanned_pixels
 from cxr.dicom.greyscale import GreyRules, Table, Window, WindowKind, table
 from cxr.dicom.header import BASELINE, NATIVE, RLE, DicomHeader, parse_header
 from cxr.dicom.tags import (
@@ -184,6 +185,11 @@ def _decompressed(dataset: Dataset, header: DicomHeader) -> NDArray[np.uint16]:
         frame = frame.rstrip(b"\0")
         if not frame.endswith(b"\xff\xd9"):  # the end of every JPEG, JPEG-LS and JPEG 2000 codestream
             raise truncated()
+    scanned = scanned_pixels(frame, width=header.columns, height=header.rows)
+    if is_compressed_beyond_reason(frame, rows=header.rows, columns=header.columns) or (
+        header.transfer_syntax == BASELINE and scanned > MOST_SCANNED_PIXELS
+    ):
+        raise DicomError(COSTLY, "describes more pixels or scans than its bytes can hold; export it uncompressed")
     try:
         if header.transfer_syntax == BASELINE:
             return _baseline(frame, header)

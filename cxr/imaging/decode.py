@@ -17,6 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cxr.common.errors import ImageError
 from cxr.common.warning_filters import ignore_warnings_of
+from cxr.dicom.cost import COSTLY, MOST_SCANNED_PIXELS, scanned_pixels
 from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def open_image(data: bytes, *, name: str, max_pixels: int) -> EncodedImage:
         max_pixels: larger images are rejected.
 
     Raises:
-        ImageError: the file is empty, not in FORMATS, truncated, or has more than `max_pixels` pixels; for DICOM see
+        ImageError: the file is empty, not in FORMATS, truncated, has more than `max_pixels` pixels, or would take too
+            long to decode (cxr/dicom/cost.py); for DICOM see
             cxr.dicom.pixels.open_dicom.
     """
     if not data:
@@ -227,6 +229,8 @@ def _read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
         ) from error
     if header.width * header.height > max_pixels:
         raise _too_large(name, f"{header.width} x {header.height} pixels", max_pixels)
+    if header.format == "JPEG" and scanned_pixels(data, width=header.width, height=header.height) > MOST_SCANNED_PIXELS:
+        raise ImageError(f"{name} has more scans than an image needs; export it as baseline JPEG", reason=COSTLY)
     if _is_truncated(data, header.format):
         raise ImageError(f"{name} is truncated: its end is missing; copy it again from its source", reason="truncated")
     return header

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
 
+_ADVICE = "fetch the model again, or run `./run dvc repro -f -s train` where this project trained it"
+
 _RETIRED = {"views": [1.0]}
 """Fields of specs written up to 0.4.0, with the only value that changes nothing: the image at magnification 1."""
 
@@ -89,9 +91,11 @@ def read_spec(folder: Path) -> ModelSpec:
         raw["populations"] = tuple(Population(**population) for population in raw.get("populations", ()))
         return ModelSpec(**raw)
     except FileNotFoundError:
-        raise WeightsError(f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is not a model spec ({error}); export the model again") from error
+        raise WeightsError(
+            f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}; {_ADVICE}"
+        ) from None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} is not a model spec ({error}); {_ADVICE}") from error
 
 
 def _drop_retired(raw: dict[str, Any], path: Path) -> None:
@@ -116,12 +120,12 @@ def read_bundle(folder: Path) -> tuple[nn.Module, ModelSpec]:
     spec = read_spec(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise WeightsError(f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}")
+        raise WeightsError(f"{path} is missing; a model consists of {WEIGHTS_FILE} and {SPEC_FILE}; {_ADVICE}")
     found = sha256_of(path)
     if found != spec.weights_sha256:
         raise WeightsError(
             f"{path} was changed and is not loaded: its SHA-256 is {found[:12]}, the recorded one "
-            f"{spec.weights_sha256[:12]}. Fetch the model again"
+            f"{spec.weights_sha256[:12]}; {_ADVICE}"
         )
     outputs = len(spec.classes) + len(spec.populations)
     model = build(spec.backbone, outputs, head=spec.head, members=spec.members)

@@ -14,12 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from cxr.common.errors import DataError
 from cxr.dataset.manifest import sha256_of_test_set
 from cxr.evaluation.headline import BY_NAME
+from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE, read_predictions
 
-METRICS_FILE = "metrics.json"
-PREDICTIONS_FILE = "predictions.csv"
-_TEXT_COLUMNS = ("image_id", "split", "patient_id", "label", "predicted_class")
 _AGREEMENT = 1e-3  # between the accuracies of metrics.json and predictions.csv: rounding, not another result
 
 
@@ -97,6 +96,8 @@ class EvaluationArtifacts:
         probabilities = self.images.filter(regex="^p_")
         if probabilities.empty:
             return [*found, f"{PREDICTIONS_FILE} has no probabilities"]
+        if probabilities.isna().to_numpy().any():
+            return [*found, f"{PREDICTIONS_FILE} has images without a probability"]
         likeliest = probabilities.idxmax(axis=1).str.slice(len("p_"))
         if wrong := int((likeliest != self.images["predicted_class"]).sum()):
             found.append(f"the predicted class of {wrong} images in {PREDICTIONS_FILE} is not their most probable one")
@@ -119,6 +120,11 @@ def read_evaluation(folder: Path | None, tags: Mapping[str, str], *, sha256: str
     )
 
 
+def test_images(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the test rows of predictions.csv."""
+    return predictions[predictions["split"] == "test"].reset_index(drop=True)
+
+
 def evaluation_digest(folder: Path) -> str:
     """Return one SHA-256 over metrics.json and predictions.csv; a version's tag keeps it."""
     digest = hashlib.sha256()
@@ -131,16 +137,13 @@ def evaluation_digest(folder: Path) -> str:
 def _read_metrics(path: Path) -> Mapping[str, Any] | None:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, RecursionError, ValueError):
         return None
     return metrics if isinstance(metrics, dict) else None
 
 
 def _read_images(path: Path) -> pd.DataFrame | None:
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "str"), keep_default_na=False)
-        images = table[table["split"] == "test"].reset_index(drop=True)
-        probabilities = [str(name) for name in images if str(name).startswith("p_")]
-        return images.astype(dict.fromkeys(probabilities, "float64")) if set(_TEXT_COLUMNS) <= set(images) else None
-    except (FileNotFoundError, KeyError, ValueError):  # pandas's own errors are ValueErrors
+        return test_images(read_predictions(path))
+    except DataError:
         return None

@@ -19,8 +19,9 @@ from cxr.common.errors import DataError
 from cxr.common.params import PromoteParams
 from cxr.evaluation.comparison import Difference, compare
 from cxr.evaluation.headline import BY_NAME, check_gate
+from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE
 from cxr.registry.audit_log import Move
-from cxr.registry.evaluation_artifacts import METRICS_FILE, PREDICTIONS_FILE, EvaluationArtifacts
+from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.lineage import NONE
 
 Outcome = Literal["passed", "held", "failed"]

@@ -9,11 +9,12 @@ from typing import Any
 
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.headline import ERRORS, SCORES
+from cxr.evaluation.result_files import MODEL_CARD_FILE
 from cxr.reporting.public_sets import public_set
 from cxr.reporting.report import PROTOCOLS
 from cxr.reporting.templating import render
 
-MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
+DATA_CARD_FILE = "data_card.md"
 
 Json = Mapping[str, Any]
 
@@ -57,5 +58,5 @@ def write_cards(
         "synthetic_notice": SYNTHETIC,
         "sources": {name: public_set(name, ingest) for name in ingest["sources"]},
     }
-    for name in (MODEL_CARD, DATA_CARD):
+    for name in (MODEL_CARD_FILE, DATA_CARD_FILE):
         (folder / name).write_text(render(f"{name}.j2", content), encoding="utf-8")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from cxr.common.errors import ImageError
 from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
 from cxr.inference.pipeline import check_size, prepare
+from cxr.webapp.fair_turns import FairTurns
 from cxr.webapp.limits import Limits, RejectedError
 
 NAME = "the file"
@@ -52,6 +54,7 @@ class DecodePool:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pool = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
+        self.turns = FairTurns(limits.decode_workers)
 
     async def decode(self, data: bytes, classifier: Classifier) -> DecodedImage:
         """Decode an image for `classifier`.
@@ -67,17 +70,32 @@ class DecodePool:
         Raises:
             RejectedError: it raises ImageError, or takes too long.
         """
-        future = self.pool.submit(function, *given, **named)
+        future: Future[Made] | None = None
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.decode_timeout_s)
+            async with asyncio.timeout(self.limits.decode_timeout_s):
+                await self.turns.take()
+                future = self._submit(function, *given, **named)
+                return await asyncio.wrap_future(future)
         except ImageError as error:
             raise RejectedError(413 if error.reason == _TOO_LARGE else 422, error.reason, str(error)) from None
         except TimeoutError:
-            if future.cancelled():  # it never started: earlier images used up the time
+            if future is None:  # it never started: earlier images used up the time
                 raise RejectedError(
                     429, "busy", "the service is busy with other images; send it again", retry_seconds=5
                 ) from None
             raise RejectedError(422, "too slow", "decoding took too long; export the image uncompressed") from None
+
+    def _submit(self, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Future[Made]:
+        """Start a function; its turn ends when it does, which may be after its client was told that it is too slow."""
+        loop = asyncio.get_running_loop()
+
+        def pass_on(_done: Future[Made]) -> None:
+            with suppress(RuntimeError):  # the service has ended
+                loop.call_soon_threadsafe(self.turns.give_back)
+
+        future = self.pool.submit(function, *given, **named)
+        future.add_done_callback(pass_on)
+        return future
 
     def close(self) -> None:
         """Accept no further image."""

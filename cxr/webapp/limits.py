@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
+
+from cxr.webapp.fair_turns import CLIENT
 
 MEGABYTE = 1 << 20
 MEDIA_TYPES = (
@@ -53,12 +56,12 @@ class RejectedError(Exception):
 
 
 class Admission:
-    """Counts the accepted requests and their bytes; for one event loop."""
+    """Counts the accepted requests and their bytes, by client; for one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.requests = 0
-        self.bytes = 0
+        self.requests: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
 
     @contextmanager
     def admit(self, request: Request) -> Iterator[None]:
@@ -67,18 +70,29 @@ class Admission:
         Raises:
             RejectedError: the announced image is too large, or the service is full.
         """
-        size = announced_bytes(request, self.limits)
-        if self.requests >= self.limits.max_queued_images or self.bytes + size > self.limits.max_queued_bytes:
+        size, client = announced_bytes(request, self.limits), request.client.host if request.client else ""
+        if not self._has_room(client, size):
             raise RejectedError(
                 429, "busy", "the service holds as many images as it can; send this one again", retry_seconds=1
             )
-        self.requests += 1
-        self.bytes += size
+        self.requests[client] += 1
+        self.bytes[client] += size
+        token = CLIENT.set(client)
         try:
             yield
         finally:
-            self.requests -= 1
-            self.bytes -= size
+            CLIENT.reset(token)
+            self.requests[client] -= 1
+            self.bytes[client] -= size
+            if not self.requests[client]:
+                del self.requests[client], self.bytes[client]
+
+    def _has_room(self, client: str, size: int) -> bool:
+        """Return whether an image fits; the last quarter of the room is for clients that have no image here yet."""
+        images, room = self.limits.max_queued_images, self.limits.max_queued_bytes
+        if self.requests[client]:
+            images, room = images - images // 4, room - room // 4
+        return self.requests.total() < images and self.bytes.total() + size <= room
 
 
 def announced_bytes(request: Request, limits: Limits) -> int:

@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.rebuild import Rebuild, rebuild
 from flows.stages import StageBusyError, StageRun, run_stage
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -153,6 +154,7 @@ def test_the_command_line_prints_one_line_a_stage_and_the_gates_exit_code(tiny: 
     assert lines[4] == ["report", str(tiny / "reports" / "report.html")]
 
 
+@fault("flows.rebuild", "SIGKILL of the flow", "its stage ends too", "the next run repairs the lock and goes on")
 def test_a_killed_flow_takes_its_stage_along_and_the_next_run_goes_on(tiny: Path) -> None:
     (tiny / "hang-train").touch()
     with flow_process("--no-promote") as process:

@@ -10,6 +10,7 @@ import pytest
 
 from flows import remote_cache
 from flows.stages import run_stage, stages_in_order
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 STAGES = ["ingest", "train", "evaluate"]
@@ -45,6 +46,7 @@ def run(folder: Path, *names: str) -> dict[str, bool]:
 
 
 @pytest.mark.usefixtures("remote")
+@fault("DVC remote", "a pod dies between two stages", "the next one fetches the finished stages", "they are cached")
 def test_the_next_pod_continues_where_a_dead_one_stopped(image: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     start_pod(image, first, "true")
@@ -59,6 +61,7 @@ def test_the_next_pod_continues_where_a_dead_one_stopped(image: Path, tmp_path: 
     assert made == {path.relative_to(third): path.read_bytes() for path in third.glob("data/**/*") if path.is_file()}
 
 
+@fault("DVC remote", "the remote does not answer", "the run ends", "one line with the address")
 def test_a_remote_that_does_not_answer_is_one_line(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

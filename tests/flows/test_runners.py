@@ -8,6 +8,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cxr.common.errors import ParamsError
 from flows.runners import ADDRESS_VARIABLE, CPUS_VARIABLE, ClusterError, runner
+from tests.support.faults import fault
 from tests.support.servers import free_ports
 
 
@@ -18,6 +19,7 @@ def test_threads_run_the_tasks_unless_a_cluster_is_named(monkeypatch: pytest.Mon
     assert made._max_workers == 3
 
 
+@fault("Ray", "the cluster does not answer", "the flow ends", "one line with the address")
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv(ADDRESS_VARIABLE, address)

@@ -26,6 +26,7 @@ import pytest
 from cxr.common.params import override
 from flows.serve import ServeError, serve
 from tests.support.clones import in_plain_shell, lend_environment
+from tests.support.faults import fault
 from tests.support.prefect_servers import clean_environment, wait_for
 from tests.support.project import PROJECT
 from tests.support.servers import free_ports
@@ -249,6 +250,12 @@ def test_the_doctor_finds_nothing_wrong_with_what_is_served(served: Served) -> N
     assert findings["last run of score/nightly"]["level"] == "ok"
 
 
+@fault(
+    "make serve",
+    "SIGKILL of the worker in the middle of a stage",
+    "its run becomes Crashed, its slots are free",
+    "the next run goes on",
+)
 def test_a_worker_killed_in_the_middle_of_a_stage_leaves_nothing_locked_for_the_next_run(served: Served) -> None:
     override(served.root / "params.yaml", {"train.epochs": 3})
     (served.root / "hang-train").touch()

@@ -18,6 +18,7 @@ from flows.stages import (
     run_stage,
     stages_in_order,
 )
+from tests.support.faults import fault
 
 
 def run(name: str, root: Path) -> tuple[bool, list[str]]:
@@ -69,6 +70,12 @@ def test_a_path_lock_that_is_being_written_is_left_alone(tmp_path: Path) -> None
     assert record.read_text() == "{}"
 
 
+@fault(
+    "flows.rebuild",
+    "another process runs the same stage",
+    "it waits and tries again",
+    "the number of the other process",
+)
 def test_a_path_that_another_live_process_holds_is_busy(tiny: Path) -> None:
     holder = {"write": {str(tiny / "data" / "raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}}
     (tiny / ".dvc" / "tmp").mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 
 from flows.upkeep import AUTOMATION, Slots, missed_runs, on_this_machine, put_in_order, runs_in, slots_of_deployments
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 
 POOL = "upkeep"
@@ -54,6 +55,7 @@ def slots_of(client: SyncPrefectClient, deployment: UUID) -> Slots:
     return next(slots for slots in slots_of_deployments(client) if slots.deployment_id == deployment)
 
 
+@fault("make serve", "a worker died", "its runs become Crashed", "the reason on the run's page")
 def test_a_run_whose_worker_died_ends_as_crashed_and_says_so(client: SyncPrefectClient, deployment: UUID) -> None:
     run = run_without_a_process(client, deployment)
     assert [line.split(":")[0] for line in put_in_order(POOL)] == [run.name]

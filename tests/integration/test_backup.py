@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 from mlflow.store.db import utils as mlflow_tables
 from mlflow.store.tracking.dbmodels.initial_models import Base as OldestTables
 
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.team import BUCKET, Team, clean_environment, postgresql_programs, serve_team
 from tests.support.tiny_model import enter_tiny_project, write_image
@@ -155,6 +156,7 @@ def test_on_empty_services_the_champion_answers_as_before(
         assert len(audit_log) == 2
 
 
+@fault("backup", "a file of a backup is changed", "nothing is restored", "the file's name")
 def test_a_changed_backup_is_not_restored(team: Team, tmp_path_factory: pytest.TempPathFactory) -> None:
     backup = newest(tmp_path_factory.getbasetemp() / "backups")
     (backup / "prefect.dump").write_bytes(b"cut off")

@@ -25,6 +25,7 @@ from cxr.registry import aliases, runs
 from cxr.registry.registration import register_version
 from tasks import pacs
 from tests.support.dicom_images import SECRETS
+from tests.support.faults import fault
 from tests.support.orthanc import USER, OrthancServer, serve_orthanc
 from tests.support.pacs_worker import CT, UID_ROOT, FailingClassifier, classifier, follow, image, worker
 from tests.support.prefect_servers import wait_for
@@ -156,6 +157,7 @@ def test_a_missing_address_is_an_error_that_names_the_variable(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("moment", ["before 1", "after 1", "after 2"])
+@fault("PACS", "SIGKILL of the worker", "it goes on at the same change", "each image has one report")
 def test_a_killed_and_restarted_worker_misses_no_image_and_repeats_none(
     orthanc: OrthancServer, state_file: Path, moment: str
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_killed_and_restarted_worker_misses_no_image_and_repeats_none(
     assert_no_secrets(state_file.read_text(), orthanc)
 
 
+@fault("PACS", "the state file is lost", "reports that exist are found", "each image has one report")
 def test_a_lost_state_file_repeats_no_image(orthanc: OrthancServer, state_file: Path) -> None:
     orthanc.send(image(1))
     champion = classifier(state_file.parent)
@@ -223,6 +226,7 @@ def test_an_image_that_the_model_fails_on_is_named_by_its_id_and_skipped(
     assert_no_secrets(caplog.text, orthanc)
 
 
+@fault("PACS", "the file of an image is missing", "it is skipped", "the log names it")
 def test_an_image_whose_file_is_missing_is_skipped(
     orthanc: OrthancServer, state_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,6 +242,7 @@ def test_an_image_whose_file_is_missing_is_skipped(
     assert f"pacs: image {lost} rejected: its file is missing" in caplog.text
 
 
+@fault("PACS", "an image crashes the process each time", "it is skipped after a few tries", "the log names it")
 def test_an_image_that_crashes_the_process_each_time_is_skipped(orthanc: OrthancServer, state_file: Path) -> None:
     orthanc.send(image(1), image(2))
     assert killed(orthanc, state_file, "before 1", times=MAX_TRIES) == MAX_TRIES

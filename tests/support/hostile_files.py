@@ -110,6 +110,14 @@ def claiming(width: int, height: int, kind: str) -> bytes:
     return bytes(data)
 
 
+def many_scans(width: int, height: int, scans: int) -> bytes:
+    """Return a progressive JPEG of a few kilobytes whose last scan is repeated: each costs a pass over all pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue().removesuffix(b"\xff\xd9")
+    return data + data[data.rindex(b"\xff\xda") :] * scans + b"\xff\xd9"
+
+
 def nested_sequences(depth: int) -> bytes:
     """Return a DICOM file with `depth` nested sequences."""
     image = bytearray(whole_files()["DICOM implicit"])

@@ -13,6 +13,7 @@ import pandas as pd
 from cxr.common.classes import LABELS
 from cxr.common.files import sha256_of, write_json
 from cxr.common.params import Params, Paths, read_params
+from cxr.dataset.ingest_record import CORRECTIONS_FILE, QUARANTINE_FILE, STATISTICS_FILE, TABLES
 from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, write_table
 from cxr.dataset.shards import write_shards
 from tests.support.project import PROJECT
@@ -37,6 +38,8 @@ class RawFolder:
         pairs.to_csv(raw / "near_duplicates.csv", index=False)
         columns = ["source", "path", "sha256", "kind", "kept_image_id", "correlation"]
         pd.DataFrame(self.duplicates, columns=columns).to_csv(raw / "duplicates.csv", index=False)
+        for name in (QUARANTINE_FILE, CORRECTIONS_FILE):
+            pd.DataFrame(columns=list(TABLES[name])).to_csv(raw / name, index=False)
         sources = {name: len(images) for name, images in self.manifest.groupby("source")}
         counts = {name: self._counts(n, self.quarantined if name == "kermany" else 0) for name, n in sources.items()}
         labels = self.manifest["label"].value_counts()
@@ -50,6 +53,7 @@ class RawFolder:
                 "published": {"kermany": {} if self.synthetic else {"train": 5216, "val": 16, "test": 624}},
                 "classes": {label: int(labels.get(label, 0)) for label in LABELS},
                 "manifest_sha256": sha256_of(raw / "manifest.parquet"),
+                "tables_sha256": {name: sha256_of(raw / name) for name in (STATISTICS_FILE, *TABLES)},
             },
         )
 

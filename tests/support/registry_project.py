@@ -25,6 +25,7 @@ from cxr.models.bundle import ModelSpec, write_bundle
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
 from cxr.registry import tracking_store, versions
 from tests.support.project import PROJECT
+from tests.support.stage_files import training_record, write_curves, write_split_files
 
 CLASSES = ("normal", "viral", "bacterial")
 N_TEST = 30
@@ -63,18 +64,15 @@ def write_model(
     write_bundle(Path("models/trained"), {"w": torch.full((2,), float(seed))}, spec(synthetic=synthetic))
     write_json(
         Path("models/trained/training.json"),
-        {"run_id": f"{seed:032x}", "params": {"epochs": 2}, "weights": {"source": "none"}},
+        training_record(run_id=f"{seed:032x}", params={"epochs": 2}),
     )
-    Path("models/trained/curves.csv").write_text("epoch,train_loss\n1,0.5\n2,0.4\n")
-    write_json(
-        Path("data/split/split.json"),
-        {"protocol": "patient", "task": "three_way", "manifest_sha256": "a" * 64, "test_set_sha256": digest},
-    )
-    write_splits(Path("data/split/splits.csv"), [(name, label) for name, label, _ in rows])
+    write_curves(Path("models/trained/curves.csv"))
+    write_split([(name, label) for name, label, _ in rows])
     write_json(Path("reports/metrics.json"), metrics(1 - wrong / images, n_test=images, test_set_sha256=digest))
-    Path("reports/report.html").write_text("<p>report</p>")
+    Path("reports/report.html").write_text("<!doctype html><p>report</p></html>")
     fitted = {"temperature": 1.5, "bias": [0.0, 0.25, -0.25], "refer_below": 0.625}
     write_json(Path("reports/evaluation/calibration.json"), fitted)
+    Path("reports/evaluation/model_card.md").write_text("# Model card\n\n## Factors\n")
     write_predictions(Path("reports/evaluation/predictions.csv"), rows)
     write_reference(Path("reports/evaluation") / REFERENCE_FILE, reference())
 
@@ -123,14 +121,13 @@ def metrics(accuracy: float, *, n_test: int = N_TEST, test_set_sha256: str = "")
     }
 
 
-def write_splits(path: Path, test_images: list[tuple[str, str]]) -> None:
-    """Write splits.csv from (image_id, label) of the test images, with one training and one validation image."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image_id", "split", "fold", "label", "patient_id"))
-        writer.writerow(("trained", "train", -1, "normal", "patient-trained"))
-        writer.writerow(("other", "validation", -1, "normal", "patient-other"))
-        writer.writerows((name, "test", -1, label, f"patient-{name}") for name, label in test_images)
+def write_split(test_images: list[tuple[str, str]], *, manifest: Path | None = None, **changed: Any) -> None:
+    """Write data/split from (image_id, label) of the test images, with one training and one validation image."""
+    rows = [("trained", "train", "normal"), ("other", "validation", "normal")]
+    rows += [(name, "test", label) for name, label in test_images]
+    table = pd.DataFrame(rows, columns=["image_id", "split", "label"])
+    table["patient_id"] = "patient-" + table["image_id"]
+    write_split_files(Path("data/split"), table, manifest=manifest, **changed)
 
 
 def write_predictions(path: Path, rows: list[tuple[str, str, str]]) -> None:

@@ -13,6 +13,7 @@ from cxr.common.errors import RegistryError
 from cxr.common.params import override, read_params
 from cxr.registry import aliases
 from tasks import app
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import call, enter_project
@@ -69,6 +70,7 @@ class Clients:
         return {version for _, version in self.responses}
 
 
+@fault("web app", "a new champion is damaged", "the earlier one keeps answering", "the log says why")
 def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_damaged_one_does_not() -> None:
     """The champion moves to a good version, to a damaged one and back; then the registry fails."""
     first = register_champion(1)

@@ -16,6 +16,7 @@ from cxr.common.params import override
 from cxr.registry import aliases, retention, tracking_store, versions
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
+from tests.support.faults import fault
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
 STAGE = """
@@ -135,6 +136,12 @@ def test_a_changed_audit_log_stops_everything(
     client.set_registered_model_tag(versions.MODEL, entry_tag(1), entry)
 
 
+@fault(
+    "clean",
+    "the command is killed on the way",
+    "no champion and none of its data is removed",
+    "the next run removes the rest",
+)
 def test_it_removes_what_it_lists_and_no_champion_or_its_data_even_when_it_was_killed_on_the_way(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

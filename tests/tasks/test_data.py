@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from cxr.common.errors import SourceError
 from tasks.data import NO_TOKEN, kaggle_authorization, main
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.servers import Web, serve_web
 
@@ -72,6 +73,7 @@ def error_of(data: Callable[..., None], *more: str) -> str:
     return str(caught.value)
 
 
+@fault("data", "the connection ends in the middle of a download", "it goes on at that byte", "both sets are there")
 def test_both_sets_are_downloaded_despite_an_interruption(
     web: Web,
     data: Callable[..., None],
@@ -97,6 +99,7 @@ def test_both_sets_are_downloaded_despite_an_interruption(
     assert len(web.asked) == before
 
 
+@fault("data", "a download is damaged", "it is removed", "exit code 3, run it again")
 def test_a_damaged_download_is_removed(web: Web, data: Callable[..., None], tmp_path: Path) -> None:
     message = error_of(data, "--only", "kermany", "--kermany-sha256", "0" * 64)
     assert hashlib.sha256(web.files[KERMANY]).hexdigest() in message

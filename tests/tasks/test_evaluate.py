@@ -18,7 +18,7 @@ from cxr.common.files import read_json, write_json
 from cxr.common.notices import SYNTHETIC
 from cxr.common.params import EvaluateParams, Paths, read_params
 from cxr.dataset.image_array import read_image_array, write_index
-from cxr.dataset.manifest import MANIFEST_COLUMNS, sha256_of_test_set, write_table
+from cxr.dataset.manifest import MANIFEST_COLUMNS, read_split, write_table
 from cxr.evaluation.metrics import measure
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
@@ -26,8 +26,10 @@ from cxr.models.factory import build
 from cxr.models.forward import BATCH_SIZE, predict_logits, softmax_with_temperature
 from cxr.registry.runs import start_run
 from tasks.evaluate import _images, _measure, evaluate
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.raw_folder import pack
+from tests.support.stage_files import training_record, write_curves, write_split_files
 
 CLASSES = ("normal", "viral", "bacterial")
 PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)
@@ -60,7 +62,8 @@ def write_images(paths: Paths) -> None:
     write_table(manifest, MANIFEST_COLUMNS, paths.raw / "manifest.parquet")
     counts = {"total": N_IMAGES, "kept": N_IMAGES, "quarantined": 0, "duplicates": 0}
     ingest = {"sources": {"first": counts}, "synthetic": True, "classes": dict.fromkeys(CLASSES, N_IMAGES // 3)}
-    write_json(paths.raw / "ingest.json", counts | ingest | {"manifest_sha256": "0" * 64})
+    named = {"layouts": {}, "published": {}, "manifest_sha256": "0" * 64, "tables_sha256": {}}
+    write_json(paths.raw / "ingest.json", counts | ingest | named)
     paths.images.mkdir()
     brightness = 60 * (1 + np.arange(N_IMAGES) % 3)
     images = generator.integers(0, 40, (N_IMAGES, 32, 32)) + brightness[:, None, None]
@@ -72,18 +75,10 @@ def write_images(paths: Paths) -> None:
 
 
 def write_split(paths: Paths, manifest: pd.DataFrame) -> None:
-    table = manifest[["image_id", "label", "patient_id"]].assign(fold=-1)
+    table = manifest[["image_id", "label", "patient_id"]].copy()
     table["split"] = ["train"] * 12 + ["validation"] * 18 + ["test"] * (N_IMAGES - 30)
-    paths.split.mkdir()
-    table[["image_id", "split", "fold", "label", "patient_id"]].to_csv(paths.split / "splits.csv", index=False)
-    split = {
-        "protocol": "patient", "task": "three_way", "classes": list(CLASSES), "synthetic": True,
-        "leakage": "No patient leaks.", "manifest_sha256": "0" * 64, "test_set_sha256": sha256_of_test_set(table),
-        "notes": ["Seven images were left out."], "blocks": 2,
-        "counts": {name: dict.fromkeys(CLASSES, n) for name, n in (("train", 4), ("validation", 6), ("test", 12))},
-        "patients": {"train": 6, "validation": 9, "test": 18},
-    }  # fmt: skip
-    write_json(paths.split / "split.json", split)
+    notes = ["Seven images were left out."]
+    write_split_files(paths.split, table, manifest=paths.raw / "manifest.parquet", notes=notes, blocks=2)
 
 
 def write_model(paths: Paths) -> None:
@@ -96,15 +91,8 @@ def write_model(paths: Paths) -> None:
         mean=(0.5,) * 3, std=(0.25,) * 3, temperature=1.0, bias=(0.0,) * 3, synthetic=True,
     )  # fmt: skip
     write_bundle(paths.model, state, spec)
-    curves = {"epoch": [1, 2], "train_loss": [1.0, 0.9], "validation_loss": [1.0, 0.8]}
-    curves |= {name: [0.4, 0.5] for name in ("train_accuracy", "validation_accuracy", "validation_macro_f1")}
-    pd.DataFrame(curves).to_csv(paths.model / "curves.csv", index=False)
-    training = {
-        "run_id": "0" * 32, "seconds": 5.0, "images_per_second": 10.0, "device": "cpu", "precision": "fp32",
-        "hardware": "2 cores", "epochs_run": 2, "best_epoch": 2, "best_validation_macro_f1": 0.5,
-        "weights": {"source": "none", "sha256": "", "loaded": [], "partial": [], "random": ["head"]}, "params": {},
-    }  # fmt: skip
-    write_json(paths.model / "training.json", training)
+    write_curves(paths.model / "curves.csv")
+    write_json(paths.model / "training.json", training_record())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,7 +239,7 @@ def test_one_pass_gives_predictions_and_reference_statistics(evaluated: Paths) -
     model, spec = read_bundle(evaluated.model)
     passes = []
     model.register_forward_pre_hook(lambda _model, inputs: passes.append(len(inputs[0])))
-    images = _images(evaluated, read_json(evaluated.split / "split.json"))
+    images = _images(evaluated, read_split(evaluated.split))
     measured = _measure(model, spec, read_image_array(evaluated.images), images, fit_bias=False)
     assert len(passes) == math.ceil(len(images) / BATCH_SIZE)
     assert (
@@ -301,6 +289,20 @@ def test_a_split_that_differs_from_its_description_is_rejected(project: Paths) -
     assert refusal(project).endswith("run `./run dvc repro -f -s split`")
 
 
+@fault(
+    "evaluate",
+    "`curves.csv` of an older release",
+    "refused before any output is touched",
+    "the column that is missing, run train",
+)
+def test_curves_of_a_release_without_the_accuracy_of_training_are_refused(evaluated: Paths, project: Paths) -> None:
+    model = project.split.parent / "model"
+    shutil.copytree(evaluated.model, model)
+    pd.read_csv(model / "curves.csv").drop(columns="train_accuracy").to_csv(model / "curves.csv", index=False)
+    message = refusal(project.model_copy(update={"model": model}))
+    assert message.endswith("found no train_accuracy; run `./run dvc repro -f -s train`")
+
+
 def test_a_model_of_other_classes_is_rejected(project: Paths) -> None:
     changed_json(project.split / "split.json", classes=[*CLASSES, "covid"])
     message = refusal(project)
@@ -321,7 +323,7 @@ def test_a_calibration_at_the_end_of_its_range_is_warned_about(
     table = pd.read_csv(project.split / "splits.csv")
     others = (table["split"] == "validation") & ~table["image_id"].isin(right)
     table.loc[others, "split"] = "unused"  # without an error, more confidence is always better
-    table.to_csv(project.split / "splits.csv", index=False)
+    write_split_files(project.split, table, manifest=project.raw / "manifest.parquet")
     evaluate(PARAMS, project)
     assert f"the temperature 0.25 is at the end of its range: {len(right)} validation images may be" in caplog.text
 

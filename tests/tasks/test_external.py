@@ -12,6 +12,7 @@ from cxr.common.errors import ImageError, ParamsError, SourceError
 from cxr.common.files import read_json, sha256_of
 from cxr.common.params import override
 from cxr.dataset.image_array import write_index
+from cxr.dataset.manifest import read_split
 from cxr.imaging.decode import image_from_bytes
 from cxr.inference import external_answers
 from cxr.registry import versions
@@ -21,7 +22,9 @@ from tasks import external
 from tests.support.accessibility import faults_of_report
 from tests.support.browsers import launch_browser
 from tests.support.dicom_images import dicom_image, picture
+from tests.support.faults import fault
 from tests.support.registry_project import CLASSES, call, register, spec
+from tests.support.stage_files import write_split_files
 from tests.support.tiny_model import SIZE_PX, enter_tiny_project, write_image
 
 KERMANY_NAMES = ("NORMAL/IM-{n:04d}-0001.png", "PNEUMONIA/person{n}_virus_1.png", "PNEUMONIA/person{n}_bacteria_1.png")
@@ -187,7 +190,8 @@ def test_copies_of_training_images_are_found_and_left_out(monkeypatch: pytest.Mo
     before = run(monkeypatch, "--data", folder)["training_duplicates"]
     assert (before["exact"], before["near"]) == (1, 0)
     assert "without thumbnails" in before["limits"]
-    splits.to_csv("data/split/splits.csv", index=False)
+    present = read_split(Path("data/split"))
+    write_split_files(Path("data/split"), pd.concat([splits, present.part("test")]))
     Path("data/images").mkdir()
     pixels = [image_from_bytes(names[n].read_bytes(), preprocessing, name="x") for n in (0, 7)]
     np.save("data/images/images.npy", np.stack(pixels))
@@ -273,6 +277,7 @@ def test_unreadable_images_are_counted_named_and_make_the_exit_code(monkeypatch:
     assert not Path("reports/external/other").exists()
 
 
+@fault("external", "an interrupt while the set is answered", "finished images are kept", "the next run goes on")
 def test_a_killed_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = kermany("test", 48)
     monkeypatch.setattr(external_answers, "IMAGES_PER_PART", 16)

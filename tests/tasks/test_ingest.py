@@ -24,9 +24,11 @@ from cxr.common.errors import DataError, ParamsError, SourceError
 from cxr.common.params import IngestParams, Paths, Source, read_params
 from cxr.dataset.deduplicate import Deduplicated
 from cxr.dataset.ingest import list_files
-from cxr.dataset.manifest import MANIFEST_COLUMNS, STATISTICS_COLUMNS, read_manifest, read_table
+from cxr.dataset.ingest_record import read_ingest_record, read_statistics
+from cxr.dataset.manifest import MANIFEST_COLUMNS, read_manifest
 from tasks.ingest import _account, ingest
 from tests.support.dicom_images import SECRETS, dicom_image, picture
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.raw_folder import unpacked
 from tests.support.real_data import RAW, needs_real_images
@@ -101,7 +103,7 @@ def test_an_image_is_packed_byte_for_byte_and_described_in_one_row(tmp_path: Pat
     assert (row["acquisition_series"], row["acquisition_number"]) == ("virus", 7)
     unordered = manifest.set_index("source").loc["covid19", ["acquisition_series", "acquisition_number"]]
     assert unordered.isna().all()
-    statistics = read_table(raw / "statistics.parquet", STATISTICS_COLUMNS)
+    statistics = read_statistics(raw, read_ingest_record(raw))
     assert statistics["image_id"].tolist() == manifest["image_id"].tolist()
     assert statistics["grey_mean"].between(1, 254).all()
 
@@ -131,6 +133,12 @@ def test_the_counts_add_up_per_source_and_in_all(tmp_path: Path) -> None:
     assert counts["manifest_sha256"] == hashlib.sha256((raw / "manifest.parquet").read_bytes()).hexdigest()
 
 
+@fault(
+    "ingest",
+    "a file of the set is truncated, empty, no image, too large, or its class is unknown",
+    "it is quarantined, all others are kept",
+    "`quarantine.csv` names the file and the reason",
+)
 def test_each_kind_of_bad_file_is_quarantined_with_its_reason(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
@@ -159,6 +167,12 @@ def test_each_kind_of_bad_file_is_quarantined_with_its_reason(tmp_path: Path) ->
     assert kept_paths(raw) == []
 
 
+@fault(
+    "ingest",
+    "a link leads out of the set",
+    "it is quarantined and not followed",
+    "`quarantine.csv`: link out of the folder",
+)
 def test_a_link_out_of_the_set_is_rejected_and_one_inside_is_a_duplicate(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpeg"
     secret.write_bytes(image(5))
@@ -176,6 +190,52 @@ def test_a_link_out_of_the_set_is_rejected_and_one_inside_is_a_duplicate(tmp_pat
     assert pd.read_csv(raw / "duplicates.csv")["path"].tolist() == ["train/NORMAL/IM-0003-0001.jpeg"]
 
 
+@fault(
+    "ingest",
+    "links that lead to themselves, and a pipe named like an image",
+    "they are quarantined",
+    "`quarantine.csv`: unreadable",
+)
+def test_links_that_lead_back_to_themselves_and_pipes_are_quarantined(tmp_path: Path) -> None:
+    lay_out(tmp_path / "sets", {})
+    folder = tmp_path / "sets" / NORMAL
+    (folder / "IM-0001-0001.jpeg").symlink_to("IM-0002-0001.jpeg")
+    (folder / "IM-0002-0001.jpeg").symlink_to("IM-0001-0001.jpeg")
+    (folder / "around").symlink_to(".")
+    os.mkfifo(folder / "IM-0003-0001.jpeg")
+    raw = ingested(tmp_path, {})
+    assert {path.rpartition("/")[2]: reason for path, (reason, _) in quarantine(raw).items()} == {
+        **dict.fromkeys((f"IM-000{n}-0001.jpeg" for n in (1, 2, 3)), "unreadable"),
+        "around": "unreadable",
+    }
+
+
+@fault("ingest", "`labels.csv` is a pipe", "refused before anything is read", "is not a regular file")
+def test_a_pipe_in_place_of_the_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    os.mkfifo(tmp_path / "sets" / "labels.csv")
+    source = DEFAULTS.ingest.sources[0].model_copy(update={"layout": "labelled", "location": str(tmp_path / "sets")})
+    with pytest.raises(SourceError, match=r"labels\.csv is not a regular file"):
+        ingest(DEFAULTS.ingest.model_copy(update={"sources": [source]}), paths_in(tmp_path))
+
+
+@fault(
+    "ingest",
+    "every image of a source is damaged",
+    "nothing is written, the earlier data stay",
+    "exit code 3 and the reasons with their numbers",
+)
+def test_a_source_without_one_usable_image_is_an_error_and_the_earlier_data_stay(tmp_path: Path) -> None:
+    raw = ingested(tmp_path, {})
+    before = sorted(path.name for path in raw.iterdir())
+    (tmp_path / "sets" / f"{NORMAL}/IM-9999-0001.jpeg").write_bytes(b"damaged")
+    with pytest.raises(SourceError, match=r"source kermany: none of its 1 files .*\(1 not an image\)"):
+        ingest(settings_for(tmp_path / "sets"), paths_in(tmp_path))
+    assert sorted(path.name for path in raw.iterdir()) == before
+    assert quarantine(raw) == {}
+
+
+@fault("ingest", "a file may not be read", "it is quarantined", "`quarantine.csv`: unreadable, Permission denied")
 def test_a_file_without_read_permission_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path.read_bytes
 
@@ -191,6 +251,7 @@ def test_a_file_without_read_permission_is_quarantined(tmp_path: Path, monkeypat
     assert "Permission denied" in detail
 
 
+@fault("ingest", "a file name is not UTF-8", "it is quarantined", "`quarantine.csv`: unreadable, rename the file")
 def test_a_file_name_that_is_not_utf_8_is_quarantined(tmp_path: Path) -> None:
     lay_out(tmp_path / "sets", {})
     (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(image(1))
@@ -251,6 +312,12 @@ def test_patients_who_share_an_image_become_one(tmp_path: Path) -> None:
     assert patients["images/kermany/train/PNEUMONIA/person3_virus_1.jpeg"] == "kermany/train/person3"
 
 
+@fault(
+    "ingest",
+    "copies of one image have different labels",
+    "all of them are quarantined",
+    "`quarantine.csv`: conflicting labels",
+)
 def test_copies_with_different_labels_are_all_quarantined(tmp_path: Path) -> None:
     raw = ingested(
         tmp_path,
@@ -346,6 +413,12 @@ def test_a_labelled_folder_of_dicom_images_is_ingested_without_its_patients(
     assert not [secret for secret in SECRETS if secret.encode() in written or secret in caplog.text]
 
 
+@fault(
+    "ingest",
+    "`labels.csv` names a file that is not there",
+    "nothing is written",
+    "exit code 3 and the first such file",
+)
 def test_a_label_without_its_image_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_PATIENT_KEY", "k" * 32)
     params = hospital(tmp_path / "ward", "path,label\na.png,viral\ngone.png,normal\n", {"a.png": image(1)})
@@ -353,6 +426,7 @@ def test_a_label_without_its_image_is_an_error(tmp_path: Path, monkeypatch: pyte
         ingest(params, paths_in(tmp_path))
 
 
+@fault("ingest", "the key of the patient digests is not set", "nothing is written", "the name of the variable")
 def test_a_missing_key_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXR_PATIENT_KEY", raising=False)
     params = hospital(tmp_path / "ward", "path,label\na.png,viral\n", {"a.png": image(1)})
@@ -427,6 +501,7 @@ def test_every_file_has_exactly_one_result(
     assert packed == dict(zip(manifest["path"], manifest["sha256"], strict=True))
 
 
+@fault("ingest", "SIGKILL while images are packed", "the earlier data stay", "the next run gives the same bytes")
 def test_a_killed_run_leaves_the_old_folder_and_the_next_run_gives_the_same_bytes(tmp_path: Path) -> None:
     files = {f"{NORMAL}/IM-{n:04d}-0001.jpeg": image(n, side=1000) for n in range(60)}
     expected = digest_of(ingested(tmp_path, files))
@@ -453,6 +528,7 @@ def test_a_killed_run_leaves_the_old_folder_and_the_next_run_gives_the_same_byte
     assert not (tmp_path / ".raw.partial").exists()
 
 
+@fault("ingest", "an image changes while ingest runs", "nothing is written", "exit code 3 and the file")
 def test_an_image_that_changes_during_ingest_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, read_before = Path.read_bytes, set[Path]()
 

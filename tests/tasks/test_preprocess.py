@@ -18,8 +18,10 @@ from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.imaging.decode import image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
 from tasks.preprocess import preprocess
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.raw_folder import pack, unpacked
+from tests.support.stage_files import write_verdict
 
 PARAMS = PreprocessParams(
     image_size_px=48,
@@ -48,6 +50,7 @@ def write_images(raw: Path, count: int = 5, size: int = 80) -> pd.DataFrame:
     }
     manifest = pd.DataFrame(values | {"path": [f"images/{row}.png" for row in range(count)]})
     write_table(manifest, MANIFEST_COLUMNS, raw / "manifest.parquet")
+    write_verdict(raw.parents[1] / "reports" / "validation.json", raw)
     return manifest
 
 
@@ -81,6 +84,7 @@ def test_unreadable_images_are_named_and_nothing_is_written(tmp_path: Path) -> N
     assert list(paths.images.parent.glob(".*partial*")) == []
 
 
+@fault("preprocess", "an image of the manifest is in no shard", "nothing is written", "exit code 5 and the image")
 def test_a_missing_image_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     write_images(paths.raw)
@@ -100,6 +104,12 @@ def test_a_long_list_of_failures_is_shortened(tmp_path: Path) -> None:
         preprocess(PARAMS, paths)
 
 
+@fault(
+    "preprocess",
+    "SIGKILL while images are prepared",
+    "no array, or the earlier one",
+    "the next run gives the same bytes",
+)
 def test_a_run_after_a_killed_one_gives_the_same_array(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     write_images(paths.raw, count=150, size=900)

@@ -22,6 +22,7 @@ from cxr.registry.evaluation_store import store_evaluation
 from cxr.registry.external_store import store_external
 from cxr.registry.test_set_looks import record_look
 from tasks import history, promote, rollback
+from tests.support.faults import fault
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
 
@@ -142,6 +143,12 @@ def test_a_worse_viral_recall_is_rejected_and_nobody_may_overrule_it(
     assert read_json(RECEIPT)["decision"] == "REJECT"
 
 
+@fault(
+    "promote",
+    "the evaluation artifacts of a version are lost",
+    "held, the champion stays",
+    "exit code 11 and what is missing",
+)
 def test_lost_evaluation_artifacts_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     write_model()
     version = register()
@@ -151,6 +158,7 @@ def test_lost_evaluation_artifacts_hold(monkeypatch: pytest.MonkeyPatch) -> None
     assert versions.get_version("1").tags["promotion_decision"] == "HOLD"
 
 
+@fault("promote", "the store has lost the model's files", "held, the champion stays", "exit code 11")
 def test_a_model_that_the_store_has_lost_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     write_model()
     register()

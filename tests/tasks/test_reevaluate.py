@@ -13,7 +13,7 @@ import torch
 from cxr.common.errors import DataError, PromotionHeldError
 from cxr.common.files import write_json
 from cxr.dataset.image_array import write_index
-from cxr.dataset.manifest import MANIFEST_COLUMNS, sha256_of_test_set, write_table
+from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.dataset.shards import write_shards
 from cxr.imaging.decode import image_from_bytes
 from cxr.models.bundle import write_bundle
@@ -23,7 +23,7 @@ from cxr.registry import aliases, runs, versions
 from cxr.registry.evaluation_store import evaluation_of, keep_training_images
 from cxr.registry.registration import register_version
 from tasks import reevaluate
-from tests.support.registry_project import CLASSES, call, enter_project, spec, write_splits
+from tests.support.registry_project import CLASSES, call, enter_project, spec, write_split
 
 N_IMAGES = 12
 
@@ -52,7 +52,6 @@ def pixels() -> dict[str, bytes]:
         if column not in manifest:
             manifest[column] = "x" if kind == "str" else 1
     Path("data/raw").mkdir(parents=True)
-    Path("data/split").mkdir()
     write_table(manifest, MANIFEST_COLUMNS, Path("data/raw/manifest.parquet"))
     list(
         write_shards(
@@ -60,19 +59,7 @@ def pixels() -> dict[str, bytes]:
         )
     )
     tested = [(f"image{n}", CLASSES[n % 3]) for n in range(N_IMAGES)]
-    write_splits(Path("data/split/splits.csv"), tested)
-    images = pd.DataFrame(tested, columns=["image_id", "label"]).assign(split="test")
-    write_json(
-        Path("data/split/split.json"),
-        {
-            "protocol": "patient",
-            "task": "three_way",
-            "classes": list(CLASSES),
-            "synthetic": True,
-            "test_set_sha256": sha256_of_test_set(images),
-            "blocks": 5,
-        },
-    )
+    write_split(tested, manifest=Path("data/raw/manifest.parquet"))
     return pixels
 
 
@@ -180,8 +167,8 @@ def test_without_a_split_or_its_images_the_command_says_what_to_run(
 ) -> None:
     champion(image_id=["elsewhere"], patient_id=["patient-elsewhere"])
     assert len(pixels) == N_IMAGES
-    write_splits(Path("data/split/splits.csv"), [("image0", "normal"), ("gone", "viral")])
-    with pytest.raises(DataError, match="1 test images of data/split are not in data/raw"):
+    write_split([("image0", "normal"), ("gone", "viral")])
+    with pytest.raises(DataError, match=r"manifest\.parquet is damaged"):
         call(monkeypatch, reevaluate.main)
     Path("data/split/split.json").unlink()
     with pytest.raises(DataError, match=r"split\.json is missing"):

@@ -30,6 +30,7 @@ from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, image_meas
 from cxr.registry import aliases, runs, tracking_store, versions
 from cxr.registry.registration import register_version
 from tasks import predict, score
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.reference_images import synthetic_images
 from tests.support.registry_project import CLASSES, call, enter_project, spec
@@ -244,6 +245,12 @@ def test_an_invalid_shard_is_rejected(monkeypatch: pytest.MonkeyPatch, given: st
 
 
 @pytest.mark.usefixtures("images")
+@fault(
+    "score",
+    "SIGKILL while images are scored",
+    "one part is lost at most",
+    "the next run scores the rest, nothing twice",
+)
 def test_a_kill_loses_one_part_at_most_and_the_next_run_scores_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

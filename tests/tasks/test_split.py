@@ -14,8 +14,10 @@ from cxr.common.errors import DataError, GateError
 from cxr.common.files import sha256_of
 from cxr.common.params import Paths, SplitParams
 from tasks.split import check_split, split
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.raw_folder import RawFolder, paths_below, project_params, raw_folder
+from tests.support.stage_files import write_verdict
 
 SMALL_QUOTAS = {
     "paper_train": {"normal": 20, "viral": 20, "bacterial": 20},
@@ -35,12 +37,15 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RawFolder]:
     ids = tables.manifest.loc[tables.manifest["label"] == "viral", "image_id"].tolist()
     tables.near_duplicates = [(ids[0], ids[5]), (ids[5], ids[9])]
     tables.write(folder / "data/raw")
+    write_verdict(folder / "reports/validation.json", folder / "data/raw")
     return folder / "data/raw", tables
 
 
 @pytest.fixture
 def paths(tmp_path: Path, raw: tuple[Path, RawFolder]) -> Paths:
-    return paths_below(tmp_path).model_copy(update={"raw": raw[0]})
+    return paths_below(tmp_path).model_copy(
+        update={"raw": raw[0], "validation": raw[0].parents[1] / "reports/validation.json"}
+    )
 
 
 @pytest.mark.parametrize("protocol", ["patient", "paper", "official", "cv", "block"])
@@ -88,7 +93,9 @@ def test_official_names_what_is_missing_of_the_published_set(paths: Paths, tmp_p
     ]
     tables.synthetic = False
     tables.write(tmp_path / "raw")
-    split(params(protocol="official"), paths.model_copy(update={"raw": tmp_path / "raw"}))
+    write_verdict(tmp_path / "validation.json", tmp_path / "raw")
+    given = paths.model_copy(update={"raw": tmp_path / "raw", "validation": tmp_path / "validation.json"})
+    split(params(protocol="official"), given)
     summary = json.loads((paths.split / "split.json").read_text())
     own = tables.manifest[tables.manifest["source"] == "kermany"]["official_split"].value_counts()
     assert summary["published"] == {
@@ -230,17 +237,21 @@ def test_a_missed_quota_is_detected(paths: Paths, caplog: pytest.LogCaptureFixtu
     assert "split=test, label=normal, images=5, quota=6" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["near_duplicates.csv", "ingest.json"])
-def test_a_missing_input_is_named(paths: Paths, raw: tuple[Path, RawFolder], tmp_path: Path, name: str) -> None:
-    incomplete = tmp_path / "raw"
-    incomplete.mkdir()
-    raw[1].write(incomplete)
-    (incomplete / name).unlink()
-    with pytest.raises(DataError) as raised:
-        split(params(), paths.model_copy(update={"raw": incomplete}))
-    assert str(raised.value).startswith(f"{incomplete / name} is missing")
+@pytest.mark.parametrize("fault", ["not a pass", "of another manifest"])
+@fault("split", "the gate did not pass, or passed on other data", "no split is written", "exit code 5, run validate")
+def test_without_a_pass_of_the_gate_on_this_manifest_nothing_is_split(
+    paths: Paths, tmp_path: Path, raw: tuple[Path, RawFolder], fault: str
+) -> None:
+    verdict = tmp_path / "validation.json"
+    write_verdict(verdict, raw[0], passed=fault != "not a pass")
+    if fault == "of another manifest":
+        verdict.write_text(verdict.read_text().replace(sha256_of(raw[0] / "manifest.parquet"), "0" * 64))
+    with pytest.raises(DataError, match=f"is {fault}; .* run `./run dvc repro validate`"):
+        split(params(), paths.model_copy(update={"validation": verdict}))
+    assert not paths.split.exists()
 
 
+@fault("split", "a killed run left a partial folder", "it is removed", "the split is written as usual")
 def test_the_partial_folder_of_a_killed_run_is_replaced(paths: Paths) -> None:
     left = paths.split.with_name(f".{paths.split.name}.partial")
     left.mkdir(parents=True)

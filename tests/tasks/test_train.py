@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from cxr.common.files import write_json
 from cxr.common.params import Paths, override, read_params
 from cxr.dataset.image_array import read_image_array, write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.bundle import read_bundle
 from cxr.models.forward import predict_logits, softmax_with_temperature
+from tests.support.faults import fault
 from tests.support.project import PROJECT
+from tests.support.stage_files import write_split_files
 
 IMAGES = 36
 QUICK = {
@@ -40,25 +41,14 @@ def project(folder: Path) -> Path:
     override(params, {f"paths.{name}": str(folder / getattr(paths, name)) for name in Paths.model_fields} | QUICK)
     ids = [f"id-{row:02d}" for row in range(IMAGES)]
     labels = [("normal", "viral", "bacterial")[row % 3] for row in range(IMAGES)]
-    images, split = folder / paths.images, folder / paths.split
+    images = folder / paths.images
     images.mkdir(parents=True)
-    split.mkdir(parents=True)
     np.save(images / "images.npy", np.random.default_rng(0).integers(0, 255, (IMAGES, 32, 32), np.uint8))
     write_index(images, ids, Preprocessing(32, "stretch", "clahe", 2.0, 4, 10**6))
     write_manifest(folder / paths.raw, ids, labels)
     parts = ["validation" if row >= 27 else "train" for row in range(IMAGES)]
-    table = {"image_id": ids, "split": parts, "fold": -1, "label": labels, "patient_id": ids}
-    pd.DataFrame(table).to_csv(split / "splits.csv", index=False)
-    write_json(
-        split / "split.json",
-        {
-            "protocol": "patient",
-            "task": "three_way",
-            "classes": ["normal", "viral", "bacterial"],
-            "manifest_sha256": "0" * 64,
-            "synthetic": True,
-        },
-    )
+    table = pd.DataFrame({"image_id": ids, "split": parts, "label": labels})
+    write_split_files(folder / paths.split, table, manifest=folder / paths.raw / "manifest.parquet")
     return params
 
 
@@ -122,6 +112,12 @@ def test_run_records_parameters_curves_dataset_and_lineage(finished: Path, store
     assert {"git_commit", "params_sha256", "uv_lock_sha256", "protocol"} <= set(run.data.tags)
 
 
+@fault(
+    "train",
+    "SIGKILL between epochs",
+    "the next run goes on from the last checkpoint",
+    "bit-identical weights, one MLflow run",
+)
 def test_killed_training_resumes_its_run_and_ends_with_bit_identical_weights(
     finished: Path, store: Path, tmp_path: Path
 ) -> None:

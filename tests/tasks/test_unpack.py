@@ -9,6 +9,7 @@ from cxr.common.params import override
 from tasks.unpack import main
 from tests.support.project import PROJECT
 from tests.support.raw_folder import RawFolder, pack, raw_folder, unpacked
+from tests.support.stage_files import write_split_files
 
 
 @pytest.fixture
@@ -60,8 +61,7 @@ def test_the_test_images_are_written_with_their_labels(
     tested = tables.manifest[tables.manifest["label"] == "viral"].iloc[[1, 3]]
     splits = tables.manifest[["image_id", "label", "patient_id"]].assign(split="train", fold=0)
     splits.loc[tested.index, "split"] = "test"
-    Path("data/split").mkdir(parents=True)
-    splits.to_csv("data/split/splits.csv", index=False)
+    write_split_files(Path("data/split"), splits)
     call(monkeypatch, "test", "--split", "test", "--labels")
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == [
         [f"test/{path}", "viral"] for path in tested["path"]

@@ -1,14 +1,17 @@
 """Reading and changing params.yaml: errors name the parameter, changes keep the rest of the file."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from cxr.common.errors import ParamsError
-from cxr.common.params import override, read_params
+from cxr.common.params import Params, override, read_params
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 
@@ -47,6 +50,83 @@ def test_an_invalid_override_names_the_parameter_and_leaves_the_file_unchanged(
     with pytest.raises(ParamsError, match=re.escape(named)):
         override(params, {name: value})
     assert params.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("latin-1", "is not UTF-8 text"),
+        ("utf-16", "is not UTF-8 text"),
+        ("nested", "nested more than 12 levels deep"),
+        ("large", "more than 1 MB"),
+        ("alias", "refers to *x"),
+        ("pipe", "is not a regular file"),
+        ("empty", "the file: Input should be a valid dictionary"),
+        ("list", "the file: Input should be a valid dictionary"),
+        ("digits", "is not valid YAML"),
+    ],
+)
+@fault(
+    "params.yaml",
+    "Latin-1, UTF-16, nested without end, large, a reference, a pipe, empty, a list, endless digits",
+    "refused at once",
+    "exit code 2 and what is wrong",
+)
+def test_a_file_that_is_no_parameter_file_is_refused(params: Path, fault: str, named: str) -> None:
+    text = params.read_text()
+    contents = {
+        "latin-1": f"# Ä\n{text}".encode("latin-1"),
+        "utf-16": text.encode("utf-16"),
+        "nested": b"a: " + b"[" * 200_000,
+        "large": b"a" * (1 << 21),
+        "alias": b"a: &x [1]\nb: *x\n",
+        "empty": b"",
+        "list": b"[]",
+        "digits": text.replace("epochs: 20", f"epochs: {'9' * 5000}").encode(),
+    }
+    if fault == "pipe":
+        params.unlink()
+        os.mkfifo(params)
+    else:
+        params.write_bytes(contents[fault])
+    with pytest.raises(ParamsError, match=re.escape(named)):
+        read_params(params)
+
+
+@fault(
+    "params.yaml",
+    "a number is negative, infinite, not a number, or far out of range",
+    "refused",
+    "exit code 2, the parameter and its bound",
+)
+def test_every_number_has_a_bound(params: Path) -> None:
+    """An infinite or endless number and one far out of range are refused for each parameter that holds a number."""
+    read = read_params(params).model_dump(by_alias=True)
+    numbers = [
+        (f"{section}.{name}", value)
+        for section, values in read.items()
+        for name, value in values.items()
+        if type(value) in (int, float)
+    ]
+    assert len(numbers) > 80
+    for name, value in numbers:
+        for wrong in (-1, 2**63, 10**30) if type(value) is int else (-1.0, 1e300, float("inf"), float("nan")):
+            section, key = name.split(".")
+            with pytest.raises(ValidationError, match=re.escape(name)):
+                Params.model_validate(read | {section: read[section] | {key: wrong}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("score.location", "ingest.watch", "train.weights") for value in ("", " ")),
+        *(("paths.raw", value) for value in ("", " ", ".")),
+    ],
+)
+@fault("params.yaml", "an address, path or name is empty", "refused", "exit code 2 and the parameter")
+def test_an_empty_name_is_refused(params: Path, name: str, value: str) -> None:
+    with pytest.raises(ParamsError, match=name):
+        override(params, {name: value})
 
 
 def test_unknown_and_missing_keys_are_named(params: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cxr.common.errors import DataError
 from cxr.dataset.shards import Shards, shard_count, shard_of, write_shards
+from tests.support.faults import fault
 
 NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=12)
 IMAGES = st.dictionaries(NAMES.map("images/{}".format), st.binary(max_size=60), max_size=30)
@@ -97,6 +98,7 @@ def test_many_threads_read_at_once(tmp_path: Path) -> None:
         assert list(pool.map(shards.read, list(images) * 5)) == list(images.values()) * 5
 
 
+@fault("data/raw", "a byte of a shard is changed", "its checksum reveals it", "the shard, and how to restore it")
 def test_a_shard_with_a_changed_byte_is_named(tmp_path: Path) -> None:
     packed(tmp_path / "images", images_of(3), shard_bytes=1000)
     shard = tmp_path / "images" / "0000.zip"

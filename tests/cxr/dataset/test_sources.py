@@ -14,6 +14,7 @@ from cxr.common.archives import unpack
 from cxr.common.download import download
 from cxr.common.errors import SourceError
 from cxr.dataset.sources import Sample, fetch
+from tests.support.faults import fault
 from tests.support.servers import Web, s3_settings, serve_s3, serve_web
 
 SAMPLE = Sample(patients_per_class=5, seed=1)
@@ -92,6 +93,7 @@ def test_a_zip_is_unpacked_once_without_temporary_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../out.jpeg", "a/../../out.jpeg", "/out.jpeg", "C:/out.jpeg", "..\\out.jpeg"])
+@fault("ingest", "a zip has an entry outside its folder", "nothing is unpacked", "exit code 3 and the entry")
 def test_a_zip_with_an_entry_outside_its_folder_is_rejected(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "set.zip"
     archive.write_bytes(zip_of({"train/good.jpeg": b"image", name: b"bad"}))
@@ -99,6 +101,7 @@ def test_a_zip_with_an_entry_outside_its_folder_is_rejected(tmp_path: Path, name
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
+@fault("ingest", "a zip holds a link", "nothing is unpacked", "exit code 3 and the entry")
 def test_a_zip_with_a_link_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     link = zipfile.ZipInfo("train/link.jpeg")
@@ -108,6 +111,7 @@ def test_a_zip_with_a_link_is_rejected(tmp_path: Path) -> None:
     assert "'train/link.jpeg' is a link" in message_of(str(archive), tmp_path)
 
 
+@fault("ingest", "a zip is encrypted", "nothing is unpacked", "exit code 3, give the unpacked folder")
 def test_an_encrypted_zip_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     content = bytearray(zip_of({"a.jpeg": b"image"}))
@@ -116,6 +120,7 @@ def test_an_encrypted_zip_is_rejected(tmp_path: Path) -> None:
     assert "'a.jpeg' is encrypted" in message_of(str(archive), tmp_path)
 
 
+@fault("ingest", "a zip is damaged", "nothing is unpacked", "exit code 3, download it again")
 def test_of_a_damaged_zip_nothing_is_unpacked(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
     buffer = io.BytesIO()
@@ -139,6 +144,12 @@ def test_a_zip_with_another_digest_is_rejected(tmp_path: Path) -> None:
     assert f"expected {'0' * 64}" in message_of(str(archive), tmp_path, "0" * 64)
 
 
+@fault(
+    "ingest",
+    "a zip unpacks to more than the disk has",
+    "nothing is unpacked",
+    "the bytes it needs and those that are free",
+)
 def test_a_zip_larger_than_the_disk_is_rejected_before_unpacking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +264,7 @@ def test_an_overloaded_server_is_retried_and_a_missing_file_is_not(web: Web, tmp
     assert len(web.asked) == 4
 
 
+@fault("ingest", "the server of a set is overloaded or gone", "retried, then an error", "exit code 3 and the address")
 def test_a_server_that_stays_overloaded_or_unreachable_is_an_error(web: Web, tmp_path: Path) -> None:
     web.statuses = [503] * 5
     with pytest.raises(SourceError, match=r"503 .*5 times in a row; 0 bytes"):

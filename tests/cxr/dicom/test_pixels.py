@@ -25,6 +25,7 @@ from cxr.common.errors import ImageError
 from cxr.dicom.pixels import open_dicom
 from cxr.imaging.decode import decode_grey, is_image_file, open_image
 from tests.support.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_image, picture
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 
@@ -259,6 +260,7 @@ def test_an_image_truncated_in_its_header_is_rejected() -> None:
     assert reasons == {"truncated", "no pixels", "other modality", "not an image"}
 
 
+@fault("decode", "a deflated DICOM file inflates without end", "it is stopped at the limit", "the reason")
 def test_an_image_that_inflates_beyond_the_limit_is_rejected() -> None:
     image = dicom_image(picture(), syntax=LOSSLESS["deflated"], ImageComments=("UT", "0" * (300 << 20)))
     assert len(image) < 1 << 20
@@ -378,6 +380,7 @@ def test_importing_the_decoder_does_not_import_pydicom() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+@fault("decode", "a DICOM frame crashes its decoder", "the decoder's own process dies alone", "has damaged pixels")
 def test_a_frame_that_crashes_the_decoder_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.dicom.codec.TIME_LIMIT_S", 0.001)
     with pytest.raises(ImageError, match="time limit"):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cxr.imaging.decode import is_dicom
+from tests.support.faults import fault
 from tests.support.hostile_files import claiming, hostile_file, nested_sequences, read, whole_files
 from tests.support.project import PROJECT
 
@@ -32,6 +33,7 @@ def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@fault("decode", "mutated images of every kind", "an image or an error, in bounded memory", "the reason")
 def test_hostile_files_give_an_image_or_an_error_in_bounded_memory() -> None:
     done = in_a_process("--inputs", str(INPUTS))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -56,6 +58,7 @@ def test_every_whole_file_is_an_image_except_those_with_few_grey_levels() -> Non
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "DICOM"])
 @pytest.mark.parametrize("side", [50_000, 65_535])
+@fault("decode", "a small file claims a huge size", "refused before it is decoded", "larger than the pixel limit")
 def test_a_small_file_that_claims_a_huge_size_is_rejected(kind: str, side: int) -> None:
     data = claiming(side, side, kind)
     assert len(data) < 20_000

@@ -9,6 +9,7 @@ import pytest
 from cxr.common.errors import DataError
 from cxr.inference.image_source import ImageFile
 from cxr.inference.score_store import PartWriter, Scored, read_scores, schema
+from tests.support.faults import fault
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = "a" * 64
@@ -78,6 +79,12 @@ def test_versions_of_other_classes_are_one_table_the_oldest_first(tmp_path: Path
     assert table["p_normal"].isna().tolist() == [True, False]
 
 
+@fault(
+    "score",
+    "a part of the scores is damaged or was cut off",
+    "a partial one is not read",
+    "the damaged file's name",
+)
 def test_a_damaged_part_is_named_and_a_part_that_was_cut_off_is_not_read(tmp_path: Path) -> None:
     write(tmp_path, row("a"))
     (tmp_path / ".x.parquet.partial").write_bytes(b"PAR1")

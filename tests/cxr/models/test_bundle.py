@@ -17,6 +17,7 @@ from cxr.models.factory import build, merge_states
 from cxr.models.forward import calibrated, classify, predict_logits, softmax_with_temperature
 from cxr.models.modules import merge_outputs
 from cxr.models.populations import Population
+from tests.support.faults import fault
 
 SPEC = ModelSpec(
     backbone="resnet50",
@@ -58,6 +59,7 @@ def test_loaded_model_gives_the_same_logits(bundle: Path) -> None:
     assert np.array_equal(predict_logits(model, IMAGES, mean=spec.mean, std=spec.std), expected)
 
 
+@fault("model", "the weights of a bundle are changed", "they are not loaded", "both digests")
 def test_changed_weights_are_not_loaded(bundle: Path) -> None:
     path = bundle / "model.safetensors"
     data = bytearray(path.read_bytes())

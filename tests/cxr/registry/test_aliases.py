@@ -20,6 +20,7 @@ from cxr.common.errors import PromotionHeldError, RegistryError
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.audit_log import Kind, Move
 from cxr.registry.audit_log_store import claim_of
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project
@@ -173,6 +174,12 @@ def at_once_in_threads(_folder: Path, numbers: tuple[str, ...]) -> dict[str, str
     [(False, at_once_in_processes), (True, at_once_in_threads)],
     ids=["database", "server"],
 )
+@fault(
+    "promote",
+    "two promotions at once",
+    "one wins, the other changes nothing",
+    "exit code 11, another move came first",
+)
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_held(
     through_server: bool, at_once: AtOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +207,12 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_held(
         ("delete_experiment", 1),
     ],
 )
+@fault(
+    "promote",
+    "a move of the champion stops at any of its steps",
+    "the next command finishes it",
+    "one entry in the audit log",
+)
 def test_a_move_killed_at_any_step_is_finished_by_the_next_command(
     step: str, call: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,6 +232,7 @@ def test_a_move_killed_at_any_step_is_finished_by_the_next_command(
     assert_the_next_command_finishes(caplog)
 
 
+@fault("promote", "SIGKILL in the middle of a move", "the next command finishes it", "one entry in the audit log")
 def test_a_move_ended_by_sigkill_is_finished_by_the_next_command(caplog: pytest.LogCaptureFixture) -> None:
     create_versions(2)
     move("1", "")
@@ -342,6 +356,12 @@ def remove_entry(number: int) -> None:
         (lambda n: change_entry(n, "nonsense"), "was changed"),
     ],
     ids=["changed", "removed", "unreadable"],
+)
+@fault(
+    "promote",
+    "an entry of the audit log is changed or removed",
+    "it is restored from its claim",
+    "the number of the entry",
 )
 def test_an_entry_changed_or_removed_by_hand_is_named_and_comes_back(
     number: int, damage: Callable[[int], None], what: str, caplog: pytest.LogCaptureFixture

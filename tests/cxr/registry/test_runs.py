@@ -14,6 +14,7 @@ from cxr.common.errors import RegistryError
 from cxr.registry import runs, tracking_store
 from cxr.registry.run_metadata import keep_below, log_images
 from cxr.registry.training_run import training_run
+from tests.support.faults import fault
 from tests.support.registry_project import enter_project
 from tests.support.servers import free_ports
 
@@ -170,6 +171,12 @@ def test_a_long_parameter_is_cut_and_the_log_says_so(caplog: pytest.LogCaptureFi
     assert "tracking: the value of classes.text is cut to 6000 characters" in caplog.messages
 
 
+@fault(
+    "MLflow",
+    "the server is gone when a training starts",
+    "the training does not start",
+    "exit code 9, the address without its password",
+)
 def test_a_dead_server_stops_a_training_at_its_start_without_showing_the_password(dead_server: str) -> None:
     with pytest.raises(RegistryError) as caught, training_run(name="first"):
         pass
@@ -177,6 +184,7 @@ def test_a_dead_server_stops_a_training_at_its_start_without_showing_the_passwor
     assert PASSWORD not in str(caught.value)
 
 
+@fault("MLflow", "the server is gone during a training", "epochs are sent later", "a warning")
 def test_epochs_that_a_dead_store_missed_are_sent_with_the_next(
     dead_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,6 +253,7 @@ def test_an_evaluation_without_its_run_is_a_line_in_the_log(caplog: pytest.LogCa
     assert f"run {'0' * 32} is not in sqlite:///mlruns/mlflow.db" in caplog.text
 
 
+@fault("MLflow", "the server is gone when an evaluation ends", "the evaluation's files are written", "a warning")
 def test_an_evaluation_survives_a_dead_store(dead_server: str, caplog: pytest.LogCaptureFixture) -> None:
     runs.log_evaluation("0" * 32, {"accuracy": 0.9}, [], pd.DataFrame())
     assert f"the tracking store {dead_server} failed while opening it" in caplog.text

@@ -10,6 +10,7 @@ from cxr.common.files import sha256_of
 from cxr.models.bundle import read_spec
 from cxr.registry import tracking_store, versions
 from cxr.registry.registration import register_version
+from tests.support.faults import fault
 from tests.support.registry_project import artifacts, enter_project, register, write_model
 
 
@@ -38,6 +39,7 @@ def test_a_bundle_is_fetched_as_registered_and_kept_for_the_next_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+@fault("model", "a bundle is changed in the store", "it is not loaded", "what differs from its tag")
 def test_a_bundle_that_was_changed_in_the_store_is_not_loaded(name: str) -> None:
     write_model()
     version = register()
@@ -47,6 +49,7 @@ def test_a_bundle_that_was_changed_in_the_store_is_not_loaded(name: str) -> None
         versions.fetch_bundle(version)
 
 
+@fault("model", "a cached copy of a bundle is damaged", "it is fetched again", "nothing")
 def test_a_damaged_copy_in_the_cache_is_fetched_again() -> None:
     write_model()
     version = register()

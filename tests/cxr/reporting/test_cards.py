@@ -9,7 +9,8 @@ from jinja2 import UndefinedError
 
 from cxr.common.errors import DataError
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
-from cxr.reporting.cards import DATA_CARD, MODEL_CARD, write_cards
+from cxr.evaluation.result_files import MODEL_CARD_FILE
+from cxr.reporting.cards import DATA_CARD_FILE, write_cards
 from cxr.reporting.public_sets import PUBLIC_SETS
 
 CLASSES = ["normal", "viral"]
@@ -84,7 +85,7 @@ def content() -> dict[str, Any]:
 
 def cards(folder: Path, of: dict[str, Any]) -> tuple[str, str]:
     write_cards(folder, **of)
-    return (folder / MODEL_CARD).read_text(), (folder / DATA_CARD).read_text()
+    return (folder / MODEL_CARD_FILE).read_text(), (folder / DATA_CARD_FILE).read_text()
 
 
 def test_both_cards_start_with_the_disclaimer(tmp_path: Path) -> None:

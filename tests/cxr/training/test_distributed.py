@@ -18,6 +18,7 @@ from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, check_batch_norm
 from cxr.training.loop import fit
 from cxr.training.results import Epoch
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -169,6 +170,12 @@ def test_both_processes_hold_bit_identical_weights(two: Path) -> None:
     ]
 
 
+@fault(
+    "train",
+    "SIGKILL of one of two processes",
+    "the other ends too; the next run goes on from the last checkpoint",
+    "bit-identical weights",
+)
 def test_killed_process_stops_all_and_the_next_run_resumes_to_bit_identical_weights(start: Path, two: Path) -> None:
     folder = start / "killed"
     killed = train_in_two(folder, die_after=40)  # in the second epoch

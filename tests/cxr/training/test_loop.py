@@ -19,6 +19,7 @@ from cxr.training.data import TrainingData
 from cxr.training.loop import choose_precision, fit
 from cxr.training.results import Epoch, Trained
 from cxr.training.sampler import epoch_order
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -206,6 +207,7 @@ def test_images_too_small_for_the_network_are_rejected(tmp_path: Path) -> None:
         run(tmp_path, backbone="inception_v3")
 
 
+@fault("train", "a checkpoint is damaged", "training does not start", "the folder to remove")
 def test_damaged_checkpoint_names_its_folder(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     (tmp_path / "ck" / "last.pt").write_bytes(b"half")

@@ -11,6 +11,7 @@ import pytest
 
 from cxr.webapp.service import PAGE_FILES
 from tests.support.dicom_images import SECRETS, dicom_image
+from tests.support.faults import fault
 from tests.support.webapp_server import BYTES, IMAGE, Served, send, synthetic
 
 
@@ -38,6 +39,7 @@ def test_no_other_path_is_served(served: Served, path: str) -> None:
         ({"Host": "LOCALHOST:8000"}, 200),
     ],
 )
+@fault("web app", "a page of another site, or an unknown host name", "refused", "status 403 or 421")
 def test_other_sites_and_unknown_host_names_are_rejected(served: Served, headers: dict[str, str], status: int) -> None:
     response = httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES | headers, timeout=60)
     assert response.status_code == status

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.dicom_images import dicom_image
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 from tests.support.webapp_server import (
     BYTES,
@@ -23,6 +24,7 @@ from tests.support.webapp_server import (
 )
 
 
+@fault("web app", "an upload over the limit", "refused before a byte of it arrives", "status 413")
 def test_an_announced_upload_over_the_limit_is_rejected_before_it_arrives(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LIMITS.max_upload_bytes + 1}\r\n\r\n"
@@ -45,6 +47,7 @@ def test_a_body_of_another_media_type_is_rejected(served: Served, media_type: st
     assert (response.status_code, reason(response)) == (415, "unsupported media type")
 
 
+@fault("web app", "a header of 200 KB", "refused", "status 400")
 def test_a_giant_header_is_rejected_and_the_service_keeps_running(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         try:
@@ -84,12 +87,14 @@ def test_the_bytes_of_images_in_progress_are_limited() -> None:
         assert send(served, IMAGE).status_code == 429
 
 
+@fault("web app", "an upload stalls", "it is ended", "status 408")
 def test_a_stalled_upload_times_out() -> None:
     limits = replace(LIMITS, upload_timeout_s=0.5)
     with serve_here(tiny_classifier(), limits=limits) as served, slow_upload(served) as client:
         assert b" 408 " in client.recv(100)
 
 
+@fault("web app", "a client disconnects in the middle of an upload", "its place is free again", "nothing")
 def test_a_disconnected_client_frees_its_slot() -> None:
     with serve_here(tiny_classifier(), limits=replace(LIMITS, max_queued_images=1)) as served:
         slow_upload(served).close()

@@ -15,6 +15,7 @@ from pydicom import dcmread
 
 from cxr.common.notices import NOT_CLINICAL
 from tests.support.dicom_images import dicom_image
+from tests.support.faults import fault
 from tests.support.registry_project import CLASSES
 from tests.support.webapp_server import (
     BYTES,
@@ -97,6 +98,12 @@ def test_hostile_files_are_rejected_with_a_reason(served: Served, case: str) -> 
     assert expected in {None, reason(response)}
 
 
+@fault(
+    "web app",
+    "images with random bytes changed",
+    "classified or refused",
+    "status 200, 413 or 422 with the reason",
+)
 def test_damaged_images_are_rejected_or_classified_and_never_an_internal_error(served: Served) -> None:
     generator = np.random.default_rng(3)
     sources = [IMAGE, cv2.imencode(".jpg", synthetic())[1].tobytes(), dicom_image(synthetic().astype(np.uint16))]

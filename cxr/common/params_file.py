@@ -1,0 +1,89 @@
+"""Read a YAML file of parameters from anybody's hand, and set values in it: errors name the file and the parameter."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+from cxr.common.errors import ParamsError
+from cxr.common.files import is_special
+
+_MOST_BYTES = 1 << 20
+_MOST_DEPTH = 12
+_SHOWN_CHARACTERS = 80
+
+
+def load_yaml(path: Path) -> Any:
+    """Return the content of a YAML file with its comments.
+
+    Raises:
+        ParamsError: the file is missing, cannot be read, is too large, is not UTF-8 or not YAML, is nested deeper than
+            parameters are, or refers to itself.
+    """
+    text = _text(path)
+    try:
+        _check_nesting(path, text)
+        return YAML().load(text)
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def set_value(tree: Any, name: str, value: Any) -> None:
+    """Set the parameter with a dotted name. Raises ParamsError where there is none."""
+    *parents, last = name.split(".")
+    try:
+        for part in parents:
+            tree = tree[_key(tree, part)]
+        tree[_key(tree, last)]  # an unknown name raises KeyError
+        tree[_key(tree, last)] = value
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
+
+
+def readable(error: ValidationError) -> str:
+    """Return the name of each wrong parameter, what is expected, and what it is."""
+    named = ((".".join(map(str, problem["loc"])) or "the file", problem) for problem in error.errors())
+    return "; ".join(f"{name}: {problem['msg']}, got {_shown(problem['input'])}" for name, problem in named)
+
+
+def _text(path: Path) -> str:
+    if is_special(path):
+        raise ParamsError(f"{path} is not a regular file; expected a file of parameters")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing; run the command from the project root") from None
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise ParamsError(f"{path} has more than {_MOST_BYTES >> 20} MB; expected a file of parameters")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+def _check_nesting(path: Path, text: str) -> None:
+    """Reject what would take the parser seconds or its whole stack; events come one by one, so this stops early."""
+    depth = 0
+    for event in YAML().parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            raise ParamsError(f"{path} is nested more than {_MOST_DEPTH} levels deep; expected sections of parameters")
+        if isinstance(event, AliasEvent):
+            raise ParamsError(f"{path} refers to *{event.anchor}; write the value itself, anchors are not supported")
+
+
+def _key(tree: Any, part: str) -> str | int:
+    return int(part) if isinstance(tree, list) else part
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]} ..."

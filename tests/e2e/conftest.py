@@ -1,0 +1,28 @@
+"""One small project in which every stage has run, for all tests that damage, kill or starve a stage."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.sample_project import copy_project, enter, make_sample_project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project in which every stage has run."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("finished") / "project"
+        make_sample_project(folder, patch)
+        yield folder
+
+
+@pytest.fixture
+def sample(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of it as the current directory."""
+    folder = tmp_path / "project"
+    copy_project(finished, folder)
+    enter(folder, monkeypatch)
+    yield folder
+    shutil.rmtree(folder)
