@@ -43,7 +43,10 @@ from tests.support.project import PROJECT
 
 MOST_SECONDS = 10.0
 _INPUTS_A_CHILD = 600
-_LABELS = "path,label,patient_id,acquired\na.png,normal,1,2020-01-01\nb/c.png,viral,2,2020-01-02\nd.dcm,bacterial,,\n"
+_LABELS = (
+    "path,label,patient_id,acquired\n"
+    "a.png,normal,1,2020-01-01\nb/c.png,viral,2,2020-01-02\nd.dcm,bacterial,,2020-01-03\n"
+)
 
 
 def damaged(rng: np.random.Generator, data: bytes) -> bytes:
@@ -145,7 +148,8 @@ def request(number: int, rng: np.random.Generator) -> None:
         raise AssertionError(f"{path}?{query}: status {answer.status_code} {answer.text[:200]}")
 
 
-KINDS: tuple[Callable[[int, np.random.Generator], None], ...] = (image, archive, labels, parameters, artifacts, request)
+Kind = Callable[[int, np.random.Generator], None]
+KINDS: tuple[Kind, ...] = (image, archive, labels, parameters, artifacts, request)
 
 
 def run_input(number: int) -> str:
