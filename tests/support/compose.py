@@ -1,0 +1,146 @@
+"""The services of infra/compose.yaml in containers, run by podman and podman-compose as root.
+
+Debian 12's podman starts no health checks without systemd and knows no `wait --condition=healthy`; so this starts the
+services in the order of their `depends_on` and runs the health check that compose.yaml gives each of them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parents[1] / "containers"
+PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333, "app": 8000, "orthanc": 8042}
+HEALTHY_SECONDS = 600
+PROGRAMS = ("podman", "podman-compose", "runc", "debootstrap", "iptables")
+
+
+def require_podman() -> None:
+    """Skip the tests where they cannot run, and say what they need."""
+    if not os.environ.get("CXR_CONTAINERS"):
+        pytest.skip("containers are started by `make test-containers`: it takes 20 GB of disk and half an hour")
+    if missing := [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]:
+        pytest.fail(f"{', '.join(missing)}: not installed; docs/containers.md says what these tests need")
+    if os.getuid() != 0:
+        pytest.fail("these tests make images by debootstrap, which needs root")
+
+
+def search_path() -> str:
+    """Return PATH with the places of a system's administrator, where Debian has iptables."""
+    return f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of podman: its own store, no registry."""
+    files = {"CONTAINERS_CONF": "containers.conf", "CONTAINERS_STORAGE_CONF": "storage.conf"}
+    files["CONTAINERS_REGISTRIES_CONF"] = "registries.conf"
+    return {**os.environ, "PATH": search_path(), **{name: str(HERE / file) for name, file in files.items()}}
+
+
+def run(*command: str, cwd: Path | None = None, code: int = 0, **given: str) -> str:
+    """Run a command with podman's environment; return what it prints, errors included."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**environment(), **given},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, f"{' '.join(command)}\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+@dataclass
+class Stack:
+    """A checkout with its services; `owner` is the user and group that the worker runs as."""
+
+    checkout: Path
+    owner: int = 1000
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passwords(self) -> dict[str, str]:
+        """What infra/secrets.sh has drawn."""
+        lines = (self.checkout / "infra" / ".env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    @property
+    def services(self) -> Mapping[str, Any]:
+        """The services of compose.yaml."""
+        content: Mapping[str, Any] = yaml.safe_load((self.checkout / "infra" / "compose.yaml").read_text())
+        services: Mapping[str, Any] = content["services"]
+        return services
+
+    def compose(self, *arguments: str, code: int = 0) -> str:
+        """Run podman-compose on the checkout's compose.yaml."""
+        profiles = [f"--profile={name}" for name in ("cpu", "images", "operator")]
+        file = str(self.checkout / "infra" / "compose.yaml")
+        settings = {"CXR_UID": str(self.owner), "CXR_GID": str(self.owner)}
+        return run("podman-compose", "--file", file, *profiles, *arguments, cwd=self.checkout, code=code, **settings)
+
+    def up(self, *names: str) -> None:
+        """Start services and what they depend on, each when that is as its `depends_on` asks."""
+        for name in names:
+            for other in self.services[name].get("depends_on", {}):
+                self.up(other)
+            if not self.is_well(name):
+                self._start(name)
+
+    def _start(self, name: str) -> None:
+        begin = time.monotonic()
+        self.compose("up", "--detach", "--no-deps", "--no-build", name)
+        self.wait(name)
+        self.seconds[name] = time.monotonic() - begin
+
+    def wait(self, name: str) -> None:
+        """Wait until a service is as those that depend on it want it."""
+        deadline = time.monotonic() + HEALTHY_SECONDS
+        while not self.is_well(name):
+            assert time.monotonic() < deadline, f"{name} is not healthy:\n{self.logs(name)}"
+            time.sleep(2)
+
+    def is_well(self, name: str) -> bool:
+        """Whether a service is healthy, or has ended well where it has no health check."""
+        state = self.state(name)
+        if "healthcheck" not in self.services[name]:
+            return state.get("Status") == "exited" and state.get("ExitCode") == 0
+        return bool(state.get("Running")) and self._is_healthy(name)
+
+    def _is_healthy(self, name: str) -> bool:
+        command = ["podman", "healthcheck", "run", container(name)]
+        return subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == 0
+
+    def state(self, name: str) -> Mapping[str, Any]:
+        """Return what podman says of a service's container, nothing where there is none."""
+        command = ["podman", "inspect", "--format", "{{json .State}}", container(name)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        state: Mapping[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+        return state
+
+    def logs(self, name: str) -> str:
+        """Return the last lines of a service."""
+        return run("podman", "logs", "--tail", "40", container(name))
+
+    def execute(self, name: str, *command: str, code: int = 0) -> str:
+        """Run a command inside a running service."""
+        return run("podman", "exec", container(name), *command, code=code)
+
+    def kill(self, name: str) -> None:
+        """Kill a service's first process from outside, as a crash does."""
+        os.kill(int(self.state(name)["Pid"]), 9)
+
+
+def container(name: str) -> str:
+    """Return the name of a service's container."""
+    return f"cxr_{name}_1"
