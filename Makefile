@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup tools run test fuzz check lint audit data serve app doctor bench docs clean
+.PHONY: help setup tools run test test-containers fuzz check lint audit data serve app doctor bench docs clean
 
 DATA ?=
 WEIGHTS ?=
@@ -17,7 +17,7 @@ MINUTES ?= 10
 FIRST ?= 0
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: ## build .venv from uv.lock, if it is not up to date [FOR=use|develop|cluster|predict] [TORCH=cpu|cuda]
 	@CXR_SETUP_FOR="$(FOR)" CXR_SETUP_TORCH="$(TORCH)" infra/setup.sh
@@ -31,6 +31,9 @@ run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL
 # A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.
 test: tools ## the test suite, with the coverage floor
 	OMP_NUM_THREADS=1 ./run pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 --cov --cov-report=term
+
+test-containers: tools ## infra/compose.yaml in podman's containers: as root, 20 GB of disk, half an hour (docs/containers.md)
+	CXR_CONTAINERS=$${CXR_CONTAINERS:-1} OMP_NUM_THREADS=1 ./run pytest -v -s tests/containers
 
 fuzz: tools ## damaged inputs to all that reads a stranger's bytes [MINUTES=10] [FIRST=0: number of the first input]
 	./run tests.support.fuzz --minutes "$(MINUTES)" --first "$(FIRST)"

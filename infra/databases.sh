@@ -18,7 +18,8 @@ ALTER ROLE mlflow LOGIN NOCREATEDB NOCREATEROLE PASSWORD :'mlflow_password';
 ALTER ROLE prefect LOGIN NOCREATEDB NOCREATEROLE PASSWORD :'prefect_password';
 -- An administrator who is no superuser can only give a database to an owner whose role it has.
 SELECT format('GRANT mlflow, prefect TO %I', rolname) FROM pg_roles WHERE rolname = current_user AND NOT rolsuper \gexec
-SELECT format('CREATE DATABASE %I OWNER %I', name, owner)
+-- UTF-8 whatever the server's own encoding is: a server set up without a locale has none, and MLflow's names need it.
+SELECT format('CREATE DATABASE %I OWNER %I ENCODING ''UTF8'' TEMPLATE template0', name, owner)
     FROM (VALUES ('mlflow', 'mlflow'), ('mlflow_auth', 'mlflow'), ('prefect', 'prefect')) AS wanted (name, owner)
     WHERE name NOT IN (SELECT datname FROM pg_database) \gexec
 REVOKE CONNECT ON DATABASE mlflow, mlflow_auth, prefect FROM PUBLIC;

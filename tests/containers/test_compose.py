@@ -107,8 +107,7 @@ def test_servers_and_worker_are_healthy_and_accounts_are_made(stack: Stack) -> N
 
 
 def test_the_deployment_of_the_worker_makes_a_champion_from_raw_images(stack: Stack) -> None:
-    said = stack.execute("worker", "prefect", "deployment", "run", "rebuild/weekly", "--watch")
-    assert "Completed" in said
+    stack.execute("worker", "prefect", "deployment", "run", "rebuild/weekly", "--watch", says="worker")
     assert champion(stack) == "1"
     owners = {(stack.checkout / name).stat().st_uid for name in ("dvc.lock", "reports/report.html")}
     assert owners == {stack.owner}

@@ -31,6 +31,7 @@ def test_each_owner_works_in_its_own_databases_alone(database: Team) -> None:
         (stranger,) = passwords.keys() - {owner}
         with pytest.raises(pg8000.native.DatabaseError, match="permission denied"):
             connect(database, stranger, passwords[stranger], name)
+    assert {tuple(*database.sql(name, "SHOW server_encoding")) for name in OWNERS} == {("UTF8",)}
     assert ["pg_trgm"] in database.sql("prefect", "SELECT extname FROM pg_extension")
 
 

@@ -130,11 +130,14 @@ class Stack:
 
     def logs(self, name: str) -> str:
         """Return the last lines of a service."""
-        return run("podman", "logs", "--tail", "40", container(name))
+        return run("podman", "logs", "--tail", "100", container(name))
 
-    def execute(self, name: str, *command: str, code: int = 0) -> str:
-        """Run a command inside a running service."""
-        return run("podman", "exec", container(name), *command, code=code)
+    def execute(self, name: str, *command: str, says: str = "") -> str:
+        """Run a command inside a running service; where it fails, the log of the service `says` tells why."""
+        try:
+            return run("podman", "exec", container(name), *command)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs(says or name)}") from error
 
     def kill(self, name: str) -> None:
         """Kill a service's first process from outside, as a crash does."""

@@ -303,7 +303,8 @@ def _start_postgresql(team: Team, programs: Path) -> None:
     if user:
         shutil.chown(data, user)
         shutil.chown(password_file, user)
-    initdb = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8"]
+    initdb = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256"]
+    initdb += ["--no-locale", "--encoding=SQL_ASCII"]  # the worst that a server may be; the databases have their own
     initdb += [f"--pwfile={password_file}", "--no-sync"]
     subprocess.run(
         initdb, check=True, capture_output=True, cwd=team.folder, user=user, extra_groups=[] if user else None
