@@ -50,10 +50,10 @@ def render_external(
 def _front_page(result: Mapping[str, Any], origin: Mapping[str, str]) -> FrontPage:
     model, facts, scored = result["model"], result["set"], bool(result["classes"])
     unlike = result["out_of_distribution"]["n"]
-    differ = f"Compared with the images it was tested on: drift {_drift(result)}."
+    differ = f"Drift from the images it was tested on: {_drift(result)}."
     return FrontPage(
         sentences={
-            "What it is": what_it_is(model["classes"], network="A network, tested here on a set it was not made for,"),
+            "What it is": what_it_is(model["classes"], network="A network, tested here on a set from elsewhere,"),
             "How good it is": how_good(result) if scored else "Not measured: the set has no labels.",
             "On whom": _on_whom(result),
             "Where it fails": where_it_fails(result) if scored else "Not known without labels.",

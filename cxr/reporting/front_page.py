@@ -52,7 +52,8 @@ def how_good(metrics: Mapping[str, Any]) -> str:
     right, interval = metrics["accuracy"], metrics["ci95"].get("accuracy")
     if right is None:
         return "Not measured: no image with a label was answered."
-    between = f" (95% interval {interval[0]:.0%} to {interval[1]:.0%})" if interval else ""
+    has_width = interval and interval[0] < interval[1]  # without an error, resampling finds none either
+    between = f" (95% interval {interval[0]:.0%} to {interval[1]:.0%})" if has_width else ""
     found = [
         f"{of_class['recall']:.0%} of the {of_class['support']:,} {name} ones"
         for name, of_class in metrics["per_class"].items()

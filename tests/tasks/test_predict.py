@@ -214,3 +214,17 @@ def test_when_the_reader_of_the_output_leaves_the_command_ends_without_a_traceba
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
         assert process.wait() == 141
+
+
+def test_a_terminal_hears_at_once_that_the_model_is_loading(images: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "tasks.predict", str(images / "a.png")]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        first = os.read(ours, 1000)
+        assert process.poll() is None, "it is said before the seconds of loading, not after them"
+        assert process.wait() == 9
+    assert first == b"loading the model ...\r"
+    assert os.read(ours, 1000).startswith(b"error: there is no champion")
+    os.close(ours)
+    os.close(theirs)
