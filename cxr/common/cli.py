@@ -49,6 +49,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except CxrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # as in `| head -1`: what is still unwritten goes nowhere, without a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
@@ -57,9 +60,6 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # as in `| head -1`: what is still unwritten goes nowhere, without a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_BROKEN_PIPE)
 
 
 def run_step(step: Callable[[Any, Any], None]) -> NoReturn:
