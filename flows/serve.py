@@ -162,7 +162,7 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> NoReturn:
         prefect_command("work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect_command("deploy", "--all")
         parts.start(_worker(prefect, logs, order))
-        parts.start(_watch(watcher, logs))
+        parts.start(_watch(watcher, logs, messages=own_mlflow))
         addresses = {"prefect": f"{prefect}/api", "mlflow": mlflow if own_mlflow else None, "watch": watcher}
         with _announced(root / STATE, {**addresses, "pid": os.getpid()}):
             print(_ready(prefect, mlflow if own_mlflow else "as MLFLOW_TRACKING_URI says"), flush=True)
@@ -216,8 +216,9 @@ def _worker(address: str, logs: Path, order: Callable[[], None]) -> Part:
     return Part("worker", command, logs / "worker.log", polls, order)
 
 
-def _watch(address: str, logs: Path) -> Part:
+def _watch(address: str, logs: Path, *, messages: bool) -> Part:
     command = _module("flows.watch", "--host", HOST, "--port", address.rpartition(":")[2])
+    command += ["--address", f"{address}/"] if messages else []  # another MLflow server does not reach this machine
     return Part("watch", command, logs / "watch.log", lambda: _ok(f"{address}/health"))
 
 

@@ -1,11 +1,11 @@
 """Notice within seconds that somebody moved an alias in MLflow, and start the run that answers (flows.judge).
 
-    ./run flows.watch                                # `make serve` does it by itself
-    ./run flows.watch --host 0.0.0.0 --port 8090 --address https://cxr.example.org/aliases   # beside a team's servers
+    ./run flows.watch                                # `make serve`, compose and Kubernetes start it by themselves
+    ./run flows.watch --host 0.0.0.0 --port 8090 --address https://cxr.example.org/aliases   # with messages of MLflow
 
-MLflow's server sends each move to this receiver, signed (cxr.registry.webhook). A message is only a reason to look:
-what is done follows from the store. Writers past the server send nothing, so the store is looked at every 20 seconds.
-Needs PREFECT_API_URL and the deployment judge/on-demand.
+The store is looked at every 20 seconds. With --address MLflow's server also sends each move to this receiver, signed
+(cxr.registry.webhook). A message is only a reason to look: what is done follows from the store, which can be written to
+past the server. Needs PREFECT_API_URL, the deployment judge/on-demand and an account that may read the registry.
 """
 
 import json
@@ -38,7 +38,7 @@ log = logging.getLogger("cxr.watch")
 
 @dataclass
 class Watch:
-    """What the receiver and the looks share; `answers` says how well it goes, for `make doctor`."""
+    """What the receiver and the looks share. Without `signing`, the secret of MLflow's messages, none is accepted."""
 
     signing: str
     subscribed: bool = False
@@ -80,12 +80,14 @@ def watch(*, host: str, port: int, address: str) -> None:
 
     Args:
         host, port: where to listen; port 0 takes a free one.
-        address: under which MLflow's server reaches this receiver; "" for that of host and port.
+        address: under which MLflow's server reaches this receiver; "" for no messages.
     """
-    found = Watch(webhook.read_secrets(mlruns_folder() / webhook.KEYS_FILE).signing)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at a run
+    found = Watch(webhook.read_secrets(mlruns_folder() / webhook.KEYS_FILE).signing if address else "")
     with ThreadingHTTPServer((host, port), _handler(found)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        _subscribe(found, address or f"http://{host}:{server.server_port}/")
+        if address:
+            _subscribe(found, address)
         try:
             while True:
                 found.look()
@@ -141,7 +143,7 @@ def main() -> None:
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("--host", default="127.0.0.1", help="to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="to listen on; 0: a free one (%(default)s)")
-    parser.add_argument("--address", default="", help="under which MLflow's server reaches this receiver")
+    parser.add_argument("--address", default="", help="of this receiver, for MLflow's server (default: no messages)")
     arguments = parser.parse_args()
     watch(host=arguments.host, port=arguments.port, address=arguments.address)
 

@@ -81,7 +81,7 @@ def test_compose_follows_the_compose_specification() -> None:
 
 def test_the_services_of_a_team_are_there() -> None:
     servers = ["mlflow", "orthanc", "postgresql", "prefect", "s3"]
-    assert sorted([*servers, *COMMANDS, "app", "pacs", "worker", "worker-gpu"]) == SERVICES
+    assert sorted([*servers, *COMMANDS, "app", "pacs", "watch", "worker", "worker-gpu"]) == SERVICES
     device = service("worker-gpu")["deploy"]["resources"]["reservations"]["devices"][0]
     assert device["capabilities"] == ["gpu"]
 
@@ -164,6 +164,16 @@ def test_what_reads_images_starts_when_told_and_needs_no_checkout(name: str) -> 
     assert described["command"][:2] == ["python", "-m"]
     assert (PROJECT / f"{described['command'][2].replace('.', '/')}.py").is_file()
     assert described["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
+def test_the_watch_runs_beside_each_worker_and_alike_on_kubernetes() -> None:
+    described = service("watch")
+    assert set(described["profiles"]) == {*service("worker")["profiles"], *service("worker-gpu")["profiles"]}
+    assert described["image"] == service("worker")["image"]
+    assert "ports" not in described
+    (pod,) = [container for name, container in containers() if name == "watch"]
+    assert (pod["command"], pod["workingDir"]) == (described["command"], described["working_dir"])
+    assert {"name": "PREFECT_API_URL", "value": described["environment"]["PREFECT_API_URL"]} in pod["env"]
 
 
 def test_images_hold_what_the_lock_file_says() -> None:
@@ -292,7 +302,7 @@ def test_each_pod_gets_its_own_secret_by_reference_alone() -> None:
         assert not any(SECRET.search(key) and not value.startswith("http://") for key, value in plain.items()), name
     secrets = {name: container["envFrom"][0]["secretRef"]["name"] for name, container in containers()}
     shared = {"databases": "set-up", "accounts": "set-up", "deployments": "set-up"}
-    shared |= {"backup": "stores", "upgrade": "stores", "run": "worker"}
+    shared |= {"backup": "stores", "upgrade": "stores", "run": "worker", "watch": "worker"}
     assert secrets == {**{name: name for name in ("app", "dispatcher", "mlflow", "pacs", "prefect")}, **shared}
 
 
@@ -305,7 +315,7 @@ def test_a_role_in_the_bucket_belongs_to_an_account_of_a_pod() -> None:
     used = {name: pod["serviceAccountName"] for name, pod in pods()}
     assert used["run"] == "worker"
     assert used["mlflow"] == "mlflow"
-    assert {used[name] for name in ("app", "pacs", "prefect")} == {"reader"}
+    assert {used[name] for name in ("app", "pacs", "prefect", "watch")} == {"reader"}
     assert {*used.values()} == accounts.keys()
 
 

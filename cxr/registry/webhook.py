@@ -87,11 +87,11 @@ def is_genuine(body: bytes, headers: Mapping[str, str], signing: str) -> bool:
     Args:
         body: as received.
         headers: of the request.
-        signing: see `WebhookSecrets`.
+        signing: see `WebhookSecrets`; without one nothing is genuine.
     """
     found = {name.lower(): value for name, value in headers.items()}
     delivery, sent, signature = (found.get(f"x-mlflow-{name}", "") for name in _SIGNED)
-    if not sent.isdecimal() or abs(time.time() - int(sent)) > _MOST_AGE_SECONDS:
+    if not signing or not sent.isdecimal() or abs(time.time() - int(sent)) > _MOST_AGE_SECONDS:
         return False
     content = f"{delivery}.{sent}.".encode() + body
     expected = base64.b64encode(hmac.new(signing.encode(), content, hashlib.sha256).digest())

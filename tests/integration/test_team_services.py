@@ -6,6 +6,7 @@ The tests of this file share one set of services and one run, and build on each 
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,12 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from tests.support.clones import Clone, make_clone
+from tests.support.prefect_servers import wait_for
+from tests.support.project import PROJECT
+from tests.support.servers import free_ports
 from tests.support.team import BUCKET, Team, serve_team
 
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
@@ -237,6 +242,41 @@ def rename_tag(team: Team, account: str) -> int:
     address = f"{known['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/model-versions/set-tag"
     body = {"name": MODEL, "version": "1", "key": "note", "value": account}
     return httpx.post(address, json=body, auth=(account, known["MLFLOW_TRACKING_PASSWORD"]), timeout=60).status_code
+
+
+def test_the_watch_of_compose_has_a_removed_champion_put_back(loop: Loop, team: Team) -> None:
+    """Its command and account, beside servers with accounts on, which let a worker create no webhook."""
+    port = free_ports(1)[0]
+    compose = YAML(typ="safe").load((PROJECT / "infra" / "compose.yaml").read_text())["services"]["watch"]
+    assert compose["environment"]["MLFLOW_TRACKING_USERNAME"] == "worker"
+    worker = {"CXR_POOL": "local", "PWD": str(loop.clone.root), "PREFECT_WORKER_QUERY_SECONDS": "1", **team.environment}
+    clone = dataclasses.replace(loop.clone, environment=worker)
+    clone.run("prefect", "work-pool", "create", "local", "--type", "process")
+    clone.run("prefect", "--no-prompt", "deploy", "--name", "judge/on-demand")
+    champion = {"name": MODEL, "alias": "champion"}
+    change_aliases(team, "DELETE", champion)
+    watch = [sys.executable if word == "python" else word.replace("8090", str(port)) for word in compose["command"]]
+    pool = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"]
+    with clone.start(*watch), clone.start(*pool):
+        wait_for(lambda: champion_of(team) == "1", seconds=120)
+        health = httpx.get(f"http://127.0.0.1:{port}/health").json()
+    assert health == {"subscribed": False, "problem": ""}
+    runs = team.sql("prefect", "SELECT r.name FROM flow_run r JOIN deployment d ON r.deployment_id = d.id")
+    assert len(runs) == 1
+    assert "restore" in clone.ask("tasks.history", "--csv")
+
+
+def champion_of(team: Team) -> str | None:
+    """Return the version with the alias `champion`."""
+    model = mlflow(team, "registered-models/get", name=MODEL)["registered_model"]
+    return {alias["alias"]: alias["version"] for alias in model.get("aliases", [])}.get("champion")
+
+
+def change_aliases(team: Team, method: str, body: dict[str, str]) -> None:
+    """Set or delete an alias as MLflow's administrator."""
+    address = f"http://127.0.0.1:{team.ports['mlflow']}/api/2.0/mlflow/registered-models/alias"
+    answer = httpx.request(method, address, json=body, auth=("admin", team.secrets.mlflow_password), timeout=60)
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +44,15 @@ class Clone:
             for line in process.stdout or ():
                 on_line(line.rstrip("\n"))
         return process.returncode
+
+    @contextmanager
+    def start(self, *command: str) -> Iterator[None]:
+        """Keep a command running in the clone during the block; interrupt it afterwards."""
+        with subprocess.Popen(command, cwd=self.root, env=self._settings()) as process:
+            try:
+                yield
+            finally:
+                process.send_signal(signal.SIGINT)
 
     def git(self, *arguments: str) -> str:
         """Run git in the clone."""
