@@ -22,15 +22,20 @@ from uuid import uuid4
 import httpx
 import psutil
 import pytest
+from mlflow import MlflowClient
+from playwright.sync_api import Page
 
 from cxr.common.params import override
+from cxr.registry.stored_names import MODEL
 from flows.serve import ServeError, serve
+from tests.support.browsers import launch_browser
 from tests.support.clones import in_plain_shell, lend_environment
 from tests.support.faults import fault
 from tests.support.prefect_servers import clean_environment, wait_for
 from tests.support.project import PROJECT
+from tests.support.registry_project import register, write_model
 from tests.support.servers import free_ports
-from tests.support.tiny_model import enter_tiny_project, write_image
+from tests.support.tiny_model import enter_tiny_project, write_image, write_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -109,6 +114,10 @@ class Served:
         now = {"type": "SCHEDULED", "state_details": {"scheduled_time": datetime.now(UTC).isoformat()}}
         self.api("POST", f"flow_runs/{run}/set_state", state=now)
 
+    @property
+    def watch_log(self) -> Path:
+        return self.root / ".prefect" / "logs" / "watch.log"
+
     def api(self, method: str, path: str, **body: Any) -> Any:
         """Ask the server; one whose database is busy answers 503 and is asked again."""
         url = f"{self.environment['PREFECT_API_URL']}/{path}"
@@ -145,6 +154,7 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     root.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         enter_tiny_project(root, patch, tmp_path_factory, champion=False)
+        add_a_rejected_version()
     for made in ("cxr", "data", "models", "reports", "dvc.lock"):
         shutil.rmtree(root / made) if (root / made).is_dir() else (root / made).unlink()
     shutil.copytree(tiny_template, root, dirs_exist_ok=True)
@@ -169,16 +179,33 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             yield Served(root, process, leads, told, f"http://127.0.0.1:{ports[1]}")
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(120)
+            process.wait(300)
 
 
-def test_a_week_of_schedules_ends_well_and_a_bad_image_is_reported_on_its_night(served: Served) -> None:
+def add_a_rejected_version() -> None:
+    """Register version 2, whose recall of viral pneumonia the gate rejects; version 1 stays the challenger."""
+    write_model(seed=3, wrong=10, of_class="viral")
+    write_network(seed=3)
+    assert register().number == "2"
+    write_model()
+    write_network(seed=2)
+    assert register().number == "1"
+
+
+@pytest.fixture(scope="module")
+def promotion(served: Served) -> Finished:
+    """The run that made version 1 champion."""
+    return served.wait_for_end(served.start_run("promote/on-demand"))
+
+
+def test_a_week_of_schedules_ends_well_and_a_bad_image_is_reported_on_its_night(
+    served: Served, promotion: Finished
+) -> None:
     """Time moves forward: what the scheduler has planned for seven days is due at once, one run after the other.
 
     A second rebuild is asked for beside Sunday's: one of the two waits, and then finds everything cached.
     """
-    decided = served.wait_for_end(served.start_run("promote/on-demand"))
-    assert (decided.state, decided.message) == ("Promoted", "version 1 is champion")
+    assert (promotion.state, promotion.message) == ("Promoted", "version 1 is champion")
     nights: list[Finished] = []
     plan = served.plan_of_a_week()
     assert Counter(deployment for _, deployment in plan) == A_WEEK
@@ -226,13 +253,77 @@ def assert_one_waited_and_found_all_cached(served: Served, first: str, second: s
     assert httpx.get(f"{served.mlflow}/health").text == "OK"
 
 
+@pytest.mark.usefixtures("promotion")
+def test_a_champion_set_in_mlflow_past_the_gate_is_judged_and_put_back(served: Served) -> None:
+    """Through MLflow's client and through its page; the verdict is on the version's page, as it is for `requested`."""
+    keys = served.root / "mlruns" / "webhook-keys.json"
+    assert keys.stat().st_mode & 0o777 == 0o600
+    client = MlflowClient(served.mlflow, served.mlflow)
+    client.set_registered_model_alias(MODEL, "champion", "2")
+    wait_for(lambda: aliases_of(client, "1") == {"challenger", "champion"}, log=served.watch_log)
+    reason = wait_for_answer(served, client)
+    assert reason.startswith(REJECTED)
+    assert "champion is now version 1" in reason
+
+    client.set_registered_model_alias(MODEL, "requested", "2")
+    reason = wait_for_answer(served, client)
+    assert reason.startswith(REJECTED)
+    assert aliases_of(client, "1") == {"challenger", "champion"}
+
+    with launch_browser() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(300_000)
+        page.goto(f"{served.mlflow}/#/models/{MODEL}/versions/2?workflowType=machine_learning")
+        set_alias_in_page(page, "champion")
+        wait_for_answer(served, client)
+        page.reload()
+        page.get_by_test_id("note-view-outer-container").get_by_text("version 1 stays champion").first.wait_for()
+        assert "@\xa0champion" not in page.content()
+        page.get_by_role("link", name="Report").first.wait_for()
+        page.get_by_test_id("source-model-link").click()
+        page.get_by_text("Model versions").first.wait_for()
+        assert "Not registered" not in page.content()
+    log = in_plain_shell(served.root, "./run", "history", "--csv").stdout
+    assert log.count("version 2 was set as champion past the gate") == 2
+
+
+REJECTED = "REJECT. version 2 was rejected, version 1 stays champion: recall of viral: 0.000, required at least 0.300"
+
+
+def aliases_of(client: MlflowClient, version: str) -> set[str]:
+    return set(client.get_model_version(MODEL, version).aliases)
+
+
+def wait_for_answer(served: Served, client: MlflowClient) -> str:
+    """Wait until version 2 has an answer and no alias; return the answer, and take its tag off for the next one."""
+
+    def answered() -> bool:
+        page = client.get_model_version(MODEL, "2")
+        return "promotion_reason" in page.tags and not page.aliases
+
+    wait_for(answered, log=served.watch_log)
+    page = client.get_model_version(MODEL, "2")
+    when, _, reason = page.tags["promotion_reason"].partition(": ")
+    assert page.description.endswith(f"## Promotion gate\n\n{when}: {reason}")
+    client.delete_model_version_tag(MODEL, "2", "promotion_reason")
+    return reason
+
+
+def set_alias_in_page(page: Page, alias: str) -> None:
+    page.get_by_title("Edit aliases").click()
+    page.get_by_role("combobox").fill(alias)
+    page.get_by_role("combobox").press("Enter")
+    with page.expect_response(lambda answer: answer.url.endswith("/alias") and answer.request.method == "POST"):
+        page.get_by_role("button", name="Save aliases").click()
+
+
 def test_a_plain_shell_reaches_the_servers_through_either_client(served: Served) -> None:
     done = in_plain_shell(served.root, "./run", "prefect", "deployment", "ls")
     assert "rebuild/weekly" in done.stdout, done.stdout + done.stderr
     done = in_plain_shell(served.root, ".venv/bin/prefect", "deployment", "ls")  # .env leads it, too
     assert "rebuild/weekly" in done.stdout, done.stdout + done.stderr
     done = in_plain_shell(served.root, "./run", "history", "--csv")
-    assert len(done.stdout.splitlines()) == 2, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 4, done.stdout + done.stderr  # version 1, and that it was put back twice
     source = "models:/chest-xray-pneumonia@champion"
     done = in_plain_shell(served.root, "./run", "mlflow", "artifacts", "download", "-u", source, "-d", "fetched")
     assert done.returncode == 0, done.stderr
