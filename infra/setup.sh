@@ -43,7 +43,7 @@ fail() {
 
 find_python() {
     local name
-    for name in python3.12 python3.11 python3 python; do
+    for name in python3.13 python3.12 python3.11 python3 python; do
         if command -v "$name" >/dev/null &&
             "$name" -c "import sys; sys.exit(sys.version_info < ($OLDEST_PYTHON))" 2>/dev/null; then
             command -v "$name"

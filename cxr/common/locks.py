@@ -1,14 +1,16 @@
 """File locks between threads, processes and, on a shared file system, machines.
 
 The operating system releases a lock when its holder ends or is killed, so no lock is ever stale. The lock files stay;
-they are empty and have no meaning without a holder.
+they are empty and have no meaning without a holder. On a file system without flock a lock is an OSError: filelock's
+substitute, a file that exists, would outlive a killed holder.
 """
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 _POLL_SECONDS = 0.2
 
@@ -16,9 +18,7 @@ _POLL_SECONDS = 0.2
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock `path` during the block; wait while another holder has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:  # opened in each call, so that threads exclude each other too
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _lock(path):
         yield
 
 
@@ -27,12 +27,16 @@ def any_file_lock(paths: list[Path]) -> Iterator[Path]:
     """Hold the first free lock of `paths` during the block and yield its path; wait while none is free."""
     while True:
         for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
+            try:
+                held = _lock(path).acquire(blocking=False)
+            except Timeout:
+                continue
+            with held:
                 yield path
-                return
+            return
         time.sleep(_POLL_SECONDS)
+
+
+def _lock(path: Path) -> FileLock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
