@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from cxr.common.files import read_json
 from cxr.common.notices import notice
@@ -31,7 +31,8 @@ def publish(folder: Path, paths: Paths) -> None:
     """Put metrics, pictures and links on the page of the present flow run."""
     metrics = read_json(folder / paths.metrics)
     champion = _champion(folder, paths)
-    create_markdown_artifact(key="metrics", markdown=metrics_table(metrics, champion))
+    caution = notice(synthetic=bool(metrics.get("synthetic")))
+    create_table_artifact(key="metrics", table=metrics_rows(metrics, champion), description=caution)
     for key, name in _PICTURES.items():
         picture = folder / paths.evaluation / name
         if picture.is_file():
@@ -47,27 +48,26 @@ def publish(folder: Path, paths: Paths) -> None:
         create_link_artifact(key="mlflow", link=links["version"], link_text="this version and its run in MLflow")
 
 
-def metrics_table(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None) -> str:
-    """Return the test metrics as Markdown, with the champion's beside them where it was measured on these images.
+def metrics_rows(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """Return a row a test metric, with the champion's beside it where it was measured on these images.
 
     Args:
         metrics: metrics.json.
         champion: the champion's side of promotion.json, or None.
     """
     intervals = metrics.get("ci95", {})
-    beside = champion is not None
-    lines = [
-        "| metric | this model | 95% interval |" + (" champion | difference |" if beside else ""),
-        "|---|---|---|" + ("---|---|" if beside else ""),
-    ]
+    others = None if champion is None else _flat(champion)
+    rows = []
     for name, value in _flat(metrics).items():
         low_high = intervals.get(name)
-        line = f"| {name} | {value:.3f} | {f'{low_high[0]:.3f} to {low_high[1]:.3f}' if low_high else ''} |"
-        if champion is not None:
-            other = _flat(champion).get(name)
-            line += " | |" if other is None else f" {other:.3f} | {value - other:+.3f} |"
-        lines.append(line)
-    return f"{notice(synthetic=bool(metrics.get('synthetic')))}\n\n" + "\n".join(lines)
+        interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""
+        row = {"metric": name, "this model": f"{value:.3f}", "95% interval": interval}
+        if others is not None:
+            other = others.get(name)
+            row["champion"] = "" if other is None else f"{other:.3f}"
+            row["difference"] = "" if other is None else f"{value - other:+.3f}"
+        rows.append(row)
+    return rows
 
 
 def mlflow_links(registration: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
+from cxr.common.notices import NOT_CLINICAL
 from flows.rebuild import Rebuild, rebuild
 from flows.stages import StageBusyError, StageRun, run_stage
 from tests.support.faults import fault
@@ -35,7 +36,7 @@ def artifacts_of(flow_run_id: UUID) -> dict[str, str]:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         )
-    return {str(artifact.key): str(artifact.data) for artifact in found}
+    return {str(artifact.key): f"{artifact.description or ''} {artifact.data}" for artifact in found}
 
 
 def task_runs_of(flow_run_id: UUID) -> dict[str, str]:
@@ -57,7 +58,9 @@ def test_every_stage_is_a_task_run_and_the_page_shows_metrics_verdict_and_report
     assert state.result() == Rebuild(stages=ran, verdict="Promoted", folder=tiny)
     assert task_runs_of(run_of(state)) == {**ran, "promote": "Promoted"}
     artifacts = artifacts_of(run_of(state))
-    assert "| accuracy | 0.750 | 0.500 to 0.900 |" in artifacts["metrics"]
+    assert NOT_CLINICAL in artifacts["metrics"]
+    row = {"metric": "accuracy", "this model": "0.750", "95% interval": "0.500 to 0.900"}
+    assert json.dumps(row) in artifacts["metrics"]
     assert "at or above the floor" in artifacts["promotion"]
     assert str(tiny / "reports" / "report.html") in artifacts["report"]
 
