@@ -17,6 +17,8 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ DIGEST_TAG = "study_digest"
 DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
 """The sections that distinguish trials; the evaluation of the test set is not part of a configuration."""
 
-_LOCKS = Path(".dvc", "tmp")  # ignored by git
+LOCKS = Path(".dvc", "tmp")  # ignored by git
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -153,7 +155,7 @@ def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
         twin = runs.find_run(DIGEST_TAG, trial.digest)
         run_id = twin or _run_through_dvc(trial, root, workers)
         runs.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
-        with file_lock(root / _LOCKS / "study-rows.lock"):
+        with file_lock(root / LOCKS / "study-rows.lock"):
             row = trial.name.rpartition("/")[0]
             keep_below(run_id, f"study {row}", name=row, description="The seeds of one row of study.yaml.")
     except CxrError as error:
@@ -167,25 +169,49 @@ def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
     Raises:
         StageFailedError: a step failed, with its message.
     """
-    with any_file_lock([root / _LOCKS / f"study-{number + 1}.lock" for number in range(workers)]) as held:
-        with file_lock(root / _LOCKS / "worktrees.lock"):  # worktrees are created and moved one at a time
-            workspace = open_workspace(root, run=held.stem, overrides=trial.settings, keep=workers)
-        # A cluster sets this variable to the number of cores of a task.
-        threads = os.environ.get(_THREADS) or str(max(1, (os.cpu_count() or 1) // workers))
-        environment = child_environment({**shared_environment(root), _THREADS: threads})
-        lines: list[str] = []
+    with trial_workspace(root, trial.settings, workers=workers) as workspace:
 
-        def keep(line: str) -> None:
-            lines.append(line)
+        def report(line: str) -> None:
             get_run_logger().info("%s | %s", trial.name, line)
 
-        heal_path_lock(workspace)
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", trial.stage]
-        code = run_supervised(command, folder=workspace, on_line=keep, environment=environment)
-        if code != 0:
-            raise StageFailedError(last_words(lines, code))
-        model = read_params(workspace / "params.yaml").paths.model
-        return str(read_json(workspace / model / "training.json")["run_id"])
+        return str(run_in(workspace, root, trial.stage, workers=workers, on_line=report)["run_id"])
+
+
+@contextmanager
+def trial_workspace(root: Path, settings: dict[str, Any], *, workers: int) -> Iterator[Path]:
+    """Hold one of `workers` worktrees during the block, with `settings` in its params.yaml; wait until one is free."""
+    with any_file_lock([root / LOCKS / f"study-{number + 1}.lock" for number in range(workers)]) as held:
+        with file_lock(root / LOCKS / "worktrees.lock"):  # worktrees are created and moved one at a time
+            workspace = open_workspace(root, run=held.stem, overrides=settings, keep=workers)
+        yield workspace
+
+
+def run_in(
+    workspace: Path, root: Path, stage: str, *, workers: int, on_line: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Bring the stages up to `stage` up to date in a worktree of `root`; return its training.json.
+
+    Raises:
+        StageFailedError: a step failed, with its message.
+    """
+    # A cluster sets this variable to the number of cores of a task.
+    threads = os.environ.get(_THREADS) or str(max(1, (os.cpu_count() or 1) // workers))
+    environment = child_environment({**shared_environment(root), _THREADS: threads})
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        on_line(line)
+
+    heal_path_lock(workspace)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", stage]
+    code = run_supervised(command, folder=workspace, on_line=keep, environment=environment)
+    if code != 0:
+        raise StageFailedError(last_words(lines, code))
+    training: Mapping[str, Any] = read_json(
+        workspace / read_params(workspace / "params.yaml").paths.model / "training.json"
+    )
+    return training
 
 
 def _weights(given: list[str]) -> dict[str, str]:
@@ -198,7 +224,7 @@ def _weights(given: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _stop_at_once(*_: object) -> None:
+def stop_at_once(*_: object) -> None:
     """Handle Ctrl-C: threads cannot be interrupted, but the trainings end with this process."""
     os.write(2, b"stopped; the same command resumes each training from its last epoch\n")
     os._exit(130)
@@ -224,7 +250,7 @@ def main() -> int:
     print(f"{len(done)} of {len(every)} trials are done, {len(todo)} are missing")
     if not todo:
         return 0
-    signal.signal(signal.SIGINT, _stop_at_once)
+    signal.signal(signal.SIGINT, stop_at_once)
     study_run: Any = study_flow.with_options(task_runner=runner(arguments.workers))
     ended = study_run(todo, arguments.workers, return_state=True)
     if ended.is_failed():

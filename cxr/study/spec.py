@@ -1,7 +1,7 @@
 """study.yaml: groups of rows, each a configuration with its seeds. A group becomes a table of docs/results.md."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -14,6 +14,7 @@ MIN_HEADLINE_SEEDS = 5
 """Fewer show the luck of a seed as well as the configuration."""
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Content = TypeVar("Content", bound=BaseModel)
 Settings = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
 
 
@@ -85,10 +86,15 @@ def read_study(path: Path) -> Study:
     Raises:
         ParamsError: the file is missing, not YAML, or invalid; the message names the position of each mistake.
     """
+    return read_as(Study, path)
+
+
+def read_as(kind: type[Content], path: Path) -> Content:
+    """Read a YAML file of the project's root; see `read_study` for its errors."""
     try:
-        return Study.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        return kind.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; run from the project's root, which holds study.yaml") from None
+        raise ParamsError(f"{path} is missing; run from the project's root, which holds {path.name}") from None
     except YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
