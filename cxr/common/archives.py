@@ -56,7 +56,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(entry) as packed, path.open("xb") as file:
                     shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:  # names not in UTF-8
         raise DamagedArchiveError(f"{archive} is not a zip or is damaged ({error}); download it again") from error
     except OSError as error:
         raise SourceError(f"{archive} cannot be unpacked ({error.strerror}: {error.filename})") from error

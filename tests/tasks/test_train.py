@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from cxr.common.files import sha256_of
 from cxr.common.params import Paths, override, read_params
 from cxr.dataset.image_array import read_image_array, write_index
 from cxr.dataset.manifest import MANIFEST_COLUMNS, write_table
@@ -106,7 +107,8 @@ def test_run_records_parameters_curves_dataset_and_lineage(finished: Path, store
     assert len(client.get_metric_history(run_id, "validation/macro_f1")) == 3
     used = {data.dataset.name: data.dataset for data in run.inputs.dataset_inputs}
     assert used.keys() == {"training images", "validation images"}
-    assert {data.digest for data in used.values()} == {"0" * 36}
+    manifest = sha256_of(read_params(finished).paths.raw / "manifest.parquet")
+    assert {data.digest for data in used.values()} == {manifest[:36]}
     assert json.loads(used["training images"].schema)["mlflow_colspec"][0]["name"] == "image_id"
     assert "training and" in run.data.tags["mlflow.note.content"]
     assert {"git_commit", "params_sha256", "uv_lock_sha256", "protocol"} <= set(run.data.tags)
