@@ -25,6 +25,7 @@ from tests.support.orthanc import program
 from tests.support.pacs_worker import image as chest_xray
 
 SERVERS = ("postgresql", "s3", "mlflow", "prefect")
+WORKERS = ("worker", "watch")
 READERS = ("app", "orthanc", "pacs")
 MODEL = "chest-xray-pneumonia"
 
@@ -51,7 +52,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if os.environ["CXR_CONTAINERS"] != "built":
         made.compose("build", "worker")
     try:
-        made.up("worker")
+        made.up(*WORKERS)
         yield made
     finally:
         made.compose("down", "--volumes")
@@ -101,6 +102,20 @@ def reports(stack: Stack) -> int:
     return len(found.raise_for_status().json())
 
 
+def tell(image: Path) -> None:
+    """Agree with the web app's answer to an image, as a reader does."""
+    said = answer_of(image)
+    agreed = {name: said[name] for name in ("sha256", "model_version")}
+    agreed |= {"answer": said["predicted_class"], "label": said["predicted_class"]}
+    response = httpx.post(f"http://127.0.0.1:{PORTS['app']}/feedback", json=agreed, timeout=60)
+    assert response.status_code == 200, response.text
+
+
+def told(stack: Stack) -> int:
+    """Return how many rows the web app's table of readers' feedback has."""
+    return len(stack.execute("app", "cat", "data/feedback.csv").splitlines()) - 1
+
+
 def wait_until(count: int, stack: Stack) -> None:
     deadline = time.monotonic() + 300
     while reports(stack) != count:
@@ -109,7 +124,7 @@ def wait_until(count: int, stack: Stack) -> None:
 
 
 def test_servers_and_worker_are_healthy_and_accounts_are_made(stack: Stack) -> None:
-    assert all(stack.is_well(name) for name in (*SERVERS, "worker"))
+    assert all(stack.is_well(name) for name in (*SERVERS, *WORKERS))
     assert stack.state("accounts")["ExitCode"] == 0
     page = httpx.get(f"http://127.0.0.1:{PORTS['prefect']}/", timeout=60)
     assert page.status_code == 200, "Prefect writes its page at each start, which a read-only image must allow"
@@ -127,9 +142,11 @@ def test_the_page_answers_and_a_sent_image_gets_its_report(stack: Stack, image: 
     assert answer_of(image)["model_version"] == "1"
     send(stack, 1)
     wait_until(1, stack)
+    tell(image)
+    assert told(stack) == 1
 
 
-@pytest.mark.parametrize("name", [*SERVERS, "worker", *READERS])
+@pytest.mark.parametrize("name", [*SERVERS, *WORKERS, *READERS])
 def test_a_service_that_dies_comes_back_by_itself_and_all_answer(stack: Stack, image: Path, name: str) -> None:
     before = stack.state(name)["Pid"]
     stack.kill(name)
@@ -151,10 +168,10 @@ def test_nothing_is_lost_by_down_and_up(stack: Stack, image: Path) -> None:
     before = answer_of(image)
     stack.compose("down")
     assert stack.state("mlflow") == {}
-    stack.up("worker", "app", "pacs")
+    stack.up(*WORKERS, "app", "pacs")
     assert champion(stack) == "1"
     assert answer_of(image) == before
-    assert reports(stack) == 2
+    assert (reports(stack), told(stack)) == (2, 1)
     assert flow_runs(stack) == 1
 
 
