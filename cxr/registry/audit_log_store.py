@@ -17,7 +17,7 @@ from cxr.registry.audit_log import Fault, Head, Move
 from cxr.registry.stored_names import CHAMPION, DECISION_TAG, ENTRY_TAG, HEAD_TAG, MODEL, claim_names, entry_lines
 
 _RESTORED_BY = "`./run promote` restores it from its copy, else restore the store from a backup"
-_HEALED_BY = "`./run promote` judges it, `./run rollback` puts the recorded champion back"
+_PUT_BACK_BY = "`./run rollback --restore-only` puts the recorded champion back"
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def contradiction(stored: StoredLog) -> str:
         return ""
     recorded = f"version {stored.recorded}" if stored.recorded else "no version"
     if not stored.alias:
-        return f"the alias {CHAMPION} was removed by hand, the audit log says {recorded}; {_HEALED_BY}"
+        return f"the alias {CHAMPION} was removed by hand, the audit log says {recorded}; {_PUT_BACK_BY}"
     return (
         f"the alias {CHAMPION} is on version {stored.alias} ({_gate_says(stored.alias)}), the audit log says "
-        f"{recorded}: it was moved past the gate; {_HEALED_BY}"
+        f"{recorded}: it was moved past the gate; `./run promote` judges it, {_PUT_BACK_BY}"
     )
 
 
