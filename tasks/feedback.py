@@ -8,7 +8,7 @@ Reads   paths.feedback, the table that the web app writes: digests of images, an
 Writes  --output: the images, named by their digest, and labels.csv; all or nothing. It must not exist
 Prints  how many images were found and how often readers agreed
 
-An image counts once, with the last word on it. Such a set is what readers cared to label, not a sample of all images:
+An image counts once, by its last feedback. Such a set is what readers cared to label, not a sample of all images:
 its scores say how the model does on those. DICOM images are copied with their tags, so the folder holds patients' data
 if --images does.
 """
@@ -62,8 +62,8 @@ def feedback(table: Path, images: Path, output: Path) -> int:
             csv.writer(file).writerows([("path", "label"), *rows])
     agreed = sum(said[sha256].agrees for sha256 in found)
     print(
-        f"{len(found)} of {len(said)} labelled images found and written to {output}; readers agreed on {agreed}, "
-        f"corrected {len(found) - agreed}"
+        f"{len(found)} of {len(said)} labelled images found and written to {output}; readers agreed with "
+        f"{agreed} answers and corrected {len(found) - agreed}"
     )
     return len(found)
 

@@ -12,9 +12,10 @@ Keeps    its position in the feed in --state-file, and beside it what it has fou
          --audit-log
 Account  CXR_PACS_USER and CXR_PACS_PASSWORD, or in the address, where other users of this machine can see them
 
-Each image is processed exactly once, even if the PACS, this command or the machine crashes. A new champion processes
-the images that arrive after it; with --reprocess also those that an older version processed. An image that cannot be
-read gets no report but a log line with its ID and the reason. Runs until Ctrl-C; with --once until the end of the feed.
+Each image is processed exactly once, even if the PACS, this command or the machine crashes; by C-STORE its answer may
+be sent twice, with one UID. A new champion processes the images that arrive after it; with --reprocess also those that
+an older version processed. An image that cannot be read gets no report but a log line with its ID and the reason. Runs
+until Ctrl-C; with --once until the end of the feed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "--days", type=int, default=7, metavar="N", help="search studies of N days by DICOMweb; 0: all (%(default)s)"
     )
-    parser.add_argument("--listen", metavar="AE@PORT", help="take images by C-STORE, in place of ADDRESS")
+    parser.add_argument("--listen", metavar="AE@PORT", help="receive images by C-STORE, in place of ADDRESS")
     parser.add_argument("--send-to", metavar="AE@HOST:PORT", help="with --listen: where answers go")
     parser.add_argument("--once", action="store_true", help="stop at the end of the feed")
     parser.add_argument("--overlay", action="store_true", help="also store the image with its heat map")
@@ -97,11 +98,11 @@ def pacs(worker: PacsWorker, *, once: bool, poll_seconds: float) -> None:
 
     Args:
         worker: processes the images of the feed.
-        once: stop at the end of the feed, and when Orthanc or the registry does not respond.
+        once: stop at the end of the feed, and when the PACS or the registry does not respond.
         poll_seconds: between two polls of a feed with nothing new.
 
     Raises:
-        SourceError: Orthanc rejects the password; with `once` also: it does not respond.
+        SourceError: the PACS rejects the password; with `once` also: it does not respond.
         RegistryError: with `once`, the registry does not respond or has no champion.
     """
     failures = 0

@@ -22,8 +22,8 @@ those of the evaluation. With --engine openvino the exported network answers, se
 that the version's tags name.
 
 Exit codes  0 every image was answered; 2 the command line is wrong; 3 a folder has no images; 4 an image could not be
-            read, or its report not be made (all others were answered); 7 the model's files are damaged; 9 the registry
-            has no such version or does not answer; 130 interrupted; 141 whoever reads the output has closed it
+            read, or its report could not be made (all others were answered); 7 the model's files are damaged; 9 the
+            registry has no such version or does not answer; 130 interrupted; 141 whoever reads the output has closed it
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def predict(
         print("\n".join([*summary.lines(style), notice(synthetic=classifier.spec.synthetic)]))
     if failed:
         raise ImageError(
-            f"{failed} of {len(images)} files could not be read, or their files not be made; the lines above say why",
+            f"{failed} of {len(images)} files could not be read, or not be given a report; the lines above say why",
             reason="not an image",
         )
 

@@ -1,4 +1,4 @@
-"""Types of parameters with their ranges; what lies outside is a slip of the pen, not an experiment."""
+"""Types of parameters with their ranges; what lies outside is a mistake, not an experiment."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Read a YAML file of parameters from anybody's hand, and set values in it: errors name the file and the parameter."""
+"""Read a YAML file of parameters, however damaged, and set values in it: errors name the file and the parameter."""
 
 from pathlib import Path
 from typing import Any

@@ -109,9 +109,9 @@ def require_passed(validation: Path, raw: Path) -> None:
     """Check that the manifest in `raw` passed the gate whose verdict is in the file `validation`.
 
     Raises:
-        DataError: the verdict is missing or damaged, is not a pass, or is of another manifest.
+        DataError: the verdict is missing or damaged, is not a pass, or is about another manifest.
     """
     verdict = read_record(validation, Verdict, stage="validate")
     if not verdict["passed"] or verdict["manifest_sha256"] != sha256_of(raw / MANIFEST_FILE):
-        said = "of another manifest" if verdict["passed"] else "not a pass"
+        said = "about another manifest" if verdict["passed"] else "not a pass"
         raise DataError(f"{validation} is {said}; expected the verdict on {raw}; run `./run dvc repro validate`")

@@ -34,7 +34,7 @@ class Agreement:
 def agreement_by_month(rows: Sequence[Feedback], *, version: str) -> list[Agreement]:
     """Return the agreement with the answers of a version, the oldest month first.
 
-    An image counts once, with the last word on it, in the month of that word.
+    An image counts once, by its last feedback, in the month of that feedback.
     """
     months: dict[str, list[bool]] = defaultdict(list)
     own = [row for row in rows if row.model_version == version]

@@ -1,6 +1,6 @@
 """A DICOM node for any PACS: images arrive by C-STORE and wait in a folder; answers leave by C-STORE.
 
-An image is on the disk before its sender hears of success, and is removed when it is processed. Errors and log lines
+An image is on the disk before its sender is told of success, and is removed when it is processed. Errors and log lines
 hold no name, number or UID: images have a digest of their UID there.
 
     <folder>/<digest>.dcm   images that wait
@@ -68,7 +68,7 @@ class Node:
 
 
 class Listener:
-    """A node that takes images and sends answers, a `cxr.pacs.feed.Pacs`; a context that listens.
+    """A node that receives images and sends answers, a `cxr.pacs.feed.Pacs`; a context that listens.
 
     Args:
         own: title and port to listen on.
@@ -194,7 +194,7 @@ class Listener:
         return is_stored
 
     def _take(self, event: Any) -> int:
-        """Keep an image and return the status that its sender hears."""
+        """Keep an image and return the status for its sender."""
         try:
             resource = digest_of(str(event.request.AffectedSOPInstanceUID))
             if resource not in self._received:
@@ -207,7 +207,7 @@ class Listener:
             log.warning("pacs: an image cannot be kept: %s", error.strerror)
             return _NO_ROOM
         except Exception as error:  # pydicom raises any; its text may quote a patient's tag
-            log.warning("pacs: an image was refused: %s", type(error).__name__)
+            log.warning("pacs: an image was rejected: %s", type(error).__name__)
             return _REFUSED
         return _SUCCESS
 

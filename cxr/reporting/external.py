@@ -57,7 +57,7 @@ def _front_page(result: Mapping[str, Any], origin: Mapping[str, str]) -> FrontPa
             "How good it is": how_good(result) if scored else "Not measured: the set has no labels.",
             "On whom": _on_whom(result),
             "Where it fails": where_it_fails(result) if scored else "Not known without labels.",
-            "Are these images like those it knows": f"{unlike:,} of {facts['n_answered']:,} get a warning. {differ}",
+            "Do the images resemble its own": f"{unlike:,} of {facts['n_answered']:,} get a warning. {differ}",
         },
         facts={**origin, "Set": facts["name"], "Engine": model["engine"]},
     )

@@ -59,7 +59,7 @@ def how_good(metrics: Mapping[str, Any]) -> str:
         for name, of_class in metrics["per_class"].items()
         if of_class["recall"] is not None
     ]
-    return f"Of 100 images it calls {right * 100:.0f} right{between}; it finds {_and(found)}."
+    return f"Of 100 images it classifies {right * 100:.0f} correctly{between}; it finds {_and(found)}."
 
 
 def on_whom(metrics: Mapping[str, Any], ingest: Mapping[str, Any], leakage: str) -> str:
@@ -104,7 +104,7 @@ def verdict_of(audit: Mapping[str, Any]) -> str:
     if not findings:
         return "The audit has no finding."
     counts = {level: sum(one["level"] == level for one in findings) for level in _LEVELS}
-    told = _and([f"{n} {level}" for level, n in counts.items() if n])
+    told = _and([f"{n} {'in doubt' if level == 'doubt' else level}" for level, n in counts.items() if n])
     worst = next(one for level in _LEVELS for one in findings if one["level"] == level)
     if worst["level"] == "good":
         return f"The audit for shortcuts found nothing against it ({told}); that is no proof that it reads the lungs."

@@ -2,8 +2,8 @@
 
 A search sees validation images alone: a trial ends with the stage `train`. Its values come from a tree-structured
 Parzen estimator (Bergstra et al. 2011) over the trials so far, seeded anew for each trial, so an interrupted search
-goes on as if nothing had happened. A training that is worse than the median of the others after as many epochs is
-stopped.
+continues with the same values. A training that is worse than the median of the others after the same number of epochs
+is stopped.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ class Search(BaseModel):
         for name, values in parameters.items():
             if name.partition(".")[0] not in SEARCHED_SECTIONS or name == "train.seed":
                 raise ValueError(
-                    f"{name} is no parameter to search: only those of preprocess and train, without its seed"
+                    f"{name} is no parameter to search; expected one of preprocess or train, other than train.seed"
                 )
             values.distribution()  # raises ValueError where it is empty
         return parameters

@@ -107,7 +107,7 @@ def test_the_official_test_part_is_measured_and_stored_beside_the_version(
     assert "The most confident errors" in page
     assert "IM-" in page or "person" in page
     assert "<dt>Role</dt><dd>champion</dd>" in page
-    assert f"it calls {result['accuracy'] * 100:.0f} right" in page
+    assert f"it classifies {result['accuracy'] * 100:.0f} correctly" in page
     with launch_browser() as browser:
         assert faults_of_report(browser, page) == []
     stored = external_results(versions.get_version("champion"))

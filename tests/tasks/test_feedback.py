@@ -35,7 +35,7 @@ def test_labelled_images_are_found_by_digest_and_both_readers_take_the_folder(
     assert feedback(table, tmp_path / "images", output) == 2
     said = capsys.readouterr().out
     assert said.startswith("2 of 3 labelled images found")
-    assert "agreed on 1, corrected 1" in said
+    assert "agreed with 1 answers and corrected 1" in said
     expected = {f"{first[:32]}.png": "bacterial", f"{second[:32]}.dcm": "viral"}
     assert sorted(path.name for path in output.iterdir()) == sorted([*expected, "labels.csv"])
     paths = list(expected)

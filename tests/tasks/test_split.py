@@ -237,14 +237,14 @@ def test_a_missed_quota_is_detected(paths: Paths, caplog: pytest.LogCaptureFixtu
     assert "split=test, label=normal, images=5, quota=6" in caplog.text
 
 
-@pytest.mark.parametrize("fault", ["not a pass", "of another manifest"])
+@pytest.mark.parametrize("fault", ["not a pass", "about another manifest"])
 @fault("split", "the gate did not pass, or passed on other data", "no split is written", "exit code 5, run validate")
 def test_without_a_pass_of_the_gate_on_this_manifest_nothing_is_split(
     paths: Paths, tmp_path: Path, raw: tuple[Path, RawFolder], fault: str
 ) -> None:
     verdict = tmp_path / "validation.json"
     write_verdict(verdict, raw[0], passed=fault != "not a pass")
-    if fault == "of another manifest":
+    if fault == "about another manifest":
         verdict.write_text(verdict.read_text().replace(sha256_of(raw[0] / "manifest.parquet"), "0" * 64))
     with pytest.raises(DataError, match=f"is {fault}; .* run `./run dvc repro validate`"):
         split(params(), paths.model_copy(update={"validation": verdict}))

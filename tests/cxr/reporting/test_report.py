@@ -188,7 +188,7 @@ def test_the_front_page_answers_five_questions_and_says_where_it_comes_from(page
     metrics = content().metrics
     for words in (
         "What it is An ensemble" if content().model["members"] > 1 else "What it is A resnet50 network that sorts",
-        f"it calls {metrics['accuracy'] * 100:.0f} right (95% interval",
+        f"it classifies {metrics['accuracy'] * 100:.0f} correctly (95% interval",
         "On whom 60 synthetic images",
         "Its most frequent error: ",
         "The audit for shortcuts found nothing against it (1 good)",
