@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cxr.common.cli import answer_help, run_step, step_parser
@@ -26,10 +27,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cxr.common.errors import WeightsError
+from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.files import atomic_file, write_json
 from cxr.common.params import MonitorParams, Paths
-from cxr.inference.feedback import read_feedback
+from cxr.inference.feedback import Feedback, read_feedback
 from cxr.inference.score_store import read_scores, version_folder
 from cxr.models.reference import REFERENCE_FILE, Reference, read_reference
 from cxr.monitoring.agreement import agreement_by_month
@@ -51,7 +52,7 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
     windows, limits, waiting = _compare(_scores(paths, version), reference, params)
     since = version.tags.get(versions.DRIFT_TAG, "")
     drift = is_drift(windows, alarm_windows=params.alarm_windows, recent_windows=params.recent_windows, after=since)
-    agreement = agreement_by_month(read_feedback(paths.feedback), version=version.number)
+    agreement = agreement_by_month(_feedback(paths.feedback), version=version.number)
     found = {"windows": windows, "limits": limits, "waiting": waiting, "agreement": agreement}
     page = _page(version, reference, params, drift=drift, since=since, **found)
     _write(page, paths)
@@ -59,6 +60,15 @@ def monitor(params: MonitorParams, paths: Paths) -> None:
     for window in windows[-params.recent_windows :]:
         log.info("  window %d: %.2f of its limit  %s", window.number, window.score, "; ".join(page.explain(window)))
     log.info("drift: %s", str(drift).lower())
+
+
+def _feedback(table: Path) -> list[Feedback]:
+    """Return what readers said; drift is looked for even where their table is damaged."""
+    try:
+        return read_feedback(table)
+    except ParamsError as error:
+        log.warning("monitor: the agreement of readers is left out: %s", error)
+        return []
 
 
 def _reference(version: versions.Version) -> Reference:

@@ -25,6 +25,7 @@ TELEMETRY_OFF = {
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 _NO_ROOM = "free some space or make the folder writable, then run the same command again"
+_NO_RIGHT = "give this user the right to it, then run the same command again"
 _INTERRUPTED = "interrupted; run the same command again to continue"
 
 _BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
@@ -44,22 +45,39 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     configure_process()
     try:
         code = main() or 0
-        sys.stdout.flush()
+        _flush()
         sys.exit(code)
     except CxrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # as in `| head -1`: what is still unwritten goes nowhere, without a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
         sys.exit(_BROKEN_PIPE)
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise
-        print(f"error: {error.filename or 'an output'}: {error.strerror}; {_NO_ROOM}", file=sys.stderr)
+        advice = _NO_RIGHT if error.errno == errno.EACCES else _NO_ROOM
+        print(f"error: {error.filename or 'an output'}: {error.strerror}; {advice}", file=sys.stderr)
         sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def _flush() -> None:
+    if sys.stdout:  # None where the command was started with a closed output
+        sys.stdout.flush()
+
+
+def _nobody_reads() -> bool:
+    """Return whether it is standard output that broke, as in `| head -1`; what is still unwritten then goes nowhere."""
+    try:
+        _flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def run_step(step: Callable[[Any, Any], None]) -> NoReturn:

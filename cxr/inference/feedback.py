@@ -14,7 +14,6 @@ off is removed when the next one is added, and ignored until then.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 from collections.abc import Sequence
@@ -24,9 +23,11 @@ from typing import BinaryIO
 
 from cxr.common.classes import LABELS
 from cxr.common.errors import ParamsError
+from cxr.common.locks import file_lock
 
 MOST_NOTE_CHARACTERS = 500
 
+_LONGEST_ROW_BYTES = 8192
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -60,8 +61,7 @@ def add_feedback(table: Path, feedback: Feedback) -> None:
     note = " ".join(feedback.note.split())[:MOST_NOTE_CHARACTERS]
     # A spreadsheet would take such a note for a formula.
     row = asdict(feedback) | {"note": f"'{note}" if note.startswith(_FORMULA) else note}
-    with table.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(table.with_suffix(".lock")), table.open("ab+") as file:
         whole = _whole(file)
         file.truncate(whole)
         lines = [list(row.values())] if whole else [list(COLUMNS), list(row.values())]
@@ -105,8 +105,9 @@ def _row(table: Path, number: int, row: list[str]) -> Feedback:
 
 def _whole(file: BinaryIO) -> int:
     """Return the length of the table without a last row that is not whole."""
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
+    start = max(0, file.seek(0, os.SEEK_END) - _LONGEST_ROW_BYTES)
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
 
 
 def _csv(lines: list[list[str]]) -> bytes:

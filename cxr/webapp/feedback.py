@@ -17,6 +17,8 @@ from cxr.inference.feedback import MOST_NOTE_CHARACTERS, Feedback, add_feedback
 from cxr.webapp.limits import Limits, RejectedError, read_body
 from cxr.webapp.schemas import Status
 
+FEEDBACK_PATH = "/feedback"
+
 _MOST_BYTES = 8192
 
 log = logging.getLogger("cxr.webapp")
@@ -50,7 +52,7 @@ class FeedbackRoute:
 
     async def add(self, request: Request) -> Status:
         """Store what a reader says about an answer: the image's digest, never its name."""
-        body = await read_body(request, replace(self._limits, max_upload_bytes=_MOST_BYTES))
+        body = await self._read(request)
         try:
             said = ReaderFeedback.model_validate_json(body)
         except ValidationError as error:
@@ -64,3 +66,12 @@ class FeedbackRoute:
             log.warning("app: feedback cannot be stored: %s", error.strerror)
             raise RejectedError(503, "not stored", "the service cannot store feedback; see its log") from None
         return Status(status="stored")
+
+    async def _read(self, request: Request) -> bytes:
+        try:
+            return await read_body(request, replace(self._limits, max_upload_bytes=_MOST_BYTES))
+        except RejectedError as error:
+            if error.status != 413:
+                raise
+            most = f"feedback may have {_MOST_BYTES:,} bytes at most; shorten the note"
+            raise RejectedError(413, error.reason, most) from None

@@ -21,7 +21,7 @@ from cxr.registry.versions import MODEL
 from cxr.webapp.batcher import Batcher, Result
 from cxr.webapp.champion_watch import ChampionWatch
 from cxr.webapp.decode_pool import DecodedImage, DecodePool
-from cxr.webapp.feedback import FEEDBACK_BODY, FeedbackRoute
+from cxr.webapp.feedback import FEEDBACK_BODY, FEEDBACK_PATH, FeedbackRoute
 from cxr.webapp.guard import error_response
 from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, not_ready, read_body
 from cxr.webapp.renditions import (
@@ -47,7 +47,7 @@ PATHS = frozenset(
         "/pixels",
         "/overlay",
         "/report",
-        "/feedback",
+        FEEDBACK_PATH,
         "/health",
         "/ready",
         "/metrics",
@@ -101,7 +101,7 @@ class Service:
             app.post(path, responses=content | _errors(*REASONS), response_class=Response,
                      openapi_extra=_IMAGE_BODY, summary=summary)(endpoint)  # fmt: skip
         app.post(
-            "/feedback", responses=_errors(400, 403, 408, 413, 421, 422, 503), openapi_extra=FEEDBACK_BODY,
+            FEEDBACK_PATH, responses=_errors(400, 403, 408, 413, 421, 422, 503), openapi_extra=FEEDBACK_BODY,
             summary="Store what a reader says about an answer",
         )(self.feedback.add)  # fmt: skip
         app.get("/health", responses=_errors(421), summary="Liveness: the process runs")(self.health)
@@ -227,7 +227,7 @@ class Service:
     async def _rejected(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, RejectedError):
             raise error
-        if request.method == "POST":
+        if request.method == "POST" and request.url.path != FEEDBACK_PATH:
             self.batcher.metrics.images_rejected.labels(error.reason).inc()
         return error_response(error)
 

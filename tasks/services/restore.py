@@ -73,8 +73,8 @@ def _fill(database: Database, dump: Path, mark: str) -> None:
     """Write a dump and its mark in one transaction: psql goes on when the process that started it is killed."""
     # An extension and its comment belong to the administrator, who has made it.
     options = ["--no-owner", "--no-privileges", "--no-comments", "--file=-"]
-    # A file without a name: accounts are in it, and nothing stays of it after a kill.
-    with TemporaryFile() as script:
+    # A file without a name, since accounts are in it and a kill must leave nothing; beside the dump: there is room.
+    with TemporaryFile(dir=dump.parent) as script:
         database.run("pg_restore", *options, str(dump), stdout=script)
         script.seek(0)
         database.run_script(script, f"COMMENT ON DATABASE \"{database.address.database}\" IS '{mark}'")

@@ -96,6 +96,18 @@ def test_unchanged_images_are_no_drift_and_an_incomplete_window_waits(
     assert caplog.messages[-1] == "drift: false"
 
 
+def test_drift_is_looked_for_even_where_the_table_of_feedback_is_damaged(caplog: pytest.LogCaptureFixture) -> None:
+    make_champion()
+    write_scores((number, {}) for number in range(67))
+    table = read_params(Path("params.yaml")).paths.feedback
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("time;image;label\n")
+    with caplog.at_level(logging.INFO):
+        found = run()
+    assert (found["drift"], found["agreement"]) == (False, [])
+    assert [line for line in caplog.messages if str(table) in line and "left out" in line]
+
+
 def test_two_windows_of_brighter_images_are_drift_until_a_rebuild_is_started_for_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -45,6 +45,17 @@ def test_an_interrupt_is_one_line_and_exit_code_130() -> None:
     assert answer.stderr.count("\n") == 1
 
 
+def test_a_broken_connection_is_not_taken_for_a_reader_that_left() -> None:
+    code = "from cxr.common.cli import run_command\ndef main():\n    raise BrokenPipeError('socket')\nrun_command(main)"
+    assert "BrokenPipeError: socket" in run("-c", code).stderr
+
+
+def test_a_command_without_an_output_ends_well() -> None:
+    code = "from cxr.common.cli import run_command; run_command(lambda: 0)"
+    ended = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$0" >&-', code], cwd=PROJECT, check=False)
+    assert ended.returncode == 0
+
+
 def test_telemetry_is_off() -> None:
     script = (
         "import os\nfrom cxr.common.cli import run_command\n"

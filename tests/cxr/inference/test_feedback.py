@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_whole_rows(tmp_path: Pa
             assert writer.poll() is None
         os.kill(writer.pid, signal.SIGKILL)
     rows = read_feedback(table)
-    assert len(rows) > 40
+    assert len(rows) > 30
     assert {row.note for row in rows} == {"n" * 400}
     add_feedback(table, SAID)
     assert len(read_feedback(table)) == len(rows) + 1

@@ -47,6 +47,7 @@ def test_anything_else_is_rejected_and_not_stored(served: Served, body: Any, sta
     before = len(read_feedback(table(served)))
     response = give(served, body)
     assert (response.status_code, reason(response)) == (status, expected)
+    assert "image may" not in response.text
     assert len(read_feedback(table(served))) == before
 
 
