@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -23,6 +23,7 @@ from cxr.common.errors import SourceError
 from cxr.dicom.header import MODALITIES
 from cxr.dicom.tags import quiet_libraries
 from cxr.pacs.feed import (
+    REJECTED,
     TIMEOUTS_SECONDS,
     Change,
     Changes,
@@ -38,7 +39,7 @@ Json = dict[str, Any]
 
 _STUDY, _SERIES, _SOP, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 _BODY_PART, _COUNT = "00180015", "00201208"
-_REJECTED = frozenset({400, 404, 409, 415, 422})
+_GONE = frozenset({404, 410})  # of a study that was deleted after it was found
 _LOST = 500  # as Orthanc answers for a file that is missing from the storage
 _PAGE = 200
 
@@ -95,7 +96,7 @@ class DicomWeb:
     def file(self, resource: str) -> bytes | None:
         """Return the DICOM file of an object; None if it was deleted or cannot be read."""
         found = self._found[resource]
-        return self._ask(partial(self._retrieve, found), absent=None, lost=frozenset({_LOST}))
+        return self._ask(partial(self._retrieve, found), absent=None, absent_at=REJECTED | {_LOST})
 
     def sender(self, resource: str) -> str:
         """Return the address of the service: DICOMweb does not say who sent an object."""
@@ -104,28 +105,38 @@ class DicomWeb:
 
     def report_uids(self, study_uid: str) -> frozenset[str]:
         """Return the UIDs of all Structured Reports of a study."""
-        series = self._list(partial(self._series, study_uid, "SR"))
-        found = [one for each in series for one in self._list(partial(self._instances, each))]
+        series = self._list(partial(self._series, study_uid, "SR"), absent_at=_GONE)
+        found = [one for each in series for one in self._list(partial(self._instances, each), absent_at=_GONE)]
         return frozenset(_value(one, _SOP) for one in found)
 
     def has_series(self, uid: str) -> bool:
         """Return whether a series with this UID is stored."""
         query = {"SeriesInstanceUID": uid}
-        return bool(self._list(lambda: self._client.search_for_series(search_filters=query)))
+        return bool(self._list(lambda: self._client.search_for_series(search_filters=query), absent_at=REJECTED))
 
     def store(self, dicom: bytes) -> bool:
         """Store an object. Returns False if the service rejects it."""
         dataset = dcmread(io.BytesIO(dicom))
-        response = self._ask(lambda: self._client.store_instances([dataset]), absent=None)
-        return response is not None and not response.get("FailedSOPSequence")
+        response = self._ask(lambda: self._client.store_instances([dataset]), absent=None, absent_at=REJECTED)
+        is_accepted = response is not None and not response.get("FailedSOPSequence")
+        return is_accepted or self._is_stored(dataset.StudyInstanceUID, dataset.SOPInstanceUID)
+
+    def _is_stored(self, study_uid: str, sop_uid: str) -> bool:
+        """Return whether an object is stored: services reject a duplicate in several ways, not all of which say so."""
+        query = {"SOPInstanceUID": sop_uid}
+        search = partial(self._client.search_for_instances, study_uid, search_filters=query)
+        return any(_value(one, _SOP) == sop_uid for one in self._list(search, absent_at=REJECTED))
 
     def _retrieve(self, found: _Found) -> bytes | None:
         asked = found.instance
         stored = (("application/dicom", "*"),)  # in whichever transfer syntax it is stored
-        dataset = self._client.retrieve_instance(asked.study_uid, found.series_uid, asked.sop_uid, media_types=stored)
         file = io.BytesIO()
         try:
-            dataset.save_as(file, enforce_file_format=True)
+            self._client.retrieve_instance(
+                asked.study_uid, found.series_uid, asked.sop_uid, media_types=stored
+            ).save_as(file, enforce_file_format=True)
+        except requests.RequestException:
+            raise
         except Exception:  # of any kind, as pydicom's: the object is damaged, and its tags must not be quoted
             return None
         return file.getvalue()
@@ -141,7 +152,7 @@ class DicomWeb:
 
     def _search_study(self, study_uid: str) -> None:
         for modality in MODALITIES:
-            for series in self._list(partial(self._series, study_uid, modality)):
+            for series in self._list(partial(self._series, study_uid, modality), absent_at=_GONE):
                 self._add(study_uid, series)
 
     def _studies(self) -> dict[str, Any]:
@@ -165,7 +176,7 @@ class DicomWeb:
 
     def _add(self, study_uid: str, series: Json) -> None:
         modality, body_part = _value(series, _MODALITY), _value(series, _BODY_PART)
-        for one in self._list(partial(self._instances, series)):
+        for one in self._list(partial(self._instances, series), absent_at=_GONE):
             sop_uid = _value(one, _SOP)
             resource = digest_of(sop_uid)
             instance = Instance(study_uid, sop_uid, modality, body_part)
@@ -182,20 +193,28 @@ class DicomWeb:
         found: list[Json] = self._client.search_for_instances(_value(series, _STUDY), _value(series, _SERIES))
         return found
 
-    def _list(self, request: Callable[[], list[Json]]) -> list[Json]:
+    def _list(self, request: Callable[[], list[Json]], *, absent_at: Set[int] = frozenset()) -> list[Json]:
         nothing: list[Json] = []
-        return self._ask(request, absent=nothing)
+        return self._ask(request, absent=nothing, absent_at=absent_at)
 
-    def _ask(self, request: Callable[[], Value], *, absent: Value, lost: frozenset[int] = frozenset()) -> Value:
-        """Return the response to a request; `absent` where the service has no such object or rejects it."""
+    def _ask(self, request: Callable[[], Value], *, absent: Value, absent_at: Set[int]) -> Value:
+        """Return the response to a request; `absent` at the statuses by which the service has or takes no such object.
+
+        Raises:
+            SourceError: the service rejects the request itself, or the account.
+        """
         try:
             return request()
         except requests.HTTPError as error:
             status = error.response.status_code
-            if status in _REJECTED | lost:
+            if status in absent_at:
                 return absent
             if status in {401, 403}:
                 raise rejected_account(self.address) from None
+            if status in REJECTED:
+                raise SourceError(
+                    f"{self.address} is not a DICOMweb service (status {status}); check the address"
+                ) from None
             raise PacsUnavailableError(f"{self.address} fails with status {status}; see the log of the PACS") from None
         except requests.JSONDecodeError:
             raise SourceError(f"{self.address} is no DICOMweb service: it returns no JSON; check the address") from None

@@ -16,6 +16,9 @@ ACCOUNT_VARIABLES = ("CXR_PACS_USER", "CXR_PACS_PASSWORD")
 TIMEOUTS_SECONDS = (10, 120)
 """To connect, and to respond."""
 
+REJECTED = frozenset({400, 404, 406, 409, 410, 413, 415, 422})
+"""Statuses that concern one object; any other, such as 507 for a full disk, stops the worker until it is resolved."""
+
 NEW_INSTANCE = "NewInstance"
 """The kind of a change that the worker looks at."""
 

@@ -14,6 +14,7 @@ import requests
 
 from cxr.common.errors import SourceError
 from cxr.pacs.feed import (
+    REJECTED,
     TIMEOUTS_SECONDS,
     Change,
     Changes,
@@ -24,8 +25,6 @@ from cxr.pacs.feed import (
 )
 
 _LOST = 500  # also the status of a file that is missing from the storage, which does not affect other files
-_REJECTED = frozenset({400, 404, 409, 415, 422})
-"""Statuses that concern one object; any other, such as 507 for a full disk, stops the worker until it is resolved."""
 
 
 class Orthanc:
@@ -69,7 +68,7 @@ class Orthanc:
 
     def file(self, resource: str) -> bytes | None:
         """Return the DICOM file of an instance; None if it was deleted or is missing from the storage."""
-        response = self._request("GET", f"/instances/{quote(resource)}/file", accept=_REJECTED | {_LOST})
+        response = self._request("GET", f"/instances/{quote(resource)}/file", accept=REJECTED | {_LOST})
         return response.content if response.ok else None
 
     def sender(self, resource: str) -> str:
@@ -89,7 +88,7 @@ class Orthanc:
 
     def store(self, dicom: bytes) -> bool:
         """Store an object, keeping an existing one with its UID. Returns False if Orthanc rejects it."""
-        return self._request("POST", "/instances", dicom).status_code not in _REJECTED
+        return self._request("POST", "/instances", dicom).status_code not in REJECTED
 
     def version(self) -> str:
         """Return Orthanc's own version."""
@@ -107,11 +106,11 @@ class Orthanc:
 
     def _known(self, path: str) -> dict[str, Any] | None:
         response = self._request("GET", path)
-        return None if response.status_code in _REJECTED else self._decode(response)
+        return None if response.status_code in REJECTED else self._decode(response)
 
     def _json(self, method: str, path: str, body: bytes | None = None) -> Any:
         response = self._request(method, path, body)
-        if response.status_code in _REJECTED:
+        if response.status_code in REJECTED:
             raise SourceError(f"{self.address} is not an Orthanc (status {response.status_code}); check the address")
         return self._decode(response)
 
@@ -122,7 +121,7 @@ class Orthanc:
             raise SourceError(f"{self.address} is not an Orthanc: it returns no JSON; check the address") from None
 
     def _request(
-        self, method: str, path: str, body: bytes | None = None, *, accept: Set[int] = _REJECTED
+        self, method: str, path: str, body: bytes | None = None, *, accept: Set[int] = REJECTED
     ) -> requests.Response:
         try:
             response = self._session.request(

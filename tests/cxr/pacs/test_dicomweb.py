@@ -1,0 +1,67 @@
+"""Answers of a DICOMweb service that Orthanc does not give."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cxr.common.errors import SourceError
+from cxr.pacs.dicomweb import DicomWeb
+from tests.support.dicomweb_service import DicomWebService, serve_dicomweb
+from tests.support.pacs_worker import image
+
+STUDY, IMAGE = "1.2.3", "1.2.3.4.5"
+
+
+@pytest.fixture
+def service() -> Iterator[DicomWebService]:
+    with serve_dicomweb() as served:
+        served.images = {STUDY: [IMAGE]}
+        yield served
+
+
+@pytest.fixture
+def pacs(service: DicomWebService, tmp_path: Path) -> DicomWeb:
+    return DicomWeb(service.url, tmp_path / "state.found", days=7)
+
+
+def found(pacs: DicomWeb) -> list[str]:
+    return [line.resource for line in pacs.changes(pacs.last_change(), 100).lines]
+
+
+def test_a_damaged_file_is_none_and_nothing_else_is(pacs: DicomWeb, service: DicomWebService) -> None:
+    (resource,) = found(pacs)
+    for damaged in (b"", b"Sorrowful^Jane", b"\0" * 128 + b"DICM" + b"\2\0\0\0UL\4\0"):
+        service.file = damaged
+        assert pacs.file(resource) is None
+    service.file = image(1)
+    assert pacs.file(resource)
+    for rejected in (406, 410, 500):
+        service.status["GET file"] = rejected
+        assert pacs.file(resource) is None
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_wrong_path_is_an_error_and_not_an_empty_feed(pacs: DicomWeb, service: DicomWebService, status: int) -> None:
+    service.status["GET studies"] = status
+    with pytest.raises(SourceError, match=rf"is not a DICOMweb service \(status {status}\); check the address"):
+        found(pacs)
+
+
+def test_a_rejected_question_for_reports_is_not_a_study_without_reports(
+    pacs: DicomWeb, service: DicomWebService
+) -> None:
+    service.status["GET series"] = 404
+    assert pacs.report_uids(STUDY) == frozenset()  # the study was deleted
+    service.status["GET series"] = 400
+    with pytest.raises(SourceError, match="status 400"):
+        pacs.report_uids(STUDY)
+
+
+def test_a_duplicate_is_stored_whatever_the_service_says(pacs: DicomWeb, service: DicomWebService) -> None:
+    answer = image(1, StudyInstanceUID=STUDY, SOPInstanceUID="1.2.9")
+    for rejected in (409, 413):
+        service.status["POST studies"] = rejected
+        assert not pacs.store(answer)
+    service.images[STUDY].append("1.2.9")
+    assert pacs.store(answer)

@@ -1,0 +1,98 @@
+"""A DICOMweb service on loopback that answers as a real one cannot be made to: in small pages, with any status."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+SUFFIX = ".1"
+"""Of a study's UID gives that of its one series."""
+
+
+@dataclass
+class DicomWebService:
+    """Objects by study, and how to answer.
+
+    images           SOP Instance UIDs by study; each study has one DX series
+    file             the file of each image
+    status           of the answer to a request, by its last noun, such as "GET series"; others succeed
+    page             the most items in one answer
+    ignores_offset   answer each page with the first
+    """
+
+    url: str = ""
+    images: dict[str, list[str]] = field(default_factory=dict)
+    file: bytes = b""
+    status: dict[str, int] = field(default_factory=dict)
+    page: int = 1000
+    ignores_offset: bool = False
+
+    def answer(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
+        """Return what a search finds."""
+        found = self._found([part for part in path.split("/") if part], query)
+        start = 0 if self.ignores_offset else int(query.get("offset", 0))
+        return found[start : start + min(self.page, int(query.get("limit", self.page)))]
+
+    def _found(self, path: list[str], query: dict[str, str]) -> list[dict[str, Any]]:
+        if path == ["studies"]:
+            studies = self.images.items() if query.get("ModalitiesInStudy") == "DX" else []
+            today = f"{date.today():%Y%m%d}"
+            return [_tags(x0020000D=study, x00080020=today, x00201208=len(held)) for study, held in studies]
+        if path[-1] == "series":
+            is_dx = len(path) == 3 and query.get("Modality") == "DX"
+            return [_tags(x0020000E=path[1] + SUFFIX, x00080060="DX")] if is_dx else []
+        wanted = query.get("SOPInstanceUID")
+        return [_tags(x00080018=one) for one in self.images.get(path[1], []) if wanted in (None, one)]
+
+
+@contextlib.contextmanager
+def serve_dicomweb() -> Iterator[DicomWebService]:
+    """Serve an empty service on a free port."""
+    service = DicomWebService()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            noun = parts.path.split("/")[-1]
+            if noun in {"studies", "series", "instances"}:
+                body = json.dumps(service.answer(parts.path, query)).encode()
+                self._send(service.status.get(f"GET {noun}", 200), "application/dicom+json", body)
+            else:
+                body = b"\r\n--x\r\nContent-Type: application/dicom\r\n\r\n" + service.file + b"\r\n--x--"
+                kind = 'multipart/related; type="application/dicom"; boundary=x'
+                self._send(service.status.get("GET file", 200), kind, body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._send(service.status.get("POST studies", 200), "application/dicom+json", b"{}")
+
+        def _send(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    service.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _tags(**values: Any) -> dict[str, Any]:
+    return {tag.removeprefix("x"): {"Value": [value]} for tag, value in values.items()}
