@@ -158,18 +158,20 @@ def connect(given: Namespace) -> Iterator[Pacs]:
         raise ParamsError("more than one PACS given: pass an ADDRESS, --dicomweb or --listen")
     if bool(given.listen) != bool(given.send_to):
         raise ParamsError("--listen and --send-to go together: where images arrive, and where their answers go")
-    kept = given.state_file.with_suffix("")
     if given.dicomweb:
         from cxr.pacs.dicomweb import DicomWeb
 
-        yield DicomWeb(given.dicomweb, kept.with_suffix(".found"), days=given.days)
+        yield DicomWeb(given.dicomweb, beside(given.state_file, ".found"), days=given.days)
     elif given.listen:
         from cxr.pacs.listener import Listener, Node
 
         if given.reprocess:
-            raise ParamsError("--reprocess is not possible with --listen: images are not kept; send them again")
+            raise ParamsError(
+                "--reprocess is not possible with --listen: images are not kept; send them again to a worker with "
+                "another --state-file"
+            )
         own, to = Node.parse(given.listen, host="0.0.0.0"), Node.parse(given.send_to)
-        with Listener(own, to, kept.with_suffix(".received")) as listener:
+        with Listener(own, to, beside(given.state_file, ".received")) as listener:
             yield listener
     else:
         address = given.address or os.environ.get(ADDRESS_VARIABLE)
@@ -178,6 +180,11 @@ def connect(given: Namespace) -> Iterator[Pacs]:
                 f"no PACS given: pass an address such as http://127.0.0.1:8042, or set {ADDRESS_VARIABLE}"
             )
         yield Orthanc(address)
+
+
+def beside(state_file: Path, ending: str) -> Path:
+    """Return the path of what is kept beside a state file: site.1.json and site.2.json share nothing."""
+    return state_file.with_name(state_file.name.removesuffix(".json") + ending)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -190,7 +197,7 @@ def main() -> None:
     if given.overlay:
         require_torch()
     signal.signal(signal.SIGTERM, _stop)
-    with file_lock(given.state_file.with_suffix(".lock")):
+    with file_lock(beside(given.state_file, ".lock")):
         if given.reprocess:
             given.state_file.unlink(missing_ok=True)
         with connect(given) as connected:
@@ -200,7 +207,7 @@ def main() -> None:
                 given.state_file,
                 overlay=given.overlay,
                 reprocess=given.reprocess,
-                audit_log=AuditLog(given.audit_log or given.state_file.with_suffix(".audit.jsonl")),
+                audit_log=AuditLog(given.audit_log or beside(given.state_file, ".audit.jsonl")),
             )
             log.info("pacs: following %s", connected.address)
             pacs(worker, once=given.once, poll_seconds=given.poll_interval)

@@ -18,10 +18,11 @@ import socket
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_file_meta_info
 from pydicom.filewriter import write_file_meta_info
@@ -44,6 +45,7 @@ from cxr.pacs.journal import Journal, digest_of
 _VERIFICATION = "1.2.840.10008.1.1"
 _CONNECT_SECONDS = 10
 _SUCCESS, _NO_ROOM, _REFUSED = 0x0000, 0xA700, 0xC000
+_WARNING, _DUPLICATE, _OTHER_CLASS, _OTHER_CONTENT = 0xB000, 0x0111, 0x0122, 0xA900
 _NODE = re.compile(r"(?P<title>[!-?A-~ ]{1,16})@(?:(?P<host>[^:]+):)?(?P<port>\d{1,5})")
 
 log = logging.getLogger("cxr")
@@ -77,7 +79,8 @@ class Listener:
     """
 
     def __init__(self, own: Node, to: Node, folder: Path) -> None:
-        self.address = f"{own.title}@{own.port}, answers to {to.title}@{to.host}:{to.port}"
+        self._peer = f"{to.title}@{to.host}:{to.port}"
+        self.address = f"{own.title}@{own.port}, answers to {self._peer}"
         self._own, self._to, self._folder = own, to, folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # images that wait have their patients' tags
         self._received, self._sent = Journal(folder / "received"), Journal(folder / "sent")
@@ -86,10 +89,13 @@ class Listener:
             study, _, uid = sent.partition("/")
             self._reports[study].add(uid)
         self._removed = 0  # lines whose images are gone
+        self._taking = Lock()
         quiet_libraries()
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
         for left in sorted(folder.glob("*.dcm")):  # by a crash between file and journal
             self._received.append(left.stem)
+        for half in folder.glob(".*.partial"):  # by a crash while an image arrived
+            half.unlink()
 
     def __enter__(self) -> Listener:
         """Start to listen. Raises SourceError if the port is not free."""
@@ -163,46 +169,54 @@ class Listener:
         return False
 
     def store(self, dicom: bytes) -> bool:
-        """Send an object. Returns False if the node rejects it."""
+        """Send an object. Returns False if the node does not take objects of this kind."""
         dataset = dcmread(io.BytesIO(dicom))
-        node = AE(self._own.title)
-        for stored in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage):
-            node.add_requested_context(stored, ExplicitVRLittleEndian)
-        peer = f"{self._to.title}@{self._to.host}:{self._to.port}"
-        try:  # pynetdicom leaks its socket where nobody listens
-            socket.create_connection((self._to.host, self._to.port), _CONNECT_SECONDS).close()
-        except OSError as error:
-            raise PacsUnavailableError(f"{peer} does not respond ({type(error).__name__}); does it run?") from None
-        link: Any = node.associate(self._to.host, self._to.port, ae_title=self._to.title)
-        if not link.is_established:
-            raise PacsUnavailableError(
-                f"{peer} does not accept an association; does it run, and does it know this node?"
-            )
         try:
-            status: int | None = link.send_c_store(dataset).get("Status")
-        except ValueError:  # no presentation context: it does not take this kind of object
+            status = self._send(dataset)
+        except ValueError:  # no presentation context
             return False
-        finally:
-            link.release()
-        if status is None or status >> 8 == _NO_ROOM >> 8:
-            raise PacsUnavailableError(f"{peer} does not store an answer at the moment; see its log")
-        is_stored = status == _SUCCESS or status >> 12 == 0xB
-        if is_stored and dataset.Modality == "SR":
+        if status == _OTHER_CLASS or status >> 8 == _OTHER_CONTENT >> 8:
+            return False
+        if status not in {_SUCCESS, _DUPLICATE} and status >> 12 != _WARNING >> 12:
+            raise PacsUnavailableError(f"{self._peer} does not store an answer (status {status:04X}); see its log")
+        if dataset.Modality == "SR":
             study, uid = digest_of(dataset.StudyInstanceUID), str(dataset.SOPInstanceUID)
             self._sent.append(f"{study}/{uid}")
             self._reports[study].add(uid)
-        return is_stored
+        return True
+
+    def _send(self, dataset: Dataset) -> int:
+        """Send an object and return the status. Raises ValueError without a presentation context for it."""
+        node = AE(self._own.title)
+        for stored in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage):
+            node.add_requested_context(stored, ExplicitVRLittleEndian)
+        try:  # pynetdicom leaks its socket where nobody listens
+            socket.create_connection((self._to.host, self._to.port), _CONNECT_SECONDS).close()
+        except OSError as error:
+            raise PacsUnavailableError(
+                f"{self._peer} does not respond ({type(error).__name__}); does it run?"
+            ) from None
+        link: Any = node.associate(self._to.host, self._to.port, ae_title=self._to.title)
+        if not link.is_established:
+            raise PacsUnavailableError(
+                f"{self._peer} does not accept an association; does it run, and does it know this node?"
+            )
+        try:
+            status: int | None = link.send_c_store(dataset).get("Status")
+        except RuntimeError:  # it has closed the association
+            status = None
+        finally:
+            link.release()
+        if status is None:
+            raise PacsUnavailableError(f"{self._peer} does not say whether it stored an answer; see its log")
+        return status
 
     def _take(self, event: Any) -> int:
         """Keep an image and return the status for its sender."""
         try:
             resource = digest_of(str(event.request.AffectedSOPInstanceUID))
-            if resource not in self._received:
-                with atomic_file(self._path(resource)) as partial, partial.open("wb") as file:
-                    file.write(_received(event))
-                    file.flush()
-                    os.fsync(file.fileno())
-                self._received.append(resource)
+            with self._taking:  # two associations may bring the same image at once
+                self._keep(resource, event)
         except OSError as error:
             log.warning("pacs: an image cannot be kept: %s", error.strerror)
             return _NO_ROOM
@@ -210,6 +224,15 @@ class Listener:
             log.warning("pacs: an image was rejected: %s", type(error).__name__)
             return _REFUSED
         return _SUCCESS
+
+    def _keep(self, resource: str, event: Any) -> None:
+        if resource in self._received:
+            return
+        with atomic_file(self._path(resource)) as partial, partial.open("wb") as file:
+            file.write(_received(event))
+            file.flush()
+            os.fsync(file.fileno())
+        self._received.append(resource)
 
     def _path(self, resource: str) -> Path:
         return self._folder / f"{resource}.dcm"

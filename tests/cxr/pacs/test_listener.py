@@ -1,0 +1,116 @@
+"""Statuses of a DICOM node that Orthanc does not give, and images that arrive in an unlucky way."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pynetdicom import AE, evt
+
+from cxr.pacs import listener
+from cxr.pacs.feed import PacsUnavailableError
+from cxr.pacs.listener import Listener, Node
+from tests.support.pacs_worker import UID_ROOT, image
+from tests.support.servers import free_ports
+
+SR = "1.2.840.10008.5.1.4.1.1.88.34"
+ANSWER = image(1, SOPClassUID=SR, Modality="SR")
+
+
+@dataclass
+class Archive:
+    """A node that gives one status to all objects."""
+
+    port: int
+    status: int = 0
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    (port,) = free_ports(1)
+    served, node = Archive(port), AE("ARCHIVE")
+    node.add_supported_context(SR)
+    server = node.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: served.status)]
+    )
+    yield served
+    server.shutdown()
+
+
+@pytest.fixture
+def pacs(archive: Archive, tmp_path: Path) -> Listener:
+    (port,) = free_ports(1)
+    return Listener(
+        Node("CXR", "127.0.0.1", port), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path / "state.received"
+    )
+
+
+@pytest.mark.parametrize("status", [0x0000, 0xB007, 0x0111])
+def test_success_a_warning_and_a_duplicate_are_stored(archive: Archive, pacs: Listener, status: int) -> None:
+    archive.status = status
+    assert pacs.store(ANSWER)
+    assert len(pacs.report_uids(f"{UID_ROOT}.1")) == 1
+
+
+@pytest.mark.parametrize("status", [0x0122, 0xA900])
+def test_an_object_of_a_kind_that_the_node_rejects_is_not_sent_again(
+    archive: Archive, pacs: Listener, status: int
+) -> None:
+    archive.status = status
+    assert not pacs.store(ANSWER)
+    assert not pacs.report_uids(f"{UID_ROOT}.1")
+
+
+@pytest.mark.parametrize("status", [0x0110, 0x0124, 0xA700, 0xC123])
+def test_any_other_status_is_tried_again(archive: Archive, pacs: Listener, status: int) -> None:
+    archive.status = status
+    with pytest.raises(PacsUnavailableError, match=f"status {status:04X}"):
+        pacs.store(ANSWER)
+
+
+class _Closed:
+    """An association that the node closed after it was looked at."""
+
+    is_established = True
+
+    def __init__(self, link: Any) -> None:
+        link.abort()
+        self._link = link
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+
+def test_a_closed_association_is_tried_again(pacs: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    associate = AE.associate
+    monkeypatch.setattr(AE, "associate", lambda *given, **named: _Closed(associate(*given, **named)))
+    with pytest.raises(PacsUnavailableError, match="does not say whether it stored"):
+        pacs.store(ANSWER)
+
+
+def test_an_image_that_arrives_twice_at_once_is_kept_once(pacs: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = SimpleNamespace(request=SimpleNamespace(AffectedSOPInstanceUID="1.2.3"))
+    statuses: list[int] = []
+    second = threading.Thread(target=lambda: statuses.append(pacs._take(event)))
+
+    def received(_: Any) -> bytes:
+        if second.ident is None:
+            second.start()
+            second.join(0.5)  # it finishes here unless it waits for its turn
+        return b"image"
+
+    monkeypatch.setattr(listener, "_received", received)
+    statuses.append(pacs._take(event))
+    second.join()
+    assert statuses == [0, 0]
+    assert pacs.last_change() == 1
+
+
+def test_what_a_kill_left_of_an_arriving_image_is_removed(archive: Archive, tmp_path: Path) -> None:
+    half = tmp_path / ".1.dcm.partial"
+    half.write_bytes(b"Sorrowful^Jane")
+    Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path)
+    assert not half.exists()
