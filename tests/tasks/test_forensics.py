@@ -139,7 +139,7 @@ def test_a_larger_set_is_examined_in_part_by_whole_patients(folder: Path, tmp_pa
 
 
 def test_without_data_the_command_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"manifest.parquet is missing; run `./run dvc repro ingest`"):
+    with pytest.raises(DataError, match=r"ingest.json is missing; run `./run dvc repro ingest`"):
         forensics(settings(), paths_below(tmp_path))
 
 
