@@ -74,21 +74,26 @@ def test_the_heat_map_is_off_until_asked_for_and_has_a_class_and_an_opacity(page
     page.on("request", lambda request: asked.append(request.url) if "heat=true" in request.url else None)
     drop(page, {"image.png": PNG})
     expect(page.locator("#readout")).to_contain_text("px")
+    settle(page)
     plain = pixels(page)
     assert np.ptp(plain, axis=2).max() == 0  # grey
     assert asked == []
-    page.locator("#tool-heat").click()
+    with page.expect_response(lambda response: "heat=true" in response.url):
+        page.locator("#tool-heat").click()
     expect(page.locator("#stage-note")).to_have_text("")
     expect(page.locator(".legend")).to_contain_text("transparent, not used")
     assert len(asked) == 1
+    settle(page)
     coloured = np.ptp(pixels(page), axis=2).max()
     assert coloured > 20
     page.locator("#opacity").fill("20")
     assert 0 < np.ptp(pixels(page), axis=2).max() < coloured
-    page.locator(".choice input:not(:checked)").first.check(force=True)
+    with page.expect_response(lambda response: "heat=true" in response.url):
+        page.locator(".choice input:not(:checked)").first.check(force=True)
     expect(page.locator("#stage-note")).to_have_text("")
     assert len(asked) == 2
     page.locator("#tool-heat").click()
+    settle(page)
     assert np.array_equal(pixels(page), plain)
 
 
