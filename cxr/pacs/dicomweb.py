@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -38,10 +39,11 @@ Value = TypeVar("Value")
 Json = dict[str, Any]
 
 _STUDY, _SERIES, _SOP, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
-_BODY_PART, _COUNT = "00180015", "00201208"
+_BODY_PART, _COUNT, _DATE = "00180015", "00201208", "00080020"
 _GONE = frozenset({404, 410})  # of a study that was deleted after it was found
 _LOST = 500  # as Orthanc answers for a file that is missing from the storage
 _PAGE = 200
+_AGAIN_SECONDS = 600  # between two searches of recent studies whose number of objects is the same
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ class DicomWeb:
         self._client.set_http_retry_params(retry=False)
         self._journal, self._days = Journal(journal), days
         self._found: dict[str, _Found] = {}
-        self._counts: dict[str, Any] = {}
+        self._counts: dict[str, str] = {}
         self._searched = False
+        self._searched_again_at = time.monotonic()
 
     def changes(self, since: int, limit: int) -> Changes:
         """Return up to `limit` lines of the feed after line `since`; at its end, search for new images first."""
@@ -142,37 +145,38 @@ class DicomWeb:
         return file.getvalue()
 
     def _search(self) -> None:
-        """Add the new images of all studies whose number of objects has changed to the journal."""
-        for study_uid, count in self._studies().items():
-            if count is not None and self._counts.get(study_uid) == count:
+        """Add the new images of all studies whose number of objects has changed to the journal.
+
+        A retake leaves it as it was where the image that it replaces was deleted, so recent studies are searched again
+        from time to time.
+        """
+        is_time = time.monotonic() - self._searched_again_at > _AGAIN_SECONDS
+        recent = f"{date.today() - timedelta(days=1):%Y%m%d}"
+        for study_uid, study in self._studies().items():
+            count = _value(study, _COUNT)
+            is_same = count and self._counts.get(study_uid) == count
+            if is_same and not (is_time and _value(study, _DATE) >= recent):
                 continue
             self._search_study(study_uid)
             self._counts[study_uid] = count
         self._searched = True
+        if is_time:
+            self._searched_again_at = time.monotonic()
 
     def _search_study(self, study_uid: str) -> None:
         for modality in MODALITIES:
             for series in self._list(partial(self._series, study_uid, modality), absent_at=_GONE):
                 self._add(study_uid, series)
 
-    def _studies(self) -> dict[str, Any]:
-        """Return the number of objects by study, None where the service does not say."""
+    def _studies(self) -> dict[str, Json]:
+        """Return the studies with images, by UID."""
         first = date.today() - timedelta(days=self._days - 1)
         query = {"StudyDate": f"{first:%Y%m%d}-"} if self._days else {}
-        found: dict[str, Any] = {}
+        found: dict[str, Json] = {}
         for modality in MODALITIES:
-            filters = query | {"ModalitiesInStudy": modality}
-            for study in self._list(partial(self._pages, filters)):
-                found[_value(study, _STUDY)] = _value(study, _COUNT) or None
+            search = partial(self._client.search_for_studies, search_filters=query | {"ModalitiesInStudy": modality})
+            found |= {_value(study, _STUDY): study for study in self._list(partial(_pages, search, _STUDY))}
         return found
-
-    def _pages(self, filters: dict[str, str]) -> list[Json]:
-        found: list[Json] = []
-        while True:
-            page = self._client.search_for_studies(limit=_PAGE, offset=len(found), search_filters=filters)
-            found += page
-            if len(page) < _PAGE:
-                return found
 
     def _add(self, study_uid: str, series: Json) -> None:
         modality, body_part = _value(series, _MODALITY), _value(series, _BODY_PART)
@@ -184,14 +188,13 @@ class DicomWeb:
             self._journal.append(resource)
 
     def _series(self, study_uid: str, modality: str) -> list[Json]:
-        found: list[Json] = self._client.search_for_series(
-            study_uid, fields=["BodyPartExamined"], search_filters={"Modality": modality}
-        )
+        filters = {"Modality": modality}
+        search = partial(self._client.search_for_series, study_uid, fields=["BodyPartExamined"], search_filters=filters)
+        found = _pages(search, _SERIES)
         return [{_STUDY: {"Value": [study_uid]}} | one for one in found if _value(one, _MODALITY) == modality]
 
     def _instances(self, series: Json) -> list[Json]:
-        found: list[Json] = self._client.search_for_instances(_value(series, _STUDY), _value(series, _SERIES))
-        return found
+        return _pages(partial(self._client.search_for_instances, _value(series, _STUDY), _value(series, _SERIES)), _SOP)
 
     def _list(self, request: Callable[[], list[Json]], *, absent_at: Set[int] = frozenset()) -> list[Json]:
         nothing: list[Json] = []
@@ -221,6 +224,24 @@ class DicomWeb:
         except requests.RequestException as error:
             kind = type(error).__name__  # its message holds the whole address
             raise PacsUnavailableError(f"{self.address} does not respond ({kind}); is the PACS running?") from None
+
+
+def _pages(search: Callable[..., list[Json]], uid: str) -> list[Json]:
+    """Return what a search finds, page by page, until one brings nothing new: services choose the size of a page."""
+    found: dict[str, Json] = {}
+    read = 0
+    while True:
+        try:
+            page = search(limit=_PAGE, offset=read)
+        except requests.HTTPError as error:
+            if not read or error.response.status_code not in REJECTED:
+                raise
+            page = []  # some services have no page after the last
+        new = {_value(one, uid): one for one in page}
+        if new.keys() <= found.keys():
+            return list(found.values())
+        found |= new
+        read += len(page)
 
 
 def _value(found: Json, tag: str) -> str:

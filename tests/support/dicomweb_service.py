@@ -23,6 +23,7 @@ class DicomWebService:
     status           of the answer to a request, by its last noun, such as "GET series"; others succeed
     page             the most items in one answer
     ignores_offset   answer each page with the first
+    after_last       status of a page after the last
     """
 
     url: str = ""
@@ -31,6 +32,7 @@ class DicomWebService:
     status: dict[str, int] = field(default_factory=dict)
     page: int = 1000
     ignores_offset: bool = False
+    after_last: int = 200
 
     def answer(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
         """Return what a search finds."""
@@ -61,8 +63,10 @@ def serve_dicomweb() -> Iterator[DicomWebService]:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             noun = parts.path.split("/")[-1]
             if noun in {"studies", "series", "instances"}:
-                body = json.dumps(service.answer(parts.path, query)).encode()
-                self._send(service.status.get(f"GET {noun}", 200), "application/dicom+json", body)
+                found = service.answer(parts.path, query)
+                success = 200 if found or query.get("offset", "0") == "0" else service.after_last
+                body = json.dumps(found).encode()
+                self._send(service.status.get(f"GET {noun}", success), "application/dicom+json", body)
             else:
                 body = b"\r\n--x\r\nContent-Type: application/dicom\r\n\r\n" + service.file + b"\r\n--x--"
                 kind = 'multipart/related; type="application/dicom"; boundary=x'

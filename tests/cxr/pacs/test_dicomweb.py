@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from cxr.common.errors import SourceError
+from cxr.pacs import dicomweb
 from cxr.pacs.dicomweb import DicomWeb
+from cxr.pacs.journal import digest_of
 from tests.support.dicomweb_service import DicomWebService, serve_dicomweb
 from tests.support.pacs_worker import image
 
@@ -65,3 +67,22 @@ def test_a_duplicate_is_stored_whatever_the_service_says(pacs: DicomWeb, service
         assert not pacs.store(answer)
     service.images[STUDY].append("1.2.9")
     assert pacs.store(answer)
+
+
+@pytest.mark.parametrize(("page", "ignores_offset", "after_last"), [(2, False, 200), (2, False, 404), (99, True, 200)])
+def test_a_service_with_small_pages_or_without_an_offset_is_read_to_its_end(
+    pacs: DicomWeb, service: DicomWebService, page: int, ignores_offset: bool, after_last: int
+) -> None:
+    service.images = {f"1.2.{study}": [f"1.2.{study}.{number}" for number in range(5)] for study in range(3)}
+    service.page, service.ignores_offset, service.after_last = page, ignores_offset, after_last
+    assert len(found(pacs)) == 15
+
+
+def test_a_retake_in_place_of_a_deleted_image_is_found(
+    pacs: DicomWeb, service: DicomWebService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(pacs)
+    service.images[STUDY] = ["1.2.3.6"]
+    assert not found(pacs)  # not at each look
+    monkeypatch.setattr(dicomweb, "_AGAIN_SECONDS", -1)
+    assert found(pacs) == [digest_of("1.2.3.6")]
