@@ -26,6 +26,7 @@ from prefect.tasks import Task
 
 from cxr.common.cli import command_parser
 from cxr.common.errors import ParamsError, PromotionHeldError
+from cxr.common.locks import file_lock
 from cxr.common.params import read_params
 from flows import remote_cache
 from flows.run_page import publish
@@ -39,7 +40,7 @@ from flows.stages import (
     stages_in_order,
 )
 from flows.steps import VERDICTS, run_step, verdict_of
-from flows.workspaces import open_workspace, shared_environment
+from flows.workspaces import LOCKS, open_workspace, shared_environment
 from tasks.configure import parse_setting
 
 RETRIES = 3
@@ -68,7 +69,15 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
     root = Path.cwd()
     if not (root / "dvc.yaml").is_file():
         raise ParamsError(f"{root} holds no dvc.yaml; start the flow in the project's root")
-    folder = open_workspace(root, run=str(flow_run.name), overrides=overrides, keep=keep) if overrides else root
+    if not overrides:
+        return _bring_up_to_date(root, root, promote)
+    run = str(flow_run.name)
+    with file_lock(root / LOCKS / f"{run}.lock"):
+        return _bring_up_to_date(root, open_workspace(root, run=run, overrides=overrides, keep=keep), promote)
+
+
+def _bring_up_to_date(root: Path, folder: Path, promote: bool) -> Rebuild | State[Any]:
+    """Rebuild in `folder`, the project at `root` or a worktree of it."""
     params = read_params(folder / "params.yaml")
     environment = shared_environment(root)
     if remote_cache.is_shared():

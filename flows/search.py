@@ -4,7 +4,7 @@
     ./run flows.search                                                       # the same after an interruption
     ./run flows.search --list                                                # the trials so far, the best first
 
-Each trial trains through DVC in a worktree of the study, with the same cache and tracking store; it never evaluates, so
+Each trial trains through DVC in a worktree of its own, with the same cache and tracking store; it never evaluates, so
 no test image is opened. A training that falls behind the others is stopped. Results: reports/search/<name>, a table and
 a page. They are a reason to add a row to study.yaml, whose seeds confirm it or not, and none to change params.yaml.
 """
@@ -32,7 +32,8 @@ from cxr.study.search import History, Search, epoch_of, read_search
 from cxr.study.search_page import PAGE, write_results
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
-from flows.study import DECIDING_SECTIONS, LOCKS, run_in, stop_at_once, trial_workspace
+from flows.study import DECIDING_SECTIONS, run_in, stop_at_once, trial_workspace
+from flows.workspaces import LOCKS, WorkspaceError
 
 REPORTS = Path("reports", "search")
 HISTORY_FILE = "search.db"
@@ -50,9 +51,12 @@ def search_flow(search: Search) -> State[Any]:
     with file_lock(root / LOCKS / "search.lock"):
         runs.experiment_id()  # create the store, and with it the folder of the history
         history = open_history(search)
+        history.run_interrupted_again()
         while (trial := history.ask()) is not None:
-            name = f"{search.name}/{trial.number}"
-            run_trial.with_options(task_run_name=name)(root, history, trial, return_state=True)
+            name, ended = f"{search.name}/{trial.number}", len(history.tried)
+            state = run_trial.with_options(task_run_name=name)(root, history, trial, return_state=True)
+            if len(history.tried) == ended:  # the next trial would meet the same
+                return Failed(message=state.message)
             write_results(search, history.tried, REPORTS / search.name)
         write_results(search, history.tried, REPORTS / search.name)
     best = history.tried[0]
@@ -71,7 +75,10 @@ def open_history(search: Search) -> History:
 
 @task(cache_policy=NO_CACHE)
 def run_trial(root: Path, history: History, trial: Trial) -> State[None]:
-    """Train with the values of a trial; one that falls behind is stopped, and its checkpoint removed."""
+    """Train with the values of a trial; one that falls behind is stopped, and its checkpoint removed.
+
+    Without a worktree no trial can run: this one does not count as ended, and is the first of the next search.
+    """
     search, seen = history.search, 0
 
     def watch(line: str) -> None:
@@ -84,21 +91,29 @@ def run_trial(root: Path, history: History, trial: Trial) -> State[None]:
             if trial.should_prune():
                 raise FallenBehindError(f"stopped after {seen} epochs")
 
-    with trial_workspace(root, search.settings(trial.params), workers=1) as workspace:
-        try:
-            training = run_in(workspace, root, "train", workers=1, on_line=watch)
-        except FallenBehindError as reason:
-            _remove_newest_checkpoint(workspace)
-            history.prune(trial)
-            return Completed(name="Pruned", message=str(reason))
-        except StageFailedError as error:
-            history.fail(trial, str(error))
-            return Failed(message=str(error))
+    try:
+        with trial_workspace(root, search.settings(trial.params), of="search", workers=1) as workspace:
+            try:
+                training = run_in(workspace, root, "train", workers=1, on_line=watch)
+            except FallenBehindError as reason:
+                _remove_newest_checkpoint(workspace)
+                history.prune(trial)
+                return Completed(name="Pruned", message=str(reason))
+        _mark(training["run_id"], search, trial)
+    except WorkspaceError as error:
+        return Failed(message=str(error))
+    except (CxrError, OSError) as error:  # a combination of values that params.yaml refuses is one, too
+        history.fail(trial, str(error))
+        return Failed(message=str(error))
     history.complete(trial, training)
-    text = f"The trials of a search: {', '.join(search.parameters)}."
-    runs.tag_run(training["run_id"], {f"search.{search.name}": str(trial.number)})
-    keep_below(training["run_id"], f"search {search.name}", name=f"search {search.name}", description=text)
     return Completed(message=f"run {training['run_id'][:8]}")
+
+
+def _mark(run_id: str, search: Search, trial: Trial) -> None:
+    """Tag the run of a trial, and keep it below the search's."""
+    text = f"The trials of a search: {', '.join(search.parameters)}."
+    runs.tag_run(run_id, {f"search.{search.name}": str(trial.number)})
+    keep_below(run_id, f"search {search.name}", name=f"search {search.name}", description=text)
 
 
 def _remove_newest_checkpoint(workspace: Path) -> None:

@@ -40,14 +40,13 @@ from flows.runners import runner
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
 from flows.supervised import run_supervised
-from flows.workspaces import open_workspace, shared_environment
+from flows.workspaces import LOCKS, open_workspace, shared_environment
 from tasks.configure import weights_setting
 
 DIGEST_TAG = "study_digest"
 DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
 """The sections that distinguish trials; the evaluation of the test set is not part of a configuration."""
 
-LOCKS = Path(".dvc", "tmp")  # ignored by git
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -169,7 +168,7 @@ def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
     Raises:
         StageFailedError: a step failed, with its message.
     """
-    with trial_workspace(root, trial.settings, workers=workers) as workspace:
+    with trial_workspace(root, trial.settings, of="study", workers=workers) as workspace:
 
         def report(line: str) -> None:
             get_run_logger().info("%s | %s", trial.name, line)
@@ -178,11 +177,15 @@ def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
 
 
 @contextmanager
-def trial_workspace(root: Path, settings: dict[str, Any], *, workers: int) -> Iterator[Path]:
-    """Hold one of `workers` worktrees during the block, with `settings` in its params.yaml; wait until one is free."""
-    with any_file_lock([root / LOCKS / f"study-{number + 1}.lock" for number in range(workers)]) as held:
+def trial_workspace(root: Path, settings: dict[str, Any], *, of: str, workers: int) -> Iterator[Path]:
+    """Hold one of `workers` worktrees of a study or search during the block; wait until one is free.
+
+    `settings` stand in its params.yaml.
+    """
+    with any_file_lock([root / LOCKS / f"{of}-{number + 1}.lock" for number in range(workers)]) as held:
         with file_lock(root / LOCKS / "worktrees.lock"):  # worktrees are created and moved one at a time
-            workspace = open_workspace(root, run=held.stem, overrides=settings, keep=workers)
+            keep = max(workers, read_params(root / "params.yaml").clean.keep_worktrees)
+            workspace = open_workspace(root, run=held.stem, overrides=settings, keep=keep)
         yield workspace
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cxr.common.errors import CxrError, ParamsError
+from cxr.common.locks import lock_if_free
 from cxr.common.params import override, read_params
 from cxr.registry.tracking_store import FOLDER_VARIABLE, mlruns_folder
 
 FOLDER = ".runs"
+LOCKS = Path(".dvc", "tmp")  # ignored by git
+"""Who uses the worktree .runs/<run> holds <run>.lock here."""
 CARRIED = ("params.yaml", "dvc.lock")
 """Taken over as they stand in the main checkout, committed or not; all other files as committed."""
 
@@ -24,7 +27,7 @@ class WorkspaceError(CxrError):
 
 
 def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int) -> Path:
-    """Return .runs/<run> with `overrides` set in its params.yaml; older ones beyond `keep` in all are removed.
+    """Return .runs/<run> with `overrides` set in its params.yaml; older ones beyond `keep` in all go, if unused.
 
     Raises:
         WorkspaceError: the main checkout holds uncommitted changes of code, or git refuses.
@@ -83,7 +86,9 @@ def _remove_older(root: Path, *, run: str, keep: int) -> None:
         return
     others = sorted((path for path in folder.iterdir() if path.name != run), key=lambda path: path.stat().st_mtime)
     for old in others[: max(0, len(others) - (keep - 1))]:
-        close_workspace(root, old)
+        with lock_if_free(root / LOCKS / f"{old.name}.lock") as unused:
+            if unused:
+                close_workspace(root, old)
 
 
 def _share_cache(root: Path, workspace: Path) -> None:

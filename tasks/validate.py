@@ -28,7 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cxr.common.classes import LABELS
-from cxr.common.files import atomic_folder, move_folder, write_json
+from cxr.common.files import atomic_folder, move_folder, unlinked, write_json
 from cxr.common.params import Paths, ValidateParams
 from cxr.dataset.ingest_record import (
     IngestRecord,
@@ -53,8 +53,9 @@ def validate(params: ValidateParams, paths: Paths) -> None:
         GateError: a check of severity "error" failed; no output is written then.
         ParamsError: `warn_only` names a check that does not exist.
     """
-    failed_docs = paths.data_docs.with_name(f"{paths.data_docs.name}_failed")
-    for earlier in (paths.data_docs, failed_docs):
+    data_docs = unlinked(paths.data_docs)
+    failed_docs = data_docs.with_name(f"{data_docs.name}_failed")
+    for earlier in (data_docs, failed_docs):
         shutil.rmtree(earlier, ignore_errors=True)
     paths.validation.unlink(missing_ok=True)
 
@@ -66,7 +67,7 @@ def validate(params: ValidateParams, paths: Paths) -> None:
         gate="after ingest",
         hint=f"see {failed_docs / 'index.html'}, then correct the sources or the section validate of params.yaml",
     )
-    move_folder(failed_docs, paths.data_docs)
+    move_folder(failed_docs, data_docs)
     verdict = {"passed": True, "manifest_sha256": ingested["manifest_sha256"]}
     write_json(paths.validation, verdict | {"expectations": [outcome.as_json() for outcome in outcomes]})
     log.info("Data Docs: %s", paths.data_docs / "index.html")

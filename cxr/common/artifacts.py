@@ -15,6 +15,8 @@ from cxr.common.errors import DataError
 from cxr.common.files import sha256_of
 
 Record = TypeVar("Record")
+_ADDED = {"manifest_sha256", "splits_sha256", "tables_sha256"}
+"""Keys that records of releases before 0.7.0 lack."""
 
 
 def missing(path: Path, stage: str) -> DataError:
@@ -55,6 +57,8 @@ def read_record(path: Path, keys: type[Record], *, stage: str) -> Record:
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing" and name in _ADDED:
+            raise DataError(f"{path} has no {name}: written by an older release; run `./run dvc repro`") from error
         raise damaged(path, stage, expected=f"an object with valid {name or 'keys'}", found=problem["msg"]) from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
         raise damaged(path, stage, expected="JSON", found=str(error)) from error

@@ -30,8 +30,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it replaces `path` when the block ends without an error.
 
-    What a killed run left beside it is removed first.
+    What a killed run left beside it is removed first. Where `path` is a link, all this is true of what it links to.
     """
+    path = unlinked(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -44,12 +45,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def move_folder(folder: Path, to: Path) -> None:
     """Rename `folder` to `to`; what was there is moved aside first and then removed, so that it is never half there."""
+    to = unlinked(to)
     aside = to.with_name(f".{to.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if to.exists():
         to.replace(aside)
     folder.replace(to)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def unlinked(path: Path) -> Path:
+    """Return what `path` links to, so that a link to another disk stays one; a path that is no link stays as it is."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def write_json(path: Path, value: Any) -> None:

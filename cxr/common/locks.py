@@ -37,6 +37,18 @@ def any_file_lock(paths: list[Path]) -> Iterator[Path]:
         time.sleep(_POLL_SECONDS)
 
 
+@contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock `path` during the block unless another holder has it; yield whether this block holds it."""
+    try:
+        held = _lock(path).acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    with held:
+        yield True
+
+
 def _lock(path: Path) -> FileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)

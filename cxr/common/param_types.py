@@ -1,5 +1,6 @@
 """Types of parameters with their ranges; what lies outside is a mistake, not an experiment."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +8,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def _names_something(path: Path) -> Path:
-    if not path.name.strip():
-        raise ValueError("must name a file or folder other than the project itself")
+    if not path.name.strip() or Path.cwd().is_relative_to(os.path.realpath(path)):
+        raise ValueError("must name a file or folder other than the project itself and those around it")
+    if ".." in path.parts:
+        raise ValueError("must be without `..`; give a folder outside the project from the root on")
     return path
 
 

@@ -4,6 +4,7 @@ A section of params.yaml, the stage of dvc.yaml, the module in `tasks` and the c
 Default values are in params.yaml only.
 """
 
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,7 @@ Backbone = Literal[
     "vgg19",
     "xception",
 ]
+_IF_MISSING = "if it is new in this release, copy it from the repository's params.yaml"
 Part = Literal["head", "layer4", "layer3", "layer2", "layer1", "stem"]
 
 
@@ -72,6 +74,14 @@ class Paths(Section):
     monitor: ProjectPath
     forensics: ProjectPath
     feedback: ProjectPath
+
+    @model_validator(mode="after")
+    def _none_holds_another(self) -> "Paths":
+        places: dict[str, Path] = dict(self)
+        for (outer, folder), (inner, path) in permutations(places.items(), 2):
+            if (Path.cwd() / path).is_relative_to(Path.cwd() / folder):
+                raise ValueError(f"{outer} ({folder}) holds {inner} ({path}), which a step would remove with it")
+        return self
 
 
 class Source(Section):
@@ -417,7 +427,7 @@ def read_params(path: Path) -> Params:
     try:
         return Params.model_validate(load_yaml(path))
     except ValidationError as error:
-        raise ParamsError(f"{path}: {readable(error)}") from error
+        raise ParamsError(f"{path}: {readable(error, if_missing=_IF_MISSING)}") from error
 
 
 def override(path: Path, values: dict[str, Any]) -> None:
@@ -445,4 +455,4 @@ def _overridden(path: Path, values: dict[str, Any]) -> tuple[Any, Params]:
     try:
         return tree, Params.model_validate(tree)
     except ValidationError as error:
-        raise ParamsError(readable(error)) from error
+        raise ParamsError(readable(error, if_missing=_IF_MISSING)) from error

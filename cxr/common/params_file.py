@@ -16,8 +16,8 @@ _MOST_DEPTH = 12
 _SHOWN_CHARACTERS = 80
 
 
-def load_yaml(path: Path) -> Any:
-    """Return the content of a YAML file with its comments.
+def load_yaml(path: Path, *, anchors: bool = False) -> Any:
+    """Return the content of a YAML file with its comments; with `anchors` without, and parts may refer to others.
 
     Raises:
         ParamsError: the file is missing, cannot be read, is too large, is not UTF-8 or not YAML, is nested deeper than
@@ -25,8 +25,8 @@ def load_yaml(path: Path) -> Any:
     """
     text = _text(path)
     try:
-        _check_nesting(path, text)
-        return YAML().load(text)
+        _check_nesting(path, text, anchors=anchors)
+        return YAML(typ="safe" if anchors else "rt").load(text)
     except (YAMLError, RecursionError, ValueError) as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -43,10 +43,15 @@ def set_value(tree: Any, name: str, value: Any) -> None:
         raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
 
 
-def readable(error: ValidationError) -> str:
-    """Return the name of each wrong parameter, what is expected, and what it is."""
+def readable(error: ValidationError, *, if_missing: str = "add it") -> str:
+    """Return the name of each wrong parameter, what is expected, and what it is, or what to do if it is missing."""
     named = ((".".join(map(str, problem["loc"])) or "the file", problem) for problem in error.errors())
-    return "; ".join(f"{name}: {problem['msg']}, got {_shown(problem['input'])}" for name, problem in named)
+    return "; ".join(
+        f"{name} is missing: {if_missing}"
+        if problem["type"] == "missing"
+        else f"{name}: {problem['msg']}, got {_shown(problem['input'])}"
+        for name, problem in named
+    )
 
 
 def _text(path: Path) -> str:
@@ -69,14 +74,19 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _check_nesting(path: Path, text: str) -> None:
+def _check_nesting(path: Path, text: str, *, anchors: bool) -> None:
     """Reject what would take the parser seconds or its whole stack; events come one by one, so this stops early."""
-    depth = 0
+    around: list[str | None] = []  # the anchors, if any, of the collections that are open
     for event in YAML().parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > _MOST_DEPTH:
+        if isinstance(event, CollectionStartEvent):
+            around.append(event.anchor)
+        if isinstance(event, CollectionEndEvent):
+            around.pop()
+        if len(around) > _MOST_DEPTH:
             raise ParamsError(f"{path} is nested more than {_MOST_DEPTH} levels deep; expected sections of parameters")
-        if isinstance(event, AliasEvent):
+        if isinstance(event, AliasEvent) and event.anchor in around:
+            raise ParamsError(f"{path} refers to *{event.anchor} within itself; write the value")
+        if isinstance(event, AliasEvent) and not anchors:
             raise ParamsError(f"{path} refers to *{event.anchor}; write the value itself, anchors are not supported")
 
 

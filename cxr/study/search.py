@@ -130,7 +130,7 @@ class Tried:
 
 
 class History:
-    """The trials of a search with unchanged settings; one process at a time uses it."""
+    """The trials of a search with unchanged settings; one process at a time runs trials of it, others may read it."""
 
     def __init__(self, search: Search, *, params: Path, deciding: tuple[str, ...], storage: Path) -> None:
         """Open or start the history; a changed search, or other parameters, start a new one.
@@ -152,7 +152,10 @@ class History:
         parts = [search.model_dump_json(exclude={"trials"}), *(merged.section(s).model_dump_json() for s in deciding)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
         self._study = _open_study(storage, f"{search.name}-{digest}")
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # of a killed process
+
+    def run_interrupted_again(self) -> None:
+        """Let trials of a killed process come next, with the same values; only where no other process runs trials."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
             self._study.enqueue_trial(trial.params)
 

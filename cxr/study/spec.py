@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from cxr.common.errors import ParamsError
+from cxr.common.params_file import load_yaml, readable
 
 TAG_PREFIX = "study."
 MIN_HEADLINE_SEEDS = 5
@@ -92,11 +91,6 @@ def read_study(path: Path) -> Study:
 def read_as(kind: type[Content], path: Path) -> Content:
     """Read a YAML file of the project's root; see `read_study` for its errors."""
     try:
-        return kind.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ParamsError(f"{path} is missing; run from the project's root, which holds {path.name}") from None
-    except YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        return kind.model_validate(load_yaml(path, anchors=True))
     except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ParamsError(f"{path}: {mistakes}") from error
+        raise ParamsError(f"{path}: {readable(error)}") from error

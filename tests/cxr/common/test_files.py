@@ -31,6 +31,20 @@ def test_a_folder_is_replaced_only_after_success(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "project" / "out"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(disk / "out")  # where nothing is yet
+    for name in ("one", "two", "three"):
+        with atomic_folder(link) as partial:
+            assert partial.parent == disk  # a rename between disks is impossible
+            (partial / name).touch()
+        assert [file.name for file in (disk / "out").iterdir()] == [name]
+    assert link.is_symlink()
+    assert [path.name for folder in (disk, link.parent) for path in folder.iterdir()] == ["out", "out"]
+
+
 def test_the_partial_folder_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "stale").touch()

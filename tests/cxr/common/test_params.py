@@ -129,11 +129,30 @@ def test_an_empty_name_is_refused(params: Path, name: str, value: str) -> None:
         override(params, {name: value})
 
 
+@pytest.mark.parametrize("value", ["data/..", "../other", "..", "/", "here", "here/.", "above"])
+def test_an_output_that_is_the_project_or_around_it_is_refused(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "above").symlink_to(tmp_path.parent)
+    with pytest.raises(ParamsError, match=r"paths\.split: .*(without `\.\.`|other than the project itself)"):
+        override(params, {"paths.split": value.replace("here", str(tmp_path))})
+
+
+@pytest.mark.parametrize("value", ["data", "./data/split", "absolute"])
+def test_a_path_that_holds_another_is_refused(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match=r"paths: .*(images|split) \(.*\) holds \w+ \(data/"):
+        override(params, {"paths.images": value.replace("absolute", str(tmp_path / "data"))})
+
+
 def test_unknown_and_missing_keys_are_named(params: Path) -> None:
     params.write_text(params.read_text().replace("  epochs:", "  epoch:"))
     with pytest.raises(ParamsError) as caught:
         read_params(params)
-    assert "train.epochs: Field required" in str(caught.value)
+    assert "train.epochs is missing: if it is new in this release, copy it from the repository's" in str(caught.value)
     assert "train.epoch: Extra inputs are not permitted, got" in str(caught.value)
 
 

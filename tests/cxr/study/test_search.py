@@ -52,11 +52,21 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path: P
     interrupted = open_history(killed).ask()  # and its process is gone
     assert interrupted is not None
     history = open_history(killed)
+    history.run_interrupted_again()
     rest = [run_one(history, macro_f1=0.6 + number / 10) for number in range(3)]
     assert [first, *rest] == expected
     assert rest[0] == interrupted.params
     assert history.ask() is None
     assert [one.macro_f1 for one in history.tried] == pytest.approx([0.8, 0.7, 0.6, 0.5])
+
+
+def test_a_look_at_the_history_leaves_the_running_trial_alone(tmp_path: Path) -> None:
+    history = open_history(tmp_path)
+    trial = history.ask()
+    assert trial is not None
+    assert open_history(tmp_path).tried == []
+    history.complete(trial, {"run_id": "1", "epochs_run": 3, "best_validation_macro_f1": 0.5})
+    assert [one.state for one in open_history(tmp_path).tried] == ["complete"]
 
 
 def test_another_value_of_any_deciding_parameter_starts_another_history(tmp_path: Path) -> None:

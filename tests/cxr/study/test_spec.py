@@ -36,6 +36,8 @@ def test_row_may_have_its_own_seeds() -> None:
     ("text", "message"),
     [
         ("groups: [", "is not valid YAML"),
+        ("groups: [{name: a}]", r"groups\.0\.title is missing: add it"),
+        ("quick: &quick {train.svm: *quick}\ngroups: []", r"refers to \*quick within itself"),
         ("groups: []", "groups: List should have at least 1 item"),
         (
             "groups: [{name: a, title: A, text: t, tested: true, seeds: [1], baseline: c, "
@@ -53,6 +55,13 @@ def test_mistakes_are_reported_with_their_position(tmp_path: Path, text: str, me
     path = tmp_path / "study.yaml"
     path.write_text(text)
     with pytest.raises(ParamsError, match=message):
+        read_study(path)
+
+
+def test_a_study_that_is_not_utf_8_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes("quick: {} # für später".encode("latin-1"))
+    with pytest.raises(ParamsError, match=r"study\.yaml is not UTF-8 text .*; save it as UTF-8$"):
         read_study(path)
 
 
