@@ -39,6 +39,7 @@ class ReaderFeedback(BaseModel):
 FEEDBACK_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
+        "description": "What a reader says about the answer to one image",
         "content": {"application/json": {"schema": ReaderFeedback.model_json_schema()}},
     }
 }

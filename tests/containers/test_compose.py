@@ -75,7 +75,11 @@ def champion(stack: Stack) -> str:
 
 
 def answer_of(image: Path) -> dict[str, object]:
-    """Return the web app's answer to an image."""
+    """Return the web app's answer to an image, once its model is loaded."""
+    deadline = time.monotonic() + 300
+    while httpx.get(f"http://127.0.0.1:{PORTS['app']}/ready", timeout=60).status_code != 200:
+        assert time.monotonic() < deadline, "the model is not loaded"
+        time.sleep(1)
     address = f"http://127.0.0.1:{PORTS['app']}/predict"
     response = httpx.post(
         address, content=image.read_bytes(), headers={"Content-Type": "application/octet-stream"}, timeout=120
