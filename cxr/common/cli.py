@@ -5,6 +5,7 @@ import errno
 import inspect
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,13 +72,18 @@ def _flush() -> None:
 
 
 def _nobody_reads() -> bool:
-    """Return whether it is standard output that broke, as in `| head -1`; what is still unwritten then goes nowhere."""
-    try:
-        _flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    """Return whether it is standard output that broke, as in `| head -1`; what is still unwritten then goes nowhere.
+
+    The pipe is asked, as a flush cannot tell: the write that failed may have left nothing behind to flush.
+    """
+    if not sys.stdout:
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # no event is asked for: a closed pipe reports itself
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def run_step(step: Callable[[Any, Any], None]) -> NoReturn:

@@ -15,6 +15,7 @@ from torch import nn
 from benchmarks.mlflow_served import served
 from cxr.common.files import write_json
 from cxr.dataset.image_array import write_index
+from cxr.dataset.manifest import sha256_of_test_set
 from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.imaging.decode import image_from_bytes
 from cxr.inference.score_store import read_scores
@@ -25,7 +26,16 @@ from cxr.models.forward import classify, predict_with_features
 from cxr.models.reference import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference
 from cxr.registry import aliases, versions
 from tasks import predict, score
-from tests.support.registry_project import CLASSES, call, enter_project, register, spec, write_model
+from tests.support.registry_project import (
+    CLASSES,
+    call,
+    enter_project,
+    metrics,
+    register,
+    spec,
+    write_model,
+    write_split,
+)
 
 SIDE_PX = 64
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
@@ -62,9 +72,18 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
     table["predicted_class"] = [CLASSES[best] for best in found.argmax(axis=1)]
     table[PROBABILITIES] = found
     table.to_csv("reports/evaluation/predictions.csv", index=False)
+    _write_metrics_and_split(table[table["split"] == "test"])
     version = register()
     aliases.move_champion(version.number, instead_of="", kind="promote", approved_by="ann", reason="test")
     return Path("images")
+
+
+def _write_metrics_and_split(tested: pd.DataFrame) -> None:
+    """Write what `register` compares with the predictions."""
+    write_split([(row.image_id, row.label) for row in tested.itertuples()])
+    right = float((tested["label"] == tested["predicted_class"]).mean())
+    measured = metrics(right, n_test=len(tested), test_set_sha256=sha256_of_test_set(tested))
+    write_json(Path("reports/metrics.json"), measured)
 
 
 def _write_reference(network: nn.Module, images: NDArray[np.uint8], found: NDArray[np.float64]) -> None:

@@ -50,6 +50,17 @@ def test_a_broken_connection_is_not_taken_for_a_reader_that_left() -> None:
     assert "BrokenPipeError: socket" in run("-c", code).stderr
 
 
+@pytest.mark.parametrize("write", ["os.write(1, b'x')", "print('x')", "print('x' * 100_000)"])
+def test_a_reader_that_left_ends_the_command_without_a_traceback(write: str) -> None:
+    code = f"import os\nfrom cxr.common.cli import run_command\nrun_command(lambda: {write} and 0)"
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=ours, stderr=subprocess.PIPE, check=False)
+    os.close(ours)
+    assert ended.stderr == b""
+    assert ended.returncode == 141
+
+
 def test_a_command_without_an_output_ends_well() -> None:
     code = "from cxr.common.cli import run_command; run_command(lambda: 0)"
     ended = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$0" >&-', code], cwd=PROJECT, check=False)
