@@ -33,11 +33,9 @@ def command_line() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.params import override, read_params, with_overrides
+from cxr.common.params_file import load_yaml, parse_yaml
 from cxr.dataset.layouts import LAYOUTS, layout_named, layouts_in
 from cxr.evaluation.headline import check_gate
 
@@ -73,12 +71,11 @@ def read_profile(path: Path) -> dict[str, Any]:
     """Read a profile: a YAML mapping of dotted names to values.
 
     Raises:
-        ParamsError: the file is missing or is not such a mapping.
+        ParamsError: the file is missing, cannot be read or is not such a mapping.
     """
-    try:
-        profile = _parse(path.read_text(encoding="utf-8"), name=str(path))
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: there is no such profile; the profiles of this project are in profiles/") from None
+    if not path.exists():
+        raise ParamsError(f"{path}: there is no such profile; the profiles of this project are in profiles/")
+    profile = load_yaml(path, anchors=True)
     if not isinstance(profile, dict) or not all(isinstance(name, str) for name in profile):
         raise ParamsError(f"{path}: a profile is a mapping such as `train.epochs: 20`, got {profile!r}")
     return profile
@@ -93,7 +90,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     name, equals, value = setting.partition("=")
     if not name or not equals:
         raise ParamsError(f"--set expects name=value, such as train.epochs=20; got {setting!r}")
-    return name, _parse(value, name=name)
+    return name, parse_yaml(value, name=name, anchors=True)
 
 
 def data_settings(data: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
@@ -139,20 +136,13 @@ def _locations(sources: list[dict[str, Any]], location: str) -> dict[str, Any]:
 
 def _value_at(tree: Any, name: str) -> Any:
     for part in name.split("."):
-        if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
+        if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
             tree = tree[int(part)]
         elif isinstance(tree, dict):
             tree = tree.get(part, _MISSING)
         else:
             return _MISSING
     return tree
-
-
-def _parse(text: str, *, name: str) -> Any:
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ParamsError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

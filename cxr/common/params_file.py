@@ -23,12 +23,16 @@ def load_yaml(path: Path, *, anchors: bool = False) -> Any:
         ParamsError: the file is missing, cannot be read, is too large, is not UTF-8 or not YAML, is nested deeper than
             parameters are, or refers to itself.
     """
-    text = _text(path)
+    return parse_yaml(_text(path), name=str(path), anchors=anchors)
+
+
+def parse_yaml(text: str, *, name: str, anchors: bool) -> Any:
+    """Return the content of a YAML text, which errors call `name`; see `load_yaml`. Raises ParamsError."""
     try:
-        _check_nesting(path, text, anchors=anchors)
+        _check_nesting(name, text, anchors=anchors)
         return YAML(typ="safe" if anchors else "rt").load(text)
     except (YAMLError, RecursionError, ValueError) as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ParamsError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def set_value(tree: Any, name: str, value: Any) -> None:
@@ -74,7 +78,7 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _check_nesting(path: Path, text: str, *, anchors: bool) -> None:
+def _check_nesting(name: str, text: str, *, anchors: bool) -> None:
     """Reject what would take the parser seconds or its whole stack; events come one by one, so this stops early."""
     around: list[str | None] = []  # the anchors, if any, of the collections that are open
     for event in YAML().parse(text):
@@ -83,11 +87,11 @@ def _check_nesting(path: Path, text: str, *, anchors: bool) -> None:
         if isinstance(event, CollectionEndEvent):
             around.pop()
         if len(around) > _MOST_DEPTH:
-            raise ParamsError(f"{path} is nested more than {_MOST_DEPTH} levels deep; expected sections of parameters")
+            raise ParamsError(f"{name} is nested more than {_MOST_DEPTH} levels deep; expected sections of parameters")
         if isinstance(event, AliasEvent) and event.anchor in around:
-            raise ParamsError(f"{path} refers to *{event.anchor} within itself; write the value")
+            raise ParamsError(f"{name} refers to *{event.anchor} within itself; write the value")
         if isinstance(event, AliasEvent) and not anchors:
-            raise ParamsError(f"{path} refers to *{event.anchor}; write the value itself, anchors are not supported")
+            raise ParamsError(f"{name} refers to *{event.anchor}; write the value itself, anchors are not supported")
 
 
 def _key(tree: Any, part: str) -> str | int:

@@ -171,6 +171,25 @@ def test_a_setting_without_name_or_value_is_rejected(setting: str) -> None:
         parse_setting(setting)
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("train.epochs=2001-99-99", "train.epochs is not valid YAML: month"),
+        (f"train.epochs={'[' * 3000}", "train.epochs is nested"),
+        ("train.epochs=&a [*a]", "refers to"),
+    ],
+)
+def test_a_value_that_is_not_yaml_is_an_error_that_names_the_parameter(setting: str, problem: str) -> None:
+    with pytest.raises(ParamsError, match=problem):
+        parse_setting(setting)
+
+
+def test_a_position_that_a_list_does_not_have_is_an_unknown_parameter(params: Path) -> None:
+    for position in ("2", "²"):
+        with pytest.raises(ParamsError, match="no parameter"):
+            configure(params, {f"ingest.sources.{position}.location": "x"})
+
+
 def test_a_profile_is_a_mapping_of_names(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     with pytest.raises(ParamsError, match="no such profile"):
@@ -181,6 +200,11 @@ def test_a_profile_is_a_mapping_of_names(tmp_path: Path) -> None:
     profile.write_text("a: [")
     with pytest.raises(ParamsError, match="not valid YAML"):
         read_profile(profile)
+    profile.write_bytes(b"a: \xff")
+    with pytest.raises(ParamsError, match="not UTF-8"):
+        read_profile(profile)
+    with pytest.raises(ParamsError, match="not a regular file"):
+        read_profile(tmp_path)
 
 
 def test_an_unknown_layout_is_rejected_before_the_file_is_written(params: Path) -> None:
