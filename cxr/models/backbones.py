@@ -22,7 +22,7 @@ class Published:
 
     @property
     def digest(self) -> str:
-        """The first digits of the file's SHA-256; torch.hub checks them."""
+        """The first digits of the file's SHA-256, which cxr.models.factory checks."""
         return self.url.rsplit("-", 1)[-1].removesuffix(".pth")
 
 

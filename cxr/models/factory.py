@@ -1,6 +1,5 @@
 """Build networks, find their parts by depth, and load the weights they start from."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.common.errors import ParamsError, WeightsError
+from cxr.common.files import sha256_of
 from cxr.models.backbones import ARCHITECTURES, Architecture, to_half_range
 from cxr.models.modules import Ensemble, MergedLinear, SvmHead
 from cxr.models.populations import Population
@@ -231,6 +231,10 @@ def _imagenet(backbone: str) -> tuple[dict[str, Tensor], str]:
         raise WeightsError(
             f"there are no published ImageNet weights of {backbone}; set train.weights to none or a file"
         )
+    copy = Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
+    # torch.hub checks the digest of a download alone, and reads whatever it finds in its cache.
+    if copy.is_file() and not sha256_of(copy).startswith(published.digest):
+        raise WeightsError(f"{copy} is not the file of {published.url}, or damaged; delete it, and run again")
     try:
         state = torch.hub.load_state_dict_from_url(
             published.url, map_location="cpu", check_hash=True, weights_only=True
@@ -254,7 +258,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], str]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
-    return state, hashlib.sha256(path.read_bytes()).hexdigest()
+    return state, sha256_of(path)
 
 
 def _load_tensors(path: Path) -> Any:

@@ -193,6 +193,20 @@ def test_source_of_imagenet_weights_is_named(backbone: str, tmp_path: Path, monk
         load_weights(build(backbone, 3), "imagenet")
 
 
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x02}q\x00."])
+def test_a_damaged_copy_of_imagenet_weights_is_named(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = ARCHITECTURES["mobilenet_v2"].published
+    assert published is not None
+    copy = tmp_path / "hub" / "checkpoints" / published.url.rpartition("/")[2]
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{re.escape(str(copy))} is not the file of .*; delete it"):
+        load_weights(build("mobilenet_v2", 3), "imagenet")
+
+
 def test_small_cnn_has_no_imagenet_weights() -> None:
     with pytest.raises(WeightsError, match="no published ImageNet weights of small_cnn"):
         load_weights(build("small_cnn", 3), "imagenet")
