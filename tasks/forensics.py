@@ -42,11 +42,16 @@ from cxr.forensics.copies import Copy, find_copies
 from cxr.forensics.examine import Settings, SourceExamination, examine_source, to_json
 from cxr.forensics.faults import faults_of
 from cxr.forensics.features import Extraction, SetFeatures, extract
+from cxr.forensics.label_audit import COLUMNS as LABEL_COLUMNS
 from cxr.forensics.page import draw_figures, render_page, render_review
 from cxr.forensics.review import doubted_images
 from cxr.reporting.figures import standing_alone
 
 log = logging.getLogger("cxr.forensics")
+
+_OF_A_SIDE = ("image_id", "path", "label")
+COPY_COLUMNS = ("correlation", *(f"{name}_{side}" for side in "ab" for name in _OF_A_SIDE), "known")
+"""Of copies.csv."""
 
 
 def forensics(params: ForensicsParams, paths: Paths) -> None:
@@ -54,6 +59,7 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
 
     Raises:
         DataError: data/raw is missing or damaged, or holds no images.
+        ImageError: an image cannot be decoded.
         WeightsError: the weights of the frozen network cannot be loaded.
     """
     record = read_ingest_record(paths.raw)
@@ -79,7 +85,7 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
     }
     content = _content(examined, copies, params, described)
     tables = [found.labels for found in examined.values() if isinstance(found, SourceExamination)]
-    labels = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    labels = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(LABEL_COLUMNS))
     with atomic_folder(paths.forensics) as folder:
         write_json(folder / "forensics.json", content)
         drawn = draw_figures(content)
@@ -88,7 +94,8 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
             for name, svg in figures.items():
                 (folder / f"{source}-{name}.svg").write_text(standing_alone(svg), encoding="utf-8")
         labels.to_csv(folder / "label_audit.csv", index=False, lineterminator="\n")
-        pd.DataFrame(content["copies"]["pairs"]).to_csv(folder / "copies.csv", index=False, lineterminator="\n")
+        pairs = pd.DataFrame(content["copies"]["pairs"], columns=list(COPY_COLUMNS))
+        pairs.to_csv(folder / "copies.csv", index=False, lineterminator="\n")
         doubted = doubted_images(labels, shards, at_most=params.review_images, max_pixels=params.max_pixels)
         (folder / "review.html").write_text(render_review(doubted), encoding="utf-8")
     _log_summary(content, paths.forensics)
@@ -153,7 +160,7 @@ def _pair(images: pd.DataFrame, copy: Copy, groups: Ints) -> dict[str, Any]:
     sides = zip("ab", images.to_dict("records"), strict=True)
     return {
         "correlation": round(copy.correlation, 4),
-        **{f"{name}_{side}": row[name] for side, row in sides for name in ("image_id", "path", "label")},
+        **{f"{name}_{side}": row[name] for side, row in sides for name in _OF_A_SIDE},
         "known": bool(groups[copy.one] == groups[copy.other]),
     }
 

@@ -5,7 +5,7 @@ two agents of Kermany's set, count along one axis: the strongest change point of
 series in an early and a late era; without a change point the median number does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -65,9 +65,7 @@ def sequences_of(images: pd.DataFrame, settings: SearchSettings, *, blocks: int)
         for (series, label), table in ordered.groupby(["series", "label"])
         if table["person"].nunique() >= MIN_PATIENTS
     ]
-    search = SearchSettings(
-        settings.alpha, max(len(tables), 1), settings.permutations, settings.resamples, settings.seed
-    )
+    search = replace(settings, sequences=max(len(tables), 1))
     return [
         Sequence(
             series=str(series),

@@ -12,10 +12,10 @@ from cxr.evaluation.metrics import Floats, Ints
 from cxr.forensics.agreement import Era, Sequence, eras_of, high_agreement, sequences_of
 from cxr.forensics.change_points import SearchSettings
 from cxr.forensics.features import SetFeatures
-from cxr.forensics.label_audit import audit_labels, ranked_table
+from cxr.forensics.label_audit import LabelAudit, audit_labels, ranked_table
 from cxr.forensics.measure import STYLE_FAMILIES
 from cxr.forensics.out_of_fold import classes_with_groups, out_of_fold
-from cxr.forensics.persons import similarity
+from cxr.forensics.persons import Similarity, similarity
 from cxr.forensics.style_probes import Family, Probe, ProbeImages, ProbeSettings, probe_styles
 
 WHOLE_IMAGE = "whole image"
@@ -78,12 +78,8 @@ def examine_source(
     draws = ProbeSettings(settings.resamples, settings.seed)
     probes = probe_styles(families, ProbeImages(images["label"].to_numpy(str), groups, era), draws)
     audit = audit_labels(labels, probabilities)
-    ranked = ranked_table(images, audit, probabilities, classes)
     content = {
-        "images": len(images),
-        "groups": len(np.unique(groups)),
-        "classes": {name: int((images["label"] == name).sum()) for name in classes},
-        "without_order": int(table["number"].isna().sum()),
+        **_counts(images, groups, classes),
         "predictions": headline_scores(
             labels,
             probabilities,
@@ -96,22 +92,34 @@ def examine_source(
         "eras": to_json(eras),
         "probes": to_json(probes),
         "populations": to_json(_populations(table, Order(sequences, eras), families, groups, draws)),
-        "labels": {
-            "thresholds": dict(zip(classes, audit.thresholds.tolist(), strict=True)),
-            "joint": audit.joint.tolist(),
-            "flagged": _flagged(images["label"].to_numpy(str), audit.flagged.astype(np.float64), groups, settings),
-        },
-        "similarity": to_json(
-            similarity(
-                features.thumbnail,
-                images["label"].to_numpy(str),
-                images["patient_id"].to_numpy(str),
-                resamples=settings.resamples,
-                seed=settings.seed,
-            )
-        ),
+        "labels": _doubted(images, audit, groups, classes, settings),
+        "similarity": to_json(_similarity(images, features, settings)),
     }
-    return SourceExamination(content, ranked)
+    return SourceExamination(content, ranked_table(images, audit, probabilities, classes))
+
+
+def _counts(images: pd.DataFrame, groups: Ints, classes: list[str]) -> dict[str, Any]:
+    return {
+        "images": len(images),
+        "groups": len(np.unique(groups)),
+        "classes": {name: int((images["label"] == name).sum()) for name in classes},
+        "without_order": int(images["acquisition_number"].isna().sum()),
+    }
+
+
+def _doubted(
+    images: pd.DataFrame, audit: LabelAudit, groups: Ints, classes: list[str], settings: Settings
+) -> dict[str, Any]:
+    return {
+        "thresholds": dict(zip(classes, audit.thresholds.tolist(), strict=True)),
+        "joint": audit.joint.tolist(),
+        "flagged": _flagged(images["label"].to_numpy(str), audit.flagged.astype(np.float64), groups, settings),
+    }
+
+
+def _similarity(images: pd.DataFrame, features: SetFeatures, settings: Settings) -> list[Similarity]:
+    labels, patients = (images[name].to_numpy(str) for name in ("label", "patient_id"))
+    return similarity(features.thumbnail, labels, patients, resamples=settings.resamples, seed=settings.seed)
 
 
 def to_json(value: Any) -> Any:

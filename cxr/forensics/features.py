@@ -5,7 +5,10 @@ that an interrupted run continues and a second one computes nothing.
 """
 
 import hashlib
+import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -23,6 +26,8 @@ from cxr.forensics.measure import MeasuredImage, measure_image
 
 _BATCH_IMAGES = 256
 _VERSION = 1  # of what cxr.forensics.measure computes; a new one leaves old files of the cache unused
+
+log = logging.getLogger("cxr.forensics")
 
 Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From pixels (N, 224, 224) to features (N, D)."""
@@ -109,8 +114,11 @@ def _cached(shards: Shards, image_ids: Sequence[str], paths: Sequence[str], extr
     key = hashlib.sha256("\n".join([str(_VERSION), extraction.network_name, *image_ids]).encode()).hexdigest()
     path = extraction.cache / f"{key[:32]}.npz"
     if path.is_file():
-        with np.load(path) as stored:
-            return SetFeatures(**{name: stored[name] for name in stored.files})
+        try:
+            with path.open("rb") as file, np.load(file) as stored:  # np.load leaves a damaged file open
+                return SetFeatures(**{name: stored[name] for name in stored.files})
+        except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+            log.warning("forensics: %s is damaged; its images are measured again", path)
     measured = _measured(shards, paths, extraction)
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **vars(measured))

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 from cxr.evaluation.metrics import Floats, Ints
 
+_KNOWN = ("image_id", "source", "path", "label", "acquisition_series", "acquisition_number")
+COLUMNS = (*_KNOWN, "suggested", "flagged", "margin")
+"""Of label_audit.csv, before `p_<class>` of each class."""
+
 
 @dataclass(frozen=True)
 class LabelAudit:
@@ -70,12 +74,12 @@ def ranked_table(
     """Return one row an image, the most doubted first.
 
     Args:
-        images: columns image_id, source, path, label, acquisition_series, acquisition_number.
+        images: rows of the manifest.
         audit: of these images.
         probabilities: (N, C) out of fold.
         classes: C names.
     """
-    table = images[["image_id", "source", "path", "label", "acquisition_series", "acquisition_number"]].assign(
+    table = images[list(_KNOWN)].assign(
         suggested=np.array(classes)[audit.suggested],
         flagged=audit.flagged,
         margin=audit.margin.round(6),

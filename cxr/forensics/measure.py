@@ -1,6 +1,6 @@
 """What style says about one image: border, grey levels, sharpness, size and compression; and its pixels, small.
 
-None of these numbers sees the lungs, apart from the grey levels of the whole image, which have no positions.
+None of these numbers says where in the image something is, but for the border, which holds no lungs.
 """
 
 import io
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from cxr.imaging.decode import open_image
 
@@ -86,6 +86,8 @@ def _quantiser(data: bytes, image_format: str) -> tuple[float, float]:
     """Return the mean of the luma quantisation table, which falls with the quality of a JPEG, and whether it is one."""
     if image_format != "JPEG":
         return 0.0, 0.0
-    with Image.open(io.BytesIO(data)) as opened:
-        tables: dict[int, list[int]] = getattr(opened, "quantization", {})
-    return float(np.mean(tables[0])) if tables else 0.0, 1.0
+    with JpegImageFile(io.BytesIO(data)) as opened:
+        luma = opened.quantization.get(
+            opened.layer[0][3], [0]
+        )  # a component names its table, which need not be the first
+    return float(np.mean(luma)), 1.0

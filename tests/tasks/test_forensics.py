@@ -57,6 +57,9 @@ def test_a_clean_set_has_no_faults(tmp_path: Path) -> None:
     assert found["faults"] == []
     assert found["sources"]["kermany"]["predictions"]["accuracy"] > 0.9
     assert "None found" in (paths.forensics / "forensics.html").read_text()
+    copies = pd.read_csv(paths.forensics / "copies.csv")
+    assert copies["known"].all()
+    assert {"correlation", "image_id_a", "path_b"} <= set(copies)
 
 
 def test_a_label_of_two_populations_is_found_where_it_changes(folder: Path) -> None:
