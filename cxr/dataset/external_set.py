@@ -6,10 +6,13 @@ Labels come from the first of these that there is:
    `file` or `path`   the image, relative to the folder
    `label`            one of EXTERNAL_LABELS, in upper or lower case
    `patient_id`       optional; groups images, is never written anywhere
-   other columns      groups for slices, such as hospital or view; those with more than MOST_GROUPS values are ignored
+   other columns      groups for slices, such as hospital or view
 2. class folders, in any depth: NORMAL and PNEUMONIA as Kaggle lays out chest_xray, where the file name says viral or
    bacterial (else the label is `pneumonia`), those of Covid19-dataset, or folders called viral, bacterial, covid, ...
 3. nothing: the images have no labels.
+
+Folders above the images are groups as well. A kind of group with more than MOST_GROUPS values is ignored: where each
+patient has a folder, its slices would say nothing.
 
 The label `pneumonia` says that the kind is not known. Such an image counts where pneumonia is told from normal.
 """
@@ -17,7 +20,7 @@ The label `pneumonia` says that the kind is not known. Such an image counts wher
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -98,7 +101,7 @@ def read_external_set(name: str, paths: Sequence[str], *, table: Path | None, pa
             f"{table}, line {missing[1]}: {missing[0]} is no image of {name}; correct the line, or add the file"
         )
     groups = _group_columns([row for _, row in rows.values()])
-    return ExternalSet(tuple(_of_row(path, rows.get(path, (0, {}))[1], groups) for path in paths), "table")
+    return ExternalSet(_of_few_groups([_of_row(path, rows.get(path, (0, {}))[1], groups) for path in paths]), "table")
 
 
 def _without_mirror(paths: Iterable[str], root: str) -> list[str]:
@@ -140,7 +143,7 @@ def _by_folders(name: str, paths: list[str]) -> ExternalSet:
             f"{name}: {len(without)} of {len(images)} images, such as {without[0]}, lie in no class folder (normal, "
             "pneumonia, viral, bacterial, covid) and the others do; move them, or name a table with --labels"
         )
-    return ExternalSet(tuple(images), None if without else "folders")
+    return ExternalSet(_of_few_groups(images), None if without else "folders")
 
 
 def _of_folders(path: str) -> ExternalImage:
@@ -225,10 +228,17 @@ def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[str, tuple[int, di
 
 
 def _group_columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the columns that group images: neither known by name nor of too many values."""
-    names = sorted({name for row in rows for name in row} - _KNOWN_COLUMNS)
-    values = {name: {row.get(name, "") for row in rows} for name in names}
-    return [name for name in names if name and len(values[name]) <= MOST_GROUPS]
+    """Return the columns that group images: those that are not known by name."""
+    return sorted({name for row in rows for name in row if name} - _KNOWN_COLUMNS)
+
+
+def _of_few_groups(images: Sequence[ExternalImage]) -> tuple[ExternalImage, ...]:
+    """Return the images without their kinds of groups that have more than MOST_GROUPS values in the set."""
+    kinds = {kind for image in images for kind in image.groups}
+    few = {kind for kind in kinds if len({image.groups.get(kind) for image in images}) <= MOST_GROUPS}
+    return tuple(
+        replace(image, groups={kind: name for kind, name in image.groups.items() if kind in few}) for image in images
+    )
 
 
 def _of_row(path: str, row: Mapping[str, str], group_columns: Sequence[str]) -> ExternalImage:

@@ -1,0 +1,26 @@
+"""The groups of an external set: folders and columns, as long as there are few of them."""
+
+from pathlib import Path
+
+import pytest
+
+from cxr.dataset.external_set import MOST_GROUPS, ExternalSet, read_external_set
+
+
+def by_folder(folders: int) -> ExternalSet:
+    paths = [f"{n}/{label}/{n}.png" for n in range(folders) for label in ("normal", "viral")]
+    return read_external_set("set", paths, table=None, part=None)
+
+
+def by_column(folder: Path, sites: int) -> ExternalSet:
+    table = folder / "labels.csv"
+    rows = [f"{n}.png,normal,site {n % sites}" for n in range(2 * MOST_GROUPS)]
+    table.write_text("\n".join(["file,label,site", *rows]))
+    return read_external_set("set", [f"{n}.png" for n in range(2 * MOST_GROUPS)], table=table, part=None)
+
+
+@pytest.mark.parametrize(("count", "kinds"), [(MOST_GROUPS, True), (MOST_GROUPS + 1, False)])
+def test_a_kind_of_too_many_groups_is_ignored(tmp_path: Path, count: int, kinds: bool) -> None:
+    for found, kind in ((by_folder(count), "folder"), (by_column(tmp_path, count), "site")):
+        assert {kind in image.groups for image in found.images} == {kinds}
+        assert {image.label for image in found.images} <= {"normal", "viral"}
