@@ -85,13 +85,15 @@ def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[
     Args:
         study: from read_study.
         params: the parameter file that every row overrides.
-        weights: backbone -> starting weights, `none` by default. Rows may set train.weights themselves.
+        weights: backbone -> starting weights, `none` by default. Rows may set train.weights themselves; a row without
+            a backbone has that of `params`.
         chosen: names of the form `group`, `group/row` or `group/row/seed`; empty for all trials.
 
     Raises:
         ParamsError: a name does not exist, or a row sets an unknown parameter or an invalid value.
     """
-    every = [trial for group in study.groups for trial in _trials_of(group, params, weights)]
+    own = weights.get(read_params(params).train.backbone, "none")
+    every = [trial for group in study.groups for trial in _trials_of(group, params, weights, own)]
     known = {name for trial in every for name in trial.names}
     if unknown := sorted(set(chosen) - known):
         groups = ", ".join(group.name for group in study.groups)
@@ -100,15 +102,20 @@ def trials(study: Study, *, params: Path, weights: dict[str, str], chosen: list[
     return list({trial.tag: trial for trial in found}.values())
 
 
-def _trials_of(group: Group, params: Path, weights: dict[str, str]) -> list[Trial]:
-    """Return the trials of a group by seed, so that an interrupted study has a trial of every row."""
+def _trials_of(group: Group, params: Path, weights: dict[str, str], own: str) -> list[Trial]:
+    """Return the trials of a group by seed, so that an interrupted study has a trial of every row.
+
+    `own`: weights of the backbone in `params`.
+    """
     numbered = [(number, row, seed) for row in group.rows for number, seed in enumerate(group.seeds_of(row))]
-    return [_trial(group, row, seed, params, weights) for _, row, seed in sorted(numbered, key=lambda trial: trial[0])]
+    ordered = sorted(numbered, key=lambda trial: trial[0])
+    return [_trial(group, row, seed, params, weights, own) for _, row, seed in ordered]
 
 
-def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, str]) -> Trial:
+def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, str], own: str) -> Trial:
     settings = group.settings(row, seed)
-    settings.setdefault("train.weights", weights.get(settings.get("train.backbone", "resnet50"), "none"))
+    backbone = settings.get("train.backbone")
+    settings.setdefault("train.weights", own if backbone is None else weights.get(backbone, "none"))
     try:
         merged = with_overrides(params, settings)
     except ParamsError as error:
@@ -242,6 +249,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="trials at once, sharing the cores (%(default)s)")
     parser.add_argument("--list", action="store_true", help="show which trials are done and run nothing")
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers is a number from 1 on, got {arguments.workers}")
     study, weights = read_study(arguments.study), _weights(arguments.weights)
     every = trials(study, params=Path("params.yaml"), weights=weights, chosen=arguments.rows)
     done = [trial for trial in every if is_done(trial)]

@@ -74,6 +74,13 @@ class Study(BaseModel):
     quick: Settings = {}
     groups: Annotated[list[Group], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Study":
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):  # their runs would have the same tags
+            raise ValueError(f"two groups have the same name among {', '.join(names)}")
+        return self
+
     def group(self, name: str) -> Group | None:
         """Return the group called `name`; None if there is none."""
         return next((group for group in self.groups if group.name == name), None)

@@ -80,6 +80,22 @@ def test_row_overrides_its_group_and_gets_the_weights_of_its_backbone() -> None:
     assert (second.settings["train.weights"], second.stage) == ("none", "evaluate")
 
 
+def test_row_without_a_backbone_gets_the_weights_of_the_parameter_file(tmp_path: Path) -> None:
+    other = tmp_path / "params.yaml"
+    other.write_text(PARAMS.read_text())
+    override(other, {"train.backbone": "mobilenet_v2"})
+    weights = {"mobilenet_v2": "/w/m.pth", "resnet50": "/w/r.pth"}
+    found = [trials(study(group()), params=path, weights=weights, chosen=[])[0] for path in (PARAMS, other)]
+    assert [trial.settings["train.weights"] for trial in found] == ["/w/r.pth", "/w/m.pth"]
+
+
+def test_a_study_without_workers_is_rejected() -> None:
+    command = [sys.executable, "-m", "flows.study", "--list", "--workers", "0"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("--workers is a number from 1 on, got 0\n")
+
+
 def test_groups_and_rows_are_selected_by_name_and_unknown_names_rejected() -> None:
     both = study(group(), group(name="long"))
     assert names(trials(both, params=PARAMS, weights={}, chosen=["long/one"])) == ["long/one/1", "long/one/2"]

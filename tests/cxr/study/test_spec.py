@@ -49,6 +49,10 @@ def test_row_may_have_its_own_seeds() -> None:
             "rows: [{name: b, label: l}, {name: b, label: m}]}]",
             r"groups\.0: .* b, b",
         ),
+        (
+            "groups: [&a {name: a, title: A, text: t, tested: true, seeds: [1], rows: [{name: b, label: l}]}, *a]",
+            "two groups have the same name among a, a",
+        ),
     ],
 )
 def test_mistakes_are_reported_with_their_position(tmp_path: Path, text: str, message: str) -> None:
