@@ -19,6 +19,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cxr.common.cli import answer_help, command_parser, run_command
 
@@ -37,6 +38,7 @@ if __name__ == "__main__":
 
 import pandas as pd
 
+from cxr.common.errors import RegistryError
 from cxr.common.files import atomic_file, sha256_of
 from cxr.common.params import read_params
 from cxr.registry.tracked_runs import TrackedRun, read_artifacts, runs_with_tag_prefix
@@ -60,7 +62,7 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
 
     Raises:
         ParamsError: study.yaml or params.yaml is invalid.
-        RegistryError: the tracking store does not answer.
+        RegistryError: the tracking store does not answer, or a file of a run is damaged.
     """
     study, evaluate = read_study(study_file), read_params(params_file).evaluate
     settings = Settings(resamples=evaluate.bootstrap_resamples, seed=evaluate.seed)
@@ -77,25 +79,33 @@ def results(study_file: Path, params_file: Path, output: Path) -> None:
 
 
 def _record(run: TrackedRun) -> RunRecord | None:
-    """Read a run's files; return None, with a warning, if it has no training.json."""
+    """Read a run's files; return None, with a warning, if it has no training.json. Raises RegistryError."""
     files = read_artifacts(run.run_id, [_TRAINING, _VALIDATION, _METRICS, _PREDICTIONS])
     if _TRAINING not in files:
         log.warning("results: run %s has no %s and is left out", run.run_id, _TRAINING)
         return None
+    read = {name: _content(run.run_id, name, data) for name, data in files.items()}
     return RunRecord(
         run_id=run.run_id,
         tags=run.tags,
         params=run.params,
-        training=json.loads(files[_TRAINING]),
-        validation=_images(files.get(_VALIDATION)),
-        metrics=json.loads(files[_METRICS]) if _METRICS in files else None,
-        predictions=_images(files.get(_PREDICTIONS)),
+        training=read[_TRAINING],
+        validation=read.get(_VALIDATION),
+        metrics=read.get(_METRICS),
+        predictions=read.get(_PREDICTIONS),
     )
 
 
-def _images(content: bytes | None) -> pd.DataFrame | None:
-    text = {"image_id": str, "patient_id": str, "label": str}
-    return None if content is None else pd.read_csv(io.BytesIO(content), dtype=text)
+def _content(run_id: str, name: str, data: bytes) -> Any:
+    """Return the object in a JSON file, or the table in a CSV file."""
+    try:
+        if name.endswith(".json"):
+            return json.loads(data)
+        return pd.read_csv(io.BytesIO(data), dtype={"image_id": str, "patient_id": str, "label": str})
+    except ValueError as error:  # also what pandas raises
+        raise RegistryError(
+            f"{name} of run {run_id} is damaged ({error}); delete the run in MLflow and repeat it: `./run flows.study`"
+        ) from error
 
 
 def _draw_learning_curve(groups: Sequence[GroupResult], folder: Path) -> None:

@@ -20,6 +20,7 @@ from cxr.evaluation.metrics import Floats, Ints, measure
 from cxr.study.spec import Group, Row, Study
 
 _ON_VALIDATION = ("accuracy", "macro_f1")
+_OF_AN_IMAGE = ("image_id", "patient_id", "label")
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,16 @@ def stale_tags(study: Study, records: Sequence[RunRecord]) -> list[str]:
 
 
 def have_same_images(tables: Sequence[pd.DataFrame]) -> bool:
-    """Return whether all tables of predictions have the same images and classes, so that they can be compared."""
-    keys = [(frozenset(table["image_id"]), tuple(_probability_columns(table))) for table in tables]
+    """Return whether all tables of predictions can be compared: same images, with the same labels, and same classes."""
+    keys = [(frozenset(zip(*(table[name] for name in _OF_AN_IMAGE), strict=True)), _classes(table)) for table in tables]
     return all(a == b for a, b in pairwise(keys))
 
 
 def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[str]]:
     """Return class indices (N,), probabilities (N, C) and the C class names of a table of predictions."""
-    columns = _probability_columns(table)
-    classes = [name.removeprefix("p_") for name in columns]
+    classes = _classes(table)
     labels = np.array([classes.index(label) for label in table["label"]], dtype=np.int64)
-    return labels, table[columns].to_numpy(np.float64), classes
+    return labels, table[[f"p_{name}" for name in classes]].to_numpy(np.float64), classes
 
 
 def pooled(tables: Sequence[pd.DataFrame], settings: Settings) -> dict[str, Figure]:
@@ -246,5 +246,5 @@ def _to_baseline(
     return compare_over_seeds(pairs, resamples=settings.resamples, seed=settings.seed)
 
 
-def _probability_columns(table: pd.DataFrame) -> list[str]:
-    return [str(name) for name in table if str(name).startswith("p_")]
+def _classes(table: pd.DataFrame) -> list[str]:
+    return [str(name).removeprefix("p_") for name in table if str(name).startswith("p_")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from cxr.common.errors import ParamsError
+from cxr.common.errors import ParamsError, RegistryError
 from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
 from cxr.study.results import RunRecord
@@ -93,6 +93,18 @@ def test_run_without_files_is_left_out_with_a_warning(caplog: pytest.LogCaptureF
         results(STUDY, PARAMS, OUTPUT)
     assert f"run {run_id} has no training/training.json" in caplog.text
     assert OUTPUT.read_text().count("| not run |") == 2
+
+
+@pytest.mark.parametrize("name", ["training/training.json", "training/validation.csv"])
+def test_a_damaged_file_of_a_run_is_named(name: str, tmp_path: Path) -> None:
+    (group,) = write_study(small_study()).groups
+    run_id = track(record(group, group.rows[0], 1, skill=1.0))
+    damaged = tmp_path / Path(name).name
+    damaged.write_bytes(b'"\xff')
+    runs.log_files(run_id, [damaged], Path(name).parent.name)
+    with pytest.raises(RegistryError, match=f"{name} of run {run_id} is damaged"):
+        results(STUDY, PARAMS, OUTPUT)
+    assert not OUTPUT.exists()
 
 
 def test_runs_with_the_prefix_are_listed_the_oldest_first() -> None:

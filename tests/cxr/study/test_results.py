@@ -143,3 +143,13 @@ def test_tables_with_other_images_or_classes_are_not_comparable() -> None:
     assert have_same_images([table, table[::-1]])
     assert not have_same_images([table, predictions(skill=1.0, seed=1, first=1)])
     assert not have_same_images([table, table.rename(columns={"p_viral": "p_covid"})])
+    assert not have_same_images([table, table.replace({"label": {"viral": "bacterial"}})])  # relabelled since
+
+
+def test_rows_with_other_labels_are_shown_as_not_comparable() -> None:
+    rows = [{"name": "plain", "label": "plain"}, {"name": "other", "label": "other"}]
+    study = small_study(rows=rows, seeds=[1], baseline="plain")
+    first, second = every_run(study, skill={"plain": 1.0, "other": 2.0})
+    assert second.validation is not None
+    relabelled = replace(second, validation=second.validation.replace({"label": {"viral": "bacterial"}}))
+    assert only_group(study, [first, relabelled]).rows[1].to_baseline is None
