@@ -75,7 +75,7 @@ class Search(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Slug
     trials: Annotated[int, Field(ge=1)]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # `ask` makes a seed of each trial from it, below 2**32
     set: Settings = {}
     parameters: Annotated[dict[str, Range | Choices], Field(min_length=1)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cxr.common.errors import ParamsError
-from cxr.study.search import STARTUP_TRIALS, History, Search, epoch_of, read_search
+from cxr.study.search import STARTUP_TRIALS, History, Range, Search, epoch_of, read_search
 from cxr.study.search_page import PAGE, TABLE, write_results
 from cxr.training.results import Epoch
 from flows.study import DECIDING_SECTIONS
@@ -129,6 +129,12 @@ def test_a_history_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "search.db").write_text("not a database, and long enough to be read as one" * 100)
     with pytest.raises(ParamsError, match=r"search\.db cannot be used as history of searches: .*; move it away"):
         open_history(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [-1, 5_000_000])
+def test_a_seed_that_the_sampler_cannot_take_is_rejected(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        Search(name="a", trials=1, seed=seed, parameters={"train.epochs": Range(low=1, high=9)})
 
 
 @pytest.mark.parametrize(
