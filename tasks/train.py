@@ -44,7 +44,7 @@ from cxr.dataset.populations import population_of
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import merge_states
-from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
+from cxr.models.forward import BATCH_SIZE, choose_device, predict_logits, softmax_with_temperature
 from cxr.models.populations import Population
 from cxr.registry.lineage import lineage
 from cxr.registry.run_metadata import keep_below, log_images, shown_tags
@@ -284,10 +284,13 @@ def _curves(members: list[Trained]) -> pd.DataFrame:
 
 
 def _validation_table(folder: Path, packed: ImageArray, images: pd.DataFrame) -> pd.DataFrame:
-    """Return `images` with the uncalibrated probabilities of the model in `folder`."""
+    """Return `images` with the uncalibrated probabilities of the model in `folder`; one batch is in memory."""
     model, spec = read_bundle(folder)
-    pixels = packed.images[packed.rows(images["image_id"].tolist())]
-    logits = predict_logits(model.to(choose_device("auto")), pixels, mean=spec.mean, std=spec.std)
+    model.to(choose_device("auto"))
+    rows = packed.rows(images["image_id"].tolist())
+    parts = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
+    of_parts = [predict_logits(model, packed.images[part], mean=spec.mean, std=spec.std) for part in parts]
+    logits = np.concatenate(of_parts)
     columns = zip(spec.classes, softmax_with_temperature(logits, 1.0).T, strict=True)
     return images.assign(**{f"p_{name}": values for name, values in columns})
 
