@@ -84,7 +84,10 @@ def withheld(
     usable = table[table["label"].isin(CLASSES[params.task])].merge(manifest[["image_id", "source"]], on="image_id")
     usable["group"] = patient_groups(usable, near_duplicates)
     test = usable[usable["split"] == "test"]
-    left_out = usable[(usable["split"] == UNUSED) & usable["group"].isin(test["group"])]
+    unused = usable["split"] == UNUSED
+    if params.protocol == "block":  # quotas leave out images of the test set itself
+        unused &= usable["fold"] != params.block
+    left_out = usable[unused & usable["group"].isin(test["group"])]
     same_patient = left_out["patient_id"].isin(test["patient_id"])
     sources = test.groupby("group")["source"].agg(set)
     elsewhere = [

@@ -208,6 +208,15 @@ def test_images_left_out_around_the_official_test_part_are_counted() -> None:
     assert withheld(table, images, alike, chosen) == Withheld(same_patient=1, near_duplicates=1, other_sources=1)
 
 
+def test_test_images_that_quotas_leave_out_are_not_left_out_because_of_a_test_image() -> None:
+    images = many_images(labels=LABELS[:3])
+    quotas = dict.fromkeys(LABELS[:3], 2)
+    few = {"subsample": "paper_quotas", "paper_train": quotas, "paper_test": quotas, "paper_validation": quotas}
+    whole, less = (params(protocol="block", block=1, **changes) for changes in ({}, few))
+    counts = [withheld(assign(images, NO_PAIRS, chosen), images, NO_PAIRS, chosen) for chosen in (whole, less)]
+    assert counts[1].same_patient <= counts[0].same_patient
+
+
 def test_each_block_is_the_test_set_once_and_holds_the_images_of_consecutive_numbers() -> None:
     images = many_images(labels=LABELS[:3])
     tested = []
