@@ -15,6 +15,12 @@ def _names_something(path: Path) -> Path:
     return path
 
 
+def _rising(limits: list[float]) -> list[float]:
+    if limits[0] > limits[1]:
+        raise ValueError("the first of two limits must not be above the second")
+    return limits
+
+
 ProjectPath = Annotated[
     Path,
     BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value),
@@ -27,10 +33,12 @@ NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Megabytes = Annotated[float, Field(gt=0, le=65_536)]
 Grey = Annotated[float, Field(ge=0, le=255)]
-GreyRange = Annotated[list[Grey], Field(min_length=2, max_length=2)]
-Range = Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=2, max_length=2)]
 Whole = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+_Limits = (Field(min_length=2, max_length=2), AfterValidator(_rising))
+GreyRange = Annotated[list[Grey], *_Limits]
+CountRange = Annotated[list[Count], *_Limits]
+Range = Annotated[list[Annotated[float, Field(gt=0, le=100)]], *_Limits]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
 Workers = Annotated[int, Field(ge=0, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy and scikit-learn take them

@@ -16,6 +16,7 @@ from cxr.common.errors import ParamsError
 from cxr.common.files import atomic_file
 from cxr.common.param_types import (
     Count,
+    CountRange,
     Grey,
     GreyRange,
     Megabytes,
@@ -110,7 +111,7 @@ class ValidateParams(Section):
     """Thresholds of the data-quality gate after ingest."""
 
     min_images_per_class: dict[Label, Whole]
-    side_px: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    side_px: CountRange
     aspect_ratio: Range
     max_quarantined_share: Share
     grey_mean: GreyRange

@@ -41,6 +41,8 @@ def test_an_override_changes_only_its_line(params: Path) -> None:
         ("train.epochs", "many", "train.epochs:"),
         ("train.epochs", 0, "train.epochs:"),
         ("split.fold", 7, "fold 7"),
+        ("validate.side_px", [8000, 64], "validate.side_px: Value error, the first of two limits"),
+        ("train.zoom", [1.2, 0.9], "train.zoom: Value error, the first of two limits"),
     ],
 )
 def test_an_invalid_override_names_the_parameter_and_leaves_the_file_unchanged(
