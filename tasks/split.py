@@ -10,8 +10,7 @@ train_share leave some images out again, for comparisons at equal numbers, by so
 
 Great Expectations checks the split before it is written: every image once; no patient and no near-duplicates in two
 splits (except `paper`); no training image between those of the test block; class shares within the tolerance, or quotas
-met; training images of the chosen sources only. If a check fails, nothing is
-written.
+met; training images of the chosen sources only. If a check fails, nothing is written.
 """
 
 from __future__ import annotations

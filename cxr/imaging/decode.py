@@ -182,8 +182,7 @@ def open_image(data: bytes, *, name: str, max_pixels: int) -> EncodedImage:
 
     Raises:
         ImageError: the file is empty, not in FORMATS, truncated, has more than `max_pixels` pixels, or would take too
-            long to decode (cxr/dicom/cost.py); for DICOM see
-            cxr.dicom.pixels.open_dicom.
+            long to decode (cxr/dicom/cost.py); for DICOM see cxr.dicom.pixels.open_dicom.
     """
     if not data:
         raise ImageError(f"{name} is empty; copy it again from its source", reason="empty")

@@ -375,9 +375,8 @@ def to_svg(figure: Figure, description: str) -> str:
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg
-    )  # each figure numbers its parts from 1, so they are not unique on a page
+    # Each figure numbers its parts from 1, so they are not unique on a page.
+    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own
     svg = re.sub(rf'<g id="{_HOVER}([^"]*)">', r"<g><title>\1</title>", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

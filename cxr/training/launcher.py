@@ -42,9 +42,8 @@ def run_processes(module: str, arguments: list[str], options: str) -> None:
         KeyboardInterrupt: this process was interrupted, and the processes were stopped.
     """
     elastic: Any = importlib.import_module("torch.distributed.run")  # untyped
-    logging.getLogger("torch.distributed").setLevel(
-        logging.CRITICAL
-    )  # it prints a page about a failure, we print one line
+    # It prints a page about a failure, we print one line.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     words = shlex.split(options)
     with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
         if not any(word.startswith(_ELSEWHERE) for word in words):

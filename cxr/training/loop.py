@@ -5,8 +5,7 @@ these. A killed run resumes from its last epoch and, on a CPU, ends with bit-ide
 augmentation of an epoch depend only on the seed and the epoch's number.
 
 If `fit` is given a process group, its processes train one network together. They share the batches of a single process
-among them, so the gradients are equal up to rounding. Only dropout and the noise of the
-augmentation differ.
+among them, so the gradients are equal up to rounding. Only dropout and the noise of the augmentation differ.
 """
 
 from __future__ import annotations
@@ -267,9 +266,8 @@ class _Training:
             loss = share * loss + (1 - share) * self._loss(scores, labels[partners], own)
             accuracy = share * accuracy + (1 - share) * self._accuracy(scores, labels[partners], own)
         self.optimizer.zero_grad()
-        torch.autograd.backward(
-            loss * self.group.size
-        )  # gradients are averaged over the processes; the loss is their sum
+        # Gradients are averaged over the processes; the loss is their sum.
+        torch.autograd.backward(loss * self.group.size)
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return torch.stack([loss.detach(), accuracy])

@@ -43,7 +43,7 @@ def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.floa
 
 
 def class_weights(data: TrainingData, config: TrainParams) -> Tensor:
-    """Return a weight per class: 1, or the inverse of its share, scaled to a mean over images of 1."""
+    """Return a weight per class or population: 1, or the inverse of its share, scaled to a mean over images of 1."""
     if config.class_balance != "weights":
         return torch.ones(data.n_outputs)
     counts = np.bincount(data.labels[data.train_rows], minlength=data.n_outputs)
