@@ -35,8 +35,9 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
+from cxr.common.command_params import AppParams
 from cxr.common.engines import Engine
-from cxr.common.params import AppParams, read_params
+from cxr.common.params import read_params
 from cxr.registry.versions import get_version
 from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.server import WebApp, serve

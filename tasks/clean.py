@@ -32,8 +32,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
+from cxr.common.command_params import CleanParams
 from cxr.common.errors import CxrError
-from cxr.common.params import CleanParams, Paths, read_params
+from cxr.common.params import Paths, read_params
 from tasks.retention.dvc_cache import forget_runs
 from tasks.retention.items import Item
 from tasks.retention.plan import cache_folder, plan

@@ -26,9 +26,10 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 
+from cxr.common.command_params import ForensicsParams
 from cxr.common.errors import DataError
 from cxr.common.files import atomic_folder, write_json
-from cxr.common.params import ForensicsParams, Paths
+from cxr.common.params import Paths
 from cxr.dataset.ingest_record import (
     NEAR_DUPLICATES_FILE,
     read_ingest_record,

@@ -27,9 +27,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cxr.common.command_params import MonitorParams
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.files import atomic_file, write_json
-from cxr.common.params import MonitorParams, Paths
+from cxr.common.params import Paths
 from cxr.inference.feedback import Feedback, read_feedback
 from cxr.inference.score_store import read_scores, version_folder
 from cxr.models.reference import REFERENCE_FILE, Reference, read_reference

@@ -45,9 +45,10 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
+from cxr.common.command_params import PromoteParams
 from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError
 from cxr.common.files import read_json, write_json
-from cxr.common.params import PromoteParams, read_params
+from cxr.common.params import read_params
 from cxr.evaluation.headline import HEADLINES
 from cxr.registry import aliases, audit_log, requests, versions
 from cxr.registry.aliases import Standing

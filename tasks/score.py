@@ -52,11 +52,12 @@ if __name__ == "__main__":
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cxr.common.command_params import ScoreParams
 from cxr.common.engines import Engine
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.files import write_json
 from cxr.common.notices import NOT_CLINICAL
-from cxr.common.params import ScoreParams, read_params
+from cxr.common.params import read_params
 from cxr.dataset.shards import shard_of
 from cxr.inference.batch import ScoredBatch, score_images
 from cxr.inference.classifier import Classifier, load_classifier

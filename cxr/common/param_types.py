@@ -1,10 +1,10 @@
-"""Types of parameters with their ranges; what lies outside is a mistake, not an experiment."""
+"""The base of all sections, and types of parameters with their ranges: what lies outside is a mistake."""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _names_something(path: Path) -> Path:
@@ -42,3 +42,20 @@ Range = Annotated[list[Annotated[float, Field(gt=0, le=100)]], *_Limits]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
 Workers = Annotated[int, Field(ge=0, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy and scikit-learn take them
+Backbone = Literal[
+    "alexnet",
+    "densenet121",
+    "inception_v3",
+    "mobilenet_v2",
+    "resnet50",
+    "small_cnn",
+    "vgg16",
+    "vgg19",
+    "xception",
+]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, no extra keys, no infinite numbers."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)

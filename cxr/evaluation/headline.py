@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cxr.common.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
-    from cxr.common.params import PromoteParams
+    from cxr.common.command_params import PromoteParams
     from cxr.evaluation.metrics import Figures, Floats
 
 _ERRORS_KEY = "calibration"  # of metrics.json, which holds ERRORS

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cxr.common.classes import LABELS
+from cxr.common.classes import LABELS, Label
 from cxr.evaluation.bootstrap import Interval, Resampling, headline_scores, pair
 from cxr.evaluation.metrics import Floats, Ints
 from cxr.forensics.agreement import Era, Sequence, eras_of, high_agreement, sequences_of
@@ -98,7 +98,7 @@ def examine_source(
     return SourceExamination(content, ranked_table(images, audit, probabilities, classes))
 
 
-def _counts(images: pd.DataFrame, groups: Ints, classes: list[str]) -> dict[str, Any]:
+def _counts(images: pd.DataFrame, groups: Ints, classes: list[Label]) -> dict[str, Any]:
     return {
         "images": len(images),
         "groups": len(np.unique(groups)),
@@ -108,7 +108,7 @@ def _counts(images: pd.DataFrame, groups: Ints, classes: list[str]) -> dict[str,
 
 
 def _doubted(
-    images: pd.DataFrame, audit: LabelAudit, groups: Ints, classes: list[str], settings: Settings
+    images: pd.DataFrame, audit: LabelAudit, groups: Ints, classes: list[Label], settings: Settings
 ) -> dict[str, Any]:
     return {
         "thresholds": dict(zip(classes, audit.thresholds.tolist(), strict=True)),

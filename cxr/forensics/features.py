@@ -115,7 +115,7 @@ def _cached(shards: Shards, image_ids: Sequence[str], paths: Sequence[str], extr
     path = extraction.cache / f"{key[:32]}.npz"
     if path.is_file():
         try:
-            with path.open("rb") as file, np.load(file) as stored:  # np.load leaves a damaged file open
+            with path.open("rb") as opened, np.load(opened) as stored:  # np.load leaves a damaged file open
                 return SetFeatures(**{name: stored[name] for name in stored.files})
         except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
             log.warning("forensics: %s is damaged; its images are measured again", path)

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cxr.common.command_params import PromoteParams
 from cxr.common.errors import DataError
-from cxr.common.params import PromoteParams
 from cxr.evaluation.comparison import Difference, compare
 from cxr.evaluation.headline import BY_NAME, check_gate
 from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cxr.common.params import CleanParams, Paths
+from cxr.common.command_params import CleanParams
+from cxr.common.params import Paths
 from cxr.registry import retention, tracking_store
 from cxr.registry.retention import StoredVersion
 from tasks.retention.dvc_cache import cache_items, named_objects

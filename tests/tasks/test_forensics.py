@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from cxr.common.command_params import ForensicsParams
 from cxr.common.errors import DataError
-from cxr.common.params import ForensicsParams, Paths
+from cxr.common.params import Paths
 from cxr.forensics import features
 from tasks.forensics import forensics
 from tasks.ingest import ingest

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cxr.common.command_params import MonitorParams
 from cxr.common.errors import RegistryError, WeightsError
 from cxr.common.files import read_json
-from cxr.common.params import MonitorParams, read_params
+from cxr.common.params import read_params
 from cxr.inference.feedback import Feedback, add_feedback
 from cxr.inference.score_store import PartWriter, schema, version_folder
 from cxr.models.reference import MEASURES, REFERENCE_FILE

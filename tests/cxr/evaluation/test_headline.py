@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cxr.common.command_params import PromoteParams
 from cxr.common.errors import DataError, ParamsError
-from cxr.common.params import PromoteParams, read_params, with_overrides
+from cxr.common.params import read_params, with_overrides
 from cxr.evaluation.headline import BY_NAME, COMPARED, ERRORS, HEADLINES, SCORES, check_gate
 from tests.support.project import PROJECT
 

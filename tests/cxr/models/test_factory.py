@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from cxr.common.errors import ParamsError, WeightsError
-from cxr.common.params import Backbone
+from cxr.common.param_types import Backbone
 from cxr.models.backbones import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import (
     PARTS,

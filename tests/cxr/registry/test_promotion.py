@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cxr.common.params import PromoteParams
+from cxr.common.command_params import PromoteParams
 from cxr.dataset.manifest import sha256_of_test_set
 from cxr.registry.audit_log import Move
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
