@@ -7,7 +7,8 @@
 Reads    CR, DX and RG images of the chest, and skips all other objects by their tags: of Orthanc, all in its feed of
          changes; by DICOMweb, those in studies of the last --days; by C-STORE, those that are sent to it
 Stores   a Structured Report (DICOM SR, TID 1500) in the study of each image: the certainty of each class, and whether
-         a reader should look first; with --overlay also the image with its heat map
+         a reader should look first; with --overlay also the image with its heat map,
+         with --heat-map the values of that map (DICOM Parametric Map)
 Keeps    its position in the feed in --state-file, and beside it what it has found or received; a line an answer in
          --audit-log
 Account  CXR_PACS_USER and CXR_PACS_PASSWORD, or in the address, where other users of this machine can see them
@@ -52,6 +53,7 @@ def command_line() -> ArgumentParser:
     parser.add_argument("--send-to", metavar="AE@HOST:PORT", help="with --listen: where answers go")
     parser.add_argument("--once", action="store_true", help="stop at the end of the feed")
     parser.add_argument("--overlay", action="store_true", help="also store the image with its heat map")
+    parser.add_argument("--heat-map", action="store_true", help="also store the heat map's values (Parametric Map)")
     parser.add_argument(
         "--reprocess", action="store_true", help="start over, and also process images that an older version processed"
     )
@@ -194,7 +196,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Read the command line and follow the feed."""
     given = command_line().parse_args()
-    if given.overlay:
+    if given.overlay or given.heat_map:
         require_torch()
     signal.signal(signal.SIGTERM, _stop)
     with file_lock(beside(given.state_file, ".lock")):
@@ -206,6 +208,7 @@ def main() -> None:
                 champion(given.engine),
                 given.state_file,
                 overlay=given.overlay,
+                heat_map=given.heat_map,
                 reprocess=given.reprocess,
                 audit_log=AuditLog(given.audit_log or beside(given.state_file, ".audit.jsonl")),
             )

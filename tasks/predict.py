@@ -14,8 +14,8 @@ Prints  a table, in which an image with a warning has "no answer" for a class, t
         see the image; null: the model has no threshold. `warning`: why the answer may mean nothing, else null
 Writes  --overlay FOLDER: <image>.overlay.png, where the model looked
         --sr FOLDER: <image>.sr.dcm, a Structured Report for each image, which must be DICOM and name its study; with
-        --overlay also <image>.overlay.dcm, a Secondary Capture. Both hold the patient's tags of their image, as they
-        belong to its study
+        --overlay also <image>.overlay.dcm, a Secondary Capture, and <image>.heat.dcm, the values of its heat map as a
+        Parametric Map. All hold the patient's tags of their image, as they belong to its study
 
 Preprocessing, classes and calibration are those saved with the model. With --engine torch the answers are bit for bit
 those of the evaluation. With --engine openvino the exported network answers, several times faster, within the bounds

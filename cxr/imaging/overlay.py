@@ -85,8 +85,15 @@ def heat_layer(
         size: height and width of the layer, in the aspect of the original.
         preprocessing: how the image was prepared.
     """
+    return colours(heat_levels(heat, probability, size, preprocessing))
+
+
+def heat_levels(
+    heat: NDArray[np.float32], probability: float, size: tuple[int, int], preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Return the heat in the geometry of the original image, (height, width), 0 to 1; arguments of `heat_layer`."""
     shown = probability if probability >= MIN_PROBABILITY else 0.0
-    return colours(_to_original(heat * np.float32(shown), size[0], size[1], preprocessing))
+    return _to_original(heat * np.float32(shown), size[0], size[1], preprocessing)
 
 
 def colours(levels: NDArray[np.float32]) -> NDArray[np.uint8]:

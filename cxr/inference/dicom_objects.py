@@ -15,6 +15,9 @@ from datetime import datetime
 from typing import Literal
 
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import Comprehensive3DSRStorage
 
 from cxr.common.notices import notice
 from cxr.dicom.tags import DicomError, read_dicom, text
@@ -127,6 +130,20 @@ def reference(sop_class_uid: str, sop_uid: str) -> Dataset:
     """Return an item that refers to an object."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_uid
+    return item
+
+
+def report_reference(image: Dataset, author: Author) -> Dataset:
+    """Return an item that refers to the report of an image."""
+    report = reference(Comprehensive3DSRStorage, object_uid(image.SOPInstanceUID, author, "report"))
+    report.PurposeOfReferenceCodeSequence = [coded(codes.DCM.AnalysisOrMeasurementsForCurrentProcedure)]
+    return report
+
+
+def coded(code: Code) -> Dataset:
+    """Return an item of a code sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
     return item
 
 

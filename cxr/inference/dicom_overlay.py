@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import Comprehensive3DSRStorage
 
 from cxr.common.notices import NOT_CLINICAL
 from cxr.dicom.tags import image_errors
@@ -20,10 +19,12 @@ from cxr.inference.dicom_objects import (
     MODEL,
     Author,
     cautions,
+    coded,
     instance_number,
     object_uid,
     read_image,
     reference,
+    report_reference,
     series_number,
     series_uid,
     written,
@@ -73,19 +74,11 @@ def _capture(image: Dataset, overlay: NDArray[np.uint8], answer: Answer, author:
     capture.BodyPartExamined = "CHEST"  # not of a pair: no laterality
     capture.BurnedInAnnotation, capture.RecognizableVisualFeatures = "YES", "NO"
     capture.SourceImageSequence = [_with_purpose(image, codes.DCM.SourceImageForImageProcessingOperation)]
-    report = reference(Comprehensive3DSRStorage, object_uid(image.SOPInstanceUID, author, "report"))
-    report.PurposeOfReferenceCodeSequence = [_item(codes.DCM.AnalysisOrMeasurementsForCurrentProcedure)]
-    capture.ReferencedInstanceSequence = [report]
+    capture.ReferencedInstanceSequence = [report_reference(image, author)]
     return written(capture, author, made_at)
 
 
 def _with_purpose(image: Dataset, purpose: Code) -> Dataset:
     item = reference(image.SOPClassUID, image.SOPInstanceUID)
-    item.PurposeOfReferenceCodeSequence = [_item(purpose)]
-    return item
-
-
-def _item(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    item.PurposeOfReferenceCodeSequence = [coded(purpose)]
     return item

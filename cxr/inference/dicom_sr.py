@@ -14,13 +14,15 @@ in SNOMED's own guide, 75570004 in OMOP's vocabulary, 399208008 in public FHIR r
 module, 882784691000119100 in HL7's value set covid-19-snomed-diagnosis-vs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Literal
 
 from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import UID, ParametricMapStorage, SecondaryCaptureImageStorage
 
 from cxr.common.classes import LABELS
 from cxr.common.notices import NOT_CLINICAL
@@ -39,7 +41,13 @@ from cxr.inference.dicom_objects import (
     written,
 )
 
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+Explains = Literal["overlay", "heat"]
+
+# What shows where the model looked: its SOP class, and what the report calls it.
+_EXPLANATIONS: Mapping[Explains, tuple[UID, Code]] = {
+    "overlay": (SecondaryCaptureImageStorage, codes.DCM.IllustrationOfROI),
+    "heat": (ParametricMapStorage, codes.DCM.VisualExplanation),
+}
 
 # SNOMED CT code and meaning of each class.
 _FINDINGS: Mapping[str, tuple[str, str]] = {
@@ -51,7 +59,13 @@ _FINDINGS: Mapping[str, tuple[str, str]] = {
 
 
 def structured_report(
-    source: bytes, answer: Answer, *, author: Author, name: str, made_at: datetime, overlay: bool = False
+    source: bytes,
+    answer: Answer,
+    *,
+    author: Author,
+    name: str,
+    made_at: datetime,
+    explained_by: Sequence[Explains] = (),
 ) -> bytes:
     """Return the answer as a Comprehensive 3D SR in the study of the image.
 
@@ -61,13 +75,14 @@ def structured_report(
         author: the model.
         name: of the image in errors.
         made_at: date and time of the report, in local time.
-        overlay: whether `cxr.inference.dicom_overlay.secondary_capture` is stored, too; the report refers to it.
+        explained_by: the objects that are stored, too, and to which the report refers: "overlay", the picture of
+            `cxr.inference.dicom_overlay`, and "heat", the map of `cxr.inference.dicom_heat`.
 
     Raises:
         ImageError: the header cannot be read, or lacks the UIDs that link a report to the image.
     """
     with image_errors(name):  # highdicom's errors may quote a patient's tag
-        return _report(read_image(source), answer, author, made_at, overlay)
+        return _report(read_image(source), answer, author, made_at, explained_by)
 
 
 def meaning(label: str) -> str:
@@ -91,11 +106,13 @@ def algorithm(author: Author) -> sr.AlgorithmIdentification:
     )
 
 
-def _report(image: Dataset, answer: Answer, author: Author, made_at: datetime, overlay: bool) -> bytes:
-    picture = _overlay_reference(image, author) if overlay else None
+def _report(
+    image: Dataset, answer: Answer, author: Author, made_at: datetime, explained_by: Sequence[Explains]
+) -> bytes:
+    explanations = {kind: _explanation(image, author, kind) for kind in explained_by}
     report = sr.Comprehensive3DSR(
-        evidence=[image] if picture is None else [image, picture],
-        content=_content(image, answer, author, picture)[0],
+        evidence=[image, *explanations.values()],
+        content=_content(image, answer, author, explanations)[0],
         series_instance_uid=series_uid(image.StudyInstanceUID, author, "report"),
         series_number=series_number(author, "report"),
         sop_instance_uid=object_uid(image.SOPInstanceUID, author, "report"),
@@ -107,16 +124,18 @@ def _report(image: Dataset, answer: Answer, author: Author, made_at: datetime, o
     return written(report, author, made_at)
 
 
-def _overlay_reference(image: Dataset, author: Author) -> Dataset:
-    """Return as much of the overlay as a reference to it needs; its UIDs are known before it is made."""
-    picture = Dataset()
-    picture.StudyInstanceUID, picture.SOPClassUID = image.StudyInstanceUID, SECONDARY_CAPTURE
-    picture.SeriesInstanceUID = series_uid(image.StudyInstanceUID, author, "overlay")
-    picture.SOPInstanceUID = object_uid(image.SOPInstanceUID, author, "overlay")
-    return picture
+def _explanation(image: Dataset, author: Author, kind: Explains) -> Dataset:
+    """Return as much of an object as a reference to it needs; its UIDs are known before it is made."""
+    made = Dataset()
+    made.StudyInstanceUID, made.SOPClassUID = image.StudyInstanceUID, _EXPLANATIONS[kind][0]
+    made.SeriesInstanceUID = series_uid(image.StudyInstanceUID, author, kind)
+    made.SOPInstanceUID = object_uid(image.SOPInstanceUID, author, kind)
+    return made
 
 
-def _content(image: Dataset, answer: Answer, author: Author, picture: Dataset | None) -> sr.MeasurementReport:
+def _content(
+    image: Dataset, answer: Answer, author: Author, explanations: Mapping[Explains, Dataset]
+) -> sr.MeasurementReport:
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=derived_uid("device", author, "device"),
         name=f"{MODEL} version {author.version}",
@@ -133,12 +152,12 @@ def _content(image: Dataset, answer: Answer, author: Author, picture: Dataset | 
     first = next(index for index, item in enumerate(items) if item.ValueType == "CONTAINER")
     for item in reversed(_conclusions(answer, author)):  # before the numbers
         items.insert(first, item)
-    if picture is not None:
+    for kind, made in explanations.items():
         items.append(
             sr.ImageContentItem(
-                codes.DCM.IllustrationOfROI,
-                picture.SOPClassUID,
-                picture.SOPInstanceUID,
+                _EXPLANATIONS[kind][1],
+                made.SOPClassUID,
+                made.SOPInstanceUID,
                 relationship_type=sr.RelationshipTypeValues.CONTAINS,
             )
         )

@@ -31,6 +31,7 @@ from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    ParametricMapStorage,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
@@ -188,7 +189,7 @@ class Listener:
     def _send(self, dataset: Dataset) -> int:
         """Send an object and return the status. Raises ValueError without a presentation context for it."""
         node = AE(self._own.title)
-        for stored in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage):
+        for stored in (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, ParametricMapStorage):
             node.add_requested_context(stored, ExplicitVRLittleEndian)
         try:  # pynetdicom leaks its socket where nobody listens
             socket.create_connection((self._to.host, self._to.port), _CONNECT_SECONDS).close()

@@ -17,18 +17,15 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cxr.common.errors import ImageError
 from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
 from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
+from cxr.inference.dicom_answer import answer_objects
 from cxr.inference.dicom_objects import Author, earlier_series_uid, is_report_of, object_uid
-from cxr.inference.dicom_overlay import secondary_capture
-from cxr.inference.dicom_sr import structured_report
-from cxr.inference.outputs import overlay_of
+from cxr.inference.dicom_sr import Explains
+from cxr.inference.explanation import Explanation, explain
 from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared, prepare
 from cxr.models.forward import BATCH_SIZE
 from cxr.pacs.audit_log import AuditLog
@@ -98,6 +95,7 @@ class PacsWorker:
     champion     returns the current champion; called when there are images to classify
     state_file   holds the position in the feed; written atomically
     overlay      also store the image with its heat map
+    heat_map     also store the values of the heat map
     reprocess    also classify images that another version has classified
     audit_log    gets a line for each answer
     """
@@ -106,6 +104,7 @@ class PacsWorker:
     champion: Callable[[], Classifier]
     state_file: Path
     overlay: bool = False
+    heat_map: bool = False
     reprocess: bool = False
     audit_log: AuditLog | None = None
     summary: WorkerSummary = field(default_factory=WorkerSummary)
@@ -198,7 +197,7 @@ class PacsWorker:
     ) -> None:
         try:
             answered = answer_prepared(classifier, images)
-            overlays = self._overlays(answered, classifier)
+            explanations = self._explanations(answered, classifier)
         except Exception as error:  # of any kind: an image that the model cannot process must not hold up the feed
             if len(images) == 1:
                 self._reject(images[0].key, type(error).__name__)
@@ -206,8 +205,8 @@ class PacsWorker:
                 for image in images:
                     self._answer([image], classifier, author)
             return
-        for one, picture in zip(answered, overlays, strict=True):
-            self._store(one.image.key, _objects(one, picture, author), author)
+        for one, looked in zip(answered, explanations, strict=True):
+            self._store(one.image.key, self._objects(one, looked, author), author)
 
     def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, EncodedImage] | None:
         source = self.pacs.file(image.line.resource)
@@ -220,17 +219,34 @@ class PacsWorker:
             return None
         return prepared
 
-    def _overlays(
+    def _explanations(
         self, answered: list[AnsweredImage[_Instance, EncodedImage]], classifier: Classifier
-    ) -> list[NDArray[np.uint8] | None]:
-        if not self.overlay or not answered:
+    ) -> list[Explanation | None]:
+        if not self._explained_by or not answered:
             return [None] * len(answered)
         return [
             None
             if image.pixels is None or image.kept is None or answer is None
-            else overlay_of(image.kept, image.pixels, answer, classifier)
+            else explain(image.kept, image.pixels, answer, classifier)
             for image, answer in ((one.image, one.answer) for one in answered)
         ]
+
+    @property
+    def _explained_by(self) -> tuple[Explains, ...]:
+        asked: dict[Explains, bool] = {"overlay": self.overlay, "heat": self.heat_map}
+        return tuple(kind for kind, wanted in asked.items() if wanted)
+
+    def _objects(
+        self, answered: AnsweredImage[_Instance, EncodedImage], looked: Explanation | None, author: Author
+    ) -> Iterator[bytes]:
+        """Yield the objects to store; the report comes last, because it marks the image as processed."""
+        image, answer, now = answered.image.kept, answered.answer, datetime.now()
+        if image is None or answer is None:
+            raise ValueError("expected an image that was prepared with its file and answered")
+        for _, made in answer_objects(
+            image.data, answer, looked, explained_by=self._explained_by, author=author, name=_NAME, made_at=now
+        ):
+            yield made
 
     def _store(self, image: _Instance, objects: Iterator[bytes], author: Author) -> None:
         try:
@@ -252,19 +268,6 @@ class PacsWorker:
 
     def _save(self, position: FeedPosition) -> None:
         write_json(self.state_file, asdict(position))
-
-
-def _objects(
-    answered: AnsweredImage[_Instance, EncodedImage], picture: NDArray[np.uint8] | None, author: Author
-) -> Iterator[bytes]:
-    """Yield the objects to store; the report comes last, because it marks the image as processed."""
-    image, answer, now = answered.image.kept, answered.answer, datetime.now()
-    if image is None or answer is None:
-        raise ValueError("expected an image that was prepared with its file and answered")
-    source = image.data
-    if picture is not None:
-        yield secondary_capture(source, picture, answer, author=author, name=_NAME, made_at=now)
-    yield structured_report(source, answer, author=author, name=_NAME, made_at=now, overlay=picture is not None)
 
 
 def _up_to(changes: Changes, image: _Instance) -> tuple[Changes, list[_Instance]]:

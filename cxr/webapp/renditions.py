@@ -18,7 +18,7 @@ from cxr.imaging.overlay import heat_layer, shrink
 from cxr.imaging.preprocess import Preprocessing
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
-from cxr.inference.outputs import captioned_overlay
+from cxr.inference.explanation import captioned_overlay
 from cxr.webapp.batcher import HeatMap
 from cxr.webapp.decode_pool import NAME, DecodedImage, open_checked
 
@@ -82,7 +82,7 @@ def overlay_png(decoded: DecodedImage, answer: Answer, heat: HeatMap) -> bytes:
     """Return the image with the heat of a class and its caption, as a PNG. Raises ImageError."""
     classifier = decoded.classifier
     picture = captioned_overlay(
-        decoded.image, heat.levels, answer, heat.of_class, classifier.spec, version=classifier.number
+        decoded.image.grey(), heat.levels, answer, heat.of_class, classifier.spec, version=classifier.number
     )
     return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
 

@@ -170,6 +170,7 @@ def test_overlays_and_reports_are_named_after_their_images_and_what_has_no_study
         "looked/a.png.overlay.png",
         "looked/deeper/b.JPG.overlay.png",
         "looked/deeper/image.dcm.overlay.png",
+        "reports/deeper/image.dcm.heat.dcm",
         "reports/deeper/image.dcm.overlay.dcm",
         "reports/deeper/image.dcm.sr.dcm",
     ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -17,6 +18,7 @@ from cxr.common.errors import ImageError
 from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.imaging.decode import decode_grey
 from cxr.inference.answer import Answer
+from cxr.inference.dicom_heat import parametric_map
 from cxr.inference.dicom_objects import MODEL, Author, earlier_series_uid, is_report_of
 from cxr.inference.dicom_overlay import secondary_capture
 from cxr.inference.dicom_sr import structured_report
@@ -29,15 +31,22 @@ REFERRED, WARNED = replace(ANSWER, refer=True), replace(ANSWER, warning="Looks u
 AUTHOR = Author("12", "a" * 64, False, ("network=resnet50 x 5", "temperature=1.2"))
 COMPLETE = {"StudyDate": "20260228", "StudyTime": "101112", "StudyID": "7", "PatientSex": "F"}
 NOON = datetime(2026, 3, 1, 12, 30)
+LEVELS = np.linspace(0, 1, 20 * 28, dtype=np.float32).reshape(20, 28)  # half the size of `picture`
 HEAT = np.zeros((40, 56, 3), np.uint8) + np.array([250, 10, 20], np.uint8)
 
 
 def report(image: bytes, answer: Answer = ANSWER, author: Author = AUTHOR) -> bytes:
-    return structured_report(image, answer, author=author, name="image.dcm", made_at=NOON, overlay=True)
+    return structured_report(
+        image, answer, author=author, name="image.dcm", made_at=NOON, explained_by=("overlay", "heat")
+    )
 
 
 def capture(image: bytes, answer: Answer = ANSWER, author: Author = AUTHOR) -> bytes:
     return secondary_capture(image, HEAT, answer, author=author, name="image.dcm", made_at=NOON)
+
+
+def heat_map(image: bytes, answer: Answer = ANSWER, author: Author = AUTHOR) -> bytes:
+    return parametric_map(image, LEVELS, answer, author=author, name="image.dcm", made_at=NOON)
 
 
 def groups(dicom: bytes) -> dict[str, list[str]]:
@@ -102,7 +111,7 @@ def test_a_normal_image_has_a_finding_and_an_analysis_without_findings() -> None
     assert root_items(made)[0][1] == "All algorithms succeeded; without findings"
 
 
-@pytest.mark.parametrize("create", [report, capture])
+@pytest.mark.parametrize("create", [report, capture, heat_map])
 def test_an_object_belongs_to_the_study_and_patient_of_its_image(create: Callable[..., bytes]) -> None:
     answer = pydicom.dcmread(io.BytesIO(create(dicom_image(picture(), PatientSex="F", StudyDate="20260228"))))
     assert (answer.StudyInstanceUID, answer.PatientID, answer.StudyDate) == ("1.2.3", "MRN-8675309", "20260228")
@@ -118,19 +127,52 @@ def test_a_capture_shows_the_heat_and_names_its_image() -> None:
     assert answer.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3.4.5"
 
 
-@pytest.mark.parametrize("create", [report, capture])
+@pytest.mark.parametrize(
+    ("tags", "spacing", "position", "directions"),
+    [
+        # A pixel of the map covers two by two of the image, so its centre lies half a pixel further.
+        ({"ImagerPixelSpacing": [0.2, 0.1]}, [0.4, 0.2], [0.05, 0, -0.1], [1, 0, 0, 0, 0, -1]),
+        (
+            {"PixelSpacing": [0.2, 0.2], "PatientOrientation": ["R", "F"]},
+            [0.4] * 2,
+            [-0.1, 0, -0.1],
+            [-1, 0, 0, 0, 0, -1],
+        ),
+        ({"PatientOrientation": ["L", "R"]}, None, [0, 0, 0], [1, 0, 0, 0, 0, -1]),  # the tag is wrong
+    ],
+)
+def test_a_heat_map_says_what_its_values_are_and_where_they_lie(
+    tags: dict[str, Any], spacing: list[float] | None, position: list[float], directions: list[float], tmp_path: Path
+) -> None:
+    made = heat_map(dicom_image(picture(), **COMPLETE, **tags))
+    checked("dciodvfy", made, tmp_path)
+    read = highdicom.imread(io.BytesIO(made))
+    assert np.array_equal(read.pixel_array, LEVELS)
+    shared, frame = read.SharedFunctionalGroupsSequence[0], read.PerFrameFunctionalGroupsSequence[0]
+    quantity = shared.RealWorldValueMappingSequence[0].QuantityDefinitionSequence[0].ConceptCodeSequence[0]
+    assert (quantity.CodeValue, quantity.CodingSchemeDesignator) == ("130403", "DCM")
+    assert shared.PixelMeasuresSequence[0].get("PixelSpacing") == spacing
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == directions
+    assert frame.PlanePositionSequence[0].ImagePositionPatient == position
+    (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+    assert source.ReferencedSOPInstanceUID == "1.2.3.4.5"
+
+
+@pytest.mark.parametrize("create", [report, capture, heat_map])
 def test_the_same_answer_is_the_same_object_and_that_of_another_model_is_not(create: Callable[..., bytes]) -> None:
     image = dicom_image(picture())
     newer, elsewhere = replace(AUTHOR, version="13"), replace(AUTHOR, weights_sha256="b" * 64)
     assert create(image) == create(image)
     answers = [create(image), create(image, author=newer), create(image, author=elsewhere)]
     uids = {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in answers}
-    uids |= {pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in (report(image), capture(image))}
-    assert len(uids) == 4
+    uids |= {
+        pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID for data in (report(image), capture(image), heat_map(image))
+    }
+    assert len(uids) == 5
     assert all(len(uid) <= 64 and uid.is_valid for uid in uids)
 
 
-@pytest.mark.parametrize("create", [report, capture])
+@pytest.mark.parametrize("create", [report, capture, heat_map])
 def test_an_object_is_never_read_as_an_image(create: Callable[..., bytes]) -> None:
     with pytest.raises(ImageError) as caught:
         decode_grey(create(dicom_image(picture())), name="answer", max_pixels=10**6)
@@ -162,14 +204,18 @@ def test_warning_and_referral_come_before_the_probabilities() -> None:
     assert drawn == f"NO ANSWER: Looks upside down. {NOT_CLINICAL} Grad-CAM for Viral pneumonia, {MODEL} version 12."
 
 
-def test_report_and_overlay_refer_to_each_other() -> None:
+def test_report_overlay_and_heat_map_refer_to_each_other() -> None:
     image = dicom_image(picture())
-    made, drawn = (pydicom.dcmread(io.BytesIO(create(image))) for create in (report, capture))
-    (referred,) = drawn.ReferencedInstanceSequence
-    assert referred.ReferencedSOPInstanceUID == made.SOPInstanceUID
-    shown = [item.ReferencedSOPSequence[0] for item in made.ContentSequence if item.ValueType == "IMAGE"]
-    assert [one.ReferencedSOPInstanceUID for one in shown] == [drawn.SOPInstanceUID]
-    assert drawn.BurnedInAnnotation == "YES"
+    made, drawn, values = (pydicom.dcmread(io.BytesIO(create(image))) for create in (report, capture, heat_map))
+    for one in (drawn, values):
+        assert [item.ReferencedSOPInstanceUID for item in one.ReferencedInstanceSequence] == [made.SOPInstanceUID]
+    shown = {
+        item.ConceptNameCodeSequence[0].CodeMeaning: item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for item in made.ContentSequence
+        if item.ValueType == "IMAGE"
+    }
+    assert shown == {"Illustration of ROI": drawn.SOPInstanceUID, "Visual explanation": values.SOPInstanceUID}
+    assert (drawn.BurnedInAnnotation, values.BurnedInAnnotation) == ("YES", "NO")
     alone = structured_report(image, ANSWER, author=AUTHOR, name="image.dcm", made_at=NOON)
     assert str(drawn.SOPInstanceUID).encode() not in alone
 
@@ -202,7 +248,7 @@ def test_a_report_is_known_by_its_uid_whichever_version_made_it() -> None:
 @pytest.mark.parametrize("answer", [ANSWER, REFERRED, WARNED], ids=["answered", "referred", "warned"])
 def test_validators_have_no_complaint(answer: Answer, tmp_path: Path) -> None:
     image = dicom_image(picture(), **COMPLETE)
-    for create in (report, capture):
+    for create in (report, capture, heat_map):
         checked("dciodvfy", create(image, answer), tmp_path)
     shown = checked("dsrdump", report(image, answer), tmp_path)
     assert "Comprehensive 3D SR Document" in shown
