@@ -1,6 +1,6 @@
 """How the web app's page does with many images in a real browser: first answer, all answers, scrolling, memory.
 
-Run   ./run benchmarks.webapp_page FOLDER [--images 500] [--picture FILE] [-- OPTIONS OF tasks.app]
+Run   ./run benchmarks.webapp_page FOLDER [--images 500] [--picture FILE] [OPTIONS OF tasks.app]
 
 FOLDER holds images, in any depth; those taken are spread over it. A service is started on loopback with the champion
 and opened in Chromium without a window, at 1400 x 900. The images are chosen as a person would, all at once, and times
@@ -12,16 +12,19 @@ JavaScript after a collection.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import numpy as np
 from playwright.sync_api import expect
 
 from tests.support.browsers import launch_browser
-from tests.support.webapp_server import serve_process
+from tests.support.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,21 +45,41 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--picture", type=Path, help="where to save what the page looks like at the end")
-    parser.add_argument("app", nargs="*", help="options of tasks.app")
-    given = parser.parse_args()
+    given, of_app = parser.parse_known_args()
     files = _spread([path for path in sorted(given.folder.rglob("*")) if path.suffix in _SUFFIXES], given.images)
     print("| what | measured |\n|---|---|")
     with (
-        serve_process(*given.app) as served,
+        _served(of_app) as address,
         launch_browser() as browser,
         browser.new_context(viewport={"width": 1400, "height": 900}) as context,
     ):
         page = context.new_page()
-        page.goto(served.address)
+        page.goto(address)
         expect(page.locator("#model")).to_be_enabled(timeout=_LONG_MS)
         _measure(page, context.new_cdp_session(page), files)
         if given.picture:
             page.screenshot(path=given.picture)
+
+
+@contextmanager
+def _served(options: list[str]) -> Iterator[str]:
+    """Yield the address of a service that is ready."""
+    address = f"http://127.0.0.1:{(port := free_ports(1)[0])}"
+    command = [sys.executable, "-m", "tasks.app", "--port", str(port), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            while server.poll() is None and not _is_ready(address):
+                time.sleep(0.2)
+            yield address
+        finally:
+            server.terminate()
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _spread(files: list[Path], count: int) -> list[Path]:

@@ -36,12 +36,10 @@ def answer_objects(
         ImageError: the header cannot be read, or lacks the UIDs that link an object to the image.
     """
     kinds = () if explanation is None else explained_by
-    for kind in kinds:
-        if kind == "heat":
-            yield kind, parametric_map(source, explanation.levels, answer, author=author, name=name, made_at=made_at)
-        else:
-            yield (
-                kind,
-                secondary_capture(source, explanation.picture, answer, author=author, name=name, made_at=made_at),
-            )
+    if explanation is not None and "overlay" in kinds:
+        picture = explanation.picture
+        yield "overlay", secondary_capture(source, picture, answer, author=author, name=name, made_at=made_at)
+    if explanation is not None and "heat" in kinds:
+        levels = explanation.levels
+        yield "heat", parametric_map(source, levels, answer, author=author, name=name, made_at=made_at)
     yield "report", structured_report(source, answer, author=author, name=name, made_at=made_at, explained_by=kinds)

@@ -38,7 +38,7 @@ _CELLS = 8  # a side
 _DIRECTIONS = 12  # a multiple of 4, so that a turn by 90 degrees only shifts them
 _MAX_CELL = 2.0  # of a cell's edges in units of its neighbourhood's: one hard edge must not decide
 _MIN_UPRIGHT = 0.2  # probability that it is neither turned nor inverted, below which a warning says so
-_MIRRORED = 0.98  # probability, among upright ones, from which a warning says so: hearts in the middle are common
+_MIRRORED = 0.99  # probability, among upright ones, from which a warning says so: hearts in the middle are common
 _CHUNK = 64  # images at once: bounds the memory
 
 

@@ -18,6 +18,7 @@ from cxr.common.notices import NOT_CLINICAL
 from cxr.inference.feedback import read_feedback
 from tests.support.browsers import drop
 from tests.support.dicom_images import dicom_image
+from tests.support.real_data import RAW, needs_real_images
 from tests.support.webapp_server import IMAGE as PNG
 from tests.support.webapp_server import LIMITS, METRICS, Served, serve_here, synthetic, tiny_classifier, use
 
@@ -244,6 +245,26 @@ def test_a_list_of_500_images_scrolls_by_itself(page: Page) -> None:
     page.keyboard.press("End")
     expect(page.locator(".row").nth(499)).to_be_focused()
     expect(page.locator(".row").nth(499)).to_be_in_viewport()
+
+
+@needs_real_images
+def test_500_real_images_are_answered_sorted_and_kept(page: Page) -> None:
+    page.set_default_timeout(60_000)
+    files = sorted((RAW / "chest_xray").rglob("*.jpeg"))[::10][:500]
+    page.set_input_files("#file", files)
+    expect(page.locator("#count")).to_have_text("500 of 500", timeout=600_000)
+    expect(page.locator(".row.is-wrong")).to_have_count(0)
+    page.select_option("#order", "refer")
+    flags: list[bool] = page.locator(".row").evaluate_all(
+        "rows => rows.map((row) => row.querySelector('.flag') !== null)"
+    )
+    assert flags == sorted(flags, reverse=True)
+    page.locator(".row").nth(450).click()
+    expect(page.locator("#readout")).to_contain_text("224 x 224 px")
+    page.reload()
+    expect(page.locator("#count")).to_have_text("500 of 500")
+    page.locator(".row").nth(499).click()
+    expect(page.locator("#readout")).to_contain_text("224 x 224 px")
 
 
 def test_the_overlay_and_the_report_can_be_saved(page: Page) -> None:
