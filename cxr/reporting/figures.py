@@ -2,8 +2,8 @@
 
 Lines and letters take the colour of the page's text (`currentColor`), so one figure serves a light and a dark
 page. Classes keep one colour and one dash pattern everywhere, near those of Okabe and Ito, which colour-blind readers
-tell apart; each has a contrast of 3 or more on both pages (WCAG 2.2, 1.4.11). Bars, cells and dots show their numbers
-under the pointer. The same data give the same bytes.
+tell apart; each has a contrast of 3 or more on both pages (WCAG 2.2, 1.4.11). Bars, cells, dots and points of a curve
+show their numbers under the pointer. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -54,9 +54,12 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
 }
 
+_HOVER_POINTS = 25  # on a line
+_NEAR = 12  # diameter in points of what reacts to the pointer
 _HOVER = "hover:"  # begins the identity of an artist whose rest is a text to show
 
 P = ParamSpec("P")
+Point = TypeVar("Point")
 
 
 def in_our_style(draw: Callable[P, str]) -> Callable[P, str]:
@@ -253,6 +256,11 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
     if referral is not None and referral["accuracy_on_kept"]["value"] is not None:
         kept, accuracy = referral["coverage"]["value"], referral["accuracy_on_kept"]["value"]
         axes.plot([kept], [accuracy], color=ORANGE, marker="o", ms=7, linestyle="", label="referral threshold")
+        hover(axes.lines[-1], f"referral threshold: {kept:.0%} answered, {accuracy:.1%} of them right")
+    for point in _some(curve):
+        limits = "" if point["ci95"] is None else f" ({point['ci95'][0]:.1%} to {point['ci95'][1]:.1%})"
+        told = f"{point['coverage']:.0%} answered: {point['accuracy']:.1%} of them right{limits}"
+        _hover_at(axes, point["coverage"], point["accuracy"], told)
     axes.set(
         xlim=(0, 1.01), ylim=(None, 1.01), xlabel="share of images that the model answers", ylabel="share that is right"
     )
@@ -274,6 +282,9 @@ def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
         axes.plot(x, curve["treat_all"], color=ORANGE, linestyle=(0, (5, 1.5)), label="act on all")
         axes.axhline(0, color=INK, linewidth=0.8, linestyle=":", label="act on nobody")
         axes.plot(x, curve["model"], color=PAPER_BLUE, label="act on the model")
+        for at, model, treat_all in _some(list(zip(x, curve["model"], curve["treat_all"], strict=True))):
+            told = f"acting from {at:.0%}: net benefit {model:.3f} with the model, {treat_all:.3f} acting on all"
+            _hover_at(axes, at, model, told)
         top = max(*curve["model"], *curve["treat_all"], 0.01)
         axes.set(title=name, xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="probability from which to act")
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -365,6 +376,17 @@ def exact_interval(hits: int, of: int) -> tuple[float, float]:
 def hover(artist: Artist, text: str) -> None:
     """Show a text while the pointer is on an artist, by the title that `to_svg` gives it."""
     artist.set_gid(f"{_HOVER}{text}")
+
+
+def _hover_at(axes: Axes, x: float, y: float, text: str) -> None:
+    """Show a text while the pointer is near a point of a line; nothing is drawn."""
+    hover(axes.plot([x], [y], color=INK, marker="o", ms=_NEAR, linestyle="", alpha=0)[0], text)
+
+
+def _some(points: Sequence[Point]) -> list[Point]:
+    """Return points that are evenly spread over a line, as many as can be told apart under a pointer."""
+    step = max(1, round(len(points) / _HOVER_POINTS))
+    return list(points[::step])
 
 
 def to_svg(figure: Figure, description: str) -> str:

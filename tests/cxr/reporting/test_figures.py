@@ -97,6 +97,9 @@ def test_the_confusion_matrix_shows_counts_and_row_shares() -> None:
 
 def test_numbers_show_under_the_pointer() -> None:
     assert "<title>viral called bacterial: 7 of 64, 10.9%</title>" in DRAW["confusion_matrix"]()
+    assert "<title>referral threshold: " in DRAW["abstention"]()
+    assert "<title>50% answered: 90.0% of them right (80.0% to 100.0%)</title>" in DRAW["abstention"]()
+    assert "net benefit" in DRAW["decision_curves"]().partition("<title>acting from ")[2].partition("</title>")[0]
     assert "<title>probability 0.80: 80.0% of 15 images right (51.9% to 95.7%)</title>" in DRAW["reliability"]()
 
 
