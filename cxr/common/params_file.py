@@ -1,10 +1,12 @@
 """Read a YAML file of parameters, however damaged, and set values in it: errors name the file and the parameter."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
@@ -42,7 +44,7 @@ def set_value(tree: Any, name: str, value: Any) -> None:
         for part in parents:
             tree = tree[_key(tree, part)]
         tree[_key(tree, last)]  # an unknown name raises KeyError
-        tree[_key(tree, last)] = value
+        tree[_key(tree, last)] = _on_one_line(value)
     except (KeyError, IndexError, TypeError, ValueError):
         raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
 
@@ -96,6 +98,19 @@ def _check_nesting(name: str, text: str, *, anchors: bool) -> None:
 
 def _key(tree: Any, part: str) -> str | int:
     return int(part) if isinstance(tree, list) else part
+
+
+def _on_one_line(value: Any) -> Any:
+    """Return a list or mapping in brackets: in lines of its own it would stand below the comment of its key."""
+    if isinstance(value, list | tuple):
+        of_list = CommentedSeq(_on_one_line(each) for each in value)
+        of_list.fa.set_flow_style()
+        return of_list
+    if isinstance(value, Mapping):
+        of_mapping = CommentedMap((key, _on_one_line(each)) for key, each in value.items())
+        of_mapping.fa.set_flow_style()
+        return of_mapping
+    return value
 
 
 def _shown(value: Any) -> str:

@@ -31,6 +31,16 @@ def test_an_override_changes_only_its_line(params: Path) -> None:
     assert read_params(params).ingest.sources[1].location == "/images"
 
 
+def test_a_list_can_be_set_and_emptied_again_and_again(params: Path) -> None:
+    """As in a study: its rows override what a profile has set."""
+    late = {"name": "late", "label": "viral", "source": "kermany", "series": "virus", "first": 9, "last": None}
+    for sources, populations in [(["kermany"], [{**late, "weight": 0.5}]), ([], [])] * 2:
+        override(params, {"split.train_sources": sources, "train.populations": populations})
+        read = read_params(params)
+        assert list(read.split.train_sources) == sources
+        assert [one.name for one in read.train.populations] == [one["name"] for one in populations]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "named"),
     [
