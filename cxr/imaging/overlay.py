@@ -50,9 +50,11 @@ class Caption:
     def lines(self) -> tuple[str, ...]:
         """Return the lines of text."""
         shown = "< 0.1%" if self.probability < MIN_PROBABILITY else f"{self.probability:.1%}"
-        verdict = (f"NO ANSWER: {self.warning}",) if self.warning else ()
         trained = ", trained on synthetic images" if self.synthetic else ""
-        return f"{_NOTICE}   {self.of_class} {shown}   {self.model}{trained}", *verdict, _LEGEND
+        numbers = f"{self.of_class} {shown}   {self.model}{trained}"
+        if self.warning:  # before any number
+            return f"{_NOTICE}   NO ANSWER: {self.warning}", f"heat for {numbers}", _LEGEND
+        return f"{_NOTICE}   {numbers}", _LEGEND
 
 
 def draw_overlay(

@@ -241,6 +241,9 @@ async function refreshModel() {
   const chosen = byId("filter");
   for (const option of [...chosen.options]) if (!choices.includes(option.value)) option.remove();
   chosen.append(...model.classes.map((name) => make("option", { value: name }, `Only ${name}`)));
+  if (![...choices, ...model.classes].includes(shown.filter)) shown.filter = "all"; // a class of the version before
+  chosen.value = shown.filter;
+  drawList();
   if (selected?.prediction) showFindingOf(selected);
 }
 

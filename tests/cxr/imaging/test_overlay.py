@@ -72,6 +72,7 @@ def test_the_caption_says_what_is_shown() -> None:
     for part in ("AI, research only", "viral < 0.1%", "version 3", "synthetic", "NO ANSWER: looks upside down",
                  "transparent"):  # fmt: skip
         assert part in text
+    assert text.index("NO ANSWER") < text.index("viral")
     assert "NO ANSWER" not in " ".join(CAPTION.lines())
 
 

@@ -358,8 +358,11 @@ def test_a_new_champion_shows_on_the_page(browser: Browser) -> None:
             served.webapp,
             tiny_classifier("2", seed=2, synthetic=False, classes=("normal", "bacterial"), bias=(0.0, 0.0)),
         )
+        page.select_option("#filter", "viral")
         drop(page, {"image.png": PNG})
         expect(page.locator("#model")).to_contain_text("Version 2")
+        expect(page.locator("#filter")).to_have_value("all")  # it has no such class
+        expect(page.locator(".row")).to_have_count(1)
         expect(page.locator("#subtitle")).to_contain_text("Normal, bacterial:")
         expect(page.locator("#synthetic")).to_be_hidden()
         expect(page.locator(".facts")).to_contain_text("version 2")
