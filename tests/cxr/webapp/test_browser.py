@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -314,6 +315,25 @@ def test_a_file_name_is_text_on_the_page_and_no_formula_in_the_csv(page: Page) -
     assert {name: float(good[f"p_{name}"]) for name in answer.probabilities} == dict(answer.probabilities)
     assert (good["predicted_class"], good["refer"], good["model_version"]) == (answer.predicted_class, "true", "1")
     assert good["disclaimer"].startswith(NOT_CLINICAL)
+
+
+def test_a_folder_can_be_dropped_or_chosen_with_all_below_it(page: Page, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "a.png").write_bytes(PNG)
+    (folder / "deeper" / "b.png").write_bytes(PNG)
+    session = page.context.new_cdp_session(page)  # as the operating system hands over a folder
+    box = page.locator("#drop").bounding_box()
+    assert box is not None
+    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data})
+    expect(page.locator("#count")).to_have_text("2 of 2")
+    paths = page.locator(".row .name").evaluate_all("all => all.map((one) => one.title)")
+    assert sorted(paths) == ["study/a.png", "study/deeper/b.png"]
+    page.set_input_files("#folder", folder)
+    expect(page.locator("#count")).to_have_text("4 of 4")
+    expect(page.locator(".row.is-wrong")).to_have_count(0)
 
 
 def test_file_names_are_not_sent(page: Page) -> None:
