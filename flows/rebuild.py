@@ -26,7 +26,7 @@ from prefect.tasks import Task
 
 from cxr.common.cli import command_parser
 from cxr.common.errors import ParamsError, PromotionHeldError
-from cxr.common.locks import file_lock
+from cxr.common.locks import file_lock, worktree_lock
 from cxr.common.params import read_params
 from flows import remote_cache
 from flows.run_page import publish
@@ -40,7 +40,7 @@ from flows.stages import (
     stages_in_order,
 )
 from flows.steps import VERDICTS, run_step, verdict_of
-from flows.workspaces import LOCKS, open_workspace, shared_environment
+from flows.workspaces import open_workspace, shared_environment
 from tasks.configure import parse_setting
 
 RETRIES = 3
@@ -72,7 +72,7 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
     if not overrides:
         return _bring_up_to_date(root, root, promote)
     run = str(flow_run.name)
-    with file_lock(root / LOCKS / f"{run}.lock"):
+    with file_lock(worktree_lock(root, run)):
         return _bring_up_to_date(root, open_workspace(root, run=run, overrides=overrides, keep=keep), promote)
 
 

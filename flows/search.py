@@ -23,7 +23,7 @@ from prefect.states import Completed, Failed
 
 from cxr.common.cli import command_parser
 from cxr.common.errors import CxrError
-from cxr.common.locks import file_lock
+from cxr.common.locks import file_lock, worktree_lock
 from cxr.common.params import read_params
 from cxr.registry import runs
 from cxr.registry.run_metadata import keep_below
@@ -33,7 +33,7 @@ from cxr.study.search_page import PAGE, write_results
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.study import DECIDING_SECTIONS, run_in, stop_at_once, trial_workspace
-from flows.workspaces import LOCKS, WorkspaceError
+from flows.workspaces import WorkspaceError
 
 REPORTS = Path("reports", "search")
 HISTORY_FILE = "search.db"
@@ -48,7 +48,7 @@ class FallenBehindError(CxrError):
 def search_flow(search: Search) -> State[Any]:
     """Run the trials that are missing, one after the other; failed ones do not stop it."""
     root = Path.cwd()
-    with file_lock(root / LOCKS / "search.lock"):
+    with file_lock(worktree_lock(root, "search")):
         runs.experiment_id()  # create the store, and with it the folder of the history
         history = open_history(search)
         history.run_interrupted_again()

@@ -31,7 +31,7 @@ from prefect.states import Completed, Failed
 from cxr.common.cli import command_parser
 from cxr.common.errors import CxrError, ParamsError
 from cxr.common.files import read_json
-from cxr.common.locks import any_file_lock, file_lock
+from cxr.common.locks import any_file_lock, file_lock, worktree_lock
 from cxr.common.params import read_params, with_overrides
 from cxr.registry import runs
 from cxr.registry.run_metadata import keep_below
@@ -40,7 +40,7 @@ from flows.runners import runner
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
 from flows.supervised import run_supervised
-from flows.workspaces import LOCKS, open_workspace, shared_environment
+from flows.workspaces import open_workspace, shared_environment
 from tasks.configure import weights_setting
 
 DIGEST_TAG = "study_digest"
@@ -161,7 +161,7 @@ def run_trial(trial: Trial, root: Path, workers: int) -> State[None]:
         twin = runs.find_run(DIGEST_TAG, trial.digest)
         run_id = twin or _run_through_dvc(trial, root, workers)
         runs.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
-        with file_lock(root / LOCKS / "study-rows.lock"):
+        with file_lock(worktree_lock(root, "study-rows")):
             row = trial.name.rpartition("/")[0]
             keep_below(run_id, f"study {row}", name=row, description="The seeds of one row of study.yaml.")
     except CxrError as error:
@@ -189,8 +189,8 @@ def trial_workspace(root: Path, settings: dict[str, Any], *, of: str, workers: i
 
     `settings` stand in its params.yaml.
     """
-    with any_file_lock([root / LOCKS / f"{of}-{number + 1}.lock" for number in range(workers)]) as held:
-        with file_lock(root / LOCKS / "worktrees.lock"):  # worktrees are created and moved one at a time
+    with any_file_lock([worktree_lock(root, f"{of}-{number + 1}") for number in range(workers)]) as held:
+        with file_lock(worktree_lock(root, "worktrees")):  # worktrees are created and moved one at a time
             keep = max(workers, read_params(root / "params.yaml").clean.keep_worktrees)
             workspace = open_workspace(root, run=held.stem, overrides=settings, keep=keep)
         yield workspace

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cxr.common.errors import CxrError, ParamsError
-from cxr.common.locks import lock_if_free
+from cxr.common.locks import lock_if_free, worktree_lock
 from cxr.common.params import override, read_params
 from cxr.registry.tracking_store import FOLDER_VARIABLE, mlruns_folder
 
 FOLDER = ".runs"
-LOCKS = Path(".dvc", "tmp")  # ignored by git
-"""Who uses the worktree .runs/<run> holds <run>.lock here."""
 CARRIED = ("params.yaml", "dvc.lock")
 """Taken over as they stand in the main checkout, committed or not; all other files as committed."""
 
@@ -86,7 +84,7 @@ def _remove_older(root: Path, *, run: str, keep: int) -> None:
         return
     others = sorted((path for path in folder.iterdir() if path.name != run), key=lambda path: path.stat().st_mtime)
     for old in others[: max(0, len(others) - (keep - 1))]:
-        with lock_if_free(root / LOCKS / f"{old.name}.lock") as unused:
+        with lock_if_free(worktree_lock(root, old.name)) as unused:
             if unused:
                 close_workspace(root, old)
 

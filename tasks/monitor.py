@@ -24,7 +24,6 @@ if __name__ == "__main__":
     answer_help(step_parser(sys.modules[__name__]))
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from cxr.common.command_params import MonitorParams
@@ -32,7 +31,8 @@ from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.files import atomic_file, write_json
 from cxr.common.params import Paths
 from cxr.inference.feedback import Feedback, read_feedback
-from cxr.inference.score_store import read_scores, version_folder
+from cxr.inference.score_index import ScoreIndex, index_scores
+from cxr.inference.score_store import version_folder
 from cxr.models.reference import REFERENCE_FILE, Reference, read_reference
 from cxr.monitoring.agreement import agreement_by_month
 from cxr.monitoring.drift import Rules, Window, compare_window, cut_windows, find_limits, is_drift
@@ -83,25 +83,20 @@ def _reference(version: versions.Version) -> Reference:
     return read_reference(folder / REFERENCE_FILE)
 
 
-def _scores(paths: Paths, version: versions.Version) -> pd.DataFrame:
-    """Return the images that this version scored and measured, each once, the oldest first.
-
-    Scoring tries an unreadable image again every night and writes a row each time: only the first counts.
-    """
-    scores = read_scores(version_folder(paths.scores, version.number))
-    scores = scores[scores["model_version"] == version.number].drop_duplicates(["location", "path", "sha256"])
-    measured = scores.filter(like="m_").notna().any(axis=1) | scores["error"].notna()
-    if not measured.all():
+def _scores(paths: Paths, version: versions.Version) -> ScoreIndex:
+    """Return the images that this version scored and measured, each once, the oldest first."""
+    scores = index_scores(version_folder(paths.scores, version.number), version.number)
+    if scores.unmeasured:
         log.warning(
             "%d images were scored before version %s had reference statistics and are left out",
-            (~measured).sum(),
+            scores.unmeasured,
             version.number,
         )
-    return scores[measured]
+    return scores
 
 
 def _compare(
-    scores: pd.DataFrame, reference: Reference, params: MonitorParams
+    scores: ScoreIndex, reference: Reference, params: MonitorParams
 ) -> tuple[list[Window], dict[str, float], int]:
     """Return the last windows, the limits, and the number of images that wait for their window."""
     rules = Rules(
@@ -111,14 +106,16 @@ def _compare(
         seed=params.seed,
         max_failed_share=params.max_failed_share,
     )
-    cut = cut_windows(scores, params.window_images)
+    complete, waiting = divmod(len(scores), params.window_images)
+    before = max(0, complete - max(MAX_WINDOWS, params.recent_windows))
     limits = find_limits(reference, rules)
-    numbered = list(enumerate(cut, start=1))[-max(MAX_WINDOWS, params.recent_windows) :]
+    bounds = (before * params.window_images, complete * params.window_images)
+    cut = cut_windows(scores.read(*bounds), params.window_images) if complete else []
     windows = [
         compare_window(images, reference, limits, number=number)
-        for number, images in tqdm(numbered, desc="monitor", unit=" windows", disable=None)
+        for number, images in enumerate(tqdm(cut, desc="monitor", unit=" windows", disable=None), start=before + 1)
     ]
-    return windows, limits, len(scores) - len(cut) * params.window_images
+    return windows, limits, waiting
 
 
 def _page(

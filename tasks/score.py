@@ -159,7 +159,7 @@ def score(
     location = open_location(params.location)
     images = [image for image in location.images if share.holds(image.path)]
     folder = version_folder(output, version.number)
-    scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name)
+    scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name, images=images)
     todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_random_order)
     summary = ScoringSummary(
         location.name, str(folder), version.number, found=len(images), known=len(images) - len(todo)

@@ -49,6 +49,19 @@ def lock_if_free(path: Path) -> Iterator[bool]:
         yield True
 
 
+def is_held(path: Path) -> bool:
+    """Return whether somebody holds the lock `path`; no lock file is made."""
+    if not path.exists():
+        return False
+    with lock_if_free(path) as free:
+        return not free
+
+
+def worktree_lock(root: Path, run: str) -> Path:
+    """Return the lock that whoever uses the worktree .runs/<run> of the checkout `root` holds; git ignores it."""
+    return root / ".dvc" / "tmp" / f"{run}.lock"
+
+
 def _lock(path: Path) -> FileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)

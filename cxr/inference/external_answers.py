@@ -45,14 +45,14 @@ def answer_images(
     """
     model = hashlib.sha256(f"{classifier.spec!r} {classifier.engine}".encode()).hexdigest()
     folder = parts / model[:16]
-    known = Scored(folder, spec_sha256=model, location=location.name)
+    known = Scored(folder, spec_sha256=model, location=location.name, images=images)
     missing = [image for image in images if not known.is_unchanged(image)]
     progress(len(images) - len(missing))
     columns = schema(classifier.spec.classes, classifier.measures, {"spec_sha256": model})
     for name, kind in (("reason", pa.string()), ("thumbnail", pa.binary())):
         columns = columns.append(pa.field(name, kind))
     writer = PartWriter(folder, columns, images_per_part=IMAGES_PER_PART, shard="1of1")
-    unread = Scored(folder / "none", spec_sha256=model, location=location.name)  # a changed file is answered again
+    unread = Scored(folder, spec_sha256=model, location=location.name, images=())  # a changed file is answered again
     try:
         batches = score_images(classifier, location, missing, scored=unread, workers=workers, beside=_beside)
         with closing(batches):

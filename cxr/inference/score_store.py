@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ from cxr.inference.image_source import ImageFile
 if TYPE_CHECKING:
     import pandas as pd
 
-_SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "1"
 _SPEC_KEY = b"spec_sha256"
 _BEFORE_ANSWER = (
     pa.field("location", pa.string(), nullable=False),
@@ -70,7 +70,7 @@ def schema(classes: Sequence[str], measures: Sequence[str], metadata: Mapping[st
         *(pa.field(column.name, _TYPES[column.type]) for column in columns(classes, measures)),
         pa.field("error", pa.string()),
     ]
-    return pa.schema(fields, metadata={**metadata, "schema_version": _SCHEMA_VERSION})
+    return pa.schema(fields, metadata={**metadata, "schema_version": SCHEMA_VERSION})
 
 
 def version_folder(output: Path, number: str) -> Path:
@@ -107,19 +107,20 @@ class PartWriter:
 
 
 class Scored:
-    """The images of a location that one model has scored; about 200 bytes of memory an image.
+    """Which of `images`, as they are listed now, one model has scored; about 200 bytes of memory for each of them.
 
     An image with the path, size and modification time or ETag of a scored one is not read. Any other is read, and
     not scored when its bytes were scored under its path. An image that was not opened counts as not scored.
     """
 
-    def __init__(self, folder: Path, *, spec_sha256: str, location: str) -> None:
+    def __init__(self, folder: Path, *, spec_sha256: str, location: str, images: Iterable[ImageFile]) -> None:
         self._listed: set[bytes] = set()
         self._held: set[bytes] = set()
-        for part in _parts(folder):
-            with _readable(part) as file:
+        paths = {image.path for image in images}
+        for part in parts_below(folder) if paths else ():
+            with readable_part(part) as file:
                 if (file.schema_arrow.metadata or {}).get(_SPEC_KEY) == spec_sha256.encode():
-                    self._remember(file.read(["location", "path", "size_bytes", "changed", "sha256"]), location)
+                    self._remember(_rows_of(file, location, paths))
 
     def is_unchanged(self, image: ImageFile) -> bool:
         """Return whether the image was scored as it is listed."""
@@ -129,13 +130,26 @@ class Scored:
         """Return whether these bytes were scored under this path."""
         return _key(path, sha256) in self._held
 
-    def _remember(self, table: pa.Table, location: str) -> None:
-        columns = [column.to_pylist() for column in table.columns]
-        for found_in, path, size_bytes, changed, sha256 in zip(*columns, strict=True):
-            if found_in == location and changed is not None:
-                self._listed.add(_key(path, size_bytes, changed))
-            if found_in == location and sha256 is not None:
-                self._held.add(_key(path, sha256))
+    def _remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if row["changed"] is not None:
+                self._listed.add(_key(row["path"], row["size_bytes"], row["changed"]))
+            if row["sha256"] is not None:
+                self._held.add(_key(row["path"], row["sha256"]))
+
+
+def _rows_of(file: pq.ParquetFile, location: str, paths: Set[str]) -> list[dict[str, Any]]:
+    """Return the rows of a part for some paths of a location. Its other columns are read only where there are any."""
+    found = file.read(["location", "path"])
+    wanted = [
+        at
+        for at, (where, path) in enumerate(zip(*(column.to_pylist() for column in found.columns), strict=True))
+        if where == location and path in paths
+    ]
+    if not wanted:
+        return []
+    rows: list[dict[str, Any]] = file.read(["path", "size_bytes", "changed", "sha256"]).take(wanted).to_pylist()
+    return rows
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
@@ -149,8 +163,8 @@ def read_scores(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     tables = []
-    for part in _parts(folder):
-        with _readable(part) as file:
+    for part in parts_below(folder):
+        with readable_part(part) as file:
             tables.append(file.read())
     if not tables:
         return pd.DataFrame(columns=[field.name for field in schema((), (), {})])
@@ -158,19 +172,31 @@ def read_scores(folder: Path) -> pd.DataFrame:
     return merged.sort_values("scored_at", kind="stable", ignore_index=True)
 
 
-def _parts(folder: Path) -> list[Path]:
+def parts_below(folder: Path) -> list[Path]:
+    """Return the parts below a folder, sorted, without those that are being written."""
     return sorted(folder.rglob("[!.]*.parquet"))
 
 
 @contextmanager
-def _readable(part: Path) -> Iterator[pq.ParquetFile]:
+def readable_part(part: Path) -> Iterator[pq.ParquetFile]:
+    """Open a part. Raises DataError, also inside the block, when it is damaged or of a later release."""
     try:
         with pq.ParquetFile(part) as file:
+            _check_release(part, file.schema_arrow.metadata or {})
             yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"{part} is not a part of scored images ({error}); remove it, and the next run scores its images again"
         ) from error
+
+
+def _check_release(part: Path, metadata: Mapping[bytes, bytes]) -> None:
+    found = metadata.get(b"schema_version", SCHEMA_VERSION.encode()).decode()
+    if found != SCHEMA_VERSION:
+        raise DataError(
+            f"{part} was written by another release of this project, in format {found}; this one reads format "
+            f"{SCHEMA_VERSION}: use the release that wrote it, or another folder of scores"
+        )
 
 
 def _key(*parts: object) -> bytes:

@@ -19,7 +19,7 @@ from cxr.common.files import sha256_of
 from cxr.models.bundle import ModelSpec
 from cxr.registry import tracking_store
 from cxr.registry.run_metadata import MAX_DIGEST_CHARACTERS, dataset_name
-from cxr.registry.stored_names import CHALLENGER, MODEL
+from cxr.registry.stored_names import CHALLENGER, MODEL, SIZE_TAG
 from cxr.registry.versions import (
     BUNDLE_FILES,
     BUNDLE_PATH,
@@ -109,7 +109,7 @@ def register_version(
 
 def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str], description: str) -> str:
     client = tracking_store.client()
-    model_id = _log_model(bundle, spec, run_id=run_id)
+    model_id, size_bytes = _log_model(bundle, spec, run_id=run_id)
     with tracking_store.store_errors("registering a version"):
         tracking_store.unless_present(lambda: client.create_registered_model(MODEL, description=_DESCRIPTION))
         with tracking_store.named_to_mlflow():
@@ -117,7 +117,7 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
                 MODEL,
                 f"models:/{model_id}",
                 run_id=run_id,
-                tags=dict(tags),
+                tags={**tags, SIZE_TAG: str(size_bytes)},
                 description=description[:_MOST_CHARACTERS],
                 model_id=model_id,
             )
@@ -137,11 +137,13 @@ def _add_files(version: Version, bundle: Path, group: Mapping[str, str]) -> None
     with tracking_store.store_errors(f"adding {', '.join(group.values())} to version {version.number}"):
         for name in group.values():
             client.log_model_artifact(version.model_id, str(bundle / name), BUNDLE_PATH)
-    tag_version(version.number, {tag: sha256_of(bundle / name) for tag, name in group.items()})
+    added = sum((bundle / name).stat().st_size for name in group.values())
+    size = {SIZE_TAG: str(int(version.tags[SIZE_TAG]) + added)} if SIZE_TAG in version.tags else {}
+    tag_version(version.number, size | {tag: sha256_of(bundle / name) for tag, name in group.items()})
 
 
-def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
-    """Put the bundle into the store as a model that MLflow can load and serve; return its id."""
+def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> tuple[str, int]:
+    """Put the bundle into the store as a model that MLflow can load and serve; return its id and bytes."""
     client = tracking_store.client()
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -156,7 +158,8 @@ def _log_model(bundle: Path, spec: ModelSpec, *, run_id: str) -> str:
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return str(logged.model_id)
+        size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return str(logged.model_id), size_bytes
 
 
 def _save_model(folder: Path, bundle: Path, spec: ModelSpec, described: object) -> None:

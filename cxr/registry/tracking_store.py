@@ -127,6 +127,23 @@ def named_to_mlflow() -> Iterator[None]:
             os.environ[STORE_VARIABLE] = given
 
 
+def fetch_file(root: str, path: str, target: Path) -> Path | None:
+    """Copy one file below an artifact location into `target`; None where there is no such file.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    client()
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with store_errors(f"fetching {path}"), named_to_mlflow():
+        files = get_artifact_repository(root)
+        if path not in {file.path for file in files.list_artifacts(path.rpartition("/")[0])}:
+            return None
+        target.mkdir(parents=True, exist_ok=True)
+        return Path(files.download_artifacts(path, str(target)))  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def store_errors(doing: str) -> Iterator[None]:
     """Turn whatever the store raises inside the block into a RegistryError without credentials."""

@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxr.common.errors import DataError
+from cxr.common.locks import is_held, lock_if_free, worktree_lock
+
+_IN_USE = "in use by a run"
+
 
 @dataclass(frozen=True)
 class Item:
@@ -49,11 +54,18 @@ def folders(kind: str, parent: Path, kept_as: Callable[[Path], str], *, pattern:
 
 
 def worktrees(root: Path, kept_as: Callable[[Path], str]) -> Iterator[Item]:
-    """Yield the worktrees of runs with other parameters (flows/workspaces.py)."""
-    for item in folders("worktree", root / ".runs", kept_as):
+    """Yield the worktrees of runs with other parameters (flows/workspaces.py); one that a run uses stays."""
+
+    def reason(path: Path) -> str:
+        return _IN_USE if is_held(worktree_lock(root, path.name)) else kept_as(path)
+
+    for item in folders("worktree", root / ".runs", reason):
 
         def remove(item: Item = item) -> None:
-            item.remove()
+            with lock_if_free(worktree_lock(root, item.name)) as free:  # a run may have begun since
+                if not free:
+                    raise DataError(f"it is {_IN_USE}")
+                item.remove()
             environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
             subprocess.run(["git", "worktree", "prune"], cwd=root, env=environment, check=False, capture_output=True)
 

@@ -13,7 +13,7 @@ from cxr.common.command_params import CleanParams
 from cxr.common.params import Paths
 from cxr.registry import retention, tracking_store
 from cxr.registry.retention import StoredVersion
-from tasks.retention.dvc_cache import cache_items, named_objects
+from tasks.retention.dvc_cache import cache_items, named_objects, recorded_objects
 from tasks.retention.items import Item, folders, worktrees
 
 _DAY_S = 24 * 3600
@@ -46,7 +46,10 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, now_s: float) -> list
         *folders("scores of", root / paths.scores, of_version, pattern="version-*"),
         *worktrees(root, worktree),
         *folders("checkpoints of", root / paths.checkpoints, young),
-        *sorted(_cache(root, [number for number, why in kept.items() if why], young), key=lambda item: item.kept_as),
+        *sorted(
+            _cache(root, [version for version in versions if kept[version.number]], young),
+            key=lambda item: item.kept_as,
+        ),
     ]
 
 
@@ -71,18 +74,13 @@ def _version_items(versions: list[StoredVersion], kept: dict[str, str]) -> Itera
         yield Item("version", version.number, version.size_bytes, kept[version.number], remove)
 
 
-def _cache(root: Path, numbers: list[str], young: Callable[[Path], str]) -> Iterator[Item]:
+def _cache(root: Path, versions: list[StoredVersion], young: Callable[[Path], str]) -> Iterator[Item]:
     """Yield DVC's objects. All stay where it is not known which of them a version that stays was made from."""
     with tempfile.TemporaryDirectory() as scratch:
-        locks = list(_locks(root, Path(scratch)))
-        unknown = []
-        for number in numbers:
-            file = retention.fetch_data_lock(number, Path(scratch) / number)
-            if file is None:
-                unknown.append(number)
-            else:
-                locks.append(file)
-        named = named_objects(locks)
+        named = named_objects(_locks(root, Path(scratch)))
+        fetched = retention.fetch_data_locks(versions, Path(scratch))
+        unknown = [version.number for version in versions if version.number not in fetched]
+        named |= recorded_objects(fetched.values())
     reason = f"data of version {', '.join(unknown)} unknown" if unknown else ""
     yield from cache_items(cache_folder(root), named, lambda path: reason or young(path))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from cxr.common.errors import ParamsError
-from cxr.common.locks import file_lock
+from cxr.common.locks import file_lock, worktree_lock
 from cxr.common.params import override, read_params
 from flows.stages import run_stage
-from flows.workspaces import LOCKS, WorkspaceError, open_workspace
+from flows.workspaces import WorkspaceError, open_workspace
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -55,7 +55,7 @@ def test_newer_workspaces_push_out_the_oldest(tiny: Path) -> None:
 
 
 def test_a_workspace_in_use_is_never_pushed_out(tiny: Path) -> None:
-    with file_lock(tiny / LOCKS / "one.lock"):
+    with file_lock(worktree_lock(tiny, "one")):
         for run in ("one", "two", "three"):
             open_workspace(tiny, run=run, overrides={"train.epochs": 3}, keep=1)
     assert sorted(path.name for path in (tiny / ".runs").iterdir()) == ["one", "three"]

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cxr.common.errors import RegistryError
+from cxr.common.errors import DataError, RegistryError
+from cxr.common.locks import file_lock, worktree_lock
 from cxr.common.params import override
 from cxr.registry import aliases, retention, tracking_store, versions
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
+from tasks.retention.items import worktrees
 from tests.support.faults import fault
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
@@ -91,9 +93,8 @@ def going(lines: list[str]) -> list[str]:
 
 def restorable(seed: int) -> bool:
     """Say whether the data of a version come back by its recorded dvc.lock."""
-    lock = retention.fetch_data_lock(str(seed), Path("fetched"))
-    assert lock is not None
-    shutil.copy2(lock, "dvc.lock")
+    version = next(one for one in retention.stored_versions() if one.number == str(seed))
+    shutil.copy2(retention.fetch_data_locks([version], Path("fetched"))[str(seed)], "dvc.lock")
     Path("seed.txt").write_text(f"data of {seed}")
     shutil.rmtree("made", ignore_errors=True)
     command = [sys.executable, "-m", "dvc", "checkout", "--quiet"]
@@ -134,6 +135,20 @@ def test_a_changed_audit_log_stops_everything(
     with pytest.raises(RegistryError, match="does not say which versions must stay"):
         run_clean(monkeypatch, capsys)
     client.set_registered_model_tag(versions.MODEL, entry_tag(1), entry)
+
+
+def test_a_worktree_that_a_run_uses_stays_also_where_the_run_began_after_the_look(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = worktree_lock(Path(), "old")
+    with file_lock(lock):
+        lines = run_clean(monkeypatch, capsys, "--dry-run")
+        assert not any("worktree old" in line for line in going(lines))
+        assert any(line.startswith("kept: in use by a run") and line.endswith("worktree old") for line in lines)
+    (item,) = worktrees(Path(), lambda _: "")
+    with file_lock(lock), pytest.raises(DataError, match="in use by a run"):
+        item.remove()
+    assert Path(".runs/old/file").is_file()
 
 
 @fault(

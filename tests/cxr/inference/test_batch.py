@@ -55,7 +55,7 @@ def scored(images: dict[str, bytes | Exception], by: Classifier, known: Scored) 
 
 @pytest.fixture
 def nothing_known(tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    return Scored(tmp_path_factory.mktemp("none"), spec_sha256="", location="memory")
+    return Scored(tmp_path_factory.mktemp("none"), spec_sha256="", location="memory", images=())
 
 
 def test_images_are_read_a_few_batches_ahead_and_no_further(nothing_known: Scored) -> None:

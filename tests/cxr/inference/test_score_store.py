@@ -26,8 +26,9 @@ def write(folder: Path, *rows: dict[str, Any], classes: tuple[str, ...] = ("norm
     writer.close()
 
 
-def remembered(folder: Path, *, spec: str = SPEC, location: str = "images") -> Scored:
-    return Scored(folder, spec_sha256=spec, location=location)
+def remembered(folder: Path, *, spec: str = SPEC, location: str = "images", listed: str = "ab") -> Scored:
+    images = [ImageFile(path, 7, "monday") for path in listed]
+    return Scored(folder, spec_sha256=spec, location=location, images=images)
 
 
 def test_parts_are_written_as_they_fill_and_the_rest_at_the_end(tmp_path: Path) -> None:
@@ -62,6 +63,7 @@ def test_bytes_count_under_their_own_path_alone(tmp_path: Path) -> None:
     known = remembered(tmp_path)
     assert known.has_bytes("a", "sha of a")
     assert not known.has_bytes("b", "sha of a")
+    assert not remembered(tmp_path, listed="b").has_bytes("a", "sha of a"), "only what is listed takes memory"
 
 
 def test_an_image_that_could_not_be_opened_is_not_scored(tmp_path: Path) -> None:
