@@ -72,6 +72,7 @@ def _limits(params: AppParams) -> Limits:
         max_batch_images=params.max_batch_images,
         decode_workers=params.decode_workers,
         upload_timeout_s=params.upload_timeout_s,
+        queue_timeout_s=params.queue_timeout_s,
         decode_timeout_s=params.decode_timeout_s,
         inference_timeout_s=params.inference_timeout_s,
     )

@@ -100,6 +100,7 @@ class AppParams(Section):
     max_batch_images: Annotated[int, Field(ge=1, le=10_000)]
     decode_workers: Annotated[int, Field(ge=1, le=256)]
     upload_timeout_s: Seconds
+    queue_timeout_s: Seconds
     decode_timeout_s: Seconds
     inference_timeout_s: Seconds
     champion_poll_s: Seconds

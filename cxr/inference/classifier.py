@@ -66,6 +66,10 @@ class Classifier:
         """The names of the measures of each image."""
         return MEASURES if self.reference else ()
 
+    def without_network(self) -> Classifier:
+        """Return one that opens and prepares images and answers none; unlike this one it can be pickled."""
+        return Classifier(self.spec, self.number, None, _no_network)
+
     def open(self, data: bytes, *, name: str) -> EncodedImage:
         """Read the header of a file's bytes; raises ImageError as cxr.imaging.decode.open_image does."""
         return open_image(data, name=name, max_pixels=self.spec.preprocessing.max_pixels)
@@ -133,6 +137,10 @@ class Classifier:
         if self.runtime:
             return self.runtime.logits_and_features(images)
         return predict_with_features(self.network, images, mean=self.spec.mean, std=self.spec.std)
+
+
+def _no_network() -> nn.Module:
+    raise RuntimeError("this classifier only prepares images")
 
 
 def load_classifier(bundle: Path, *, number: str, engine: Engine = "torch") -> Classifier:

@@ -10,6 +10,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 import requests
 from dicomweb_client.api import DICOMwebClient
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from cxr.common.errors import SourceError
 from cxr.dicom.header import MODALITIES
@@ -43,6 +44,9 @@ _BODY_PART, _COUNT, _DATE = "00180015", "00201208", "00080020"
 _GONE = frozenset({404, 410})  # of a study that was deleted after it was found
 _LOST = 500  # as Orthanc answers for a file that is missing from the storage
 _PAGE = 200
+_NOT_DICOM = (AttributeError, KeyError, TypeError, ValueError)  # of a client that reads something else
+_NONE_STORED = 409  # of STOW-RS; the body says why (DICOM PS3.18 I.2)
+_NO_ROOM_NOW = frozenset({*range(0xA700, 0xA800), 0x0213})  # out of resources, resource limitation
 _AGAIN_SECONDS = 600  # between two searches of recent studies whose number of objects is the same
 
 
@@ -118,11 +122,33 @@ class DicomWeb:
         return bool(self._list(lambda: self._client.search_for_series(search_filters=query), absent_at=REJECTED))
 
     def store(self, dicom: bytes) -> bool:
-        """Store an object. Returns False if the service rejects it."""
+        """Store an object. Returns False if the service rejects it.
+
+        Raises:
+            PacsUnavailableError: the service has no room for it now.
+        """
         dataset = dcmread(io.BytesIO(dicom))
-        response = self._ask(lambda: self._client.store_instances([dataset]), absent=None, absent_at=REJECTED)
-        is_accepted = response is not None and not response.get("FailedSOPSequence")
-        return is_accepted or self._is_stored(dataset.StudyInstanceUID, dataset.SOPInstanceUID)
+        response = self._ask(lambda: self._stow(dataset), absent=None, absent_at=REJECTED)
+        failed = [] if response is None else response.get("FailedSOPSequence", [])
+        if response is not None and not failed:
+            return True
+        if self._is_stored(dataset.StudyInstanceUID, dataset.SOPInstanceUID):
+            return True
+        if any(one.get("FailureReason") in _NO_ROOM_NOW for one in failed):
+            raise PacsUnavailableError(f"{self.address} is out of resources; see the log of the PACS")
+        return False
+
+    def _stow(self, dataset: Dataset) -> Dataset:
+        try:
+            return self._client.store_instances([dataset])
+        except requests.HTTPError as error:
+            if error.response.status_code != _NONE_STORED:
+                raise
+            with suppress(*_NOT_DICOM):
+                answer = Dataset.from_json(error.response.json())
+                if answer.get("FailedSOPSequence"):
+                    return answer
+            raise
 
     def _is_stored(self, study_uid: str, sop_uid: str) -> bool:
         """Return whether an object is stored: services reject a duplicate in several ways, not all of which say so."""
@@ -224,6 +250,10 @@ class DicomWeb:
         except requests.RequestException as error:
             kind = type(error).__name__  # its message holds the whole address
             raise PacsUnavailableError(f"{self.address} does not respond ({kind}); is the PACS running?") from None
+        except _NOT_DICOM:
+            raise SourceError(
+                f"{self.address} is no DICOMweb service: it returns no DICOM objects; check the address"
+            ) from None
 
 
 def _pages(search: Callable[..., list[Json]], uid: str) -> list[Json]:

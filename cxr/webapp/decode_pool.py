@@ -1,8 +1,4 @@
-"""Decodes untrusted bytes to the model's input, in a few threads.
-
-OpenCV releases the interpreter's lock while it decodes. Compressed frames of DICOM files are decoded in separate
-processes.
-"""
+"""Decodes untrusted bytes to the model's input, in a few processes that can be killed."""
 
 from __future__ import annotations
 
@@ -11,23 +7,19 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
-from cxr.inference.pipeline import check_size, prepare
+from cxr.webapp.decode_process import DecodeProcess, TooSlowError
+from cxr.webapp.decode_worker import Made
 from cxr.webapp.fair_turns import FairTurns
 from cxr.webapp.limits import Limits, RejectedError
-
-NAME = "the file"
-"""The image's name in messages: the file name never reaches the service."""
-
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+from cxr.webapp.renditions import model_input
 
 _TOO_LARGE = "larger than the pixel limit"
 
@@ -36,25 +28,36 @@ _TOO_LARGE = "larger than the pixel limit"
 class DecodedImage:
     """A decoded image and the classifier it was prepared for.
 
-    image       the opened file
+    data        of the file
+    format      of the file; see cxr.imaging.decode.FORMATS
+    sha256      of the file
     pixels      (H, W), the model's input
     classifier  that prepared it, and that will answer it
-    sha256      of the file
     """
 
-    image: EncodedImage
+    data: bytes
+    format: str
+    sha256: str
     pixels: NDArray[np.uint8]
     classifier: Classifier
-    sha256: str
 
 
 class DecodePool:
-    """The decoding threads."""
+    """The decoding processes, each with a thread that waits for it."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.pool = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
         self.turns = FairTurns(limits.decode_workers)
+        self._threads = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
+        self._processes = [DecodeProcess() for _ in range(limits.decode_workers)]
+        self._idle: SimpleQueue[DecodeProcess] = SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+
+    def start(self) -> None:
+        """Start the processes now, so that the first image need not wait for them."""
+        for process in self._processes:
+            process.start()
 
     async def decode(self, data: bytes, classifier: Classifier) -> DecodedImage:
         """Decode an image for `classifier`.
@@ -62,54 +65,64 @@ class DecodePool:
         Raises:
             RejectedError: the bytes are not a readable image, or decoding takes too long.
         """
-        return await self.run(_decode, data, classifier)
+        made = await self.run(model_input, data, classifier)
+        pixels = np.frombuffer(made.content, np.uint8).reshape(made.described["shape"])
+        return DecodedImage(data, made.described["format"], made.described["sha256"], pixels, classifier)
 
-    async def run(self, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
-        """Return what a function makes of an image, in one of the threads.
+    async def run(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Made:
+        """Return what a function makes of an image, in one of the processes.
+
+        Args:
+            function: takes the image's bytes, `classifier` without its network, and `given`.
+            data: the bytes.
+            classifier: whose preprocessing and limits apply.
+            given: further arguments.
 
         Raises:
-            RejectedError: it raises ImageError, or takes too long.
+            RejectedError: it raises ImageError, crashes or takes too long, or no process is free in time.
         """
-        future: Future[Made] | None = None
         try:
-            async with asyncio.timeout(self.limits.decode_timeout_s):
+            async with asyncio.timeout(self.limits.queue_timeout_s):
                 await self.turns.take()
-                future = self._submit(function, *given, **named)
-                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise RejectedError(
+                429, "busy", "the service is busy with other images; send it again", retry_seconds=5
+            ) from None
+        try:
+            return await asyncio.wrap_future(self._submit(function, data, classifier, *given))
         except ImageError as error:
             raise RejectedError(413 if error.reason == _TOO_LARGE else 422, error.reason, str(error)) from None
-        except TimeoutError:
-            if future is None:  # it never started: earlier images used up the time
-                raise RejectedError(
-                    429, "busy", "the service is busy with other images; send it again", retry_seconds=5
-                ) from None
+        except TooSlowError:
             raise RejectedError(422, "too slow", "decoding took too long; export the image uncompressed") from None
 
-    def _submit(self, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Future[Made]:
-        """Start a function; its turn ends when it does, which may be after its client was told that it is too slow."""
+    def _submit(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Future[Made]:
+        """Start a function; its turn ends when it does, which may be after its client has left."""
         loop = asyncio.get_running_loop()
 
         def pass_on(_done: Future[Made]) -> None:
             with suppress(RuntimeError):  # the service has ended
                 loop.call_soon_threadsafe(self.turns.give_back)
 
-        future = self.pool.submit(function, *given, **named)
+        future = self._threads.submit(self._call, function, data, classifier, *given)
         future.add_done_callback(pass_on)
         return future
 
+    def _call(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Made:
+        process = self._idle.get()
+        try:
+            return process.call(
+                function,
+                data,
+                classifier.without_network(),
+                *given,
+                max_pixels=classifier.spec.preprocessing.max_pixels,
+                seconds=self.limits.decode_timeout_s,
+            )
+        finally:
+            self._idle.put(process)
+
     def close(self) -> None:
-        """Accept no further image."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-
-
-def open_checked(data: bytes, classifier: Classifier) -> EncodedImage:
-    """Open an image within the limits of `classifier`, without decoding it. Raises ImageError."""
-    check_size(len(data), classifier, name=NAME)
-    return classifier.open(data, name=NAME)
-
-
-def _decode(data: bytes, classifier: Classifier) -> DecodedImage:
-    prepared = prepare(data, classifier, key=None, name=NAME, keep=lambda opened: opened)
-    if prepared.pixels is None or prepared.kept is None:
-        raise prepared.error or ImageError(f"{NAME} cannot be read", reason="not an image")
-    return DecodedImage(prepared.kept, prepared.pixels, classifier, prepared.sha256 or "")
+        """Accept no further image, and end the processes."""
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.kill()

@@ -31,9 +31,10 @@ class Limits:
     max_queued_images    requests accepted at once, those in progress included
     max_queued_bytes     of all accepted images together
     max_batch_images     that the model classifies together
-    decode_workers       threads that decode images
+    decode_workers       processes that decode images
     upload_timeout_s     for an image to arrive
-    decode_timeout_s     for an image to be decoded
+    queue_timeout_s      for one of these processes to be free
+    decode_timeout_s     for an image to be decoded; then its process is killed
     inference_timeout_s  for a decoded image to be classified
     """
 
@@ -43,6 +44,7 @@ class Limits:
     max_batch_images: int
     decode_workers: int
     upload_timeout_s: float
+    queue_timeout_s: float
     decode_timeout_s: float
     inference_timeout_s: float
 

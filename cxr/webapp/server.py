@@ -86,6 +86,7 @@ def serve(webapp: WebApp, *, host: str, port: int) -> None:
     """
     _announce(host, port)
     webapp.batcher.start()
+    webapp.decode_pool.start()
     webapp.watch.start()
     try:
         _run(uvicorn.Server(webapp.config(host, port)), host, port)

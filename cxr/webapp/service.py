@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,11 +137,11 @@ class Service:
             _check_class(of_class, classifier)
             _check_heat(heat)
             decoded, result = await self._classify(data, classifier, heat_of=(of_class or "") if heat else None)
-            picture = await self.decode_pool.run(render_image, decoded.image) if image else None
+            picture = await self.decode_pool.run(render_image, data, classifier) if image else None
             layer = await self._heat_layer(decoded, result) if result.heat else None
         metrics = self.batcher.metrics
         metrics.images_classified.labels(result.answer.predicted_class, str(result.answer.refer).lower()).inc()
-        return _prediction(result, decoded, picture, layer)
+        return _prediction(result, decoded, picture.content.decode() if picture else None, layer)
 
     async def pixels(self, request: Request) -> Response:
         """Decode one image, which is the body of the request, without classifying it.
@@ -161,20 +163,23 @@ class Service:
         async with self._image(request) as (data, classifier):
             _check_class(of_class, classifier)
             _check_heat(True)
-            decoded, result = await self._classify(data, classifier, heat_of=of_class or "")
+            _, result = await self._classify(data, classifier, heat_of=of_class or "")
             if result.heat is None:
                 raise RejectedError(500, "internal", "the heat map is missing; see the service's log")
-            picture = await self.decode_pool.run(overlay_png, decoded, result.answer, result.heat)
-        return Response(picture, media_type="image/png")
+            picture = await self.decode_pool.run(
+                overlay_png, data, classifier, result.answer, result.heat.levels, result.heat.of_class
+            )
+        return Response(picture.content, media_type="image/png")
 
     async def report(self, request: Request) -> Response:
         """Classify one DICOM image, and return the Structured Report for its study."""
         async with self._image(request) as (data, classifier):
             decoded, result = await self._classify(data, classifier, heat_of=None)
-            if decoded.image.header.format != "DICOM":
+            if decoded.format != "DICOM":
                 raise RejectedError(422, "not DICOM", "a report belongs to a DICOM study; this image has none")
-            report = await self.decode_pool.run(report_of, decoded, result.answer)
-        return Response(report, media_type="application/dicom")
+            now = datetime.now().astimezone()
+            report = await self.decode_pool.run(report_of, data, classifier, result.answer, now)
+        return Response(report.content, media_type="application/dicom")
 
     @asynccontextmanager
     async def _image(self, request: Request) -> AsyncIterator[tuple[bytes, Classifier]]:
@@ -193,10 +198,11 @@ class Service:
     async def _heat_layer(self, decoded: DecodedImage, result: Result) -> HeatMapPicture | None:
         if result.heat is None:
             return None
-        name, preprocessing = result.heat.of_class, decoded.classifier.spec.preprocessing
-        believed = result.answer.probabilities[name]
-        picture = await self.decode_pool.run(render_heat, decoded.image, result.heat.levels, believed, preprocessing)
-        return HeatMapPicture(of_class=name, image=picture)
+        name = result.heat.of_class
+        picture = await self.decode_pool.run(
+            render_heat, decoded.data, decoded.classifier, result.heat.levels, result.answer.probabilities[name]
+        )
+        return HeatMapPicture(of_class=name, image=picture.content.decode())
 
     async def health(self) -> Status:
         """Report that the process runs."""
@@ -209,7 +215,7 @@ class Service:
 
     async def example(self, number: Annotated[int, Query(ge=0, lt=EXAMPLES)] = 0) -> Response:
         """Return a synthetic image as PNG; the number decides what it shows."""
-        return Response(await self.decode_pool.run(example_png, number), media_type="image/png")
+        return Response(await asyncio.to_thread(example_png, number), media_type="image/png")
 
     async def model(self) -> ModelResponse:
         """Return the model card of the version in use, and the limits of the service."""
@@ -242,7 +248,7 @@ def _prediction(result: Result, decoded: DecodedImage, picture: str | None, heat
         synthetic=classifier.spec.synthetic,
         disclaimer=notice(synthetic=classifier.spec.synthetic),
         sha256=decoded.sha256,
-        is_dicom=decoded.image.header.format == "DICOM",
+        is_dicom=decoded.format == "DICOM",
         image=picture,
         heat=heat,
     )

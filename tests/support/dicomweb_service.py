@@ -24,6 +24,8 @@ class DicomWebService:
     page             the most items in one answer
     ignores_offset   answer each page with the first
     after_last       status of a page after the last
+    garbage          the body of every search
+    failure_reason   of every object that is sent; none: it is accepted
     """
 
     url: str = ""
@@ -33,12 +35,21 @@ class DicomWebService:
     page: int = 1000
     ignores_offset: bool = False
     after_last: int = 200
+    garbage: bytes | None = None
+    failure_reason: int | None = None
 
     def answer(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
         """Return what a search finds."""
         found = self._found([part for part in path.split("/") if part], query)
         start = 0 if self.ignores_offset else int(query.get("offset", 0))
         return found[start : start + min(self.page, int(query.get("limit", self.page)))]
+
+    def stored(self) -> bytes:
+        """Return the body of the answer to an object that is sent."""
+        if self.failure_reason is None:
+            return b"{}"
+        item = {"00081197": {"vr": "US", "Value": [self.failure_reason]}}
+        return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
 
     def _found(self, path: list[str], query: dict[str, str]) -> list[dict[str, Any]]:
         if path == ["studies"]:
@@ -65,7 +76,7 @@ def serve_dicomweb() -> Iterator[DicomWebService]:
             if noun in {"studies", "series", "instances"}:
                 found = service.answer(parts.path, query)
                 success = 200 if found or query.get("offset", "0") == "0" else service.after_last
-                body = json.dumps(found).encode()
+                body = json.dumps(found).encode() if service.garbage is None else service.garbage
                 self._send(service.status.get(f"GET {noun}", success), "application/dicom+json", body)
             else:
                 body = b"\r\n--x\r\nContent-Type: application/dicom\r\n\r\n" + service.file + b"\r\n--x--"
@@ -74,7 +85,7 @@ def serve_dicomweb() -> Iterator[DicomWebService]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self._send(service.status.get("POST studies", 200), "application/dicom+json", b"{}")
+            self._send(service.status.get("POST studies", 200), "application/dicom+json", service.stored())
 
         def _send(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)

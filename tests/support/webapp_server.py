@@ -40,6 +40,7 @@ LIMITS = Limits(
     max_batch_images=4,
     decode_workers=2,
     upload_timeout_s=60.0,
+    queue_timeout_s=60.0,
     decode_timeout_s=60.0,
     inference_timeout_s=60.0,
 )
@@ -62,6 +63,12 @@ class Served:
 def send(served: Served, data: bytes, **params: str) -> httpx.Response:
     """Send an image to /predict."""
     return httpx.post(f"{served.address}/predict", params=params, content=data, headers=BYTES, timeout=60)
+
+
+def send_from(address: str, served: Served) -> httpx.Response:
+    """Send an image from another address of this machine, as another client would."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=60) as client:
+        return client.post(f"{served.address}/predict", content=IMAGE, headers=BYTES)
 
 
 def reason(response: httpx.Response) -> str:

@@ -8,8 +8,10 @@ import pytest
 from cxr.common.errors import SourceError
 from cxr.pacs import dicomweb
 from cxr.pacs.dicomweb import DicomWeb
+from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.journal import digest_of
 from tests.support.dicomweb_service import DicomWebService, serve_dicomweb
+from tests.support.faults import fault
 from tests.support.pacs_worker import image
 
 STUDY, IMAGE = "1.2.3", "1.2.3.4.5"
@@ -67,6 +69,30 @@ def test_a_duplicate_is_stored_whatever_the_service_says(pacs: DicomWeb, service
         assert not pacs.store(answer)
     service.images[STUDY].append("1.2.9")
     assert pacs.store(answer)
+
+
+@pytest.mark.parametrize("status", [202, 409])
+@fault("PACS", "the PACS is out of resources for a report", "the worker waits and sends it again", "out of resources")
+def test_a_service_without_room_is_asked_again_and_one_that_cannot_take_an_object_is_not(
+    pacs: DicomWeb, service: DicomWebService, status: int
+) -> None:
+    answer = image(1, StudyInstanceUID=STUDY, SOPInstanceUID="1.2.9")
+    service.status["POST studies"], service.failure_reason = status, 0xA700
+    with pytest.raises(PacsUnavailableError, match="out of resources"):
+        pacs.store(answer)
+    service.failure_reason = 0x0122  # its SOP class is not supported
+    assert not pacs.store(answer)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"00080018": 1}', b'[{"00080018": {"Value": 3}}]', b"[1]"])
+@fault(
+    "PACS", "the service answers a search with garbage", "nothing is taken for an image, and nothing for answered",
+    "one line with the address",
+)  # fmt: skip
+def test_an_answer_without_objects_is_one_line(pacs: DicomWeb, service: DicomWebService, body: bytes) -> None:
+    service.garbage = body
+    with pytest.raises(SourceError, match=f"{service.url}.*check the address"):
+        found(pacs)
 
 
 @pytest.mark.parametrize(("page", "ignores_offset", "after_last"), [(2, False, 200), (2, False, 404), (99, True, 200)])

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-import httpx
 import pytest
 
 from cxr.webapp.fair_turns import CLIENT, FairTurns
@@ -15,7 +14,7 @@ from tests.support.dicom_images import dicom_image, picture
 from tests.support.faults import fault
 from tests.support.hostile_files import many_scans
 from tests.support.prefect_servers import wait_for
-from tests.support.webapp_server import BYTES, IMAGE, LIMITS, Served, reason, send, serve_here, tiny_classifier
+from tests.support.webapp_server import IMAGE, LIMITS, Served, reason, send, send_from, serve_here, tiny_classifier
 
 
 def claiming_9_megapixels(syntax: str, bits: int) -> bytes:
@@ -48,12 +47,6 @@ def test_an_image_that_would_take_long_to_decode_is_refused_before(served: Serve
     refused = send(served, data)
     assert (refused.status_code, reason(refused)) == (422, "too costly to decode")
     assert send(served, IMAGE).status_code == 200
-
-
-def send_from(address: str, served: Served, **given: object) -> httpx.Response:
-    """Send an image from another address of this machine, as another client would."""
-    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=60) as client:
-        return client.post(f"{served.address}/predict", content=IMAGE, headers=BYTES, **given)  # type: ignore[arg-type]
 
 
 @fault("web app", "one client fills its share of the queue", "another client is answered", "status 429 for the first")

@@ -1,0 +1,97 @@
+"""The program that decodes images for the web app; cxr/webapp/decode_process.py runs it as a process.
+
+An image is a stranger's. Its decoder may take seconds, crash, or ask for all memory there is; here that ends one image
+and one process. The process has an empty environment, so no secret either.
+
+It reads calls from a socket: a function and its arguments, pickled by the service. It returns a line of JSON and bytes,
+never a pickle, which would let a decoder that was taken over run code in the service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cxr.common.errors import ImageError
+from cxr.dicom.cost import COSTLY
+
+READY = b"ready"
+"""The first message: the program is loaded, and the time of an image begins with the image."""
+
+_MEMORY_BYTES, _MEMORY_BYTES_A_PIXEL = 1 << 30, 24
+"""Of address space above what the program itself has. The costliest accepted image of 50 million pixels, 16-bit grey,
+needed 0.9 GB."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a function makes of an image: `content`, and what `described` says of it, as JSON."""
+
+    content: bytes
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function to call, and the largest number of pixels that an image may have."""
+
+    function: Callable[..., Made]
+    given: tuple[Any, ...]
+    max_pixels: int
+
+
+def main(socket: int) -> None:
+    """Answer calls until the service closes the socket, of which the file descriptor is given."""
+    _quieten_decoders()
+    import cxr.webapp.renditions  # noqa: F401  # before the first image comes
+
+    with contextlib.suppress(BrokenPipeError, EOFError):
+        _answer_calls(Connection(socket))
+
+
+def _answer_calls(connection: Connection) -> None:
+    program = _address_space_bytes()
+    connection.send_bytes(READY)
+    while True:
+        call: Call = connection.recv()
+        _limit_memory(program + _MEMORY_BYTES + _MEMORY_BYTES_A_PIXEL * call.max_pixels)
+        head, content = _answer(call)
+        connection.send_bytes(json.dumps(head).encode() + b"\n" + content)
+
+
+def _answer(call: Call) -> tuple[dict[str, Any], bytes]:
+    try:
+        made = call.function(*call.given)
+    except ImageError as error:
+        return {"reason": error.reason, "message": str(error)}, b""
+    except MemoryError:
+        message = "the file needs more memory than an image of its size; export it uncompressed"
+        return {"reason": COSTLY, "message": message}, b""
+    except Exception as error:  # its message may quote a patient's tag
+        return {"failed": f"{call.function.__name__}: {type(error).__name__}"}, b""
+    return {"described": made.described}, made.content
+
+
+def _address_space_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a lower limit is set already
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _quieten_decoders() -> None:
+    """Keep the service's log for this program: a decoder may write thousands of lines about one image."""
+    logging.basicConfig(stream=os.fdopen(os.dup(sys.stderr.fileno()), "w"), format="%(message)s")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

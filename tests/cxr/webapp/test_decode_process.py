@@ -1,0 +1,83 @@
+"""Images are decoded in processes that can be killed: what one image does to its process is no other's matter."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from cxr.common.errors import ImageError
+from cxr.webapp.decode_process import DecodeProcess, TooSlowError
+from cxr.webapp.renditions import model_input
+from tests.support.faults import fault
+from tests.support.hostile_files import many_scans
+from tests.support.prefect_servers import wait_for
+from tests.support.webapp_server import IMAGE, LIMITS, reason, send, send_from, serve_here, tiny_classifier
+
+ACCEPTED = {"max_pixels": 50_000_000, "seconds": 60.0}
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[DecodeProcess]:
+    process = DecodeProcess()
+    yield process
+    process.kill()
+
+
+def decodes(process: DecodeProcess) -> bool:
+    """Return whether the process makes the model's input of an image."""
+    classifier = tiny_classifier()
+    made = process.call(model_input, IMAGE, classifier.without_network(), **ACCEPTED)
+    return made.content == classifier.read(IMAGE, name="image").tobytes()
+
+
+@fault("web app", "an image crashes its decoder", "one process ends; the next image is decoded", "status 422")
+def test_a_crash_is_an_error_of_its_image_alone(process: DecodeProcess) -> None:
+    with pytest.raises(ImageError, match="crashes its decoder"):
+        process.call(os.abort, **ACCEPTED)
+    assert decodes(process)
+
+
+@fault(
+    "web app", "decoding asks for more memory than an image of its size needs", "it gets none; the process goes on",
+    "status 422, too costly to decode",
+)  # fmt: skip
+def test_a_decoder_gets_no_more_memory_than_its_image_may_need(process: DecodeProcess) -> None:
+    assert decodes(process)
+    with pytest.raises(ImageError, match="more memory") as raised:
+        process.call(bytearray, 3 << 30, **ACCEPTED)
+    assert raised.value.reason == "too costly to decode"
+    assert decodes(process)
+
+
+def test_a_process_that_was_killed_for_its_time_gives_no_later_image_the_earlier_answer(process: DecodeProcess) -> None:
+    with pytest.raises(TooSlowError):
+        process.call(time.sleep, 3600, max_pixels=1, seconds=0.05)
+    assert decodes(process)
+
+
+def test_the_process_knows_no_secret(process: DecodeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXR_PATIENT_KEY", "secret")
+    process.kill()
+    with pytest.raises(RuntimeError, match="CalledProcessError"):
+        process.call(subprocess.check_call, ["printenv", "CXR_PATIENT_KEY"], **ACCEPTED)
+
+
+@fault(
+    "web app", "two images at once that are accepted and take seconds to decode",
+    "their processes are killed; another client is answered", "status 422, too slow, for the first two",
+)  # fmt: skip
+def test_two_slow_images_at_once_do_not_silence_the_service() -> None:
+    slow = many_scans(7000, 7000, 14)  # 190 KB, 3 s of one core; not quite refused for its cost
+    preprocessing = replace(tiny_classifier().spec.preprocessing, max_pixels=50_000_000)
+    classifier, limits = tiny_classifier(preprocessing=preprocessing), replace(LIMITS, decode_timeout_s=1.0)
+    with serve_here(classifier, limits=limits) as served, ThreadPoolExecutor(2) as clients:
+        assert send(served, IMAGE).status_code == 200
+        refused = [clients.submit(send, served, slow) for _ in range(2)]
+        wait_for(lambda: served.metric("cxr_images_in_progress") == 2)
+        assert send_from("127.0.0.2", served).status_code == 200
+        assert [(each.result().status_code, reason(each.result())) for each in refused] == [(422, "too slow")] * 2
+        assert send(served, IMAGE).status_code == 200
