@@ -63,7 +63,10 @@ def ingest(params: IngestParams, paths: Paths) -> None:
         accepted, mosaics = set_mosaics_aside(accepted)
         accepted, corrected = apply_corrections(accepted, corrections, paths.corrections)
         result = deduplicate(
-            accepted, duplicate=params.duplicate_correlation, near_duplicate=params.near_duplicate_correlation
+            accepted,
+            duplicate=params.duplicate_correlation,
+            near_duplicate=params.near_duplicate_correlation,
+            decided={one.image_id for one in corrected},
         )
         rejected += mosaics + result.rejected
         counts = _account(files, rejected, result)

@@ -6,6 +6,8 @@ UTF-8 with the header `image_id,label,reviewer`, one line for each image:
 `label`     the right one, of cxr.common.classes.LABELS; that of the file itself confirms it
 `reviewer`  who decided; may be empty
 
+A decided label is also that of the image's duplicates, whatever their files say (cxr/dataset/deduplicate.py).
+
 The contact sheet of tasks/forensics.py writes such a file. It is checked whole before any label is changed.
 """
 

@@ -1,11 +1,13 @@
 """Keep one image of each group of duplicates, none of a group whose labels disagree, and no mosaic."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr.common.classes import Label
 from cxr.dataset.ingest import Accepted, Rejected
 from cxr.dataset.near_duplicates import Pairs, connected_groups, correlation_of, similar_pairs
 from cxr.dataset.raw_set import Rejection
@@ -45,16 +47,19 @@ class Deduplicated:
     patients: dict[str, str]
 
 
-def deduplicate(images: list[Accepted], *, duplicate: float, near_duplicate: float) -> Deduplicated:
+def deduplicate(
+    images: list[Accepted], *, duplicate: float, near_duplicate: float, decided: Collection[str] = ()
+) -> Deduplicated:
     """Keep the largest image of each group of duplicates; of equally large ones the first.
 
     Images are duplicates when their bytes are equal or their thumbnails correlate at `duplicate` or more. Of a group
-    with different labels none is kept.
+    with different labels none is kept, unless a person decided one: it is then the label of the whole group.
 
     Args:
         images: all accepted images.
         duplicate: correlation of thumbnails from which images are duplicates, 0 to 1.
         near_duplicate: correlation from which kept images must be in the same split, 0 to 1.
+        decided: image_ids of the images whose labels a person decided.
     """
     thumbnails = np.array([image.image.thumbnail for image in images], np.uint8).reshape(-1, 32, 32)
     similar = _similar(images, thumbnails, min(duplicate, near_duplicate))
@@ -63,13 +68,14 @@ def deduplicate(images: list[Accepted], *, duplicate: float, near_duplicate: flo
     kept_row: dict[int, Accepted] = {}
     for rows in _members(group_of):
         group = [images[row] for row in rows]
-        if len({image.annotation.label for image in group}) > 1:
+        label = _label_of(group, decided)
+        if label is None:
             conflicting += group
             rejected += _conflicts(group)
             continue
         best = min(rows, key=lambda row: (-images[row].image.width * images[row].image.height, row))
-        kept.append(images[best])
-        kept_row[best] = images[best]
+        kept_row[best] = replace(images[best], annotation=replace(images[best].annotation, label=label))
+        kept.append(kept_row[best])
         duplicates += [_duplicate(images, thumbnails, row, best) for row in rows if row != best]
     return Deduplicated(
         kept=sorted(kept, key=lambda image: image.image_id),
@@ -118,6 +124,13 @@ def _members(group_of: NDArray[np.int64]) -> list[list[int]]:
     for row, group in enumerate(group_of.tolist()):
         members.setdefault(group, []).append(row)
     return list(members.values())
+
+
+def _label_of(group: list[Accepted], decided: Collection[str]) -> Label | None:
+    """Return the label that the images share, or those that a person decided; None where they differ."""
+    labels = {image.annotation.label for image in group if image.image_id in decided}
+    labels = labels or {image.annotation.label for image in group}
+    return labels.pop() if len(labels) == 1 else None
 
 
 def _conflicts(group: list[Accepted]) -> list[Rejected]:

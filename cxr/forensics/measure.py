@@ -1,6 +1,6 @@
 """What style says about one image: border, grey levels, sharpness, size and compression; and its pixels, small.
 
-None of these numbers says where in the image something is, but for the border, which holds no lungs.
+None of these numbers says where in the image something is, but for the border, in which hardly any lung lies.
 """
 
 import io

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pytest
 
@@ -52,6 +53,23 @@ def test_a_correction_changes_the_label_and_is_counted(folder: Path) -> None:
     assert counted["classes"]["bacterial"] == (before == "bacterial").sum() + 1
     rows = pd.read_csv(paths.raw / "corrections.csv", keep_default_na=False).set_index("image_id")
     assert rows.loc[viral, ["label_was", "label", "reviewer"]].tolist() == ["viral", "bacterial", "a reader"]
+
+
+def test_a_corrected_image_stays_where_a_recompressed_copy_has_the_old_label(tmp_path: Path) -> None:
+    write_sets(tmp_path / "sets", patients=3)
+    original = min((tmp_path / "sets" / "chest_xray").rglob("person*_virus_*"))
+    copy = original.with_name(f"{original.name.partition('_')[0]}_virus_999.jpeg")
+    pixels = cv2.imread(str(original), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(copy), pixels, [cv2.IMWRITE_JPEG_QUALITY, 70])
+    paths = ingested(tmp_path, HEADER)
+    (kept,) = pd.read_csv(paths.raw / "duplicates.csv").query("kind == 'near'")["kept_image_id"]
+    counted = json.loads((paths.raw / "ingest.json").read_text())
+    paths = ingested(tmp_path, f"{HEADER}{kept},bacterial,a reader\n")
+    assert read_manifest(paths.raw).set_index("image_id")["label"][kept] == "bacterial"
+    again = json.loads((paths.raw / "ingest.json").read_text())
+    assert {name: again[name] for name in ("kept", "quarantined", "duplicates")} == {
+        name: counted[name] for name in ("kept", "quarantined", "duplicates")
+    }
 
 
 @pytest.mark.parametrize(
