@@ -144,8 +144,7 @@ def _examine(file: RawFile, max_pixels: int) -> Accepted | Rejected:
     path = str(file.path)
     data = _read(file, max_pixels)
     if isinstance(data, Rejection):
-        printable = path.encode("utf-8", "backslashreplace").decode()
-        return Rejected(file.source, printable, data)
+        return Rejected(file.source, "".join(map(_printable, path)), data)
     try:
         image = inspect_image(file.stored_bytes(data, max_pixels), name=path, max_pixels=max_pixels)
     except ImageError as error:
@@ -158,7 +157,7 @@ def _examine(file: RawFile, max_pixels: int) -> Accepted | Rejected:
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:
     path = file.location
-    if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in str(file.path)):  # control, not UTF-8
+    if any(map(_is_unprintable, str(file.path))):
         return Rejection(UNREADABLE, "the file name has characters that cannot be written; rename the file")
     # Path.resolve would raise for a link that leads back to itself.
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(file.raw_set.folder):
@@ -172,6 +171,15 @@ def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:
         return path.read_bytes()
     except OSError as error:
         return Rejection(UNREADABLE, f"{error.strerror}; check its permissions or copy it again")
+
+
+def _is_unprintable(letter: str) -> bool:
+    """Return whether a letter is a control character, or stands for a byte that is not UTF-8."""
+    return unicodedata.category(letter) in {"Cc", "Cs"}
+
+
+def _printable(letter: str) -> str:
+    return letter.encode("unicode_escape").decode() if _is_unprintable(letter) else letter
 
 
 def _map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -254,11 +254,13 @@ def test_a_file_without_read_permission_is_quarantined(tmp_path: Path, monkeypat
 @fault("ingest", "a file name is not UTF-8", "it is quarantined", "`quarantine.csv`: unreadable, rename the file")
 def test_a_file_name_that_is_not_utf_8_is_quarantined(tmp_path: Path) -> None:
     lay_out(tmp_path / "sets", {})
-    (tmp_path / "sets" / NORMAL / os.fsdecode(b"IM-\xff.jpeg")).write_bytes(image(1))
+    for name in (os.fsdecode(b"IM-\xff.jpeg"), "IM-\r.jpeg"):  # a carriage return would end a line of the table
+        (tmp_path / "sets" / NORMAL / name).write_bytes(image(1))
     raw = ingested(tmp_path, {f"{NORMAL}/IM-0001\u202fäöü 肺.jpeg": image(2)})
     assert kept_paths(raw) == ["images/kermany/train/NORMAL/IM-0001\u202fäöü 肺.jpeg"]
     assert [(path, reason) for path, (reason, _) in quarantine(raw).items()] == [
-        ("kermany/train/NORMAL/IM-\\udcff.jpeg", "unreadable")
+        ("kermany/train/NORMAL/IM-\\r.jpeg", "unreadable"),
+        ("kermany/train/NORMAL/IM-\\udcff.jpeg", "unreadable"),
     ]
 
 
