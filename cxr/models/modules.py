@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cxr.models.populations import Population
+from cxr.models.populations import SMALLEST_WEIGHT, Population
 
 _CHANNELS = (32, 64, 128, 256, 256)
-_SMALLEST_WEIGHT = 1e-6  # in place of 0, whose logarithm not every engine computes with
 
 
 class SmallCnn(nn.Module):
@@ -134,7 +133,7 @@ def merge_outputs(outputs: Tensor, classes: Sequence[str], populations: Sequence
     merged = []
     for column, label in enumerate(classes):
         terms = [values[:, column]] + [
-            values[:, len(classes) + number] + log(max(population.weight, _SMALLEST_WEIGHT))
+            values[:, len(classes) + number] + log(max(population.weight, SMALLEST_WEIGHT))
             for number, population in enumerate(populations)
             if population.label == label
         ]

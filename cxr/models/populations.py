@@ -8,6 +8,8 @@ counts with its weight: 1 as any other image of the class, 0 not at all.
 
 from dataclasses import dataclass
 
+SMALLEST_WEIGHT = 1e-6  # in place of 0, whose logarithm not every engine computes with
+
 
 @dataclass(frozen=True)
 class Population:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.models.populations import Population
+from cxr.models.populations import SMALLEST_WEIGHT, Population
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,12 @@ class TrainingData:
         """Return the class of each of `labels`, which may be outputs of populations."""
         parents = [self.classes.index(population.label) for population in self.populations]
         return np.array([*range(len(self.classes)), *parents], np.int64)[labels]
+
+    def validation_weights(self) -> NDArray[np.float64]:
+        """Return how much each validation image (V,) counts: 1, or the weight of its population in an answer.
+
+        A population whose labels hardly count in an answer must not choose the epoch: the better the network tells it
+        apart, the more of its images are answered against their labels.
+        """
+        of_population = [max(population.weight, SMALLEST_WEIGHT) for population in self.populations]
+        return np.array([*[1.0] * len(self.classes), *of_population])[self.labels[self.validation_rows]]

@@ -293,15 +293,21 @@ class _Training:
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
-        """Return loss, accuracy and macro-F1 of the averaged weights on the validation images."""
-        rows = self.data.validation_rows
+        """Return loss, accuracy and macro-F1 of the averaged weights on the validation images.
+
+        An image of a population counts as much as its population does in an answer.
+        """
+        rows, weights = self.data.validation_rows, self.data.validation_weights()
         logits = merge_outputs(self._validation_outputs(rows), self.data.classes, self.data.populations)
         labels = torch.from_numpy(self.data.class_of(self.data.labels[rows]))
         predicted = logits.argmax(dim=1)
         classes = range(len(self.data.classes))
-        macro_f1 = f1_score(labels, predicted, average="macro", labels=classes, zero_division=0.0)
-        accuracy = (predicted == labels).float().mean()
-        return float(functional.cross_entropy(logits, labels)), float(accuracy), float(macro_f1)
+        macro_f1 = f1_score(
+            labels, predicted, average="macro", labels=classes, zero_division=0.0, sample_weight=weights
+        )
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        accuracy = np.average((predicted == labels).numpy(), weights=weights)
+        return float(np.average(losses.numpy(), weights=weights)), float(accuracy), float(macro_f1)
 
     def _validation_outputs(self, rows: NDArray[np.int64]) -> Tensor:
         """Return outputs (N, C + P) of the averaged weights for the images `rows`; each process computes a part."""

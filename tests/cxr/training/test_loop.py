@@ -163,6 +163,17 @@ def test_a_population_has_an_output_of_its_own_and_is_validated_as_its_class(tmp
     assert max(epoch.validation_accuracy for epoch in trained.history) > 0.9
 
 
+def test_an_image_counts_in_validation_as_its_population_does_in_an_answer(tmp_path: Path) -> None:
+    """Otherwise the epoch is kept that has learned least what its answers disregard."""
+    data = images(per_class=32)
+    labels = data.labels.copy()
+    labels[np.flatnonzero(labels == 1)[:16]] = 3  # half of the images that look viral have the label bacterial
+    split = replace(data, labels=labels, populations=(Population("late", "bacterial", 0.0),))
+    trained = run(tmp_path, split, epochs=6, rotation_deg=0, ema_decay=0.5)
+    assert max(epoch.validation_accuracy for epoch in trained.history) > 0.95
+    assert max(epoch.validation_macro_f1 for epoch in trained.history) > 0.95
+
+
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
 def test_every_class_balance_trains(tmp_path: Path, balance: str) -> None:
     data = images()
