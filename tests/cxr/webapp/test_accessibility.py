@@ -55,6 +55,9 @@ def test_at_every_size_targets_are_large_enough_and_nothing_is_cut_off(page: Pag
     if width > 760:  # the image and its result fill the window, without scrolling
         expect(page.locator("#canvas")).to_be_in_viewport(ratio=1)
         expect(page.locator(".prediction")).to_be_in_viewport(ratio=1)
+        tops = page.locator(".toolbar button").evaluate_all("all => all.map((one) => one.getBoundingClientRect().top)")
+        assert len(set(tops)) == 1  # one row, all of it in sight
+        expect(page.locator("#tool-full")).to_be_in_viewport(ratio=1)
         assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
     page.locator("#model").click()
     assert page.evaluate("document.querySelector('#card').scrollWidth <= document.querySelector('#card').clientWidth")
