@@ -98,3 +98,11 @@ class StorageError(CxrError):
     """A file cannot be written: the disk is full, the quota is used up, or the folder is read-only."""
 
     exit_code = 12
+
+
+def other_format(what: str, found: object, known: object) -> str:
+    """Return the message about something stored in a format that this release does not read."""
+    return (
+        f"{what} has format {found}, written by a later release; this one reads format {known}: use the release that "
+        "wrote it, or a later one"
+    )

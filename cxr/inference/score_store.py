@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, other_format
 from cxr.common.files import atomic_file
 from cxr.inference.answer import FieldType, columns
 from cxr.inference.image_source import ImageFile
@@ -193,10 +193,7 @@ def readable_part(part: Path) -> Iterator[pq.ParquetFile]:
 def _check_release(part: Path, metadata: Mapping[bytes, bytes]) -> None:
     found = metadata.get(b"schema_version", SCHEMA_VERSION.encode()).decode()
     if found != SCHEMA_VERSION:
-        raise DataError(
-            f"{part} was written by another release of this project, in format {found}; this one reads format "
-            f"{SCHEMA_VERSION}: use the release that wrote it, or another folder of scores"
-        )
+        raise DataError(other_format(str(part), found, SCHEMA_VERSION))
 
 
 def _key(*parts: object) -> bytes:

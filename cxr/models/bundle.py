@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from cxr.common.errors import WeightsError
+from cxr.common.errors import WeightsError, other_format
 from cxr.common.files import read_json, sha256_of, write_json
 from cxr.imaging.preprocess import Preprocessing
 from cxr.models.populations import Population
@@ -26,6 +26,9 @@ WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
 
 _ADVICE = "fetch the model again, or run `./run dvc repro -f -s train` where this project trained it"
+
+_FORMAT = 1
+"""Of model.json; a file without the field `format` has this one. Whoever changes what a field means writes a higher."""
 
 _RETIRED = {"views": [1.0]}
 """Fields of specs written up to 0.4.0, with the only value that changes nothing: the image at magnification 1."""
@@ -85,6 +88,8 @@ def read_spec(folder: Path) -> ModelSpec:
     path = folder / SPEC_FILE
     try:
         raw = read_json(path)
+        if (found := raw.pop("format", _FORMAT)) != _FORMAT:
+            raise WeightsError(other_format(str(path), found, _FORMAT))
         _drop_retired(raw, path)
         raw["preprocessing"] = Preprocessing(**raw["preprocessing"])
         raw.update({name: tuple(raw[name]) for name in ("classes", "mean", "std", "bias")})

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from cxr.common.errors import RegistryError, other_format
 from cxr.registry.stored_names import current_entry
 
 Kind = Literal["promote", "rollback", "restore"]
 
 CHAMPION_ALREADY = "is champion already; nothing to do"
 """Ends the line of a promotion that moved nothing."""
+_FORMAT = 1
+"""Of an entry; one without the field `format` has this one. Whoever changes what a field means writes a higher."""
 NO_VERSION = "none"
 """Stands in `Move.found` where the alias had been removed."""
 
@@ -84,8 +87,16 @@ def head_from_text(text: str) -> Head | None:
 
 
 def move_from_line(line: str) -> Move:
-    """Read a stored entry. Raises ValueError, AttributeError or TypeError when it is not one."""
-    return Move(**current_entry(json.loads(line)))
+    """Read a stored entry.
+
+    Raises:
+        RegistryError: a later release wrote it. Left out, it would make another version the recorded champion.
+        ValueError, AttributeError, TypeError: it is no entry.
+    """
+    fields = current_entry(json.loads(line))
+    if (found := fields.pop("format", _FORMAT)) != _FORMAT:
+        raise RegistryError(other_format(f"entry {fields.get('number')} of the audit log", found, _FORMAT))
+    return Move(**fields)
 
 
 def read_moves(lines: Iterable[str]) -> list[Move]:

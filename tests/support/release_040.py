@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from cxr.common.files import sha256_of, write_json
@@ -62,6 +64,16 @@ def claim_line(number: int) -> str:
     found = tracking_store.client().get_experiment_by_name(f"{MODEL} ledger {number:06d}")
     assert found is not None
     return str(found.tags["entry"])
+
+
+def write_score_part(path: Path, *, spec_sha256: str, rows: list[dict[str, Any]]) -> None:
+    """Write a part of scored images; columns that a row lacks are null."""
+    stamp, text = pa.timestamp("us", tz="UTC"), pa.string()
+    names = ("location", "path", "sha256", "changed", "model_version", "predicted_class", "warning", "error")
+    types: dict[str, pa.DataType] = dict.fromkeys(names, text) | {"size_bytes": pa.int64(), "scored_at": stamp}
+    types |= {"confidence": pa.float64(), "refer": pa.bool_()} | {f"p_{name}": pa.float64() for name in CLASSES}
+    fields = pa.schema(types.items(), metadata={"spec_sha256": spec_sha256, "schema_version": "1"})
+    pq.write_table(pa.Table.from_pylist(rows, fields), path, compression="zstd")
 
 
 def _write_version(experiment: str, number: int, folder: Path) -> None:

@@ -4,11 +4,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cxr.common.errors import DataError
 from cxr.inference.image_source import ImageFile
+from cxr.inference.score_index import index_scores
 from cxr.inference.score_store import PartWriter, Scored, read_scores, schema
+from tests.support import release_040
 from tests.support.faults import fault
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -101,3 +104,21 @@ def test_a_damaged_part_is_named_and_a_part_that_was_cut_off_is_not_read(tmp_pat
 def test_no_parts_are_an_empty_table_with_the_columns_of_every_part(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "none").empty
     assert {"path", "scored_at", "model_version", "error"} <= set(read_scores(tmp_path).columns)
+
+
+def test_a_part_of_release_0_4_0_counts(tmp_path: Path) -> None:
+    old = row("a", predicted_class="viral", p_viral=1.0, confidence=1.0), row("b", error="not an image")
+    release_040.write_score_part(tmp_path / "old.parquet", spec_sha256=SPEC, rows=[*old])
+    write(tmp_path, row("c", scored_at=START + timedelta(days=1)))
+    assert remembered(tmp_path).is_unchanged(ImageFile("a", 7, "monday"))
+    assert read_scores(tmp_path)["predicted_class"].isna().tolist() == [False, True, True]
+    found = index_scores(tmp_path, "1")
+    assert (found.read(0, 1)["path"].tolist(), found.unmeasured) == (["b"], 2), "without measures, as then"
+
+
+def test_a_part_of_a_later_format_is_rejected_in_one_line(tmp_path: Path) -> None:
+    columns = schema(("normal",), (), {"spec_sha256": SPEC}).with_metadata({"schema_version": "2"})
+    pq.write_table(columns.empty_table(), tmp_path / "later.parquet")
+    for read in (read_scores, remembered, lambda folder: index_scores(folder, "1")):
+        with pytest.raises(DataError, match=r"later\.parquet has format 2, written by a later release"):
+            read(tmp_path)

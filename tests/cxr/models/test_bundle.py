@@ -103,6 +103,12 @@ def test_bundle_of_release_0_4_0_loads(bundle: Path) -> None:
     assert not model.training
 
 
+def test_bundle_of_a_later_format_is_rejected_in_one_line(bundle: Path) -> None:
+    add_field(bundle, "format", 2)
+    with pytest.raises(WeightsError, match=r"model\.json has format 2, written by a later release; .* format 1"):
+        read_bundle(bundle)
+
+
 @pytest.mark.parametrize("views", [[1.1, 1.0], [], None])
 def test_bundle_with_magnified_views_is_rejected(bundle: Path, views: object) -> None:
     add_field(bundle, "views", views)

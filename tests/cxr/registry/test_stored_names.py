@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxr.common.errors import RegistryError
 from cxr.inference.classifier import load_classifier
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.evaluation_store import evaluation_of, training_images
-from cxr.registry.stored_names import current_verdict, current_version_tags
+from cxr.registry.stored_names import current_verdict, current_version_tags, entry_tag
 from tasks import history, promote, rollback
 from tests.support import release_040
 from tests.support.registry_project import call, enter_project, register, write_model
@@ -103,6 +104,18 @@ def test_a_move_that_release_040_left_half_done_is_finished() -> None:
     assert versions.get_version("champion").number == "1"
     assert aliases.history()[-1] == begun
     assert aliases.problems() == []
+
+
+def test_an_entry_of_a_later_format_stops_every_command_in_place_of_another_champion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = tracking_store.client()
+    entry = {**json.loads(release_040.claim_line(2)), "number": 3, "before": "2", "after": "1", "format": 2}
+    client.set_registered_model_tag(versions.MODEL, entry_tag(3), json.dumps(entry))
+    for command in (history.main, promote.main, rollback.main):
+        with pytest.raises(RegistryError, match=r"entry 3 of the audit log has format 2, written by a later release"):
+            call(monkeypatch, command)
+    assert client.get_registered_model(versions.MODEL).aliases["champion"] in {2, "2"}
 
 
 def test_where_old_and_present_name_are_set_the_present_one_counts() -> None:
