@@ -73,7 +73,7 @@ def _store(folder: Path, *, postgresql: bool) -> Iterator[dict[str, str]]:
         yield yield_from
         return
     with serve_team(only=("postgresql",)) as team:
-        yield yield_from | {tracking_store.STORE_VARIABLE: team.database("mlflow", driver="psycopg")}
+        yield yield_from | {tracking_store.STORE_VARIABLE: team.database("mlflow", driver="pg8000")}
 
 
 def _make(folder: Path, *, versions: int, rows: int, nights: int) -> None:

@@ -165,12 +165,10 @@ def _rows_of(
     """Return the rows of a version, its run and its logged model, by table, in the order in which they are written."""
     ids, inputs, found = {version.run_id, version.model_id}, set(), []
     for table in tables:
-        if table.name == "registered_model_aliases":
-            continue
         wanted = [table.c[name].in_(inputs if name == "input_uuid" else ids) for name in _IDS if name in table.c]
         if table.name == "input_tags":
             wanted = [table.c.input_uuid.in_(inputs)]
-        if {"name", "version"} <= set(table.c.keys()):
+        if table.name.startswith("model_version"):
             wanted.append((table.c.name == MODEL) & (table.c.version == int(version.number)))
         if not wanted:
             continue
