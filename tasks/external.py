@@ -79,8 +79,13 @@ from cxr.inference.external_answers import answer_images
 from cxr.inference.image_source import Location, open_location
 from cxr.monitoring.drift import Rules
 from cxr.monitoring.external import SeenImages, answer_table, describe, drift, set_facts, training_duplicates
-from cxr.registry.evaluation_store import evaluation_of, training_images, training_thumbnails
-from cxr.registry.external_store import RESULT_FILE, store_external
+from cxr.registry.evaluation_store import (
+    EXTERNAL_RESULT,
+    evaluation_of,
+    store_external,
+    training_images,
+    training_thumbnails,
+)
 from cxr.registry.model_origin import origin_of_version
 from cxr.registry.test_set_looks import record_look
 from cxr.registry.versions import MODEL, Version, fetch_bundle, get_version
@@ -130,7 +135,7 @@ def external(params: Params, request: Request) -> None:
     """
     test = _open(params, request)
     output = request.output or params.paths.report.parent / "external" / test.name
-    if output.exists() and not (output / RESULT_FILE).is_file():
+    if output.exists() and not (output / EXTERNAL_RESULT).is_file():
         raise ParamsError(f"{output} exists and is no earlier result: it would be replaced; name another --output")
     parts = output.with_name(f".{output.name}.answers")
     table = _answer(test, parts)
@@ -273,7 +278,7 @@ def _write(
     page = render_external(result, external_figures(scored, binary, result), gallery, origin=origin)
     hidden = ("thumbnail", "reason", "location", "scored_at", "changed", "size_bytes", "patient_known", "error")
     with atomic_folder(output) as partial:
-        write_json(partial / RESULT_FILE, result)
+        write_json(partial / EXTERNAL_RESULT, result)
         (partial / REPORT_FILE).write_text(page, encoding="utf-8")
         tables = {
             "predictions": answered.drop(columns=[name for name in hidden if name in answered]),

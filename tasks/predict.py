@@ -60,7 +60,7 @@ _LOADING = "loading the model ..."
 
 if __name__ == "__main__":
     answer_help(command_line())
-    if sys.stderr.isatty():  # what follows takes seconds, most of them MLflow's import
+    if sys.stderr.isatty():  # with torch what follows takes seconds
         print(_LOADING, end="\r", file=sys.stderr, flush=True)
 
 from tqdm import tqdm
@@ -68,7 +68,6 @@ from tqdm import tqdm
 from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
-from cxr.dicom.header import sop_instance_uid
 from cxr.imaging.decode import EncodedImage, max_file_bytes
 from cxr.inference.answer_table import Result, Style, Summary, Table
 from cxr.inference.classifier import Classifier, load_classifier
@@ -203,7 +202,11 @@ def _prepared(
 
 def _keep(image: EncodedImage, *, keeps_file: bool) -> Kept:
     """Return what is needed of an image after its answer; files are made from the image as it is stored."""
-    uid = sop_instance_uid(image.data) if image.header.format == "DICOM" else ""
+    uid = ""
+    if image.header.format == "DICOM":
+        from cxr.dicom.header import sop_instance_uid  # pydicom takes 0.4 s to import, few images need it
+
+        uid = sop_instance_uid(image.data)
     return Kept(uid, image if keeps_file else None)
 
 

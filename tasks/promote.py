@@ -53,8 +53,7 @@ from cxr.evaluation.headline import HEADLINES
 from cxr.registry import aliases, audit_log, requests, versions
 from cxr.registry.aliases import Standing
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
-from cxr.registry.evaluation_store import evaluation_of
-from cxr.registry.external_store import external_results
+from cxr.registry.evaluation_store import evaluation_of, external_results
 from cxr.registry.promotion import Decision, decide, sentence
 from cxr.registry.stored_names import DECISION_TAG, EVALUATION_TAG, VERDICT_TAG, current_verdict
 from cxr.registry.test_set_looks import looks_at

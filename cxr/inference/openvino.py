@@ -9,8 +9,11 @@ compiled is kept on disk: the graph compiles in less than a second, and a damage
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -90,7 +93,12 @@ def first_line(error: Exception) -> str:
     return next((line for line in telling if "No conversion rule" in line), (telling or lines)[0])[:300]
 
 
-def _core() -> Core:
-    from openvino import Core
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry, which reports each import to its maker; OpenVINO has a stub for that."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's own mark of what cannot be imported
+    return import_module("openvino")
 
-    return Core()
+
+def _core() -> Core:
+    core: Core = import_openvino().Core()
+    return core

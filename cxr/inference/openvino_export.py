@@ -30,6 +30,7 @@ from cxr.inference.openvino import (
     Precision,
     Runtime,
     first_line,
+    import_openvino,
     native_precisions,
 )
 from cxr.models.factory import logits_and_features
@@ -91,7 +92,7 @@ def export_runtime(network: nn.Module, spec: ModelSpec, folder: Path) -> None:
     Raises:
         WeightsError: OpenVINO cannot express this network.
     """
-    import openvino
+    openvino = import_openvino()
 
     side = spec.preprocessing.image_size_px
     example = torch.zeros((2, side, side), dtype=torch.uint8)

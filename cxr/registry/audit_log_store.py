@@ -84,11 +84,31 @@ def _verified_head(entries: Mapping[int, str], head: Head | None) -> Head | None
 
     Release 0.4.0 stored none, and a head can be changed by hand like any tag; the claim is a second copy of the entry.
     """
-    last = max([*entries, head.number if head else 0], default=0)
-    if head and head.number == last and last in entries and head.sha256 == audit_log.digest(entries[last]):
+    if _fits(head, entries):
         return head
+    last = max([*entries, head.number if head else 0], default=0)
     claim = claim_of(last)
     return Head(last, audit_log.digest(claim.line)) if claim else head
+
+
+def _fits(head: Head | None, entries: Mapping[int, str]) -> bool:
+    """Say whether the head names the last entry as it is."""
+    if head is None or head.number != max(entries, default=0):
+        return False
+    return head.sha256 == audit_log.digest(entries[head.number])
+
+
+def agrees(alias: str, tags: Mapping[str, str]) -> bool:
+    """Say whether the alias `champion` and an audit log without a fault agree, by the registered model alone.
+
+    False where a claim has to be asked, and where there is a contradiction.
+
+    Args:
+        alias: the version it is on.
+        tags: of the registered model.
+    """
+    stored = StoredLog(alias, entry_lines(tags), audit_log.head_from_text(tags.get(HEAD_TAG, "")))
+    return _fits(stored.head, stored.entries) and not stored.faults and stored.alias == stored.recorded
 
 
 def claim_of(number: int) -> Claim | None:

@@ -1,33 +1,40 @@
-"""What a version's evaluations and its training left in the tracking store, found by the version's tags.
+"""What a version's evaluations, external tests and training left in the tracking store, found by the version's tags.
 
 `evaluation_artifacts`, `evaluation_artifacts_sha256`          of the evaluation it was registered with
 `evaluation_artifacts.<t>`, `evaluation_artifacts_sha256.<t>`  of a later one; <t> begins that test set's digest
+`external.<s>`, `external_sha256.<s>`                          of tasks.external; <s> begins the digest of the set. A
+                                                               later test of the same set takes its place
 `training_images`, `training_images_sha256`                    the images and patients it was trained and tuned on
 `training_thumbnails`, `training_thumbnails_sha256`            thumbnails of the same images in the same order
 
-A location is `<run>/<path>` below that run's artifacts; the SHA-256 is what the files must have.
+A location is `<run>/<path>` below that run's artifacts; the SHA-256 is what the files must have, of an external test
+what its external.json must have.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cxr.common.files import sha256_of
-from cxr.registry import runs, tracking_store
+from cxr.common.files import read_json, sha256_of
+from cxr.registry import runs, tracking_store, versions
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts, evaluation_digest, read_evaluation
 from cxr.registry.stored_names import (
     EVALUATION_TAG,
+    EXTERNAL_TAG,
     TRAINING_IMAGES_TAG,
     TRAINING_THUMBNAILS_TAG,
     evaluation_tags,
 )
 from cxr.registry.versions import Version
+
+EXTERNAL_RESULT = "external.json"
 
 
 def store_evaluation(run_id: str, files: Sequence[Path], *, test_set_sha256: str = "") -> dict[str, str]:
@@ -126,3 +133,33 @@ def fetch_stored(version: Version, location: str, target: Path) -> Path | None:
         if path not in {file.path for file in client.list_artifacts(run_id, parent)}:
             return None
         return Path(client.download_artifacts(run_id, path, str(target)))
+
+
+def store_external(version: Version, files: Sequence[Path], *, set_sha256: str) -> None:
+    """Put the files of one folder, external.json among them, into the version's run, and tag the version."""
+    result = next(file for file in files if file.name == EXTERNAL_RESULT)
+    digest, which = sha256_of(result), set_sha256[:12]
+    folder = f"{EXTERNAL_TAG}/{which}-{digest[:12]}"
+    runs.log_files(version.run_id, files, folder)
+    tags = {f"{EXTERNAL_TAG}.{which}": f"{version.run_id}/{folder}", f"{EXTERNAL_TAG}_sha256.{which}": digest}
+    versions.tag_version(version.number, tags)
+
+
+def external_results(version: Version) -> dict[str, Mapping[str, Any] | None]:
+    """Return the external tests of a version: the set's digest, its first 12 digits -> external.json.
+
+    None in place of a result that is lost or was changed since it was stored.
+    """
+    prefix = f"{EXTERNAL_TAG}."
+    which = sorted(tag.removeprefix(prefix) for tag in version.tags if tag.startswith(prefix))
+    with tempfile.TemporaryDirectory() as scratch:
+        return {name: _read_external(version, name, Path(scratch) / name) for name in which}
+
+
+def _read_external(version: Version, which: str, target: Path) -> Mapping[str, Any] | None:
+    target.mkdir()
+    location = f"{version.tags[f'{EXTERNAL_TAG}.{which}']}/{EXTERNAL_RESULT}"
+    file = fetch_stored(version, location, target)
+    if file is None or sha256_of(file) != version.tags.get(f"{EXTERNAL_TAG}_sha256.{which}"):
+        return None
+    return dict(read_json(file))

@@ -95,7 +95,7 @@ def decide(
         params: thresholds.
         rolled_back: the rollback that took the challenger out of service, where there was one.
         broken_bundle: what is wrong with the challenger's files in the store; "" where they are as registered.
-        external: the challenger's external tests (cxr.registry.external_store); None for one that is lost or changed.
+        external: the challenger's external tests (cxr.registry.evaluation_store); None for one that is lost or changed.
 
     Raises:
         ParamsError: `params` names a metric that there is not.

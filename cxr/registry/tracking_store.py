@@ -89,7 +89,7 @@ def client() -> MlflowClient:
     """
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
-    _take_password_out_of_address()
+    take_password_out_of_address()
     uri = tracking_uri()
     with store_errors("opening it"):
         _check_answers(uri)
@@ -100,7 +100,7 @@ def client() -> MlflowClient:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _take_password_out_of_address() -> None:
+def take_password_out_of_address() -> None:
     """Move a server's account from the address to MLflow's own variables: its threads log the address on failure."""
     parts = urlsplit(os.environ.get(STORE_VARIABLE) or "")
     if parts.scheme in {"http", "https"} and parts.username and parts.password and parts.hostname:

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 from cxr.common.errors import RegistryError, WeightsError
 from cxr.common.files import atomic_folder, sha256_of
 from cxr.common.locks import file_lock
-from cxr.registry import audit_log_store, tracking_store
+from cxr.registry import audit_log_store, direct_lookup, tracking_store
 from cxr.registry.stored_names import CHALLENGER, CHAMPION, MODEL, current_version_tags
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from cxr.models.bundle import ModelSpec
+    from cxr.registry.direct_lookup import StoredVersion
 
 __all__ = ["CHALLENGER", "CHAMPION", "MODEL", "Version"]
 
@@ -89,6 +90,10 @@ def champion() -> Version | None:
 
 def look_up(which: str) -> Version | None:
     """Return a version by number or alias, None where there is none."""
+    if (undisputed := direct_lookup.find(which)) is not None:
+        if which == CHAMPION:
+            _last_warning[tracking_store.tracking_uri()] = ""
+        return _version(undisputed)
     client = tracking_store.client()
     number = _champion_number() if which == CHAMPION else which
     with tracking_store.store_errors(f"looking for the version {which}"):
@@ -131,7 +136,7 @@ def tag_version(number: str, tags: Mapping[str, str]) -> None:
             client.set_model_version_tag(MODEL, number, key, value)
 
 
-def _version(found: ModelVersion) -> Version:
+def _version(found: ModelVersion | StoredVersion) -> Version:
     model_id = found.model_id or (found.source or "").removeprefix("models:/")
     tags = current_version_tags(found.tags)
     return Version(number=str(found.version), run_id=found.run_id or "", model_id=model_id, tags=tags)

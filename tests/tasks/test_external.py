@@ -16,8 +16,7 @@ from cxr.dataset.manifest import read_split
 from cxr.imaging.decode import image_from_bytes
 from cxr.inference import external_answers
 from cxr.registry import versions
-from cxr.registry.evaluation_store import keep_training_images
-from cxr.registry.external_store import external_results
+from cxr.registry.evaluation_store import external_results, keep_training_images
 from tasks import external
 from tests.support.accessibility import faults_of_report
 from tests.support.browsers import launch_browser

@@ -18,8 +18,7 @@ from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejected
 from cxr.common.files import read_json, sha256_of, write_json
 from cxr.registry import aliases, tracking_store, versions
 from cxr.registry.audit_log import Move
-from cxr.registry.evaluation_store import store_evaluation
-from cxr.registry.external_store import store_external
+from cxr.registry.evaluation_store import store_evaluation, store_external
 from cxr.registry.test_set_looks import record_look
 from tasks import history, promote, rollback
 from tests.support.faults import fault

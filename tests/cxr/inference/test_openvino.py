@@ -1,6 +1,7 @@
 """The exported network agrees with torch, is used only where it was accepted, and loads without torch."""
 
 import logging
+import os
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -85,7 +86,9 @@ def test_populations_are_merged_in_the_export_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(exported, expected, atol=5e-3 * np.abs(expected).max())
 
 
-def test_openvino_answers_from_the_export_without_torch_and_torch_is_the_default(bundle: Path) -> None:
+def test_openvino_answers_from_the_export_without_torch_and_telemetry_and_torch_is_the_default(
+    bundle: Path, tmp_path: Path
+) -> None:
     exported, plain = load_classifier(bundle, number="1", engine="openvino"), load_classifier(bundle, number="1")
     assert (exported.engine, plain.engine) == (f"openvino {openvino.native_precisions()[0]}", "torch")
     for one, other in zip(exported.answer(IMAGES), plain.answer(IMAGES), strict=True):
@@ -97,8 +100,12 @@ def test_openvino_answers_from_the_export_without_torch_and_torch_is_the_default
         "classifier.answer(np.zeros((1, 64, 64), np.uint8))\n"
         "print({'torch', 'mlflow', 'sklearn'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"
+    assert not (tmp_path / "intel").exists(), "OpenVINO's telemetry has made itself an identity"
 
 
 def test_without_torch_the_export_answers_and_what_needs_torch_says_so(
