@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from cxr.common.engines import ENGINES, Engine, has_torch
-from cxr.common.errors import CxrError, ParamsError, StorageError
+from cxr.common.errors import CxrError, MemoryLimitError, ParamsError, StorageError
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
@@ -26,7 +26,12 @@ TELEMETRY_OFF = {
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 _NO_ROOM = "free some space or make the folder writable, then run the same command again"
+_NO_MEMORY = (
+    "out of memory; end other programs, lower `workers` or `batch_size` in params.yaml, or allow more memory, then run "
+    "the same command again"
+)
 _NO_RIGHT = "give this user the right to it, then run the same command again"
+_NO_MEMORY_MESSAGES = ("Cannot allocate memory", "Insufficient memory", "CUDA out of memory")  # C, OpenCV, torch
 _INTERRUPTED = "interrupted; run the same command again to continue"
 
 _BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
@@ -42,7 +47,7 @@ def configure_process() -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main`; print a CxrError, or that a file cannot be written, as one line and exit with its code."""
+    """Run `main`; print a CxrError, or a lack of disk or memory, as one line and exit with its code."""
     configure_process()
     try:
         code = main() or 0
@@ -56,6 +61,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             raise
         sys.exit(_BROKEN_PIPE)
     except OSError as error:
+        if _is_out_of_memory(error):
+            _end_without_memory()
         if error.errno not in _CANNOT_WRITE:
             raise
         advice = _NO_RIGHT if error.errno == errno.EACCES else _NO_ROOM
@@ -64,6 +71,20 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _end_without_memory()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed; of the libraries' own errors only the message says so."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY_MESSAGES)
+
+
+def _end_without_memory() -> NoReturn:
+    print(f"error: {_NO_MEMORY}", file=sys.stderr)
+    sys.exit(MemoryLimitError.exit_code)
 
 
 def _flush() -> None:

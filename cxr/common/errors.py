@@ -12,6 +12,7 @@ CxrError
  +-- PromotionRejectedError the challenger is not good enough
  +-- PromotionHeldError    the promotion needs a person's decision
  +-- StorageError          a file cannot be written: the disk is full, or the folder is read-only
+ +-- MemoryLimitError      the process gets no more memory
 
 The command line prints the message as one line and exits with `exit_code`. A message states what was expected, what was
 found, and what to do.
@@ -98,6 +99,12 @@ class StorageError(CxrError):
     """A file cannot be written: the disk is full, the quota is used up, or the folder is read-only."""
 
     exit_code = 12
+
+
+class MemoryLimitError(CxrError):
+    """The process gets no more memory, of this machine or of its GPU."""
+
+    exit_code = 13
 
 
 def other_format(what: str, found: object, known: object) -> str:

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from cxr.common.errors import ParamsError
+from cxr.common.errors import MemoryLimitError, ParamsError
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 COMMANDS = sorted(path.stem for path in (PROJECT / "tasks").glob("*.py") if "__main__" in path.read_text())
@@ -34,6 +35,32 @@ def test_an_error_is_one_line_and_its_own_exit_code() -> None:
     answer = run("-m", "tasks.split", "--params", "gone.yaml")
     assert answer.returncode == ParamsError.exit_code
     assert answer.stderr.startswith("error: gone.yaml is missing")
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("imports", "allocate"),
+    [
+        ("mmap", "bytearray(1 << 40)"),
+        ("mmap", "mmap.mmap(-1, 1 << 40)"),
+        ("numpy", "numpy.zeros(1 << 40, 'uint8')"),
+        ("torch", "torch.zeros(1 << 40)"),
+        ("cv2, numpy", "cv2.resize(numpy.zeros((9, 9), 'uint8'), (1 << 15, 1 << 16))"),
+    ],
+)
+@fault(
+    "every command", "there is no more memory", "it ends; outputs are written whole or not at all, as always",
+    "exit code 13, out of memory, what to lower",
+)  # fmt: skip
+def test_no_more_memory_is_one_line(imports: str, allocate: str) -> None:
+    script = (
+        f"import resource, {imports}\nfrom cxr.common.cli import run_command\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (64 << 20)\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, (size, size))\nrun_command(lambda: {allocate})"
+    )
+    answer = run("-c", script)
+    assert answer.returncode == MemoryLimitError.exit_code
+    assert answer.stderr.startswith("error: out of memory")
     assert answer.stderr.count("\n") == 1
 
 

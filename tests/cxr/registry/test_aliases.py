@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import mlflow
@@ -106,6 +108,22 @@ def test_every_move_is_on_record_and_rollbacks_go_back_one_by_one() -> None:
     assert names_of_claims() == []
     with pytest.raises(RegistryError, match="there is no champion to go back to"):
         aliases.earlier_champion()
+
+
+@fault(
+    "promote, rollback", "the clock jumps by a year, back or forth", "moves keep their order and no move is refused",
+    "the time as the machine gave it",
+)  # fmt: skip
+def test_the_order_of_moves_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_versions(3)
+    for number, before, days in (("1", "", 0), ("2", "1", -366), ("3", "2", 366)):
+        with monkeypatch.context() as patched:
+            patched.setattr(aliases, "datetime", Mock(now=lambda zone, days=days: datetime.now(zone) + timedelta(days)))
+            move(number, before)
+    assert [each.after for each in aliases.history()] == ["1", "2", "3"]
+    assert [each.time for each in aliases.history()] != sorted(each.time for each in aliases.history())
+    assert aliases.earlier_champion().number == "2"
+    assert aliases.mismatch() == ""
 
 
 def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> None:
