@@ -65,10 +65,11 @@ class ModelSpec:
 
 def write_bundle(folder: Path, state: dict[str, Tensor], spec: ModelSpec) -> ModelSpec:
     """Write weights and spec into `folder`; return the spec with the digest of the weights."""
-    from safetensors.torch import save_file  # imports torch, see above
+    from safetensors.torch import save  # imports torch, see above
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors))  # whose own file writing hides that a disk is full
     return write_spec(folder, spec)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from cxr.common.errors import WeightsError
 from cxr.common.files import atomic_file, sha256_of
@@ -236,7 +236,8 @@ def write_reference(path: Path, reference: Reference) -> str:
     # A single key, because safetensors does not fix the order of several.
     with atomic_file(path) as partial:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, partial, metadata={"reference": json.dumps({"format": _FORMAT} | described)})
+        metadata = {"reference": json.dumps({"format": _FORMAT} | described)}
+        partial.write_bytes(save(contiguous, metadata=metadata))
     return sha256_of(path)
 
 

@@ -14,7 +14,9 @@ from cxr.common.params import override
 from tests.support.faults import fault
 from tests.support.sample_project import run_stage
 
-OUTPUT = {"validate": "data_docs", "split": "split", "preprocess": "images"}
+OUTPUT = {
+    "validate": "data_docs", "split": "split", "preprocess": "images", "train": "model", "evaluate": "evaluation",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -41,13 +43,23 @@ def refused(stage: str, disk: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("stage", OUTPUT)
-@fault("validate, split, preprocess", "the disk is full", "nothing half-written is left", "exit code 12, no space left")
+@fault(
+    "validate, split, preprocess, train, evaluate",
+    "the disk is full",
+    "nothing half-written is left",
+    "exit code 12, no space left",
+)
 def test_a_full_disk_is_one_line(stage: str, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No space left on device" in refused(stage, disk, capsys)
 
 
 @pytest.mark.parametrize("stage", OUTPUT)
-@fault("validate, split, preprocess", "the folder is read-only", "nothing is written", "exit code 12, read-only")
+@fault(
+    "validate, split, preprocess, train, evaluate",
+    "the folder is read-only",
+    "nothing is written",
+    "exit code 12, read-only",
+)
 def test_a_read_only_disk_is_one_line(stage: str, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert "Read-only file system" in refused(stage, disk, capsys)
