@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup tools run test test-containers fuzz check lint audit data serve app doctor bench docs clean
+.PHONY: help setup tools run test test-containers fuzz check lint audit sbom data serve app doctor bench docs clean
 
 DATA ?=
 WEIGHTS ?=
@@ -41,16 +41,20 @@ fuzz: tools ## damaged inputs to all that reads a stranger's bytes [MINUTES=10] 
 check: lint ## lint, and the tests of architecture and documents
 	./run pytest tests/test_architecture.py tests/test_docs.py
 
-lint: tools ## ruff, mypy, import contracts, secret scan, documentation site
+lint: tools ## ruff, mypy, import contracts, secret scan, licences, documentation site
 	./run ruff check .
 	./run ruff format --check .
 	./run mypy
 	./run lint-imports
 	./run infra/secret-scan.sh
+	./run python -m infra.licences check
 	./run infra/docs/build.sh
 
 audit: tools ## secrets in tracked files, known weaknesses of the locked packages (asks PyPI)
 	@./run infra/audit.sh
+
+sbom: tools ## sbom.json: every locked package with its licence, in CycloneDX 1.5
+	./run python -m infra.licences sbom sbom.json
 
 data: ## download both real sets from their public homes
 	@./run data

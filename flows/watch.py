@@ -5,9 +5,11 @@
 
 The store is looked at every 20 seconds. With --address MLflow's server also sends each move to this receiver, signed
 (cxr.registry.webhook). A message is only a reason to look: what is done follows from the store, which can be written to
-past the server. Needs PREFECT_API_URL, the deployment judge/on-demand and an account that may read the registry.
+past the server. A message needs its signature, and /health answers this machine alone. Needs PREFECT_API_URL, the
+deployment judge/on-demand and an account that may read the registry.
 """
 
+import ipaddress
 import json
 import logging
 import sys
@@ -15,6 +17,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -113,7 +116,10 @@ def _handler(found: Watch) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             state = {"subscribed": found.subscribed, "problem": found.problem}
-            self._send(200 if self.path == "/health" else 404, json.dumps(state).encode())
+            if not _is_of_this_machine(self.client_address[0], self.headers.get("Host", "")):
+                self._send(403)
+            else:
+                self._send(200 if self.path == "/health" else 404, json.dumps(state).encode())
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
@@ -136,6 +142,15 @@ def _handler(found: Watch) -> type[BaseHTTPRequestHandler]:
             """Keep what strangers send out of the log."""
 
     return Handler
+
+
+def _is_of_this_machine(client: str, host: str) -> bool:
+    """Say whether a request comes from here, and not from a page that leads its own name here (DNS rebinding)."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return all(ipaddress.ip_address(one).is_loopback for one in (client, name.replace("localhost", "127.0.0.1")))
+    except ValueError:
+        return False
 
 
 def main() -> None:

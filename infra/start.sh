@@ -25,4 +25,4 @@ fi
 if [ "$(git symbolic-ref --quiet --short HEAD 2>/dev/null)" = image ]; then
     export CXR_COMMIT=${CXR_IMAGE_COMMIT:-unknown}
 fi
-exec "$@"
+exec "$(dirname "$(readlink -f "$0")")/with-secret-files.sh" "$@"

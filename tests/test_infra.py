@@ -24,7 +24,7 @@ from tests.support.project import PROJECT
 INFRA = PROJECT / "infra"
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
 PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?(@sha256:[0-9a-f]{64})?$")
-SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|_URI$|CONNECTION_URL")
+SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|TOKEN$|_URI$|CONNECTION_URL")
 
 
 @cache
@@ -80,7 +80,7 @@ def test_compose_follows_the_compose_specification() -> None:
 
 
 def test_the_services_of_a_team_are_there() -> None:
-    servers = ["mlflow", "orthanc", "postgresql", "prefect", "s3"]
+    servers = ["mlflow", "orthanc", "postgresql", "prefect", "proxy", "s3"]
     assert sorted([*servers, *COMMANDS, "app", "pacs", "watch", "worker", "worker-gpu"]) == SERVICES
     device = service("worker-gpu")["deploy"]["resources"]["reservations"]["devices"][0]
     assert device["capabilities"] == ["gpu"]
@@ -101,7 +101,9 @@ def test_a_service_is_pinned_watched_and_without_privileges(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_ports_are_bound_to_loopback(name: str) -> None:
-    assert all(str(port).startswith("127.0.0.1:") for port in service(name).get("ports", []))
+    """Only the proxy, which has TLS, may listen elsewhere, where a variable says so."""
+    beginning = "${CXR_TLS_ADDRESS:-127.0.0.1}:" if name == "proxy" else "127.0.0.1:"
+    assert all(str(port).startswith(beginning) for port in service(name).get("ports", []))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -128,9 +130,45 @@ def test_secrets_are_drawn_once_for_the_owner_alone(tmp_path: Path) -> None:
     drawn = dict(line.split("=", 1) for line in written.splitlines())
     assert len(set(drawn.values())) == len(drawn) == 12
     assert all(re.fullmatch(r"(admin:)?[0-9a-f]{48}", value) for value in drawn.values())
-    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    token = (tmp_path / ".env.app-token").read_text()
+    assert re.fullmatch(r"[0-9a-f]{48}", token)
+    assert token not in drawn.values()
+    assert all((tmp_path / name).stat().st_mode & 0o777 == 0o600 for name in (".env", ".env.app-token"))
     assert subprocess.run(command, check=False, capture_output=True).returncode == 1
+    (tmp_path / ".env.app-token").unlink()  # as after an upgrade from a release without one
+    subprocess.run(command, check=True)
+    assert (tmp_path / ".env.app-token").read_text() != token
     assert (tmp_path / ".env").read_text() == written
+
+
+def test_the_web_app_has_its_token_from_a_file() -> None:
+    described = service("app")
+    assert described["environment"]["CXR_APP_TOKEN_FILE"] == "/run/secrets/app_token"
+    assert described["secrets"] == ["app_token"]
+    assert set(service("proxy")["secrets"]) == {"tls_certificate", "tls_key"}
+    for secret in compose()["secrets"].values():
+        assert re.fullmatch(r"\$\{\w+:-\./\.env\.[a-z.-]+\}", secret["file"]), "git and the image ignore infra/.env*"
+    (pod,) = [pod for name, pod in pods() if name == "app"]
+    (container,) = pod["containers"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"name": "CXR_APP_TOKEN_FILE", "value": f"{mounted['token']}/token"} in container["env"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "token"]
+    assert volume["secret"] == {"secretName": "app-token", "defaultMode": 0o440}
+    for command in (described["command"], container["command"]):
+        assert "--without-token" not in command
+
+
+def test_the_ingress_leads_to_the_web_app_with_tls_alone() -> None:
+    (ingress,) = [one for one in documents() if one["kind"] == "Ingress"]
+    (port,) = [one for one in documents() if one["kind"] == "Service" and one["metadata"]["name"] == "app"]
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {"name": "app", "port": {"number": port["spec"]["ports"][0]["port"]}}
+    assert ingress["spec"]["tls"] == [{"hosts": [rule["host"]], "secretName": "app-tls"}]
+    (container,) = [one for name, one in containers() if name == "app"]
+    assert rule["host"] in container["command"]
+    annotations = {name.partition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()}
+    assert (annotations["ssl-redirect"], annotations["proxy-request-buffering"]) == ("true", "off")
 
 
 def test_accounts_are_on() -> None:
@@ -158,7 +196,7 @@ def test_the_link_follows_the_pacs_of_the_set_which_keeps_the_first_object_of_a_
 @pytest.mark.parametrize("name", ["app", "pacs"])
 def test_what_reads_images_starts_when_told_and_needs_no_checkout(name: str) -> None:
     described = service(name)
-    assert described["profiles"] == ["images"]
+    assert described["profiles"] == (["images", "tls"] if name == "app" else ["images"])
     assert described["working_dir"] == "/opt/cxr/project"
     assert not any(volume.startswith("..") for volume in described.get("volumes", []))
     assert described["command"][:2] == ["python", "-m"]

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from cxr.common.engines import ENGINES, Engine, has_torch
 from cxr.common.errors import CxrError, MemoryLimitError, ParamsError, StorageError
+from cxr.common.secret_files import read_secret_files
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
@@ -50,12 +51,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main`; print a CxrError, or a lack of disk or memory, as one line and exit with its code."""
     configure_process()
     try:
+        read_secret_files()
         code = main() or 0
         _flush()
         sys.exit(code)
     except CxrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error)
     except BrokenPipeError:
         if not _nobody_reads():
             raise
@@ -85,6 +86,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _end_without_memory() -> NoReturn:
     print(f"error: {_NO_MEMORY}", file=sys.stderr)
     sys.exit(MemoryLimitError.exit_code)
+
+
+def _end(error: CxrError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _flush() -> None:
@@ -128,11 +134,16 @@ def answer_help(parser: argparse.ArgumentParser) -> None:
     """Answer `--help` and a wrong flag before the imports below, which take seconds, and start the process.
 
     A task's module calls this between its light and its heavy imports, when it runs as a command; nothing else in it
-    has to import lazily. An interrupt during those imports ends with one line, as in `run_command`.
+    has to import lazily. An interrupt during those imports ends with one line, as in `run_command`. Secrets are read
+    from their files here, because libraries look for them as they are imported.
     """
     configure_process()
     sys.excepthook = _end_quietly_when_interrupted
     parser.parse_args()
+    try:
+        read_secret_files()
+    except CxrError as error:
+        _end(error)
 
 
 def _end_quietly_when_interrupted(

@@ -98,6 +98,8 @@ class AppParams(Section):
     max_queued_images: Annotated[int, Field(ge=1, le=100_000)]
     max_queued_mb: Megabytes
     max_batch_images: Annotated[int, Field(ge=1, le=10_000)]
+    max_images_per_minute: Count
+    max_feedback_per_minute: Count
     decode_workers: Annotated[int, Field(ge=1, le=256)]
     upload_timeout_s: Seconds
     queue_timeout_s: Seconds

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections import OrderedDict, deque
 from contextvars import ContextVar
 
+from starlette.requests import Request
+
 CLIENT: ContextVar[str] = ContextVar("client", default="")
 """The address of the client whose request is in progress."""
+
+_NETWORK_BITS = 64
+
+
+def client_of(request: Request) -> str:
+    """Return the address of a client: of IPv6 its network, of which one machine may use every address.
+
+    Behind a proxy that is trusted (cxr.webapp.server) it is the address that the proxy names.
+    """
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, _NETWORK_BITS), strict=False))
 
 
 class FairTurns:

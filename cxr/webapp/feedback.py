@@ -14,7 +14,9 @@ from starlette.requests import Request
 
 from cxr.common.classes import Label
 from cxr.inference.feedback import MOST_NOTE_CHARACTERS, Feedback, add_feedback
-from cxr.webapp.limits import Limits, RejectedError, read_body
+from cxr.webapp.fair_turns import client_of
+from cxr.webapp.limits import Admission, Limits, RejectedError, read_body
+from cxr.webapp.rate_limit import RateLimit
 from cxr.webapp.schemas import Status
 
 FEEDBACK_PATH = "/feedback"
@@ -49,11 +51,19 @@ class FeedbackRoute:
     """Adds feedback to `table`."""
 
     def __init__(self, table: Path, limits: Limits) -> None:
-        self.table, self._limits = table, limits
+        self.table, self._limits = table, replace(limits, max_upload_bytes=_MOST_BYTES)
+        self._rate = RateLimit(limits.max_feedback_per_minute, "corrections")
+        # A count of its own: readers' feedback takes no room from images, nor the other way round.
+        self.admission = Admission(self._limits)
 
     async def add(self, request: Request) -> Status:
         """Store what a reader says about an answer: the image's digest, never its name."""
-        body = await self._read(request)
+        self._rate.take(client_of(request))
+        with self.admission.admit(request):
+            body = await read_body(request, self._limits)
+            return await self._store(body)
+
+    async def _store(self, body: bytes) -> Status:
         try:
             said = ReaderFeedback.model_validate_json(body)
         except ValidationError as error:
@@ -67,12 +77,3 @@ class FeedbackRoute:
             log.warning("app: feedback cannot be stored: %s", error.strerror)
             raise RejectedError(503, "not stored", "the service cannot store feedback; see its log") from None
         return Status(status="stored")
-
-    async def _read(self, request: Request) -> bytes:
-        try:
-            return await read_body(request, replace(self._limits, max_upload_bytes=_MOST_BYTES))
-        except RejectedError as error:
-            if error.status != 413:
-                raise
-            most = f"feedback may have {_MOST_BYTES:,} bytes at most; shorten the note"
-            raise RejectedError(413, error.reason, most) from None

@@ -1,12 +1,14 @@
 """Accepts requests of the own page and of programs on this machine; rejects those of other sites' pages.
 
-There is no login, so a browser that visits another site must not be able to use this service. The Host header reveals
-DNS rebinding: another site can point its own name at this machine, but not an IP address or `localhost`.
+A browser that visits another site must not be able to use this service, with a token (cxr.webapp.sign_in) or without.
+The Host header reveals DNS rebinding: another site can point its own name at this machine, but not an IP address or
+`localhost`. What another site's page sends is told by Origin and by Fetch Metadata; it may link here, no more.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -29,6 +31,7 @@ _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
 }
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 
 
 class Guard:
@@ -60,25 +63,20 @@ class Guard:
             await self.app(scope, receive, send_guarded)
 
     def _check(self, method: str, headers: Headers) -> None:
-        host = headers.get("host", "")
+        hosts = headers.getlist("host")
+        host = hosts[0].lower() if len(hosts) == 1 else ""
         if not self._is_own_name(host):
             raise RejectedError(
                 421,
                 "unknown host",
                 "call the service by its IP address or as localhost; allow other names with --allow-host",
             )
-        if method in _SAFE_METHODS:
-            return
-        site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
-        if site not in {"same-origin", "none"} or (origin is not None and _host_of(origin) != host.lower()):
-            raise RejectedError(403, "another site", "only the web app's own page and programs may send images")
+        if not _is_of_this_site(method, headers, host):
+            raise RejectedError(403, "another site", "only the web app's own page and programs may use the service")
 
     def _is_own_name(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        return name in self.names or _is_address(name)
+        found = _HOST.fullmatch(host)
+        return found is not None and (found[1] in self.names or _is_address(found[1].strip("[]")))
 
 
 def error_response(error: RejectedError) -> JSONResponse:
@@ -88,11 +86,21 @@ def error_response(error: RejectedError) -> JSONResponse:
     return JSONResponse(content, error.status, headers)
 
 
-def _host_of(origin: str) -> str:
+def _is_of_this_site(method: str, headers: Headers, host: str) -> bool:
+    """Say whether a request comes from the own page, a program, or a person who followed a link."""
+    if headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
+        link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        return method == "GET" and link
+    origin = headers.get("origin")
+    return method in _SAFE_METHODS or origin is None or _is_own_origin(origin, host)
+
+
+def _is_own_origin(origin: str, host: str) -> bool:
     try:
-        return urlsplit(origin).netloc.lower()
+        parts = urlsplit(origin)
     except ValueError:
-        return ""
+        return False
+    return parts.scheme in {"http", "https"} and parts.netloc.lower() == host
 
 
 def _is_address(name: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from cxr.webapp.fair_turns import CLIENT
+from cxr.webapp.fair_turns import CLIENT, client_of
 
 MEGABYTE = 1 << 20
 MEDIA_TYPES = (
@@ -27,21 +27,25 @@ MEDIA_TYPES = (
 class Limits:
     """Limits of the service.
 
-    max_upload_bytes     of one image
-    max_queued_images    requests accepted at once, those in progress included
-    max_queued_bytes     of all accepted images together
-    max_batch_images     that the model classifies together
-    decode_workers       processes that decode images
-    upload_timeout_s     for an image to arrive
-    queue_timeout_s      for one of these processes to be free
-    decode_timeout_s     for an image to be decoded; then its process is killed
-    inference_timeout_s  for a decoded image to be classified
+    max_upload_bytes         of one image
+    max_queued_images        requests accepted at once, those in progress included; as many of feedback
+    max_queued_bytes         of all accepted images together
+    max_batch_images         that the model classifies together
+    max_images_per_minute    that one client may send
+    max_feedback_per_minute  that one client may send
+    decode_workers           processes that decode images
+    upload_timeout_s         for an image to arrive
+    queue_timeout_s          for one of these processes to be free
+    decode_timeout_s         for an image to be decoded; then its process is killed
+    inference_timeout_s      for a decoded image to be classified
     """
 
     max_upload_bytes: int
     max_queued_images: int
     max_queued_bytes: int
     max_batch_images: int
+    max_images_per_minute: int
+    max_feedback_per_minute: int
     decode_workers: int
     upload_timeout_s: float
     queue_timeout_s: float
@@ -72,10 +76,10 @@ class Admission:
         Raises:
             RejectedError: the announced image is too large, or the service is full.
         """
-        size, client = announced_bytes(request, self.limits), request.client.host if request.client else ""
+        size, client = announced_bytes(request, self.limits), client_of(request)
         if not self._has_room(client, size):
             raise RejectedError(
-                429, "busy", "the service holds as many images as it can; send this one again", retry_seconds=1
+                429, "busy", "the service holds as many requests as it can; send this one again", retry_seconds=1
             )
         self.requests[client] += 1
         self.bytes[client] += size
@@ -133,7 +137,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     except TimeoutError:
         seconds = limits.upload_timeout_s
         raise RejectedError(
-            408, "upload too slow", f"the image did not arrive within {seconds:g} s; send it again"
+            408, "upload too slow", f"the body did not arrive within {seconds:g} s; send it again"
         ) from None
     except ClientDisconnect:
         raise RejectedError(400, "upload broken off", "the connection ended before the image had arrived") from None
@@ -146,8 +150,11 @@ def not_ready() -> RejectedError:
 
 
 def _too_large(limits: Limits) -> RejectedError:
+    most = limits.max_upload_bytes
+    if most < MEGABYTE:  # of a text
+        return RejectedError(413, "upload too large", f"the body may have {most:,} bytes at most; shorten it")
     return RejectedError(
         413,
         "upload too large",
-        f"an image may have {limits.max_upload_bytes / MEGABYTE:g} MB at most; export fewer pixels or compress it",
+        f"an image may have {most / MEGABYTE:g} MB at most; export fewer pixels or compress it",
     )

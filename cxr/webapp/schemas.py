@@ -74,6 +74,7 @@ class ModelResponse(ModelCard):
 
     limits: ClientLimits
     contradiction: str = Field(description='How the alias champion contradicts the audit log; "" where it does not')
+    sign_in: bool = Field(description="The service asks for its token")
 
 
 class Status(BaseModel):
@@ -84,13 +85,14 @@ class Status(BaseModel):
 
 REASONS = {
     400: "The upload was cut off",
+    401: "Without the token, where the service has one",
     403: "Sent by a page of another site",
     408: "The image arrived too slowly",
     413: "Too many bytes or pixels",
     415: "The body is not declared as an image",
     421: "Called by an unknown host name",
     422: "Not a readable image, or an invalid parameter or field",
-    429: "The service is full; send the image again after `Retry-After` seconds",
+    429: "The service is full, or this client sends too much; send it again after `Retry-After` seconds",
     501: "A heat map was asked for, and the service has no torch",
     503: "The model is being loaded, or did not answer in time; or feedback cannot be stored",
 }

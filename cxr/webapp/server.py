@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from cxr.common.engines import Engine
-from cxr.common.errors import CxrError
+from cxr.common.errors import CxrError, ParamsError
 from cxr.webapp.access_log import AccessLog
 from cxr.webapp.batcher import Batcher
 from cxr.webapp.champion_watch import ChampionWatch
@@ -21,6 +21,7 @@ from cxr.webapp.guard import Guard
 from cxr.webapp.limits import Limits
 from cxr.webapp.metrics import Metrics
 from cxr.webapp.service import PATHS, Service
+from cxr.webapp.sign_in import TOKEN_VARIABLE, Token, TokenGate
 
 _IDLE_SECONDS = 30
 _HEADER_BYTES = 16 * 1024
@@ -33,13 +34,19 @@ class ListenError(CxrError):
 
 
 class WebApp:
-    """The parts of the service, wired together; `app` is the ASGI application."""
+    """The parts of the service, wired together; `app` is the ASGI application.
+
+    `proxies` are the addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed: without them each
+    request comes from who has opened its connection.
+    """
 
     def __init__(
         self,
         limits: Limits,
         *,
         names: Sequence[str],
+        token: Token | None,
+        proxies: Sequence[str],
         model: str,
         engine: Engine,
         champion_poll_s: float,
@@ -48,9 +55,10 @@ class WebApp:
         metrics = Metrics()
         self.batcher, self.decode_pool = Batcher(limits, metrics), DecodePool(limits)
         self.watch = ChampionWatch(self.batcher, model=model, engine=engine, poll_seconds=champion_poll_s)
-        self.service = Service(self.batcher, self.decode_pool, self.watch, limits, feedback)
-        self.app = AccessLog(Guard(self.service.app(), names=names), metrics, paths=PATHS)
-        self.limits = limits
+        self.service = Service(self.batcher, self.decode_pool, self.watch, limits, feedback, token=token)
+        guarded = Guard(TokenGate(self.service.app(), token), names=names)
+        self.app = AccessLog(guarded, metrics, paths=PATHS)
+        self.limits, self.proxies = limits, list(proxies)
 
     def config(self, host: str, port: int) -> uvicorn.Config:
         """Return the configuration of the HTTP server."""
@@ -66,7 +74,8 @@ class WebApp:
             log_config=None,
             log_level="warning",
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(self.proxies),
+            forwarded_allow_ips=self.proxies,
             timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=int(self.limits.inference_timeout_s),
         )
@@ -78,13 +87,22 @@ class WebApp:
         self.batcher.stop()
 
 
+def check_openness(host: str, token: Token | None, *, without_token: bool) -> None:
+    """Check that who can reach `host` needs the token, or that this was decided otherwise. Raises ParamsError."""
+    if token is None and not without_token and not is_loopback(host):
+        raise ParamsError(
+            f"{host} can be reached from other machines, and there is no token: set {TOKEN_VARIABLE} or "
+            f"{TOKEN_VARIABLE}_FILE, or say --without-token where a proxy with accounts stands before it"
+        )
+
+
 def serve(webapp: WebApp, *, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
         ListenError: the port is taken, or the address does not belong to this machine.
     """
-    _announce(host, port)
+    _announce(host, port, webapp.service.sign_in.token)
     webapp.batcher.start()
     webapp.decode_pool.start()
     webapp.watch.start()
@@ -104,21 +122,30 @@ def _run(server: uvicorn.Server, host: str, port: int) -> None:
             raise ListenError(f"cannot listen on {host} port {port}; is it in use? try PORT=8001") from None
 
 
-def _announce(host: str, port: int) -> None:
+def _announce(host: str, port: int, token: Token | None) -> None:
     address = f"[{host}]" if ":" in host else host
-    log.info("app: http://%s:%d, stop with Ctrl-C", address, port)
-    if not _is_loopback(host):
+    log.info("app: http://%s:%d%s, stop with Ctrl-C", address, port, ", with a token" if token else "")
+    if token is None and not is_loopback(host):
         log.warning(
-            "app: WARNING: %s can be reached from other machines, and there is no login: anyone on the network can "
-            "send images and read the model card. Put it behind a proxy with authentication",
+            "app: WARNING: %s can be reached from other machines, and there is no token: anyone on the network can "
+            "send images and read the model card",
             host,
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def trusted(name: str) -> str:
+    """Return the address or network of a proxy as uvicorn takes it. Raises ParamsError for anything else."""
+    try:
+        return str(ipaddress.ip_network(name))
+    except ValueError as error:
+        raise ParamsError(f"--trust-proxy {name}: {error}; give an address or a network such as 10.0.0.0/8") from None

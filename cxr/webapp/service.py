@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -23,9 +24,11 @@ from cxr.registry.versions import MODEL
 from cxr.webapp.batcher import Batcher, Result
 from cxr.webapp.champion_watch import ChampionWatch
 from cxr.webapp.decode_pool import DecodedImage, DecodePool
+from cxr.webapp.fair_turns import client_of
 from cxr.webapp.feedback import FEEDBACK_BODY, FEEDBACK_PATH, FeedbackRoute
 from cxr.webapp.guard import error_response
 from cxr.webapp.limits import MEDIA_TYPES, Admission, Limits, RejectedError, check_media_type, not_ready, read_body
+from cxr.webapp.rate_limit import RateLimit
 from cxr.webapp.renditions import (
     EXAMPLES,
     example_png,
@@ -36,11 +39,13 @@ from cxr.webapp.renditions import (
     viewer_pixels,
 )
 from cxr.webapp.schemas import REASONS, ClientLimits, ErrorResponse, HeatMapPicture, ModelResponse, Prediction, Status
+from cxr.webapp.sign_in import SIGN_IN_PATH, SignInRoute, Token
 
 _STATIC = Path(__file__).parent / "static"
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PAGE_FILES = {f"/{path.name}": path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA_TYPES}
 PAGE_FILES["/"] = PAGE_FILES.pop("/index.html")
+PAGE_FILES[SIGN_IN_PATH] = PAGE_FILES.pop("/sign-in.html")
 PATHS = frozenset(
     {
         *PAGE_FILES,
@@ -65,6 +70,8 @@ _IMAGE_BODY = {
     }
 }
 
+_TOKEN = "Only where the service has a token. /health and /ready need none."
+
 log = logging.getLogger("cxr.webapp")
 
 
@@ -72,11 +79,19 @@ class Service:
     """The routes and what they share."""
 
     def __init__(
-        self, batcher: Batcher, decode_pool: DecodePool, watch: ChampionWatch, limits: Limits, feedback: Path
+        self,
+        batcher: Batcher,
+        decode_pool: DecodePool,
+        watch: ChampionWatch,
+        limits: Limits,
+        feedback: Path,
+        *,
+        token: Token | None,
     ) -> None:
-        self.feedback = FeedbackRoute(feedback, limits)
+        self.feedback, self.sign_in = FeedbackRoute(feedback, limits), SignInRoute(token, limits)
         self.batcher, self.decode_pool, self.watch, self.limits = batcher, decode_pool, watch, limits
         self.admission = Admission(limits)
+        self.rate = RateLimit(limits.max_images_per_minute, "images")
 
     def app(self) -> FastAPI:
         """Return the ASGI application; it starts and stops no threads."""
@@ -86,6 +101,7 @@ class Service:
             description=f"{NOT_CLINICAL} One image in, a calibrated probability of each class out.",
             docs_url=None,  # FastAPI's own pages load scripts from another host
             redoc_url=None,
+            dependencies=[Security(HTTPBearer(auto_error=False, description=_TOKEN))],  # describes; TokenGate decides
         )
         app.add_exception_handler(RejectedError, self._rejected)
         app.add_exception_handler(HTTPException, _http_error)
@@ -103,19 +119,23 @@ class Service:
             app.post(path, responses=content | _errors(*REASONS), response_class=Response,
                      openapi_extra=_IMAGE_BODY, summary=summary)(endpoint)  # fmt: skip
         app.post(
-            FEEDBACK_PATH, responses=_errors(400, 403, 408, 413, 421, 422, 503), openapi_extra=FEEDBACK_BODY,
+            FEEDBACK_PATH, responses=_errors(400, 401, 403, 408, 413, 421, 422, 429, 503), openapi_extra=FEEDBACK_BODY,
             summary="Store what a reader says about an answer",
         )(self.feedback.add)  # fmt: skip
-        app.get("/health", responses=_errors(421), summary="Liveness: the process runs")(self.health)
-        app.get("/ready", responses=_errors(421, 503), summary="Readiness: a model is loaded")(self.ready)
+        app.post(SIGN_IN_PATH, include_in_schema=False)(self.sign_in.start)
+        app.delete(SIGN_IN_PATH, include_in_schema=False)(self.sign_in.end)
+        app.get("/health", responses=_errors(403, 421), summary="Liveness: the process runs")(self.health)
+        app.get("/ready", responses=_errors(403, 421, 503), summary="Readiness: a model is loaded")(self.ready)
         app.get(
-            "/example", responses=_errors(421, 422) | {200: {"content": {"image/png": {}}}}, response_class=Response,
-            summary="A synthetic image to try the service with",
+            "/example", responses=_errors(401, 403, 421, 422, 429) | {200: {"content": {"image/png": {}}}},
+            response_class=Response, summary="A synthetic image to try the service with",
         )(self.example)  # fmt: skip
-        app.get("/model", responses=_errors(421, 503), summary="The version in use, and its model card")(self.model)
-        app.get("/metrics", responses=_errors(421), response_class=Response, summary="Metrics for Prometheus")(
-            self.metrics
-        )
+        app.get(
+            "/model", responses=_errors(401, 403, 421, 503), summary="The version in use, and its model card"
+        )(self.model)  # fmt: skip
+        app.get(
+            "/metrics", responses=_errors(401, 403, 421), response_class=Response, summary="Metrics for Prometheus"
+        )(self.metrics)  # fmt: skip
         for path, file in PAGE_FILES.items():
             app.add_api_route(path, _file(file), include_in_schema=False)
         return app
@@ -184,6 +204,7 @@ class Service:
     @asynccontextmanager
     async def _image(self, request: Request) -> AsyncIterator[tuple[bytes, Classifier]]:
         """Accept a request until the block ends; yield the image in its body, and the classifier for it."""
+        self.rate.take(client_of(request))
         classifier = self.batcher.classifier()
         check_media_type(request)
         with self.admission.admit(request), self.batcher.metrics.images_in_progress.track_inprogress():
@@ -213,8 +234,9 @@ class Service:
         self.batcher.classifier()
         return Status(status="ready")
 
-    async def example(self, number: Annotated[int, Query(ge=0, lt=EXAMPLES)] = 0) -> Response:
+    async def example(self, request: Request, number: Annotated[int, Query(ge=0, lt=EXAMPLES)] = 0) -> Response:
         """Return a synthetic image as PNG; the number decides what it shows."""
+        self.rate.take(client_of(request))
         return Response(await asyncio.to_thread(example_png, number), media_type="image/png")
 
     async def model(self) -> ModelResponse:
@@ -224,7 +246,8 @@ class Service:
         if card is None:
             raise not_ready()
         limits = ClientLimits(upload_bytes=self.limits.max_upload_bytes, media_types=list(MEDIA_TYPES))
-        return ModelResponse(**card.model_dump(), limits=limits, contradiction=self.watch.contradiction)
+        contradiction, asks = self.watch.contradiction, self.sign_in.token is not None
+        return ModelResponse(**card.model_dump(), limits=limits, contradiction=contradiction, sign_in=asks)
 
     async def metrics(self) -> Response:
         """Return counters and latencies in Prometheus's text format."""
@@ -233,7 +256,7 @@ class Service:
     async def _rejected(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, RejectedError):
             raise error
-        if request.method == "POST" and request.url.path != FEEDBACK_PATH:
+        if request.method == "POST" and request.url.path not in {FEEDBACK_PATH, SIGN_IN_PATH}:
             self.batcher.metrics.images_rejected.labels(error.reason).inc()
         return error_response(error)
 

@@ -19,6 +19,7 @@ from cxr.evaluation import headline
 from cxr.inference.answer import FIELDS
 from cxr.webapp.metrics import Metrics
 from cxr.webapp.service import Service
+from tasks.app import limits_of
 
 ROOT = Path(__file__).parents[2]
 _PARSER = re.compile(r"\b(command_parser|step_parser|run_step)\(")
@@ -133,10 +134,12 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 def rest_page() -> str:
     """Return the page of the REST service, from its OpenAPI description."""
     nothing: Any = None  # the description needs none of the parts that answer
-    api = Service(nothing, nothing, nothing, nothing, nothing).app().openapi()
+    limits = limits_of(params.read_params(ROOT / "params.yaml").app)
+    api = Service(nothing, nothing, nothing, limits, nothing, token=None).app().openapi()
     lines = [
         "# REST service\n",
-        f"{api['info']['description']} `make app` starts it on http://127.0.0.1:8000; it has no login. The service "
+        f"{api['info']['description']} `make app` starts it on http://127.0.0.1:8000. Where it has a token, "
+        "every request but /health and /ready needs `Authorization: Bearer TOKEN`. The service "
         "serves the description that this page is made from at `/openapi.json`.\n",
     ]
     for path, methods in api["paths"].items():

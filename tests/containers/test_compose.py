@@ -74,7 +74,7 @@ def champion(stack: Stack) -> str:
     return str(answer.json()["model_version"]["version"])
 
 
-def answer_of(image: Path) -> dict[str, object]:
+def answer_of(stack: Stack, image: Path) -> dict[str, object]:
     """Return the web app's answer to an image, once its model is loaded."""
     deadline = time.monotonic() + 300
     while httpx.get(f"http://127.0.0.1:{PORTS['app']}/ready", timeout=60).status_code != 200:
@@ -82,7 +82,10 @@ def answer_of(image: Path) -> dict[str, object]:
         time.sleep(1)
     address = f"http://127.0.0.1:{PORTS['app']}/predict"
     response = httpx.post(
-        address, content=image.read_bytes(), headers={"Content-Type": "application/octet-stream"}, timeout=120
+        address,
+        content=image.read_bytes(),
+        headers={"Content-Type": "application/octet-stream", **stack.token},
+        timeout=120,
     )
     assert response.status_code == 200, response.text
     said: dict[str, object] = response.json()
@@ -106,12 +109,12 @@ def reports(stack: Stack) -> int:
     return len(found.raise_for_status().json())
 
 
-def tell(image: Path) -> None:
+def tell(stack: Stack, image: Path) -> None:
     """Agree with the web app's answer to an image, as a reader does."""
-    said = answer_of(image)
+    said = answer_of(stack, image)
     agreed = {name: said[name] for name in ("sha256", "model_version")}
     agreed |= {"answer": said["predicted_class"], "label": said["predicted_class"]}
-    response = httpx.post(f"http://127.0.0.1:{PORTS['app']}/feedback", json=agreed, timeout=60)
+    response = httpx.post(f"http://127.0.0.1:{PORTS['app']}/feedback", json=agreed, headers=stack.token, timeout=60)
     assert response.status_code == 200, response.text
 
 
@@ -143,10 +146,10 @@ def test_the_deployment_of_the_worker_makes_a_champion_from_raw_images(stack: St
 
 def test_the_page_answers_and_a_sent_image_gets_its_report(stack: Stack, image: Path) -> None:
     stack.up("app", "pacs")
-    assert answer_of(image)["model_version"] == "1"
+    assert answer_of(stack, image)["model_version"] == "1"
     send(stack, 1)
     wait_until(1, stack)
-    tell(image)
+    tell(stack, image)
     assert told(stack) == 1
 
 
@@ -158,7 +161,7 @@ def test_a_service_that_dies_comes_back_by_itself_and_all_answer(stack: Stack, i
         stack.wait(other)
     assert stack.state(name)["Pid"] != before
     assert champion(stack) == "1"
-    assert answer_of(image)["model_version"] == "1"
+    assert answer_of(stack, image)["model_version"] == "1"
 
 
 def test_a_study_that_is_sent_while_the_answering_service_is_down_gets_its_report_once(stack: Stack) -> None:
@@ -169,18 +172,18 @@ def test_a_study_that_is_sent_while_the_answering_service_is_down_gets_its_repor
 
 
 def test_nothing_is_lost_by_down_and_up(stack: Stack, image: Path) -> None:
-    before = answer_of(image)
+    before = answer_of(stack, image)
     stack.compose("down")
     assert stack.state("mlflow") == {}
     stack.up(*WORKERS, "app", "pacs")
     assert champion(stack) == "1"
-    assert answer_of(image) == before
+    assert answer_of(stack, image) == before
     assert (reports(stack), told(stack)) == (2, 1)
     assert flow_runs(stack) == 1
 
 
 def test_a_backup_comes_back_on_empty_volumes_and_is_upgraded(stack: Stack, image: Path) -> None:
-    before = answer_of(image)
+    before = answer_of(stack, image)
     backups = stack.checkout / "backups"
     backups.mkdir()
     shutil.chown(backups, stack.owner, stack.owner)
@@ -195,7 +198,7 @@ def test_a_backup_comes_back_on_empty_volumes_and_is_upgraded(stack: Stack, imag
     assert "prefect" in said
     stack.up("worker", "app")
     assert champion(stack) == "1"
-    assert answer_of(image) == before
+    assert answer_of(stack, image) == before
 
 
 def test_what_the_containers_take(stack: Stack) -> None:

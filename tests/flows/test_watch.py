@@ -20,7 +20,7 @@ from prefect.states import Completed
 from cxr.registry import tracking_store, webhook
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
-from flows.watch import Watch, _handler
+from flows.watch import Watch, _handler, _is_of_this_machine
 from tests.support.mlflow_server import serve_mlflow
 from tests.support.prefect_servers import wait_for
 from tests.support.registry_project import enter_project, register, write_model
@@ -120,6 +120,16 @@ def test_only_what_mlflow_signed_wakes_the_watch(
     address, watch = receiver
     assert httpx.post(address, content=b"{}", headers=headers()).status_code == status
     assert watch.woken.is_set() == (status == 204)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:8090", 200), ("localhost", 200), ("[::1]:8090", 200), ("elsewhere.example", 403), ("", 403),
+     ("localhost.elsewhere.example", 403), ("10.0.0.1", 403)],
+)  # fmt: skip
+def test_its_state_is_told_on_this_machine_alone(receiver: tuple[str, Watch], host: str, status: int) -> None:
+    assert httpx.get(f"{receiver[0]}health", headers={"Host": host}).status_code == status
+    assert not _is_of_this_machine("10.0.0.1", "127.0.0.1:8090")
 
 
 def test_a_long_message_is_refused_unread(receiver: tuple[str, Watch]) -> None:

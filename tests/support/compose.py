@@ -76,6 +76,11 @@ class Stack:
         return dict(line.split("=", 1) for line in lines)
 
     @property
+    def token(self) -> dict[str, str]:
+        """The header with the web app's token."""
+        return {"Authorization": f"Bearer {(self.checkout / 'infra' / '.env.app-token').read_text()}"}
+
+    @property
     def services(self) -> Mapping[str, Any]:
         """The services of compose.yaml."""
         content: Mapping[str, Any] = yaml.safe_load((self.checkout / "infra" / "compose.yaml").read_text())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cxr.registry.registration import register_version
 from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.model_info import measured_of, read_card
 from cxr.webapp.server import WebApp
+from cxr.webapp.sign_in import Token
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import CLASSES, artifacts, spec
@@ -38,6 +39,8 @@ LIMITS = Limits(
     max_queued_images=16,
     max_queued_bytes=64 * MEGABYTE,
     max_batch_images=4,
+    max_images_per_minute=100_000,
+    max_feedback_per_minute=100_000,
     decode_workers=2,
     upload_timeout_s=60.0,
     queue_timeout_s=60.0,
@@ -88,11 +91,28 @@ def tiny_classifier(number: str = "1", *, seed: int = 1, synthetic: bool = True,
 
 
 @contextlib.contextmanager
-def serve_here(classifier: Classifier | None, *, limits: Limits = LIMITS, port: int | None = None) -> Iterator[Served]:
-    """Serve in this process on loopback, on a free port unless it is given; None: no model is loaded yet."""
+def serve_here(
+    classifier: Classifier | None,
+    *,
+    limits: Limits = LIMITS,
+    port: int | None = None,
+    token: str = "",
+    names: Sequence[str] = (),
+    proxies: Sequence[str] = (),
+) -> Iterator[Served]:
+    """Serve in this process on loopback, on a free port unless it is given; no classifier: no model is loaded yet."""
     port, kept = port or free_ports(1)[0], tempfile.TemporaryDirectory()
     feedback = Path(kept.name) / "feedback.csv"
-    webapp = WebApp(limits, names=[], model="champion", engine="torch", champion_poll_s=3600.0, feedback=feedback)
+    webapp = WebApp(
+        limits,
+        names=names,
+        token=Token(token) if token else None,
+        proxies=proxies,
+        model="champion",
+        engine="torch",
+        champion_poll_s=3600.0,
+        feedback=feedback,
+    )
     server = uvicorn.Server(webapp.config("127.0.0.1", port))
     if classifier:
         use(webapp, classifier)

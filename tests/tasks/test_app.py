@@ -108,12 +108,32 @@ def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_da
     assert f'path="/predict",status="200"}} {float(len(responses))}' in metrics
 
 
+def test_the_token_is_read_from_a_file_and_nothing_listens_for_others_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_champion(1)
+    command = [sys.executable, "-m", "tasks.app", "--host", "0.0.0.0"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--without-token" in done.stderr
+    token = "t" * 40
+    (tmp_path / "token").write_text(f"{token}\n")
+    monkeypatch.setenv("CXR_APP_TOKEN_FILE", str(tmp_path / "token"))
+    with serve_process("--host", "0.0.0.0") as served:
+        send = {name: httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES | given, timeout=60)
+                for name, given in (("without", {}), ("with", {"Authorization": f"Bearer {token}"}))}  # fmt: skip
+        assert {name: answer.status_code for name, answer in send.items()} == {"without": 401, "with": 200}
+        of_the_process = Path(f"/proc/{served.process.pid}/environ").read_text()
+        assert token not in served.log.read_text() + of_the_process
+
+
 def test_a_taken_port_is_an_error_and_an_open_address_a_warning() -> None:
     register_champion(1)
-    with serve_process("--host", "0.0.0.0", "--engine", "torch") as served:
-        assert "there is no login" in served.log.read_text()
+    with serve_process("--host", "0.0.0.0", "--engine", "torch", "--without-token") as served:
+        assert "there is no token" in served.log.read_text()
         port = served.address.rpartition(":")[2]
-        command = [sys.executable, "-m", "tasks.app", "--port", port, "--host", "0.0.0.0"]
+        command = [sys.executable, "-m", "tasks.app", "--port", port, "--host", "0.0.0.0", "--without-token"]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 1

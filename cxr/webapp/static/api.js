@@ -24,6 +24,8 @@ export async function post(path, file, options, limits) {
   }
 }
 
+const SIGNED_OUT = "You are signed out. Sign in again in another tab, then retry here.";
+
 export const predict = async (file, options, limits) => (await post("/predict", file, options, limits)).json();
 
 export async function loadModel() {
@@ -31,6 +33,7 @@ export async function loadModel() {
     try {
       const response = await fetch("/model");
       if (response.ok) return await response.json();
+      if (response.status === 401) location.replace("/sign-in");
     } catch {
       // the service is restarting
     }
@@ -68,7 +71,13 @@ async function send(url, file) {
   }
 }
 
-async function message(response) {
+export async function signOut() {
+  await fetch("/sign-in", { method: "DELETE" });
+  location.replace("/sign-in");
+}
+
+export async function message(response) {
+  if (response.status === 401) return SIGNED_OUT;
   try {
     const { error } = await response.json();
     return error.message.charAt(0).toUpperCase() + error.message.slice(1) + ".";

@@ -1,6 +1,6 @@
 // The page: sends each image to the service; keeps images and results in this browser only.
 
-import { loadExamples, loadModel, post, predict, watchService } from "./api.js";
+import { loadExamples, loadModel, post, predict, signOut, watchService } from "./api.js";
 import { toCsv } from "./csv.js";
 import { make } from "./dom.js";
 import { labelOfKey, sendFeedback } from "./feedback.js";
@@ -237,6 +237,7 @@ async function refreshModel() {
   byId("synthetic").hidden = !model.synthetic;
   byId("contradiction").textContent = model.contradiction && `The registry contradicts itself: ${model.contradiction}.`;
   byId("contradiction").hidden = !model.contradiction;
+  byId("sign-out").hidden = !model.sign_in;
   const choices = ["all", "refer", "failed"];
   const chosen = byId("filter");
   for (const option of [...chosen.options]) if (!choices.includes(option.value)) option.remove();
@@ -303,6 +304,7 @@ byId("clear").addEventListener("click", clear);
 byId("undo").addEventListener("click", undo);
 byId("retry").addEventListener("click", () => retry(images.filter(({ error }) => error)));
 byId("model").addEventListener("click", openCard);
+byId("sign-out").addEventListener("click", signOut);
 byId("card-close").addEventListener("click", () => byId("card").close());
 byId("keep").checked = session.isKept();
 byId("keep").addEventListener("change", (event) => session.keep(event.target.checked, images));

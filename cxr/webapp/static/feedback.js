@@ -1,5 +1,6 @@
 // What a reader says about an answer: agree or name another class, by a button or one key, with an optional note.
 
+import { message } from "./api.js";
 import { make } from "./dom.js";
 
 const AGREE = "a";
@@ -34,5 +35,5 @@ export function feedbackBox(image, give) {
 export async function sendFeedback({ prediction, feedbackNote }, label) {
   const body = { sha256: prediction.sha256, model_version: prediction.model_version, answer: prediction.predicted_class, label, note: feedbackNote ?? "" };
   const response = await fetch("/feedback", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  if (!response.ok) throw new Error(await message(response));
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxr.webapp.service import PAGE_FILES
+from tests.support.browsers import launch_browser
 from tests.support.dicom_images import SECRETS, dicom_image
 from tests.support.faults import fault
 from tests.support.webapp_server import BYTES, IMAGE, Served, send, synthetic
@@ -34,6 +35,15 @@ def test_no_other_path_is_served(served: Served, path: str) -> None:
         ({"Host": "elsewhere.example"}, 421),
         ({"Host": "localhost.elsewhere.example"}, 421),
         ({"Host": ""}, 421),
+        ({"Host": "127.0.0.1.elsewhere.example"}, 421),  # a name of another site that resolves to this machine
+        ({"Host": "elsewhere.example:8000@localhost"}, 421),
+        ({"Host": "localhost/elsewhere.example"}, 421),
+        ({"Host": "localhost,elsewhere.example"}, 421),
+        ({"Host": "localhost:x"}, 421),
+        ({"Origin": "ftp://{own}"}, 403),
+        ({"Origin": "http://{own}.elsewhere.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),  # another service of this machine
+        ({"Origin": "http://{own}", "Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Host": "[::1]:8000"}, 200),
         ({"Host": "LOCALHOST:8000"}, 200),
@@ -41,9 +51,56 @@ def test_no_other_path_is_served(served: Served, path: str) -> None:
 )
 @fault("web app", "a page of another site, or an unknown host name", "refused", "status 403 or 421")
 def test_other_sites_and_unknown_host_names_are_rejected(served: Served, headers: dict[str, str], status: int) -> None:
-    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES | headers, timeout=60)
+    own = served.address.removeprefix("http://")
+    filled = {name: value.replace("{own}", own) for name, value in headers.items()}
+    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES | filled, timeout=60)
     assert response.status_code == status
     assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "dest", "status"),
+    [
+        ("GET", "navigate", "document", 200),  # a person follows a link
+        ("GET", "navigate", "iframe", 403),
+        ("GET", "no-cors", "image", 403),
+        ("GET", "cors", "empty", 403),
+        ("HEAD", "navigate", "document", 403),
+        ("POST", "navigate", "document", 403),  # a form
+    ],
+)
+@fault(
+    "web app",
+    "a page of another site embeds an address of the service, or posts a form to it",
+    "refused; a link is followed",
+    "status 403",
+)
+def test_another_site_can_link_here_and_no_more(served: Served, method: str, mode: str, dest: str, status: int) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+    assert httpx.request(method, f"{served.address}/example", headers=headers, timeout=60).status_code == status
+
+
+def test_two_host_names_are_none(served: Served) -> None:
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: elsewhere.example\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(head)
+        answer = b"".join(iter(lambda: client.recv(1000), b""))
+    assert answer.split()[1] in {b"400", b"421"}
+
+
+def test_a_rebound_name_and_a_cross_site_form_get_nothing_in_a_real_browser(served: Served) -> None:
+    """The browser is led here by the other site's own name, as DNS rebinding does; then a form posts here."""
+    with launch_browser("--host-resolver-rules=MAP elsewhere.example 127.0.0.1") as rebound:
+        page = rebound.new_page()
+        answer = page.goto(f"http://elsewhere.example:{served.port}/model")
+        assert answer is not None
+        assert answer.status == 421
+        page.goto("about:blank")
+        form = f"<form method='post' enctype='text/plain' action='{served.address}/predict'><input name='a'></form>"
+        page.set_content(form)
+        with page.expect_response("**/predict") as posted:
+            page.evaluate("document.forms[0].submit()")
+        assert posted.value.status == 403
 
 
 def test_the_own_page_is_accepted(served: Served) -> None:
