@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,15 @@ import pytest
 from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
+from cxr.common.params import override
+from cxr.inference.score_store import read_scores
 from flows.runners import ADDRESS_VARIABLE
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.study_runs import ONE_STAGE
 from tests.support.tiny_model import enter_tiny_project, write_image
+
+IMAGES = 400
 
 STEP = """
 import hashlib, json, os, pathlib, time
@@ -44,10 +50,13 @@ import sys
 from ray.cluster_utils import Cluster
 node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
 cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-cluster.add_node(**node)
+second = cluster.add_node(**node)
 cluster.wait_for_nodes(timeout=200)
 print(cluster.address, flush=True)
-sys.stdin.read()
+if sys.stdin.readline():
+    cluster.remove_node(second, allow_graceful=False)
+    print("killed", flush=True)
+    sys.stdin.read()
 cluster.shutdown()
 """
 
@@ -98,6 +107,43 @@ def test_shards_on_two_ray_nodes_score_new_and_report_unreadable_images(
         assert done.stdout.splitlines()[-1] == expected
 
 
+@fault(
+    "flows.score",
+    "one of two Ray nodes is killed in the middle of its shard",
+    "the other node finishes both shards",
+    "each image has one row",
+)
+def test_of_two_ray_nodes_one_is_killed_and_each_image_is_scored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    enter_tiny_project(tmp_path, monkeypatch, tmp_path_factory, champion=True)
+    override(tmp_path / "params.yaml", {"score.images_per_part": 1})
+    for number in range(IMAGES):
+        write_image(tmp_path / "images" / f"{number}.png", seed=number)
+    own = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "flows.score", "images", "--shards", "2"]
+    with start_two_nodes() as (cluster, settings):
+        environment = {**os.environ, **own, **settings}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as flow:
+            while len({part.name.split("-")[1] for part in scored_parts()}) < 2:  # both shards have begun
+                assert flow.poll() is None
+                time.sleep(0.02)
+            assert cluster.stdin is not None
+            assert cluster.stdout is not None
+            cluster.stdin.write("kill\n")
+            cluster.stdin.flush()
+            assert any(line.strip() == "killed" for line in cluster.stdout)
+            left = IMAGES - len(read_scores(Path("data/scores")))
+            said, _ = flow.communicate(timeout=400)
+    assert flow.returncode == 0, said
+    assert left > 0, "the node was killed in the middle"
+    assert sorted(read_scores(Path("data/scores"))["path"]) == sorted(f"{number}.png" for number in range(IMAGES))
+
+
+def scored_parts() -> list[Path]:
+    return [*Path("data/scores").rglob("[!.]*.parquet")]
+
+
 def commit_study(root: Path) -> None:
     rows = [{"name": str(n), "label": "l", "set": {"train.epochs": n}} for n in (1, 2)]
     group = {"name": "few", "title": "t", "text": "t", "tested": False, "seeds": [1], "rows": rows}
@@ -130,6 +176,13 @@ def run_study(root: Path, folder: Path, settings: dict[str, str]) -> dict[str, d
 @contextmanager
 def serve_two_nodes() -> Iterator[dict[str, str]]:
     """Start a head and a second node of one core each; yield the environment that leads a flow to them."""
+    with start_two_nodes() as (_, settings):
+        yield settings
+
+
+@contextmanager
+def start_two_nodes() -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
+    """Do the same; also yield the cluster's process, which kills the second node when it reads a line."""
     guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
@@ -142,5 +195,5 @@ def serve_two_nodes() -> Iterator[dict[str, str]]:
         assert cluster.stdout is not None
         address = next((line.strip() for line in cluster.stdout if line[:1].isdigit()), "")
         assert address, "the cluster did not come up"
-        yield {**guarded, ADDRESS_VARIABLE: address}
+        yield cluster, {**guarded, ADDRESS_VARIABLE: address}
         cluster.communicate(timeout=120)

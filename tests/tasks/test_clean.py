@@ -137,6 +137,7 @@ def test_a_changed_audit_log_stops_everything(
     client.set_registered_model_tag(versions.MODEL, entry_tag(1), entry)
 
 
+@fault("clean", "a run begins to use a worktree that may go", "the worktree stays", "kept: in use by a run")
 def test_a_worktree_that_a_run_uses_stays_also_where_the_run_began_after_the_look(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
