@@ -1,8 +1,8 @@
 """A year of nightly runs: what 1,000 versions and 1,000,000 scored images cost each command.
 
-Run   ./run benchmarks.long_life [--versions 1000] [--rows 1000000] [--nights 365] [--postgresql] [--keep FOLDER]
+Run   ./run benchmarks.long_life [--versions 1000] [--rows 1000000] [--nights 365] [--keep FOLDER]
 
-Makes a project with a real MLflow store, sqlite or PostgreSQL: versions as `register` and `promote` write them, half
+Makes a project with a real MLflow store on sqlite: versions as `register` and `promote` write them, half
 of them champions once, a DVC cache with the objects of each, and the parts that scoring leaves (tests/support/grown_*).
 Each command then runs alone, in a process of its own: seconds of the wall clock and of the processor, peak memory. The
 pages are requests to MLflow's own server. `--keep` makes the project in FOLDER and leaves it there, or measures the one
@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -35,7 +35,6 @@ from tests.support.grown_store import grow, register_one
 from tests.support.mlflow_server import serve_mlflow
 from tests.support.prefect_servers import clean_environment
 from tests.support.project import PROJECT
-from tests.support.team import serve_team
 from tests.support.tiny_model import write_image
 
 LOCATION, IMAGES = "incoming", 40
@@ -63,17 +62,6 @@ _, status, used = os.wait4(process.pid, 0)
 print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
 """
 """A small process that starts the command: a child's peak memory is at least what its parent had as it was started."""
-
-
-@contextmanager
-def _store(folder: Path, *, postgresql: bool) -> Iterator[dict[str, str]]:
-    """Yield the variables that lead to the store."""
-    yield_from = {tracking_store.FOLDER_VARIABLE: str(folder / "mlruns")}
-    if not postgresql:
-        yield yield_from
-        return
-    with serve_team(only=("postgresql",)) as team:
-        yield yield_from | {tracking_store.STORE_VARIABLE: team.database("mlflow", driver="pg8000")}
 
 
 def _make(folder: Path, *, versions: int, rows: int, nights: int) -> None:
@@ -139,7 +127,6 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="(%(default)s)")
     parser.add_argument("--nights", type=int, default=365, help="(%(default)s)")
-    parser.add_argument("--postgresql", action="store_true", help="MLflow's tables in PostgreSQL in place of sqlite")
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="where the project is made and left")
     parser.add_argument("--only", metavar="NAME", default="", help="measure the commands whose name begins so")
     given = parser.parse_args()
@@ -150,7 +137,7 @@ def main() -> None:
             make_clone(folder)
         for name in ("cxr", "flows", "tasks"):  # what is measured is this checkout's code
             shutil.copytree(PROJECT / name, folder / name, dirs_exist_ok=True)
-        variables = stack.enter_context(_store(folder.resolve(), postgresql=given.postgresql))
+        variables = {tracking_store.FOLDER_VARIABLE: str(folder.resolve() / "mlruns")}
         os.environ.clear()
         os.environ.update(clean_environment(PYTHONPATH=str(PROJECT), **variables))
         os.chdir(folder)
@@ -166,7 +153,7 @@ def main() -> None:
                 for part in set(Path("data/scores").rglob("*.parquet")) - before:  # so that the next time is like this
                     part.unlink()
                 print(f"| {name} | {seconds:.1f} | {processor:.1f} | {peak:.0f} | exit code {code} |", flush=True)
-        if not given.postgresql and not given.only:
+        if not given.only:
             _measure_pages(Path().resolve())
 
 
