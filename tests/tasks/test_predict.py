@@ -225,7 +225,7 @@ def test_a_terminal_hears_at_once_that_the_model_is_loading(images: Path) -> Non
         first = os.read(ours, 1000)
         assert process.poll() is None, "it is said before the seconds of loading, not after them"
         assert process.wait() == 9
-    assert first == b"loading the model ...\r"
-    assert os.read(ours, 1000).startswith(b"error: there is no champion")
+    assert first.rstrip(b"\r") == b"loading the model ..."  # a terminal may hand the line on in two parts
+    assert os.read(ours, 1000).lstrip(b"\r").startswith(b"error: there is no champion")
     os.close(ours)
     os.close(theirs)
