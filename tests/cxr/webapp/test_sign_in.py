@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from cxr.common.errors import ParamsError
 from cxr.webapp import sign_in
@@ -175,13 +175,17 @@ def test_a_reader_signs_in_once_and_out(browser: Browser, served: Served) -> Non
         assert errors == []
 
 
+def enter_token(page: Page, served: Served) -> None:
+    page.goto(served.address)
+    page.get_by_label("Access token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_be_enabled()
+
+
 def test_a_link_from_another_site_finds_the_reader_signed_in(browser: Browser, served: Served) -> None:
     with browser.new_context() as context:
         page = context.new_page()
-        page.goto(served.address)
-        page.get_by_label("Access token").fill(TOKEN)
-        page.keyboard.press("Enter")
-        expect(page.locator("#model")).to_be_enabled()
+        enter_token(page, served)
         page.route("http://elsewhere.example/", lambda route: route.fulfill(body=f"<a href='{served.address}'>go</a>"))
         page.goto("http://elsewhere.example/")
         page.get_by_text("go").click()
@@ -192,10 +196,7 @@ def test_a_link_from_another_site_finds_the_reader_signed_in(browser: Browser, s
 def test_a_reader_whose_session_ended_loses_no_image(browser: Browser, served: Served) -> None:
     with browser.new_context() as context:
         page = context.new_page()
-        page.goto(served.address)
-        page.get_by_label("Access token").fill(TOKEN)
-        page.keyboard.press("Enter")
-        expect(page.locator("#model")).to_be_enabled()
+        enter_token(page, served)
         context.clear_cookies()
         drop(page, {"image.png": IMAGE})
         expect(page.locator("#detail")).to_contain_text("Sign in again in another tab")
