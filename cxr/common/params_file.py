@@ -1,12 +1,11 @@
 """Read a YAML file of parameters, however damaged, and set values in it: errors name the file and the parameter."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
@@ -43,10 +42,13 @@ def set_value(tree: Any, name: str, value: Any) -> None:
     try:
         for part in parents:
             tree = tree[_key(tree, part)]
-        tree[_key(tree, last)]  # an unknown name raises KeyError
-        tree[_key(tree, last)] = _on_one_line(value)
+        key = _key(tree, last)
+        tree[key]  # an unknown name raises KeyError
+        tree[key] = value
     except (KeyError, IndexError, TypeError, ValueError):
         raise ParamsError(f"there is no parameter {name}; params.yaml lists them all") from None
+    if value == [] and isinstance(tree, CommentedMap):
+        _keep_comment_behind(tree, key)
 
 
 def readable(error: ValidationError, *, if_missing: str = "add it") -> str:
@@ -100,17 +102,13 @@ def _key(tree: Any, part: str) -> str | int:
     return int(part) if isinstance(tree, list) else part
 
 
-def _on_one_line(value: Any) -> Any:
-    """Return a list or mapping in brackets: in lines of its own it would stand below the comment of its key."""
-    if isinstance(value, list | tuple):
-        of_list = CommentedSeq(_on_one_line(each) for each in value)
-        of_list.fa.set_flow_style()
-        return of_list
-    if isinstance(value, Mapping):
-        of_mapping = CommentedMap((key, _on_one_line(each)) for key, each in value.items())
-        of_mapping.fa.set_flow_style()
-        return of_mapping
-    return value
+def _keep_comment_behind(tree: CommentedMap, key: str | int) -> None:
+    """Let the comment of a list that has become empty follow it.
+
+    ruamel.yaml notes that the comment stood between the key and the items, and would break the next line with it.
+    """
+    if comments := tree.ca.items.get(key):
+        comments[3] = None
 
 
 def _shown(value: Any) -> str:
