@@ -2,9 +2,10 @@
 
     ./run benchmarks.webapp_load FOLDER [--seconds 90] [--clients 32] [--port 8765]
 
-Sends the images of FOLDER unchanged. Starts `./run app` with the store in MLFLOW_TRACKING_URI and reads its
-memory from /metrics. Prints the responses by status, images a second, latencies, and resident memory after the
-warm-up, in the middle and at the end. The exit code is 1 if a response was neither 200 nor 429.
+Sends the images of FOLDER unchanged to `./run app`, which it starts with the store in MLFLOW_TRACKING_URI. Prints the
+responses by status, images a second, latencies, and what the service and its decoding processes take together:
+processor time, and memory after the warm-up, in the middle and at the end. The exit code is 1 if a response was neither
+200 nor 429.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 HEADERS = {"Content-Type": "application/octet-stream"}
 IMAGES = 200
@@ -61,29 +63,31 @@ def main() -> int:
         try:
             _wait(address, server)
             print(f"ready after {time.perf_counter() - started:.1f} s, engine {_engine(address)}, {len(images)} images")
-            return _measure(address, images, seconds=given.seconds, clients=given.clients)
+            return _measure(address, psutil.Process(server.pid), images, seconds=given.seconds, clients=given.clients)
         finally:
             server.terminate()
             server.wait()
 
 
-def _measure(address: str, images: list[bytes], *, seconds: float, clients: int) -> int:
+def _measure(address: str, service: psutil.Process, images: list[bytes], *, seconds: float, clients: int) -> int:
     # Heat maps need torch, which is loaded in the background: its memory must not look like a leak.
     httpx.post(f"{address}/predict", params={"heat": "true"}, content=images[0], headers=HEADERS, timeout=300)
     _load(address, images, seconds=seconds / 9, clients=clients)  # pools, caches and arenas reach their full size
-    memory, cpu_seconds = [_resident_mb(address)], _process_metric(address, "cpu_seconds_total")
+    memory, cpu_seconds, batches = [_memory_mb(service)], _cpu_seconds(service), _batches(address)
     halves = []
     for _ in range(2):
         halves.append(_load(address, images, seconds=seconds / 2, clients=clients))
-        memory.append(_resident_mb(address))
-    cpu_seconds = _process_metric(address, "cpu_seconds_total") - cpu_seconds
+        memory.append(_memory_mb(service))
+    cpu_seconds = _cpu_seconds(service) - cpu_seconds
+    answered, taken = (after - before for after, before in zip(_batches(address), batches, strict=True))
     single = _load(address, images, seconds=seconds / 6, clients=1)
     statuses = sum((half.statuses for half in halves), Counter())
     latencies = [one for half in halves for one in half.seconds]
     print(f"{clients} clients, {seconds:g} s: {json.dumps(statuses)}, {len(latencies) / seconds:.1f} images/s")
     print(f"  seconds: {_percentiles(latencies)}")
-    print(f"  CPU time of the service: {1000 * cpu_seconds / max(1, len(latencies)):.0f} ms an image")
-    print(f"  resident MB: {', '.join(f'{one:.0f}' for one in memory)} (after warm-up, middle, end)")
+    print(f"  CPU time of the service: {1000 * cpu_seconds / max(1, len(latencies)):.1f} ms an image")
+    print(f"  images in a batch, mean: {answered / max(1, taken):.1f}")
+    print(f"  MB in memory: {', '.join(f'{one:.0f}' for one in memory)} (after warm-up, middle, end)")
     print(f"1 client: {json.dumps(single.statuses)}, {len(single.seconds) / (seconds / 6):.1f} images/s")
     print(f"  seconds: {_percentiles(single.seconds)}")
     return int(bool((statuses | single.statuses).keys() - {"200", "429"}))
@@ -120,13 +124,25 @@ def _percentiles(seconds: list[float]) -> str:
     return f"p50 {cuts[49]:.3f}, p95 {cuts[94]:.3f}, p99 {cuts[98]:.3f}, longest {max(seconds):.3f}"
 
 
-def _resident_mb(address: str) -> float:
-    return _process_metric(address, "resident_memory_bytes") / 1e6
+def _family(service: psutil.Process) -> list[psutil.Process]:
+    """Return the service and its decoding processes."""
+    return [service, *service.children(recursive=True)]
 
 
-def _process_metric(address: str, name: str) -> float:
-    found = re.search(rf"^process_{name} (\S+)", httpx.get(f"{address}/metrics").text, re.MULTILINE)
-    return float(found.group(1)) if found else float("nan")
+def _memory_mb(service: psutil.Process) -> float:
+    """Return what would be free without them: pages that they share count once."""
+    return sum(one.memory_full_info().pss for one in _family(service)) / 1e6
+
+
+def _cpu_seconds(service: psutil.Process) -> float:
+    return sum(one.cpu_times().user + one.cpu_times().system for one in _family(service))
+
+
+def _batches(address: str) -> tuple[float, float]:
+    """Return how many images the model has answered, and in how many batches."""
+    metrics = httpx.get(f"{address}/metrics").text
+    images, batches = (re.search(rf"^cxr_batch_images_{of} (\S+)", metrics, re.MULTILINE) for of in ("sum", "count"))
+    return (float(images.group(1)), float(batches.group(1))) if images and batches else (0.0, 0.0)
 
 
 def _engine(address: str) -> str:

@@ -48,6 +48,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for folder in checkout.parents:  # pytest's folders are for their owner alone
         if folder.name.startswith(("pytest-", "compose")):
             folder.chmod(0o755)
+    for kind in ("container", "volume"):  # of a run that was killed: they know other passwords
+        run("podman", kind, "rm", "--all", "--force")
     run(str(compose.HERE / "stand-ins.sh"))
     if os.environ["CXR_CONTAINERS"] != "built":
         made.compose("build", "worker")
