@@ -4,7 +4,8 @@
 
 PROJECT is a project folder with a registered challenger (its store, its cache); IMAGES a folder of image files. All
 contestants answer the same images with the same network in turn, round by round. Ratios are taken within a round and
-shown with the smallest and the largest. `network` starts from prepared images, `file` from a file's bytes.
+shown with the smallest and the largest. `network` starts from prepared images, `file` from a file's bytes. Processor
+time is that of this process, which a busy machine changes less than the clock; it leaves out MLflow's server.
 
 The eager loop is plain torch code: the network in its usual memory layout, fp32, batches of any size.
 """
@@ -12,6 +13,7 @@ The eager loop is plain torch code: the network in its usual memory layout, fp32
 import argparse
 import copy
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -107,25 +109,40 @@ def _eager(model: Classifier) -> Callable[[NDArray[np.uint8]], object]:
 
 
 def _compare(title: str, contest: Contest, images: int, rounds: int) -> None:
-    """Print the images a second of each, and the ratio of the first to it, round by round."""
+    """Print the images a second and the processor time of each, and the ratios of the first to it, round by round."""
     for ask in contest.values():
         ask()
-    seconds: dict[str, list[float]] = {name: [] for name in contest}
+    wall: dict[str, list[float]] = {name: [] for name in contest}
+    processor: dict[str, list[float]] = {name: [] for name in contest}
     for _ in range(rounds):
         for name, ask in contest.items():
-            started = time.perf_counter()
+            started, used = time.perf_counter(), _processor_seconds()
             ask()
-            seconds[name].append(time.perf_counter() - started)
-    first = next(iter(seconds.values()))
-    print(f"| {title} | images/s | ms an image | the first against it |\n|---|---|---|---|")
-    for name, measured in seconds.items():
-        median, ratios = (
-            statistics.median(measured),
-            [other / ours for other, ours in zip(measured, first, strict=True)],
+            wall[name].append(time.perf_counter() - started)
+            processor[name].append(_processor_seconds() - used)
+    first = next(iter(contest))
+    print(f"| {title} | images/s | the first against it | processor ms an image | the first against it |")
+    print("|---|---|---|---|---|")
+    for name in contest:
+        speed = images / statistics.median(wall[name])
+        cost = 1000 * statistics.median(processor[name]) / images
+        print(
+            f"| {name} | {speed:.2f} | {_spread(wall[name], wall[first])} | {cost:.1f} | "
+            f"{_spread(processor[name], processor[first])} |",
+            flush=True,
         )
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {images / median:.2f} | {1000 * median / images:.1f} | {spread} |", flush=True)
     print()
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+def _spread(theirs: list[float], ours: list[float]) -> str:
+    ratios = [other / mine for other, mine in zip(theirs, ours, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _cold_starts(image: Path, rounds: int) -> None:

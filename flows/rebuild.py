@@ -28,6 +28,7 @@ from cxr.common.cli import command_parser
 from cxr.common.errors import ParamsError, PromotionHeldError
 from cxr.common.locks import file_lock, worktree_lock
 from cxr.common.params import read_params
+from cxr.common.params_file import parse_setting
 from flows import remote_cache
 from flows.run_page import publish
 from flows.server_errors import run_flow_command
@@ -38,14 +39,17 @@ from flows.stages import (
     reads_network,
     run_stage,
     stages_in_order,
+    unchanged_stages,
 )
 from flows.steps import VERDICTS, run_step, verdict_of
 from flows.workspaces import open_workspace, shared_environment
-from tasks.configure import parse_setting
 
 RETRIES = 3
 RETRY_DELAY_SECONDS = 10
 TIME_LIMIT_SECONDS = 24 * 3600
+
+CACHED = "Cached"
+UNCHANGED = "nothing it reads has changed"
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,21 @@ def _bring_up_to_date(root: Path, folder: Path, promote: bool) -> Rebuild | Stat
         except remote_cache.RemoteError as error:
             return Failed(message=str(error), data=error)
 
-    stages = {}
+    stages: dict[str, str] = {}
+    unchanged = unchanged_stages(folder)
     for name in stages_in_order(folder):
         named = stage.with_options(
             name=name, task_run_name=name, retry_condition_fn=_worth_another_try(reads_network(name, params.ingest))
         )
-        state = named(name, folder, environment, return_state=True)
+        # A stage that ran may have changed what later ones read: DVC is asked about each of those.
+        skip = name in unchanged and set(stages.values()) <= {CACHED}
+        state = named(name, folder, environment, skip=skip, return_state=True)
         if not state.is_completed():
             return _failed(state)
         stages[name] = str(state.name)
     verdict = None
     if promote:
-        state = ask_promotion_gate(folder, environment, stages.get("register") == "Cached", return_state=True)
+        state = ask_promotion_gate(folder, environment, stages.get("register") == CACHED, return_state=True)
         if not state.is_completed():
             return _failed(state)
         verdict = state.name
@@ -106,14 +113,16 @@ def _bring_up_to_date(root: Path, folder: Path, promote: bool) -> Rebuild | Stat
 
 
 @task(cache_policy=NO_CACHE, retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS)
-def stage(name: str, folder: Path, environment: dict[str, str]) -> State[None]:
-    """Run one stage through DVC; its lines are this task run's log."""
+def stage(name: str, folder: Path, environment: dict[str, str], skip: bool) -> State[None]:
+    """Run one stage through DVC, unless it is known to be unchanged; its lines are this task run's log."""
+    if skip:
+        return Completed(name=CACHED, message=UNCHANGED)
     try:
         run = run_stage(name, root=folder, on_line=get_run_logger().info, environment=environment)
     except (StageFailedError, remote_cache.RemoteError) as error:
         return Failed(message=str(error), data=error)
     if run.cached:
-        return Completed(name="Cached", message="nothing it reads has changed")
+        return Completed(name=CACHED, message=UNCHANGED)
     return Completed(message=f"ran for {run.seconds:.0f} s")
 
 

@@ -43,7 +43,7 @@ def stages_in_order(root: Path) -> list[str]:
 
     with Repo(str(root)) as repo:
         graph = repo.index.graph  # edges go from a stage to those it reads from
-        pipeline = [stage for stage in repo.index.stages if Path(stage.path) == root.resolve() / "dvc.yaml"]
+        pipeline = _pipeline(repo, root)
         order: dict[str, None] = {}
 
         def add(stage: Any) -> None:
@@ -54,6 +54,29 @@ def stages_in_order(root: Path) -> list[str]:
         for stage in pipeline:
             add(stage)
         return list(order)
+
+
+def _pipeline(repo: Any, root: Path) -> list[Any]:
+    return [stage for stage in repo.index.stages if Path(stage.path) == root.resolve() / "dvc.yaml"]
+
+
+def unchanged_stages(root: Path) -> frozenset[str]:
+    """Return the stages of root/dvc.yaml that `dvc repro` would skip: a second where asking stage by stage takes seven.
+
+    Empty while another DVC command is busy, and where runs share their outputs, since a stage is then pushed as well.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    heal_path_lock(root)
+    if remote_cache.is_shared():
+        return frozenset()
+    with Repo(str(root)) as repo:
+        try:
+            changed = repo.status()
+        except DvcException:  # whatever is wrong, the stage's own command says it in its words
+            return frozenset()
+        return frozenset(stage.name for stage in _pipeline(repo, root) if stage.addressing not in changed)
 
 
 def run_stage(

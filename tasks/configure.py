@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.params import override, read_params, with_overrides
-from cxr.common.params_file import load_yaml, parse_yaml
+from cxr.common.params_file import load_yaml, parse_setting
 from cxr.dataset.layouts import LAYOUTS, layout_named, layouts_in
 from cxr.evaluation.headline import check_gate
 
@@ -79,18 +79,6 @@ def read_profile(path: Path) -> dict[str, Any]:
     if not isinstance(profile, dict) or not all(isinstance(name, str) for name in profile):
         raise ParamsError(f"{path}: a profile is a mapping such as `train.epochs: 20`, got {profile!r}")
     return profile
-
-
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """Split `name=value`; the value is read as YAML, so 1e-3 is a number and [a, b] a list.
-
-    Raises:
-        ParamsError: there is no name, no `=`, or the value is not YAML.
-    """
-    name, equals, value = setting.partition("=")
-    if not name or not equals:
-        raise ParamsError(f"--set expects name=value, such as train.epochs=20; got {setting!r}")
-    return name, parse_yaml(value, name=name, anchors=True)
 
 
 def data_settings(data: str, sources: list[dict[str, Any]]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ class EvaluateParams(Section):
 
 
 class RuntimeBounds(Section):
-    """How far the export may differ from torch; see cxr.inference.openvino_export.Agreement."""
+    """How far the export may differ from torch; see cxr.inference.openvino_agreement.Agreement."""
 
     probability: Share
     changed_share: Share

@@ -36,6 +36,18 @@ def parse_yaml(text: str, *, name: str, anchors: bool) -> Any:
         raise ParamsError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Split `name=value`; the value is read as YAML, so 1e-3 is a number and [a, b] a list.
+
+    Raises:
+        ParamsError: there is no name, no `=`, or the value is not YAML.
+    """
+    name, equals, value = setting.partition("=")
+    if not name or not equals:
+        raise ParamsError(f"--set expects name=value, such as train.epochs=20; got {setting!r}")
+    return name, parse_yaml(value, name=name, anchors=True)
+
+
 def set_value(tree: Any, name: str, value: Any) -> None:
     """Set the parameter with a dotted name. Raises ParamsError where there is none."""
     *parents, last = name.split(".")

@@ -1,13 +1,14 @@
 """One pass of a network over validation and test images: probabilities, and the features of some of the images."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from cxr.dataset.image_array import ImageArray
@@ -15,6 +16,9 @@ from cxr.evaluation.calibration import TEMPERATURE_RANGE, fit_temperature, fit_t
 from cxr.evaluation.metrics import Floats, Ints
 from cxr.models.bundle import ModelSpec
 from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, softmax_with_temperature
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("cxr.evaluate")
 
@@ -38,12 +42,12 @@ class Predictions:
     uncalibrated: Floats
     calibrated: Floats
 
-    def where(self, rows: NDArray[Any]) -> "Predictions":
+    def where(self, rows: NDArray[Any]) -> Predictions:
         """Return the images that `rows` (a mask (N,), or row numbers) selects."""
         arrays = {name: value[rows] for name, value in vars(self).items() if name != "classes"}
         return Predictions(self.classes, **arrays)
 
-    def between(self, first: int, second: int) -> "Predictions":
+    def between(self, first: int, second: int) -> Predictions:
         """Return the images of two classes, as if there were no others: their probabilities are scaled to sum to 1."""
         images = self.where((self.labels == first) | (self.labels == second))
         return replace(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision import models
 
 from cxr.models.modules import SmallCnn
+from cxr.models.torchvision_networks import models
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

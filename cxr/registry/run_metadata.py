@@ -11,12 +11,14 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from cxr.registry import runs
 from cxr.registry.stored_names import MODEL
 from cxr.registry.tracking_store import client, store_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUP_TAG = "group"
 """On a run that only holds others together: what they have in common."""

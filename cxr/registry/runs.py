@@ -13,9 +13,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from cxr.common.errors import RegistryError
 from cxr.registry.tracking_store import (
@@ -26,6 +24,9 @@ from cxr.registry.tracking_store import (
     store_errors,
     tracking_uri,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPERIMENT = "chest-xray-pneumonia"
 TRAINING_FOLDER = "training"

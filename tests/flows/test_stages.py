@@ -17,6 +17,7 @@ from flows.stages import (
     reads_network,
     run_stage,
     stages_in_order,
+    unchanged_stages,
 )
 from tests.support.faults import fault
 
@@ -37,6 +38,24 @@ def test_a_stage_runs_once_and_is_cached_until_something_changes(tiny: Path) -> 
     assert run("ingest", tiny)[0]
     (tiny / "images.txt").write_text("other images")
     assert not run("ingest", tiny)[0]
+
+
+def test_unchanged_is_what_dvc_would_skip(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unchanged_stages(tiny) == frozenset()
+    for name in ("ingest", "train", "evaluate"):
+        run(name, tiny)
+    monkeypatch.chdir("/")  # as for a worktree, which is not the working directory
+    assert unchanged_stages(tiny) == {"ingest", "train", "evaluate"}
+    override(tiny / "params.yaml", {"train.epochs": 7})
+    (tiny / "reports" / "metrics.json").unlink()
+    assert unchanged_stages(tiny) == {"ingest"}
+
+
+def test_while_dvc_is_busy_nothing_counts_as_unchanged(tiny: Path) -> None:
+    run("ingest", tiny)
+    holder = {"write": {str(tiny / "data" / "raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}}
+    (tiny / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(holder))
+    assert unchanged_stages(tiny) == frozenset()
 
 
 def test_outputs_that_were_deleted_come_back_from_the_cache(tiny: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from cxr.common.errors import ParamsError, SourceError, WeightsError
 from cxr.common.params import read_params
-from tasks.configure import configure, data_settings, main, parse_setting, read_profile, weights_setting
+from cxr.common.params_file import parse_setting
+from tasks.configure import configure, data_settings, main, read_profile, weights_setting
 from tests.support.project import PROJECT
 
 BOTH = [{"name": "kermany", "layout": "chest_xray"}, {"name": "covid19", "layout": "covid19"}]
