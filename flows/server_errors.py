@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import NoReturn
 
 from cxr.common.cli import run_command
@@ -33,6 +34,7 @@ def server_errors() -> Iterator[None]:
     """Turn Prefect's errors about its server into a PrefectServerError without credentials."""
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
+    from pydantic import ValidationError
 
     try:
         yield
@@ -41,9 +43,9 @@ def server_errors() -> Iterator[None]:
             raise PrefectServerError(
                 f"Prefect's server {_address()} refused the account; set PREFECT_API_AUTH_STRING to its user:password"
             ) from None
-        if error.response.status_code >= 500:
-            raise _away(f"answered {error.response.status_code}") from None
-        raise
+        raise _away(f"answered {error.response.status_code}") from None
+    except (JSONDecodeError, ValidationError):
+        raise _away("does not answer as Prefect does") from None
     except httpx.TransportError as error:
         raise _away(f"does not answer ({type(error).__name__})") from None
     except RuntimeError as error:

@@ -19,6 +19,7 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from tqdm import tqdm
 
 from cxr.common.errors import SourceError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 _CONNECTIONS = 8
+_MOST_CHARACTERS = 300
+_TIMEOUTS_S = (10, 60)  # to connect, between two reads
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,16 @@ def _parts(address: str) -> tuple[str, str]:
 
 
 def _connect() -> S3Client:
-    return boto3.Session().client("s3", config=Config(max_pool_connections=_CONNECTIONS, retries={"mode": "standard"}))
+    connect_s, read_s = _TIMEOUTS_S
+    return boto3.Session().client(
+        "s3",
+        config=Config(
+            max_pool_connections=_CONNECTIONS,
+            retries={"mode": "standard"},
+            connect_timeout=connect_s,
+            read_timeout=read_s,
+        ),
+    )
 
 
 @contextmanager
@@ -120,9 +132,10 @@ def _bucket_errors(address: str) -> Iterator[None]:
     """Turn boto3's errors into one line with the address and without keys."""
     try:
         yield
-    except (Boto3Error, BotoCoreError, ClientError) as error:
+    except (Boto3Error, BotoCoreError, ClientError, ResponseParserError) as error:
+        problem = " ".join(str(error).split())[:_MOST_CHARACTERS]  # a parser quotes what it was sent
         raise SourceError(
-            f"{address}: {error}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{address}: {problem}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
 
 
@@ -131,6 +144,10 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
     below = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
     found: dict[str, RemoteObject] = {}
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/")):
+        if "Name" not in page:
+            raise SourceError(
+                f"s3://{bucket}/{prefix}: AWS_ENDPOINT_URL is not S3: it returns no list of objects; correct it"
+            )
         for item in page.get("Contents", []):
             key = item["Key"]
             if key.endswith("/") or not (key == prefix or key.startswith(below)):

@@ -5,7 +5,8 @@ Orthanc's own ID, a digest.
 """
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from cxr.pacs.feed import (
     web_address,
 )
 
+_OTHER_FORM = (AttributeError, KeyError, TypeError, ValueError)
 _LOST = 500  # also the status of a file that is missing from the storage, which does not affect other files
 
 
@@ -44,13 +46,16 @@ class Orthanc:
     def changes(self, since: int, limit: int) -> Changes:
         """Return up to `limit` lines of the feed after line `since`."""
         response = self._json("GET", f"/changes?since={since}&limit={limit}")
-        lines = tuple(_change(line) for line in response["Changes"])
-        # Older versions return 0 or `since` as Last when there is nothing new; the position must never go back.
-        return Changes(lines, max([since, *(line.number for line in lines)]), bool(response["Done"]))
+        with self._expected():
+            lines = tuple(_change(line) for line in response["Changes"])
+            # Older versions return 0 or `since` as Last when there is nothing new; the position must never go back.
+            return Changes(lines, max([since, *(line.number for line in lines)]), bool(response["Done"]))
 
     def last_change(self) -> int:
         """Return the number of the newest line; 0 before the first."""
-        return int(self._json("GET", "/changes?last")["Last"])
+        response = self._json("GET", "/changes?last")
+        with self._expected():
+            return int(response["Last"])
 
     def line(self, number: int) -> Change | None:
         """Return one line of the feed; None if it was deleted with its object."""
@@ -60,11 +65,12 @@ class Orthanc:
     def instance(self, resource: str) -> Instance | None:
         """Return an instance as in the index; None if it was deleted."""
         found = self._known(f"/instances/{quote(resource)}")
-        series = self._series(found["ParentSeries"]) if found else None
-        if found is None or series is None:
-            return None
-        study_uid, modality, body_part = series
-        return Instance(study_uid, str(found["MainDicomTags"].get("SOPInstanceUID", "")), modality, body_part)
+        with self._expected():
+            series = None if found is None else self._series(found["ParentSeries"])
+            if found is None or series is None:
+                return None
+            study_uid, modality, body_part = series
+            return Instance(study_uid, str(found["MainDicomTags"].get("SOPInstanceUID", "")), modality, body_part)
 
     def file(self, resource: str) -> bytes | None:
         """Return the DICOM file of an instance; None if it was deleted or is missing from the storage."""
@@ -80,7 +86,8 @@ class Orthanc:
         """Return the UIDs of all Structured Reports of a study."""
         query = {"Level": "Instance", "Query": {"StudyInstanceUID": study_uid, "Modality": "SR"}, "Expand": True}
         found = self._json("POST", "/tools/find", json.dumps(query).encode())
-        return frozenset(str(one["MainDicomTags"].get("SOPInstanceUID", "")) for one in found)
+        with self._expected():
+            return frozenset(str(one["MainDicomTags"].get("SOPInstanceUID", "")) for one in found)
 
     def has_series(self, uid: str) -> bool:
         """Return whether a series with this UID is stored."""
@@ -118,7 +125,18 @@ class Orthanc:
         try:
             return response.json()
         except requests.JSONDecodeError:
-            raise SourceError(f"{self.address} is not an Orthanc: it returns no JSON; check the address") from None
+            raise self._foreign("no JSON") from None
+
+    @contextmanager
+    def _expected(self) -> Iterator[None]:
+        """Turn what reading an answer of another form raises into a SourceError."""
+        try:
+            yield
+        except _OTHER_FORM:
+            raise self._foreign("JSON of another form") from None
+
+    def _foreign(self, what: str) -> SourceError:
+        return SourceError(f"{self.address} is not an Orthanc: it returns {what}; check the address")
 
     def _request(
         self, method: str, path: str, body: bytes | None = None, *, accept: Set[int] = REJECTED

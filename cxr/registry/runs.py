@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cxr.common.errors import RegistryError
 from cxr.registry.tracking_store import (
+    STORE_VARIABLE,
     client,
     is_server,
     mlruns_folder,
@@ -112,6 +113,11 @@ def start_run(*, run_id: str | None, name: str, tags: Mapping[str, str]) -> str:
     experiment = experiment_id()
     with store_errors("starting a run"):
         new_id = str(store.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
+    if not new_id:
+        raise RegistryError(
+            f"{public_uri()} is no MLflow server: it answers without a run; correct {STORE_VARIABLE}, then run the same "
+            "command again"
+        )
     log.info("tracking: run %s in %s", new_id, public_uri())
     return new_id
 

@@ -16,6 +16,7 @@ import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -44,6 +45,8 @@ _CLIENT_SETTINGS = {
 }
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CONNECT_SECONDS = 5
+_CONNECT_LIMITS = {"pg8000": "timeout", **dict.fromkeys(("psycopg", "psycopg2", "pymysql"), "connect_timeout")}
+"""What a driver calls its limit of time."""
 
 
 def mlruns_folder() -> Path:
@@ -205,6 +208,19 @@ def _check_answers(uri: str) -> None:
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
         if port:
             socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
+        if not is_server(uri):
+            _sign_in(uri)
+
+
+@cache  # once a process: MLflow opens its connections once, and then keeps them
+def _sign_in(uri: str) -> None:
+    """Open a connection to a database that may stay silent or reject the account: MLflow would try for an hour."""
+    import sqlalchemy
+
+    limit = _CONNECT_LIMITS.get(sqlalchemy.make_url(uri).get_driver_name())
+    if limit:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args={limit: _CONNECT_SECONDS})
+        engine.connect().close()
 
 
 def _plain(error: Exception) -> str:

@@ -20,7 +20,7 @@ run_flow_command(nothing)
 """
 
 
-def start_flow(api: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def start_flow(api: str, folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         "PREFECT_API_URL": api,
@@ -28,6 +28,7 @@ def start_flow(api: str, folder: Path) -> "subprocess.CompletedProcess[str]":
         "PREFECT_HOME": str(folder),
         "PREFECT_CLIENT_MAX_RETRIES": "0",
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        **settings,
     }
     command = [sys.executable, "-c", FLOW]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)

@@ -47,7 +47,7 @@ def fault(where: str, what: str, happens: str, seen: str) -> pytest.MarkDecorato
         where: stage, command, flow or service.
         what: the fault.
         happens: what the product does.
-        seen: what the user sees.
+        seen: what the user sees. Each is a string, or the name of one of the module.
     """
     return pytest.mark.fault(where, what, happens, seen)
 
@@ -66,12 +66,23 @@ def page() -> str:
 
 
 def _marked(file: Path) -> Iterator[Row]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    module = ast.parse(file.read_text(encoding="utf-8"))
+    texts = {
+        node.targets[0].id: node.value.value
+        for node in module.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(module):
         if not isinstance(node, ast.FunctionDef):
             continue
         for mark in node.decorator_list:
             if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "fault":
-                where, what, happens, seen = (ast.literal_eval(argument) for argument in mark.args)
+                where, what, happens, seen = (
+                    texts[argument.id] if isinstance(argument, ast.Name) else ast.literal_eval(argument)
+                    for argument in mark.args
+                )
                 yield Row(where, what, happens, seen, f"`{file.relative_to(PROJECT)}::{node.name}`")
 
 

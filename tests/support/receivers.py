@@ -3,10 +3,11 @@
 import contextlib
 import json
 import socketserver
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.support.servers import serving
 
 
 @contextlib.contextmanager
@@ -24,7 +25,7 @@ def receive_posts() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             """Keep the test's output clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    with _served(server):
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}/hook", posts
 
 
@@ -46,17 +47,5 @@ def receive_mail() -> Iterator[tuple[int, list[str]]]:
                     return
 
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-    with _served(server):
+    with serving(server):
         yield server.server_address[1], mails
-
-
-@contextlib.contextmanager
-def _served(server: socketserver.TCPServer) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

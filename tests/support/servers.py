@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -86,10 +87,17 @@ def serve_web() -> Iterator[Web]:
     web = Web()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(web))
     web.address = f"http://127.0.0.1:{server.server_port}"
+    with serving(server):
+        yield web
+
+
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    """Serve in a thread while the block runs."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield web
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -1,0 +1,53 @@
+"""A web server on loopback that misbehaves: pages in place of JSON, another form, errors, half an answer, or none."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tests.support.servers import serving
+
+ANSWERS: dict[str, tuple[int, str, bytes]] = {
+    "a page": (200, "text/html", b"<!doctype html><html><body><p>Sign in to the guest network</p></body></html>"),
+    "a list": (200, "application/json", b"[]"),
+    "an empty object": (200, "application/json", b"{}"),
+    "an error": (500, "application/json", b'{"error_code": "INTERNAL_ERROR", "message": "disk full"}'),
+}
+"""Status, type and content of the answer to every request, by manner."""
+MANNERS = (*ANSWERS, "half an answer", "nothing")
+
+
+@contextlib.contextmanager
+def misbehaving(manner: str) -> Iterator[str]:
+    """Serve in one of MANNERS; yield the address. "nothing" holds a request until the block ends."""
+    ended = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if manner == "nothing":
+                ended.wait()
+                self.close_connection = True
+                return
+            status, kind, content = ANSWERS.get(manner, ANSWERS["an empty object"])
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content) + (1000 if manner == "half an answer" else 0)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def __getattr__(self, name: str) -> Callable[[], None]:
+            if not name.startswith("do_"):
+                raise AttributeError(name)
+            return self.answer  # to every method
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    with serving(server):
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            ended.set()
