@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cxr.common.errors import ImageError
@@ -70,7 +70,7 @@ def score_images(
 
     with closing(answered_batches(classifier, images, read, workers=workers)) as batches:
         for batch in batches:
-            now = datetime.now(UTC)
+            now = scored.next_time()
             found = [one for one in batch if one.answer is not None or one.image.error is not None]
             rows = [
                 _row(one, location=location.name, version=classifier.number, now=now) | beside(one) for one in found

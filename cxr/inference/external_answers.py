@@ -61,7 +61,11 @@ def answer_images(
                 progress(len(batch.rows))
     finally:
         writer.close()
-    rows = read_scores(folder).drop_duplicates("path", keep="last").set_index("path")
+    rows = read_scores(folder)
+    listed = {(image.path, image.size_bytes, image.changed) for image in images}
+    keys = zip(rows["path"], rows["size_bytes"], rows["changed"], strict=True)
+    present = pd.Series([key in listed for key in keys], rows.index, bool)  # not of a file that has changed since
+    rows = rows[present | rows["changed"].isna()].drop_duplicates("path", keep="last").set_index("path")
     return rows.loc[[image.path for image in images]].reset_index()
 
 

@@ -23,7 +23,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "1"
 _SPEC_KEY = b"spec_sha256"
+_FIRST = datetime.min.replace(tzinfo=UTC)
 _BEFORE_ANSWER = (
     pa.field("location", pa.string(), nullable=False),
     pa.field("path", pa.string(), nullable=False),
@@ -116,9 +117,11 @@ class Scored:
     def __init__(self, folder: Path, *, spec_sha256: str, location: str, images: Iterable[ImageFile]) -> None:
         self._listed: set[bytes] = set()
         self._held: set[bytes] = set()
+        self._newest = _FIRST
         paths = {image.path for image in images}
         for part in parts_below(folder) if paths else ():
             with readable_part(part) as file:
+                self._newest = max([self._newest, *_newest_times(file)])
                 if (file.schema_arrow.metadata or {}).get(_SPEC_KEY) == spec_sha256.encode():
                     self._remember(_rows_of(file, location, paths))
 
@@ -130,12 +133,30 @@ class Scored:
         """Return whether these bytes were scored under this path."""
         return _key(path, sha256) in self._held
 
+    def next_time(self) -> datetime:
+        """Return the time of the next rows: by the clock, unless that is behind the newest row, then just after it.
+
+        Rows are compared in the order of their times. A clock that was ahead for one night would otherwise let that
+        night's rows be the newest ones for as long.
+        """
+        self._newest = max(datetime.now(UTC), self._newest + timedelta(microseconds=1))
+        return self._newest
+
     def _remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["changed"] is not None:
                 self._listed.add(_key(row["path"], row["size_bytes"], row["changed"]))
             if row["sha256"] is not None:
                 self._held.add(_key(row["path"], row["sha256"]))
+
+
+def _newest_times(file: pq.ParquetFile) -> Iterator[datetime]:
+    """Yield the time of the newest row of each group of a part, from its footer."""
+    column = file.schema_arrow.names.index("scored_at")
+    for group in range(file.metadata.num_row_groups):
+        statistics = file.metadata.row_group(group).column(column).statistics
+        if statistics is not None and statistics.has_min_max:
+            yield statistics.max
 
 
 def _rows_of(file: pq.ParquetFile, location: str, paths: Set[str]) -> list[dict[str, Any]]:

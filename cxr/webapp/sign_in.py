@@ -38,6 +38,7 @@ COOKIE = "cxr-session"
 SESSION_SECONDS = 12 * 3600
 """A working day; whoever has copied the cookie can use it as long."""
 
+_CLOCK_SECONDS = 3600  # a session begun while the clock was further ahead does not outlive its correction
 _LEAST_CHARACTERS = 32  # nobody finds a shorter one from its HMAC, or by trying
 _MOST_BYTES = 4096
 _MOST_TRIES_PER_MINUTE = 10
@@ -63,7 +64,7 @@ class Token:
         end, _, mac = value.partition(".")
         if not hmac.compare_digest(self._mac("session", end).encode(), mac.encode()):
             return False
-        return int(end) > time.time()
+        return 0 < int(end) - time.time() <= SESSION_SECONDS + _CLOCK_SECONDS
 
     def _mac(self, purpose: str, text: str) -> str:
         message = f"{purpose} {text}".encode("utf-8", "surrogateescape")

@@ -61,6 +61,29 @@ def test_an_image_is_unchanged_when_path_size_and_time_are(tmp_path: Path, image
     assert not remembered(tmp_path, location="others").is_unchanged(image)
 
 
+@fault(
+    "score, monitor", "the clock was a year ahead for one night, or is an hour behind",
+    "rows keep the order in which they were scored; drift is looked for in the newest", "nothing",
+)  # fmt: skip
+def test_rows_keep_their_order_whatever_the_clock_says(tmp_path: Path) -> None:
+    def bad(path: str, time: datetime) -> dict[str, Any]:
+        return row(path, scored_at=time, error="it counts, as one that was measured does")
+
+    ahead = datetime.now(UTC) + timedelta(days=366)
+    write(tmp_path, bad("a", ahead), bad("b", ahead - timedelta(days=1)))
+    known = remembered(tmp_path, listed="cd")
+    first, second = known.next_time(), known.next_time()
+    assert ahead < first < second < ahead + timedelta(seconds=1)
+    write(tmp_path, bad("c", first), bad("d", second))
+    assert index_scores(tmp_path, "1").read(0, 4)["path"].tolist() == ["b", "a", "c", "d"]
+
+
+def test_without_later_rows_the_time_is_that_of_the_clock(tmp_path: Path) -> None:
+    write(tmp_path, row("a"))
+    before = datetime.now(UTC)
+    assert before <= remembered(tmp_path).next_time() <= datetime.now(UTC)
+
+
 def test_bytes_count_under_their_own_path_alone(tmp_path: Path) -> None:
     write(tmp_path, row("a"))
     known = remembered(tmp_path)

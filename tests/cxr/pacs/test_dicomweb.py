@@ -1,7 +1,9 @@
 """Answers of a DICOMweb service that Orthanc does not give."""
 
 from collections.abc import Iterator
+from datetime import date, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -112,3 +114,12 @@ def test_a_retake_in_place_of_a_deleted_image_is_found(
     assert not found(pacs)  # not at each look
     monkeypatch.setattr(dicomweb, "_AGAIN_SECONDS", -1)
     assert found(pacs) == [digest_of("1.2.3.6")]
+
+
+@pytest.mark.parametrize("days", [-1, 1, 3])
+@fault("PACS", "the clock of the worker is a day behind, or some days ahead", "images of today are found", "nothing")
+def test_images_of_today_are_found_whatever_the_clock_says(
+    pacs: DicomWeb, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    monkeypatch.setattr(dicomweb, "date", Mock(today=lambda: date.today() + timedelta(days)))
+    assert found(pacs) == [digest_of(IMAGE)]

@@ -1,6 +1,7 @@
 """One client cannot flood the service with cheap requests; only a trusted proxy says who the client is."""
 
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -43,6 +44,19 @@ def test_a_flood_of_one_client_is_refused_and_another_is_answered(path: str) -> 
         assert (answers[2].status_code, reason(answers[2])) == (429, "too many requests")
         assert 1 <= int(answers[2].headers["retry-after"]) <= 30
         assert send_from("127.0.0.2", served).status_code == 200
+
+
+@pytest.mark.parametrize("hours", [-1, 24])
+@fault("web app", "the clock jumps while a client is at its limit", "the limit is as before", "status 429")
+def test_the_limit_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
+    limit = RateLimit(2, "images")
+    limit.take("one")
+    limit.take("one")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + hours * 3600)
+    with pytest.raises(RejectedError):
+        limit.take("one")
+    limit.take("another")
 
 
 def test_a_bucket_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """With a token, nothing but probes and the sign-in answers without it; it is never shown, logged or in an address."""
 
 import re
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -99,6 +100,24 @@ def test_a_cookie_does_not_let_another_site_post(served: Served, origin: dict[st
     kept = {"Cookie": signed_in(served).headers["set-cookie"].partition(";")[0]}
     assert post(served, kept | origin).status_code == status
     assert post(served, kept | origin, "/feedback").status_code == status
+
+
+@pytest.mark.parametrize(
+    ("begun_s", "good"),
+    [(0, True), (-3600, True), (3000, True), (-24 * 3600, False), (24 * 3600, False), (366 * 24 * 3600, False)],
+)
+@fault(
+    "web app", "the clock jumps back or forth while readers are signed in",
+    "no session lives more than an hour longer than it should", "the sign-in page, where the session has ended",
+)  # fmt: skip
+def test_a_session_does_not_outlive_a_correction_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch, begun_s: float, good: bool
+) -> None:
+    token, now = Token(TOKEN), time.time()
+    with monkeypatch.context() as moved:
+        moved.setattr(time, "time", lambda: now + begun_s)
+        session = token.new_session()
+    assert token.is_session(session) is good
 
 
 def test_a_session_ends_and_is_bound_to_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
