@@ -35,6 +35,7 @@ LOOK_SECONDS = 20.0
 RETRY_SECONDS = 300.0
 """Before a request whose run failed gets another one."""
 _REQUEST_SECONDS = 10.0
+_MOST_DIGITS = 10  # of a length
 
 log = logging.getLogger("cxr.watch")
 
@@ -87,7 +88,7 @@ def watch(*, host: str, port: int, address: str) -> None:
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at a run
     found = Watch(webhook.read_secrets(mlruns_folder() / webhook.KEYS_FILE).signing if address else "")
-    with ThreadingHTTPServer((host, port), _handler(found)) as server:
+    with ThreadingHTTPServer((host, port), handler(found)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         if address:
             _subscribe(found, address)
@@ -110,7 +111,9 @@ def _subscribe(found: Watch, address: str) -> None:
         log.warning("%s; without messages, the store is looked at every %.0f s", error, LOOK_SECONDS)
 
 
-def _handler(found: Watch) -> type[BaseHTTPRequestHandler]:
+def handler(found: Watch) -> type[BaseHTTPRequestHandler]:
+    """Return what answers the requests to a receiver."""
+
     class Handler(BaseHTTPRequestHandler):
         timeout = _REQUEST_SECONDS
 
@@ -123,7 +126,7 @@ def _handler(found: Watch) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
-            if not length.isdecimal() or int(length) > webhook.MOST_BYTES:
+            if not length.isdecimal() or len(length) > _MOST_DIGITS or int(length) > webhook.MOST_BYTES:
                 self._send(413)
             elif not webhook.is_genuine(self.rfile.read(int(length)), dict(self.headers), found.signing):
                 self._send(401)

@@ -5,8 +5,10 @@ import pytest
 
 from tests.support import fuzz
 
+WHOLE = [fuzz.archive, fuzz.labels, fuzz.parameters, fuzz.feedback, fuzz.dicomweb, fuzz.message]
 
-@pytest.mark.parametrize("kind", [fuzz.archive, fuzz.labels, fuzz.parameters], ids=lambda kind: kind.__name__)
+
+@pytest.mark.parametrize("kind", WHOLE, ids=lambda kind: kind.__name__)
 def test_an_input_is_readable_before_it_is_damaged(kind: fuzz.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_PATIENT_KEY", "0" * 64)
     monkeypatch.setattr(fuzz, "damaged", lambda _rng, data: data)

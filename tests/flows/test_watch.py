@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import signal
 import threading
 import time
 from base64 import b64encode
@@ -17,11 +18,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.states import Completed
 
+from cxr.common.cli import run_command
 from cxr.registry import tracking_store, webhook
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
-from flows.watch import Watch, _handler, _is_of_this_machine
+from flows.watch import Watch, _is_of_this_machine, handler, watch
+from tests.support.faults import fault
 from tests.support.mlflow_server import serve_mlflow
+from tests.support.moments import in_child, signals_itself
 from tests.support.prefect_servers import wait_for
 from tests.support.registry_project import enter_project, register, write_model
 
@@ -37,7 +41,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, Watch]]:
     watch = Watch(SIGNED_WITH)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _handler(watch)) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler(watch)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/", watch
@@ -110,10 +114,13 @@ def test_a_look_starts_one_run_for_what_somebody_asks_past_the_server() -> None:
         (lambda: signed(b"{} "), 401),  # of another body
         (lambda: signed(b"{}", signed_with="another"), 401),
         (lambda: signed(b"{}", sent=time.time() - 3600), 401),  # kept and sent again
+        (lambda: signed(b"{}", sent=time.time() + 3600), 401),
         (lambda: {**signed(b"{}"), "X-MLflow-Timestamp": "soon"}, 401),
         (dict, 401),
     ],
 )
+@fault("flows.watch", "its clock and that of MLflow's server are an hour apart", "messages are refused; the store is "
+       "looked at every 20 seconds as before", "the verdict on the version's page, seconds later")  # fmt: skip
 def test_only_what_mlflow_signed_wakes_the_watch(
     receiver: tuple[str, Watch], headers: Callable[[], dict[str, str]], status: int
 ) -> None:
@@ -130,6 +137,20 @@ def test_only_what_mlflow_signed_wakes_the_watch(
 def test_its_state_is_told_on_this_machine_alone(receiver: tuple[str, Watch], host: str, status: int) -> None:
     assert httpx.get(f"{receiver[0]}health", headers={"Host": host}).status_code == status
     assert not _is_of_this_machine("10.0.0.1", "127.0.0.1:8090")
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@fault("flows.watch", "SIGTERM", "it ends, its subscription with it", "exit code 143")
+def test_a_watch_is_terminated(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    ended = in_child(
+        lambda: run_command(lambda: watch(host="127.0.0.1", port=0, address="")),
+        lambda: threading.Timer(0.5, signals_itself(signal.SIGTERM)).start(),
+        said=said,
+    )
+    assert ended == 143
+    assert said.read_text().splitlines() == ["terminated; run the same command again to continue"]
 
 
 def test_a_long_message_is_refused_unread(receiver: tuple[str, Watch]) -> None:

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.servers import serving
 
 SUFFIX = ".1"
 """Of a study's UID gives that of its one series."""
@@ -19,7 +20,9 @@ class DicomWebService:
     """Objects by study, and how to answer.
 
     images           SOP Instance UIDs by study; each study has one DX series
+    study_date       of every study
     file             the file of each image
+    multipart        the answer with a file; none: that of `file`
     status           of the answer to a request, by its last noun, such as "GET series"; others succeed
     page             the most items in one answer
     ignores_offset   answer each page with the first
@@ -30,7 +33,9 @@ class DicomWebService:
 
     url: str = ""
     images: dict[str, list[str]] = field(default_factory=dict)
+    study_date: date = field(default_factory=date.today)
     file: bytes = b""
+    multipart: bytes | None = None
     status: dict[str, int] = field(default_factory=dict)
     page: int = 1000
     ignores_offset: bool = False
@@ -54,7 +59,10 @@ class DicomWebService:
     def _found(self, path: list[str], query: dict[str, str]) -> list[dict[str, Any]]:
         if path == ["studies"]:
             studies = self.images.items() if query.get("ModalitiesInStudy") == "DX" else []
-            today = f"{date.today():%Y%m%d}"
+            today = f"{self.study_date:%Y%m%d}"
+            first, _, last = query.get("StudyDate", "-").partition("-")
+            if not first <= today <= (last or "9"):
+                return []
             return [_tags(x0020000D=study, x00080020=today, x00201208=len(held)) for study, held in studies]
         if path[-1] == "series":
             is_dx = len(path) == 3 and query.get("Modality") == "DX"
@@ -79,7 +87,7 @@ def serve_dicomweb() -> Iterator[DicomWebService]:
                 body = json.dumps(found).encode() if service.garbage is None else service.garbage
                 self._send(service.status.get(f"GET {noun}", success), "application/dicom+json", body)
             else:
-                body = b"\r\n--x\r\nContent-Type: application/dicom\r\n\r\n" + service.file + b"\r\n--x--"
+                body = multipart(service.file) if service.multipart is None else service.multipart
                 kind = 'multipart/related; type="application/dicom"; boundary=x'
                 self._send(service.status.get("GET file", 200), kind, body)
 
@@ -99,14 +107,13 @@ def serve_dicomweb() -> Iterator[DicomWebService]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     service.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield service
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+
+def multipart(file: bytes) -> bytes:
+    """Return the body of an answer with a file, with the boundary x."""
+    return b"\r\n--x\r\nContent-Type: application/dicom\r\n\r\n" + file + b"\r\n--x--"
 
 
 def _tags(**values: Any) -> dict[str, Any]:

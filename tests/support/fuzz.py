@@ -3,7 +3,8 @@
     python -m tests.support.fuzz --minutes 10 --first 0
 
 Input number N is always the same bytes, of the kind N modulo the number of kinds: images and DICOM files, zips,
-labels.csv, params.yaml, files that stages leave for later ones, and requests to the web app. What is expected is a
+labels.csv, params.yaml, files that stages leave for later ones, requests to the web app, what readers say, answers of a
+DICOMweb service, and messages to the watch of aliases. What is expected is a
 result or one of the product's own errors, within ten seconds of one core. Anything else is printed with its number;
 `--first N --inputs 1` shows it again. A child process does the work, so that a crash of a decoder is found too.
 """
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,9 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import numpy as np
@@ -37,9 +42,15 @@ from cxr.dataset.image_array import read_image_array
 from cxr.dataset.layouts import LAYOUTS
 from cxr.dataset.manifest import read_split
 from cxr.evaluation.result_files import read_calibration, read_metrics, read_predictions
+from cxr.inference.feedback import Feedback, add_feedback, read_feedback
 from cxr.models.bundle import read_spec
+from cxr.pacs.dicomweb import DicomWeb
+from flows.watch import Watch, handler
 from tests.support import hostile_files
+from tests.support.dicom_images import dicom_image, picture
+from tests.support.dicomweb_service import DicomWebService, multipart, serve_dicomweb
 from tests.support.project import PROJECT
+from tests.support.servers import serving
 
 MOST_SECONDS = 10.0
 _INPUTS_A_CHILD = 600
@@ -148,8 +159,54 @@ def request(number: int, rng: np.random.Generator) -> None:
         raise AssertionError(f"{path}?{query}: status {answer.status_code} {answer.text[:200]}")
 
 
+def feedback(number: int, rng: np.random.Generator) -> None:
+    """Send what a reader says to the web app, and read a table of it."""
+    del number
+    said = {"sha256": "a" * 64, "model_version": "1", "answer": "viral", "label": "normal", "note": "in words"}
+    answer = httpx.post(f"{_address()}/feedback", content=damaged(rng, json.dumps(said).encode()), timeout=60)
+    if answer.status_code >= 500:
+        raise AssertionError(f"/feedback: status {answer.status_code} {answer.text[:200]}")
+    with tempfile.TemporaryDirectory() as folder:
+        table, row = Path(folder) / "feedback.csv", Feedback("2026-03-01", *said.values())
+        for _ in range(3):
+            add_feedback(table, row)
+        table.write_bytes(damaged(rng, table.read_bytes()))
+        with contextlib.suppress(CxrError):
+            read_feedback(table)
+        add_feedback(table, row)
+        assert table.read_bytes().endswith(b",in words\n"), "a row is added whole"
+
+
+def dicomweb(number: int, rng: np.random.Generator) -> None:
+    """Follow a DICOMweb service whose answers to a search, or whose files, are damaged."""
+    service = _dicomweb_service()
+    with tempfile.TemporaryDirectory() as folder:
+        pacs = DicomWeb(service.url, Path(folder) / "found", days=0)
+        service.garbage = damaged(rng, _QIDO) if number % 2 else None
+        service.multipart = damaged(rng, multipart(dicom_image(picture(16, 16)))) if rng.integers(2) else None
+        for line in pacs.changes(0, 10).lines:
+            pacs.instance(line.resource)
+            pacs.file(line.resource)
+        pacs.report_uids("1.2.3")
+
+
+def message(number: int, rng: np.random.Generator) -> None:
+    """Send a message to the watch of aliases."""
+    del number
+    server = _watch()
+    with socket.create_connection(server.server_address[:2], timeout=60) as connection:
+        connection.sendall(damaged(rng, _MESSAGE))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
+    if server.errors:
+        raise server.errors.pop()
+
+
 Kind = Callable[[int, np.random.Generator], None]
-KINDS: tuple[Kind, ...] = (image, archive, labels, parameters, artifacts, request)
+KINDS: tuple[Kind, ...] = (
+    image, archive, labels, parameters, artifacts, request, feedback, dicomweb, message
+)  # fmt: skip
 
 
 def run_input(number: int) -> str:
@@ -218,6 +275,49 @@ def _address() -> str:
     from tests.support.webapp_server import serve_here, tiny_classifier
 
     return _SERVERS.enter_context(serve_here(tiny_classifier())).address
+
+
+_QIDO = json.dumps(
+    [
+        {
+            "00080018": {"vr": "UI", "Value": ["1.2.3.4.5"]},
+            "0020000D": {"vr": "UI", "Value": ["1.2.3"]},
+            "0020000E": {"vr": "UI", "Value": ["1.2.3.4"]},
+            "00080060": {"vr": "CS", "Value": ["DX"]},
+            "00201208": {"vr": "IS", "Value": [1]},
+        }
+    ]
+).encode()
+_MESSAGE = (
+    b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-MLflow-Delivery-Id: one\r\nX-MLflow-Timestamp: 1770000000\r\n"
+    b"X-MLflow-Signature: v1,AAAA\r\nContent-Length: 2\r\n\r\n{}"
+)
+
+
+@cache
+def _dicomweb_service() -> DicomWebService:
+    service = _SERVERS.enter_context(serve_dicomweb())
+    service.images = {"1.2.3": ["1.2.3.4.5"]}
+    return service
+
+
+class _WatchServer(ThreadingHTTPServer):
+    """The receiver of the watch; keeps what its handlers raise."""
+
+    errors: ClassVar[list[BaseException]] = []
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep what was raised."""
+        del request, client_address
+        if error := sys.exception():
+            self.errors.append(error)
+
+
+@cache
+def _watch() -> _WatchServer:
+    server = _WatchServer(("127.0.0.1", 0), handler(Watch("a secret")))
+    _SERVERS.enter_context(serving(server))
+    return server
 
 
 def run_inputs(first: int, count: int, until: float, at: Path | None) -> Iterator[tuple[int, str]]:
