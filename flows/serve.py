@@ -30,6 +30,7 @@ import requests
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
 from cxr.common.files import write_json
+from cxr.common.locks import sole_lock
 from cxr.registry import webhook
 from cxr.registry.tracking_store import is_server, mlruns_folder, tracking_uri
 from flows.stages import child_environment
@@ -317,8 +318,10 @@ def main() -> int:
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
+    root = Path.cwd()
     try:
-        serve(Path.cwd(), prefect_port=arguments.prefect_port, mlflow_port=arguments.mlflow_port)
+        with sole_lock(root / STATE / "serve.lock", what="`make serve` of this checkout"):
+            serve(root, prefect_port=arguments.prefect_port, mlflow_port=arguments.mlflow_port)
     except KeyboardInterrupt:
         return 0
 

@@ -29,11 +29,13 @@ if __name__ == "__main__":
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 
 from cxr.common.command_params import CleanParams
 from cxr.common.errors import CxrError
+from cxr.common.locks import step_lock
 from cxr.common.params import Paths, read_params
 from tasks.retention.dvc_cache import forget_runs
 from tasks.retention.items import Item
@@ -81,7 +83,8 @@ def main() -> None:
     """Read the command line and clean the checkout that is the working directory."""
     given = command_line().parse_args()
     params = read_params(given.params)
-    clean(params.clean, params.paths, dry_run=given.dry_run)
+    with nullcontext() if given.dry_run else step_lock(params.paths.checkpoints, "clean"):
+        clean(params.clean, params.paths, dry_run=given.dry_run)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cxr.common.engines import Engine
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.files import atomic_folder, write_json
+from cxr.common.locks import sole_lock
 from cxr.common.params import Params, read_params
 from cxr.dataset.external_set import ExternalSet, read_external_set
 from cxr.dataset.labelled_folder import LABELS_FILE
@@ -132,11 +133,18 @@ def external(params: Params, request: Request) -> None:
         ParamsError: the output would replace something else.
         ImageError: after the result was written, when images could not be read; without a result, when none could.
         RegistryError, WeightsError: there is no such version, or it is not as it was registered.
+        BusyError: another process writes the same result.
     """
     test = _open(params, request)
     output = request.output or params.paths.report.parent / "external" / test.name
     if output.exists() and not (output / EXTERNAL_RESULT).is_file():
         raise ParamsError(f"{output} exists and is no earlier result: it would be replaced; name another --output")
+    with sole_lock(output.with_name(f".{output.name}.lock"), what=f"the result {output}"):
+        _answer_and_write(test, params, request, output)
+
+
+def _answer_and_write(test: _Test, params: Params, request: Request, output: Path) -> None:
+    """Answer the images, and write and store the result."""
     parts = output.with_name(f".{output.name}.answers")
     table = _answer(test, parts)
     answered = table[table["error"].isna()]

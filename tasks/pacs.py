@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -31,7 +30,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from cxr.common.cli import add_engine_argument, answer_help, command_parser, run_command
 
@@ -189,17 +187,12 @@ def beside(state_file: Path, ending: str) -> Path:
     return state_file.with_name(state_file.name.removesuffix(".json") + ending)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # docker and systemd stop a service with SIGTERM; treat it as Ctrl-C
-
-
 def main() -> None:
     """Read the command line and follow the feed."""
     given = command_line().parse_args()
     if given.overlay or given.heat_map:
         require_torch()
-    signal.signal(signal.SIGTERM, _stop)
-    with file_lock(beside(given.state_file, ".lock")):
+    with file_lock(beside(given.state_file, ".lock"), waits_for=f"another worker with {given.state_file}"):
         if given.reprocess:
             given.state_file.unlink(missing_ok=True)
         with connect(given) as connected:

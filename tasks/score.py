@@ -56,6 +56,7 @@ from cxr.common.command_params import ScoreParams
 from cxr.common.engines import Engine
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.files import write_json
+from cxr.common.locks import sole_lock
 from cxr.common.notices import NOT_CLINICAL
 from cxr.common.params import read_params
 from cxr.dataset.shards import shard_of
@@ -153,23 +154,27 @@ def score(
         SourceError: the location does not exist, or no longer answers; parts that were written stand.
         RegistryError, WeightsError: the model cannot be fetched as it was registered.
         DataError: a part in `output` is damaged.
+        BusyError: another process scores this shard into `output`.
     """
     share = shard or Shard(1, 1)
     version = get_version(model)
     location = open_location(params.location)
     images = [image for image in location.images if share.holds(image.path)]
     folder = version_folder(output, version.number)
-    scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name, images=images)
-    todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_random_order)
-    summary = ScoringSummary(
-        location.name, str(folder), version.number, found=len(images), known=len(images) - len(todo)
-    )
-    if todo:
-        classifier = _load(version, engine)
-        summary.referred = None if classifier.spec.refer_below is None else 0
-        writer = _writer(classifier, version, folder, images_per_part=params.images_per_part, share=share)
-        _score_all(classifier, location, todo, scored=scored, writer=writer, summary=summary, workers=params.workers)
-    return summary
+    with sole_lock(folder.with_name(f".{folder.name}-{share}.lock"), what=f"shard {share} of {folder}"):
+        scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name, images=images)
+        todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_random_order)
+        summary = ScoringSummary(
+            location.name, str(folder), version.number, found=len(images), known=len(images) - len(todo)
+        )
+        if todo:
+            classifier = _load(version, engine)
+            summary.referred = None if classifier.spec.refer_below is None else 0
+            writer = _writer(classifier, version, folder, images_per_part=params.images_per_part, share=share)
+            _score_all(
+                classifier, location, todo, scored=scored, writer=writer, summary=summary, workers=params.workers
+            )
+        return summary
 
 
 def _random_order(image: ImageFile) -> bytes:

@@ -37,6 +37,7 @@ import torch
 from tqdm import tqdm
 
 from cxr.common.files import atomic_file, atomic_folder, sha256_of, write_json
+from cxr.common.locks import step_lock
 from cxr.common.params import Paths, TrainParams
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import Split, SplitRecord, read_divided_manifest, read_split
@@ -69,7 +70,8 @@ def train(params: TrainParams, paths: Paths) -> None:
         return
     with join_process_group() as group:
         if group.is_main_process:
-            _train(params, paths, group)
+            with step_lock(paths.checkpoints, "train"):
+                _train(params, paths, group)
         elif params.head != "svm":  # the fit of a support vector machine is not shared
             _train_with_main_process(params, paths, group)
 
@@ -323,4 +325,4 @@ def _hardware(device: str) -> str:
 
 
 if __name__ == "__main__":
-    run_step(train)
+    run_step(train, shared=True)

@@ -6,14 +6,17 @@ import inspect
 import logging
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from cxr.common.engines import ENGINES, Engine, has_torch
-from cxr.common.errors import CxrError, MemoryLimitError, ParamsError, StorageError
+from cxr.common.errors import CxrError, MemoryLimitError, ParamsError, StorageError, Terminated
 from cxr.common.secret_files import read_secret_files
 
 TELEMETRY_OFF = {
@@ -32,8 +35,16 @@ _NO_MEMORY = (
     "the same command again"
 )
 _NO_RIGHT = "give this user the right to it, then run the same command again"
-_NO_MEMORY_MESSAGES = ("Cannot allocate memory", "Insufficient memory", "CUDA out of memory")  # C, OpenCV, torch
+_NO_MEMORY_MESSAGES = (
+    "Cannot allocate memory",  # C
+    "Insufficient memory",  # OpenCV
+    "CUDA out of memory",  # torch
+    "std::bad_alloc",  # C++
+    "can't start new thread",  # Python, which gets no stack for it
+    "failed to map segment from shared object",  # the loader of libraries
+)
 _INTERRUPTED = "interrupted; run the same command again to continue"
+_TERMINATED = "terminated; run the same command again to continue"
 
 _BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
@@ -52,7 +63,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     configure_process()
     try:
         read_secret_files()
-        code = main() or 0
+        with _terminated_by_signal():
+            code = main() or 0
         _flush()
         sys.exit(code)
     except CxrError as error:
@@ -69,6 +81,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         advice = _NO_RIGHT if error.errno == errno.EACCES else _NO_ROOM
         print(f"error: {error.filename or 'an output'}: {error.strerror}; {advice}", file=sys.stderr)
         sys.exit(StorageError.exit_code)
+    except Terminated as terminated:
+        print(_TERMINATED, file=sys.stderr)
+        sys.exit(terminated.exit_code)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
@@ -76,6 +91,27 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if not _is_out_of_memory(error):
             raise
         _end_without_memory()
+
+
+@contextmanager
+def _terminated_by_signal() -> Iterator[None]:
+    """Raise Terminated where SIGTERM comes, which docker, systemd and Kubernetes send; by default nothing is tidied up.
+
+    A second one is ignored: what the first one has begun to tidy up ends.
+    """
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -113,19 +149,22 @@ def _nobody_reads() -> bool:
     return True
 
 
-def run_step(step: Callable[[Any, Any], None]) -> NoReturn:
+def run_step(step: Callable[[Any, Any], None], *, shared: bool = False) -> NoReturn:
     """Run the pipeline step `step(section, paths)` with its own section of params.yaml.
 
     The function's name is the name of the stage, of the section and of the module; the module's
-    docstring is the help text.
+    docstring is the help text. A second process of the same step in one project ends with a BusyError, unless several
+    processes share the step, which then takes the lock itself.
     """
 
     def main() -> None:
+        from cxr.common.locks import step_lock
         from cxr.common.params import read_params  # pydantic; `--help` imports this module and must not wait for it
 
         arguments = step_parser(inspect.getmodule(step)).parse_args()
         params = read_params(arguments.params)
-        step(params.section(step.__name__), params.paths)
+        with nullcontext() if shared else step_lock(params.paths.checkpoints, step.__name__):
+            step(params.section(step.__name__), params.paths)
 
     run_command(main)
 

@@ -13,10 +13,13 @@ CxrError
  +-- PromotionHeldError    the promotion needs a person's decision
  +-- StorageError          a file cannot be written: the disk is full, or the folder is read-only
  +-- MemoryLimitError      the process gets no more memory
+ +-- BusyError             another process does the same at this moment
 
 The command line prints the message as one line and exits with `exit_code`. A message states what was expected, what was
 found, and what to do.
 """
+
+import signal
 
 
 class CxrError(Exception):
@@ -105,6 +108,18 @@ class MemoryLimitError(CxrError):
     """The process gets no more memory, of this machine or of its GPU."""
 
     exit_code = 13
+
+
+class BusyError(CxrError):
+    """Another process does the same with the same files at this moment; nothing was changed."""
+
+    exit_code = 14
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. Whatever an interrupt stops and tidies up, this does too; only message and exit code differ."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 def other_format(what: str, found: object, known: object) -> str:

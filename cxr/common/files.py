@@ -1,11 +1,12 @@
 """Atomic files and folders, JSON, and digests."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,46 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it is renamed to `path` when the block ends without an error."""
+    """Yield a path beside `path` to write to; it is renamed to `path` when the block ends without an error.
+
+    Of two that write the same file at once, the second waits for the first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    with _held(partial):
+        try:
+            yield partial
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Create a file and hold it during the block; wait while another holder has it.
+
+    The file is its own lock, so none is left behind. Whoever waited for it finds it renamed, and creates it anew.
+    """
+    while True:
+        file = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with suppress(OSError):  # a file system without flock
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, partial):
+                yield
+                return
+        finally:
+            os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
     try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -48,9 +79,14 @@ def move_folder(folder: Path, to: Path) -> None:
     to = unlinked(to)
     aside = to.with_name(f".{to.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
-    if to.exists():
-        to.replace(aside)
-    folder.replace(to)
+    try:
+        if to.exists():
+            to.replace(aside)
+        folder.replace(to)
+    except BaseException:  # an interrupt, too
+        if aside.exists() and not to.exists():
+            aside.replace(to)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -5,21 +5,54 @@ they are empty and have no meaning without a holder. On a file system without fl
 substitute, a file that exists, would outlive a killed holder.
 """
 
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cxr.common.errors import BusyError
+
 _POLL_SECONDS = 0.2
+
+log = logging.getLogger("cxr")
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock `path` during the block; wait while another holder has it."""
+def file_lock(path: Path, *, waits_for: str = "") -> Iterator[None]:
+    """Hold the lock `path` during the block; wait while another has it, and say so where `waits_for` names that one."""
+    with lock_if_free(path) as free:
+        if free:
+            yield
+            return
+    if waits_for:
+        log.warning("waiting for %s to end", waits_for)
     with _lock(path):
         yield
+
+
+@contextmanager
+def sole_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock `path` during the block. Raises BusyError where another holder has it; `what` is what it does."""
+    with lock_if_free(path) as free:
+        if not free:
+            raise BusyError(
+                f"{what} is busy: another process is at it; nothing was changed. Wait until it ends, then run the same "
+                "command again"
+            )
+        yield
+
+
+def step_lock(checkpoints: Path, step: str) -> AbstractContextManager[None]:
+    """Let one process at a time run a step of the project whose `paths.checkpoints` is given; see `sole_lock`."""
+    return sole_lock(step_lock_file(checkpoints, step), what=f"`./run {step}` in this project")
+
+
+def step_lock_file(checkpoints: Path, step: str) -> Path:
+    """Return the lock that whoever runs a step of a project holds."""
+    return checkpoints / f"{step}.lock"
 
 
 @contextmanager

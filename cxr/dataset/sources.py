@@ -13,6 +13,7 @@ from cxr.common.archives import DamagedArchiveError, unpack
 from cxr.common.download import download
 from cxr.common.errors import SourceError
 from cxr.common.files import atomic_folder, sha256_of
+from cxr.common.locks import file_lock
 from cxr.dataset import synthetic, synthetic_image
 
 
@@ -44,17 +45,18 @@ def fetch(location: str, *, downloads: Path, sample: Sample, sha256: str | None 
     Raises:
         SourceError: the location does not exist or cannot be reached, or the zip is damaged or has another digest.
     """
-    if location == "sample":
-        return Fetched(_sample(downloads, sample), is_archive=False)
-    if location.startswith(("https://", "http://")):
-        return Fetched(_http(location, downloads, sha256), is_archive=True)
-    if location.startswith("s3://"):
-        return Fetched(_s3(location, downloads, sha256), is_archive=True)
     path = Path(location).expanduser()
-    if path.is_dir():
+    if location != "sample" and path.is_dir():
         return Fetched(path, is_archive=False)
-    if path.is_file():
-        return Fetched(unpack(path, downloads, sha256=sha256), is_archive=True)
+    with file_lock(downloads.with_name(f".{downloads.name}.lock"), waits_for=f"another download into {downloads}"):
+        if location == "sample":
+            return Fetched(_sample(downloads, sample), is_archive=False)
+        if location.startswith(("https://", "http://")):
+            return Fetched(_http(location, downloads, sha256), is_archive=True)
+        if location.startswith("s3://"):
+            return Fetched(_s3(location, downloads, sha256), is_archive=True)
+        if path.is_file():
+            return Fetched(unpack(path, downloads, sha256=sha256), is_archive=True)
     raise SourceError(
         f"{location}: no such folder or file; expected `sample`, a folder, a zip, https://... or s3://bucket/prefix"
     )

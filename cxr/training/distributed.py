@@ -10,6 +10,7 @@ torchrun starts the processes (see `cxr.training.launcher`). They communicate th
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -128,6 +129,8 @@ def join_process_group() -> Iterator[ProcessGroup]:
         yield ProcessGroup()
         return
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # A handler of Python's would wait for the end of a collective operation, and torchrun for 30 s before it kills.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     rank, size, store = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ.get(STORE_VARIABLE)
     try:
         with _errors_reported():

@@ -25,7 +25,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from cxr.common.errors import ParamsError, TrainingError
+from cxr.common.errors import ParamsError, Terminated, TrainingError
 from cxr.training.distributed import STORE_VARIABLE, PeerLostError
 
 VARIABLE = "CXR_TORCHRUN"
@@ -39,7 +39,7 @@ def run_processes(module: str, arguments: list[str], options: str) -> None:
     Raises:
         TrainingError: a process failed, and the others were stopped; with its message and exit code if it left any.
         ParamsError: torchrun rejects the options.
-        KeyboardInterrupt: this process was interrupted, and the processes were stopped.
+        KeyboardInterrupt: this process was interrupted, or terminated by SIGTERM, and the processes were stopped.
     """
     elastic: Any = importlib.import_module("torch.distributed.run")  # untyped
     # It prints a page about a failure, we print one line.
@@ -57,9 +57,7 @@ def run_processes(module: str, arguments: list[str], options: str) -> None:
         except ChildFailedError as error:
             raise _as_one_line(error.failures) from error
         except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from error
-            sys.exit(128 + error.sigval)
+            raise (Terminated if error.sigval == signal.SIGTERM else KeyboardInterrupt) from error
 
 
 def _on_this_machine(folder: Path) -> list[str]:

@@ -6,11 +6,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxr.common.errors import DataError
-from cxr.common.locks import is_held, lock_if_free, worktree_lock
+from cxr.common.locks import is_held, lock_if_free, step_lock_file, worktree_lock
 
 _IN_USE = "in use by a run"
 
@@ -51,6 +51,26 @@ def folders(kind: str, parent: Path, kept_as: Callable[[Path], str], *, pattern:
                 path.unlink(missing_ok=True)
 
         yield Item(kind, str(path.relative_to(parent)), folder_size(path), kept_as(path), remove)
+
+
+def checkpoints(folder: Path, kept_as: Callable[[Path], str]) -> Iterator[Item]:
+    """Yield the checkpoints of trainings in paths.checkpoints; while one trains all stay, and state files always do."""
+    training = step_lock_file(folder, "train")
+
+    def reason(path: Path) -> str:
+        if not path.is_dir():
+            return "state of a command"
+        return _IN_USE if is_held(training) else kept_as(path)
+
+    for item in folders("checkpoints of", folder, reason):
+
+        def remove(item: Item = item) -> None:
+            with lock_if_free(training) as free:  # a training may have begun since
+                if not free:
+                    raise DataError(f"it is {_IN_USE}")
+                item.remove()
+
+        yield replace(item, remove=remove)
 
 
 def worktrees(root: Path, kept_as: Callable[[Path], str]) -> Iterator[Item]:

@@ -14,7 +14,7 @@ from cxr.common.params import Paths
 from cxr.registry import retention, tracking_store
 from cxr.registry.retention import StoredVersion
 from tasks.retention.dvc_cache import cache_items, named_objects, recorded_objects
-from tasks.retention.items import Item, folders, worktrees
+from tasks.retention.items import Item, checkpoints, folders, worktrees
 
 _DAY_S = 24 * 3600
 
@@ -45,7 +45,7 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, now_s: float) -> list
         *folders("fetched copy of", tracking_store.mlruns_folder() / "cache", of_version, pattern="version-*"),
         *folders("scores of", root / paths.scores, of_version, pattern="version-*"),
         *worktrees(root, worktree),
-        *folders("checkpoints of", root / paths.checkpoints, young),
+        *checkpoints(root / paths.checkpoints, young),
         *sorted(
             _cache(root, [version for version in versions if kept[version.number]], young),
             key=lambda item: item.kept_as,

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cxr.registry import aliases
 from tests.support.sample_project import copy_project, enter, make_sample_project
+from tests.support.tiny_model import write_image
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,13 @@ def sample(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     enter(folder, monkeypatch)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def incoming(sample: Path) -> Path:
+    """Images that came in, and a champion to score them."""
+    folder = sample / "data" / "incoming"
+    for seed in range(3):
+        write_image(folder / f"{seed}.png", seed=seed)
+    aliases.move_champion("1", instead_of="", kind="promote", approved_by="ann", reason="test")
+    return folder

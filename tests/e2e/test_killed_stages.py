@@ -1,71 +1,32 @@
 """Stages that are killed at each moment in which they commit something: the same command again gives the whole result.
 
-The child is a fork of this process, so that nothing has to be imported again; it kills itself with SIGKILL right before
-its n-th rename of a file, or its n-th commit to the store.
+A child kills itself with SIGKILL right before its n-th rename of a file, or its n-th commit to the store.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 import signal
 from pathlib import Path
 
-import cv2
 import pytest
-import torch
-from sqlalchemy.orm import Session
 
 from cxr.common.files import read_json
 from cxr.registry import versions
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.faults import fault
+from tests.support.moments import before_commit, before_rename, in_child, signals_itself
 from tests.support.sample_project import run_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def _die_before_rename(number: int) -> None:
-    whole, left = Path.replace, [number]
-
-    def replace(path: Path, target: Path) -> Path:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return whole(path, target)
-
-    Path.replace = replace  # type: ignore[assignment,method-assign]
-
-
-def _die_before_commit(number: int) -> None:
-    whole, left = Session.commit, [number]
-
-    def commit(session: Session) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        whole(session)
-
-    Session.commit = commit  # type: ignore[method-assign]
-
-
-def _run(stage: str, number: int, *, at_commit: bool) -> None:
-    torch.set_num_threads(1)  # the pools of the parent's threads are not in the child
-    cv2.setNumThreads(0)
-    (_die_before_commit if at_commit else _die_before_rename)(number)
-    run_stage(stage)
-
-
 def killed(stage: str, number: int, *, at_commit: bool = False) -> bool:
     """Run a stage in a child that kills itself; return whether it came so far."""
-    child = multiprocessing.get_context("fork").Process(
-        target=_run, args=(stage, number), kwargs={"at_commit": at_commit}
-    )
-    child.start()
-    child.join()
-    assert child.exitcode in {0, -signal.SIGKILL}
-    return child.exitcode != 0
+    moment = before_commit if at_commit else before_rename
+    ended = in_child(lambda: run_stage(stage), lambda: moment(number, signals_itself(signal.SIGKILL)))
+    assert ended in {0, -signal.SIGKILL}
+    return ended != 0
 
 
 def again_gives_the_same(stage: str, number: int) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,18 @@ def run_stage(stage: str) -> None:
     step = getattr(import_module(f"tasks.{stage}"), stage)
     params = read_params(Path("params.yaml"))
     step(params.section(stage), params.paths)
+
+
+def command(task: str, *arguments: str) -> Callable[[], None]:
+    """Return what `./run TASK ARGUMENTS` calls, in this process."""
+
+    def main() -> None:
+        from importlib import import_module
+
+        sys.argv = [task, *arguments]
+        import_module(f"tasks.{task}").main()
+
+    return main
 
 
 def copy_project(source: Path, target: Path) -> None:

@@ -70,6 +70,7 @@ class Clients:
         return {version for _, version in self.responses}
 
 
+@fault("web app", "SIGTERM", "it ends, and its decoders with it", "exit code 0")
 @fault("web app", "a new champion is damaged", "the earlier one keeps answering", "the log says why")
 def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_damaged_one_does_not() -> None:
     """The champion moves to a good version, to a damaged one and back; then the registry fails."""
@@ -97,7 +98,7 @@ def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_da
         wait_for(lambda: len(clients.responses) > count + 5)
         responses = clients.end()
         metrics = httpx.get(f"{served.address}/metrics").text
-        assert served.interrupt() == 0
+        assert served.end() == 0
         log = served.log.read_text()
     assert {status for status, _ in responses} == {200}
     assert {version for _, version in responses} == {first.number, second.number}
@@ -128,6 +129,7 @@ def test_the_token_is_read_from_a_file_and_nothing_listens_for_others_without_on
         assert token not in served.log.read_text() + of_the_process
 
 
+@fault("web app", "a second one on the same port", "the first goes on", "cannot listen, try another port")
 def test_a_taken_port_is_an_error_and_an_open_address_a_warning() -> None:
     register_champion(1)
     with serve_process("--host", "0.0.0.0", "--engine", "torch", "--without-token") as served:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from cxr.common.errors import DataError, RegistryError
-from cxr.common.locks import file_lock, worktree_lock
+from cxr.common.locks import file_lock, step_lock, worktree_lock
 from cxr.common.params import override
 from cxr.registry import aliases, retention, tracking_store, versions
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
-from tasks.retention.items import worktrees
+from tasks.retention.items import checkpoints, worktrees
 from tests.support.faults import fault
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
 
@@ -102,8 +102,25 @@ def restorable(seed: int) -> bool:
     return done.returncode == 0 and Path("made/one").read_text() == f"data of {seed}"
 
 
-def test_nothing_young_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert going(run_clean(monkeypatch, capsys, "--dry-run", later_s=20 * 24 * 3600)) == []
+@pytest.mark.parametrize("days", [20, -1, -400])
+@fault("clean", "the clock is behind all that was made", "nothing goes", "kept: younger than 30 days")
+def test_nothing_young_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], days: int) -> None:
+    assert going(run_clean(monkeypatch, capsys, "--dry-run", later_s=days * 24 * 3600)) == []
+
+
+@fault(
+    "clean", "a training begins to use checkpoints that may go", "all checkpoints stay", "kept: in use by a run"
+)  # fmt: skip
+def test_checkpoints_stay_while_a_training_runs_also_where_it_began_after_the_look(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with step_lock(Path(".checkpoints"), "train"):
+        assert "checkpoints of interrupted" not in going(run_clean(monkeypatch, capsys, "--dry-run"))
+    looked = list(checkpoints(Path(".checkpoints"), lambda _: ""))
+    assert {item.name: item.kept_as for item in looked} == {"interrupted": "", "train.lock": "state of a command"}
+    with step_lock(Path(".checkpoints"), "train"), pytest.raises(DataError, match="in use by a run"):
+        looked[0].remove()
+    assert Path(".checkpoints/interrupted/file").is_file()
 
 
 def test_without_the_data_lock_of_a_version_that_stays_the_cache_is_left_alone(
@@ -152,6 +169,12 @@ def test_a_worktree_that_a_run_uses_stays_also_where_the_run_began_after_the_loo
     assert Path(".runs/old/file").is_file()
 
 
+@fault(
+    "clean",
+    "the clock jumps forward by 400 days",
+    "no champion and none of its data is removed, nor the newest versions",
+    "`--dry-run` lists what would go",
+)
 @fault(
     "clean",
     "the command is killed on the way",

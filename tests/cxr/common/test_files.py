@@ -1,10 +1,13 @@
 """Atomic files and folders, JSON and digests."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+from tests.support.faults import fault
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -15,6 +18,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
+
+
+@fault("every command", "two write one file at the same moment", "they take turns; the file is whole", "nothing")
+def test_two_that_write_one_file_take_turns(tmp_path: Path) -> None:
+    path, turns = tmp_path / "a.txt", []
+
+    def write(name: str) -> None:
+        with atomic_file(path) as partial:
+            turns.append(name)
+            partial.write_text(name * 1000)
+            time.sleep(0.2)  # the other one comes meanwhile
+            turns.append(name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert turns in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+    assert path.read_text() == turns[-1] * 1000
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_interrupt_between_the_two_renames_of_a_folder_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "out", Path.replace
+    with atomic_folder(folder) as partial:
+        (partial / "one").write_text("1")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == ".out.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as partial:
+        (partial / "two").write_text("2")
+    assert [file.name for file in folder.iterdir()] == ["one"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_folder_is_replaced_only_after_success(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from cxr.common.errors import ParamsError
 from cxr.inference.feedback import COLUMNS, Feedback, add_feedback, last_of_each_image, read_feedback
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 
 SAID = Feedback("2026-03-01T11:30:00+00:00", "a" * 64, "12", "viral", "viral")
@@ -27,6 +29,22 @@ def test_rows_are_added_and_the_last_one_of_an_image_counts(tmp_path: Path) -> N
     assert rows == [SAID, other, corrected]
     assert last_of_each_image(rows) == {"a" * 64: corrected, "b" * 64: other}
     assert [row.agrees for row in rows] == [True, True, False]
+
+
+@fault("feedback", "a reader's row is added while the table is exported", "rows that are whole are exported", "nothing")
+def test_a_table_that_is_being_added_to_is_read_up_to_its_last_whole_row(tmp_path: Path) -> None:
+    table = tmp_path / "feedback.csv"
+    rows = [replace(SAID, image_sha256=f"{number:064}", note="word" * 100) for number in range(60)]
+    adding = threading.Thread(target=lambda: [add_feedback(table, row) for row in rows])
+    adding.start()
+    while adding.is_alive():
+        said = read_feedback(table)
+        assert said == rows[: len(said)]
+    adding.join()
+    assert read_feedback(table) == rows
+    with table.open("ab") as torn:  # as a writer of half a row leaves it for a moment
+        torn.write(b"2026-03-01T11:30:00+00:00,")
+    assert read_feedback(table) == rows
 
 
 def test_a_note_is_one_line_and_no_formula(tmp_path: Path) -> None:
