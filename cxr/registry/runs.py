@@ -115,8 +115,8 @@ def start_run(*, run_id: str | None, name: str, tags: Mapping[str, str]) -> str:
         new_id = str(store.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
     if not new_id:
         raise RegistryError(
-            f"{public_uri()} is no MLflow server: it answers without a run; correct {STORE_VARIABLE}, then run the same "
-            "command again"
+            f"{public_uri()} is no MLflow server: it answers without a run; correct {STORE_VARIABLE}, then run the "
+            "same command again"
         )
     log.info("tracking: run %s in %s", new_id, public_uri())
     return new_id
