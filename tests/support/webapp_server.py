@@ -189,9 +189,9 @@ class Process:
     log: Path
     process: "subprocess.Popen[bytes]"
 
-    def end(self) -> int:
-        """Send SIGTERM, as docker and systemd do; return the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+    def interrupt(self) -> int:
+        """Press Ctrl-C, return the exit code."""
+        self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
 

@@ -70,7 +70,6 @@ class Clients:
         return {version for _, version in self.responses}
 
 
-@fault("web app", "SIGTERM", "it ends, and its decoders with it", "exit code 0")
 @fault("web app", "a new champion is damaged", "the earlier one keeps answering", "the log says why")
 def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_damaged_one_does_not() -> None:
     """The champion moves to a good version, to a damaged one and back; then the registry fails."""
@@ -98,7 +97,7 @@ def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_da
         wait_for(lambda: len(clients.responses) > count + 5)
         responses = clients.end()
         metrics = httpx.get(f"{served.address}/metrics").text
-        assert served.end() == 0
+        assert served.interrupt() == 0
         log = served.log.read_text()
     assert {status for status, _ in responses} == {200}
     assert {version for _, version in responses} == {first.number, second.number}
