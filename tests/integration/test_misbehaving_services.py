@@ -119,8 +119,8 @@ def test_a_silent_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking_store, "_CONNECT_SECONDS", 1)
     with misbehaving("nothing") as address:
-        place = address.removeprefix("http://")
-        monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"postgresql+pg8000://mlflow:secret@{place}/mlflow")
+        place, account = address.removeprefix("http://"), "mlflow:secret"
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, f"postgresql+pg8000://{account}@{place}/mlflow")
         with pytest.raises(RegistryError) as raised:
             versions.get_version("champion")
     one_line(raised, f"postgresql+pg8000://{place}/mlflow")
