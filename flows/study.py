@@ -8,7 +8,7 @@
 A row is a set of parameters that override params.yaml and its group's settings. It runs through DVC in its own worktree
 in .runs, with the same cache and tracking store. Rows of a `tested` group are evaluated on the test set, too; others
 use only the validation images. A finished trial is marked on its training run with the digest of its settings, and is
-not run again until these change. An interrupted trial resumes from its last epoch.
+not run again until these change. An interrupted trial resumes from its last checkpoint.
 
 With CXR_RAY_ADDRESS set, the trials run on that Ray cluster, at most `--workers` at a time: see flows.runners.
 """
@@ -236,7 +236,7 @@ def _weights(given: list[str]) -> dict[str, str]:
 
 def stop_at_once(*_: object) -> None:
     """Handle Ctrl-C: threads cannot be interrupted, but the trainings end with this process."""
-    os.write(2, b"stopped; the same command resumes each training from its last epoch\n")
+    os.write(2, b"stopped; the same command resumes each training from its last checkpoint\n")
     os._exit(130)
 
 

@@ -4,8 +4,8 @@ Reads   data/images, data/split, and the starting weights that train.weights nam
 Writes  models/trained: model.safetensors, model.json, curves.csv, training.json, validation.csv
 Tracks  an MLflow run with parameters, curves and system metrics
 
-Every epoch ends with a checkpoint. A training that was killed resumes from it when the same command is run again, and
-ends with the same weights.
+Between epochs checkpoints are written, as often as takes a twentieth of the time. A training that was killed resumes
+from the last one when the same command is run again, and ends with the same weights.
 
 CXR_TORCHRUN="--nproc-per-node 2", or any other options of torchrun, starts the training in that many processes, each
 with its own GPU or CPU cores, on one or more machines.

@@ -1,7 +1,7 @@
-"""The training loop: images in memory, batches augmented on the device, a checkpoint after every epoch.
+"""The training loop: images in memory, batches augmented on the device, checkpoints between epochs.
 
 It imports torch, torchvision, numpy and scikit-learn and nothing of the platform, so it runs on a machine that has only
-these. A killed run resumes from its last epoch and, on a CPU, ends with bit-identical weights: the order and the
+these. A killed run resumes from its last checkpoint and, on a CPU, ends with bit-identical weights: the order and the
 augmentation of an epoch depend only on the seed and the epoch's number.
 
 If `fit` is given a process group, its processes train one network together. They share the batches of a single process
@@ -30,7 +30,7 @@ from cxr.models.factory import build, check_image_size, load_weights
 from cxr.models.forward import choose_device, to_input
 from cxr.models.modules import merge_outputs
 from cxr.training.augmentation import Augmentation, Draws, augment, draw, draw_mixture, mix
-from cxr.training.checkpoint import load_checkpoint, save_checkpoint
+from cxr.training.checkpoint import CheckpointWriter, load_checkpoint
 from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, check_batch_norm
 from cxr.training.optimizer import (
@@ -70,7 +70,7 @@ def fit(
         DataError: there are no images to train or to validate on.
         ParamsError: the images are too small for the network, or the group cannot share the config's batches.
         WeightsError: starting weights cannot be loaded, or random parts are frozen.
-        TrainingError: the loss is not finite, and the last epoch's checkpoint is kept; or the processes have
+        TrainingError: the loss is not finite, and the last checkpoint is kept; or the processes have
             different images or checkpoints.
     """
     if not len(data.train_rows) or not len(data.validation_rows):
@@ -82,10 +82,11 @@ def fit(
     training = _Training(data, config, group or ProcessGroup())
     load_checkpoint(training, checkpoints, Epoch)
     training.check_equal()
-    while len(training.history) < config.epochs and not training.has_stalled():
+    writer = CheckpointWriter(training, checkpoints)
+    while not training.is_over():
         training.run_epoch(listener)
         if training.group.is_main_process:
-            save_checkpoint(training, checkpoints)
+            writer.save_if_due(is_last=training.is_over())
         listener.on_epoch(training.history[-1])
     return Trained(
         training.best_state,
@@ -183,10 +184,11 @@ class _Training:
         rows = np.concatenate((data.train_rows, data.validation_rows, data.labels))
         self.group.check_equal(epochs=len(self.history), images=zlib.crc32(rows.tobytes()))
 
-    def has_stalled(self) -> bool:
-        """Return whether validation has not improved for `early_stopping_patience` epochs."""
+    def is_over(self) -> bool:
+        """Return whether all epochs have run, or validation has not improved for `early_stopping_patience` epochs."""
         patience = self.config.early_stopping_patience
-        return patience > 0 and len(self.history) - self.best_epoch >= patience
+        stalled = patience > 0 and len(self.history) - self.best_epoch >= patience
+        return stalled or len(self.history) >= self.config.epochs
 
     def run_epoch(self, listener: Listener) -> None:
         """Train on every image once, validate the averaged weights, and keep them if they are the best so far."""
@@ -195,7 +197,7 @@ class _Training:
         train_seconds = time.perf_counter() - started
         if not np.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} in epoch {number + 1}; the checkpoint of epoch {number} is kept. "
+                f"the loss is {loss} in epoch {number + 1}; the last checkpoint is kept. "
                 "Lower train.learning_rates or set train.precision to fp32, and run again"
             )
         best_before = max((epoch.validation_macro_f1 for epoch in self.history), default=-1.0)

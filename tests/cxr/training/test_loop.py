@@ -102,6 +102,19 @@ def test_resumed_training_ends_with_bit_identical_weights(tmp_path: Path) -> Non
     assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in whole.history]
 
 
+def test_checkpoints_are_rarer_than_epochs_where_they_take_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxr.training.checkpoint.MOST_SHARE", 1e-9)  # as if one took hours
+    kept = tmp_path / "cut" / "ck" / "last.pt"
+    whole = run(tmp_path / "whole", epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", epochs=3, listener=Quiet(die_after=100))  # in the middle of the third epoch
+    assert len(torch.load(kept, weights_only=True)["history"]) == 1
+    assert same(whole, run(tmp_path / "cut", epochs=3))
+    assert len(torch.load(kept, weights_only=True)["history"]) == 3
+
+
 def test_infinite_loss_stops_the_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     kept = (tmp_path / "ck" / "last.pt").read_bytes()
