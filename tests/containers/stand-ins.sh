@@ -37,3 +37,4 @@ build ghcr.io/astral-sh/uv:0.13.9 uv.dockerfile
 build docker.io/library/postgres:17.6-bookworm postgres.dockerfile
 build docker.io/chrislusf/seaweedfs:4.48 seaweedfs.dockerfile
 build docker.io/orthancteam/orthanc:25.2.0 orthanc.dockerfile
+build docker.io/library/nginx:1.28.0-alpine nginx.dockerfile

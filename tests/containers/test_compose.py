@@ -7,6 +7,7 @@ this machine's ports of compose.yaml; docs/containers.md says how to run them an
 import os
 import shutil
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from tests.support.pacs_worker import image as chest_xray
 
 SERVERS = ("postgresql", "s3", "mlflow", "prefect")
 WORKERS = ("worker", "watch")
-READERS = ("app", "orthanc", "pacs")
+READERS = ("app", "orthanc", "pacs", "proxy")
 MODEL = "chest-xray-pneumonia"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -48,8 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for folder in checkout.parents:  # pytest's folders are for their owner alone
         if folder.name.startswith(("pytest-", "compose")):
             folder.chmod(0o755)
-    for kind in ("container", "volume"):  # of a run that was killed: they know other passwords
-        run("podman", kind, "rm", "--all", "--force")
+    compose.remove_all()  # of a run that was killed: volumes know its passwords
     run(str(compose.HERE / "stand-ins.sh"))
     if os.environ["CXR_CONTAINERS"] != "built":
         made.compose("build", "worker")
@@ -57,7 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         made.up(*WORKERS)
         yield made
     finally:
-        made.compose("down", "--volumes")
+        compose.remove_all()
 
 
 @pytest.fixture
@@ -155,6 +155,16 @@ def test_the_page_answers_and_a_sent_image_gets_its_report(stack: Stack, image: 
     assert told(stack) == 1
 
 
+def test_the_page_answers_through_tls_to_who_has_the_token(stack: Stack, image: Path) -> None:
+    context = ssl.create_default_context(cafile=str(stack.make_certificate()))
+    stack.up("proxy")
+    with httpx.Client(verify=context, base_url=f"https://localhost:{PORTS['proxy']}", timeout=120) as client:
+        image_type = {"Content-Type": "application/octet-stream"}
+        assert client.post("/predict", content=image.read_bytes(), headers=image_type).status_code == 401
+        answer = client.post("/predict", content=image.read_bytes(), headers={**image_type, **stack.token})
+    assert answer.json()["model_version"] == "1"
+
+
 @pytest.mark.parametrize("name", [*SERVERS, *WORKERS, *READERS])
 def test_a_service_that_dies_comes_back_by_itself_and_all_answer(stack: Stack, image: Path, name: str) -> None:
     before = stack.state(name)["Pid"]
@@ -201,6 +211,18 @@ def test_a_backup_comes_back_on_empty_volumes_and_is_upgraded(stack: Stack, imag
     stack.up("worker", "app")
     assert champion(stack) == "1"
     assert answer_of(stack, image) == before
+
+
+def test_the_deployments_of_kubernetes_run_on_the_same_stores(stack: Stack) -> None:
+    """Those that podman can play: it knows no secrets as files, which the web app's manifest has."""
+    names = ("mlflow", "prefect", "watch", "pacs")
+    stack.up("watch", "pacs")
+    stack.compose("stop", *names, "worker", "app", "proxy")
+    containers = {name: stack.play(name) for name in names}
+    ask = f"import mlflow; print(mlflow.MlflowClient().get_model_version_by_alias('{MODEL}', 'champion').version)"
+    assert run("podman", "exec", containers["watch"], "python", "-c", ask).split()[-1] == "1"
+    send(stack, 3)
+    wait_until(3, stack)
 
 
 def test_what_the_containers_take(stack: Stack) -> None:

@@ -4,12 +4,13 @@ Debian 12's podman starts no health checks without systemd and knows no `wait --
 services in the order of their `depends_on` and runs the health check that compose.yaml gives each of them.
 """
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ import pytest
 import yaml
 
 HERE = Path(__file__).parents[1] / "containers"
-PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333, "app": 8000, "orthanc": 8042}
+PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333, "app": 8000, "orthanc": 8042, "proxy": 8443}
+PROXY = 101, 101
+"""User and group of nginx in its image."""
+
 HEALTHY_SECONDS = 600
 PROGRAMS = ("podman", "podman-compose", "runc", "debootstrap", "iptables")
 
@@ -34,8 +38,8 @@ def require_podman() -> None:
 
 
 def search_path() -> str:
-    """Return PATH with the places of a system's administrator, where Debian has iptables."""
-    return f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+    """Return PATH with the places of a system's administrator, where Debian has iptables, and the runtime's."""
+    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin", str(HERE)])
 
 
 def environment() -> dict[str, str]:
@@ -59,6 +63,13 @@ def run(*command: str, cwd: Path | None = None, code: int = 0, **given: str) -> 
     )
     assert done.returncode == code, f"{' '.join(command)}\n{done.stdout[-6000:]}"
     return done.stdout
+
+
+def remove_all() -> None:
+    """Remove all that runs in the store of these tests, its data and its secrets; images stay."""
+    for kind in ("pod", "container", "volume"):
+        run("podman", kind, "rm", "--all", "--force")
+    run("podman", "secret", "rm", "--all")
 
 
 @dataclass
@@ -89,7 +100,7 @@ class Stack:
 
     def compose(self, *arguments: str, code: int = 0) -> str:
         """Run podman-compose on the checkout's compose.yaml."""
-        profiles = [f"--profile={name}" for name in ("cpu", "images", "operator")]
+        profiles = [f"--profile={name}" for name in ("cpu", "images", "tls", "operator")]
         file = str(self.checkout / "infra" / "compose.yaml")
         settings = {"CXR_UID": str(self.owner), "CXR_GID": str(self.owner)}
         return run("podman-compose", "--file", file, *profiles, *arguments, cwd=self.checkout, code=code, **settings)
@@ -110,32 +121,36 @@ class Stack:
 
     def wait(self, name: str) -> None:
         """Wait until a service is as those that depend on it want it."""
-        deadline = time.monotonic() + HEALTHY_SECONDS
-        while not self.is_well(name):
-            assert time.monotonic() < deadline, f"{name} is not healthy:\n{self.logs(name)}"
-            time.sleep(2)
+        _wait_until(lambda: self.is_well(name), lambda: self.logs(name))
 
     def is_well(self, name: str) -> bool:
         """Whether a service is healthy, or has ended well where it has no health check."""
         state = self.state(name)
         if "healthcheck" not in self.services[name]:
             return state.get("Status") == "exited" and state.get("ExitCode") == 0
-        return bool(state.get("Running")) and self._is_healthy(name)
-
-    def _is_healthy(self, name: str) -> bool:
-        command = ["podman", "healthcheck", "run", container(name)]
-        return subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == 0
+        return bool(state.get("Running")) and _succeeds("healthcheck", "run", container(name))
 
     def state(self, name: str) -> Mapping[str, Any]:
         """Return what podman says of a service's container, nothing where there is none."""
-        command = ["podman", "inspect", "--format", "{{json .State}}", container(name)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-        state: Mapping[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+        state: Mapping[str, Any] = json.loads(self._inspected(name, "{{json .State}}") or "{}")
         return state
+
+    def _inspected(self, name: str, template: str) -> str:
+        command = ["podman", "inspect", "--format", template, container(name)]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False).stdout
 
     def logs(self, name: str) -> str:
         """Return the last lines of a service."""
         return run("podman", "logs", "--tail", "100", container(name))
+
+    def make_certificate(self) -> Path:
+        """Make the proxy's certificate and key as infra/README.md says; return the certificate."""
+        certificate, key = (self.checkout / "infra" / f".env.tls.{kind}" for kind in ("crt", "key"))
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "365", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+        run(*command)
+        shutil.chown(key, *PROXY)
+        return certificate
 
     def execute(self, name: str, *command: str, says: str = "") -> str:
         """Run a command inside a running service; where it fails, the log of the service `says` tells why."""
@@ -143,6 +158,28 @@ class Stack:
             return run("podman", "exec", container(name), *command)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs(says or name)}") from error
+
+    def play(self, name: str) -> str:
+        """Run a deployment of infra/kubernetes/ in place of the stopped service of that name; return its container.
+
+        Its secret holds what compose.yaml gives the service and the manifest does not set. It is waited for by the
+        probe of the manifest.
+        """
+        manifest = self.checkout / "infra" / "kubernetes" / f"{name}.yaml"
+        (deployment,) = (one for one in yaml.safe_load_all(manifest.read_text()) if one["kind"] == "Deployment")
+        (pod,) = deployment["spec"]["template"]["spec"]["containers"]
+        given = dict(one.split("=", 1) for one in json.loads(self._inspected(name, "{{json .Config.Env}}")))
+        secret = given.keys() & self.services[name]["environment"].keys() - {one["name"] for one in pod["env"]}
+        content = {key: base64.b64encode(given[key].encode()).decode() for key in secret}
+        file = self.checkout / f"{name}.json"
+        file.write_text(json.dumps(content))
+        run("podman", "secret", "create", name, str(file))
+        file.unlink()
+        run("podman", "kube", "play", "--network", f"cxr_default:alias={name}", str(manifest))
+        played = f"{name}-pod-0-{name}"
+        probe = pod.get("readinessProbe", pod["livenessProbe"])["exec"]["command"]
+        _wait_until(lambda: _succeeds("exec", played, *probe), lambda: run("podman", "logs", "--tail", "100", played))
+        return played
 
     def kill(self, name: str) -> None:
         """Kill a service's first process from outside, as a crash does."""
@@ -152,3 +189,14 @@ class Stack:
 def container(name: str) -> str:
     """Return the name of a service's container."""
     return f"cxr_{name}_1"
+
+
+def _succeeds(*arguments: str) -> bool:
+    return subprocess.run(["podman", *arguments], env=environment(), capture_output=True, check=False).returncode == 0
+
+
+def _wait_until(condition: Callable[[], bool], log: Callable[[], str]) -> None:
+    deadline = time.monotonic() + HEALTHY_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {HEALTHY_SECONDS} s in vain:\n{log()}"
+        time.sleep(2)
