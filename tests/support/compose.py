@@ -173,7 +173,7 @@ class Stack:
         content = {key: base64.b64encode(given[key].encode()).decode() for key in secret}
         file = self.checkout / f"{name}.json"
         file.write_text(json.dumps(content))
-        run("podman", "secret", "create", name, str(file))
+        run("podman", "secret", "create", pod["envFrom"][0]["secretRef"]["name"], str(file))
         file.unlink()
         run("podman", "kube", "play", "--network", f"cxr_default:alias={name}", str(manifest))
         played = f"{name}-pod-0-{name}"
