@@ -22,7 +22,7 @@ PAGES = sorted(
         PROJECT / "infra/README.md",
     ]
 )
-HISTORY = {"CHANGELOG.md", "decisions.md", "results.md", "results-0.5.0.md"}  # they name what existed when they were written
+HISTORY = {"CHANGELOG.md", "decisions.md", "results.md", "results-0.5.0.md"}  # of what existed then
 PRESENT = [page for page in PAGES if page.name not in HISTORY]
 
 PROGRAMS = {"dvc", "mlflow", "prefect", "pytest"}
