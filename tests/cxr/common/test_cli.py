@@ -72,6 +72,25 @@ def test_an_interrupt_is_one_line_and_exit_code_130() -> None:
     assert answer.stderr.count("\n") == 1
 
 
+@fault("every command", "SIGTERM, and once more while it tidies up", "it tidies up, then ends",
+       "exit code 143, run the same command again")  # fmt: skip
+def test_sigterm_is_one_line_and_a_second_one_does_not_stop_what_tidies_up() -> None:
+    script = """
+import os, signal
+from cxr.common.cli import run_command
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("tidied up", flush=True)
+run_command(main)
+"""
+    answer = run("-c", script)
+    assert (answer.returncode, answer.stdout) == (143, "tidied up\n")
+    assert answer.stderr == "terminated; run the same command again to continue\n"
+
+
 def test_a_broken_connection_is_not_taken_for_a_reader_that_left() -> None:
     code = "from cxr.common.cli import run_command\ndef main():\n    raise BrokenPipeError('socket')\nrun_command(main)"
     assert "BrokenPipeError: socket" in run("-c", code).stderr
