@@ -15,8 +15,9 @@ Account  CXR_PACS_USER and CXR_PACS_PASSWORD, or in the address, where other use
 
 Each image is processed exactly once, even if the PACS, this command or the machine crashes; by C-STORE its answer may
 be sent twice, with one UID. A new champion processes the images that arrive after it; with --reprocess also those that
-an older version processed. An image that cannot be read gets no report but a log line with its ID and the reason. Runs
-until Ctrl-C; with --once until the end of the feed.
+an older version processed. An image that cannot be read gets no report but a log line with its ID and the reason; so
+does one that takes longer than --decode-timeout to decode, or more memory than an image of its size needs. Runs until
+Ctrl-C; with --once until the end of the feed.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ def command_line() -> ArgumentParser:
         help="between two polls of the feed (%(default)s)",
     )
     parser.add_argument(
+        "--decode-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="that an image may take to decode; then it is skipped (%(default)s)",
+    )
+    parser.add_argument(
         "--state-file", type=Path, default=STATE_FILE, help="file with the position in the feed (%(default)s)"
     )
     parser.add_argument(
@@ -82,6 +90,7 @@ from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ParamsError, RegistryError
 from cxr.common.locks import file_lock
 from cxr.inference.classifier import Classifier, load_classifier
+from cxr.inference.decoding.decoders import Decoders
 from cxr.pacs.audit_log import AuditLog
 from cxr.pacs.feed import Pacs, PacsUnavailableError
 from cxr.pacs.orthanc import Orthanc
@@ -146,8 +155,8 @@ def champion(engine: Engine) -> Callable[[], Classifier]:
 
 
 @contextmanager
-def connect(given: Namespace) -> Iterator[Pacs]:
-    """Yield the PACS that the command line names.
+def connect(given: Namespace, decoders: Decoders) -> Iterator[Pacs]:
+    """Yield the PACS that the command line names; `decoders` read what is sent to it.
 
     Raises:
         ParamsError: it names none, or more than one.
@@ -171,7 +180,7 @@ def connect(given: Namespace) -> Iterator[Pacs]:
                 "another --state-file"
             )
         own, to = Node.parse(given.listen, host="0.0.0.0"), Node.parse(given.send_to)
-        with Listener(own, to, beside(given.state_file, ".received")) as listener:
+        with Listener(own, to, beside(given.state_file, ".received"), decoders) as listener:
             yield listener
     else:
         address = given.address or os.environ.get(ADDRESS_VARIABLE)
@@ -195,10 +204,11 @@ def main() -> None:
     with file_lock(beside(given.state_file, ".lock"), waits_for=f"another worker with {given.state_file}"):
         if given.reprocess:
             given.state_file.unlink(missing_ok=True)
-        with connect(given) as connected:
+        with Decoders(1, seconds=given.decode_timeout) as decoders, connect(given, decoders) as connected:
             worker = PacsWorker(
                 connected,
                 champion(given.engine),
+                decoders,
                 given.state_file,
                 overlay=given.overlay,
                 heat_map=given.heat_map,

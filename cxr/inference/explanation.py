@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.imaging.decode import EncodedImage
 from cxr.imaging.overlay import Caption, draw_overlay, heat_levels
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
@@ -29,11 +28,10 @@ class Explanation:
     levels: NDArray[np.float32]
 
 
-def explain(image: EncodedImage, pixels: NDArray[np.uint8], answer: Answer, classifier: Classifier) -> Explanation:
-    """Return where the model looked in an opened image; `pixels` (H, W) are the same, prepared."""
+def explain(grey: NDArray[np.uint8], pixels: NDArray[np.uint8], answer: Answer, classifier: Classifier) -> Explanation:
+    """Return where the model looked in an image at its own size (H, W); `pixels` (h, w) are the same, prepared."""
     of_class, spec = answer.predicted_class, classifier.spec
     (heat,) = classifier.heat(pixels[None], [of_class])
-    grey = image.grey()
     scale = LEVELS_SIDE_PX / max(grey.shape)
     size = (max(1, round(grey.shape[0] * scale)), max(1, round(grey.shape[1] * scale)))
     return Explanation(

@@ -33,22 +33,28 @@ MIRRORED = "looks mirrored, with the heart on the wrong side: check the side mar
 VERSIONS = 16
 """0 is the image, 1 to 3 turn it by as many quarters counter-clockwise; 4 to 7 mirror it first; 8 to 15 invert all."""
 
+MIRRORED_LIMIT = 0.99
+"""Probability, among upright ones, above which an image is called mirrored: hearts in the middle are common."""
+
 _SIDES_PX = (64, 16)  # outlines of ribs and heart; the shape of the thorax
 _CELLS = 8  # a side
 _DIRECTIONS = 12  # a multiple of 4, so that a turn by 90 degrees only shifts them
 _MAX_CELL = 2.0  # of a cell's edges in units of its neighbourhood's: one hard edge must not decide
 _MIN_UPRIGHT = 0.2  # probability that it is neither turned nor inverted, below which a warning says so
-_MIRRORED = 0.99  # probability, among upright ones, from which a warning says so: hearts in the middle are common
 _CHUNK = 64  # images at once: bounds the memory
 
 
 @dataclass(frozen=True)
 class OrientationCheck:
-    """The fitted network: `hidden` (F, H), `bias` (H,), `output` (H,) for F features."""
+    """The fitted network: `hidden` (F, H), `bias` (H,), `output` (H,) for F features.
+
+    An image is called mirrored where its mirror image is upright with a probability above `mirrored_limit`.
+    """
 
     hidden: NDArray[np.float32]
     bias: NDArray[np.float32]
     output: NDArray[np.float32]
+    mirrored_limit: float = MIRRORED_LIMIT
 
     def warnings(self, images: NDArray[np.uint8]) -> list[str | None]:
         """Return the warning for each of images (N, H, W), prepared or not; None for an upright one."""
@@ -57,7 +63,7 @@ class OrientationCheck:
 
     def warnings_of(self, features: NDArray[np.float32]) -> list[str | None]:
         """Return the warning for each of images with these `edge_features` (N, F)."""
-        return [_warning(each) for each in self.probabilities(features)]
+        return [_warning(each, self.mirrored_limit) for each in self.probabilities(features)]
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return for each of images with these features (N, F) how probably each version is upright, (N, VERSIONS)."""
@@ -77,7 +83,8 @@ def orientation_check() -> OrientationCheck:
     """
     try:
         arrays = load_file(WEIGHTS)
-        check = OrientationCheck(*(arrays[name].astype(np.float32) for name in ("hidden", "bias", "output")))
+        hidden, bias, output = (arrays[name].astype(np.float32) for name in ("hidden", "bias", "output"))
+        check = OrientationCheck(hidden, bias, output)
         if check.hidden.shape != (feature_count(), len(check.output)):
             raise ValueError(f"expected {feature_count()} features, found {check.hidden.shape[0]}")
     except (OSError, KeyError, ValueError, SafetensorError) as error:
@@ -141,11 +148,11 @@ def _pooled(along: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[
     return np.asarray(edges.reshape(count, _CELLS, side, _CELLS, side).sum(axis=4).sum(axis=2) / side**2, np.float32)
 
 
-def _warning(probabilities: NDArray[np.float32]) -> str | None:
+def _warning(probabilities: NDArray[np.float32], mirrored_limit: float) -> str | None:
     """Return the warning for the probabilities (VERSIONS,) of an image."""
     upright, mirrored = probabilities[0], probabilities[4]
     if upright + mirrored >= _MIN_UPRIGHT:
-        return MIRRORED if mirrored > _MIRRORED * (upright + mirrored) else None
+        return MIRRORED if mirrored > mirrored_limit * (upright + mirrored) else None
     if probabilities[VERSIONS // 2 :].sum() > 0.5:
         return INVERTED
     by_turn = probabilities.reshape(4, 4).sum(axis=0)

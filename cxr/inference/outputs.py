@@ -52,7 +52,7 @@ class AnswerFiles:
             ImageError: the DICOM image lacks the tags that link a report to it.
             ParamsError: a folder cannot be written.
         """
-        looked = None if self.overlays is None else explain(image, pixels, answer, classifier)
+        looked = None if self.overlays is None else explain(image.grey(), pixels, answer, classifier)
         if self.overlays is not None and looked is not None:
             _write(self.overlays / f"{name}.overlay.png", _png(looked.picture))
         if self.reports is not None and image.header.format == "DICOM":

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import time
 from collections.abc import Callable, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import requests
 from dicomweb_client.api import DICOMwebClient
@@ -47,6 +48,8 @@ _PAGE = 200
 _NOT_DICOM = (AttributeError, KeyError, TypeError, ValueError)  # of a client that reads something else
 _NONE_STORED = 409  # of STOW-RS; the body says why (DICOM PS3.18 I.2)
 _NO_ROOM_NOW = frozenset({*range(0xA700, 0xA800), 0x0213})  # out of resources, resource limitation
+_BOUNDARY = "cxr-7d1f0c7e5b0f4b6e"  # of what is sent; no object holds it
+_BOUNDARY_OF = re.compile(r'boundary="?([^";]+)')
 _AGAIN_SECONDS = 600  # between two searches of recent studies whose number of objects is the same
 
 
@@ -54,6 +57,25 @@ _AGAIN_SECONDS = 600  # between two searches of recent studies whose number of o
 class _Found:
     series_uid: str
     instance: Instance
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a service says of an object that it was sent: it `is_stored`, or the `failures` why not; or nothing."""
+
+    is_stored: bool = False
+    failures: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, response: requests.Response, sop_uid: str) -> _Said:
+        """Read the body of an answer of STOW-RS; one that is not DICOM JSON says nothing."""
+        try:
+            answer = Dataset.from_json(response.json())
+            failures = tuple(int(one.get("FailureReason") or 0) for one in answer.get("FailedSOPSequence", []))
+            stored = {one.get("ReferencedSOPInstanceUID") for one in answer.get("ReferencedSOPSequence", [])}
+        except (requests.JSONDecodeError, *_NOT_DICOM):
+            return cls()
+        return cls(sop_uid in stored and not failures, failures)
 
 
 class DicomWeb:
@@ -72,7 +94,8 @@ class DicomWeb:
         quiet_libraries()
         logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL + 1)  # its log lines hold UIDs
         self.address, session = web_address(url)
-        self._client = DICOMwebClient(self.address, session=_with_timeouts(session))
+        self._session = _with_timeouts(session)
+        self._client = DICOMwebClient(self.address, session=self._session)
         self._client.set_http_retry_params(retry=False)
         self._journal, self._days = Journal(journal), days
         self._found: dict[str, _Found] = {}
@@ -101,7 +124,7 @@ class DicomWeb:
         return found.instance if found else None
 
     def file(self, resource: str) -> bytes | None:
-        """Return the DICOM file of an object; None if it was deleted or cannot be read."""
+        """Return the DICOM file of an object, as it came; None if it was deleted or the service sends none."""
         found = self._found[resource]
         return self._ask(partial(self._retrieve, found), absent=None, absent_at=REJECTED | {_LOST})
 
@@ -124,31 +147,42 @@ class DicomWeb:
     def store(self, dicom: bytes) -> bool:
         """Store an object. Returns False if the service rejects it.
 
-        Raises:
-            PacsUnavailableError: the service has no room for it now.
-        """
-        dataset = dcmread(io.BytesIO(dicom))
-        response = self._ask(lambda: self._stow(dataset), absent=None, absent_at=REJECTED)
-        failed = [] if response is None else response.get("FailedSOPSequence", [])
-        if response is not None and not failed:
-            return True
-        if self._is_stored(dataset.StudyInstanceUID, dataset.SOPInstanceUID):
-            return True
-        if any(one.get("FailureReason") in _NO_ROOM_NOW for one in failed):
-            raise PacsUnavailableError(f"{self.address} is out of resources; see the log of the PACS")
-        return False
+        A status of success is not enough: a proxy may give it with a page for people.
 
-    def _stow(self, dataset: Dataset) -> Dataset:
-        try:
-            return self._client.store_instances([dataset])
-        except requests.HTTPError as error:
-            if error.response.status_code != _NONE_STORED:
-                raise
-            with suppress(*_NOT_DICOM):
-                answer = Dataset.from_json(error.response.json())
-                if answer.get("FailedSOPSequence"):
-                    return answer
-            raise
+        Raises:
+            PacsUnavailableError: the service has no room for it now, or nothing shows that it was stored.
+        """
+        sent = dcmread(io.BytesIO(dicom), stop_before_pixels=True)
+        said = self._ask(partial(self._stow, dicom, sent.SOPInstanceUID), absent=None, absent_at=REJECTED)
+        if said is not None and said.is_stored:
+            return True
+        if self._is_stored(sent.StudyInstanceUID, sent.SOPInstanceUID):
+            return True
+        if said is None or said.failures:
+            if said is not None and not _NO_ROOM_NOW.isdisjoint(said.failures):
+                raise PacsUnavailableError(f"{self.address} is out of resources; see the log of the PACS")
+            return False
+        raise PacsUnavailableError(
+            f"{self.address} does not say that it stored an answer, and does not find it; is it a DICOMweb service, "
+            "without a proxy or a sign-in page before it?"
+        )
+
+    def _stow(self, dicom: bytes, sop_uid: str) -> _Said:
+        """Send an object and return what the service says of it."""
+        start = f"--{_BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        response = self._session.post(
+            f"{self.address}/studies",
+            data=start + dicom + f"\r\n--{_BOUNDARY}--\r\n".encode(),
+            headers={
+                "Content-Type": f'multipart/related; type="application/dicom"; boundary="{_BOUNDARY}"',
+                "Accept": "application/dicom+json",
+            },
+            allow_redirects=False,  # an answer holds patients' tags, and is for this address alone
+        )
+        said = _Said.of(response, sop_uid)
+        if response.status_code != _NONE_STORED or not said.failures:
+            response.raise_for_status()
+        return said
 
     def _is_stored(self, study_uid: str, sop_uid: str) -> bool:
         """Return whether an object is stored: services reject a duplicate in several ways, not all of which say so."""
@@ -157,18 +191,22 @@ class DicomWeb:
         return any(_value(one, _SOP) == sop_uid for one in self._list(search, absent_at=REJECTED))
 
     def _retrieve(self, found: _Found) -> bytes | None:
-        asked = found.instance
-        stored = (("application/dicom", "*"),)  # in whichever transfer syntax it is stored
-        file = io.BytesIO()
-        try:
-            self._client.retrieve_instance(
-                asked.study_uid, found.series_uid, asked.sop_uid, media_types=stored
-            ).save_as(file, enforce_file_format=True)
-        except requests.RequestException:
-            raise
-        except Exception:  # of any kind, as pydicom's: the object is damaged, and its tags must not be quoted
+        """Return an object's bytes, unread: reading a stranger's file is the work of a process that can be killed."""
+        uids = (found.instance.study_uid, found.series_uid, found.instance.sop_uid)
+        study, series, instance = (quote(uid, safe="") for uid in uids)
+        response = self._session.get(
+            f"{self.address}/studies/{study}/series/{series}/instances/{instance}",
+            # in whichever transfer syntax it is stored
+            headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
+        )
+        response.raise_for_status()
+        boundary = _BOUNDARY_OF.search(response.headers.get("Content-Type", ""))
+        if boundary is None:
             return None
-        return file.getvalue()
+        mark = f"--{boundary[1]}".encode()
+        part = response.content.partition(mark)[2].partition(b"\r\n\r\n")[2]
+        file, end, _ = part.partition(b"\r\n" + mark)
+        return file if end and file else None
 
     def _search(self) -> None:
         """Add the new images of all studies whose number of objects has changed to the journal.

@@ -39,7 +39,8 @@ from pynetdicom import AE, evt
 from cxr.common.errors import ImageError, ParamsError, SourceError
 from cxr.common.files import atomic_file
 from cxr.dicom.header import MODALITIES, SYNTAXES
-from cxr.dicom.tags import code_string, image_errors, quiet_libraries, read_dicom, text
+from cxr.dicom.tags import quiet_libraries
+from cxr.inference.decoding.decoders import Decoders
 from cxr.pacs.feed import Change, Changes, Instance, PacsUnavailableError
 from cxr.pacs.journal import Journal, digest_of
 
@@ -47,6 +48,7 @@ _VERIFICATION = "1.2.840.10008.1.1"
 _CONNECT_SECONDS = 10
 _SUCCESS, _NO_ROOM, _REFUSED = 0x0000, 0xA700, 0xC000
 _WARNING, _DUPLICATE, _OTHER_CLASS, _OTHER_CONTENT = 0xB000, 0x0111, 0x0122, 0xA900
+_TAGS = ("StudyInstanceUID", "SOPInstanceUID", "Modality", "BodyPartExamined")
 _NODE = re.compile(r"(?P<title>[!-?A-~ ]{1,16})@(?:(?P<host>[^:]+):)?(?P<port>\d{1,5})")
 
 log = logging.getLogger("cxr")
@@ -77,12 +79,13 @@ class Listener:
         own: title and port to listen on.
         to: where answers go.
         folder: of waiting images.
+        decoders: read the tags of an image: a small file may hold millions of them.
     """
 
-    def __init__(self, own: Node, to: Node, folder: Path) -> None:
+    def __init__(self, own: Node, to: Node, folder: Path, decoders: Decoders) -> None:
         self._peer = f"{to.title}@{to.host}:{to.port}"
         self.address = f"{own.title}@{own.port}, answers to {self._peer}"
-        self._own, self._to, self._folder = own, to, folder
+        self._own, self._to, self._folder, self._decoders = own, to, folder, decoders
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # images that wait have their patients' tags
         self._received, self._sent = Journal(folder / "received"), Journal(folder / "sent")
         self._reports: dict[str, set[str]] = defaultdict(set)
@@ -141,12 +144,10 @@ class Listener:
         if data is None:
             return None
         try:
-            with image_errors("the image"):
-                tags = read_dicom(data, ("StudyInstanceUID", "SOPInstanceUID", "Modality", "BodyPartExamined"))
+            study_uid, sop_uid, modality, body_part = self._decoders.tags(data, _TAGS, name="the image")
         except ImageError:
             return Instance("", "", MODALITIES[0], "")  # the worker will find out, and say so
-        study_uid, sop_uid = text(tags, "StudyInstanceUID"), text(tags, "SOPInstanceUID")
-        return Instance(study_uid, sop_uid, code_string(tags, "Modality"), code_string(tags, "BodyPartExamined"))
+        return Instance(study_uid, sop_uid, modality.upper(), body_part.upper())
 
     def file(self, resource: str) -> bytes | None:
         """Return the DICOM file of an image that waits; None if it was removed."""

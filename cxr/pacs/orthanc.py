@@ -26,6 +26,7 @@ from cxr.pacs.feed import (
 )
 
 _OTHER_FORM = (AttributeError, KeyError, TypeError, ValueError)
+_STORED, _NOT_STORED = ("Success", "AlreadyStored"), ("Failure", "FilteredOut")
 _LOST = 500  # also the status of a file that is missing from the storage, which does not affect other files
 
 
@@ -94,8 +95,20 @@ class Orthanc:
         return bool(self._json("POST", "/tools/lookup", uid.encode()))
 
     def store(self, dicom: bytes) -> bool:
-        """Store an object, keeping an existing one with its UID. Returns False if Orthanc rejects it."""
-        return self._request("POST", "/instances", dicom).status_code not in REJECTED
+        """Store an object, keeping an existing one with its UID. Returns False if Orthanc rejects it.
+
+        Raises:
+            SourceError: the answer is not Orthanc's, whatever its status.
+        """
+        response = self._request("POST", "/instances", dicom)
+        if response.status_code in REJECTED:
+            return False
+        answer = self._decode(response)
+        with self._expected():
+            status = answer.get("Status")
+        if status not in {*_STORED, *_NOT_STORED}:
+            raise PacsUnavailableError(f"{self.address} does not say that it stored an answer; see Orthanc's log")
+        return status in _STORED
 
     def version(self) -> str:
         """Return Orthanc's own version."""

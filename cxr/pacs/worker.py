@@ -20,13 +20,13 @@ from pathlib import Path
 from cxr.common.errors import ImageError
 from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
-from cxr.imaging.decode import EncodedImage
 from cxr.inference.classifier import Classifier
+from cxr.inference.decoding.decoders import Decoders
 from cxr.inference.dicom_answer import answer_objects
 from cxr.inference.dicom_objects import Author, earlier_series_uid, is_report_of, object_uid
 from cxr.inference.dicom_sr import Explains
 from cxr.inference.explanation import Explanation, explain
-from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared, prepare
+from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared
 from cxr.models.forward import BATCH_SIZE
 from cxr.pacs.audit_log import AuditLog
 from cxr.pacs.feed import NEW_INSTANCE, Change, Changes, Pacs
@@ -93,6 +93,7 @@ class PacsWorker:
     """Classifies the images of `pacs` and stores the reports there.
 
     champion     returns the current champion; called when there are images to classify
+    decoders     decode the images: one that is slow, crashes or asks for too much memory is rejected
     state_file   holds the position in the feed; written atomically
     overlay      also store the image with its heat map
     heat_map     also store the values of the heat map
@@ -102,6 +103,7 @@ class PacsWorker:
 
     pacs: Pacs
     champion: Callable[[], Classifier]
+    decoders: Decoders
     state_file: Path
     overlay: bool = False
     heat_map: bool = False
@@ -192,15 +194,13 @@ class PacsWorker:
         has_one = any(is_report_of(uid, image.sop_uid) for uid in reports)
         return has_one or self.pacs.has_series(earlier_series_uid(image.sop_uid))
 
-    def _answer(
-        self, images: list[PreparedImage[_Instance, EncodedImage]], classifier: Classifier, author: Author
-    ) -> None:
+    def _answer(self, images: list[PreparedImage[_Instance, bytes]], classifier: Classifier, author: Author) -> None:
         try:
             answered = answer_prepared(classifier, images)
             explanations = self._explanations(answered, classifier)
         except Exception as error:  # of any kind: an image that the model cannot process must not hold up the feed
             if len(images) == 1:
-                self._reject(images[0].key, type(error).__name__)
+                self._reject(images[0].key, error.reason if isinstance(error, ImageError) else type(error).__name__)
             else:
                 for image in images:
                     self._answer([image], classifier, author)
@@ -208,26 +208,27 @@ class PacsWorker:
         for one, looked in zip(answered, explanations, strict=True):
             self._store(one.image.key, self._objects(one, looked, author), author)
 
-    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, EncodedImage] | None:
+    def _read(self, image: _Instance, classifier: Classifier) -> PreparedImage[_Instance, bytes] | None:
         source = self.pacs.file(image.line.resource)
         if source is None:
             self._reject(image, "its file is missing from the PACS")
             return None
-        prepared = prepare(source, classifier, key=image, name=_NAME, keep=lambda opened: opened)
-        if prepared.error is not None:
-            self._reject(image, prepared.error.reason)
+        try:
+            read = self.decoders.model_input(source, classifier, name=_NAME)
+        except ImageError as error:
+            self._reject(image, error.reason)
             return None
-        return prepared
+        return PreparedImage(image, read.pixels, sha256=read.sha256, kept=source)
 
     def _explanations(
-        self, answered: list[AnsweredImage[_Instance, EncodedImage]], classifier: Classifier
+        self, answered: list[AnsweredImage[_Instance, bytes]], classifier: Classifier
     ) -> list[Explanation | None]:
         if not self._explained_by or not answered:
             return [None] * len(answered)
         return [
             None
             if image.pixels is None or image.kept is None or answer is None
-            else explain(image.kept, image.pixels, answer, classifier)
+            else explain(self.decoders.grey(image.kept, classifier, name=_NAME), image.pixels, answer, classifier)
             for image, answer in ((one.image, one.answer) for one in answered)
         ]
 
@@ -237,14 +238,14 @@ class PacsWorker:
         return tuple(kind for kind, wanted in asked.items() if wanted)
 
     def _objects(
-        self, answered: AnsweredImage[_Instance, EncodedImage], looked: Explanation | None, author: Author
+        self, answered: AnsweredImage[_Instance, bytes], looked: Explanation | None, author: Author
     ) -> Iterator[bytes]:
         """Yield the objects to store; the report comes last, because it marks the image as processed."""
-        image, answer, now = answered.image.kept, answered.answer, datetime.now()
-        if image is None or answer is None:
+        source, answer, now = answered.image.kept, answered.answer, datetime.now()
+        if source is None or answer is None:
             raise ValueError("expected an image that was prepared with its file and answered")
         for _, made in answer_objects(
-            image.data, answer, looked, explained_by=self._explained_by, author=author, name=_NAME, made_at=now
+            source, answer, looked, explained_by=self._explained_by, author=author, name=_NAME, made_at=now
         ):
             yield made
 

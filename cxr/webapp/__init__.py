@@ -3,8 +3,6 @@
     limits          how many requests are accepted at once, how many bytes, and for how long
     guard           rejects requests of other sites' pages and of foreign host names (DNS rebinding)
     decode_pool     image bytes to the model's input, in a few processes
-    decode_process  one of these processes, seen from the service: started, asked, killed
-    decode_worker   the program of these processes
     batcher         the thread that owns the model and answers queued images in batches
     champion_watch  polls the registry; a new champion takes over between two batches
     renditions      what is made of an image: the model's input, pictures, pixels for the viewer, the report

@@ -7,21 +7,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
 from cxr.inference.classifier import Classifier
-from cxr.webapp.decode_process import DecodeProcess, TooSlowError
-from cxr.webapp.decode_worker import Made
+from cxr.inference.decoding.decoders import Decoders
+from cxr.inference.decoding.worker import Made
 from cxr.webapp.fair_turns import FairTurns
 from cxr.webapp.limits import Limits, RejectedError
-from cxr.webapp.renditions import model_input
+from cxr.webapp.renditions import NAME
 
 _TOO_LARGE = "larger than the pixel limit"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,13 @@ class DecodePool:
         self.limits = limits
         self.turns = FairTurns(limits.decode_workers)
         self._threads = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
-        self._processes = [DecodeProcess() for _ in range(limits.decode_workers)]
-        self._idle: SimpleQueue[DecodeProcess] = SimpleQueue()
-        for process in self._processes:
-            self._idle.put(process)
+        self._decoders = Decoders(
+            limits.decode_workers, seconds=limits.decode_timeout_s, module="cxr.webapp.renditions"
+        )
 
     def start(self) -> None:
         """Start the processes now, so that the first image need not wait for them."""
-        for process in self._processes:
-            process.start()
+        self._decoders.start()
 
     async def decode(self, data: bytes, classifier: Classifier) -> DecodedImage:
         """Decode an image for `classifier`.
@@ -65,12 +65,11 @@ class DecodePool:
         Raises:
             RejectedError: the bytes are not a readable image, or decoding takes too long.
         """
-        made = await self.run(model_input, data, classifier)
-        pixels = np.frombuffer(made.content, np.uint8).reshape(made.described["shape"])
-        return DecodedImage(data, made.described["format"], made.described["sha256"], pixels, classifier)
+        made = await self._in_turn(partial(self._decoders.model_input, data, classifier, name=NAME))
+        return DecodedImage(data, made.format, made.sha256, made.pixels, classifier)
 
     async def run(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Made:
-        """Return what a function makes of an image, in one of the processes.
+        """Return what a function of cxr/webapp/renditions.py makes of an image, in one of the processes.
 
         Args:
             function: takes the image's bytes, `classifier` without its network, and `given`.
@@ -81,6 +80,9 @@ class DecodePool:
         Raises:
             RejectedError: it raises ImageError, crashes or takes too long, or no process is free in time.
         """
+        return await self._in_turn(partial(self._decoders.rendered, function, data, classifier, *given, name=NAME))
+
+    async def _in_turn(self, call: Callable[[], Result]) -> Result:
         try:
             async with asyncio.timeout(self.limits.queue_timeout_s):
                 await self.turns.take()
@@ -89,40 +91,23 @@ class DecodePool:
                 429, "busy", "the service is busy with other images; send it again", retry_seconds=5
             ) from None
         try:
-            return await asyncio.wrap_future(self._submit(function, data, classifier, *given))
+            return await asyncio.wrap_future(self._submit(call))
         except ImageError as error:
             raise RejectedError(413 if error.reason == _TOO_LARGE else 422, error.reason, str(error)) from None
-        except TooSlowError:
-            raise RejectedError(422, "too slow", "decoding took too long; export the image uncompressed") from None
 
-    def _submit(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Future[Made]:
-        """Start a function; its turn ends when it does, which may be after its client has left."""
+    def _submit(self, call: Callable[[], Result]) -> Future[Result]:
+        """Start a call; its turn ends when it does, which may be after its client has left."""
         loop = asyncio.get_running_loop()
 
-        def pass_on(_done: Future[Made]) -> None:
+        def pass_on(_done: Future[Result]) -> None:
             with suppress(RuntimeError):  # the service has ended
                 loop.call_soon_threadsafe(self.turns.give_back)
 
-        future = self._threads.submit(self._call, function, data, classifier, *given)
+        future = self._threads.submit(call)
         future.add_done_callback(pass_on)
         return future
-
-    def _call(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Made:
-        process = self._idle.get()
-        try:
-            return process.call(
-                function,
-                data,
-                classifier.without_network(),
-                *given,
-                max_pixels=classifier.spec.preprocessing.max_pixels,
-                seconds=self.limits.decode_timeout_s,
-            )
-        finally:
-            self._idle.put(process)
 
     def close(self) -> None:
         """Accept no further image, and end the processes."""
         self._threads.shutdown(cancel_futures=True)
-        for process in self._processes:
-            process.kill()
+        self._decoders.close()

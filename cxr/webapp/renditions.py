@@ -1,7 +1,7 @@
-"""What is made of an image: the model's input, pictures for the page, pixels for its viewer, overlay and report.
+"""What is made of an image: pictures for the page, pixels for its viewer, overlay and report.
 
-The functions that take an image's bytes run in a process of their own; see cxr/webapp/decode_worker.py. What they raise
-is an ImageError.
+The functions that take an image's bytes run in a process of their own; see cxr/inference/decoding/decoders.py. What
+they raise is an ImageError.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.classes import Label
-from cxr.common.errors import ImageError
 from cxr.imaging.decode import EncodedImage
 from cxr.imaging.encode import jpeg_data_url
 from cxr.imaging.overlay import heat_layer, shrink
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
+from cxr.inference.decoding.worker import Made
 from cxr.inference.explanation import captioned_overlay
-from cxr.inference.pipeline import check_size, prepare
-from cxr.webapp.decode_worker import Made
+from cxr.inference.pipeline import check_size
 
 NAME = "the file"
 """The image's name in messages: the file name never reaches the service."""
@@ -31,15 +30,6 @@ NAME = "the file"
 EXAMPLES = 4
 IMAGE_SIDE_PX = 720
 _HEAT_SIDE_PX = 256  # finer than the cells of any network; the page enlarges it smoothly
-
-
-def model_input(data: bytes, classifier: Classifier) -> Made:
-    """Return the pixels that the model takes; `described` holds shape, and the file's format and sha256."""
-    prepared = prepare(data, classifier, key=None, name=NAME, keep=lambda opened: opened.header.format)
-    if prepared.pixels is None:
-        raise prepared.error or ImageError(f"{NAME} cannot be read", reason="not an image")
-    described = {"shape": prepared.pixels.shape, "format": prepared.kept, "sha256": prepared.sha256}
-    return Made(prepared.pixels.tobytes(), described)
 
 
 def render_image(data: bytes, classifier: Classifier) -> Made:

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate
 
 from cxr.common.errors import ParamsError, RegistryError, SourceError
+from cxr.inference.decoding.decoders import Decoders
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.feed import ACCOUNT_VARIABLES, PacsUnavailableError
@@ -24,10 +27,12 @@ from cxr.pacs.worker import MAX_TRIES
 from cxr.registry import aliases, runs
 from cxr.registry.registration import register_version
 from tasks import pacs
-from tests.support.dicom_images import SECRETS
+from tests.support.dicom_answers import sound_answers
+from tests.support.dicom_images import BASELINE, SECRETS
 from tests.support.faults import fault
+from tests.support.hostile_files import many_scans
 from tests.support.orthanc import USER, OrthancServer, serve_orthanc
-from tests.support.pacs_worker import CT, UID_ROOT, FailingClassifier, classifier, follow, image, worker
+from tests.support.pacs_worker import CT, UID_ROOT, FailingClassifier, answers_to, classifier, follow, image, worker
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import call, enter_project, spec
@@ -46,9 +51,9 @@ def state_file(tmp_path: Path) -> Path:
     return tmp_path / "state.json"
 
 
-def reports(server: OrthancServer, modality: str = "SR") -> Counter[str]:
-    """Return how many objects of a modality each study has, by the last number of the study's UID."""
-    read = [pydicom.dcmread(io.BytesIO(server.file(one))) for one in server.instances(Modality=modality)]
+def reports(server: OrthancServer) -> Counter[str]:
+    """Return how many reports each study has, by the last number of the study's UID."""
+    read = [pydicom.dcmread(io.BytesIO(server.file(one))) for one in server.instances(Modality="SR")]
     return Counter(str(one.StudyInstanceUID).removeprefix(f"{UID_ROOT}.") for one in read)
 
 
@@ -87,7 +92,8 @@ def test_each_image_is_processed_once_through_an_outage_and_no_patient_data_are_
     number = make_champion()
     orthanc.send(image(1), image(2, **CT), image(3, ViewPosition="LL"), image(4, BodyPartExamined="HAND"))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "tasks.pacs", orthanc.url, "--overlay", "--poll-interval", "0.2"]
+    explains = ["--overlay", "--heat-map"]
+    command = [sys.executable, "-m", "tasks.pacs", orthanc.url, *explains, "--poll-interval", "0.2"]
     with Path("log").open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
         try:
             wait_for(lambda: reports(orthanc) == {"1": 1}, log=Path("log"))
@@ -103,7 +109,7 @@ def test_each_image_is_processed_once_through_an_outage_and_no_patient_data_are_
     output = Path("log").read_text()
     assert output.splitlines()[-1] == "terminated; run the same command again to continue"
     assert "Traceback" not in output
-    assert reports(orthanc, "OT") == {"1": 1, "5": 2}
+    assert sound_answers(orthanc, Path()) == answers_to(1, 5, 6)
     assert output.count("does not respond") == 1
     (rejected,) = [line for line in output.splitlines() if "rejected: " in line]
     assert rejected.endswith("rejected: lateral view")
@@ -154,7 +160,7 @@ def test_a_missing_address_is_an_error_that_names_the_variable(monkeypatch: pyte
         call(monkeypatch, pacs.main)
 
 
-@pytest.mark.parametrize("moment", ["before 1", "after 1", "after 2"])
+@pytest.mark.parametrize("moment", ["before 1", "after 1", "after 5"])
 @fault("PACS", "SIGKILL of the worker", "it goes on at the same change", "each image has one report")
 def test_a_killed_and_restarted_worker_misses_no_image_and_repeats_none(
     orthanc: OrthancServer, state_file: Path, moment: str
@@ -164,8 +170,8 @@ def test_a_killed_and_restarted_worker_misses_no_image_and_repeats_none(
     state = json.loads(state_file.read_text())
     assert (state["since"], state["tries"], state["alone_until"] > 0) == (0, 1, True)
     assert list(state) == ["server", "since", "mark", "tries", "alone_until"]  # as release 0.4.0 writes and reads it
-    follow(worker(orthanc.url, state_file, overlay=True))
-    assert (reports(orthanc), reports(orthanc, "OT")) == ({"1": 1, "2": 1}, {"1": 1, "2": 1})
+    follow(worker(orthanc.url, state_file, explains=True))
+    assert sound_answers(orthanc, state_file.parent) == answers_to(1, 2)
     assert_no_secrets(state_file.read_text(), orthanc)
 
 
@@ -248,6 +254,25 @@ def test_an_image_that_crashes_the_process_each_time_is_skipped(orthanc: Orthanc
     summary = follow(worker(orthanc.url, state_file)).summary
     assert (summary.classified, summary.rejected) == (1, 1)
     assert reports(orthanc) == {"2": 1}
+
+
+@fault("PACS", "an image that takes long to decode", "its decoder is killed; the next image is answered", "too slow")
+def test_an_image_that_takes_long_to_decode_is_skipped(
+    orthanc: OrthancServer, state_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    side = 7000
+    frame = many_scans(side, side, 14)  # 190 KB, 3 s of one core; not quite refused for its cost
+    slow = image(1, Rows=side, Columns=side, PixelData=encapsulate([frame]), syntax=BASELINE)
+    assert Orthanc(orthanc.url).store(slow)
+    orthanc.send(image(2))
+    champion = classifier(state_file.parent)
+    preprocessing = replace(champion.spec.preprocessing, max_pixels=50_000_000)
+    champion = replace(champion, spec=replace(champion.spec, preprocessing=preprocessing))
+    with Decoders(1, seconds=1.0) as decoders:
+        summary = follow(replace(worker(orthanc.url, state_file, champion=champion), decoders=decoders)).summary
+    assert (summary.classified, summary.rejected) == (1, 1)
+    (bad,) = orthanc.instances(SOPInstanceUID=f"{UID_ROOT}.1.1.1")
+    assert f"pacs: image {bad} rejected: too slow" in caplog.text
 
 
 def test_a_wrong_password_is_an_error_that_names_the_variables_and_not_the_password(

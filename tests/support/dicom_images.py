@@ -38,6 +38,9 @@ PATIENT = {
     "InstitutionName": "Saint Elsewhere",
     "StudyDescription": "Cough of Jane Sorrowful",
 }
+COMPLETE = {"StudyDate": "20260228", "StudyTime": "101112", "StudyID": "7", "PatientSex": "F"}
+"""Without these dciodvfy warns that a DICOMDIR would need them."""
+
 SECRETS = ("Sorrowful", "Jane", "8675309", "19311224", "Elm Street", "078051120", "Frankenstein", "55512", "Elsewhere")
 
 

@@ -1,6 +1,7 @@
 """A DICOMweb service on loopback that answers as a real one cannot be made to: in small pages, with any status."""
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from pydicom import dcmread
 
 from tests.support.servers import serving
 
@@ -29,6 +32,8 @@ class DicomWebService:
     after_last       status of a page after the last
     garbage          the body of every search
     failure_reason   of every object that is sent; none: it is accepted
+    received         what was posted
+    says             the body of the answer to an object that is sent, whatever became of it, and its media type
     """
 
     url: str = ""
@@ -42,6 +47,8 @@ class DicomWebService:
     after_last: int = 200
     garbage: bytes | None = None
     failure_reason: int | None = None
+    received: list[bytes] = field(default_factory=list)
+    says: tuple[bytes, str] | None = None
 
     def answer(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
         """Return what a search finds."""
@@ -49,12 +56,16 @@ class DicomWebService:
         start = 0 if self.ignores_offset else int(query.get("offset", 0))
         return found[start : start + min(self.page, int(query.get("limit", self.page)))]
 
-    def stored(self) -> bytes:
-        """Return the body of the answer to an object that is sent."""
-        if self.failure_reason is None:
-            return b"{}"
-        item = {"00081197": {"vr": "US", "Value": [self.failure_reason]}}
-        return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
+    def stored(self, sent: bytes) -> tuple[bytes, str]:
+        """Return the answer to an object that is sent: a body and its media type."""
+        if self.says is not None:
+            return self.says
+        uid = dcmread(io.BytesIO(sent.partition(b"\r\n\r\n")[2]), stop_before_pixels=True).SOPInstanceUID
+        item = {"00081155": {"vr": "UI", "Value": [uid]}}
+        if self.failure_reason is not None:
+            item["00081197"] = {"vr": "US", "Value": [self.failure_reason]}
+        sequence = "00081199" if self.failure_reason is None else "00081198"
+        return json.dumps({sequence: {"vr": "SQ", "Value": [item]}}).encode(), "application/dicom+json; charset=utf-8"
 
     def _found(self, path: list[str], query: dict[str, str]) -> list[dict[str, Any]]:
         if path == ["studies"]:
@@ -92,12 +103,15 @@ def serve_dicomweb() -> Iterator[DicomWebService]:
                 self._send(service.status.get("GET file", 200), kind, body)
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self._send(service.status.get("POST studies", 200), "application/dicom+json", service.stored())
+            service.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            body, kind = service.stored(service.received[-1])
+            self._send(service.status.get("POST studies", 200), kind, body)
 
         def _send(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
+            if 300 <= status < 400:
+                self.send_header("Location", f"{service.url}/elsewhere")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

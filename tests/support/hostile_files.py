@@ -127,6 +127,14 @@ def nested_sequences(depth: int) -> bytes:
     return bytes(image[:at] + opened * depth + closed * depth + image[at:])
 
 
+def many_items(count: int) -> bytes:
+    """Return a DICOM file with a sequence of empty items, of 8 bytes each, which take long to read."""
+    image = whole_files()["DICOM implicit"]
+    at = image.index(b"\x28\x00\x02\x00")
+    opened, closed = struct.pack("<HHI", 0x0008, 0x1140, 0xFFFFFFFF), struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return image[:at] + opened + struct.pack("<HHI", 0xFFFE, 0xE000, 0) * count + closed + image[at:]
+
+
 def _by_pillow(colour: np.ndarray, kind: str, mode: str, options: dict[str, str]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(colour).convert(mode).save(buffer, kind, **options)

@@ -2,10 +2,12 @@
 
     python -m tests.support.pacs_worker MOMENT TIMES STATE_FILE ARGUMENT...
 
-MOMENT is the call of `Pacs.store` at which it dies: "before 1", "after 1", ... It is started TIMES times by forking,
+MOMENT is the call of `Pacs.store` at which it dies: "before 1", "after 1", ...; overlay, heat map and report of an
+image are three calls. It is started TIMES times by forking,
 which saves the imports. The ARGUMENTs are those of `./run pacs`; the account is in the environment.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -25,15 +27,19 @@ from cxr.dataset.synthetic import KERMANY_LOOK
 from cxr.dataset.synthetic_image import draw_anatomy, draw_finding, draw_image
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier, load_classifier
+from cxr.inference.decoding.decoders import Decoders
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.feed import Pacs
 from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import PacsWorker
-from tests.support.dicom_images import dicom_image
+from tests.support.dicom_answers import KINDS
+from tests.support.dicom_images import COMPLETE, dicom_image
 from tests.support.registry_project import spec
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498.7770"
+DECODERS = Decoders(1, seconds=60)  # started by the first image
+atexit.register(DECODERS.close)
 CT = {"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}
 
 
@@ -47,7 +53,12 @@ def image(number: int, *, study: int | None = None, **tags: str) -> bytes:
         "SeriesInstanceUID": f"{UID_ROOT}.{number}.1",
         "SOPInstanceUID": f"{UID_ROOT}.{number}.1.1",
     }
-    return dicom_image(picture, **(uids | tags))
+    return dicom_image(picture, **(COMPLETE | uids | tags))
+
+
+def answers_to(*numbers: int) -> dict[tuple[str, str], int]:
+    """Return what `tests.support.dicom_answers.sound_answers` does where each of these images was answered once."""
+    return {(kind, f"{UID_ROOT}.{number}.1.1"): 1 for kind in KINDS for number in numbers}
 
 
 def classifier(folder: Path, *, number: str = "1", seed: int = 0) -> Classifier:
@@ -59,20 +70,22 @@ def classifier(folder: Path, *, number: str = "1", seed: int = 0) -> Classifier:
 
 
 def worker(
-    url: str, state_file: Path, *, champion: Classifier | None = None, overlay: bool = False, reprocess: bool = False
+    url: str, state_file: Path, *, champion: Classifier | None = None, explains: bool = False, reprocess: bool = False
 ) -> PacsWorker:
-    """Return a worker with a champion."""
+    """Return a worker with a champion; with `explains` it stores overlays and heat maps, too."""
     loaded = champion or classifier(state_file.parent)
-    return PacsWorker(Orthanc(url), lambda: loaded, state_file, overlay=overlay, reprocess=reprocess)
+    return PacsWorker(
+        Orthanc(url), lambda: loaded, DECODERS, state_file, overlay=explains, heat_map=explains, reprocess=reprocess
+    )
 
 
 @contextmanager
 def connected(state_file: Path, *arguments: str, champion: Classifier | None = None) -> Iterator[PacsWorker]:
     """Yield a worker for the PACS that arguments of `./run pacs` name."""
     given = tasks.pacs.command_line().parse_args([*arguments, "--state-file", str(state_file)])
-    with tasks.pacs.connect(given) as pacs:
+    with tasks.pacs.connect(given, DECODERS) as pacs:
         loaded = champion or classifier(state_file.parent)
-        yield PacsWorker(pacs, lambda: loaded, state_file)
+        yield PacsWorker(pacs, lambda: loaded, DECODERS, state_file)
 
 
 def follow(started: PacsWorker) -> PacsWorker:
@@ -118,7 +131,7 @@ class KillingPacs:
 
 
 def main() -> int:
-    """Follow the feed with overlays until the moment comes; return how many processes were killed."""
+    """Follow the feed with overlays and heat maps until the moment comes; return how many processes were killed."""
     moment, times, state_file, *arguments = sys.argv[1:]
     configure_process()
     killed = 0
@@ -126,7 +139,7 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             with connected(Path(state_file), *arguments) as started:
-                follow(replace(started, pacs=KillingPacs(started.pacs, moment), overlay=True))
+                follow(replace(started, pacs=KillingPacs(started.pacs, moment), overlay=True, heat_map=True))
             os._exit(0)
         killed += os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     return killed

@@ -50,10 +50,19 @@ export async function watchService(changed) {
   }
 }
 
+// A request whose failure is said in words, not in those of the browser.
+export async function ask(url, options) {
+  try {
+    return await fetch(url, options);
+  } catch {
+    throw new RequestError("The service does not answer. Try again when the dot at the top is green.");
+  }
+}
+
 export async function loadExamples(count) {
   const numbers = [...Array(count).keys()];
   return Promise.all(numbers.map(async (number) => {
-    const response = await fetch(`/example?number=${number}`);
+    const response = await ask(`/example?number=${number}`);
     if (!response.ok) throw new RequestError(await message(response));
     return new File([await response.blob()], `synthetic-example-${number + 1}.png`);
   }));

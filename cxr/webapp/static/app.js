@@ -111,8 +111,17 @@ function retry(failed) {
 
 function makeRow(image) {
   const row = make("button", { type: "button", class: "row" });
-  row.addEventListener("click", () => select(image));
+  row.addEventListener("click", () => {
+    select(image);
+    if (matchMedia("(max-width: 760px)").matches) scrollToResult();
+  });
   return row;
+}
+
+// On a phone the result is below the list, and the notice, which stays in sight, must not cover it.
+function scrollToResult() {
+  byId("result").style.scrollMarginTop = `${document.querySelector(".notice").offsetHeight}px`;
+  byId("result").scrollIntoView({ block: "start" });
 }
 
 function drawList() {
@@ -187,13 +196,24 @@ async function download(image, what) {
 async function give(image, label) {
   try {
     await sendFeedback(image, label);
+    image.feedbackError = "";
   } catch (error) {
+    image.feedbackError = error.message;
+    showGiven(image);
     return announce(`Not stored: ${error.message}`);
   }
   image.feedback = label;
   session.save(image);
-  if (image === selected) showFindingOf(image);
+  showGiven(image);
   return announce(`${image.name}: stored that it is ${label}`);
+}
+
+// Shows what was stored, and leaves the keyboard where it was: the buttons are drawn anew.
+function showGiven(image) {
+  if (image !== selected) return;
+  const hadFocus = byId("finding").contains(document.activeElement);
+  showFindingOf(image);
+  if (hadFocus) (byId("finding").querySelector(".feedback [aria-pressed=true]") ?? byId("result")).focus({ preventScroll: true });
 }
 
 // One key is enough while the list or the result has the focus; never while a note is typed.
@@ -286,7 +306,7 @@ async function showExamples() {
   try {
     addFiles((await loadExamples(EXAMPLES)).map((file) => ({ file, path: file.name })));
   } catch (error) {
-    announce(error.message);
+    byId("service").textContent = `No examples: ${error.message}`;
   }
 }
 

@@ -1,6 +1,6 @@
 // What a reader says about an answer: agree or name another class, by a button or one key, with an optional note.
 
-import { message } from "./api.js";
+import { ask, message } from "./api.js";
 import { make } from "./dom.js";
 
 const AGREE = "a";
@@ -29,11 +29,12 @@ export function feedbackBox(image, give) {
       prediction.warning ? null : choice(prediction.predicted_class, `Agree: ${prediction.predicted_class} (A)`, AGREE),
       ...others.map((label) => choice(label, `It is ${label} (${keyOf(label).toUpperCase()})`, keyOf(label)))),
     make("label", { class: "note" }, "Note, without names (optional) ", note),
+    image.feedbackError ? make("p", { class: "box is-wrong" }, `Not stored: ${image.feedbackError}`) : null,
     make("p", { class: "quiet" }, image.feedback ? `Stored: ${image.feedback}. Choose again to change it.` : "Stored on this service's machine with the image's digest, not its name."));
 }
 
 export async function sendFeedback({ prediction, feedbackNote }, label) {
   const body = { sha256: prediction.sha256, model_version: prediction.model_version, answer: prediction.predicted_class, label, note: feedbackNote ?? "" };
-  const response = await fetch("/feedback", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+  const response = await ask("/feedback", { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
   if (!response.ok) throw new Error(await message(response));
 }

@@ -41,7 +41,7 @@ export class Toolbar {
     if (!image) return this.viewer.clear();
     if (isNew || pixels !== this.pixels) this.viewer.show(pixels);
     this.pixels = pixels;
-    byId("orientation").textContent = [pixels.view && `View ${pixels.view}`, pixels.laterality && `Side ${pixels.laterality}`].filter(Boolean).join(" · ");
+    byId("orientation").textContent = [pixels.view && `View ${pixels.view}`, pixels.laterality && pixels.laterality !== "U" && `Side ${pixels.laterality}`].filter(Boolean).join(" · ");
     byId("canvas").setAttribute("aria-label", `Image ${image.name}. Arrow keys pan, plus and minus zoom, Shift and arrows change the window, F fits, 1 shows actual pixels, I inverts, H shows the heat map, S shows both side by side, R resets, Enter fills the screen`);
     if (!image.prediction) return undefined;
     if (isNew || !this.heatClass) this.heatClass = image.prediction.predicted_class;

@@ -1,7 +1,6 @@
 """Answers as DICOM objects: other tools can read them, they belong to the study, and are never classified."""
 
 import io
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -23,13 +22,12 @@ from cxr.inference.dicom_objects import MODEL, Author, earlier_series_uid, is_re
 from cxr.inference.dicom_overlay import secondary_capture
 from cxr.inference.dicom_sr import structured_report
 from cxr.registry import versions
-from tests.support.dicom_images import dicom_image, picture
-from tests.support.orthanc import program
+from tests.support.dicom_answers import checked
+from tests.support.dicom_images import COMPLETE, dicom_image, picture
 
 ANSWER = Answer({"normal": 0.125, "viral": 0.625, "bacterial": 0.25}, refer=False)
 REFERRED, WARNED = replace(ANSWER, refer=True), replace(ANSWER, warning="Looks upside down")
 AUTHOR = Author("12", "a" * 64, False, ("network=resnet50 x 5", "temperature=1.2"))
-COMPLETE = {"StudyDate": "20260228", "StudyTime": "101112", "StudyID": "7", "PatientSex": "F"}
 NOON = datetime(2026, 3, 1, 12, 30)
 LEVELS = np.linspace(0, 1, 20 * 28, dtype=np.float32).reshape(20, 28)  # half the size of `picture`
 HEAT = np.zeros((40, 56, 3), np.uint8) + np.array([250, 10, 20], np.uint8)
@@ -64,15 +62,6 @@ def root_items(dicom: bytes) -> list[tuple[str, str]]:
         for item in items
         if item.ValueType in values and item.RelationshipType == "CONTAINS"
     ]
-
-
-def checked(command: str, dicom: bytes, folder: Path) -> str:
-    """Return the output of a validator, which must have no complaint about an object."""
-    (folder / "answer.dcm").write_bytes(dicom)
-    done = subprocess.run([program(command), str(folder / "answer.dcm")], capture_output=True, text=True, check=False)
-    said = [line for line in done.stderr.splitlines() if not line.isidentifier()]  # dciodvfy names the class there
-    assert (done.returncode, said) == (0, [])
-    return done.stdout
 
 
 def test_a_report_codes_the_certainty_of_each_class_and_the_algorithm() -> None:

@@ -35,13 +35,15 @@ def found(pacs: DicomWeb) -> list[str]:
     return [line.resource for line in pacs.changes(pacs.last_change(), 100).lines]
 
 
-def test_a_damaged_file_is_none_and_nothing_else_is(pacs: DicomWeb, service: DicomWebService) -> None:
+def test_a_file_comes_unread_and_one_that_the_service_does_not_send_is_none(
+    pacs: DicomWeb, service: DicomWebService
+) -> None:
     (resource,) = found(pacs)
-    for damaged in (b"", b"Sorrowful^Jane", b"\0" * 128 + b"DICM" + b"\2\0\0\0UL\4\0"):
-        service.file = damaged
-        assert pacs.file(resource) is None
-    service.file = image(1)
-    assert pacs.file(resource)
+    for sent in (image(1), b"Sorrowful^Jane"):
+        service.file = sent
+        assert pacs.file(resource) == sent
+    service.file = b""
+    assert pacs.file(resource) is None
     for rejected in (406, 410, 500):
         service.status["GET file"] = rejected
         assert pacs.file(resource) is None
@@ -84,6 +86,44 @@ def test_a_service_without_room_is_asked_again_and_one_that_cannot_take_an_objec
         pacs.store(answer)
     service.failure_reason = 0x0122  # its SOP class is not supported
     assert not pacs.store(answer)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        (b"<html>Please sign in</html>", "text/html"),
+        (b"<html>", "application/dicom+json"),
+        (b"", "application/dicom+json"),
+        (b"{}", "application/dicom+json"),
+        (b"[1]", "application/dicom+json"),
+        (b'{"00081199": {"vr": "UI", "Value": ["1.2.9"]}}', "application/dicom+json"),
+        (b'{"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["1.2.8"]}}]}}', "application/json"),
+    ],
+)
+@fault(
+    "PACS", "status 200 for a report, without a word of DICOM that it is stored", "the worker looks for it, waits, "
+    "and sends it again", "does not say that it stored an answer",
+)  # fmt: skip
+def test_only_an_answer_that_names_the_object_says_that_it_is_stored(
+    pacs: DicomWeb, service: DicomWebService, says: tuple[bytes, str]
+) -> None:
+    answer = image(1, StudyInstanceUID=STUDY, SOPInstanceUID="1.2.9")
+    service.says = says
+    with pytest.raises(PacsUnavailableError, match="does not say that it stored an answer"):
+        pacs.store(answer)
+    service.images[STUDY].append("1.2.9")  # such as a service that answers in XML
+    assert pacs.store(answer)
+    service.images[STUDY].remove("1.2.9")
+    service.says = None
+    assert pacs.store(answer)
+
+
+def test_an_answer_is_sent_to_no_other_address(pacs: DicomWeb, service: DicomWebService) -> None:
+    service.status["POST studies"] = 307
+    service.says = (b"", "text/html")
+    with pytest.raises(PacsUnavailableError, match="sign-in page"):
+        pacs.store(image(1, StudyInstanceUID=STUDY, SOPInstanceUID="1.2.9"))
+    assert len(service.received) == 1
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"00080018": 1}', b'[{"00080018": {"Value": 3}}]', b"[1]"])

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from pynetdicom import AE, evt
 
+from cxr.inference.decoding.decoders import Decoders
 from cxr.pacs import listener
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.listener import Listener, Node
-from tests.support.pacs_worker import UID_ROOT, image
+from tests.support.faults import fault
+from tests.support.hostile_files import many_items
+from tests.support.pacs_worker import DECODERS, UID_ROOT, image
 from tests.support.servers import free_ports
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -43,9 +46,8 @@ def archive() -> Iterator[Archive]:
 @pytest.fixture
 def pacs(archive: Archive, tmp_path: Path) -> Listener:
     (port,) = free_ports(1)
-    return Listener(
-        Node("CXR", "127.0.0.1", port), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path / "state.received"
-    )
+    own, to = Node("CXR", "127.0.0.1", port), Node("ARCHIVE", "127.0.0.1", archive.port)
+    return Listener(own, to, tmp_path / "state.received", DECODERS)
 
 
 @pytest.mark.parametrize("status", [0x0000, 0xB007, 0x0111])
@@ -109,8 +111,23 @@ def test_an_image_that_arrives_twice_at_once_is_kept_once(pacs: Listener, monkey
     assert pacs.last_change() == 1
 
 
+@fault(
+    "PACS", "an image of millions of tags is received", "the process that reads them is killed", "the next is answered"
+)
+def test_an_image_whose_tags_take_long_to_read_does_not_hold_the_listener(archive: Archive, tmp_path: Path) -> None:
+    for name, dicom in (("1", many_items(1_500_000)), ("2", image(2))):
+        (tmp_path / f"{name}.dcm").write_bytes(dicom)
+    with Decoders(1, seconds=3) as decoders:
+        listener = Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path, decoders)
+        slow, usual = listener.instance("1"), listener.instance("2")
+    assert slow is not None
+    assert (slow.study_uid, slow.modality) == ("", "CR")  # the worker rejects it with its reason
+    assert usual is not None
+    assert (usual.study_uid, usual.modality) == (f"{UID_ROOT}.2", "DX")
+
+
 def test_what_a_kill_left_of_an_arriving_image_is_removed(archive: Archive, tmp_path: Path) -> None:
     half = tmp_path / ".1.dcm.partial"
     half.write_bytes(b"Sorrowful^Jane")
-    Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path)
+    Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path, DECODERS)
     assert not half.exists()

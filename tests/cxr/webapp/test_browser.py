@@ -235,6 +235,20 @@ def test_the_examples_are_one_click_away_and_the_list_sorts_and_filters(page: Pa
     expect(rows).to_have_count(4)
 
 
+def test_on_a_phone_a_tap_on_an_image_shows_it_below_the_notice(page: Page, served: Served) -> None:
+    served.webapp.watch.contradiction = "the alias champion was removed by hand; " * 8
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.reload()
+    drop(page, {f"{number}.png": PNG for number in range(3)})
+    page.locator("#list .row").nth(2).click()
+    expect(page.locator("#canvas")).to_be_in_viewport(ratio=0.99)
+    notice, canvas = page.locator(".notice").first.bounding_box(), page.locator("#canvas").bounding_box()
+    assert notice is not None
+    assert canvas is not None
+    assert notice["y"] + notice["height"] <= canvas["y"]
+    served.webapp.watch.contradiction = ""
+
+
 def test_a_list_of_500_images_scrolls_by_itself(page: Page) -> None:
     page.route("**/predict*", lambda route: route.abort())
     drop(page, {f"{number:03d}.png": b"none" for number in range(500)})
@@ -295,6 +309,20 @@ def test_one_key_agrees_or_corrects_and_a_reload_keeps_it(page: Page, served: Se
     assert "Jane" not in table.read_text()
     page.reload()
     expect(page.get_by_role("group", name="What do you see?")).to_contain_text("Stored: normal")
+
+
+def test_feedback_that_is_not_stored_is_said_and_the_keyboard_stays_where_it_was(page: Page) -> None:
+    drop(page, {"image.png": PNG})
+    box = page.get_by_role("group", name="What do you see?")
+    corrected = box.get_by_role("button", name="It is").first
+    page.route("**/feedback", lambda route: route.abort())
+    corrected.press("Enter")
+    expect(box).to_contain_text("Not stored: The service does not answer.")
+    page.unroute("**/feedback")
+    corrected.press("Enter")
+    expect(box).to_contain_text("Stored: ")
+    expect(box).not_to_contain_text("Not stored")
+    expect(corrected).to_be_focused()
 
 
 def test_a_file_name_is_text_on_the_page_and_no_formula_in_the_csv(page: Page) -> None:

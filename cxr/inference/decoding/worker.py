@@ -1,4 +1,4 @@
-"""The program that decodes images for the web app; cxr/webapp/decode_process.py runs it as a process.
+"""The program that decodes images for a service; cxr/inference/decoding/decoders.py runs it as a process.
 
 An image is a stranger's. Its decoder may take seconds, crash, or ask for all memory there is; here that ends one image
 and one process. The process has an empty environment, so no secret either.
@@ -10,6 +10,7 @@ never a pickle, which would let a decoder that was taken over run code in the se
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -49,10 +50,13 @@ class Call:
     max_pixels: int
 
 
-def main(socket: int) -> None:
-    """Answer calls until the service closes the socket, of which the file descriptor is given."""
+def main(socket: int, module: str) -> None:
+    """Answer calls until the service closes the socket, of which the file descriptor is given.
+
+    The `module` that holds the functions is imported before the first image comes.
+    """
     _quieten_decoders()
-    import cxr.webapp.renditions  # noqa: F401  # before the first image comes
+    importlib.import_module(module)
 
     with contextlib.suppress(BrokenPipeError, EOFError):
         _answer_calls(Connection(socket))

@@ -10,19 +10,19 @@ from dataclasses import replace
 import pytest
 
 from cxr.common.errors import ImageError
-from cxr.webapp.decode_process import DecodeProcess, TooSlowError
-from cxr.webapp.renditions import model_input
+from cxr.inference.decoding import decoders
+from cxr.inference.decoding.decoders import TOO_SLOW, DecodeProcess
 from tests.support.faults import fault
 from tests.support.hostile_files import many_scans
 from tests.support.prefect_servers import wait_for
 from tests.support.webapp_server import IMAGE, LIMITS, reason, send, send_from, serve_here, tiny_classifier
 
-ACCEPTED = {"max_pixels": 50_000_000, "seconds": 60.0}
+ACCEPTED = {"name": "image", "max_pixels": 50_000_000, "seconds": 60.0}
 
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[DecodeProcess]:
-    process = DecodeProcess()
+    process = DecodeProcess(decoders.__name__)
     yield process
     process.kill()
 
@@ -30,7 +30,7 @@ def process() -> Iterator[DecodeProcess]:
 def decodes(process: DecodeProcess) -> bool:
     """Return whether the process makes the model's input of an image."""
     classifier = tiny_classifier()
-    made = process.call(model_input, IMAGE, classifier.without_network(), **ACCEPTED)
+    made = process.call(decoders.prepared_pixels, IMAGE, classifier.without_network(), "image", **ACCEPTED)
     return made.content == classifier.read(IMAGE, name="image").tobytes()
 
 
@@ -54,8 +54,9 @@ def test_a_decoder_gets_no_more_memory_than_its_image_may_need(process: DecodePr
 
 
 def test_a_process_that_was_killed_for_its_time_gives_no_later_image_the_earlier_answer(process: DecodeProcess) -> None:
-    with pytest.raises(TooSlowError):
-        process.call(time.sleep, 3600, max_pixels=1, seconds=0.05)
+    with pytest.raises(ImageError, match=r"image took more than 0\.05 s") as raised:
+        process.call(time.sleep, 3600, **(ACCEPTED | {"seconds": 0.05}))
+    assert raised.value.reason == TOO_SLOW
     assert decodes(process)
 
 
