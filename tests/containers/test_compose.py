@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Build the images and start servers and worker on a checkout of this project; take all away at the end."""
     compose.require_podman()
+    compose.remove_all()  # of a run that was killed
     for name, port in PORTS.items():
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -49,7 +50,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for folder in checkout.parents:  # pytest's folders are for their owner alone
         if folder.name.startswith(("pytest-", "compose")):
             folder.chmod(0o755)
-    compose.remove_all()  # of a run that was killed: volumes know its passwords
     run(str(compose.HERE / "stand-ins.sh"))
     if os.environ["CXR_CONTAINERS"] != "built":
         made.compose("build", "worker")
