@@ -12,7 +12,6 @@ that is there already.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.processes import measure
 from cxr.common.params import override
 from cxr.registry import tracking_store
 from cxr.registry.stored_names import MODEL
@@ -55,13 +55,8 @@ PAGES = {
     "page of the runs: first 100": ("runs/search", {"experiment_ids": ["1"], "max_results": 100}),
 }
 LIMIT_S = 3600
-_LAUNCHER = """
-import json, os, subprocess, sys
-process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
-_, status, used = os.wait4(process.pid, 0)
-print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
-"""
-"""A small process that starts the command: a child's peak memory is at least what its parent had as it was started."""
+CODES = {0, 1, 11}
+"""The doctor has something to say; a version that was rolled back before is held."""
 
 
 def _make(folder: Path, *, versions: int, rows: int, nights: int) -> None:
@@ -84,17 +79,6 @@ def _score_half(folder: Path, champion: Version) -> None:
     subprocess.run([sys.executable, "-m", "tasks.score", LOCATION, "--model", champion.number], check=True)
     for image in later:
         (folder / f"later-{image.name}").rename(image)
-
-
-def _measure(command: tuple[str, ...]) -> tuple[float, float, float, int]:
-    """Run a command; return its seconds, processor seconds, peak memory in MiB and exit code."""
-    started = time.perf_counter()
-    launched = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-m", *command]
-    done = subprocess.run(launched, capture_output=True, text=True, check=True)
-    seconds, (code, processor, peak_mib) = time.perf_counter() - started, json.loads(done.stdout)
-    if code not in {0, 1, 11}:  # the doctor has something to say; a version that was rolled back before is held
-        raise SystemExit(f"{' '.join(command)} ended with {code}: {done.stderr[-2000:]}")
-    return seconds, processor, peak_mib, code
 
 
 def _measure_pages(folder: Path) -> None:
@@ -149,10 +133,11 @@ def main() -> None:
         for name, command in COMMANDS.items():
             if name.startswith(given.only):
                 before = set(Path("data/scores").rglob("*.parquet"))
-                seconds, processor, peak, code = _measure(command)
+                found = measure(command, output=Path("command.log"), codes=CODES)
                 for part in set(Path("data/scores").rglob("*.parquet")) - before:  # so that the next time is like this
                     part.unlink()
-                print(f"| {name} | {seconds:.1f} | {processor:.1f} | {peak:.0f} | exit code {code} |", flush=True)
+                each = f"{found.seconds:.1f} | {found.processor_seconds:.1f} | {found.peak_mib:.0f}"
+                print(f"| {name} | {each} | exit code {found.code} |", flush=True)
         if not given.only:
             _measure_pages(Path().resolve())
 

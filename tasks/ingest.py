@@ -13,7 +13,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from dataclasses import astuple
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from tqdm import tqdm
 from cxr.common.classes import LABELS
 from cxr.common.errors import DataError, ParamsError, SourceError
 from cxr.common.files import atomic_folder, sha256_of, write_json
+from cxr.common.on_disk import Spool
 from cxr.common.params import IngestParams, Paths, Source
 from cxr.dataset.corrections import Corrected, apply_corrections, read_corrections, summary
 from cxr.dataset.deduplicate import Deduplicated, Duplicate, deduplicate, set_mosaics_aside
-from cxr.dataset.ingest import Accepted, RawFile, Rejected, examine_files, list_files, reread
+from cxr.dataset.ingest import Accepted, AcceptedImages, RawFile, Rejected, examine_files, list_files, reread
 from cxr.dataset.ingest_record import (
     CORRECTIONS_FILE,
     DUPLICATES_FILE,
@@ -41,10 +43,14 @@ from cxr.dataset.ingest_record import (
     STATISTICS_FILE,
     TABLES,
 )
+from cxr.dataset.inspect import InspectedImage
 from cxr.dataset.layouts import published_images
 from cxr.dataset.manifest import MANIFEST_COLUMNS, MANIFEST_FILE, STATISTICS_COLUMNS, write_table
+from cxr.dataset.raw_set import Annotation
 from cxr.dataset.shards import write_shards
 from cxr.dataset.sources import Sample, fetch
+
+_ROWS_AT_ONCE = 4096
 
 log = logging.getLogger("cxr.ingest")
 
@@ -58,23 +64,26 @@ def ingest(params: IngestParams, paths: Paths) -> None:
     """
     corrections = read_corrections(paths.corrections)
     files = _all_files(params, paths)
-    with atomic_folder(paths.raw) as raw:
-        accepted, rejected = _examine(files, params)
-        accepted, mosaics = set_mosaics_aside(accepted)
+    with atomic_folder(paths.raw) as raw, Spool[tuple[Annotation, InspectedImage]](raw.parent) as spool:
+        examined, rejected = _examine(files, params, AcceptedImages(spool))
+        accepted, mosaics = set_mosaics_aside(examined, raw.parent)
         accepted, corrected = apply_corrections(accepted, corrections, paths.corrections)
         result = deduplicate(
             accepted,
             duplicate=params.duplicate_correlation,
             near_duplicate=params.near_duplicate_correlation,
+            scratch=raw.parent,
             decided={one.image_id for one in corrected},
         )
         rejected += mosaics + result.rejected
-        counts = _account(files, rejected, result)
+        tables = _tables(result)
+        counts = _account(files, rejected, result, tables.manifest)
         _require_images(counts, rejected)
-        _pack(result.kept, raw / "images", params)
-        _write_tables(raw, result, rejected, corrected)
-        write_json(raw / RECORD_FILE, _summary(raw, result, counts, params) | {"corrections": summary(corrected)})
-    _log_summary(counts, rejected, result)
+        _pack(result.kept, tables.manifest, raw / "images", params)
+        _write_tables(raw, tables, result, rejected, corrected)
+        written = _summary(raw, tables.manifest, counts, params) | {"corrections": summary(corrected)}
+        write_json(raw / RECORD_FILE, written)
+    _log_summary(counts, rejected, tables.manifest, near_duplicates=len(result.near_duplicates))
 
 
 def _all_files(params: IngestParams, paths: Paths) -> list[RawFile]:
@@ -89,8 +98,10 @@ def _all_files(params: IngestParams, paths: Paths) -> list[RawFile]:
     return files
 
 
-def _examine(files: list[RawFile], params: IngestParams) -> tuple[list[Accepted], list[Rejected]]:
-    accepted, rejected = [], []
+def _examine(
+    files: list[RawFile], params: IngestParams, accepted: AcceptedImages
+) -> tuple[AcceptedImages, list[Rejected]]:
+    rejected = []
     results = examine_files(files, max_pixels=params.max_pixels, workers=params.workers)
     for result in tqdm(results, total=len(files), desc="ingest", unit="image", disable=None):
         if isinstance(result, Accepted):
@@ -100,14 +111,36 @@ def _examine(files: list[RawFile], params: IngestParams) -> tuple[list[Accepted]
     return accepted, rejected
 
 
-def _pack(kept: list[Accepted], folder: Path, params: IngestParams) -> None:
-    images = {_image_path(image): image for image in kept}
-    sizes = {path: image.image.bytes for path, image in images.items()}
+@dataclass(frozen=True)
+class Tables:
+    """The manifest and the statistics, with the columns and dtypes of cxr/dataset/manifest.py."""
+
+    manifest: pd.DataFrame
+    statistics: pd.DataFrame
+
+
+def _tables(result: Deduplicated) -> Tables:
+    """Make the tables a few thousand rows at a time: as Python objects a row takes ten times the memory."""
+    manifests, statistics = [], []
+    for start in range(0, max(len(result.kept), 1), _ROWS_AT_ONCE):
+        images = [result.kept[row] for row in range(start, min(start + _ROWS_AT_ONCE, len(result.kept)))]
+        manifests.append(_typed([_manifest_row(image, result) for image in images], MANIFEST_COLUMNS))
+        statistics.append(_typed([_statistics_row(image) for image in images], STATISTICS_COLUMNS))
+    return Tables(pd.concat(manifests, ignore_index=True), pd.concat(statistics, ignore_index=True))
+
+
+def _typed(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+
+
+def _pack(kept: Sequence[Accepted], manifest: pd.DataFrame, folder: Path, params: IngestParams) -> None:
+    row_of = {path: row for row, path in enumerate(manifest["path"])}
+    sizes = dict(zip(row_of, manifest["bytes"].tolist(), strict=True))
 
     def read(path: str) -> bytes:
-        return reread(images[path], max_pixels=params.max_pixels)
+        return reread(kept[row_of[path]], max_pixels=params.max_pixels)
 
-    with tqdm(total=len(images), desc="pack", unit="image", disable=None) as progress:
+    with tqdm(total=len(kept), desc="pack", unit="image", disable=None) as progress:
         for packed in write_shards(folder, sizes, read, workers=params.workers or os.cpu_count() or 1):
             progress.update(packed)
 
@@ -116,11 +149,13 @@ def _image_path(image: Accepted) -> str:
     return f"images/{image.source}/{image.path}"
 
 
-def _account(files: list[RawFile], rejected: list[Rejected], result: Deduplicated) -> dict[str, dict[str, int]]:
+def _account(
+    files: list[RawFile], rejected: list[Rejected], result: Deduplicated, manifest: pd.DataFrame
+) -> dict[str, dict[str, int]]:
     """Count files by source and result, and check that each file has exactly one result."""
     counted = {
         "total": Counter(file.source for file in files),
-        "kept": Counter(image.source for image in result.kept),
+        "kept": Counter(manifest["source"]),
         "quarantined": Counter(row.source for row in rejected),
         "duplicates": Counter(row.image.source for row in result.duplicates),
     }
@@ -145,14 +180,14 @@ def _require_images(counts: dict[str, dict[str, int]], rejected: list[Rejected])
             )
 
 
-def _write_tables(raw: Path, result: Deduplicated, rejected: list[Rejected], corrected: list[Corrected]) -> None:
+def _write_tables(
+    raw: Path, tables: Tables, result: Deduplicated, rejected: list[Rejected], corrected: list[Corrected]
+) -> None:
     def write_csv(name: str, rows: list[tuple[Any, ...]]) -> None:
         pd.DataFrame(rows, columns=list(TABLES[name])).to_csv(raw / name, index=False, lineterminator="\n")
 
-    manifest = pd.DataFrame([_manifest_row(image, result) for image in result.kept], columns=list(MANIFEST_COLUMNS))
-    write_table(manifest, MANIFEST_COLUMNS, raw / MANIFEST_FILE)
-    statistics = pd.DataFrame([_statistics_row(image) for image in result.kept], columns=list(STATISTICS_COLUMNS))
-    write_table(statistics, STATISTICS_COLUMNS, raw / STATISTICS_FILE)
+    write_table(tables.manifest, MANIFEST_COLUMNS, raw / MANIFEST_FILE)
+    write_table(tables.statistics, STATISTICS_COLUMNS, raw / STATISTICS_FILE)
     write_csv(
         DUPLICATES_FILE,
         [_duplicate_row(row) for row in result.duplicates],
@@ -172,10 +207,10 @@ def _write_tables(raw: Path, result: Deduplicated, rejected: list[Rejected], cor
 
 
 def _summary(
-    raw: Path, result: Deduplicated, counts: dict[str, dict[str, int]], params: IngestParams
+    raw: Path, manifest: pd.DataFrame, counts: dict[str, dict[str, int]], params: IngestParams
 ) -> dict[str, Any]:
     """Return the content of ingest.json."""
-    classes = Counter(image.annotation.label for image in result.kept)
+    classes = Counter(manifest["label"])
     totals = {name: sum(count[name] for count in counts.values()) for name in next(iter(counts.values()))}
     return {
         **totals,
@@ -231,19 +266,21 @@ def _statistics_row(image: Accepted) -> dict[str, Any]:
     }
 
 
-def _log_summary(counts: dict[str, dict[str, int]], rejected: list[Rejected], result: Deduplicated) -> None:
+def _log_summary(
+    counts: dict[str, dict[str, int]], rejected: list[Rejected], manifest: pd.DataFrame, *, near_duplicates: int
+) -> None:
     columns = ("total", "kept", "quarantined", "duplicates")
     lines = [f"{'source':<12}" + "".join(f"{name:>13}" for name in columns)]
     lines += [f"{source:<12}" + "".join(f"{count[name]:>13,}" for name in columns) for source, count in counts.items()]
     log.info("\n".join(lines))
-    labels = Counter(image.annotation.label for image in result.kept)
+    labels = Counter(manifest["label"])
     log.info("kept: %s", ", ".join(f"{count:,} {label}" for label, count in sorted(labels.items())))
     reasons = Counter(row.rejection.reason for row in rejected)
     if reasons:
         log.info("quarantined: %s", ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
-    ordered = sum(image.annotation.acquisition is not None for image in result.kept)
-    log.info("order of acquisition known for %s of %s kept images", f"{ordered:,}", f"{len(result.kept):,}")
-    log.info("near-duplicate pairs of kept images: %s", f"{len(result.near_duplicates):,}")
+    ordered = int(manifest["acquisition_number"].notna().sum())
+    log.info("order of acquisition known for %s of %s kept images", f"{ordered:,}", f"{len(manifest):,}")
+    log.info("near-duplicate pairs of kept images: %s", f"{near_duplicates:,}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
         DataError: an image is missing or cannot be prepared, or its shard is damaged.
     """
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
-    manifest = read_manifest(paths.raw)
+    manifest = read_manifest(paths.raw, "image_id", "path")
     require_passed(paths.validation, paths.raw)
     shards = Shards(paths.raw / "images")
     with atomic_folder(paths.images) as folder:

@@ -20,7 +20,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cxr.common.artifacts import damaged, missing
 from cxr.common.errors import CxrError, DataError, WeightsError
 from cxr.common.files import write_json
+from cxr.common.on_disk import take
 from cxr.common.params import Paths, RegisterParams, RuntimeBounds
-from cxr.dataset.image_array import read_image_array
+from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.inspect import thumbnail_of
 from cxr.dataset.manifest import Split, read_split
 from cxr.evaluation.headline import HEADLINES
@@ -81,6 +83,7 @@ from cxr.registry.stored_names import EVALUATION_TAG
 from cxr.registry.versions import Version
 
 RESTORED_TAG = "restored_from"
+_THUMBNAILS_AT_ONCE = 256
 
 log = logging.getLogger("cxr.register")
 
@@ -263,7 +266,13 @@ def _keep_thumbnails(run_id: str, splits: pd.DataFrame, known: Version | None, p
     except DataError as error:
         log.info("register: no thumbnails of the training images: %s", error)
         return {}
-    return keep_training_thumbnails(run_id, np.stack([thumbnail_of(packed.images[row]) for row in rows]))
+    return keep_training_thumbnails(run_id, _thumbnails(packed, rows), len(rows))
+
+
+def _thumbnails(packed: ImageArray, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(rows), _THUMBNAILS_AT_ONCE):
+        images = take(packed.images, rows[start : start + _THUMBNAILS_AT_ONCE])
+        yield np.stack([thumbnail_of(image) for image in images])
 
 
 def _run_of(found: Inputs, spec: ModelSpec, paths: Paths) -> str:

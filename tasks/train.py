@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from cxr.common.files import atomic_file, atomic_folder, sha256_of, write_json
 from cxr.common.locks import step_lock
+from cxr.common.on_disk import take
 from cxr.common.params import Paths, TrainParams
 from cxr.dataset.image_array import ImageArray, read_image_array
 from cxr.dataset.manifest import Split, SplitRecord, read_divided_manifest, read_split
@@ -291,7 +292,7 @@ def _validation_table(folder: Path, packed: ImageArray, images: pd.DataFrame) ->
     model.to(choose_device("auto"))
     rows = packed.rows(images["image_id"].tolist())
     parts = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
-    of_parts = [predict_logits(model, packed.images[part], mean=spec.mean, std=spec.std) for part in parts]
+    of_parts = [predict_logits(model, take(packed.images, part), mean=spec.mean, std=spec.std) for part in parts]
     logits = np.concatenate(of_parts)
     columns = zip(spec.classes, softmax_with_temperature(logits, 1.0).T, strict=True)
     return images.assign(**{f"p_{name}": values for name, values in columns})

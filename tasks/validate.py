@@ -15,7 +15,6 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from cxr.common.classes import LABELS
 from cxr.common.files import atomic_folder, move_folder, unlinked, write_json
 from cxr.common.params import Paths, ValidateParams
+from cxr.common.threads import map_in_order
 from cxr.dataset.ingest_record import (
     IngestRecord,
     read_ingest_record,
@@ -178,14 +178,14 @@ def _sources(images: pd.DataFrame, ingested: IngestRecord, params: ValidateParam
 def _file_states(images: pd.DataFrame, shards: Shards) -> list[str]:
     """Compare each image's digest with the recorded one: "as recorded", "missing" or "changed"."""
 
-    def state(path: str, sha256: str) -> str:
+    def state(recorded: tuple[str, str]) -> str:
+        path, sha256 = recorded
         if path not in shards:
             return "missing"
         return "as recorded" if hashlib.sha256(shards.read(path)).hexdigest() == sha256 else "changed"
 
-    with ThreadPoolExecutor() as pool:
-        states = pool.map(state, images["path"], images["sha256"])
-        return list(tqdm(states, total=len(images), desc="validate", unit="image", disable=None))
+    states = map_in_order(state, zip(images["path"], images["sha256"], strict=True), workers=0)
+    return list(tqdm(states, total=len(images), desc="validate", unit="image", disable=None))
 
 
 if __name__ == "__main__":

@@ -90,10 +90,12 @@ def read_parquet(
 ) -> pd.DataFrame:
     """Read a Parquet table, and only the columns named; None: all, unchecked. Arguments and errors as of `read_csv`."""
     from pyarrow import ArrowException  # a machine that only answers has no pyarrow
+    from pyarrow.parquet import read_schema
 
     existing(path, stage, sha256=sha256)
     try:
-        table = pd.read_parquet(path)
+        there = read_schema(path).names
+        table = pd.read_parquet(path, columns=None if columns is None else [name for name in columns if name in there])
     except (OSError, ValueError, KeyError, TypeError, ArrowException) as error:
         raise damaged(path, stage, expected="a Parquet table", found=str(error)) from error
     return table if columns is None else _with_columns(table, columns, path, stage)[list(columns)]

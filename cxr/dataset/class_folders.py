@@ -50,7 +50,7 @@ class ClassFolders:
     def open(self, location: Path) -> "ClassFolderSet":
         """Find the set in `location`: see `cxr.dataset.raw_set.Layout`."""
         folder = self.find(location)
-        paths = list(files_below(folder))
+        paths = [str(path) for path in files_below(folder)]
         if not paths:
             raise self._not_found(location)
         return ClassFolderSet(self, folder, paths)
@@ -94,7 +94,7 @@ class ClassFolderSet:
 
     layout: ClassFolders
     folder: Path
-    paths: Sequence[PurePosixPath]
+    paths: Sequence[str]
 
     def annotate(self, path: PurePosixPath, data: bytes) -> Annotation | Rejection:
         """Return the annotation from the path."""

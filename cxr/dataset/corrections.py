@@ -14,14 +14,14 @@ The contact sheet of tasks/forensics.py writes such a file. It is checked whole 
 import csv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import DataError
 from cxr.common.files import is_special
-from cxr.dataset.ingest import Accepted
+from cxr.dataset.ingest import Accepted, ChosenImages
 
 COLUMNS = ("image_id", "label", "reviewer")
 _NAMED_PROBLEMS = 5
@@ -76,7 +76,7 @@ def read_corrections(path: Path) -> list[Correction]:
 
 def apply_corrections(
     images: Sequence[Accepted], corrections: Sequence[Correction], path: Path
-) -> tuple[list[Accepted], list[Corrected]]:
+) -> tuple[Sequence[Accepted], list[Corrected]]:
     """Return the images with their corrected labels, and what was decided about each image in the file.
 
     Duplicates of an image within its source have its image_id, so they are corrected with it.
@@ -90,17 +90,15 @@ def apply_corrections(
         DataError: an image_id is not that of an accepted image; nothing is applied.
     """
     by_id = {one.image_id: one for one in corrections}
-    unknown = sorted(by_id.keys() - {image.image_id for image in images})
-    _raise_problems(path, [f"no image has the image_id {name}" for name in unknown])
-    corrected, decided = [], []
-    for image in images:
-        one = by_id.get(image.image_id)
-        if one is not None:
+    labels, decided = {}, []
+    for row, image in enumerate(images if by_id else ()):
+        if one := by_id.get(image.image_id):
+            labels[row] = one.label
             was = image.annotation.label
             decided.append(Corrected(image.image_id, image.source, image.path, was, one.label, one.reviewer))
-            image = replace(image, annotation=replace(image.annotation, label=one.label))  # noqa: PLW2901
-        corrected.append(image)
-    return corrected, decided
+    unknown = sorted(by_id.keys() - {one.image_id for one in decided})
+    _raise_problems(path, [f"no image has the image_id {name}" for name in unknown])
+    return ChosenImages(images, range(len(images)), labels), decided
 
 
 def summary(decided: Sequence[Corrected]) -> dict[str, Any]:

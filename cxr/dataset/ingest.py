@@ -1,19 +1,22 @@
 """Read every file of the raw sets and accept it with its description and annotation, or reject it with the reason.
 
-Of the pixels only a 32 x 32 thumbnail stays in memory. Accepted images are read a second time to be packed.
+What is known of an accepted image, a 32 x 32 thumbnail included, goes to disk: in memory are its file's name and where
+to find the rest. Accepted images are read a second time to be packed.
 """
 
 import hashlib
 import os
 import unicodedata
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any
 
+from cxr.common.classes import Label
 from cxr.common.errors import ImageError, SourceError
+from cxr.common.on_disk import Spool
+from cxr.common.threads import map_in_order
 from cxr.dataset.inspect import InspectedImage, inspect_image
 from cxr.dataset.layouts import LAYOUTS, layout_named
 from cxr.dataset.raw_set import Annotation, RawSet, Rejection, files_below
@@ -22,24 +25,24 @@ from cxr.imaging.decode import max_file_bytes
 UNREADABLE = "unreadable"
 OUTWARD_LINK = "link out of the folder"
 
-_PENDING_PER_WORKER = 16
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file of a raw set; `path` is relative to the set's folder."""
+    """A file of a raw set; `name` is its path relative to the set's folder."""
 
     source: str
     raw_set: RawSet
-    path: PurePosixPath
+    name: str
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Path relative to the set's folder."""
+        return PurePosixPath(self.name)
 
     @property
     def location(self) -> Path:
         """The file on this machine."""
-        return self.raw_set.folder / self.path
+        return self.raw_set.folder / self.name
 
     def stored_bytes(self, data: bytes, max_pixels: int) -> bytes:
         """Return the bytes to store for the file. Raises ImageError: see `cxr.dataset.raw_set.RawSet`."""
@@ -62,7 +65,7 @@ class Accepted:
     @property
     def path(self) -> str:
         """Path below the set's folder."""
-        return str(self.file.path)
+        return self.file.name
 
     @property
     def image_id(self) -> str:
@@ -73,6 +76,52 @@ class Accepted:
     def patient_id(self) -> str:
         """Source and patient."""
         return f"{self.source}/{self.annotation.patient}"
+
+
+class AcceptedImages(Sequence[Accepted]):
+    """Accepted images in a spool: an item is made anew each time it is asked for."""
+
+    def __init__(self, described: Spool[tuple[Annotation, InspectedImage]]) -> None:
+        self._described = described
+        self._files: list[RawFile] = []
+
+    def append(self, image: Accepted) -> None:
+        """Add an image."""
+        self._described.append((image.annotation, image.image))
+        self._files.append(image.file)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._files)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return image `row`, from 0; a range of them is not offered."""
+        return Accepted(self._files[row], *self._described[row])
+
+
+class ChosenImages(Sequence[Accepted]):
+    """Rows of other images, in an order of their own, some with another label."""
+
+    def __init__(self, images: Sequence[Accepted], rows: Sequence[int], labels: Mapping[int, Label]) -> None:
+        """Choose.
+
+        Args:
+            images: to choose from.
+            rows: of `images`.
+            labels: row of `images` -> its label in place of the present one.
+        """
+        self._images, self._rows, self._labels = images, array("Q", rows), labels
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return image `row`, from 0; a range of them is not offered."""
+        chosen = self._rows[row]
+        image = self._images[chosen]
+        label = self._labels.get(chosen)
+        return image if label is None else replace(image, annotation=replace(image.annotation, label=label))
 
 
 @dataclass(frozen=True)
@@ -99,12 +148,11 @@ def list_files(source: str, layout: str, location: Path, *, is_archive: bool) ->
         SourceError: there is no such set in `location`, or a folder cannot be read.
     """
     raw_set = layout_named(layout).open(location)
-    paths = list(raw_set.paths)
+    names = list(raw_set.paths)
     if is_archive and raw_set.folder != location.resolve():
         markers = {known.marker for known in LAYOUTS.values() if not known.covers_location}
-        beside = (path for path in files_below(location) if path.parts[0] not in markers)
-        paths += [PurePosixPath("..", path) for path in beside]
-    return [RawFile(source, raw_set, path) for path in paths]
+        names += [f"../{path}" for path in files_below(location) if path.parts[0] not in markers]
+    return [RawFile(source, raw_set, name) for name in names]
 
 
 def examine_files(files: Iterable[RawFile], *, max_pixels: int, workers: int) -> Iterator[Accepted | Rejected]:
@@ -119,7 +167,7 @@ def examine_files(files: Iterable[RawFile], *, max_pixels: int, workers: int) ->
     def examine(file: RawFile) -> Accepted | Rejected:
         return _examine(file, max_pixels)
 
-    return _map_in_order(examine, files, workers or os.cpu_count() or 1)
+    return map_in_order(examine, files, workers=workers)
 
 
 def reread(image: Accepted, *, max_pixels: int) -> bytes:
@@ -141,7 +189,7 @@ def reread(image: Accepted, *, max_pixels: int) -> bytes:
 
 
 def _examine(file: RawFile, max_pixels: int) -> Accepted | Rejected:
-    path = str(file.path)
+    path = file.name
     data = _read(file, max_pixels)
     if isinstance(data, Rejection):
         return Rejected(file.source, "".join(map(_printable, path)), data)
@@ -157,7 +205,7 @@ def _examine(file: RawFile, max_pixels: int) -> Accepted | Rejected:
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:
     path = file.location
-    if any(map(_is_unprintable, str(file.path))):
+    if any(map(_is_unprintable, file.name)):
         return Rejection(UNREADABLE, "the file name has characters that cannot be written; rename the file")
     # Path.resolve would raise for a link that leads back to itself.
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(file.raw_set.folder):
@@ -180,15 +228,3 @@ def _is_unprintable(letter: str) -> bool:
 
 def _printable(letter: str) -> str:
     return letter.encode("unicode_escape").decode() if _is_unprintable(letter) else letter
-
-
-def _map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Map with threads in the order of the items, with a bounded number of pending items."""
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= workers * _PENDING_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()

@@ -38,7 +38,7 @@ _MOST_DIGITS = 15  # exact in a float, through which pandas takes columns with g
 _ACQUIRED = "expected a whole number, or a date as YYYY-MM-DD, in every row or in none, and all rows alike"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A line of labels.csv; `acquired` is None without the column."""
 
@@ -53,13 +53,13 @@ class LabelledSet:
     """The images of a folder with labels.csv. Its repr shows no patient."""
 
     folder: Path
-    paths: Sequence[PurePosixPath]
-    rows: Mapping[PurePosixPath, Row] = field(repr=False)
+    paths: Sequence[str]
+    rows: Mapping[str, Row] = field(repr=False)
     key: bytes = field(repr=False)
 
     def annotate(self, path: PurePosixPath, data: bytes) -> Annotation | Rejection:
         """Return the annotation of an image, with the digest of its patient, or why it has none."""
-        row = self.rows.get(path)
+        row = self.rows.get(str(path))
         if row is None:
             return Rejection(NOT_LABELLED, f"the file has no line in {LABELS_FILE}; add one or remove the file")
         try:
@@ -103,8 +103,8 @@ class LabelledFolder:
         """
         rows = _read_rows(location / LABELS_FILE)
         folder = location.resolve()
-        paths = [path for path in files_below(folder) if path != PurePosixPath(LABELS_FILE)]
-        if missing := sorted(map(str, rows.keys() - set(paths))):
+        paths = [str(path) for path in files_below(folder) if path != PurePosixPath(LABELS_FILE)]
+        if missing := sorted(rows.keys() - set(paths)):
             raise SourceError(
                 f"{folder / LABELS_FILE} names {len(missing)} files that do not exist, such as {missing[0]}; "
                 "add the files or remove their lines"
@@ -112,7 +112,7 @@ class LabelledFolder:
         return LabelledSet(folder, paths, rows, patient_key())
 
 
-def _read_rows(table: Path) -> dict[PurePosixPath, Row]:
+def _read_rows(table: Path) -> dict[str, Row]:
     if is_special(table):
         raise SourceError(f"{table} is not a regular file; write the table there")
     try:
@@ -138,8 +138,8 @@ def _check_columns(table: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[PurePosixPath, Row]:
-    rows: dict[PurePosixPath, Row] = {}
+def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[str, Row]:
+    rows: dict[str, Row] = {}
     for line in reader:
         values = {column: (line.get(column) or "").strip() for column in (*_REQUIRED, *_OPTIONAL)}
         path = PurePosixPath(values["path"])
@@ -148,13 +148,13 @@ def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[PurePosixPath, Row
             raise SourceError(f"{where}: path must name a file below the folder, relative to it")
         if values["label"] not in LABELS:
             raise SourceError(f"{where}: label must be one of {', '.join(LABELS)}, got {values['label']!r}")
-        if path in rows:
+        if str(path) in rows:
             raise SourceError(f"{where}: {path} has a line already; keep one")
         label = next(label for label in LABELS if label == values["label"])
         acquired = _acquired(values["acquired"], where)
         if rows and type(acquired) is not type(next(iter(rows.values())).acquired):
             raise SourceError(f"{where}: acquired is {values['acquired']!r}, unlike in the lines above; {_ACQUIRED}")
-        rows[path] = Row(label, values["official_split"] or "all", values["patient_id"], acquired)
+        rows[str(path)] = Row(label, values["official_split"] or "all", values["patient_id"], acquired)
     return rows
 
 

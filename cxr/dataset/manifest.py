@@ -76,9 +76,10 @@ def write_table(table: pd.DataFrame, columns: dict[str, str], path: Path) -> Non
     table[list(columns)].astype(columns).to_parquet(path, index=False)
 
 
-def read_manifest(raw: Path) -> pd.DataFrame:
-    """Read the manifest in the folder `raw` (see MANIFEST_COLUMNS). Raises DataError."""
-    return read_parquet(raw / MANIFEST_FILE, MANIFEST_COLUMNS, stage="ingest")
+def read_manifest(raw: Path, *names: str) -> pd.DataFrame:
+    """Read columns of the manifest in the folder `raw`, by default all of MANIFEST_COLUMNS. Raises DataError."""
+    columns = {name: MANIFEST_COLUMNS[name] for name in names or MANIFEST_COLUMNS}
+    return read_parquet(raw / MANIFEST_FILE, columns, stage="ingest")
 
 
 def sha256_of_test_set(table: pd.DataFrame) -> str:

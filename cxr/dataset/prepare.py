@@ -1,8 +1,6 @@
 """Prepare images in parallel and write them to an image array (see cxr/dataset/image_array.py)."""
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,12 +9,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cxr.common.errors import DataError, ImageError
+from cxr.common.on_disk import release, reserve
+from cxr.common.threads import map_in_order
 from cxr.dataset.image_array import IMAGES_FILE, write_index
 from cxr.dataset.shards import Shards
 from cxr.imaging.decode import image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
 
-_CHUNK_IMAGES = 512  # images in progress at once; at 224 px their pixels take 26 MB
+_RELEASED_IMAGES = 512  # written ones that stay mapped; at 224 px they take 26 MB
 _NAMED_FAILURES = 10
 
 
@@ -44,19 +44,13 @@ def write_image_array(
     """
     size = preprocessing.image_size_px
     pixels = np.lib.format.open_memmap(folder / IMAGES_FILE, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
-    _reserve(folder / IMAGES_FILE)
-    failures = _fill(pixels, paths, shards, preprocessing, workers or os.cpu_count() or 1)
+    with (folder / IMAGES_FILE).open("r+b") as file:
+        reserve(file, (folder / IMAGES_FILE).stat().st_size)
+    failures = _fill(pixels, paths, shards, preprocessing, workers)
     if failures:
         raise DataError(_failure_message(failures, len(paths)))
     pixels.flush()
     write_index(folder, image_ids, preprocessing)
-
-
-def _reserve(path: Path) -> None:
-    """Reserve the disk's space for a file now: a full disk would end the process when a page of it is written."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _fill(
@@ -74,21 +68,14 @@ def _fill(
 
     cv2.setNumThreads(1)  # the pool has one thread per core; OpenCV's own threads would compete with them
     failures: list[ImageError] = []
-    with (
-        ThreadPoolExecutor(workers) as pool,  # decoding and filters release the interpreter lock
-        tqdm(total=len(paths), unit=" images", desc="prepare", disable=None) as progress,
-    ):
-        for chunk in _chunks(len(paths)):
-            for failure in pool.map(fill_row, chunk):
-                progress.update()
-                if failure is not None:
-                    failures.append(failure)
+    # Decoding and filters release the interpreter lock.
+    done = map_in_order(fill_row, range(len(paths)), workers=workers)
+    for row, failure in enumerate(tqdm(done, total=len(paths), unit=" images", desc="prepare", disable=None)):
+        if failure is not None:
+            failures.append(failure)
+        if row % _RELEASED_IMAGES == 0:
+            release(pixels)
     return failures
-
-
-def _chunks(count: int) -> Iterator[range]:
-    for start in range(0, count, _CHUNK_IMAGES):
-        yield range(start, min(start + _CHUNK_IMAGES, count))
 
 
 def _failure_message(failures: Sequence[ImageError], total: int) -> str:

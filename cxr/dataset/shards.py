@@ -74,7 +74,7 @@ def _pack(shard: Path, paths: Iterable[str], read: Callable[[str], bytes]) -> No
             opened.writestr(member, read(path))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Member:
     shard: Path
     offset: int

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cxr.common.on_disk import take
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.calibration import TEMPERATURE_RANGE, fit_temperature, fit_temperature_and_bias
 from cxr.evaluation.metrics import Floats, Ints
@@ -99,7 +100,7 @@ def run_network(
     with tqdm(total=len(rows), desc="evaluate", unit=" images", disable=None) as bar:
         for start in range(0, len(rows), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
-            pixels = packed.images[rows[part]]
+            pixels = take(packed.images, rows[part])
             logits[part], of_batch = predict_with_features(model, pixels, mean=spec.mean, std=spec.std)
             features.append(of_batch[keep_features[part]])
             bar.update(len(pixels))

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr.common.on_disk import take
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.predictions import Predictions
 from cxr.models.reference import MEASURES, Reference, image_measures, make_reference
@@ -36,7 +37,7 @@ def measure_reference(packed: ImageArray, images: Predictions, features: NDArray
     rows = packed.rows(images.image_ids.tolist())
     measured = []
     for start in range(0, len(rows), _CHUNK_IMAGES):
-        of_images = image_measures(packed.images[rows[start : start + _CHUNK_IMAGES]])
+        of_images = image_measures(take(packed.images, rows[start : start + _CHUNK_IMAGES]))
         measured.append(np.column_stack([of_images[name] for name in MEASURES if name in of_images]))
     return make_reference(
         classes=images.classes,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cxr.common.files import write_json
+from cxr.common.on_disk import take
 from cxr.evaluation.metrics import measure
 from cxr.inference.openvino import RUNTIME_FILE, Precision, Runtime, native_precisions
 from cxr.models.forward import BATCH_SIZE, calibrated
@@ -117,7 +118,7 @@ def _agreement(runtime: Runtime, spec: ModelSpec, validation: ValidationAnswers)
     logits = []
     with tqdm(total=len(validation.rows), desc=runtime.name, unit=" images", disable=None) as bar:
         for start in range(0, len(validation.rows), BATCH_SIZE):
-            images = validation.images[validation.rows[start : start + BATCH_SIZE]]
+            images = take(validation.images, validation.rows[start : start + BATCH_SIZE])
             logits.append(runtime.logits_and_features(images)[0])
             bar.update(len(images))
     return agreement_of(calibrated(np.concatenate(logits), spec), validation.probabilities, validation.labels, spec)

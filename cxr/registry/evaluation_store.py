@@ -14,7 +14,7 @@ what its external.json must have.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cxr.common.files import read_json, sha256_of
+from cxr.dataset.inspect import THUMBNAIL_SIDE_PX
 from cxr.registry import runs, tracking_store, versions
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts, evaluation_digest, read_evaluation
 from cxr.registry.stored_names import (
@@ -70,11 +71,14 @@ def keep_training_images(run_id: str, splits: pd.DataFrame) -> dict[str, str]:
         return _keep_file(run_id, file, TRAINING_IMAGES_TAG)
 
 
-def keep_training_thumbnails(run_id: str, thumbnails: NDArray[np.uint8]) -> dict[str, str]:
-    """Record the thumbnails (N, 32, 32) of the N images of `seen_images`; return the tags that find them."""
+def keep_training_thumbnails(run_id: str, batches: Iterable[NDArray[np.uint8]], count: int) -> dict[str, str]:
+    """Record the thumbnails of the `count` images of `seen_images`, in batches (B, 32, 32); return their tags."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "training_thumbnails.npy"
-        np.save(file, thumbnails, allow_pickle=False)
+        shape = (count, THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX)
+        with file.open("wb") as opened:
+            np.lib.format.write_array_header_1_0(opened, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            opened.writelines(batch.tobytes() for batch in batches)
         return _keep_file(run_id, file, TRAINING_THUMBNAILS_TAG)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr.common.errors import DataError, ParamsError, TrainingError
+from cxr.common.on_disk import take
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import build, check_image_size, load_weights
 from cxr.models.forward import choose_device, to_input
@@ -123,7 +124,7 @@ class _Images:
         """Return (B, H, W) float, grey levels 0 to 1, on the device."""
         if self._resident is not None:
             return self._resident[torch.from_numpy(rows).to(self._device)].float() / 255
-        return torch.from_numpy(self._images[rows]).to(self._device).float() / 255
+        return torch.from_numpy(take(self._images, rows)).to(self._device).float() / 255
 
 
 class _Training:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr.common.errors import DataError
+from cxr.common.on_disk import take
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import build, check_image_size, features, load_weights, set_head
 from cxr.models.forward import BATCH_SIZE, choose_device, images_to_input
@@ -180,7 +181,7 @@ def _features(
     device = next(model.parameters()).device
     found = []
     for start in range(0, len(rows), BATCH_SIZE):
-        batch = data.images[rows[start : start + BATCH_SIZE]]
+        batch = take(data.images, rows[start : start + BATCH_SIZE])
         images = images_to_input(batch, device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
             found.append(features(model, images).float().cpu().numpy())

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ from prefect.settings import PREFECT_API_URL
 
 from cxr.common.params import override
 from cxr.inference.score_store import read_scores
-from flows.runners import ADDRESS_VARIABLE
 from tests.support.faults import fault
 from tests.support.project import PROJECT
+from tests.support.ray_nodes import start_two_nodes
 from tests.support.study_runs import ONE_STAGE
 from tests.support.tiny_model import enter_tiny_project, write_image
 
@@ -44,30 +43,13 @@ params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
 """
 
-# Ray listens on the machine's own address, whatever it is told: only who holds the token is let in.
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-second = cluster.add_node(**node)
-cluster.wait_for_nodes(timeout=200)
-print(cluster.address, flush=True)
-if sys.stdin.readline():
-    cluster.remove_node(second, allow_graceful=False)
-    print("killed", flush=True)
-    sys.stdin.read()
-cluster.shutdown()
-"""
-
-
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[dict[str, str]]:
-    with serve_two_nodes() as settings:
-        yield settings
+    with start_two_nodes() as nodes:
+        yield nodes.settings
 
 
 def test_a_study_on_two_ray_nodes_gives_what_threads_give(
@@ -122,17 +104,13 @@ def test_of_two_ray_nodes_one_is_killed_and_each_image_is_scored_once(
         write_image(tmp_path / "images" / f"{number}.png", seed=number)
     own = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "flows.score", "images", "--shards", "2"]
-    with start_two_nodes() as (cluster, settings):
-        environment = {**os.environ, **own, **settings}
+    with start_two_nodes() as nodes:
+        environment = {**os.environ, **own, **nodes.settings}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as flow:
             while len({part.name.split("-")[1] for part in scored_parts()}) < 2:  # both shards have begun
                 assert flow.poll() is None
                 time.sleep(0.02)
-            assert cluster.stdin is not None
-            assert cluster.stdout is not None
-            cluster.stdin.write("kill\n")
-            cluster.stdin.flush()
-            assert any(line.strip() == "killed" for line in cluster.stdout)
+            nodes.kill_second()
             left = IMAGES - len(read_scores(Path("data/scores")))
             said, _ = flow.communicate(timeout=400)
     assert flow.returncode == 0, said
@@ -171,29 +149,3 @@ def run_study(root: Path, folder: Path, settings: dict[str, str]) -> dict[str, d
     client = MlflowClient(store)
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     return {key: run.data.tags for run in runs for key in run.data.tags if key.startswith("study.")}
-
-
-@contextmanager
-def serve_two_nodes() -> Iterator[dict[str, str]]:
-    """Start a head and a second node of one core each; yield the environment that leads a flow to them."""
-    with start_two_nodes() as (_, settings):
-        yield settings
-
-
-@contextmanager
-def start_two_nodes() -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
-    """Do the same; also yield the cluster's process, which kills the second node when it reads a line."""
-    guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
-    with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        env={**os.environ, **guarded, "PYTHONPATH": str(PROJECT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as cluster:
-        assert cluster.stdout is not None
-        address = next((line.strip() for line in cluster.stdout if line[:1].isdigit()), "")
-        assert address, "the cluster did not come up"
-        yield cluster, {**guarded, ADDRESS_VARIABLE: address}
-        cluster.communicate(timeout=120)

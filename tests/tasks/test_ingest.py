@@ -448,7 +448,7 @@ def test_a_count_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
     files = list_files("kermany", "chest_xray", tmp_path, is_archive=False)
     lost = Deduplicated(kept=[], duplicates=[], conflicting=[], rejected=[], near_duplicates=[], patients={})
     with pytest.raises(DataError, match=r"source kermany: .* does not add up"):
-        _account(files, [], lost)
+        _account(files, [], lost, pd.DataFrame(columns=["source"]))
 
 
 def test_the_log_ends_with_a_table_of_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

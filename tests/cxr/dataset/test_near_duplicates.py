@@ -28,16 +28,18 @@ def test_exposure_does_not_change_the_hash() -> None:
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=6))
 def test_hashes_that_differ_in_six_bits_or_fewer_are_always_candidates(one: int, flipped: set[int]) -> None:
     other = one ^ sum(1 << bit for bit in flipped)
-    assert candidate_pairs(np.array([one, other], np.uint64)).tolist() == [[0, 1]]
+    found = np.concatenate([*candidate_pairs(np.array([one, other], np.uint64))])
+    assert np.unique(found, axis=0).tolist() == [[0, 1]]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 60))
-def test_candidates_are_unique_ordered_pairs(seed: int, count: int) -> None:
-    few = np.random.default_rng(seed).integers(0, 4, count).astype(np.uint64)
-    pairs = [tuple(pair) for pair in candidate_pairs(few).tolist()]
+def test_pairs_are_unique_and_ordered(seed: int, count: int) -> None:
+    generator = np.random.default_rng(seed)
+    few = thumbnails(4, seed)[generator.integers(0, 4, count)]
+    pairs = [tuple(pair) for pair in similar_pairs(hashes(few), few, at_least=0.98).rows.tolist()]
     assert pairs == sorted(set(pairs))
-    assert all(first < second for first, second in pairs)
+    assert pairs == [(a, b) for a in range(count) for b in range(a + 1, count) if (few[a] == few[b]).all()]
 
 
 def test_correlation_equals_numpys_and_is_0_for_a_single_grey_level() -> None:

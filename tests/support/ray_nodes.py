@@ -1,0 +1,62 @@
+"""A real Ray cluster of two nodes of one core each, the second of which can be killed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flows.runners import ADDRESS_VARIABLE
+from tests.support.project import PROJECT
+
+# Ray listens on the machine's own address, whatever it is told: only who holds the token is let in.
+_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+second = cluster.add_node(**node)
+cluster.wait_for_nodes(timeout=200)
+print(cluster.address, flush=True)
+if sys.stdin.readline():
+    cluster.remove_node(second, allow_graceful=False)
+    print("killed", flush=True)
+    sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@dataclass(frozen=True)
+class TwoNodes:
+    """A running cluster; `settings` is the environment that leads a flow to it."""
+
+    process: "subprocess.Popen[str]"
+    settings: dict[str, str]
+
+    def kill_second(self) -> None:
+        """Kill the second node, and wait until it is gone."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        assert any(line.strip() == "killed" for line in self.process.stdout)
+
+
+@contextmanager
+def start_two_nodes() -> Iterator[TwoNodes]:
+    """Start a head and a second node; end both with the block."""
+    guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", _CLUSTER],
+        env={**os.environ, **guarded, "PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as cluster:
+        assert cluster.stdout is not None
+        address = next((line.strip() for line in cluster.stdout if line[:1].isdigit()), "")
+        assert address, "the cluster did not come up"
+        yield TwoNodes(cluster, {**guarded, ADDRESS_VARIABLE: address})
+        cluster.communicate(timeout=120)
