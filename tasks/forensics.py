@@ -46,7 +46,7 @@ from cxr.forensics.features import Extraction, SetFeatures, extract
 from cxr.forensics.label_audit import COLUMNS as LABEL_COLUMNS
 from cxr.forensics.page import draw_figures, render_page, render_review
 from cxr.forensics.review import doubted_images
-from cxr.reporting.figures import standing_alone
+from cxr.reporting.drawing import standing_alone
 
 log = logging.getLogger("cxr.forensics")
 

@@ -42,7 +42,8 @@ from cxr.common.errors import RegistryError
 from cxr.common.files import atomic_file, sha256_of
 from cxr.common.params import read_params
 from cxr.registry.tracked_runs import TrackedRun, read_artifacts, runs_with_tag_prefix
-from cxr.reporting.figures import learning_curve, standing_alone
+from cxr.reporting.drawing import standing_alone
+from cxr.reporting.figures import learning_curve
 from cxr.study.findings import LEARNING_CURVE, learning_curve_points
 from cxr.study.page import render_page
 from cxr.study.results import GroupResult, RunRecord, Settings, study_results

@@ -156,23 +156,16 @@ def bootstrap_intervals(
     if len(names) < MIN_PATIENTS:
         values = {name: np.full_like(value, np.nan) for name, value in values.items()}
     errors = measure_calibration(labels, probabilities, bins=bins).to_json()
-    for metric in ERRORS:
-        if metric.interval == "centred":
-            values[metric.name] = _centred(values[metric.name], errors[metric.name])
-    return Intervals(
-        overall={
-            metric.name: percentile_interval(values[metric.name])
-            for metric in (*SCORES, *ERRORS)
-            if metric.interval is not None
-        },
-        per_class={
-            name: {figure: percentile_interval(values[figure][:, c]) for figure in CLASS_FIGURES}
-            for c, name in enumerate(classes)
-        },
-        resamples=resamples,
-        patients=len(names),
-        incomplete=incomplete,
-    )
+    centred = [metric.name for metric in ERRORS if metric.interval == "centred"]
+    values |= {name: _centred(values[name], errors[name]) for name in centred}
+    shown = [metric.name for metric in (*SCORES, *ERRORS) if metric.interval is not None]
+    per_class = {name: _of_class(values, c) for c, name in enumerate(classes)}
+    overall = {name: percentile_interval(values[name]) for name in shown}
+    return Intervals(overall, per_class, resamples=resamples, patients=len(names), incomplete=incomplete)
+
+
+def _of_class(values: dict[str, Floats], c: int) -> dict[str, Interval | None]:
+    return {figure: percentile_interval(values[figure][:, c]) for figure in CLASS_FIGURES}
 
 
 def headline_scores(

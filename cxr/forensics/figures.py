@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cxr.forensics.style_probes import SCOPES
-from cxr.reporting.figures import COLOURS, INK, ORANGE, PAPER_BLUE, PURPLE, in_our_style, new_figure, to_svg
+from cxr.reporting.drawing import COLOURS, INK, ORANGE, PAPER_BLUE, PURPLE, in_our_style, new_figure, to_svg
 
 _SCOPE_COLOURS = dict(zip(SCOPES, (INK, PAPER_BLUE, ORANGE, PURPLE), strict=True))
 _SCOPE_MARKERS = dict(zip(SCOPES, "osD^", strict=True))

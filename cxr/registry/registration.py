@@ -75,13 +75,6 @@ def register_version(
     Raises:
         RegistryError: the store does not answer.
     """
-    identity = {
-        "weights_sha256": spec.weights_sha256,
-        "temperature": repr(spec.temperature),
-        "bias": repr(spec.bias),
-        "refer_below": repr(spec.refer_below),
-        "spec_sha256": sha256_of(bundle / BUNDLE_FILES["spec_sha256"]),
-    }
     found = find_version(spec)
     if found:
         number = found.number
@@ -90,21 +83,32 @@ def register_version(
                 _add_files(found, bundle, group)
         tag_version(number, evaluation)
     else:
-        added = {
-            tag: sha256_of(bundle / name)
-            for group in OPTIONAL_FILES
-            if _lies_in(bundle, group)
-            for tag, name in group.items()
-        }
-        tags = {**lineage, **evaluation, **identity, **added}
+        tags = {**lineage, **evaluation, **_identity(bundle, spec)}
         number = _create_version(bundle, spec, run_id=run_id, tags=tags, description=description)
+    return _name_challenger(number), found is None
+
+
+def _identity(bundle: Path, spec: ModelSpec) -> dict[str, str]:
+    """Return the tags that tell one model from another, and the digests of its files."""
+    optional = {tag: name for group in OPTIONAL_FILES if _lies_in(bundle, group) for tag, name in group.items()}
+    return {
+        "weights_sha256": spec.weights_sha256,
+        "temperature": repr(spec.temperature),
+        "bias": repr(spec.bias),
+        "refer_below": repr(spec.refer_below),
+        "spec_sha256": sha256_of(bundle / BUNDLE_FILES["spec_sha256"]),
+        **{tag: sha256_of(bundle / name) for tag, name in optional.items()},
+    }
+
+
+def _name_challenger(number: str) -> Version:
     client, version = tracking_store.client(), get_version(number)
     listed = json.dumps([{"name": MODEL, "version": number}])
     with tracking_store.store_errors(f"naming version {number} {CHALLENGER}"):
         # As `mlflow.register_model` does; without it the page of the logged model says "Not registered".
         client.set_logged_model_tags(version.model_id, {"mlflow.modelVersions": listed})
         client.set_registered_model_alias(MODEL, CHALLENGER, number)
-    return version, found is None
+    return version
 
 
 def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping[str, str], description: str) -> str:

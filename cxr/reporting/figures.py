@@ -1,78 +1,41 @@
-"""The report's figures, as SVG text without a size of its own, so that a page can scale it.
+"""The report's figures, each a function from its numbers to SVG text (cxr/reporting/drawing.py).
 
-Lines and letters take the colour of the page's text (`currentColor`), so one figure serves a light and a dark
-page. Classes keep one colour and one dash pattern everywhere, near those of Okabe and Ito, which colour-blind readers
-tell apart; each has a contrast of 3 or more on both pages (WCAG 2.2, 1.4.11). Bars, cells, dots and points of a curve
-show their numbers under the pointer. The same data give the same bytes.
+Classes keep one colour and one dash pattern everywhere. Bars, cells, dots and points of a curve show their numbers
+under the pointer.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxr.common.classes import LABELS
 from cxr.evaluation.headline import BY_NAME
+from cxr.reporting.drawing import (
+    COLOURS,
+    GREEN,
+    INK,
+    ORANGE,
+    PAPER_BLUE,
+    hover,
+    hover_at,
+    in_our_style,
+    new_figure,
+    some,
+    to_svg,
+    unit_square,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from cxr.evaluation.calibration import ReliabilityBin
     from cxr.evaluation.metrics import Floats, Ints, RocCurve
 
-INK = "#1b2a3a"  # becomes currentColor
-PAPER_BLUE = "#0072b2"
-ORANGE = "#d55e00"
-GREEN = "#009e73"
-PURPLE = "#b5609a"
-COLOURS: dict[str, str] = dict(zip(LABELS, (PAPER_BLUE, ORANGE, GREEN, PURPLE), strict=True))
 _DASHES: dict[str, Any] = dict(zip(LABELS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))), strict=True))
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cxr",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
-
-_HOVER_POINTS = 25  # on a line
-_NEAR = 12  # diameter in points of what reacts to the pointer
-_HOVER = "hover:"  # begins the identity of an artist whose rest is a text to show
-
-P = ParamSpec("P")
-Point = TypeVar("Point")
-
-
-def in_our_style(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw with _STYLE, and leave matplotlib's settings as they were."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
-        from matplotlib import rc_context
-
-        with rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
 
 
 @in_our_style
@@ -159,7 +122,7 @@ def roc(
         label = f"{name}, n = {per_class[name]['support']:,}\nAUC {per_class[name]['auroc']:.3f}{limits}"
         x, y = curve.false_positive_rate, curve.true_positive_rate
         axes.plot(x, y, color=COLOURS.get(name), linestyle=_DASHES.get(name, "-"), label=label)
-    _unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
+    unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
     axes.legend(loc="lower right", fontsize=9)
     return to_svg(figure, "ROC curves, each class against the rest")
 
@@ -181,13 +144,13 @@ def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin
         x, y = [row.confidence for row in table], [row.accuracy for row in table]
         axes.plot(x, y, color=colour, linestyle=style, marker=marker, ms=4.5, label=label)
     for row in after:
-        low, high = exact_interval(round(row.accuracy * row.count), row.count)
+        low, high = _exact_interval(round(row.accuracy * row.count), row.count)
         axes.plot((row.confidence, row.confidence), (low, high), color=PAPER_BLUE, linewidth=1, marker="_", ms=5)
         told = f"probability {row.confidence:.2f}: {row.accuracy:.1%} of {row.count} images right"
         hover(axes.lines[-1], f"{told} ({low:.1%} to {high:.1%})")
         (bar,) = histogram.bar(row.confidence, row.count, width=0.03, color=PAPER_BLUE)
         hover(bar, told)
-    _unit_square(axes, "", "share that is right", equal=False)
+    unit_square(axes, "", "share that is right", equal=False)
     axes.legend(loc="lower right")
     histogram.set(xlim=(0, 1), xlabel="probability of the predicted class", ylabel="images")
     histogram.grid(alpha=0.25, linewidth=0.6, axis="y")
@@ -257,10 +220,10 @@ def abstention(curve: Sequence[Mapping[str, Any]], referral: Mapping[str, Any] |
         kept, accuracy = referral["coverage"]["value"], referral["accuracy_on_kept"]["value"]
         axes.plot([kept], [accuracy], color=ORANGE, marker="o", ms=7, linestyle="", label="referral threshold")
         hover(axes.lines[-1], f"referral threshold: {kept:.0%} answered, {accuracy:.1%} of them right")
-    for point in _some(curve):
+    for point in some(curve):
         limits = "" if point["ci95"] is None else f" ({point['ci95'][0]:.1%} to {point['ci95'][1]:.1%})"
         told = f"{point['coverage']:.0%} answered: {point['accuracy']:.1%} of them right{limits}"
-        _hover_at(axes, point["coverage"], point["accuracy"], told)
+        hover_at(axes, point["coverage"], point["accuracy"], told)
     axes.set(
         xlim=(0, 1.01), ylim=(None, 1.01), xlabel="share of images that the model answers", ylabel="share that is right"
     )
@@ -282,9 +245,9 @@ def decision_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
         axes.plot(x, curve["treat_all"], color=ORANGE, linestyle=(0, (5, 1.5)), label="act on all")
         axes.axhline(0, color=INK, linewidth=0.8, linestyle=":", label="act on nobody")
         axes.plot(x, curve["model"], color=PAPER_BLUE, label="act on the model")
-        for at, model, treat_all in _some(list(zip(x, curve["model"], curve["treat_all"], strict=True))):
+        for at, model, treat_all in some(list(zip(x, curve["model"], curve["treat_all"], strict=True))):
             told = f"acting from {at:.0%}: net benefit {model:.3f} with the model, {treat_all:.3f} acting on all"
-            _hover_at(axes, at, model, told)
+            hover_at(axes, at, model, told)
         top = max(*curve["model"], *curve["treat_all"], 0.01)
         axes.set(title=name, xlim=(0, 1), ylim=(-0.25 * top, 1.1 * top), xlabel="probability from which to act")
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -316,7 +279,7 @@ def operating_points(curve: RocCurve, points: Sequence[Mapping[str, Any]]) -> st
             axes.plot([x, x], sensitivity["ci95"], color=ORANGE, linewidth=1.2)
         if specificity["ci95"] is not None:
             axes.plot([1 - limit for limit in specificity["ci95"]], [y, y], color=ORANGE, linewidth=1.2)
-    _unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
+    unit_square(axes, "false positive rate (1 - specificity)", "true positive rate (sensitivity)")
     axes.legend(loc="lower right")
     return to_svg(figure, "ROC curve of pneumonia against normal, with the operating points")
 
@@ -342,63 +305,9 @@ def learning_curve(points: Sequence[tuple[int, float, float | None, float | None
     return to_svg(figure, f"Learning curve: accuracy on the {images} images over the number of training images")
 
 
-def standing_alone(svg: str) -> str:
-    """Return a figure for a separate file: dark on white, since no page provides its colours."""
-    return svg.replace("currentColor", INK).replace("<svg", '<svg style="background: #ffffff"', 1)
-
-
-def new_figure(
-    *, width: float, height: float, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
-) -> tuple[Figure, list[Any]]:
-    """Return a figure, size in inches, without pyplot's global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
-    return figure, list(axes.ravel())
-
-
-def _unit_square(axes: Axes, x_label: str, y_label: str, *, equal: bool = True) -> None:
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x_label, ylabel=y_label)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    if equal:
-        axes.set_aspect("equal")
-
-
-def exact_interval(hits: int, of: int) -> tuple[float, float]:
+def _exact_interval(hits: int, of: int) -> tuple[float, float]:
     """Return the exact 95% interval of a share (Clopper and Pearson 1934)."""
     from scipy.stats import binomtest
 
     interval = binomtest(hits, of).proportion_ci(confidence_level=0.95, method="exact")
     return float(interval.low), float(interval.high)
-
-
-def hover(artist: Artist, text: str) -> None:
-    """Show a text while the pointer is on an artist, by the title that `to_svg` gives it."""
-    artist.set_gid(f"{_HOVER}{text}")
-
-
-def _hover_at(axes: Axes, x: float, y: float, text: str) -> None:
-    """Show a text while the pointer is near a point of a line; nothing is drawn."""
-    hover(axes.plot([x], [y], color=INK, marker="o", ms=_NEAR, linestyle="", alpha=0)[0], text)
-
-
-def _some(points: Sequence[Point]) -> list[Point]:
-    """Return points that are evenly spread over a line, as many as can be told apart under a pointer."""
-    step = max(1, round(len(points) / _HOVER_POINTS))
-    return list(points[::step])
-
-
-def to_svg(figure: Figure, description: str) -> str:
-    """Return the figure as SVG for a page: scalable, in the page's text colour, with a description for readers."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    # Each figure numbers its parts from 1, so they are not unique on a page.
-    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own
-    svg = re.sub(rf'<g id="{_HOVER}([^"]*)">', r"<g><title>\1</title>", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

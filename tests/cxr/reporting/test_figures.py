@@ -10,7 +10,7 @@ import pytest
 
 from cxr.evaluation.calibration import ReliabilityBin
 from cxr.evaluation.metrics import RocCurve
-from cxr.reporting import figures
+from cxr.reporting import drawing, figures
 from cxr.reporting.templating import TEMPLATES
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -69,7 +69,7 @@ def test_a_figure_is_one_described_scalable_image_in_the_colour_of_the_page(name
     assert root.get("viewBox")
     assert root.get("width") is None
     assert "currentColor" in svg
-    assert figures.INK not in svg
+    assert drawing.INK not in svg
     assert "font-family" not in svg
     assert not re.search(r'(?:href|src)="(?!#|data:)', svg)
 
@@ -106,7 +106,7 @@ def test_numbers_show_under_the_pointer() -> None:
 @pytest.mark.parametrize("page", ["#ffffff", "#19212a"])
 def test_each_colour_stands_out_on_the_light_and_the_dark_page(page: str) -> None:
     assert f"--card: {page}" in (TEMPLATES / "style.html.j2").read_text(encoding="utf-8")
-    low = {name: ratio for name, colour in figures.COLOURS.items() if (ratio := contrast(colour, page)) < 3}
+    low = {name: ratio for name, colour in drawing.COLOURS.items() if (ratio := contrast(colour, page)) < 3}
     assert low == {}
 
 
