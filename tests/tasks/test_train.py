@@ -94,7 +94,8 @@ def test_model_curves_and_summary_are_written(finished: Path) -> None:
     summary = json.loads((folder / "training.json").read_text())
     assert (summary["epochs_run"], summary["device"], summary["weights"]["source"]) == (3, "cpu", "none")
     assert pd.read_csv(folder / "curves.csv")["epoch"].tolist() == [1, 2, 3]
-    assert not list(read_params(finished).paths.checkpoints.iterdir()), "a finished training leaves no checkpoint"
+    left = [path.name for path in read_params(finished).paths.checkpoints.iterdir()]
+    assert left == ["train.lock"], "a finished training leaves no checkpoint"
 
 
 def test_run_records_parameters_curves_dataset_and_lineage(finished: Path, store: Path) -> None:
