@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.support.project import PROJECT
+
 PROGRAM = """
 import sys
 from cxr.models.torchvision_networks import models
@@ -15,5 +17,5 @@ assert supported == is_compile_supported("cpu")
 
 
 def test_the_compiler_is_imported_when_it_is_asked_and_not_before() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
