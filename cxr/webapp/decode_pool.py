@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cxr.common.errors import ImageError
 from cxr.inference.classifier import Classifier
-from cxr.inference.decoding.decoders import Decoders
+from cxr.inference.decoding.decoders import Decoders, ModelInput
 from cxr.inference.decoding.worker import Made
 from cxr.webapp.fair_turns import FairTurns
 from cxr.webapp.limits import Limits, RejectedError
@@ -27,20 +24,14 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class DecodedImage:
+class DecodedImage(ModelInput):
     """A decoded image and the classifier it was prepared for.
 
     data        of the file
-    format      of the file; see cxr.imaging.decode.FORMATS
-    sha256      of the file
-    pixels      (H, W), the model's input
     classifier  that prepared it, and that will answer it
     """
 
     data: bytes
-    format: str
-    sha256: str
-    pixels: NDArray[np.uint8]
     classifier: Classifier
 
 
@@ -66,7 +57,7 @@ class DecodePool:
             RejectedError: the bytes are not a readable image, or decoding takes too long.
         """
         made = await self._in_turn(partial(self._decoders.model_input, data, classifier, name=NAME))
-        return DecodedImage(data, made.format, made.sha256, made.pixels, classifier)
+        return DecodedImage(**vars(made), data=data, classifier=classifier)
 
     async def run(self, function: Callable[..., Made], data: bytes, classifier: Classifier, *given: Any) -> Made:
         """Return what a function of cxr/webapp/renditions.py makes of an image, in one of the processes.
