@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 
 from cxr.common.errors import ImageError
@@ -67,14 +69,22 @@ def test_the_process_knows_no_secret(process: DecodeProcess, monkeypatch: pytest
         process.call(subprocess.check_call, ["printenv", "CXR_PATIENT_KEY"], **ACCEPTED)
 
 
+def seconds_to_decode(image: bytes) -> float:
+    """Return what an image takes here: what is slow on one machine is not on another."""
+    started = time.perf_counter()
+    cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return time.perf_counter() - started
+
+
 @fault(
     "web app", "two images at once that are accepted and take seconds to decode",
     "their processes are killed; another client is answered", "status 422, too slow, for the first two",
 )  # fmt: skip
 def test_two_slow_images_at_once_do_not_silence_the_service() -> None:
-    slow = many_scans(7000, 7000, 14)  # 190 KB, 3 s of one core; not quite refused for its cost
+    slow = many_scans(7000, 7000, 14)  # 190 KB, 0.5 to 3 s of one core; not quite refused for its cost
     preprocessing = replace(tiny_classifier().spec.preprocessing, max_pixels=50_000_000)
-    classifier, limits = tiny_classifier(preprocessing=preprocessing), replace(LIMITS, decode_timeout_s=1.0)
+    classifier = tiny_classifier(preprocessing=preprocessing)
+    limits = replace(LIMITS, decode_timeout_s=seconds_to_decode(slow) / 3)
     with serve_here(classifier, limits=limits) as served, ThreadPoolExecutor(2) as clients:
         assert send(served, IMAGE).status_code == 200
         refused = [clients.submit(send, served, slow) for _ in range(2)]
