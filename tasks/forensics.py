@@ -38,7 +38,7 @@ from cxr.dataset.ingest_record import (
 )
 from cxr.dataset.shards import Shards
 from cxr.dataset.splits import patient_groups
-from cxr.evaluation.metrics import Ints
+from cxr.evaluation.rates import Ints
 from cxr.forensics.copies import Copy, find_copies
 from cxr.forensics.examine import Settings, SourceExamination, examine_source, to_json
 from cxr.forensics.faults import faults_of

@@ -17,7 +17,7 @@ from torch import nn
 
 from cxr.audit.thorax_mask import thorax_mask
 from cxr.evaluation.bootstrap import Interval, Resampling, pair
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 from cxr.models.factory import parts_of
 from cxr.models.grad_cam import grad_cam_of_images
 from cxr.models.modules import Ensemble

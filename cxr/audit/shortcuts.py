@@ -21,7 +21,7 @@ from cxr.audit.thorax_mask import Outlines, outline
 from cxr.audit.verdict import verdict
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.bootstrap import headline_scores
-from cxr.evaluation.metrics import Floats
+from cxr.evaluation.rates import Floats
 from cxr.imaging.encode import jpeg_data_url
 from cxr.models.bundle import ModelSpec
 from cxr.models.factory import features

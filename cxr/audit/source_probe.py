@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cxr.audit.occlusion import border_mask
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, pair, patient_draws, percentile_interval
-from cxr.evaluation.metrics import Floats, weighted_auroc
+from cxr.evaluation.rates import Floats, weighted_auroc
 
 FOLDS = 5
 MIN_IMAGES = 5  # of a class, from either side

@@ -24,8 +24,8 @@ from cxr.evaluation.clinical_utility import (
     refer_confidence,
     threshold_at_specificity,
 )
-from cxr.evaluation.metrics import Floats
 from cxr.evaluation.predictions import Predictions
+from cxr.evaluation.rates import Floats
 from cxr.models.bundle import ModelSpec
 from cxr.models.grad_cam import grad_cam_of_images
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from cxr.evaluation.calibration import bin_of, measure_calibration
 from cxr.evaluation.headline import ERRORS, SCORES
-from cxr.evaluation.metrics import Floats, Ints, check_predictions, figures_of, measure, scores_of
+from cxr.evaluation.metrics import check_predictions, measure, scores_of
+from cxr.evaluation.rates import Floats, Ints, figures_of
 
 _CELLS_AT_A_TIME = 2_000_000  # resamples x images held at once: 16 MB an array
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
-from cxr.evaluation.metrics import Floats, Ints, check_predictions
+from cxr.evaluation.metrics import check_predictions
+from cxr.evaluation.rates import Floats, Ints
 
 TEMPERATURE_RANGE = (0.25, 10.0)
 """The range of the fit. Otherwise a validation set without an error would drive the temperature to 0."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, pair
 from cxr.evaluation.clinical_utility import decisions_of
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 
 _CLIP = 1e-6  # a probability of 0 or 1 has no log odds
 _STEPS, _CONVERGED, _LARGEST = 50, 1e-9, 50.0

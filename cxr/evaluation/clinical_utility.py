@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from cxr.evaluation.bootstrap import Interval, Resampling, pair
-from cxr.evaluation.metrics import Floats, Ints, defined
+from cxr.evaluation.metrics import defined
+from cxr.evaluation.rates import Floats, Ints
 
 Flags = NDArray[np.bool_]
 

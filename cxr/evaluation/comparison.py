@@ -15,7 +15,8 @@ from scipy.stats import binomtest, ttest_ind
 from cxr.common.errors import DataError
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, patient_draws, percentile_interval
 from cxr.evaluation.headline import COMPARED
-from cxr.evaluation.metrics import Floats, Ints, check_predictions, figures_of, scores_of
+from cxr.evaluation.metrics import check_predictions, scores_of
+from cxr.evaluation.rates import Floats, Ints, figures_of
 
 MCNEMAR_NOTE = "McNemar's test treats images as independent; where patients have several, its p-value is too small."
 

@@ -21,8 +21,8 @@ from cxr.dataset.blocks import NO_BLOCK
 from cxr.dataset.external_set import PNEUMONIA
 from cxr.evaluation.bootstrap import Resampling
 from cxr.evaluation.clinical_utility import abstention_curve, operating_point, rates, refer
-from cxr.evaluation.metrics import Floats
 from cxr.evaluation.predictions import Predictions
+from cxr.evaluation.rates import Floats
 from cxr.evaluation.summary import Settings, measured_scores, pair_scores, slice_scores
 
 NORMAL = "normal"

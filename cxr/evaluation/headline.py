@@ -16,7 +16,7 @@ from cxr.common.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
     from cxr.common.command_params import PromoteParams
-    from cxr.evaluation.metrics import Figures, Floats
+    from cxr.evaluation.rates import Figures, Floats
 
 _ERRORS_KEY = "calibration"  # of metrics.json, which holds ERRORS
 

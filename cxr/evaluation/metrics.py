@@ -1,8 +1,6 @@
-"""Classification metrics with the values of scikit-learn, computed so that a bootstrap can repeat them fast.
+"""Classification metrics of one set of images, with the values of scikit-learn.
 
-Two functions accept a batch of weighted samples: `rates_of` turns confusion counts into rates, `weighted_auroc` ranks
-scores. An undefined value is NaN in arrays and None in results: every value but the specificity of a class without
-images, and the AUROC of a class that every image has. Averages are over the classes that occur.
+An undefined value is None; see cxr.evaluation.rates. Averages are over the classes that occur.
 """
 
 from collections.abc import Sequence
@@ -10,13 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cxr.common.errors import DataError
 from cxr.evaluation.headline import SCORES
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from cxr.evaluation.rates import Figures, Floats, Ints, confusion_counts, figures_of
 
 
 @dataclass(frozen=True)
@@ -71,35 +66,6 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Rates from confusion counts of shape (..., C, C): `accuracy` (...), the others (..., C). NaN: undefined."""
-
-    accuracy: Floats
-    precision: Floats
-    recall: Floats
-    specificity: Floats
-    f1: Floats
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What headline metrics are computed from, for B weightings of the same images; NaN where undefined.
-
-    rates   of shape (B,) and (B, C)
-    auroc   (B, C), each class against the rest
-    occurs  (C,), whether any image is of the class
-    """
-
-    rates: Rates
-    auroc: Floats
-    occurs: NDArray[np.bool_]
-
-    def mean_over_classes(self, of_class: Floats) -> Floats:
-        """Return the mean (B,) of (B, C) over the classes that occur."""
-        return np.asarray(of_class[:, self.occurs].mean(axis=1))
-
-
-@dataclass(frozen=True)
 class RocCurve:
     """One class against the rest: false and true positive rates, both rising from 0 to 1."""
 
@@ -129,21 +95,6 @@ def measure(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> Metr
     )
 
 
-def figures_of(confusion: Floats, labels: Ints, probabilities: Floats, weights: Floats) -> Figures:
-    """Return the figures of B weightings of N images.
-
-    Args:
-        confusion: (B, C, C), the weighted counts by actual and predicted class.
-        labels: (N,) class indices.
-        probabilities: (N, C).
-        weights: (B, N), how often each image counts.
-    """
-    n_classes = probabilities.shape[1]
-    auroc = [weighted_auroc(probabilities[:, c], labels == c, weights) for c in range(n_classes)]
-    occurs = np.bincount(labels, minlength=n_classes) > 0
-    return Figures(rates_of(confusion), np.stack(auroc, axis=1), occurs)
-
-
 def scores_of(figures: Figures) -> dict[str, Floats]:
     """Return the values (B,) of each of cxr.evaluation.headline.SCORES by name."""
     return {metric.name: metric.compute(figures) for metric in SCORES if metric.compute is not None}
@@ -159,54 +110,6 @@ def check_predictions(labels: Ints, probabilities: Floats, *, n_classes: int) ->
         raise DataError(f"expected labels from 0 to {n_classes - 1}, got {labels.min()} to {labels.max()}")
     if not np.isfinite(probabilities).all():
         raise DataError("a predicted probability is not a finite number; the weights are damaged: train again")
-
-
-def confusion_counts(labels: Ints, probabilities: Floats) -> Ints:
-    """Count images by (actual, predicted) class: (C, C)."""
-    n_classes = probabilities.shape[1]
-    cells = labels * n_classes + probabilities.argmax(axis=1)
-    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-def rates_of(confusion: Floats) -> Rates:
-    """Turn (weighted) confusion counts of shape (..., C, C) into rates.
-
-    A class that occurs and is never predicted has precision 0, as in scikit-learn.
-    """
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    total = actual.sum(axis=-1)
-    others = total[..., None] - actual
-    return Rates(
-        accuracy=_ratio(hits.sum(axis=-1), total),
-        precision=np.where(actual > 0, hits / np.maximum(predicted, 1), np.nan),
-        recall=_ratio(hits, actual),
-        specificity=_ratio(others - predicted + hits, others),
-        f1=np.where(actual > 0, _ratio(2 * hits, actual + predicted), np.nan),
-    )
-
-
-def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Area under the ROC curve for B weightings of the same images, ties counted half.
-
-    Args:
-        scores: (N,) higher means more likely positive.
-        positive: (N,).
-        weights: (B, N), how often each image counts.
-
-    Returns:
-        (B,), NaN where a weighting leaves no positive or no negative.
-    """
-    order = np.argsort(scores, kind="stable")
-    tie_starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
-    ordered = weights[:, order]
-    positives = ordered * positive[order]
-    negatives = ordered - positives
-    if len(tie_starts) < len(scores):
-        positives = np.add.reduceat(positives, tie_starts, axis=1)
-        negatives = np.add.reduceat(negatives, tie_starts, axis=1)
-    won = np.cumsum(negatives, axis=1) - negatives / 2
-    return _ratio((positives * won).sum(axis=1), positives.sum(axis=1) * negatives.sum(axis=1))
 
 
 def roc_curves(labels: Ints, probabilities: Floats, classes: Sequence[str]) -> dict[str, RocCurve]:
@@ -237,7 +140,3 @@ def _class_metrics(figures: Figures, counts: Ints, c: int) -> ClassMetrics:
         support=int(counts[c].sum()),
         auroc=defined(figures.auroc[0, c]),
     )
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), np.nan)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cxr.common.on_disk import take
 from cxr.dataset.image_array import ImageArray
 from cxr.evaluation.calibration import TEMPERATURE_RANGE, fit_temperature, fit_temperature_and_bias
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 from cxr.models.bundle import ModelSpec
 from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, softmax_with_temperature
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cxr.dataset.near_duplicates import connected_groups
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, Resampling
-from cxr.evaluation.metrics import Ints
+from cxr.evaluation.rates import Ints
 from cxr.forensics.change_points import ChangePoint, SearchSettings, find_change_points, persons_of
 from cxr.forensics.style_probes import EARLY, LATE
 

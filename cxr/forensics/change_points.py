@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.special import xlogy
 
 from cxr.evaluation.bootstrap import Interval
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 
 MIN_PERSONS = 20
 """On either side of a change point."""

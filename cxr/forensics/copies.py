@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 from cxr.forensics.measure import THUMBNAIL_SIDE_PX
 
 _COARSE_PX = 32

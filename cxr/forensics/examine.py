@@ -8,7 +8,7 @@ import pandas as pd
 
 from cxr.common.classes import LABELS, Label
 from cxr.evaluation.bootstrap import Interval, Resampling, headline_scores, pair
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 from cxr.forensics.agreement import Era, Sequence, eras_of, high_agreement, sequences_of
 from cxr.forensics.change_points import SearchSettings
 from cxr.forensics.features import SetFeatures

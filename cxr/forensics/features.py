@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cxr.common.files import atomic_file
 from cxr.dataset.shards import Shards
-from cxr.evaluation.metrics import Floats
+from cxr.evaluation.rates import Floats
 from cxr.forensics.measure import MeasuredImage, measure_image
 
 _BATCH_IMAGES = 256

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 
 _KNOWN = ("image_id", "source", "path", "label", "acquisition_series", "acquisition_number")
 COLUMNS = (*_KNOWN, "suggested", "flagged", "margin")

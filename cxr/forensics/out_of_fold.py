@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 
 Kind = Literal["linear", "boosting"]
 """A logistic regression, for many features of a network; gradient boosting, for the few of style."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.evaluation.bootstrap import MIN_PATIENTS, Interval, patient_draws, percentile_interval
-from cxr.evaluation.metrics import Floats, Ints
+from cxr.evaluation.rates import Floats, Ints
 
 _MOST_PAIRS_A_PATIENT = 10
 _STRANGER_PAIRS = 5_000

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.evaluation.bootstrap import Interval, patient_draws, percentile_interval
-from cxr.evaluation.metrics import Floats, Ints, weighted_auroc
+from cxr.evaluation.rates import Floats, Ints, weighted_auroc
 from cxr.forensics.out_of_fold import Kind, fit, out_of_fold
 
 EARLY, LATE = 0, 1

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from cxr.evaluation.calibration import ReliabilityBin
-    from cxr.evaluation.metrics import Floats, Ints, RocCurve
+    from cxr.evaluation.metrics import RocCurve
+    from cxr.evaluation.rates import Floats, Ints
 
 _DASHES: dict[str, Any] = dict(zip(LABELS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))), strict=True))
 

@@ -16,7 +16,8 @@ import pandas as pd
 from cxr.evaluation.bootstrap import headline_scores
 from cxr.evaluation.comparison import Difference, compare_over_seeds
 from cxr.evaluation.headline import SCORES
-from cxr.evaluation.metrics import Floats, Ints, measure
+from cxr.evaluation.metrics import measure
+from cxr.evaluation.rates import Floats, Ints
 from cxr.study.spec import Group, Row, Study
 
 _ON_VALIDATION = ("accuracy", "macro_f1")

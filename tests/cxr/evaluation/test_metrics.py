@@ -15,7 +15,8 @@ from sklearn.metrics import (
 )
 
 from cxr.common.errors import DataError
-from cxr.evaluation.metrics import measure, roc_curves, weighted_auroc
+from cxr.evaluation.metrics import measure, roc_curves
+from cxr.evaluation.rates import weighted_auroc
 
 CLASSES = ("normal", "viral", "bacterial")
 
