@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from cxr.common.files import atomic_folder
 from cxr.dataset.ingest import list_files
-from cxr.dataset.labelled_folder import LABELS_FILE
-from cxr.dataset.raw_set import Annotation
+from cxr.dataset.layouts.labelled_folder import LABELS_FILE
+from cxr.dataset.layouts.raw_set import Annotation
 from cxr.dataset.sources import Sample, fetch
 
 IMAGES_A_PERSON = 3

@@ -31,7 +31,8 @@ from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
 from cxr.common.findings import Finding, failed, ok, warning
 from cxr.common.params import read_params
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
 from flows.serve import STATE
 
 _NEEDED_AT_LEAST = 1 << 30

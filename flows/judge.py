@@ -22,8 +22,9 @@ from prefect.states import Completed
 
 from cxr.common.cli import command_parser
 from cxr.common.errors import CxrError, ParamsError
-from cxr.registry import aliases, audit_log
-from cxr.registry.requests import Request, open_requests
+from cxr.registry import audit_log
+from cxr.registry.champion import aliases
+from cxr.registry.champion.requests import Request, open_requests
 from cxr.registry.stored_names import CHAMPION
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError

@@ -25,7 +25,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 from cxr.common.errors import RegistryError
-from cxr.registry import aliases, versions
+from cxr.registry import versions
+from cxr.registry.champion import aliases
 
 ADDRESS_VARIABLE = "CXR_NOTIFY_URL"
 MOVED_BY_HAND = "cxr.champion.moved-by-hand"

@@ -147,7 +147,7 @@ def _ask(verdict: dict[str, Any], seconds: int) -> Answer:
 
 
 def _on_other_images(verdict: dict[str, Any]) -> bool:
-    from cxr.registry.promotion import OTHER_TEST_SET
+    from cxr.registry.champion.promotion import OTHER_TEST_SET
 
     checks = verdict.get("reasons", ())
     return any(check["name"] == OTHER_TEST_SET and check["outcome"] == "held" for check in checks)

@@ -31,7 +31,7 @@ from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
 from cxr.common.files import write_json
 from cxr.common.locks import sole_lock
-from cxr.registry import webhook
+from cxr.registry.champion import webhook
 from cxr.registry.tracking_store import is_server, mlruns_folder, tracking_uri
 from flows.stages import child_environment
 from flows.supervised import start_supervised, stop_supervised

@@ -4,9 +4,9 @@
     ./run flows.watch --host 0.0.0.0 --port 8090 --address https://cxr.example.org/aliases   # with messages of MLflow
 
 The store is looked at every 20 seconds. With --address MLflow's server also sends each move to this receiver, signed
-(cxr.registry.webhook). A message is only a reason to look: what is done follows from the store, which can be written to
-past the server. A message needs its signature, and /health answers this machine alone. Needs PREFECT_API_URL, the
-deployment judge/on-demand and an account that may read the registry.
+(cxr.registry.champion.webhook). A message is only a reason to look: what is done follows from the store, which can be
+written to past the server. A message needs its signature, and /health answers this machine alone. Needs
+PREFECT_API_URL, the deployment judge/on-demand and an account that may read the registry.
 """
 
 import ipaddress
@@ -26,8 +26,8 @@ from prefect.exceptions import PrefectException
 
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
-from cxr.registry import webhook
-from cxr.registry.requests import Request, open_requests
+from cxr.registry.champion import webhook
+from cxr.registry.champion.requests import Request, open_requests
 from cxr.registry.tracking_store import mlruns_folder
 
 DEPLOYMENT = "judge/on-demand"

@@ -36,7 +36,7 @@ if __name__ == "__main__":
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.params import override, read_params, with_overrides
 from cxr.common.params_file import load_yaml, parse_setting
-from cxr.dataset.layouts import LAYOUTS, layout_named, layouts_in
+from cxr.dataset.layouts.table import LAYOUTS, layout_named, layouts_in
 from cxr.evaluation.headline import check_gate
 
 ADDRESS_PREFIXES = ("http://", "https://", "s3://")

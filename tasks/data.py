@@ -49,8 +49,8 @@ from cxr.common.archives import DamagedArchiveError, unpack
 from cxr.common.download import download
 from cxr.common.errors import SourceError
 from cxr.common.params import read_params
-from cxr.dataset.class_folders import ClassFolders
-from cxr.dataset.layouts import COVID19, KERMANY
+from cxr.dataset.layouts.class_folders import ClassFolders
+from cxr.dataset.layouts.table import COVID19, KERMANY
 
 NO_TOKEN = (
     f"Kaggle's {KAGGLE_SET} needs a Kaggle token, and none was found: create one at "

@@ -70,7 +70,7 @@ from cxr.common.files import atomic_folder, write_json
 from cxr.common.locks import sole_lock
 from cxr.common.params import Params, read_params
 from cxr.dataset.external_set import ExternalSet, read_external_set
-from cxr.dataset.labelled_folder import LABELS_FILE
+from cxr.dataset.layouts.labelled_folder import LABELS_FILE
 from cxr.dataset.sources import Sample, fetch
 from cxr.evaluation.external import CarriedThresholds, of_classes, of_pneumonia
 from cxr.evaluation.predictions import Predictions

@@ -27,8 +27,8 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
-from cxr.registry import aliases
 from cxr.registry.audit_log import NO_VERSION, Move
+from cxr.registry.champion import aliases
 
 COLUMNS = ("number", "time", "kind", "before", "after", "approved_by", "reason", "overruled", "found")
 

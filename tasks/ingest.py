@@ -44,9 +44,9 @@ from cxr.dataset.ingest_record import (
     TABLES,
 )
 from cxr.dataset.inspect import InspectedImage
-from cxr.dataset.layouts import published_images
+from cxr.dataset.layouts.raw_set import Annotation
+from cxr.dataset.layouts.table import published_images
 from cxr.dataset.manifest import MANIFEST_COLUMNS, MANIFEST_FILE, STATISTICS_COLUMNS, write_table
-from cxr.dataset.raw_set import Annotation
 from cxr.dataset.shards import write_shards
 from cxr.dataset.sources import Sample, fetch
 

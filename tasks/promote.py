@@ -50,11 +50,12 @@ from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejected
 from cxr.common.files import read_json, write_json
 from cxr.common.params import read_params
 from cxr.evaluation.headline import HEADLINES
-from cxr.registry import aliases, audit_log, requests, versions
-from cxr.registry.aliases import Standing
+from cxr.registry import audit_log, versions
+from cxr.registry.champion import aliases, requests
+from cxr.registry.champion.aliases import Standing
+from cxr.registry.champion.promotion import Decision, decide, sentence
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
 from cxr.registry.evaluation_store import evaluation_of, external_results
-from cxr.registry.promotion import Decision, decide, sentence
 from cxr.registry.stored_names import DECISION_TAG, EVALUATION_TAG, VERDICT_TAG, current_verdict
 from cxr.registry.test_set_looks import looks_at
 from cxr.registry.versions import Version

@@ -47,7 +47,8 @@ from cxr.evaluation.predictions import Predictions, predict
 from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE
 from cxr.evaluation.summary import Settings, summarize
 from cxr.models.bundle import ModelSpec, read_bundle
-from cxr.registry import aliases, versions
+from cxr.registry import versions
+from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import evaluation_of, store_evaluation, training_images
 from cxr.registry.test_set_looks import record_look
 from cxr.registry.versions import Version

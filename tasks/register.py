@@ -64,7 +64,7 @@ from cxr.evaluation.training_record import (
     read_training_record,
 )
 from cxr.evaluation.training_record import RECORD_FILE as TRAINING_FILE
-from cxr.inference.openvino_agreement import Agreement, ValidationAnswers, accept_runtime, tags_of
+from cxr.inference.openvino.agreement import Agreement, ValidationAnswers, accept_runtime, tags_of
 from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, read_spec, write_spec
 from cxr.models.reference import REFERENCE_FILE, read_reference
 from cxr.registry import registration, runs, tracking_store, versions
@@ -213,7 +213,7 @@ def _add_runtime(
     known = versions.find_version(spec)
     if known and versions.has_runtime(known):
         return {}
-    from cxr.inference.openvino_export import export_runtime, remove_runtime  # torch, which only an export needs
+    from cxr.inference.openvino.export import export_runtime, remove_runtime  # torch, which only an export needs
 
     most = Agreement(**bounds.model_dump())
     try:

@@ -32,7 +32,7 @@ if __name__ == "__main__":
     answer_help(command_line())
 
 from cxr.common.errors import ParamsError
-from cxr.registry import aliases, requests
+from cxr.registry.champion import aliases, requests
 
 
 def rollback(*, approved_by: str, reason: str, version: str | None = None, restore_only: bool = False) -> None:

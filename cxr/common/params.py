@@ -77,7 +77,7 @@ class Paths(Section):
 
 
 class Source(Section):
-    """One set of raw images. `layout` is a name in `cxr.dataset.layouts.LAYOUTS`."""
+    """One set of raw images. `layout` is a name in `cxr.dataset.layouts.table.LAYOUTS`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     layout: Text
@@ -271,7 +271,7 @@ class EvaluateParams(Section):
 
 
 class RuntimeBounds(Section):
-    """How far the export may differ from torch; see cxr.inference.openvino_agreement.Agreement."""
+    """How far the export may differ from torch; see cxr.inference.openvino.agreement.Agreement."""
 
     probability: Share
     changed_share: Share

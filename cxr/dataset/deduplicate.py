@@ -13,8 +13,8 @@ from cxr.common.classes import Label
 from cxr.common.on_disk import array_on_disk, release
 from cxr.dataset.ingest import Accepted, ChosenImages, Rejected
 from cxr.dataset.inspect import THUMBNAIL_SIDE_PX
+from cxr.dataset.layouts.raw_set import Rejection
 from cxr.dataset.near_duplicates import Pairs, connected_groups, correlation_of, similar_pairs
-from cxr.dataset.raw_set import Rejection
 
 CONFLICTING = "conflicting labels"
 MOSAIC = "mosaic or posterised"

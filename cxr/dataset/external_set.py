@@ -27,9 +27,9 @@ from types import MappingProxyType
 from cxr.common.classes import LABELS
 from cxr.common.errors import SourceError
 from cxr.common.files import is_special
-from cxr.dataset.class_folders import ClassFolders
-from cxr.dataset.layouts import COVID19, KERMANY
-from cxr.dataset.raw_set import Rejection
+from cxr.dataset.layouts.class_folders import ClassFolders
+from cxr.dataset.layouts.raw_set import Rejection
+from cxr.dataset.layouts.table import COVID19, KERMANY
 
 PNEUMONIA = "pneumonia"
 EXTERNAL_LABELS = (*LABELS, PNEUMONIA)

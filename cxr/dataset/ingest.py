@@ -18,8 +18,8 @@ from cxr.common.errors import ImageError, SourceError
 from cxr.common.on_disk import Spool
 from cxr.common.threads import map_in_order
 from cxr.dataset.inspect import InspectedImage, inspect_image
-from cxr.dataset.layouts import LAYOUTS, layout_named
-from cxr.dataset.raw_set import Annotation, RawSet, Rejection, files_below
+from cxr.dataset.layouts.raw_set import Annotation, RawSet, Rejection, files_below
+from cxr.dataset.layouts.table import LAYOUTS, layout_named
 from cxr.imaging.decode import max_file_bytes
 
 UNREADABLE = "unreadable"
@@ -45,7 +45,7 @@ class RawFile:
         return self.raw_set.folder / self.name
 
     def stored_bytes(self, data: bytes, max_pixels: int) -> bytes:
-        """Return the bytes to store for the file. Raises ImageError: see `cxr.dataset.raw_set.RawSet`."""
+        """Return the bytes to store for the file. Raises ImageError: see `cxr.dataset.layouts.raw_set.RawSet`."""
         return self.raw_set.stored_bytes(self.path, data, max_pixels=max_pixels)
 
 
@@ -138,7 +138,7 @@ def list_files(source: str, layout: str, location: Path, *, is_archive: bool) ->
 
     Args:
         source: name of the source.
-        layout: a name in `cxr.dataset.layouts.LAYOUTS`.
+        layout: a name in `cxr.dataset.layouts.table.LAYOUTS`.
         location: the set's folder or the folder above it.
         is_archive: `location` holds the contents of one archive. Every entry of an archive has to be accounted for, so
             files beside the set's folder count too, except those in other sets' folders.

@@ -3,7 +3,7 @@
 `predict`, `score`, the web app, the PACS worker and MLflow's server all answer through `Classifier`, so that the same
 image gets the same answer everywhere. Preprocessing, class order and calibration are those saved with the weights; no
 parameter of this checkout changes them. The engine `torch` answers bit for bit as the evaluation did. The engine
-`openvino` runs the exported network (cxr/inference/openvino.py) and imports no torch.
+`openvino` runs the exported network (cxr/inference/openvino/runtime.py) and imports no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cxr.imaging.decode import EncodedImage, open_image
 from cxr.inference.answer import Answer
 from cxr.inference.input_checks import prepare_chest_xray
 from cxr.inference.ood import OodDetector, ood_detector
-from cxr.inference.openvino import Runtime, load_runtime
+from cxr.inference.openvino.runtime import Runtime, load_runtime
 from cxr.inference.orientation import orientation_check
 from cxr.models.bundle import ModelSpec, read_bundle, read_spec
 from cxr.models.forward import BATCH_SIZE, calibrated, choose_device, predict_with_features, referred

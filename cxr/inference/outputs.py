@@ -1,7 +1,7 @@
 """Answers as files: where the model looked as a PNG, and for a DICOM image a Structured Report of its own study.
 
     <overlays>/<image>.overlay.png    the image with the heat of the predicted class (cxr/imaging/overlay.py)
-    <reports>/<image>.sr.dcm          the Structured Report (cxr/inference/dicom_sr.py); for DICOM images only
+    <reports>/<image>.sr.dcm          the Structured Report (cxr/inference/dicom_objects/report.py), for DICOM alone
     <reports>/<image>.overlay.dcm     the overlay as a Secondary Capture, where overlays are asked for, too
     <reports>/<image>.heat.dcm        the heat as a Parametric Map, likewise
 
@@ -62,8 +62,8 @@ class AnswerFiles:
         self, path: Path, dicom: bytes, answer: Answer, classifier: Classifier, looked: Explanation | None
     ) -> None:
         # highdicom takes a second to import, and most runs write no report
-        from cxr.inference.dicom_answer import answer_objects
-        from cxr.inference.dicom_objects import Author
+        from cxr.inference.dicom_objects.answer import answer_objects
+        from cxr.inference.dicom_objects.shared import Author
 
         author, now = Author.of(classifier.number, classifier.spec), datetime.now().astimezone()
         for kind, made in answer_objects(

@@ -22,9 +22,9 @@ from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
 from cxr.inference.classifier import Classifier
 from cxr.inference.decoding.decoders import Decoders
-from cxr.inference.dicom_answer import answer_objects
-from cxr.inference.dicom_objects import Author, earlier_series_uid, is_report_of, object_uid
-from cxr.inference.dicom_sr import Explains
+from cxr.inference.dicom_objects.answer import answer_objects
+from cxr.inference.dicom_objects.report import Explains
+from cxr.inference.dicom_objects.shared import Author, earlier_series_uid, is_report_of, object_uid
 from cxr.inference.explanation import Explanation, explain
 from cxr.inference.pipeline import AnsweredImage, PreparedImage, answer_prepared
 from cxr.models.forward import BATCH_SIZE

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from cxr.common.errors import DataError, RegistryError
 from cxr.dataset.manifest import sha256_of_test_set
 from cxr.evaluation.comparison import compare
-from cxr.registry import aliases, runs, versions
+from cxr.registry import runs, versions
+from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import evaluation_of
 from cxr.reporting.report import Champion
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from cxr.common.errors import RegistryError
 from cxr.common.files import sha256_of
-from cxr.registry import aliases, runs, tracking_store
+from cxr.registry import runs, tracking_store
+from cxr.registry.champion import aliases
 from cxr.registry.stored_names import MODEL, SIZE_TAG
 from cxr.registry.versions import get_version
 

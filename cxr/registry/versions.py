@@ -1,8 +1,8 @@
 """The model registry: versions of one model, found by number or by the aliases `challenger` and `champion`.
 
 A version is a bundle (weights, spec) with what it comes from as tags; the same weights with the same calibration
-are one version, however often they are registered. cxr.registry.registration makes versions, cxr.registry.aliases
-moves the alias `champion`.
+are one version, however often they are registered. cxr.registry.registration makes versions, and
+cxr.registry.champion.aliases moves the alias `champion`.
 
 Whoever asks for the champion gets the version that the alias is on. Where the audit log says otherwise, one line warns.
 """
@@ -143,7 +143,7 @@ def _version(found: ModelVersion | StoredVersion) -> Version:
 
 
 def has_runtime(version: Version) -> bool:
-    """Say whether an exported network was accepted for the version (cxr.inference.openvino)."""
+    """Say whether an exported network was accepted for the version (cxr.inference.openvino.runtime)."""
     return has_files(version, _RUNTIME)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from cxr.common.engines import NO_TORCH, Engine, has_torch
 from cxr.common.errors import CxrError
 from cxr.inference.classifier import Classifier, load_classifier
-from cxr.registry.aliases import mismatch
+from cxr.registry.champion.aliases import mismatch
 from cxr.registry.versions import Version, fetch_bundle, get_version
 from cxr.webapp.batcher import Batcher
 from cxr.webapp.model_info import ModelCard, read_card

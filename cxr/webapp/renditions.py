@@ -79,8 +79,8 @@ def overlay_png(data: bytes, classifier: Classifier, answer: Answer, heat: NDArr
 
 def report_of(data: bytes, classifier: Classifier, answer: Answer, made_at: datetime) -> Made:
     """Return the Structured Report of a DICOM image, whose header may lack what links it."""
-    from cxr.inference.dicom_objects import Author  # highdicom, which they import, takes a second
-    from cxr.inference.dicom_sr import structured_report
+    from cxr.inference.dicom_objects.report import structured_report
+    from cxr.inference.dicom_objects.shared import Author  # highdicom, which they import, takes a second
 
     author = Author.of(classifier.number, classifier.spec)
     return Made(structured_report(data, answer, author=author, name=NAME, made_at=made_at))

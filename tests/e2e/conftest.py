@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.registry import aliases
+from cxr.registry.champion import aliases
 from tests.support.sample_project import copy_project, enter, make_sample_project
 from tests.support.tiny_model import write_image
 

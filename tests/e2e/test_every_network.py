@@ -13,7 +13,8 @@ from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build, smallest_image_px
 from cxr.models.forward import classify, predict_logits
 from cxr.models.grad_cam import grad_cam_of_images
-from cxr.registry import aliases, runs, versions
+from cxr.registry import runs, versions
+from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from cxr.training.data import TrainingData
 from cxr.training.loop import fit

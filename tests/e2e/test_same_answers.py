@@ -24,7 +24,8 @@ from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify, predict_with_features
 from cxr.models.reference import MEASURES, REFERENCE_FILE, image_measures, make_reference, write_reference
-from cxr.registry import aliases, versions
+from cxr.registry import versions
+from cxr.registry.champion import aliases
 from tasks import predict, score
 from tests.support.registry_project import (
     CLASSES,

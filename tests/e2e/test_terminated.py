@@ -16,7 +16,8 @@ from cxr.common.errors import Terminated
 from cxr.common.files import read_json
 from cxr.common.params import override
 from cxr.inference.score_store import read_scores
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.faults import fault
 from tests.support.moments import (

@@ -20,7 +20,8 @@ from prefect.states import Cancelled, Completed, Failed, Running, Scheduled
 
 from cxr.common.findings import Finding
 from cxr.common.params import override
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
 from flows.doctor import (
     check_disk,
     check_locks,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cxr.registry import aliases, tracking_store, versions
-from cxr.registry.requests import open_requests
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
+from cxr.registry.champion.requests import open_requests
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
 from tests.support.project import PROJECT

@@ -19,7 +19,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
 from flows.promote import promote
 from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project, register, write_model

@@ -19,7 +19,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.states import Completed
 
 from cxr.common.cli import run_command
-from cxr.registry import tracking_store, webhook
+from cxr.registry import tracking_store
+from cxr.registry.champion import webhook
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
 from flows.watch import Watch, _is_of_this_machine, handler, watch

@@ -24,7 +24,8 @@ from cxr.pacs.feed import ACCOUNT_VARIABLES, PacsUnavailableError
 from cxr.pacs.journal import digest_of
 from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import MAX_TRIES
-from cxr.registry import aliases, runs
+from cxr.registry import runs
+from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from tasks import pacs
 from tests.support.dicom_answers import sound_answers

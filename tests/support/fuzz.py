@@ -39,7 +39,7 @@ from cxr.common.files import write_json
 from cxr.common.params import read_params
 from cxr.dataset.corrections import read_corrections
 from cxr.dataset.image_array import read_image_array
-from cxr.dataset.layouts import LAYOUTS
+from cxr.dataset.layouts.table import LAYOUTS
 from cxr.dataset.manifest import read_split
 from cxr.evaluation.result_files import read_calibration, read_metrics, read_predictions
 from cxr.inference.feedback import Feedback, add_feedback, read_feedback

@@ -15,7 +15,7 @@ from cxr.common.files import sha256_of, write_json
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.registry import tracking_store
-from cxr.registry.promotion import LINEAGE_TAGS
+from cxr.registry.champion.promotion import LINEAGE_TAGS
 from tests.support.registry_project import CLASSES, N_TEST, metrics, spec, write_predictions
 
 MODEL = "chest-xray-pneumonia"

@@ -11,7 +11,8 @@ import torch
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.reference import REFERENCE_FILE, image_measures, make_reference, write_reference
-from cxr.registry import aliases, versions
+from cxr.registry import versions
+from cxr.registry.champion import aliases
 from tests.support.registry_project import CLASSES, enter_project, register, spec, write_model
 
 SIZE_PX = 32

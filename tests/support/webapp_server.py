@@ -23,7 +23,8 @@ from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding
 from cxr.inference.classifier import Classifier
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
-from cxr.registry import aliases, runs, versions
+from cxr.registry import runs, versions
+from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.model_info import measured_of, read_card

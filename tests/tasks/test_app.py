@@ -11,7 +11,7 @@ import pytest
 
 from cxr.common.errors import RegistryError
 from cxr.common.params import override, read_params
-from cxr.registry import aliases
+from cxr.registry.champion import aliases
 from tasks import app
 from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for

@@ -14,7 +14,8 @@ import pytest
 from cxr.common.errors import DataError, RegistryError
 from cxr.common.locks import file_lock, step_lock, worktree_lock
 from cxr.common.params import override
-from cxr.registry import aliases, retention, tracking_store, versions
+from cxr.registry import retention, tracking_store, versions
+from cxr.registry.champion import aliases
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
 from tasks.retention.items import checkpoints, worktrees

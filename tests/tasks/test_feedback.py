@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from cxr.common.errors import ParamsError, PromotionRejectedError, SourceError
 from cxr.common.params import override
 from cxr.dataset.external_set import read_external_set
-from cxr.dataset.labelled_folder import LabelledFolder
+from cxr.dataset.layouts.labelled_folder import LabelledFolder
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.feedback import Feedback, add_feedback, read_feedback
 from cxr.registry import versions

@@ -17,7 +17,8 @@ from cxr.common.params import read_params
 from cxr.inference.feedback import Feedback, add_feedback
 from cxr.inference.score_store import PartWriter, schema, version_folder
 from cxr.models.reference import MEASURES, REFERENCE_FILE
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
 from tasks.monitor import monitor
 from tests.support.registry_project import CLASSES, enter_project, reference, register, write_model
 

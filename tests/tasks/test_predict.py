@@ -20,7 +20,8 @@ from cxr.imaging.decode import SUFFIXES, image_from_bytes
 from cxr.models.bundle import read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
-from cxr.registry import aliases, runs
+from cxr.registry import runs
+from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from tasks import predict
 from tests.support.dicom_images import PATIENT, dicom_image, picture

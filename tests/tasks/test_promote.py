@@ -16,8 +16,9 @@ import pytest
 
 from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError, RegistryError
 from cxr.common.files import read_json, sha256_of, write_json
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
 from cxr.registry.audit_log import Move
+from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import store_evaluation, store_external
 from cxr.registry.test_set_looks import record_look
 from tasks import history, promote, rollback

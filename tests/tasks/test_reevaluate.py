@@ -19,7 +19,8 @@ from cxr.imaging.decode import image_from_bytes
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify
-from cxr.registry import aliases, runs, versions
+from cxr.registry import runs, versions
+from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import evaluation_of, keep_training_images
 from cxr.registry.registration import register_version
 from tasks import reevaluate

@@ -27,7 +27,8 @@ from cxr.inference.score_store import read_scores
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, image_measures, make_reference, write_reference
-from cxr.registry import aliases, runs, tracking_store, versions
+from cxr.registry import runs, tracking_store, versions
+from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from tasks import predict, score
 from tests.support.faults import fault

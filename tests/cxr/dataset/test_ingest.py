@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from cxr.common.on_disk import Spool
-from cxr.dataset.class_folders import ClassFolderSet
 from cxr.dataset.deduplicate import deduplicate
 from cxr.dataset.ingest import Accepted, AcceptedImages, ChosenImages, RawFile
 from cxr.dataset.inspect import InspectedImage, perceptual_hash
-from cxr.dataset.layouts import KERMANY
-from cxr.dataset.raw_set import Acquisition, Annotation
+from cxr.dataset.layouts.class_folders import ClassFolderSet
+from cxr.dataset.layouts.raw_set import Acquisition, Annotation
+from cxr.dataset.layouts.table import KERMANY
 
 MANY = 2000
 THUMBNAIL_BYTES = 32 * 32

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from cxr.common.errors import SourceError
-from cxr.dataset.labelled_folder import LabelledFolder
-from cxr.dataset.raw_set import Acquisition, Annotation, Rejection
+from cxr.dataset.layouts.labelled_folder import LabelledFolder
+from cxr.dataset.layouts.raw_set import Acquisition, Annotation, Rejection
 from cxr.dicom.deidentify import KEY_VARIABLE, shifted_day
 from tests.support.dicom_images import SECRETS, dicom_image, picture
 

@@ -6,8 +6,8 @@ import pytest
 
 from cxr.common.classes import Label
 from cxr.common.errors import ParamsError, SourceError
-from cxr.dataset.layouts import COVID19, KERMANY, LAYOUTS, layout_named, layouts_in
-from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
+from cxr.dataset.layouts.raw_set import Acquisition, Annotation, Rejection, files_below
+from cxr.dataset.layouts.table import COVID19, KERMANY, LAYOUTS, layout_named, layouts_in
 
 
 @pytest.mark.parametrize(

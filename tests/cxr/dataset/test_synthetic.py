@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cxr.dataset.layouts import COVID19, KERMANY
-from cxr.dataset.raw_set import Annotation
+from cxr.dataset.layouts.raw_set import Annotation
+from cxr.dataset.layouts.table import COVID19, KERMANY
 from cxr.dataset.synthetic import DUPLICATE, KEPT, PLANTED, write_sample
 
 PATIENTS = 24

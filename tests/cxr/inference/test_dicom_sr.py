@@ -17,10 +17,10 @@ from cxr.common.errors import ImageError
 from cxr.common.notices import NOT_CLINICAL, notice
 from cxr.imaging.decode import decode_grey
 from cxr.inference.answer import Answer
-from cxr.inference.dicom_heat import parametric_map
-from cxr.inference.dicom_objects import MODEL, Author, earlier_series_uid, is_report_of
-from cxr.inference.dicom_overlay import secondary_capture
-from cxr.inference.dicom_sr import structured_report
+from cxr.inference.dicom_objects.heat_map import parametric_map
+from cxr.inference.dicom_objects.overlay import secondary_capture
+from cxr.inference.dicom_objects.report import structured_report
+from cxr.inference.dicom_objects.shared import MODEL, Author, earlier_series_uid, is_report_of
 from cxr.registry import versions
 from tests.support.dicom_answers import checked
 from tests.support.dicom_images import COMPLETE, dicom_image, picture

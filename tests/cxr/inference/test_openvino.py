@@ -16,11 +16,11 @@ from torch import nn
 from cxr.common.cli import add_engine_argument
 from cxr.common.errors import ParamsError, WeightsError
 from cxr.common.files import read_json, write_json
-from cxr.inference import openvino
 from cxr.inference.classifier import load_classifier
-from cxr.inference.openvino import GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE, Runtime, load_runtime
-from cxr.inference.openvino_agreement import Agreement, ValidationAnswers, accept_runtime, agreement_of, tags_of
-from cxr.inference.openvino_export import export_runtime
+from cxr.inference.openvino import runtime as openvino
+from cxr.inference.openvino.agreement import Agreement, ValidationAnswers, accept_runtime, agreement_of, tags_of
+from cxr.inference.openvino.export import export_runtime
+from cxr.inference.openvino.runtime import GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE, Runtime, load_runtime
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import classify, predict_with_features

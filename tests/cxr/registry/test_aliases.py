@@ -19,9 +19,10 @@ import mlflow
 import pytest
 
 from cxr.common.errors import PromotionHeldError, RegistryError
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
 from cxr.registry.audit_log import Kind, Move
 from cxr.registry.audit_log_store import claim_of
+from cxr.registry.champion import aliases
 from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
@@ -32,7 +33,8 @@ MOVE = """
 import sys, time
 from pathlib import Path
 from cxr.common.cli import run_command
-from cxr.registry import aliases, tracking_store
+from cxr.registry import tracking_store
+from cxr.registry.champion import aliases
 tracking_store.client().search_experiments()
 number, instead_of = sys.argv[1:3]
 Path(f"ready-{number}").touch()
@@ -46,7 +48,7 @@ run_command(move)
 KILLED = """
 import os, signal
 import mlflow
-from cxr.registry import aliases
+from cxr.registry.champion import aliases
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 mlflow.MlflowClient.set_registered_model_alias = die

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cxr.common.errors import RegistryError
-from cxr.registry import aliases, direct_lookup, tracking_store, versions
+from cxr.registry import direct_lookup, tracking_store, versions
+from cxr.registry.champion import aliases
 from cxr.registry.stored_names import HEAD_TAG, entry_tag
 from cxr.registry.versions import Version, get_version
 from tests.support.mlflow_server import serve_mlflow

@@ -9,7 +9,8 @@ import pytest
 from cxr.common.errors import RegistryError
 from cxr.common.files import read_json
 from cxr.models.bundle import ModelSpec
-from cxr.registry import aliases, runs, versions
+from cxr.registry import runs, versions
+from cxr.registry.champion import aliases
 from cxr.registry.model_origin import Origin, against_champion, origin_of, origin_of_version
 from tests.support.registry_project import enter_project, register, spec, write_model
 

@@ -10,8 +10,8 @@ import pytest
 from cxr.common.command_params import PromoteParams
 from cxr.dataset.manifest import sha256_of_test_set
 from cxr.registry.audit_log import Move
+from cxr.registry.champion.promotion import LINEAGE_TAGS, Decision, decide
 from cxr.registry.evaluation_artifacts import EvaluationArtifacts
-from cxr.registry.promotion import LINEAGE_TAGS, Decision, decide
 
 CLASSES = ("normal", "viral", "bacterial")
 PARAMS = PromoteParams(

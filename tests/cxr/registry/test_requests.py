@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from cxr.common.errors import PromotionRejectedError, RegistryError
-from cxr.registry import aliases, tracking_store
-from cxr.registry.requests import Request, open_requests
+from cxr.registry import tracking_store
+from cxr.registry.champion import aliases
+from cxr.registry.champion.requests import Request, open_requests
 from cxr.registry.stored_names import CHAMPION, MODEL, REQUESTED
 from tasks import promote, rollback
 from tests.support.registry_project import call, enter_project, register, write_model

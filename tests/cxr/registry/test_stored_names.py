@@ -10,7 +10,8 @@ import pytest
 
 from cxr.common.errors import RegistryError
 from cxr.inference.classifier import load_classifier
-from cxr.registry import aliases, tracking_store, versions
+from cxr.registry import tracking_store, versions
+from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import evaluation_of, training_images
 from cxr.registry.stored_names import current_verdict, current_version_tags, entry_tag
 from tasks import history, promote, rollback

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import ImageError, SourceError
 from cxr.common.files import is_special
-from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
+from cxr.dataset.layouts.raw_set import Acquisition, Annotation, Rejection, files_below
 from cxr.dicom.deidentify import Identity, deidentified, patient_digest, patient_key, read_identity, shifted_day
 from cxr.imaging.decode import is_dicom
 

@@ -23,7 +23,7 @@ from cxr.registry.audit_log_store import Claim, StoredLog, claim_of, contradicti
 from cxr.registry.stored_names import CHAMPION, ENTRY_TAG, HEAD_TAG, MODEL, claim_names, entry_tag
 from cxr.registry.versions import Version, get_version, look_up
 
-log = logging.getLogger("cxr.registry.aliases")
+log = logging.getLogger("cxr.registry.champion.aliases")
 
 
 @dataclass(frozen=True)

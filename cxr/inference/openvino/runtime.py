@@ -1,7 +1,7 @@
 """The exported network on a CPU through OpenVINO, several times faster than torch: loading and running it.
 
 `runtime.xml`, `runtime.weights`   the graph, from prepared images to scores and features, and its tensors
-`runtime.json`                     the precisions in which it agreed with torch (cxr/inference/openvino_agreement.py)
+`runtime.json`                     the precisions in which it agreed with torch (cxr/inference/openvino/agreement.py)
 
 Neither torch nor the model's own weights are loaded here, so that a first answer does not wait for them. Nothing
 compiled is kept on disk: the graph compiles in less than a second, and a damaged cache would go unnoticed.

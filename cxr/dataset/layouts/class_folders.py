@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import Label
 from cxr.common.errors import SourceError
-from cxr.dataset.raw_set import Acquisition, Annotation, Rejection, files_below
+from cxr.dataset.layouts.raw_set import Acquisition, Annotation, Rejection, files_below
 
 UNKNOWN_FOLDER = "unknown class folder"
 UNKNOWN_NAME = "unknown class in the file name"
@@ -48,7 +48,7 @@ class ClassFolders:
         return f"{{{','.join(self.parts)}}}/{{{','.join(self.class_folders)}}}"
 
     def open(self, location: Path) -> "ClassFolderSet":
-        """Find the set in `location`: see `cxr.dataset.raw_set.Layout`."""
+        """Find the set in `location`: see `cxr.dataset.layouts.raw_set.Layout`."""
         folder = self.find(location)
         paths = [str(path) for path in files_below(folder)]
         if not paths:

@@ -1,7 +1,7 @@
 """Export a network from torch to OpenVINO.
 
 The graph takes prepared images (grey levels, uint8) and returns scores and features; its tensors are stored as float16.
-It is used only in precisions that cxr.inference.openvino_agreement accepts.
+It is used only in precisions that cxr.inference.openvino.agreement accepts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.common.errors import WeightsError
-from cxr.inference.openvino import GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE, first_line, import_openvino
+from cxr.inference.openvino.runtime import GRAPH_FILE, GRAPH_WEIGHTS_FILE, RUNTIME_FILE, first_line, import_openvino
 from cxr.models.factory import logits_and_features
 from cxr.models.forward import to_input
 

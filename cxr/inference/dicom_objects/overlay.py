@@ -15,7 +15,8 @@ from pydicom.sr.coding import Code
 from cxr.common.notices import NOT_CLINICAL
 from cxr.dicom.tags import image_errors
 from cxr.inference.answer import Answer
-from cxr.inference.dicom_objects import (
+from cxr.inference.dicom_objects.report import meaning
+from cxr.inference.dicom_objects.shared import (
     MODEL,
     Author,
     cautions,
@@ -29,7 +30,6 @@ from cxr.inference.dicom_objects import (
     series_uid,
     written,
 )
-from cxr.inference.dicom_sr import meaning
 
 
 def secondary_capture(

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from cxr.inference.answer import Answer
-from cxr.inference.dicom_heat import parametric_map
-from cxr.inference.dicom_objects import Author, Kind
-from cxr.inference.dicom_overlay import secondary_capture
-from cxr.inference.dicom_sr import Explains, structured_report
+from cxr.inference.dicom_objects.heat_map import parametric_map
+from cxr.inference.dicom_objects.overlay import secondary_capture
+from cxr.inference.dicom_objects.report import Explains, structured_report
+from cxr.inference.dicom_objects.shared import Author, Kind
 from cxr.inference.explanation import Explanation
 
 

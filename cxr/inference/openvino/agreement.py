@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cxr.common.files import write_json
 from cxr.common.on_disk import take
 from cxr.evaluation.metrics import measure
-from cxr.inference.openvino import RUNTIME_FILE, Precision, Runtime, native_precisions
+from cxr.inference.openvino.runtime import RUNTIME_FILE, Precision, Runtime, native_precisions
 from cxr.models.forward import BATCH_SIZE, calibrated
 
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ class RawSet(Protocol):
 
 
 class Layout(Protocol):
-    """How a set of raw images is laid out; `cxr.dataset.layouts.LAYOUTS` lists all layouts."""
+    """How a set of raw images is laid out; `cxr.dataset.layouts.table.LAYOUTS` lists all layouts."""
 
     @property
     def source_name(self) -> str:

@@ -1,14 +1,14 @@
 """The table of layouts of raw images, and the file names of the two public sets.
 
 A new layout is one entry in `LAYOUTS`: a `ClassFolders` with its own function from file name to label, patient and
-acquisition, or a class of its own that provides `cxr.dataset.raw_set.Layout`.
+acquisition, or a class of its own that provides `cxr.dataset.layouts.raw_set.Layout`.
 
 `chest_xray`  Kermany, Zhang, Goldbaum 2018 (doi 10.17632/rscbjbr9sj.2)
               chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/
               personN_bacteria_M.jpeg, personN_virus_M.jpeg; IM-NNNN-MMMM.jpeg, NORMAL2-IM-NNNN-MMMM.jpeg
 `covid19`     Kaggle pranavraikokte/covid19-image-dataset
               Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}/
-`labelled`    images in any folder structure, DICOM included, and labels.csv: see cxr/dataset/labelled_folder.py
+`labelled`    images in any folder structure, DICOM included, and labels.csv: see cxr/dataset/layouts/labelled_folder.py
 
 A patient ID holds source and part. Where file names do not show whether two images are of one patient, both get the
 same patient ID. A split may then be coarser than necessary, but no patient leaks.
@@ -24,9 +24,9 @@ from pathlib import Path, PurePosixPath
 
 from cxr.common.classes import Label
 from cxr.common.errors import ParamsError, SourceError
-from cxr.dataset.class_folders import UNKNOWN_NAME, ClassFolders, NameFacts
-from cxr.dataset.labelled_folder import LabelledFolder
-from cxr.dataset.raw_set import Acquisition, Layout, Rejection
+from cxr.dataset.layouts.class_folders import UNKNOWN_NAME, ClassFolders, NameFacts
+from cxr.dataset.layouts.labelled_folder import LabelledFolder
+from cxr.dataset.layouts.raw_set import Acquisition, Layout, Rejection
 
 _PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<agent>bacteria|virus)_", re.IGNORECASE)
 # NORMAL2-IM-0383 and IM-0383 count as one patient: only the number groups (see docs/decisions.md).

@@ -28,7 +28,7 @@ from cxr.common.classes import LABELS
 from cxr.common.notices import NOT_CLINICAL
 from cxr.dicom.tags import image_errors
 from cxr.inference.answer import Answer
-from cxr.inference.dicom_objects import (
+from cxr.inference.dicom_objects.shared import (
     MODEL,
     Author,
     cautions,
@@ -76,7 +76,7 @@ def structured_report(
         name: of the image in errors.
         made_at: date and time of the report, in local time.
         explained_by: the objects that are stored, too, and to which the report refers: "overlay", the picture of
-            `cxr.inference.dicom_overlay`, and "heat", the map of `cxr.inference.dicom_heat`.
+            `cxr.inference.dicom_objects.overlay`, and "heat", the map of `cxr.inference.dicom_objects.heat_map`.
 
     Raises:
         ImageError: the header cannot be read, or lacks the UIDs that link a report to the image.

@@ -1,7 +1,7 @@
 """Where the model looked as a DICOM Parametric Map in the study of the image: numbers, for programs.
 
-The Secondary Capture (cxr/inference/dicom_overlay.py) is for people. A map holds the same heat, float32 from 0 to 1,
-with the code that DICOM has for it: Gradient-weighted class activation (CID 217, Visual Explanation).
+The Secondary Capture (cxr/inference/dicom_objects/overlay.py) is for people. A map holds the same heat, float32 from 0
+to 1, with the code that DICOM has for it: Gradient-weighted class activation (CID 217, Visual Explanation).
 
 PS3.3 A.75 requires a frame of reference, which a radiograph does not have. A map gets one of its own, so no other image
 can be taken to lie in it: its origin is the centre of the image's first pixel, and its plane that of the image, rows
@@ -30,7 +30,8 @@ from pydicom.sr.codedict import codes
 from cxr.common.notices import NOT_CLINICAL
 from cxr.dicom.tags import image_errors
 from cxr.inference.answer import Answer
-from cxr.inference.dicom_objects import (
+from cxr.inference.dicom_objects.report import meaning
+from cxr.inference.dicom_objects.shared import (
     MODEL,
     Author,
     cautions,
@@ -44,7 +45,6 @@ from cxr.inference.dicom_objects import (
     series_uid,
     written,
 )
-from cxr.inference.dicom_sr import meaning
 
 _DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
 _UPRIGHT = ("L", "F")  # as every frontal image is shown, and as the Secondary Capture says

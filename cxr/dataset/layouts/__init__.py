@@ -1,0 +1,1 @@
+"""How raw sets are laid out on disk: files, labels and patients of each layout."""

@@ -1,0 +1,1 @@
+"""The exported network: run, compared with torch, and exported."""

@@ -1,0 +1,1 @@
+"""Who is champion: the gate, the moves of the alias, their audit log, and what people ask for in MLflow."""
