@@ -89,7 +89,7 @@ def test_one_name_in_four_places(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_the_code_it_imports(stage: str) -> None:
     named, used = code_named_by(stage), code_of(stage)
-    covering = {file: {file, str(Path(file).parent)} & named for file in used}
+    covering = {file: {file, *map(str, Path(file).parents)} & named for file in used}
     assert sorted(file for file, names in covering.items() if not names) == [], "imported and not in dvc.yaml"
     assert sorted(named - set().union(*covering.values())) == [], "in dvc.yaml and not imported"
 
