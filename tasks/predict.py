@@ -32,7 +32,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,12 +68,13 @@ from tqdm import tqdm
 from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
-from cxr.imaging.decode import EncodedImage, max_file_bytes
+from cxr.imaging.decode import max_file_bytes
 from cxr.inference.answer_table import Result, Style, Summary, Table
 from cxr.inference.classifier import Classifier, load_classifier
+from cxr.inference.decoding.decoders import UNATTENDED_SECONDS, Decoders
 from cxr.inference.image_source import images_below
 from cxr.inference.outputs import AnswerFiles
-from cxr.inference.pipeline import AnsweredImage, PreparedImage, answered_batches, prepare_file
+from cxr.inference.pipeline import AnsweredImage, ModelInput, PreparedImage, answered_batches, prepare_file
 from cxr.registry.versions import MODEL, fetch_bundle, get_version
 
 
@@ -90,10 +91,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of an image until it is answered: its `uid` ("" unless it is DICOM), and the `file` if needed."""
+    """What is kept of an image until it is answered: its `uid` ("" unless it is DICOM), and its bytes if needed.
+
+    Files are made from the image as it is stored.
+    """
 
     uid: str
-    file: EncodedImage | None
+    data: bytes | None
 
 
 def predict(
@@ -109,27 +113,36 @@ def predict(
     """
     images = _images(paths, [folder for folder in (overlays, reports) if folder is not None])
     version = get_version(model)
-    classifier = load_classifier(fetch_bundle(version), number=version.number, engine=engine)
-    style = Style.of_output()
+    with Decoders(min(os.cpu_count() or 1, len(images)), seconds=UNATTENDED_SECONDS) as decoders:
+        decoders.start()  # beside the loading of the model
+        classifier = load_classifier(fetch_bundle(version), number=version.number, engine=engine)
+        failed = _print_all(images, classifier, decoders, AnswerFiles(overlays, reports), as_json=as_json)
+    if failed:
+        raise ImageError(
+            f"{failed} of {len(images)} files could not be read, or not be given a report; the lines above say why",
+            reason="not an image",
+        )
+
+
+def _print_all(
+    images: list[Image], classifier: Classifier, decoders: Decoders, files: AnswerFiles, *, as_json: bool
+) -> int:
+    """Print each answer as soon as its batch is done; return how many images had none."""
+    style, failed = Style.of_output(), 0
     table, summary = Table(classifier.spec, [str(image.path) for image in images], style), Summary()
-    failed = 0
     with tqdm(total=len(images), unit=" images", leave=False, disable=None if len(images) > 1 else True) as bar:
         if sys.stderr.isatty():
             print(" " * len(_LOADING), end="\r", file=sys.stderr, flush=True)
         if not as_json:
             bar.write(f"{_title(classifier)}\n{table.heading()}")
-        for result in _classified(images, classifier, AnswerFiles(overlays, reports)):
+        for result in _classified(images, classifier, decoders, files):
             failed += result.error is not None
             summary.add(result)
             bar.write(_json(result, classifier) if as_json else table.row(result))
             bar.update()
     if not as_json:
         print("\n".join([*summary.lines(style), notice(synthetic=classifier.spec.synthetic)]))
-    if failed:
-        raise ImageError(
-            f"{failed} of {len(images)} files could not be read, or not be given a report; the lines above say why",
-            reason="not an image",
-        )
+    return failed
 
 
 def _json(result: Result, classifier: Classifier) -> str:
@@ -175,21 +188,22 @@ def _name(file: Path, given: Path) -> str:
     return file.name if file == given else file.relative_to(given).as_posix()
 
 
-def _classified(images: list[Image], classifier: Classifier, files: AnswerFiles) -> Iterator[Result]:
+def _classified(
+    images: list[Image], classifier: Classifier, decoders: Decoders, files: AnswerFiles
+) -> Iterator[Result]:
     """Yield the result for each image, in order."""
-    keeps_file = files.overlays is not None or files.reports is not None
-    read = partial(_prepared, classifier=classifier, keep=partial(_keep, keeps_file=keeps_file))
-    workers = min(os.cpu_count() or 1, len(images))
-    with closing(answered_batches(classifier, images, read, workers=workers)) as batches:
+    keeps_data = files.overlays is not None or files.reports is not None
+    read = partial(_prepared, classifier=classifier, decoders=decoders, keeps_data=keeps_data)
+    with closing(answered_batches(classifier, images, read, workers=decoders.count)) as batches:
         for batch in batches:
             for one in batch:
                 yield _result(one, classifier, files)
 
 
 def _prepared(
-    image: Image, *, classifier: Classifier, keep: Callable[[EncodedImage], Kept]
+    image: Image, *, classifier: Classifier, decoders: Decoders, keeps_data: bool
 ) -> PreparedImage[Image, Kept]:
-    limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that `prepare` sees the excess
+    limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that the excess is seen
 
     def read() -> bytes:
         if image.path == STANDARD_INPUT:
@@ -197,17 +211,13 @@ def _prepared(
         with image.path.open("rb") as file:
             return file.read(limit)
 
-    return prepare_file(read, classifier, key=image, name=str(image), keep=keep)
+    def keep(data: bytes, decoded: ModelInput) -> Kept:
+        uid = ""
+        if decoded.format == "DICOM":
+            (uid,) = decoders.tags(data, ["SOPInstanceUID"], name=str(image))
+        return Kept(uid, data if keeps_data else None)
 
-
-def _keep(image: EncodedImage, *, keeps_file: bool) -> Kept:
-    """Return what is needed of an image after its answer; files are made from the image as it is stored."""
-    uid = ""
-    if image.header.format == "DICOM":
-        from cxr.dicom.header import sop_instance_uid  # pydicom takes 0.4 s to import, few images need it
-
-        uid = sop_instance_uid(image.data)
-    return Kept(uid, image if keeps_file else None)
+    return prepare_file(read, classifier, decode=decoders.model_input, key=image, name=str(image), keep=keep)
 
 
 def _result(answered: AnsweredImage[Image, Kept], classifier: Classifier, files: AnswerFiles) -> Result:
@@ -216,10 +226,10 @@ def _result(answered: AnsweredImage[Image, Kept], classifier: Classifier, files:
     if answered.answer is None or image.pixels is None or image.kept is None:
         return Result(path, error=str(image.error), sha256=image.sha256)
     result = Result(path, answered.answer, sha256=image.sha256, uid=image.kept.uid)
-    opened = image.kept.file
-    if opened is None:
+    if image.kept.data is None:
         return result
     try:
+        opened = classifier.open(image.kept.data, name=str(image.key))
         files.write(image.key.name, opened, image.pixels, answered.answer, classifier)
     except ImageError as error:
         return replace(result, error=str(error))

@@ -10,6 +10,7 @@ from typing import Any
 
 from cxr.common.errors import ImageError
 from cxr.inference.classifier import Classifier
+from cxr.inference.decoding.decoders import UNATTENDED_SECONDS, Decoders
 from cxr.inference.image_source import ImageFile, Location
 from cxr.inference.pipeline import (
     NOT_OPENED,
@@ -48,12 +49,13 @@ def score_images(
         location: where the images are read.
         images: of the location, those not known to be scored.
         scored: images whose bytes it holds are left out.
-        workers: threads that read and decode.
+        workers: threads that read, and processes that decode.
         beside: returns more columns of an image's row.
 
     Raises:
         SourceError: the location no longer answers; what was yielded stands.
     """
+    decoders = Decoders(workers, seconds=UNATTENDED_SECONDS)
 
     def read(image: ImageFile) -> PreparedImage[ImageFile, None]:
         try:
@@ -63,12 +65,13 @@ def score_images(
         return prepare_file(
             lambda: location.read(image.path),
             classifier,
+            decode=decoders.model_input,
             key=image,
             name=image.path,
             is_known=lambda sha256: scored.has_bytes(image.path, sha256),
         )
 
-    with closing(answered_batches(classifier, images, read, workers=workers)) as batches:
+    with decoders, closing(answered_batches(classifier, images, read, workers=workers)) as batches:
         for batch in batches:
             now = scored.next_time()
             found = [one for one in batch if one.answer is not None or one.image.error is not None]

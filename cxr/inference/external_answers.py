@@ -40,7 +40,7 @@ def answer_images(
         location: where the images are read.
         images: of the location.
         parts: folder of the parts. Those of another model, engine or state of an image are not used.
-        workers: threads that read and decode.
+        workers: threads that read, and processes that decode.
         progress: called with the number of images that were done.
     """
     model = hashlib.sha256(f"{classifier.spec!r} {classifier.engine}".encode()).hexdigest()

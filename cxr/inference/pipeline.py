@@ -2,7 +2,7 @@
 
 `prepare` turns the bytes of a file into what the model takes, or into the error that says why it cannot.
 `answer_prepared` answers a batch of those. `answered_batches` does both for any number of files in bounded memory:
-threads read and decode the next files while the network computes.
+threads read the next files, and decode them or have them decoded, while the network computes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.errors import ImageError
-from cxr.imaging.decode import EncodedImage, max_file_bytes
+from cxr.imaging.decode import max_file_bytes
 from cxr.models.forward import BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -37,6 +37,28 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 log = logging.getLogger("cxr.inference")
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """An image as the model takes it.
+
+    pixels   (H, W)
+    format   of the file; see cxr.imaging.decode.FORMATS
+    sha256   of the file
+    """
+
+    pixels: NDArray[np.uint8]
+    format: str
+    sha256: str
+
+
+class Decode(Protocol):
+    """Makes the model's input of a file's bytes."""
+
+    def __call__(self, data: bytes, classifier: Classifier, *, name: str) -> ModelInput:
+        """Raise ImageError where the file, called `name` in it, is no image that the model takes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,13 +86,37 @@ class AnsweredImage(Generic[Key, Kept]):
     answer: Answer | None
 
 
+def model_input(data: bytes, classifier: Classifier, *, name: str) -> ModelInput:
+    """Decode and prepare one image in this process, which a decoder that crashes ends.
+
+    Args:
+        data: the file's bytes.
+        classifier: the model that will answer.
+        name: what errors call the file.
+
+    Raises:
+        ImageError: the file is not an image that the model takes.
+    """
+    try:
+        check_size(len(data), classifier, name=name)
+        image = classifier.open(data, name=name)
+        pixels = classifier.prepare(image)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders fail on damaged files in ways of their own; their messages may quote a tag
+        log.warning("an image could not be read: its decoder failed with %s", type(error).__name__)
+        raise ImageError(f"{name} cannot be read: its contents are damaged", reason="not an image") from None
+    return ModelInput(pixels, image.header.format, hashlib.sha256(data).hexdigest())
+
+
 def prepare(
     data: bytes,
     classifier: Classifier,
     *,
+    decode: Decode,
     key: Key,
     name: str,
-    keep: Callable[[EncodedImage], Kept] | None = None,
+    keep: Callable[[bytes, ModelInput], Kept] | None = None,
     is_known: Callable[[str], bool] | None = None,
 ) -> PreparedImage[Key, Kept]:
     """Decode and prepare one image; what is wrong with it becomes the `error` of the result.
@@ -78,34 +124,30 @@ def prepare(
     Args:
         data: the file's bytes.
         classifier: the model that will answer.
+        decode: `model_input`, or that of `cxr.inference.decoding.decoders.Decoders`.
         key: what the caller knows the file by.
         name: what errors call the file.
-        keep: takes the opened image and returns what to keep of it; its ImageError is that of the image.
+        keep: takes the bytes and what was decoded, and returns what to keep; its ImageError is that of the image.
         is_known: called with the SHA-256 of the bytes; where it returns True, the image is left out.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     if is_known is not None and is_known(sha256):
         return PreparedImage(key, sha256=sha256)
     try:
-        check_size(len(data), classifier, name=name)
-        image = classifier.open(data, name=name)
-        pixels = classifier.prepare(image)
-        return PreparedImage(key, pixels, sha256=sha256, kept=keep(image) if keep else None)
+        decoded = decode(data, classifier, name=name)
+        return PreparedImage(key, decoded.pixels, sha256=sha256, kept=keep(data, decoded) if keep else None)
     except ImageError as error:
         return PreparedImage(key, error=error, sha256=sha256)
-    except Exception as error:  # decoders fail on damaged files in ways of their own; their messages may quote a tag
-        log.warning("an image could not be read: its decoder failed with %s", type(error).__name__)
-        damaged = ImageError(f"{name} cannot be read: its contents are damaged", reason="not an image")
-        return PreparedImage(key, error=damaged, sha256=sha256)
 
 
 def prepare_file(
     read: Callable[[], bytes],
     classifier: Classifier,
     *,
+    decode: Decode,
     key: Key,
     name: str,
-    keep: Callable[[EncodedImage], Kept] | None = None,
+    keep: Callable[[bytes, ModelInput], Kept] | None = None,
     is_known: Callable[[str], bool] | None = None,
 ) -> PreparedImage[Key, Kept]:
     """Read a file and prepare it as `prepare` does; an OSError of `read` becomes an `error` with reason NOT_OPENED."""
@@ -117,7 +159,7 @@ def prepare_file(
     except OSError as failure:
         error = ImageError(f"{name} cannot be opened: {failure.strerror or failure}", reason=NOT_OPENED)
         return PreparedImage(key, error=error)
-    return prepare(data, classifier, key=key, name=name, keep=keep, is_known=is_known)
+    return prepare(data, classifier, decode=decode, key=key, name=name, keep=keep, is_known=is_known)
 
 
 def check_size(size_bytes: int, classifier: Classifier, *, name: str) -> None:
@@ -156,7 +198,7 @@ def answered_batches(
         classifier: the model.
         files: what `read` takes, one by one.
         read: reads and prepares one file, with `prepare` or `prepare_file`; called in several threads.
-        workers: threads that read and decode.
+        workers: threads that call it.
 
     Raises:
         Exception: what `read` raises.

@@ -20,7 +20,7 @@ import pandas as pd
 from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.inference.answer import SHOWN_FIELDS, Answer, columns
 from cxr.inference.classifier import load_classifier
-from cxr.inference.pipeline import PreparedImage, answered_batches, prepare
+from cxr.inference.pipeline import PreparedImage, answered_batches, model_input, prepare
 
 with warnings.catch_warnings():  # MLflow warns of its own type hints at every import
     warnings.filterwarnings("ignore", message=".*hint is inferred as AnyType", category=UserWarning)
@@ -57,7 +57,8 @@ class ServedModel(PythonModel):
 
     def _answers(self, images: Sequence[bytes]) -> Iterator[Answer]:
         def read(row: int) -> PreparedImage[int, None]:
-            return prepare(images[row], self.classifier, key=row, name=f"image in row {row}")
+            name = f"image in row {row}"
+            return prepare(images[row], self.classifier, decode=model_input, key=row, name=name)
 
         workers = os.cpu_count() or 1
         with closing(answered_batches(self.classifier, range(len(images)), read, workers=workers)) as batches:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from cxr.common.errors import ImageError
 from cxr.inference.classifier import Classifier
-from cxr.inference.decoding.decoders import Decoders, ModelInput
+from cxr.inference.decoding.decoders import Decoders
 from cxr.inference.decoding.worker import Made
+from cxr.inference.pipeline import ModelInput
 from cxr.webapp.fair_turns import FairTurns
 from cxr.webapp.limits import Limits, RejectedError
 from cxr.webapp.renditions import NAME

@@ -1,7 +1,7 @@
 """Decodes the images of strangers in a few processes that can be killed, with limits of time and memory.
 
-The web app and the PACS worker decode here: a service must not hang, crash or run out of memory by one image. What the
-processes run is cxr/inference/decoding/worker.py.
+The web app, the PACS worker, `predict`, `score` and `external` decode here: no service and no nightly run may hang,
+crash or run out of memory by one image. What the processes run is cxr/inference/decoding/worker.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +27,10 @@ import cxr
 from cxr.common.errors import ImageError
 from cxr.inference.classifier import Classifier
 from cxr.inference.decoding.worker import READY, Call, Made
-from cxr.inference.pipeline import check_size, prepare
+from cxr.inference.pipeline import ModelInput, check_size, model_input
+
+UNATTENDED_SECONDS = 30.0
+"""That an image may take where nobody waits for it: `predict`, `score` and `external`."""
 
 TOO_SLOW = "too slow"
 """The reason of the ImageError of an image that took longer than it may; its process has been killed."""
@@ -120,20 +122,6 @@ def _made(head: dict[str, Any], content: bytes) -> Made:
     return Made(content, head["described"])
 
 
-@dataclass(frozen=True)
-class ModelInput:
-    """An image as the model takes it.
-
-    pixels   (H, W)
-    format   of the file; see cxr.imaging.decode.FORMATS
-    sha256   of the file
-    """
-
-    pixels: NDArray[np.uint8]
-    format: str
-    sha256: str
-
-
 class Decoders:
     """Processes that decode; a context that ends them. Safe in as many threads as there are processes.
 
@@ -144,7 +132,7 @@ class Decoders:
     """
 
     def __init__(self, count: int, *, seconds: float, module: str = __name__) -> None:
-        self._seconds = seconds
+        self.count, self._seconds = count, seconds
         self._processes = [DecodeProcess(module) for _ in range(count)]
         self._idle: SimpleQueue[DecodeProcess] = SimpleQueue()
         for process in self._processes:
@@ -192,7 +180,7 @@ class Decoders:
         return self.call(function, data, classifier.without_network(), *given, name=name, max_pixels=max_pixels)
 
     def model_input(self, data: bytes, classifier: Classifier, *, name: str) -> ModelInput:
-        """Return an image as the model takes it, equal to `cxr.inference.pipeline.prepare`. Raises ImageError."""
+        """Return an image as the model takes it, equal to `cxr.inference.pipeline.model_input`. Raises ImageError."""
         made = self.rendered(prepared_pixels, data, classifier, name, name=name)
         pixels = np.frombuffer(made.content, np.uint8).reshape(made.described["shape"])
         return ModelInput(pixels, made.described["format"], made.described["sha256"])
@@ -225,11 +213,8 @@ class Decoders:
 
 def prepared_pixels(data: bytes, classifier: Classifier, name: str) -> Made:
     """Return what `Decoders.model_input` does, in this process."""
-    prepared = prepare(data, classifier, key=None, name=name, keep=lambda opened: opened.header.format)
-    if prepared.pixels is None:
-        raise prepared.error or ImageError(f"{name} cannot be read", reason="not an image")
-    described = {"shape": prepared.pixels.shape, "format": prepared.kept, "sha256": prepared.sha256}
-    return Made(prepared.pixels.tobytes(), described)
+    made = model_input(data, classifier, name=name)
+    return Made(made.pixels.tobytes(), {"shape": made.pixels.shape, "format": made.format, "sha256": made.sha256})
 
 
 def original_grey(data: bytes, classifier: Classifier, name: str) -> Made:
