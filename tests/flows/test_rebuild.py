@@ -157,16 +157,21 @@ def test_the_command_line_prints_one_line_a_stage_and_the_gates_exit_code(tiny: 
     assert lines[4] == ["report", str(tiny / "reports" / "report.html")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@fault("flows.rebuild", "SIGTERM of the flow", "its stage ends too", "exit code 143; the next run goes on")
 @fault("flows.rebuild", "SIGKILL of the flow", "its stage ends too", "the next run repairs the lock and goes on")
-def test_a_killed_flow_takes_its_stage_along_and_the_next_run_goes_on(tiny: Path) -> None:
+def test_a_killed_flow_takes_its_stage_along_and_the_next_run_goes_on(tiny: Path, number: signal.Signals) -> None:
     (tiny / "hang-train").touch()
     with flow_process("--no-promote") as process:
         said = tiny / "models" / "pid"
         while not said.exists() or not said.read_text():
             assert process.poll() is None
             time.sleep(0.1)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        os.kill(process.pid, number)
+        said_at_the_end = process.communicate()[1].splitlines()
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert said_at_the_end[-1] == "terminated; run the same command again to continue"
     stage = int(said.read_text())
     deadline = time.monotonic() + 20
     while psutil.pid_exists(stage) and time.monotonic() < deadline:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -13,6 +14,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 
+from flows import upkeep
 from flows.upkeep import AUTOMATION, Slots, missed_runs, on_this_machine, put_in_order, runs_in, slots_of_deployments
 from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
@@ -74,12 +76,22 @@ def test_a_slot_that_no_run_holds_is_freed(client: SyncPrefectClient, deployment
     assert slots_of(client, deployment).taken == 0
 
 
-def test_of_the_runs_that_were_missed_the_newest_catches_up_and_the_others_say_why(client: SyncPrefectClient) -> None:
+@fault("make serve", "the clock jumps back an hour, or forward a day, while the worker is down",
+       "no run counts as missed before its time; of those that do one catches up",
+       "the others are Cancelled with the reason")  # fmt: skip
+def test_of_the_runs_that_were_missed_the_newest_catches_up_and_the_others_say_why(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = client.create_deployment(client.create_flow(idle), name="often", work_pool_name=pool(client), paused=False)
     every_second = IntervalSchedule(interval=timedelta(seconds=1), anchor_date=datetime.now(UTC))
     client.create_deployment_schedules(made, [(every_second, True)])
     wait_for(lambda: len(missed_runs(client, POOL)) >= 3)
     client.pause_deployment(made)
+    for hours, missed in ((-1, 0), (24, len(runs_in(client, (StateType.SCHEDULED,), POOL)) - 1)):
+        moved = Mock(now=lambda zone, hours=hours: datetime.now(zone) + timedelta(hours=hours))
+        with monkeypatch.context() as patched:
+            patched.setattr(upkeep, "datetime", moved)
+            assert len(missed_runs(client, POOL)) == missed
     before = datetime.now(UTC)
     done = put_in_order(POOL)
     assert len(done) >= 3

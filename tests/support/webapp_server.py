@@ -190,9 +190,9 @@ class Process:
     log: Path
     process: "subprocess.Popen[bytes]"
 
-    def interrupt(self) -> int:
-        """Press Ctrl-C, return the exit code."""
-        self.process.send_signal(signal.SIGINT)
+    def end(self) -> int:
+        """Send SIGTERM, as docker and systemd do; return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
 

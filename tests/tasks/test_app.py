@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from cxr.common.errors import RegistryError
@@ -70,6 +71,7 @@ class Clients:
         return {version for _, version in self.responses}
 
 
+@fault("web app", "SIGTERM", "it ends, and its decoders with it", "exit code 0")
 @fault("web app", "a new champion is damaged", "the earlier one keeps answering", "the log says why")
 def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_damaged_one_does_not() -> None:
     """The champion moves to a good version, to a damaged one and back; then the registry fails."""
@@ -97,7 +99,10 @@ def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_da
         wait_for(lambda: len(clients.responses) > count + 5)
         responses = clients.end()
         metrics = httpx.get(f"{served.address}/metrics").text
-        assert served.interrupt() == 0
+        decoders = psutil.Process(served.process.pid).children()
+        assert served.end() == 0
+        assert decoders
+        assert psutil.wait_procs(decoders, timeout=10)[1] == []
         log = served.log.read_text()
     assert {status for status, _ in responses} == {200}
     assert {version for _, version in responses} == {first.number, second.number}
