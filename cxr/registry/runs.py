@@ -169,13 +169,26 @@ def grouped(name: str) -> str:
     return f"{_METRIC_GROUPS[group]}/{rest}" if group in _METRIC_GROUPS else f"training/{name}"
 
 
-def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-    """Record metrics of one step, an epoch or 0."""
+def now_ms() -> int:
+    """Return the time as MLflow counts it."""
+    return time.time_ns() // 1_000_000
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0, *, at_ms: int | None = None) -> None:
+    """Record metrics of one step, an epoch or 0.
+
+    Args:
+        run_id: of the run.
+        metrics: name -> value.
+        step: of all of them.
+        at_ms: when they were measured (now). The store keeps one of those that are equal in all, so what may have
+            arrived is sent again with the time that it had.
+    """
     store = client()
     from mlflow.entities import Metric
 
-    now_ms = time.time_ns() // 1_000_000
-    batch = [Metric(grouped(name), float(value), now_ms, step) for name, value in metrics.items()]
+    moment = now_ms() if at_ms is None else at_ms
+    batch = [Metric(grouped(name), float(value), moment, step) for name, value in metrics.items()]
     with store_errors(f"recording metrics of run {run_id}"):
         store.log_batch(run_id, metrics=batch)
 

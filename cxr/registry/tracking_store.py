@@ -98,8 +98,11 @@ def client() -> MlflowClient:
         _check_answers(uri)
         from mlflow import MlflowClient
 
-        # Its warnings of each retry would bury the one line that says what is wrong.
+        # Warnings of each retry, and a traceback for each lost connection, would bury the one line that says what is
+        # wrong.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        for library in ("sqlalchemy.pool", "mlflow.store.db.utils"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -23,6 +23,7 @@ from cxr.registry.runs import (
     log_files,
     log_metrics,
     log_params,
+    now_ms,
     start_run,
 )
 from cxr.registry.tracking_store import tracking_uri
@@ -35,7 +36,7 @@ class TrainingRun:
     """An open run; its `run_id` belongs in the checkpoint, so that a killed training resumes the same run."""
 
     run_id: str
-    _unsent: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    _unsent: list[tuple[dict[str, float], int, int]] = field(default_factory=list)
     _files_lost: bool = False
     _members: list[TrainingRun] = field(default_factory=list)
 
@@ -68,13 +69,14 @@ class TrainingRun:
 
     def log_epoch(self, metrics: Mapping[str, float], step: int) -> None:
         """Record an epoch and those before it that are not recorded yet; a dead store never stops a training."""
-        self._unsent.append((dict(metrics), step))
+        self._unsent.append((dict(metrics), step, now_ms()))
         self._send()
 
     def _send(self) -> None:
         try:
             while self._unsent:
-                log_metrics(self.run_id, *self._unsent[0])
+                metrics, step, at_ms = self._unsent[0]
+                log_metrics(self.run_id, metrics, step, at_ms=at_ms)
                 self._unsent.pop(0)
         except RegistryError as error:
             log.warning("%d epochs are not in the tracking store yet: %s", len(self._unsent), error)

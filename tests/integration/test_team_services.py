@@ -20,6 +20,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.support.clones import Clone, make_clone
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.servers import free_ports
@@ -151,6 +152,9 @@ def mlflow(team: Team, endpoint: str, /, **query: Any) -> Any:
     return answer.json()
 
 
+@fault("flows.rebuild", "PostgreSQL, MLflow, Prefect and S3 are each killed once in the middle of it",
+       "one finished run with every epoch, one version, one entry in the record",
+       "the same command goes on where S3 was gone")  # fmt: skip
 def test_every_service_was_killed_and_the_same_command_ended_well(loop: Loop) -> None:
     assert loop.killed
     assert loop.codes[0] != 0, "without S3 nothing can be registered"
