@@ -1,5 +1,6 @@
 """PACS integration: classifies the images that arrive in a PACS and stores the results in their studies.
 
+transport  HTTP with limits of time
 feed       what the worker needs of any PACS
 orthanc    client of Orthanc's REST API
 dicomweb   client of DICOMweb (QIDO-RS, WADO-RS, STOW-RS)

@@ -27,7 +27,6 @@ from cxr.dicom.header import MODALITIES
 from cxr.dicom.tags import quiet_libraries
 from cxr.pacs.feed import (
     REJECTED,
-    TIMEOUTS_SECONDS,
     Change,
     Changes,
     Instance,
@@ -93,8 +92,7 @@ class DicomWeb:
     def __init__(self, url: str, journal: Path, *, days: int) -> None:
         quiet_libraries()
         logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL + 1)  # its log lines hold UIDs
-        self.address, session = web_address(url)
-        self._session = _with_timeouts(session)
+        self.address, self._session = web_address(url)
         self._client = DICOMwebClient(self.address, session=self._session)
         self._client.set_http_retry_params(retry=False)
         self._journal, self._days = Journal(journal), days
@@ -315,13 +313,3 @@ def _pages(search: Callable[..., list[Json]], uid: str) -> list[Json]:
 def _value(found: Json, tag: str) -> str:
     values = found.get(tag, {}).get("Value") or [""]
     return str(values[0])
-
-
-def _with_timeouts(session: requests.Session) -> requests.Session:
-    class Adapter(requests.adapters.HTTPAdapter):
-        def send(self, *args: Any, **options: Any) -> requests.Response:
-            return super().send(*args, **(options | {"timeout": TIMEOUTS_SECONDS}))
-
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
-    return session

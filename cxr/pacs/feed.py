@@ -10,11 +10,9 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from cxr.common.errors import SourceError
+from cxr.pacs.transport import limited_session
 
 ACCOUNT_VARIABLES = ("CXR_PACS_USER", "CXR_PACS_PASSWORD")
-
-TIMEOUTS_SECONDS = (10, 120)
-"""To connect, and to respond."""
 
 REJECTED = frozenset({400, 404, 406, 409, 410, 413, 415, 422})
 """Statuses that concern one object; any other, such as 507 for a full disk, stops the worker until it is resolved."""
@@ -111,7 +109,7 @@ def web_address(url: str) -> tuple[str, requests.Session]:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise SourceError("the address of the PACS is invalid; expected one such as http://127.0.0.1:8042")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    session = requests.Session()
+    session = limited_session()
     session.trust_env = False  # images must not go through a proxy, and .netrc must not override the account
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
     given = [os.environ.get(name) for name in ACCOUNT_VARIABLES]

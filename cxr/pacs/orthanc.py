@@ -16,7 +16,6 @@ import requests
 from cxr.common.errors import SourceError
 from cxr.pacs.feed import (
     REJECTED,
-    TIMEOUTS_SECONDS,
     Change,
     Changes,
     Instance,
@@ -155,9 +154,7 @@ class Orthanc:
         self, method: str, path: str, body: bytes | None = None, *, accept: Set[int] = REJECTED
     ) -> requests.Response:
         try:
-            response = self._session.request(
-                method, self.address + path, data=body, timeout=TIMEOUTS_SECONDS, allow_redirects=False
-            )
+            response = self._session.request(method, self.address + path, data=body, allow_redirects=False)
         except requests.RequestException as error:
             kind = type(error).__name__  # its message holds the whole address
             raise PacsUnavailableError(f"{self.address} does not respond ({kind}); is Orthanc running there?") from None

@@ -12,7 +12,7 @@ import pytest
 
 from cxr.common import s3
 from cxr.common.errors import CxrError, RegistryError, SourceError
-from cxr.pacs import dicomweb, orthanc
+from cxr.pacs import transport
 from cxr.pacs.dicomweb import DicomWeb
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.orthanc import Orthanc
@@ -20,7 +20,7 @@ from cxr.registry import runs, tracking_store, versions
 from flows import remote_cache
 from tests.flows.test_server_errors import start_flow
 from tests.support.faults import fault
-from tests.support.misbehaving import MANNERS, misbehaving
+from tests.support.misbehaving import DRIPPING, MANNERS, misbehaving
 from tests.support.servers import s3_settings
 
 GARBAGE = "it answers with a web page, JSON of another form, status 500, half an answer, or not at all"
@@ -78,7 +78,7 @@ def test_s3(manner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("manner", MANNERS)
 @fault("PACS, Orthanc", GARBAGE, "nothing is taken for an image, and nothing for answered", SOURCE_LINE)
 def test_orthanc(manner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orthanc, "TIMEOUTS_SECONDS", (1, 1))
+    monkeypatch.setattr(transport, "TIMEOUTS_SECONDS", (1, 1))
     with misbehaving(manner) as address:
         pacs = Orthanc(address)
         for ask in (lambda: pacs.changes(0, 10), pacs.last_change, lambda: pacs.instance("a")):
@@ -93,13 +93,25 @@ def test_orthanc(manner: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @fault("PACS, DICOMweb", "it answers with status 500, half an answer, or not at all",
        "the worker waits and asks again", LINE)  # fmt: skip
 def test_dicomweb(manner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicomweb, "TIMEOUTS_SECONDS", (1, 1))
+    monkeypatch.setattr(transport, "TIMEOUTS_SECONDS", (1, 1))
     with misbehaving(manner) as address:
         pacs = DicomWeb(address, tmp_path / "state.found", days=7)
         with pytest.raises(PacsUnavailableError) as raised:
             pacs.changes(0, 10)
         one_line(raised, address)
     assert pacs.last_change() == 0
+
+
+@pytest.mark.parametrize("part", DRIPPING)
+@fault("PACS, Orthanc and DICOMweb", "it sends a byte now and then, and never a whole answer",
+       "the request ends after 15 minutes; the worker waits and asks again", LINE)  # fmt: skip
+def test_a_dripping_pacs(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "ANSWER_SECONDS", 0.5)
+    with misbehaving(part) as address:
+        for pacs in (Orthanc(address), DicomWeb(address, tmp_path / "state.found", days=7)):
+            with pytest.raises(PacsUnavailableError) as raised:
+                pacs.changes(0, 10)
+            one_line(raised, address)
 
 
 @pytest.mark.parametrize("manner", ["a page", "nothing"])

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from typing import Any
 
 from tests.support.servers import serving
@@ -16,12 +17,18 @@ ANSWERS: dict[str, tuple[int, str, bytes]] = {
 }
 """Status, type and content of the answer to every request, by manner."""
 MANNERS = (*ANSWERS, "half an answer", "nothing")
+DRIPPING = ("a dripping header", "a dripping answer", "a dripping answer without a length")
 
 
 @contextlib.contextmanager
 def misbehaving(manner: str) -> Iterator[str]:
-    """Serve in one of MANNERS; yield the address. "nothing" holds a request until the block ends."""
+    """Serve in one of MANNERS or DRIPPING; yield the address. "nothing" holds a request until the block ends."""
     ended = threading.Event()
+
+    def drip(file: BufferedIOBase) -> None:
+        with contextlib.suppress(OSError):  # the client has hung up
+            while not ended.wait(0.05):
+                file.write(b" ")
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -29,12 +36,20 @@ def misbehaving(manner: str) -> Iterator[str]:
                 ended.wait()
                 self.close_connection = True
                 return
+            if manner == "a dripping header":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nServer:")
+                drip(self.wfile)
+                return
             status, kind, content = ANSWERS.get(manner, ANSWERS["an empty object"])
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content) + (1000 if manner == "half an answer" else 0)))
+            if manner != "a dripping answer without a length":
+                more = 1000 if manner in {"half an answer", "a dripping answer"} else 0
+                self.send_header("Content-Length", str(len(content) + more))
             self.end_headers()
             self.wfile.write(content)
+            if manner in DRIPPING:
+                drip(self.wfile)
 
         def __getattr__(self, name: str) -> Callable[[], None]:
             if not name.startswith("do_"):
