@@ -3,10 +3,12 @@
 import hashlib
 import hmac
 import signal
+import socket
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -161,6 +163,19 @@ def test_a_long_message_is_refused_unread(receiver: tuple[str, Watch]) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+
+
+@fault("flows.watch", "senders that begin a message and do not end it", "a genuine one is heard all the same",
+       "nothing; a connection is closed after 10 s of silence")  # fmt: skip
+def test_messages_that_never_end_do_not_hide_a_genuine_one(receiver: tuple[str, Watch]) -> None:
+    address, watch = receiver
+    place = httpx.URL(address)
+    with ExitStack() as open_ones:
+        for _ in range(4):
+            dripping = open_ones.enter_context(socket.create_connection((place.host, place.port or 80)))
+            dripping.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+        assert httpx.post(address, content=b"{}", headers=signed(b"{}")).status_code == 204
+    assert watch.woken.is_set()
 
 
 def test_the_secrets_are_drawn_once_for_their_owner_alone(tmp_path: Path) -> None:
