@@ -88,7 +88,7 @@ def watch(*, host: str, port: int, address: str) -> None:
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at a run
     found = Watch(webhook.read_secrets(mlruns_folder() / webhook.KEYS_FILE).signing if address else "")
-    with ThreadingHTTPServer((host, port), handler(found)) as server:
+    with receiver(found, host=host, port=port) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         if address:
             _subscribe(found, address)
@@ -109,6 +109,11 @@ def _subscribe(found: Watch, address: str) -> None:
         found.subscribed = True
     except CxrError as error:
         log.warning("%s; without messages, the store is looked at every %.0f s", error, LOOK_SECONDS)
+
+
+def receiver(found: Watch, *, host: str, port: int) -> ThreadingHTTPServer:
+    """Return a server that listens for MLflow's messages, each in a thread of its own; port 0 takes a free one."""
+    return ThreadingHTTPServer((host, port), handler(found))
 
 
 def handler(found: Watch) -> type[BaseHTTPRequestHandler]:

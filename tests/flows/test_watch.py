@@ -10,7 +10,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -20,12 +19,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.states import Completed
 
+import flows.watch
 from cxr.common.cli import run_command
 from cxr.registry import tracking_store
 from cxr.registry.champion import webhook
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
-from flows.watch import Watch, _is_of_this_machine, handler, watch
+from flows.watch import Watch, _is_of_this_machine, watch
 from tests.support.faults import fault
 from tests.support.mlflow_server import serve_mlflow
 from tests.support.moments import in_child, signals_itself
@@ -44,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, Watch]]:
     watch = Watch(SIGNED_WITH)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler(watch)) as server:
+    with flows.watch.receiver(watch, host="127.0.0.1", port=0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/", watch
