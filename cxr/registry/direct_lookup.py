@@ -6,7 +6,8 @@
 Nothing is kept between calls, so a moved alias, a changed tag and a deleted version are seen at once. Only the ordinary
 answer is given: the version is there, and the alias `champion` agrees with a sound audit log. For everything else, such
 as an alias moved by hand, a locked store or a rejected account, `find` returns None: cxr.registry.versions then asks
-MLflow, which also finds the words for what is wrong.
+MLflow, which also finds the words for what is wrong. A server that sends its answer byte by byte is not asked again,
+because MLflow's client would wait for ever.
 """
 
 from __future__ import annotations
@@ -21,18 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode, urlsplit
+from weakref import WeakSet
 
+from cxr.common.deadline import LateError, cut_after, noting_sockets
+from cxr.common.errors import RegistryError
 from cxr.registry import tracking_store
 from cxr.registry.audit_log_store import agrees
 from cxr.registry.stored_names import CHAMPION, MODEL
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection
+    from socket import socket
 
 LAYOUT = "dc11669786a5"
 """The revision of the tables of MLflow 3.17 (its table `alembic_version`)."""
 
 _WAIT_SECONDS = 5
+_ANSWER_SECONDS = 60.0
+"""Of all that is asked for one version."""
 _KNOWN_SETTINGS = {
     tracking_store.STORE_VARIABLE,
     "MLFLOW_TRACKING_USERNAME",
@@ -70,7 +77,11 @@ class _Store(Protocol):
 
 
 def find(which: str) -> StoredVersion | None:
-    """Return a version by number or alias; None where MLflow has to be asked, see the module."""
+    """Return a version by number or alias; None where MLflow has to be asked, see the module.
+
+    Raises:
+        RegistryError: a server began an answer and did not end it in time.
+    """
     if _has_other_settings():
         return None
     tracking_store.take_password_out_of_address()
@@ -117,9 +128,17 @@ def _server(uri: str) -> Iterator[_Store]:
     from http.client import HTTPConnection, HTTPSConnection
 
     parts = urlsplit(uri)
-    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    sockets: WeakSet[socket] = WeakSet()
+    connect = noting_sockets(HTTPSConnection if parts.scheme == "https" else HTTPConnection, sockets)
     with contextlib.closing(connect(parts.hostname or "", parts.port, timeout=_WAIT_SECONDS)) as connection:
-        yield _Server(connection, f"{parts.path.rstrip('/')}/api/2.0/mlflow")
+        try:
+            with cut_after(_ANSWER_SECONDS, sockets):
+                yield _Server(connection, f"{parts.path.rstrip('/')}/api/2.0/mlflow")
+        except LateError as late:
+            raise RegistryError(
+                f"the tracking store {tracking_store.public_uri()} sends {late}; check that it is not overloaded, then "
+                "run the same command again"
+            ) from None
 
 
 class _LocalStore:

@@ -103,6 +103,18 @@ def test_dicomweb(manner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("part", DRIPPING)
+@fault("MLflow", "it sends a byte now and then, and never a whole answer", "nothing is started; a minute is waited",
+       REGISTRY_LINE)  # fmt: skip
+def test_a_dripping_mlflow(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxr.registry.direct_lookup._ANSWER_SECONDS", 0.5)
+    with misbehaving(part) as address:
+        monkeypatch.setenv(tracking_store.STORE_VARIABLE, address)
+        with pytest.raises(RegistryError, match="no whole answer") as raised:
+            versions.get_version("champion")
+        one_line(raised, address)
+
+
+@pytest.mark.parametrize("part", DRIPPING)
 @fault("PACS, Orthanc and DICOMweb", "it sends a byte now and then, and never a whole answer",
        "the request ends after 15 minutes; the worker waits and asks again", LINE)  # fmt: skip
 def test_a_dripping_pacs(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
