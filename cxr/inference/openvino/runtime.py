@@ -45,7 +45,12 @@ class Runtime:
         """
         core = _core()
         graph, weights = folder / GRAPH_FILE, folder / GRAPH_WEIGHTS_FILE
-        settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            # A pinned thread waits behind whatever else runs on its core, and the others spin until it is done.
+            "ENABLE_CPU_PINNING": False,
+        }
         try:
             self._request = core.compile_model(
                 core.read_model(model=graph, weights=weights), "CPU", settings
