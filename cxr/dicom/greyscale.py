@@ -53,6 +53,31 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A window that a file offers, in the units after the modality LUT; `name` is its explanation, or empty."""
+
+    name: str
+    centre: float
+    width: float
+
+
+@dataclass(frozen=True, eq=False)
+class WideLevels:
+    """Levels of an image at full depth, for a viewer that applies the window itself.
+
+    levels      (H, W) uint16
+    window      lowest and highest level of the window to start with
+    zero, step  a level means `zero + step * level`, in the units after the modality LUT; after a VOI LUT, in its
+                output. `step` is negative where the file is inverted
+    """
+
+    levels: NDArray[np.uint16]
+    window: tuple[float, float]
+    zero: float
+    step: float
+
+
+@dataclass(frozen=True)
 class GreyRules:
     """Rules from samples to grey levels.
 
@@ -83,11 +108,8 @@ class GreyRules:
         levels[padded] = 0
         return np.asarray(np.take(levels, samples), np.uint8)
 
-    def wide(self, samples: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], tuple[float, float]]:
-        """Return 16-bit levels of `samples`, to be windowed by a viewer, and the limits of the window to start with.
-
-        Values are stretched from the darkest to the brightest of the image; padding is 0.
-        """
+    def wide(self, samples: NDArray[np.uint16]) -> WideLevels:
+        """Return 16-bit levels of `samples`, stretched from the darkest to the brightest of the image; padding is 0."""
         values = self._values()
         padded, measured = self._padded(values), self._measured(values)
         if isinstance(self.voi, Table):
@@ -95,15 +117,16 @@ class GreyRules:
         used = np.zeros(len(values), np.bool_)
         used[samples.ravel()] = True
         seen = measured[used & ~padded] if (used & ~padded).any() else measured
-        low, scale = float(seen.min()), _WIDE / ((float(seen.max()) - float(seen.min())) or 1.0)
-        levels = np.clip(np.rint((measured - low) * scale), 0, _WIDE)
+        zero, step = float(seen.min()), ((float(seen.max()) - float(seen.min())) or 1.0) / _WIDE
+        levels = np.clip(np.rint((measured - zero) / step), 0, _WIDE)
         start, end = 0.0, float(_WIDE)
         if isinstance(self.voi, Window):
-            start, end = ((self.voi.centre + half - low) * scale for half in (-self.voi.width / 2, self.voi.width / 2))
+            start, end = ((self.voi.centre + half - zero) / step for half in (-self.voi.width / 2, self.voi.width / 2))
         if self.inverted:
             levels, start, end = _WIDE - levels, _WIDE - end, _WIDE - start
+            zero, step = zero + step * _WIDE, -step
         levels[padded] = 0
-        return np.take(levels.astype(np.uint16), samples), (start, end)
+        return WideLevels(np.take(levels.astype(np.uint16), samples), (start, end), zero, step)
 
     def _values(self) -> NDArray[np.int64]:
         patterns = np.arange(1 << self.bits_stored)

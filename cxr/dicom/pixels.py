@@ -6,7 +6,8 @@ those of study and patient.
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import cast
 
 import cv2
@@ -17,7 +18,7 @@ from pydicom.encaps import get_frame
 
 from cxr.dicom.codec import FrameError, decompress
 from cxr.dicom.cost import COSTLY, MOST_SCANNED_PIXELS, is_compressed_beyond_reason, scanned_pixels
-from cxr.dicom.greyscale import GreyRules, Table, Window, WindowKind, table
+from cxr.dicom.greyscale import GreyRules, Preset, Table, WideLevels, Window, WindowKind, table
 from cxr.dicom.header import BASELINE, NATIVE, RLE, DicomHeader, parse_header
 from cxr.dicom.tags import (
     BIG_ENDIAN,
@@ -28,7 +29,9 @@ from cxr.dicom.tags import (
     items,
     numbers,
     read_dicom,
+    text,
     truncated,
+    values_of,
 )
 
 IMAGE_TAGS = (
@@ -36,9 +39,13 @@ IMAGE_TAGS = (
     "PresentationIntentType", "PatientOrientation", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
     "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
-    "RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "RescaleSlope", "RescaleType", "ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth",
+    "WindowCenterWidthExplanation", "VOILUTFunction",
     "PresentationLUTShape", "ImageLaterality", "Laterality", "PixelData",
 )  # fmt: skip
+
+_MOST_PRESETS = 16  # of thousands that a file may name
+_UNSPECIFIED = "US"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +70,33 @@ class DicomImage:
             grey = grey_rules(self._dataset, self.header).apply(samples)
             return self.header.turn.apply(self.header.with_square_pixels(grey))
 
-    def wide(self) -> tuple[NDArray[np.uint16], tuple[float, float]]:
+    def wide(self) -> WideLevels:
         """Decode to 16-bit levels, in the geometry and polarity of `grey`, for a viewer that applies the window itself.
-
-        Returns:
-            (height, width) uint16, and the lowest and highest level of the window that the file asks for.
 
         Raises:
             ImageError: the pixels are truncated or damaged.
         """
         with image_errors(self.name):
-            levels, window = grey_rules(self._dataset, self.header).wide(samples_of(self._dataset, self.header))
-            return self.header.turn.apply(self.header.with_square_pixels(levels)), window
+            wide = grey_rules(self._dataset, self.header).wide(samples_of(self._dataset, self.header))
+            return replace(wide, levels=self.header.turn.apply(self.header.with_square_pixels(wide.levels)))
+
+    def presets(self) -> list[Preset]:
+        """Return the windows that the file offers, the first one first; none where a VOI LUT takes their place."""
+        with image_errors(self.name):
+            if self._has_voi_lut():
+                return []
+            names = [str(name).strip(" \0") for name in values_of(self._dataset, "WindowCenterWidthExplanation")]
+            windows = zip_longest(_windows(self._dataset)[:_MOST_PRESETS], names[:_MOST_PRESETS], fillvalue=None)
+            return [Preset(name or "", window.centre, window.width) for window, name in windows if window]
+
+    def unit(self) -> str:
+        """Return the unit of a viewer's levels, such as HU; empty where the file names none."""
+        with image_errors(self.name):
+            named = text(self._dataset, "RescaleType")
+            return "" if named == _UNSPECIFIED or self._has_voi_lut() else named
+
+    def _has_voi_lut(self) -> bool:
+        return bool(items(self._dataset, "VOILUTSequence"))
 
 
 def open_dicom(data: bytes, *, name: str, max_pixels: int) -> DicomImage:
@@ -122,14 +144,18 @@ def grey_rules(dataset: Dataset, header: DicomHeader) -> GreyRules:
 
 def _window(dataset: Dataset) -> Window | None:
     """Return the first window, or None if its centre or width is missing or invalid."""
-    centre, width = numbers(dataset, "WindowCenter")[:1], numbers(dataset, "WindowWidth")[:1]
-    if not (centre and width and math.isfinite(centre[0]) and math.isfinite(width[0])):
-        return None
+    return next(iter(_windows(dataset)), None)
+
+
+def _windows(dataset: Dataset) -> list[Window | None]:
+    """Return the windows; None for one whose centre or width is invalid."""
     function = code_string(dataset, "VOILUTFunction")
     kind = cast(WindowKind, function if function in {"LINEAR_EXACT", "SIGMOID"} else "LINEAR")
-    if width[0] < 1.0 if kind == "LINEAR" else width[0] <= 0.0:
-        return None
-    return Window(centre[0], width[0], kind)
+    least = 1.0 if kind == "LINEAR" else math.ulp(0.0)
+    return [
+        Window(centre, width, kind) if math.isfinite(centre) and math.isfinite(width) and width >= least else None
+        for centre, width in zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False)
+    ]
 
 
 def _padding(dataset: Dataset, header: DicomHeader) -> tuple[int, int] | None:

@@ -122,17 +122,22 @@ class EncodedImage:
         Raises:
             ImageError: see `grey`.
         """
-        if self._dicom is not None and self.header.mode == "L16":
-            levels, window = self._dicom.wide()
-            return WidePixels(levels, window, self._dicom.header.view, self._dicom.header.laterality)
         if self._dicom is not None:
-            return WidePixels(self.grey(), (0.0, 255.0), self._dicom.header.view, self._dicom.header.laterality)
+            return self._wide_dicom(self._dicom)
         if self.header.mode != "L16":
             return WidePixels(self.grey(), (0.0, 255.0))
         deep = _pixels(self.data, self.name, cv2.IMREAD_ANYDEPTH)
         if deep.dtype != np.uint16:
             return WidePixels(self.grey(), (0.0, 255.0))
         return WidePixels(np.asarray(deep, np.uint16), (float(deep.min()), float(deep.max())))
+
+    def _wide_dicom(self, image: "DicomImage") -> "WidePixels":
+        view, laterality = image.header.view, image.header.laterality
+        if self.header.mode != "L16":
+            return WidePixels(self.grey(), (0.0, 255.0), view=view, laterality=laterality)
+        wide = image.wide()
+        presets = tuple((preset.name, preset.centre, preset.width) for preset in image.presets())
+        return WidePixels(wide.levels, wide.window, wide.zero, wide.step, image.unit(), presets, view, laterality)
 
     def with_colour(self, *, min_side_px: int | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Decode like `grey`, and also in colour if the image has any.
@@ -163,11 +168,18 @@ class WidePixels:
 
     levels      (H, W), uint8 or uint16; bone is bright
     window      lowest and highest level of the window to start with
+    zero, step  a level stands for the value `zero + step * level`; `step` may be negative
+    unit        of a value, such as HU; empty where the file names none
+    presets     name, centre and width of each window that the file offers, in values; a name may be empty
     view, laterality   DICOM codes, such as PA and L; empty where the file does not say
     """
 
     levels: NDArray[np.uint8] | NDArray[np.uint16]
     window: tuple[float, float]
+    zero: float = 0.0
+    step: float = 1.0
+    unit: str = ""
+    presets: tuple[tuple[str, float, float], ...] = ()
     view: str = ""
     laterality: str = ""
 

@@ -63,7 +63,11 @@ def viewer_pixels(data: bytes, classifier: Classifier) -> Made:
         "width": width,
         "height": height,
         "bits": 8 * wide.levels.itemsize,
-        "window": list(wide.window),
+        "window": wide.window,
+        "zero": wide.zero,
+        "step": wide.step,
+        "unit": wide.unit,
+        "presets": wide.presets,
         "view": wide.view,
         "laterality": wide.laterality,
     }

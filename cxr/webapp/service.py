@@ -167,7 +167,9 @@ class Service:
         """Decode one image, which is the body of the request, without classifying it.
 
         The response holds rows of 8-bit or 16-bit little-endian grey levels; the header `X-Image` describes them as
-        JSON: width, height, bits, the window to start with (lowest and highest level), DICOM view and laterality.
+        JSON: width, height, bits, the window to start with (lowest and highest level), what a level stands for
+        (`zero + step * level`, in `unit`), the windows that the file offers (name, centre, width), DICOM view and
+        laterality.
         """
         async with self._image(request) as (data, classifier):
             pixels = await self.decode_pool.run(viewer_pixels, data, classifier)

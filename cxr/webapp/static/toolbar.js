@@ -5,6 +5,9 @@ import { Viewer } from "./viewer.js";
 
 const byId = (id) => document.getElementById(id);
 
+// A value with as many digits as a window of this width needs.
+const short = (value, width) => String(Number(value.toFixed(Math.max(0, 3 - Math.ceil(Math.log10(Math.max(width, 1e-9)))))));
+
 export class Toolbar {
   constructor({ loadHeat }) {
     this.loadHeat = loadHeat;
@@ -30,6 +33,8 @@ export class Toolbar {
       const name = keys[event.key];
       if (name && !event.ctrlKey && !event.metaKey && !event.altKey) { event.preventDefault(); act[name](); }
     });
+    for (const id of ["level", "width"]) byId(`window-${id}`).addEventListener("change", () => this.setTypedWindow());
+    byId("window-presets").addEventListener("change", (event) => this.usePreset(event.target.value));
     byId("opacity").addEventListener("input", (event) => { this.viewer.opacity = Number(event.target.value) / 100; this.viewer.draw(); });
   }
 
@@ -41,6 +46,7 @@ export class Toolbar {
     if (!image) return this.viewer.clear();
     if (isNew || pixels !== this.pixels) this.viewer.show(pixels);
     this.pixels = pixels;
+    this.drawPresets();
     byId("orientation").textContent = [pixels.view && `View ${pixels.view}`, pixels.laterality && pixels.laterality !== "U" && `Side ${pixels.laterality}`].filter(Boolean).join(" · ");
     byId("canvas").setAttribute("aria-label", `Image ${image.name}. Arrow keys pan, plus and minus zoom, Shift and arrows change the window, F fits, 1 shows actual pixels, I inverts, H shows the heat map, S shows both side by side, R resets, Enter fills the screen`);
     if (!image.prediction) return undefined;
@@ -59,6 +65,27 @@ export class Toolbar {
   setTool(tool) {
     this.viewer.tool = tool;
     byId("tool-window").setAttribute("aria-pressed", String(tool === "window"));
+    byId("window-options").hidden = tool !== "window";
+  }
+
+  drawPresets() {
+    const { unit, presets } = this.pixels;
+    const named = presets.map(([name, level, width], number) => [String(number), `${name || `Window ${number + 1}`}: level ${short(level, width)}, width ${short(width, width)}`]);
+    const options = [["-1", "Your own"], ...named, ["all", "All levels of the image"]];
+    byId("window-presets").replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
+    byId("window-unit").textContent = unit;
+  }
+
+  usePreset(chosen) {
+    const preset = this.pixels.presets[Number(chosen)];
+    if (chosen === "all") this.viewer.showAllLevels();
+    else if (preset) this.viewer.setWindowInValues({ level: preset[1], width: preset[2] });
+  }
+
+  setTypedWindow() {
+    const [level, width] = ["level", "width"].map((id) => byId(`window-${id}`).valueAsNumber);
+    if (Number.isFinite(level) && width > 0) this.viewer.setWindowInValues({ level, width });
+    else this.viewer.draw(); // shows the window in use again
   }
 
   setHeat(isOn) {
@@ -99,10 +126,15 @@ export class Toolbar {
     byId("heat-classes").replaceChildren(make("legend", {}, "Heat map for"), ...choices);
   }
 
-  describe({ image, scale, low, high, isInverted }) {
+  describe(viewer) {
+    const { image, scale, isInverted } = viewer;
     if (!image) { byId("readout").textContent = ""; return; }
     const density = window.devicePixelRatio || 1;
-    byId("readout").textContent = `${image.width} x ${image.height} px · ${Math.round((scale / density) * 100)}% · window ${Math.round(high - low)}, level ${Math.round((high + low) / 2)}${isInverted ? " · inverted" : ""}`;
+    const { level, width } = viewer.windowInValues();
+    const shown = { level: short(level, width), width: short(width, width) };
+    for (const [id, text] of Object.entries(shown)) byId(`window-${id}`).value = text;
+    byId("window-presets").value = String(image.presets.findIndex(([, centre, wide]) => short(centre, wide) === shown.level && short(wide, wide) === shown.width));
+    byId("readout").textContent = `${image.width} x ${image.height} px · ${Math.round((scale / density) * 100)}% · window ${shown.width}, level ${shown.level}${image.unit && ` ${image.unit}`}${isInverted ? " · inverted" : ""}`;
     byId("tool-invert").setAttribute("aria-pressed", String(Boolean(isInverted)));
   }
 

@@ -8,12 +8,21 @@ const KEY_WINDOW = 0.05;
 const MAX_SCALE = 40;
 const PIXELATED_FROM = 4; // screen pixels a pixel: from here on single pixels are what people look at
 
+function rangeOf(levels) {
+  let [low, high] = [levels[0], levels[0]];
+  for (const level of levels) {
+    if (level < low) low = level;
+    else if (level > high) high = level;
+  }
+  return [low, high];
+}
+
 export class Viewer {
   constructor(canvas, { onChange }) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.onChange = onChange;
-    this.image = null; // { levels, width, height, window }
+    this.image = null; // { levels, width, height, bits, window, zero, step }: see /pixels in /openapi.json
     this.heat = null;
     this.opacity = 1;
     this.isHeatShown = false;
@@ -90,6 +99,22 @@ export class Viewer {
   invert() {
     this.isInverted = !this.isInverted;
     this.window(this.low, this.high);
+  }
+
+  // The window in what the image's levels stand for: of DICOM the stored values after rescaling.
+  windowInValues() {
+    const { zero, step } = this.image;
+    return { level: zero + (step * (this.low + this.high)) / 2, width: Math.abs(step) * (this.high - this.low) };
+  }
+
+  setWindowInValues({ level, width }) {
+    if (!this.image) return;
+    const [middle, half] = [(level - this.image.zero) / this.image.step, width / Math.abs(this.image.step) / 2];
+    this.window(middle - half, middle + half);
+  }
+
+  showAllLevels() {
+    if (this.image) this.window(...rangeOf(this.image.levels));
   }
 
   // Moves the window's width and level by shares of the image's range.

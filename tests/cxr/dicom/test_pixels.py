@@ -62,11 +62,42 @@ def test_the_levels_for_a_viewer_give_the_grey_levels_within_their_window(
     tags = {"PhotometricInterpretation": photometric, "RescaleSlope": 2, "RescaleIntercept": -100, **window}
     data = dicom_image(picture(bits=12), bits=12, **tags, ImageLaterality="R")
     image = open_dicom(data, name="image.dcm", max_pixels=10**6)
-    levels, (low, high) = image.wide()
-    assert levels.dtype == np.uint16
-    shown = 255 * (levels.astype(float) - low) / (high - low)
+    wide, (low, high) = image.wide(), image.wide().window
+    assert wide.levels.dtype == np.uint16
+    shown = 255 * (wide.levels.astype(float) - low) / (high - low)
     assert np.abs(shown.clip(0, 255) - image.grey()).max() <= 1.5
+    assert np.abs(wide.zero + wide.step * wide.levels - (2.0 * picture(bits=12) - 100)).max() <= abs(wide.step)
     assert (image.header.view, image.header.laterality) == ("PA", "R")
+
+
+WINDOWS_OF_A_FILE = {"WindowCenter": [40, 0, -600], "WindowWidth": [400, 0, 1500], "RescaleType": "HU"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "presets", "unit"),
+    [
+        ({}, [], ""),
+        (WINDOWS_OF_A_FILE, [("", 40, 400), ("", -600, 1500)], "HU"),  # one without a width is left out
+        (
+            WINDOWS_OF_A_FILE | {"WindowCenterWidthExplanation": ["SOFT", "NONE", "LUNG"], "RescaleType": "US"},
+            [("SOFT", 40, 400), ("LUNG", -600, 1500)],
+            "",  # unspecified
+        ),
+        ({"WindowCenter": [1] * 1000, "WindowWidth": [2] * 1000}, [("", 1, 2)] * 16, ""),
+    ],
+)
+def test_a_viewer_is_offered_the_windows_of_the_file_in_its_unit(
+    tags: dict[str, Any], presets: list[tuple[str, float, float]], unit: str
+) -> None:
+    image = open_image(dicom_image(picture(bits=12), bits=12, **tags), name="image.dcm", max_pixels=10**6).wide()
+    assert (list(image.presets), image.unit) == (presets, unit)
+
+
+def test_behind_a_voi_lut_there_is_neither_a_window_nor_a_unit_of_the_file() -> None:
+    table = lut(np.arange(4096, dtype=np.uint16), 0, 12)
+    data = dicom_image(picture(bits=12), bits=12, VOILUTSequence=table, **WINDOWS_OF_A_FILE)
+    image = open_image(data, name="image.dcm", max_pixels=10**6).wide()
+    assert (image.presets, image.unit) == ((), "")
 
 
 def test_odd_numbers_of_bytes_and_files_without_preamble_are_read() -> None:

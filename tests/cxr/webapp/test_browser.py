@@ -122,7 +122,7 @@ def test_the_viewer_zooms_pans_and_windows_16_bits_by_mouse_and_keyboard(page: P
     expect(page.locator("#orientation")).to_have_text("View PA · Side R")
     settle(page)
     canvas, start, fitted = page.locator("#canvas"), readout(page), pixels(page)
-    assert start["window"] == 65535
+    assert start["window"] == 16 * int(np.ptp(synthetic()))
     canvas.hover()
     page.mouse.wheel(0, -600)
     assert readout(page)["scale"] > start["scale"]
@@ -147,6 +147,48 @@ def test_the_viewer_zooms_pans_and_windows_16_bits_by_mouse_and_keyboard(page: P
     expect(page.locator("#readout")).to_contain_text("inverted")
     middle = fitted.shape[0] // 2, fitted.shape[1] // 2
     assert pixels(page)[middle][0] == pytest.approx(255 - fitted[middle][0], abs=2)
+
+
+def test_a_dicom_image_is_windowed_in_its_own_units_from_the_windows_of_its_file(page: Page) -> None:
+    stored = synthetic().astype(np.uint16) * 16
+    windows = {
+        "WindowCenter": [1000, 500],
+        "WindowWidth": [2000, 1500],
+        "WindowCenterWidthExplanation": ["WIDE", "BONE"],
+    }
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU", "VOILUTFunction": "LINEAR_EXACT"}
+    drop(page, {"IM000001": dicom_image(stored, bits=12, **windows, **rescale)})
+    expect(page.locator("#readout")).to_contain_text("window 2000, level 1000 HU")
+    settle(page)
+    start = pixels(page)
+    page.locator("#canvas").press("w")
+    level, width, presets = (page.get_by_label(name, exact=True) for name in ("Level", "Width", "Preset"))
+    expect(presets.locator("option:checked")).to_have_text("WIDE: level 1000, width 2000")
+    presets.select_option("BONE: level 500, width 1500")
+    expect(page.locator("#readout")).to_contain_text("window 1500, level 500 HU")
+    page.locator("#canvas").press("1")
+    page.locator("#canvas").press("w")  # the pane has its full height again
+    settle(page)
+    expected = np.clip((stored.astype(float) - 1024 - 500) / 1500 + 0.5, 0, 1) * 255
+    middle = np.asarray(pixels(page).shape[:2]) // 2
+    shown = pixels(page)[middle[0] - 40 : middle[0] + 40, middle[1] - 40 : middle[1] + 40, 0]
+    rows, columns = (side // 2 for side in stored.shape)
+    difference = np.abs(shown - expected[rows - 40 : rows + 40, columns - 40 : columns + 40])
+    assert difference.mean() <= 4  # a side of odd length lies half a pixel off
+    page.locator("#canvas").press("w")
+    width.fill("800")
+    width.press("Enter")
+    expect(page.locator("#readout")).to_contain_text("window 800, level 500 HU")
+    expect(presets.locator("option:checked")).to_have_text("Your own")
+    level.fill("")
+    level.press("Enter")
+    expect(level).to_have_value("500")
+    presets.select_option("All levels of the image")
+    expect(page.locator("#readout")).to_contain_text(f"window {np.ptp(stored)}")
+    page.locator("#canvas").press("r")
+    page.locator("#canvas").press("w")
+    settle(page)
+    assert np.array_equal(pixels(page), start)
 
 
 def test_two_fingers_zoom(page: Page) -> None:
