@@ -130,8 +130,9 @@ def main() -> None:
         whole(project)
         no_ops = measure(NO_OPS, project, rounds=arguments.no_ops, before=lambda: None)
         _print("nothing changed", no_ops, "dvc repro -s, one by one")
-        rebuilds = measure(REBUILDS, project, rounds=arguments.rebuilds, before=new_images)
-        _print("rebuild", rebuilds, "steps")
+        if arguments.rebuilds:
+            rebuilds = measure(REBUILDS, project, rounds=arguments.rebuilds, before=new_images)
+            _print("rebuild", rebuilds, "steps")
 
 
 def _print(title: str, seconds: dict[str, list[float]], base: str) -> None:
