@@ -25,6 +25,7 @@ def test_axe_finds_nothing_on_the_page_and_the_model_card(browser: Browser, serv
         drop(page, {"image.png": PNG, "none.txt": b"none"})
         expect(page.locator("#count")).to_have_text("2 of 2")
         page.locator("#tool-heat").click()
+        page.locator("#tool-window").click()
         expect(page.locator("#stage-note")).to_have_text("")
         assert violations(page) == []
         page.set_viewport_size({"width": 320, "height": 640})
@@ -42,12 +43,7 @@ def test_at_every_size_targets_are_large_enough_and_nothing_is_cut_off(page: Pag
     expect(page.locator("#count")).to_have_text("1 of 1")
     page.locator("#tool-heat").click()
     expect(page.locator("#stage-note")).to_have_text("")
-    small = page.evaluate(
-        """() => [...document.querySelectorAll("button, select, a, summary, label")].filter((e) => e.checkVisibility())
-            .map((e) => [e.textContent, e.getBoundingClientRect()])
-            .filter(([text, box]) => box.height < 43.5 || box.width < 43.5).map(([text]) => text)"""
-    )
-    assert small == []
+    assert small_targets(page) == []
     assert not is_wider_than_window(page)
     assert page.evaluate(
         "document.querySelector('#result').scrollWidth <= document.querySelector('#result').clientWidth"
@@ -59,9 +55,22 @@ def test_at_every_size_targets_are_large_enough_and_nothing_is_cut_off(page: Pag
         assert len(set(tops)) == 1  # one row, all of it in sight
         expect(page.locator("#tool-full")).to_be_in_viewport(ratio=1)
         assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    page.locator("#tool-window").click()
+    assert small_targets(page) == []
+    assert not is_wider_than_window(page)
     page.locator("#model").click()
     assert page.evaluate("document.querySelector('#card').scrollWidth <= document.querySelector('#card').clientWidth")
     assert not is_wider_than_window(page)
+
+
+def small_targets(page: Page) -> list[str]:
+    """Return the texts of the controls that are in sight and smaller than 44 px."""
+    names: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, a, summary, label, input[type=number]")]
+            .filter((e) => e.checkVisibility()).map((e) => [e.textContent || e.id, e.getBoundingClientRect()])
+            .filter(([text, box]) => box.height < 43.5 || box.width < 43.5).map(([text]) => text)"""
+    )
+    return names
 
 
 def test_the_page_works_from_the_keyboard(page: Page) -> None:
