@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cxr
-from cxr.common.errors import ImageError
+from cxr.common.errors import ImageError, MemoryLimitError
 from cxr.inference.classifier import Classifier
 from cxr.inference.decoding.worker import READY, Call, Made
 from cxr.inference.pipeline import ModelInput, check_size, model_input
@@ -57,10 +57,10 @@ class DecodeProcess:
         ours, theirs = Pipe()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", f"{_PROGRAM}({theirs.fileno()}, {self._module!r})"],
+                [sys.executable, "-P", "-c", f"{_PROGRAM}({theirs.fileno()}, {self._module!r})"],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={"PYTHONPATH": str(Path(cxr.__file__).parents[1])},
+                env={"PYTHONPATH": str(Path(cxr.__file__).parents[1]), "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,  # it is killed with its own child, which decodes a DICOM frame
             )
         self._running = process, ours
@@ -78,12 +78,12 @@ class DecodeProcess:
 
         Raises:
             ImageError: the function raises it, the process crashes, or it takes longer than `seconds` (TOO_SLOW).
+            MemoryLimitError: the process does not start.
             RuntimeError: the function raises anything else.
         """
         connection = self.start()
+        self._wait_until_ready(connection)
         try:
-            if not self._is_ready:
-                self._is_ready = connection.recv_bytes() == READY
             connection.send(Call(function, given, max_pixels))
             if not connection.poll(seconds):
                 raise ImageError(
@@ -97,6 +97,18 @@ class DecodeProcess:
             self._restart()
             raise
         return _made(json.loads(head), content)
+
+    def _wait_until_ready(self, connection: Connection) -> None:
+        if self._is_ready:
+            return
+        try:
+            self._is_ready = connection.recv_bytes() == READY
+        except (EOFError, OSError):  # no image was sent yet, so none is to blame
+            self.kill()
+            raise MemoryLimitError(
+                "a process that decodes images does not start; make sure that memory is left and that the installation "
+                "is whole, then run the same command again"
+            ) from None
 
     def _restart(self) -> None:
         self.kill()

@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from cxr.common.errors import ImageError
 from cxr.dicom.cost import COSTLY
 
@@ -57,6 +59,7 @@ def main(socket: int, module: str) -> None:
     """
     _quieten_decoders()
     importlib.import_module(module)
+    cv2.setNumThreads(1)  # there may be a process for each core, and the stack of each thread counts as memory
 
     with contextlib.suppress(BrokenPipeError, EOFError):
         _answer_calls(Connection(socket))

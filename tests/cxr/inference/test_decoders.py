@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from cxr.common.errors import ImageError
+from cxr.common.errors import ImageError, MemoryLimitError
 from cxr.inference.decoding import decoders
 from cxr.inference.decoding.decoders import TOO_SLOW, DecodeProcess
 from tests.support.faults import fault
@@ -41,6 +42,25 @@ def test_a_crash_is_an_error_of_its_image_alone(process: DecodeProcess) -> None:
     with pytest.raises(ImageError, match="crashes its decoder"):
         process.call(os.abort, **ACCEPTED)
     assert decodes(process)
+
+
+@fault("score, predict, external", "a process that decodes does not start", "no image is called bad; the run ends",
+       "exit code 13, does not start")  # fmt: skip
+def test_a_process_that_does_not_start_is_no_fault_of_an_image() -> None:
+    process = DecodeProcess("cxr.no_such_module")
+    with pytest.raises(MemoryLimitError, match="does not start"):
+        decodes(process)
+
+
+def test_the_folder_that_a_command_runs_in_has_no_say_in_what_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cxr").mkdir()
+    (tmp_path / "cxr" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    process = DecodeProcess(decoders.__name__)
+    assert decodes(process)
+    process.kill()
 
 
 @fault(
