@@ -5,7 +5,8 @@ Threads share this process; on a cluster every task runs in a process of its own
 - the arguments of a task must pickle; locks and queues of `threading` and `queue` do not. The locks of
   `cxr.common.locks` are files, which hold across processes and machines;
 - its working directory is not the project's root, so paths are absolute;
-- the project's folder must lie under the same path on every machine, on a file system they share.
+- the project's folder must lie under the same path on every machine, on a file system they share. Scoring with an
+  exchange (flows/score.py) needs no such folder: each machine has a copy of the project of its own, wherever.
 
 CXR_RAY_ADDRESS   host:port of the cluster's head, with a Ray node on this machine; or ray://host:port
 CXR_RAY_CPUS      cores that a task asks for (1)
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from cxr.common.errors import CxrError, ParamsError
-from cxr.registry.tracking_store import FOLDER_VARIABLE, STORE_VARIABLE, mlruns_folder
+from cxr.registry.tracking_store import FOLDER_VARIABLE, STORE_VARIABLE, mlruns_folder, public_uri, tracking_uri
 
 ADDRESS_VARIABLE = "CXR_RAY_ADDRESS"
 CPUS_VARIABLE = "CXR_RAY_CPUS"
@@ -60,6 +61,19 @@ def runner(workers: int) -> TaskRunner[Any]:
         resources={"num_cpus": _amount(CPUS_VARIABLE, "1"), "num_gpus": _amount(GPUS_VARIABLE, "0")},
     )
     return made
+
+
+def check_store_of_a_cluster() -> None:
+    """Check that machines without a common folder can reach the tracking store.
+
+    Raises:
+        ClusterError: there is a cluster, and the store is a file of this machine.
+    """
+    if os.environ.get(ADDRESS_VARIABLE) and tracking_uri().startswith("sqlite:"):
+        raise ClusterError(
+            f"the tracking store {public_uri()} is a file of this machine, and the machines of the cluster share no "
+            f"folder; set {STORE_VARIABLE} to the address of an MLflow server"
+        )
 
 
 def _check_answers(address: str) -> None:

@@ -4,7 +4,9 @@
     ./run flows.score s3://hospital/incoming --shards 4
 
 Each shard is a task that runs `./run score --shard i/n`. Shards run side by side on this machine, or on the Ray
-cluster that `CXR_RAY_ADDRESS` names (flows/runners.py); its machines must share the folder of the output.
+cluster that `CXR_RAY_ADDRESS` names (flows/runners.py). Its machines share the project's folder; or they share nothing
+but a bucket, which `score.exchange` or `--exchange` names: parts travel through it, and all of them are in the folder
+of the output when the run ends.
 
 An image that cannot be read is a row, not a failure; the run's page lists the first ones. While the folder of
 params.yaml does not exist, no image has come in: the run ends well and says so. Failed tasks are tried again only
@@ -12,34 +14,31 @@ where images come over a network; they continue after the last part that was wri
 """
 
 import sys
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from cxr.common.cli import command_parser
-from cxr.common.errors import ImageError
-from cxr.common.files import read_json
+from cxr.common.errors import CxrError
 from cxr.common.notices import NOT_CLINICAL
 from cxr.common.params import read_params
 from cxr.inference.image_source import BUCKET_SCHEME
+from cxr.inference.score_exchange import Exchange
+from cxr.inference.score_store import version_folder
+from cxr.registry.versions import get_version
 from flows.notifications import report_move_by_hand
-from flows.runners import runner
+from flows.runners import check_store_of_a_cluster
 from flows.server_errors import run_flow_command
+from flows.shards import Work, run_shards_of
 from flows.stages import StageFailedError
-from flows.steps import run_step
-from flows.workspaces import shared_environment
 
 RETRIES = 3
-RETRY_DELAY_SECONDS = 30
-TIME_LIMIT_SECONDS = 12 * 3600  # of a shard; what it has scored by then is kept, and the next night goes on
 SHOWN_BAD_IMAGES = 50
 
 
@@ -66,7 +65,11 @@ class Scoring:
 
 @flow(name="score")
 def score(
-    location: str | None = None, output: str | None = None, model: str = "champion", shards: int | None = None
+    location: str | None = None,
+    output: str | None = None,
+    model: str = "champion",
+    shards: int | None = None,
+    exchange: str | None = None,
 ) -> Scoring | State[Any]:
     """Score the images of a location that the champion has not scored, and show on the run's page what came out.
 
@@ -75,6 +78,7 @@ def score(
         output: folder of the parts.
         model: alias or version number.
         shards: tasks that share the images.
+        exchange: s3://bucket/prefix by which machines without a common folder share their parts.
     """
     root = Path.cwd()
     params = read_params(root / "params.yaml")
@@ -85,9 +89,10 @@ def score(
         create_markdown_artifact(key="scores", markdown=message)
         return Completed(message=message)
     folder = (root / (output or params.paths.scores)).resolve()
-    # A flow of its own: only there can the number of tasks at once, or a cluster, be chosen by parameters.
-    fan_out = score_shards.with_options(task_runner=runner(count))
-    ended: State[Any] = fan_out(str(root), where, str(folder), model, count, return_state=True)
+    try:
+        ended = _score(root, where, folder, model, count, exchange or params.score.exchange)
+    except CxrError as error:
+        return Failed(message=str(error))
     if not ended.is_completed():
         return Failed(message=ended.message)
     done = _together(ended.result())
@@ -97,36 +102,23 @@ def score(
     return done
 
 
-@flow(name="score-shards")
-def score_shards(root: str, location: str, output: str, model: str, shards: int) -> list[dict[str, Any]] | State[Any]:
-    """Run all shards side by side; return each one's summary. One that fails does not stop the others."""
-    retries = RETRIES if location.startswith(BUCKET_SCHEME) else 0
-    futures = [
-        score_shard.with_options(task_run_name=f"{number} of {shards}", retries=retries).submit(
-            root, location, output, model, f"{number}/{shards}"
-        )
-        for number in range(1, shards + 1)
-    ]
-    for future in futures:
-        future.wait()
-    if failed := {str(future.state.message): None for future in futures if not future.state.is_completed()}:
-        return Failed(message="; ".join(failed))
-    summaries: list[Any] = [future.result() for future in futures]
-    return summaries
-
-
-@task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS, timeout_seconds=TIME_LIMIT_SECONDS)
-def score_shard(root: str, location: str, output: str, model: str, shard: str) -> dict[str, Any] | State[Any]:
-    """Score one share of the images; its lines are this task run's log. No image that can be read is an answer, too."""
-    with tempfile.TemporaryDirectory() as scratch:
-        summary = Path(scratch) / "summary.json"
-        arguments = [location, "--output", output, "--model", model, "--shard", shard, "--summary", str(summary)]
-        done = run_step("score", *arguments, folder=Path(root), environment=shared_environment(Path(root)))
-        if done.code not in {0, ImageError.exit_code} or not summary.is_file():
-            error = StageFailedError(f"score {shard}: {done.last_words}")
-            return Failed(message=str(error), data=error)
-        found: dict[str, Any] = read_json(summary)
-    return found
+def _score(
+    root: Path, location: str, folder: Path, model: str, shards: int, exchange: str | None
+) -> State[list[dict[str, Any]]]:
+    """Run the shards. An exchange gets the parts in `folder` before; afterwards `folder` holds all of them."""
+    retries = RETRIES if exchange or location.startswith(BUCKET_SCHEME) else 0
+    if exchange is None:
+        work = Work("score", (location, "--output", str(folder), "--model", model), retries=retries)
+        return run_shards_of(work, root, shards)
+    check_store_of_a_cluster()
+    number = get_version(model).number  # one for all machines, whatever is promoted meanwhile
+    shared = Exchange(version_folder(folder, number), exchange)
+    shared.level()
+    arguments = (location, "--exchange", exchange, "--model", number)
+    ended = run_shards_of(Work("score", arguments, retries=retries, apart=True), root, shards)
+    if ended.is_completed():
+        shared.level()
+    return ended
 
 
 def publish(done: Scoring, folder: Path) -> None:
@@ -179,8 +171,11 @@ def main() -> None:
     parser.add_argument("--output", help="folder of the parts")
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
     parser.add_argument("--shards", type=int, help="tasks that share the images")
+    parser.add_argument("--exchange", metavar="S3", help="s3://bucket/prefix by which machines share their scores")
     given = parser.parse_args()
-    ended: State[Any] = score(given.location, given.output, given.model, given.shards, return_state=True)
+    ended: State[Any] = score(
+        given.location, given.output, given.model, given.shards, given.exchange, return_state=True
+    )
     if not ended.is_completed():
         raise StageFailedError(str(ended.message))
     done = ended.result()

@@ -3,6 +3,7 @@
     ./run external --data chest_xray --part test
     ./run external --data FOLDER --labels labels.csv --json result.json
     ./run external --data FOLDER
+    ./run external --data FOLDER --shard 2/8        # answer a share; the command without it then gives the result
 
 Reads   --data: a folder, zip, https:// or s3:// address. Labels come from --labels, else from labels.csv at its top,
         else from class folders (NORMAL, PNEUMONIA, viral, bacterial, covid, as Kaggle lays out chest_xray and
@@ -52,6 +53,8 @@ def command_line() -> ArgumentParser:
     parser.add_argument("--name", help="name of the set in reports (that of the folder)")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where to write (reports/external/<name>)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write external.json here")
+    parser.add_argument("--shard", metavar="I/N", help="answer this share alone, such as 2/8, and end")
+    parser.add_argument("--summary", metavar="FILE", type=Path, help="with --shard: write its counts as JSON")
     add_engine_argument(parser, "torch")
     return parser
 
@@ -75,6 +78,7 @@ from cxr.dataset.sources import Sample, fetch
 from cxr.evaluation.external import CarriedThresholds, of_classes, of_pneumonia
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings
+from cxr.inference.batch import EVERY_IMAGE, Shard, read_shard
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.external_answers import answer_images
 from cxr.inference.image_source import Location, open_location
@@ -111,6 +115,8 @@ class Request:
     output: Path | None
     json: Path | None
     engine: Engine
+    shard: Shard | None = None
+    summary: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -139,14 +145,18 @@ def external(params: Params, request: Request) -> None:
     output = request.output or params.paths.report.parent / "external" / test.name
     if output.exists() and not (output / EXTERNAL_RESULT).is_file():
         raise ParamsError(f"{output} exists and is no earlier result: it would be replaced; name another --output")
-    with sole_lock(output.with_name(f".{output.name}.lock"), what=f"the result {output}"):
+    held = output.name if request.shard is None else f"{output.name}-{request.shard}"
+    with sole_lock(output.with_name(f".{held}.lock"), what=f"the result {output.with_name(held)}"):
         _answer_and_write(test, params, request, output)
 
 
 def _answer_and_write(test: _Test, params: Params, request: Request, output: Path) -> None:
     """Answer the images, and write and store the result."""
     parts = output.with_name(f".{output.name}.answers")
-    table = _answer(test, parts)
+    if request.shard:
+        _answer_share(test, parts, request.shard, summary=request.summary)
+        return
+    table = answer_table(test.images, _answer(test, parts, EVERY_IMAGE), test.location)
     answered = table[table["error"].isna()]
     if answered.empty:
         raise ImageError(
@@ -186,17 +196,32 @@ def _open(params: Params, request: Request) -> _Test:
     return _Test(name, request.part, location, images, version, classifier)
 
 
-def _answer(test: _Test, parts: Path) -> pd.DataFrame:
+def _answer(test: _Test, parts: Path, shard: Shard) -> pd.DataFrame:
+    """Return a row of answers for each image of a share."""
     wanted = {image.path for image in test.images.images}
-    files = [file for file in test.location.images if file.path in wanted]
+    files = [file for file in test.location.images if file.path in wanted and shard.holds(file.path)]
     labelled = sum(image.label is not None for image in test.images.images)
-    log.info("external: %d images, %d of them labelled; version %s", len(files), labelled, test.version.number)
+    log.info(
+        "external: %d of %d images, %d of all labelled; version %s",
+        len(files),
+        len(wanted),
+        labelled,
+        test.version.number,
+    )
     with logging_redirect_tqdm(), tqdm(total=len(files), desc="external", unit=" images", disable=None) as bar:
         workers = os.cpu_count() or 1
-        answers = answer_images(
-            test.classifier, test.location, files, parts=parts, workers=workers, progress=bar.update
+        return answer_images(
+            test.classifier, test.location, files, parts=parts, workers=workers, progress=bar.update, shard=shard
         )
-    return answer_table(test.images, answers, test.location)
+
+
+def _answer_share(test: _Test, parts: Path, shard: Shard, *, summary: Path | None) -> None:
+    """Answer a share of the images into `parts`, where the command without a share finds them."""
+    answers = _answer(test, parts, shard)
+    failed = int(answers["error"].notna().sum())
+    if summary:
+        write_json(summary, {"images": len(answers), "bad": failed})
+    print(f"{len(answers)} images of share {shard} answered by version {test.version.number}, {failed} bad")
 
 
 def _seen(version: Version) -> SeenImages:
@@ -333,6 +358,8 @@ def main() -> None:
         output=given.output,
         json=given.json,
         engine=given.engine,
+        shard=read_shard(given.shard) if given.shard else None,
+        summary=given.summary,
     )
     external(read_params(given.params), request)
 

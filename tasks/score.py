@@ -3,10 +3,12 @@
     ./run score                                       # the location named in params.yaml
     ./run score s3://hospital/incoming --output data/scores
     ./run score /mnt/images --shard 2/8               # one of eight processes or machines
+    ./run score s3://hospital/incoming --shard 2/8 --exchange s3://team/scores    # that share no folder
 
 Reads   images, a few at a time: whole sets are neither copied nor held in memory
 Writes  <output>/version-<n>/*.parquet, a row an image (columns: cxr/inference/score_store.py); --summary FILE: the
-        counts as JSON
+        counts as JSON. With --exchange each part is also an object there, and parts that other machines left there are
+        fetched first
 Prints  how many images were found, scored, known, bad and referred to a reader, and images a second
 
 Each version scores an image once: after any interruption run the same command again. An image with the path, size and
@@ -20,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import sys
 import time
 from argparse import ArgumentParser
@@ -28,7 +29,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cxr.common.cli import add_engine_argument, answer_help, command_parser, run_command
 
@@ -41,6 +41,7 @@ def command_line() -> ArgumentParser:
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
     add_engine_argument(parser, "torch")
     parser.add_argument("--shard", default="1/1", help="share of the images to score, such as 2/8 (%(default)s)")
+    parser.add_argument("--exchange", metavar="S3", help="s3://bucket/prefix by which machines share their scores")
     parser.add_argument("--summary", metavar="FILE", type=Path, help="write the counts as JSON")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
     return parser
@@ -49,20 +50,21 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
+import pyarrow as pa
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cxr.common.command_params import ScoreParams
 from cxr.common.engines import Engine
-from cxr.common.errors import ImageError, ParamsError
+from cxr.common.errors import ImageError
 from cxr.common.files import write_json
 from cxr.common.locks import sole_lock
 from cxr.common.notices import NOT_CLINICAL
 from cxr.common.params import read_params
-from cxr.dataset.shards import shard_of
-from cxr.inference.batch import ScoredBatch, score_images
+from cxr.inference.batch import EVERY_IMAGE, ScoredBatch, Shard, read_shard, score_images
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.image_source import ImageFile, Location, open_location
+from cxr.inference.score_exchange import Exchange
 from cxr.inference.score_store import PartWriter, Scored, schema, version_folder
 from cxr.registry.lineage import lineage
 from cxr.registry.versions import MODEL, Version, fetch_bundle, get_version
@@ -70,21 +72,6 @@ from cxr.registry.versions import MODEL, Version, fetch_bundle, get_version
 _NAMED_BAD_IMAGES = 50
 
 log = logging.getLogger("cxr.score")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Share `number` of `of` shares of the images, counted from 1; an image's path decides which share holds it."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}of{self.of}"
-
-    def holds(self, path: str) -> bool:
-        """Return whether the image at `path` is in this share."""
-        return shard_of(path, self.of) == self.number - 1
 
 
 @dataclass
@@ -143,7 +130,7 @@ def score(
     output: Path,
     *,
     model: str = "champion",
-    shard: Shard | None = None,
+    shard: Shard = EVERY_IMAGE,
     engine: Engine = "torch",
 ) -> ScoringSummary:
     """Score the images of `params.location` that version `model` has not scored into `output`.
@@ -151,17 +138,19 @@ def score(
     Images that the version has scored with another engine are not scored again.
 
     Raises:
-        SourceError: the location does not exist, or no longer answers; parts that were written stand.
+        SourceError: the location or the exchange does not exist, or no longer answers; parts that were written stand.
         RegistryError, WeightsError: the model cannot be fetched as it was registered.
         DataError: a part in `output` is damaged.
         BusyError: another process scores this shard into `output`.
     """
-    share = shard or Shard(1, 1)
     version = get_version(model)
     location = open_location(params.location)
-    images = [image for image in location.images if share.holds(image.path)]
+    images = [image for image in location.images if shard.holds(image.path)]
     folder = version_folder(output, version.number)
-    with sole_lock(folder.with_name(f".{folder.name}-{share}.lock"), what=f"shard {share} of {folder}"):
+    exchange = Exchange(folder, params.exchange) if params.exchange else None
+    with sole_lock(folder.with_name(f".{folder.name}-{shard}.lock"), what=f"shard {shard} of {folder}"):
+        if exchange:
+            exchange.level()
         scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name, images=images)
         todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_random_order)
         summary = ScoringSummary(
@@ -170,7 +159,13 @@ def score(
         if todo:
             classifier = _load(version, engine)
             summary.referred = None if classifier.spec.refer_below is None else 0
-            writer = _writer(classifier, version, folder, images_per_part=params.images_per_part, share=share)
+            writer = PartWriter(
+                folder,
+                _columns(classifier, version),
+                images_per_part=params.images_per_part,
+                shard=str(shard),
+                publish=exchange.send if exchange else (lambda _: None),
+            )
             _score_all(
                 classifier, location, todo, scored=scored, writer=writer, summary=summary, workers=params.workers
             )
@@ -192,9 +187,8 @@ def _load(version: Version, engine: Engine) -> Classifier:
     return classifier
 
 
-def _writer(
-    classifier: Classifier, version: Version, folder: Path, *, images_per_part: int, share: Shard
-) -> PartWriter:
+def _columns(classifier: Classifier, version: Version) -> pa.Schema:
+    """Return the schema of the parts; its metadata name the model and the code."""
     code = lineage(Path())
     metadata = {
         "model": MODEL,
@@ -203,8 +197,7 @@ def _writer(
         **{name: version.tags[name] for name in ("weights_sha256", "spec_sha256")},
         **{name: code[name] for name in ("git_commit", "code_sha256", "torch_version")},
     }
-    columns = schema(classifier.spec.classes, classifier.measures, metadata)
-    return PartWriter(folder, columns, images_per_part=images_per_part, shard=str(share))
+    return schema(classifier.spec.classes, classifier.measures, metadata)
 
 
 def _score_all(
@@ -234,22 +227,14 @@ def _score_all(
             summary.seconds = time.monotonic() - started
 
 
-def _shard(given: str) -> Shard:
-    found = re.fullmatch(r"(\d+)/(\d+)", given)
-    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= number <= of:
-        raise ParamsError(f"--shard is number/count such as 2/8, counted from 1, got {given!r}")
-    return Shard(number, of)
-
-
 def main() -> None:
     """Read the command line and score."""
     given = command_line().parse_args()
     params = read_params(given.params)
-    changed: dict[str, Any] = {"location": given.location} if given.location else {}
-    section = params.score.model_copy(update=changed)
-    folder, share = given.output or params.paths.scores, _shard(given.shard)
-    summary = score(section, folder, model=given.model, shard=share, engine=given.engine)
+    changed = {"location": given.location, "exchange": given.exchange}
+    section = params.score.model_copy(update={name: value for name, value in changed.items() if value})
+    folder, shard = given.output or params.paths.scores, read_shard(given.shard)
+    summary = score(section, folder, model=given.model, shard=shard, engine=given.engine)
     if given.summary:
         write_json(given.summary, asdict(summary) | {"images_per_second": summary.images_per_second})
     print(summary)

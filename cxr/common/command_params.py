@@ -40,6 +40,7 @@ class ScoreParams(Section):
 
     location: Text
     images_per_part: Count
+    exchange: Annotated[str, Field(pattern=r"^s3://[^/\s]+")] | None
     workers: Workers
     shards: Annotated[int, Field(ge=1, le=10_000)]
 

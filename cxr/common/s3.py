@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 _CONNECTIONS = 8
 _MOST_CHARACTERS = 300
 _TIMEOUTS_S = (10, 60)  # to connect, between two reads
+_DENIED = {
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,22 @@ def _bucket_errors(address: str) -> Iterator[None]:
     try:
         yield
     except (Boto3Error, BotoCoreError, ClientError, ResponseParserError) as error:
-        problem = " ".join(str(error).split())[:_MOST_CHARACTERS]  # a parser quotes what it was sent
-        raise SourceError(
-            f"{address}: {problem}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
+        raise SourceError(f"{address}: {_reason(address, error)}") from error
+
+
+def _reason(address: str, error: Exception) -> str:
+    """Return what is wrong and what to do. An upload's error holds that of its request as its context."""
+    cause = error if isinstance(error, ClientError) else error.__context__
+    code = cause.response.get("Error", {}).get("Code", "") if isinstance(cause, ClientError) else ""
+    if code == "NoSuchBucket":
+        return f"there is no bucket {_parts(address)[0]} ({code}); check its name and AWS_ENDPOINT_URL"
+    if code in _DENIED:
+        return (
+            f"access denied ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that this account may "
+            "list, read and write there"
+        )
+    problem = " ".join(str(error).split())[:_MOST_CHARACTERS]  # a parser quotes what it was sent
+    return f"{problem}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
 def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]:

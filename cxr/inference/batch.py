@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cxr.common.errors import ImageError
+from cxr.common.errors import ImageError, ParamsError
+from cxr.dataset.shards import shard_of
 from cxr.inference.classifier import Classifier
 from cxr.inference.decoding.decoders import UNATTENDED_SECONDS, Decoders
 from cxr.inference.image_source import ImageFile, Location
@@ -23,6 +25,37 @@ from cxr.inference.pipeline import (
 from cxr.inference.score_store import Scored
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share `number` of `of` shares of the images, counted from 1; an image's path decides which share holds it."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}of{self.of}"
+
+    def holds(self, path: str) -> bool:
+        """Return whether the image at `path` is in this share."""
+        return shard_of(path, self.of) == self.number - 1
+
+
+EVERY_IMAGE = Shard(1, 1)
+
+
+def read_shard(given: str) -> Shard:
+    """Return the share that `--shard` names, such as 2/8.
+
+    Raises:
+        ParamsError: it names none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    number, of = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= of:
+        raise ParamsError(f"--shard is number/count such as 2/8, counted from 1, got {given!r}")
+    return Shard(number, of)
 
 
 @dataclass(frozen=True)

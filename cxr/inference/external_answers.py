@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cxr.dataset.inspect import thumbnail_of
-from cxr.inference.batch import Row, score_images
+from cxr.inference.batch import EVERY_IMAGE, Row, Shard, score_images
 from cxr.inference.classifier import Classifier
 from cxr.inference.image_source import ImageFile, Location
 from cxr.inference.pipeline import AnsweredImage
@@ -32,6 +32,7 @@ def answer_images(
     parts: Path,
     workers: int,
     progress: Callable[[int], object],
+    shard: Shard = EVERY_IMAGE,
 ) -> pd.DataFrame:
     """Return a row an image in the order of `images`.
 
@@ -42,6 +43,7 @@ def answer_images(
         parts: folder of the parts. Those of another model, engine or state of an image are not used.
         workers: threads that read, and processes that decode.
         progress: called with the number of images that were done.
+        shard: the share that `images` are, which names the parts.
     """
     model = hashlib.sha256(f"{classifier.spec!r} {classifier.engine}".encode()).hexdigest()
     folder = parts / model[:16]
@@ -51,7 +53,7 @@ def answer_images(
     columns = schema(classifier.spec.classes, classifier.measures, {"spec_sha256": model})
     for name, kind in (("reason", pa.string()), ("thumbnail", pa.binary())):
         columns = columns.append(pa.field(name, kind))
-    writer = PartWriter(folder, columns, images_per_part=IMAGES_PER_PART, shard="1of1")
+    writer = PartWriter(folder, columns, images_per_part=IMAGES_PER_PART, shard=str(shard))
     unread = Scored(folder, spec_sha256=model, location=location.name, images=())  # a changed file is answered again
     try:
         batches = score_images(classifier, location, missing, scored=unread, workers=workers, beside=_beside)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -80,10 +80,22 @@ def version_folder(output: Path, number: str) -> Path:
 
 
 class PartWriter:
-    """Collects rows and writes a part whenever there are enough; `close` writes the rest."""
+    """Collects rows and writes a part whenever there are enough; `close` writes the rest.
 
-    def __init__(self, folder: Path, schema: pa.Schema, *, images_per_part: int, shard: str) -> None:
+    `publish` is called with each part when it is written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        *,
+        images_per_part: int,
+        shard: str,
+        publish: Callable[[Path], object] = lambda _: None,
+    ) -> None:
         self._folder, self._schema, self._images_per_part = folder, schema, images_per_part
+        self._publish = publish
         # Runs that begin in the same second, also on several machines, need different names.
         self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{shard}-{secrets.token_hex(4)}"
         self._rows: list[Mapping[str, Any]] = []
@@ -104,6 +116,7 @@ class PartWriter:
         with atomic_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(self._rows, self._schema), partial, compression="zstd")
         self._rows = []
+        self._publish(path)
         return path
 
 

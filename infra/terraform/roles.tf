@@ -8,8 +8,9 @@ locals {
     mlflow = { # the files of runs and models
       mlflow = concat(local.writes, ["s3:DeleteObject"])
     }
-    worker = { # DVC's remote; raw sets, and images to be scored, which others put there
+    worker = { # DVC's remote; scores that machines share; raw sets, and images to be scored, which others put there
       dvc      = local.writes
+      scores   = local.writes
       raw      = local.reads
       incoming = local.reads
     }

@@ -7,7 +7,8 @@ import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cxr.common.errors import ParamsError
-from flows.runners import ADDRESS_VARIABLE, CPUS_VARIABLE, ClusterError, runner
+from cxr.registry.tracking_store import STORE_VARIABLE
+from flows.runners import ADDRESS_VARIABLE, CPUS_VARIABLE, ClusterError, check_store_of_a_cluster, runner
 from tests.support.faults import fault
 from tests.support.servers import free_ports
 
@@ -50,3 +51,14 @@ def test_a_missing_package_and_a_wrong_number_are_said(monkeypatch: pytest.Monke
         monkeypatch.delitem(sys.modules, "flows.ray_runner", raising=False)
         with pytest.raises(ClusterError, match=r"prefect_ray.* is not installed; `uv sync --group cluster`"):
             runner(1)
+
+
+def test_machines_without_a_common_folder_need_a_store_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STORE_VARIABLE, raising=False)
+    monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
+    check_store_of_a_cluster()
+    monkeypatch.setenv(ADDRESS_VARIABLE, "head:6379")
+    with pytest.raises(ClusterError, match="set MLFLOW_TRACKING_URI to the address of an MLflow server"):
+        check_store_of_a_cluster()
+    monkeypatch.setenv(STORE_VARIABLE, "http://mlflow:5000")
+    check_store_of_a_cluster()

@@ -15,7 +15,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 
 from cxr.registry import tracking_store
-from flows.score import Scoring, score, score_shard
+from flows.score import Scoring, score
+from flows.shards import run_shard
 from tests.support.project import PROJECT
 from tests.support.tiny_model import enter_tiny_project, write_image
 
@@ -117,7 +118,7 @@ def down(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "tasks").mkdir()
     (project / "tasks" / "__init__.py").touch()
     (project / "tasks" / "score.py").write_text("raise SystemExit('error: s3://bucket: Could not connect')")
-    monkeypatch.setattr(score_shard, "retry_delay_seconds", 0)
+    monkeypatch.setattr(run_shard, "retry_delay_seconds", 0)
     monkeypatch.setattr("flows.score.RETRIES", 2)
 
 

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows.runners import ADDRESS_VARIABLE
 from tests.support.project import PROJECT
@@ -19,37 +20,53 @@ cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboa
 second = cluster.add_node(**node)
 cluster.wait_for_nodes(timeout=200)
 print(cluster.address, flush=True)
-if sys.stdin.readline():
-    cluster.remove_node(second, allow_graceful=False)
-    print("killed", flush=True)
-    sys.stdin.read()
+print(cluster.head_node.get_logs_dir_path(), flush=True)
+for line in sys.stdin:
+    if line == "kill\\n":
+        cluster.remove_node(second, allow_graceful=False)
+    else:
+        second = cluster.add_node(**node)
+        cluster.wait_for_nodes(timeout=200)
+    print("done", flush=True)
 cluster.shutdown()
 """
 
 
 @dataclass(frozen=True)
 class TwoNodes:
-    """A running cluster; `settings` is the environment that leads a flow to it."""
+    """A running cluster.
+
+    settings  the environment that leads a flow to it
+    logs      the folder of its logs
+    """
 
     process: "subprocess.Popen[str]"
     settings: dict[str, str]
+    logs: Path
 
     def kill_second(self) -> None:
         """Kill the second node, and wait until it is gone."""
+        self._ask_for("kill")
+
+    def add_second(self) -> None:
+        """Start a second node again."""
+        self._ask_for("add")
+
+    def _ask_for(self, word: str) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("kill\n")
+        self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
-        assert any(line.strip() == "killed" for line in self.process.stdout)
+        assert any(line.strip() == "done" for line in self.process.stdout)
 
 
 @contextmanager
-def start_two_nodes() -> Iterator[TwoNodes]:
-    """Start a head and a second node; end both with the block."""
+def start_two_nodes(environment: Mapping[str, str] | None = None) -> Iterator[TwoNodes]:
+    """Start a head and a second node, with more variables in their environment; end both with the block."""
     guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(
         [sys.executable, "-c", _CLUSTER],
-        env={**os.environ, **guarded, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, **guarded, "PYTHONPATH": str(PROJECT), **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -58,5 +75,6 @@ def start_two_nodes() -> Iterator[TwoNodes]:
         assert cluster.stdout is not None
         address = next((line.strip() for line in cluster.stdout if line[:1].isdigit()), "")
         assert address, "the cluster did not come up"
-        yield TwoNodes(cluster, {**guarded, ADDRESS_VARIABLE: address})
+        logs = Path(cluster.stdout.readline().strip())
+        yield TwoNodes(cluster, {**guarded, ADDRESS_VARIABLE: address}, logs)
         cluster.communicate(timeout=120)

@@ -21,6 +21,7 @@ import torch
 
 from cxr.common.errors import ImageError, ParamsError, SourceError
 from cxr.common.notices import NOT_CLINICAL
+from cxr.common.s3 import Prefix, RemoteObject
 from cxr.dataset.synthetic_image import KERMANY_LOOK
 from cxr.imaging.decode import image_from_bytes
 from cxr.inference.score_store import read_scores
@@ -336,8 +337,8 @@ def test_a_prefix_is_scored_like_a_folder_once_and_no_image_is_kept(
 @pytest.mark.parametrize(
     ("environment", "location", "found"),
     [
-        ({}, "s3://no-such-bucket/night", "NoSuchBucket"),
-        ({"AWS_SECRET_ACCESS_KEY": "planted-secret"}, f"s3://{BUCKET}/night", "SignatureDoesNotMatch"),
+        ({}, "s3://no-such-bucket/night", "there is no bucket no-such-bucket (NoSuchBucket)"),
+        ({"AWS_SECRET_ACCESS_KEY": "planted-secret"}, f"s3://{BUCKET}/night", "access denied (SignatureDoesNotMatch)"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, f"s3://{BUCKET}/night", "127.0.0.1:9"),
     ],
 )
@@ -354,4 +355,58 @@ def test_the_error_of_a_bucket_is_one_line_without_a_key(
     assert found in message
     assert "\n" not in message
     assert "planted-secret" not in message
+    assert not Path("scores").exists()
+
+
+@pytest.mark.usefixtures("s3")
+@fault("score", "an object is deleted between listing and reading", "the others are scored", "a row that names it")
+def test_an_object_that_is_gone_when_it_is_read_is_a_row_and_the_others_are_scored(
+    monkeypatch: pytest.MonkeyPatch, s3_endpoint: str
+) -> None:
+    listed = Prefix.objects
+
+    def then_gone(prefix: Prefix) -> dict[str, RemoteObject]:
+        found = listed(prefix)
+        boto3.client("s3", endpoint_url=s3_endpoint).delete_object(Bucket=BUCKET, Key="night/ward/1.png")
+        return found
+
+    monkeypatch.setattr(Prefix, "objects", then_gone)
+    run(monkeypatch, f"s3://{BUCKET}/night")
+    errors = scores().set_index("path")["error"]
+    assert errors["ward/1.png"] == "ward/1.png does not exist; check whether it was moved"
+    assert errors.drop("ward/1.png").isna().all()
+    assert len(errors) == 3
+
+
+@pytest.mark.usefixtures("s3")
+def test_machines_without_a_common_folder_share_their_scores_through_a_bucket(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
+) -> None:
+    shared = ("--exchange", f"s3://{BUCKET}/{images.parent.resolve().name}")
+    for machine, shard in (("one", "1/2"), ("two", "2/2")):
+        call(monkeypatch, score.main, "images", "--shard", shard, "--output", machine, *shared)
+        shutil.rmtree(machine)
+    call(monkeypatch, score.main, "images", "--output", "scores", *shared)
+    assert f"0 scored by version 1, 0 bad, {N_IMAGES + 1} scored before" in capsys.readouterr().out
+    assert sorted(scores()["path"]) == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.*g"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "exchange", "found"),
+    [
+        ({}, "s3://no-such-bucket/scores", "there is no bucket no-such-bucket (NoSuchBucket)"),
+        ({"AWS_SECRET_ACCESS_KEY": "planted-secret"}, f"s3://{BUCKET}/scores", "access denied (SignatureDoesNotMatch)"),
+    ],
+)
+@pytest.mark.usefixtures("s3", "images")
+def test_an_exchange_that_cannot_be_used_is_one_line_before_any_image_is_scored(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], exchange: str, found: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SourceError) as caught:
+        run(monkeypatch, "images", "--exchange", exchange)
+    message = str(caught.value)
+    assert message.startswith(f"{exchange}/version-1: {found}")
+    assert "\n" not in message
     assert not Path("scores").exists()
