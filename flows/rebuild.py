@@ -11,7 +11,6 @@ task `promote` in the state `Rejected` or `Held`. After a day a run counts as hu
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from prefect.tasks import Task
 
 from cxr.common.cli import command_parser
 from cxr.common.errors import ParamsError, PromotionHeldError
@@ -33,7 +31,6 @@ from flows import remote_cache
 from flows.run_page import publish
 from flows.server_errors import run_flow_command
 from flows.stages import (
-    StageBusyError,
     StageFailedError,
     child_environment,
     reads_network,
@@ -41,7 +38,7 @@ from flows.stages import (
     stages_in_order,
     unchanged_stages,
 )
-from flows.steps import VERDICTS, run_step, verdict_of
+from flows.steps import VERDICTS, run_step, verdict_of, worth_another_try
 from flows.workspaces import open_workspace, shared_environment
 
 RETRIES = 3
@@ -94,7 +91,7 @@ def _bring_up_to_date(root: Path, folder: Path, promote: bool) -> Rebuild | Stat
     unchanged = unchanged_stages(folder)
     for name in stages_in_order(folder):
         named = stage.with_options(
-            name=name, task_run_name=name, retry_condition_fn=_worth_another_try(reads_network(name, params.ingest))
+            name=name, task_run_name=name, retry_condition_fn=worth_another_try(reads_network(name, params.ingest))
         )
         # A stage that ran may have changed what later ones read: DVC is asked about each of those.
         skip = name in unchanged and set(stages.values()) <= {CACHED}
@@ -141,16 +138,6 @@ def ask_promotion_gate(folder: Path, environment: dict[str, str], receipt_is_cac
             return Failed(message=str(error), data=error)
     create_markdown_artifact(key="promotion", markdown="\n".join(["```", *done.lines, "```"]))
     return Completed(name=verdict_of(done), message=done.outcome)
-
-
-def _worth_another_try(network: bool) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
-    """Return Prefect's question after a failure: a busy lock passes by itself, and so may a network's fault."""
-
-    def asked(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-        passing = (StageBusyError, remote_cache.RemoteError)
-        return network or isinstance(state.result(raise_on_failure=False), passing)
-
-    return asked
 
 
 def _failed(state: State[Any]) -> State[Any]:

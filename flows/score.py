@@ -10,7 +10,8 @@ of the output when the run ends.
 
 An image that cannot be read is a row, not a failure; the run's page lists the first ones. While the folder of
 params.yaml does not exist, no image has come in: the run ends well and says so. Failed tasks are tried again only
-where images come over a network; they continue after the last part that was written.
+where images or parts travel over a network, or another process is at the shard; they continue after the last part that
+was written.
 """
 
 import sys
@@ -38,7 +39,6 @@ from flows.server_errors import run_flow_command
 from flows.shards import Work, run_shards_of
 from flows.stages import StageFailedError
 
-RETRIES = 3
 SHOWN_BAD_IMAGES = 50
 
 
@@ -106,16 +106,15 @@ def _score(
     root: Path, location: str, folder: Path, model: str, shards: int, exchange: str | None
 ) -> State[list[dict[str, Any]]]:
     """Run the shards. An exchange gets the parts in `folder` before; afterwards `folder` holds all of them."""
-    retries = RETRIES if exchange or location.startswith(BUCKET_SCHEME) else 0
     if exchange is None:
-        work = Work("score", (location, "--output", str(folder), "--model", model), retries=retries)
-        return run_shards_of(work, root, shards)
+        arguments = (location, "--output", str(folder), "--model", model)
+        return run_shards_of(Work("score", arguments, network=location.startswith(BUCKET_SCHEME)), root, shards)
     check_store_of_a_cluster()
     number = get_version(model).number  # one for all machines, whatever is promoted meanwhile
     shared = Exchange(version_folder(folder, number), exchange)
     shared.level()
     arguments = (location, "--exchange", exchange, "--model", number)
-    ended = run_shards_of(Work("score", arguments, retries=retries, apart=True), root, shards)
+    ended = run_shards_of(Work("score", arguments, network=True, apart=True), root, shards)
     if ended.is_completed():
         shared.level()
     return ended

@@ -1,6 +1,7 @@
 """A step in shards: tasks that each do a share of the images, in threads or on a Ray cluster (flows/runners.py).
 
-A shard whose machine dies is started again, on another one, and continues after the last part that was written.
+A shard whose machine dies is started again, on another one, and continues after the last part that was written. Where
+its first process still ends there, the shard is busy; like a fault of the network, that is a reason to try again.
 """
 
 import os
@@ -14,15 +15,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from cxr.common.errors import ImageError
+from cxr.common.errors import BusyError, ImageError
 from cxr.common.files import read_json
 from cxr.registry.tracking_store import STORE_VARIABLE
 from flows.runners import runner
-from flows.stages import StageFailedError
-from flows.steps import run_step
+from flows.stages import StageBusyError, StageFailedError
+from flows.steps import run_step, worth_another_try
 from flows.workspaces import shared_environment
 
-RETRY_DELAY_SECONDS = 30
+RETRY_DELAYS_SECONDS: list[float] = [10, 30, 60]
 TIME_LIMIT_SECONDS = 12 * 3600  # of a shard; what it has answered by then is kept, and the next run goes on
 
 _OWN_PROJECT = Path(__file__).resolve().parents[1]
@@ -32,14 +33,14 @@ _OWN_PROJECT = Path(__file__).resolve().parents[1]
 class Work:
     """What every shard runs: `python -m tasks.<step> ARGUMENTS --shard i/n --summary FILE`.
 
-    retries  of a failed shard
+    network  it reads or writes over a network, so that a failure may pass by itself
     apart    the machines share no folder: each works in its own copy of the project, with the parameters of the flow's,
              and writes to a folder that ends with the shard
     """
 
     step: str
     arguments: tuple[str, ...]
-    retries: int = 0
+    network: bool = False
     apart: bool = False
 
 
@@ -60,9 +61,9 @@ def run_shards(work: Work, root: str, count: int) -> list[dict[str, Any]] | Stat
     """Run all shards side by side; return each one's summary. One that fails does not stop the others."""
     params = (Path(root) / "params.yaml").read_text(encoding="utf-8") if work.apart else None
     futures = [
-        run_shard.with_options(task_run_name=f"{number} of {count}", retries=work.retries).submit(
-            work, root, f"{number}/{count}", params
-        )
+        run_shard.with_options(
+            task_run_name=f"{number} of {count}", retry_condition_fn=worth_another_try(work.network)
+        ).submit(work, root, f"{number}/{count}", params)
         for number in range(1, count + 1)
     ]
     for future in futures:
@@ -73,7 +74,12 @@ def run_shards(work: Work, root: str, count: int) -> list[dict[str, Any]] | Stat
     return summaries
 
 
-@task(cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY_SECONDS, timeout_seconds=TIME_LIMIT_SECONDS)
+@task(
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS_SECONDS),
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    timeout_seconds=TIME_LIMIT_SECONDS,
+)
 def run_shard(work: Work, root: str, shard: str, params: str | None) -> dict[str, Any] | State[Any]:
     """Do one share of the images; its lines are this task run's log. No image that can be read is an answer, too.
 
@@ -90,7 +96,8 @@ def run_shard(work: Work, root: str, shard: str, params: str | None) -> dict[str
                 environment = {}  # models are kept below this machine's own project, not below `root`
         done = run_step(work.step, *arguments, folder=folder, environment=environment)
         if done.code not in {0, ImageError.exit_code} or not summary.is_file():
-            error = StageFailedError(f"{work.step} {shard}: {done.last_words}")
+            kind = StageBusyError if done.code == BusyError.exit_code else StageFailedError
+            error = kind(f"{work.step} {shard}: {done.last_words}")
             return Failed(message=str(error), data=error)
         found: dict[str, Any] = read_json(summary)
     return found

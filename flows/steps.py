@@ -1,15 +1,18 @@
 """A command of `tasks` inside a Prefect task: its lines go into the run's log, its exit code comes back."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from prefect import get_run_logger
+from prefect import Task, get_run_logger
+from prefect.client.schemas.objects import State, TaskRun
 
 from cxr.common.errors import PromotionHeldError, PromotionRejectedError
 from cxr.registry.audit_log import CHAMPION_ALREADY
-from flows.stages import child_environment, last_words
+from flows.remote_cache import RemoteError
+from flows.stages import StageBusyError, child_environment, last_words
 from flows.supervised import run_supervised
 
 VERDICTS = {0: "Promoted", PromotionRejectedError.exit_code: "Rejected", PromotionHeldError.exit_code: "Held"}
@@ -51,3 +54,12 @@ def run_step(name: str, *arguments: str, folder: Path, environment: Mapping[str,
     command = [sys.executable, "-m", f"tasks.{name}", *arguments]
     code = run_supervised(command, folder=folder, on_line=keep, environment=child_environment(environment))
     return StepRun(name, tuple(lines), code)
+
+
+def worth_another_try(network: bool) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+    """Return Prefect's question after a failure: what is busy passes by itself, and so may a network's fault."""
+
+    def asked(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+        return network or isinstance(state.result(raise_on_failure=False), StageBusyError | RemoteError)
+
+    return asked

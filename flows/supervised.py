@@ -3,8 +3,9 @@
 The command gets its own process group. When it has to stop, or when the calling process ends or is killed, the group
 gets one SIGINT, then SIGKILL. Killing `dvc` alone would leave its stage running.
 
-This file is also the small process in between: `python supervised.py GRACE COMMAND...` stops its command
-when its own standard input closes, which happens whenever the calling process ends.
+This file is also the small process in between: `python supervised.py GRACE COMMAND...`. A fork of it stops the command
+when their standard input closes, which happens whenever the calling process ends. A thread would not do: as a node of
+Ray ends, it kills the children of its tasks' processes, and theirs go on.
 """
 
 import codecs
@@ -14,13 +15,14 @@ import select
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 GRACE_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
+_POLL_SECONDS = 0.1
 _CHUNK_BYTES = 1 << 16
 
 
@@ -100,26 +102,37 @@ def stop_supervised(between: "subprocess.Popen[str]") -> int:
 
 def _main(grace: str, *command: str) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=_stop_when_stdin_closes, args=(child, float(grace)), daemon=True).start()
+    watcher = os.fork()
+    if not watcher:
+        _stop_when_stdin_closes(child.pid, float(grace))
     code = child.wait()
+    os.kill(watcher, signal.SIGKILL)
     _signal_group(child.pid, signal.SIGKILL)  # what it started and left behind
     return code if code >= 0 else 128 - code
 
 
-def _stop_when_stdin_closes(child: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
-    os.read(sys.stdin.fileno(), 1)  # unbuffered: a buffered read would hold a lock that ends us with an abort
-    _signal_group(child.pid, signal.SIGINT)
-    try:
-        child.wait(grace_seconds)
-    except subprocess.TimeoutExpired:
-        _signal_group(child.pid, signal.SIGKILL)
+def _stop_when_stdin_closes(group: int, grace_seconds: float) -> NoReturn:
+    """Wait for it, away from the signals and the output of the process in between."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    os.read(0, 1)
+    deadline = time.monotonic() + grace_seconds
+    _signal_group(group, signal.SIGINT)
+    while _signal_group(group, 0) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    _signal_group(group, signal.SIGKILL)
+    os._exit(0)
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
+def _signal_group(group: int, number: int) -> bool:
+    """Signal what is left of a process group, or only look with 0; return whether anything is."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
-        return
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -349,6 +349,8 @@ def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryIt
 def main() -> None:
     """Read the command line and test."""
     given = command_line().parse_args()
+    if given.summary and not given.shard:
+        raise ParamsError("--summary is of a share of the images; add --shard, or take the counts from --json")
     request = Request(
         data=given.data,
         labels=given.labels,

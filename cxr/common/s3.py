@@ -117,8 +117,8 @@ def mirror(address: str, downloads: Path) -> Path:
 
 def _parts(address: str) -> tuple[str, str]:
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise SourceError(f"{address} has no bucket; expected s3://bucket/prefix")
+    if not address.startswith("s3://") or not bucket:
+        raise SourceError(f"{address} names no bucket; expected s3://bucket/prefix")
     return bucket, prefix
 
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from prefect.settings import PREFECT_API_URL
 
 from cxr.common.files import read_json
 from cxr.common.params import override
-from cxr.inference.score_store import read_scores
+from cxr.inference.score_store import parts_below, read_scores
+from cxr.registry.tracking_store import FOLDER_VARIABLE
 from tasks import external
 from tests.support.faults import fault
 from tests.support.mlflow_server import serve_mlflow
@@ -34,8 +34,8 @@ from tests.support.study_runs import ONE_STAGE
 from tests.support.tiny_model import enter_tiny_project, write_image
 
 BUCKET = "hospital"
-IMAGES = 400
-TESTED = 900  # answers are kept in parts of 128
+IMAGES = 100  # in parts of 16
+TESTED = 600  # in parts of 128
 
 STEP = """
 import hashlib, json, os, pathlib, time
@@ -57,16 +57,25 @@ params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
 """
 
-HIDE = """
-import os, sys
-def refuse(event, arguments):
+START = """
+import os, sys, time
+def node_runs():
+    try:
+        os.kill(int(os.environ["RAY_RAYLET_PID"]), 0)
+    except ProcessLookupError:
+        return False
+    return True
+def watch(event, arguments):
     if event in {"open", "os.listdir", "os.scandir", "os.mkdir", "sqlite3.connect"}:
         if str(arguments[0]).startswith(os.environ["HIDDEN"]):
             raise PermissionError(13, "not on this machine", str(arguments[0]))
-sys.addaudithook(refuse)
+    if event == "os.rename" and str(arguments[1]).endswith("-00002.parquet"):
+        while os.path.exists(os.environ["HOLD"]) or not node_runs():
+            time.sleep(0.05)
+sys.addaudithook(watch)
 """
-"""What every Python of the nodes runs first: a folder of the flow's machine is not on theirs."""
-
+"""What every Python of the nodes runs first: a folder of the flow's machine is not on theirs, and a shard waits with
+its second part while the file HOLD is there, and for ever if its node was killed meanwhile."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -79,19 +88,27 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that no process of the nodes can open."""
-    return tmp_path_factory.mktemp("hidden")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of START; `hidden` in it is what no process of the nodes can open."""
+    folder = tmp_path_factory.mktemp("start")
+    (folder / "sitecustomize.py").write_text(START)
+    (folder / "hidden").mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
-def two_nodes(bucket: dict[str, str], hidden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    """A head and a second node of one core each, with the keys of the bucket in their environment."""
-    start = tmp_path_factory.mktemp("start")
-    (start / "sitecustomize.py").write_text(HIDE)
-    own = {**bucket, "HIDDEN": str(hidden), "PYTHONPATH": f"{start}{os.pathsep}{PROJECT}"}
-    with start_two_nodes(own) as nodes:
+def cluster(bucket: dict[str, str], start: Path) -> Iterator[TwoNodes]:
+    """The nodes, with the keys of the bucket and a folder for models of their own in their environment."""
+    own = {"HIDDEN": str(start / "hidden"), "HOLD": str(start / "hold"), FOLDER_VARIABLE: str(start / "mlruns")}
+    with start_two_nodes(bucket | own | {"PYTHONPATH": f"{start}{os.pathsep}{PROJECT}"}) as nodes:
         yield nodes
+
+
+@pytest.fixture
+def two_nodes(cluster: TwoNodes) -> TwoNodes:
+    """Both nodes, whatever the test before has killed."""
+    cluster.complete()
+    return cluster
 
 
 def test_a_study_on_two_ray_nodes_gives_what_threads_give(two_nodes: TwoNodes, tiny: Path, tmp_path: Path) -> None:
@@ -106,29 +123,6 @@ def test_a_study_on_two_ray_nodes_gives_what_threads_give(two_nodes: TwoNodes, t
     assert len({tags["node"] for tags in on_nodes.values()} - {""}) == 2, "one trial on each node"
 
 
-def test_shards_on_two_ray_nodes_score_new_and_report_unreadable_images(
-    two_nodes: TwoNodes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    enter_tiny_project(tmp_path, monkeypatch, tmp_path_factory, champion=True)
-    for number in range(4):
-        write_image(tmp_path / "images" / f"{number}.png", seed=number)
-    (tmp_path / "images" / "empty.png").touch()
-    own = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "flows.score", "images", "--shards", "2"]
-    for expected in (
-        "5 images: 4 scored by version 1, 0 before, 1 bad",
-        "5 images: 0 scored by version 1, 5 before, 0 bad",
-    ):
-        done = subprocess.run(
-            command, env={**os.environ, **own, **two_nodes.settings}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.splitlines()[-1] == expected
-
-
 @fault(
     "flows.score",
     "one of two Ray nodes that share no folder is killed in the middle of its shard",
@@ -138,28 +132,24 @@ def test_shards_on_two_ray_nodes_score_new_and_report_unreadable_images(
 def test_of_two_nodes_without_a_common_folder_one_is_killed_and_each_image_is_scored_once(
     two_nodes: TwoNodes,
     bucket: dict[str, str],
-    hidden: Path,
+    start: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    client = fill_bucket(bucket, tmp_path)
+    client, project = fill_bucket(bucket, tmp_path), start / "hidden"
     with serve_mlflow(tmp_path) as store:
         addresses = {"MLFLOW_TRACKING_URI": store}
-        enter_tiny_project(hidden, monkeypatch, tmp_path_factory, champion=True, store=addresses)
-        override(hidden / "params.yaml", {"score.images_per_part": 1, "score.exchange": f"s3://{BUCKET}/scores"})
+        enter_tiny_project(project, monkeypatch, tmp_path_factory, champion=True, store=addresses)
+        override(project / "params.yaml", {"score.images_per_part": 1, "score.exchange": f"s3://{BUCKET}/scores"})
         command = [sys.executable, "-m", "flows.score", f"s3://{BUCKET}/night", "--shards", "2"]
-        with start_flow(command, two_nodes, {**addresses, **bucket}) as flow:
-            wait_for_parts(flow, lambda: parts_in(client))
-            with two_nodes.one_killed():
-                begun = parts_in(client)
-                said, _ = flow.communicate(timeout=400)
-    assert flow.returncode == 0, said
-    assert len(begun) < len(parts_in(client)), "the node was killed in the middle"
-    scored = read_scores(hidden / "data/scores")
-    assert sorted(scored["path"]) == sorted(f"{number}.png" for number in range(IMAGES))
-    assert scored["error"].isna().all()
-    assert {part.name for part in (hidden / "data/scores/version-1").iterdir()} == set(parts_in(client))
+        said = run_and_kill(command, two_nodes, start / "hold", addresses | bucket, parts=lambda: parts_in(client))
+    scored = read_scores(project / "data/scores").set_index("path")
+    assert sorted(scored.index) == sorted(["empty.png", *(f"{number}.png" for number in range(IMAGES))])
+    assert list(scored.index[scored["error"].notna()]) == ["empty.png"]
+    parts = parts_in(client)
+    assert {part.name for part in (project / "data/scores/version-1").iterdir()} == set(parts)
+    assert len({part.rpartition("-")[0] for part in parts}) == 3, "one shard was begun twice"
     assert all(SECRET_KEY.encode() not in log.read_bytes() for log in two_nodes.logs.iterdir() if log.is_file())
     assert SECRET_KEY not in said
 
@@ -171,7 +161,11 @@ def test_of_two_nodes_without_a_common_folder_one_is_killed_and_each_image_is_sc
     "the result is that of one process, to the bit",
 )
 def test_of_two_ray_nodes_one_is_killed_and_the_external_test_is_as_in_one_process(
-    two_nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    two_nodes: TwoNodes,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     enter_tiny_project(tmp_path, monkeypatch, tmp_path_factory, champion=True)
     override(tmp_path / "params.yaml", {"evaluate.bootstrap_resamples": 100, "monitor.resamples": 500})
@@ -179,13 +173,7 @@ def test_of_two_ray_nodes_one_is_killed_and_the_external_test_is_as_in_one_proce
         write_image(tmp_path / "ward" / ("NORMAL", "PNEUMONIA")[number % 2] / f"{number}.png", seed=number)
     answers = tmp_path / "reports/external/.ward.answers"
     command = [sys.executable, "-m", "flows.external", "--shards", "2", "--data", "ward", "--json", "on-nodes.json"]
-    with start_flow(command, two_nodes, {}) as flow:
-        wait_for_parts(flow, lambda: [part.name for part in answers.rglob("[!.]*.parquet")])
-        with two_nodes.one_killed():
-            left = TESTED - len(read_scores(answers))
-            said, _ = flow.communicate(timeout=400)
-    assert flow.returncode == 0, said
-    assert left > 0, "the node was killed in the middle"
+    run_and_kill(command, two_nodes, start / "hold", {}, parts=lambda: [part.name for part in parts_below(answers)])
     monkeypatch.setattr(sys, "argv", ["external", "--data", "ward", "--json", "alone.json"])
     external.main()
     assert read_json(Path("on-nodes.json")) == read_json(Path("alone.json"))
@@ -208,6 +196,7 @@ def fill_bucket(bucket: dict[str, str], folder: Path) -> Any:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(put, range(IMAGES)))
+    client.put_object(Bucket=BUCKET, Key="night/empty.png", Body=b"")
     return client
 
 
@@ -217,22 +206,27 @@ def parts_in(client: Any) -> list[str]:
     return [item["Key"].rpartition("/")[2] for item in found]
 
 
-@contextmanager
-def start_flow(command: list[str], nodes: TwoNodes, settings: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    """Start a flow in the present folder on the cluster."""
-    own = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(PROJECT), **settings}
-    environment = {**os.environ, **own, **nodes.settings}
+def run_and_kill(
+    command: list[str], nodes: TwoNodes, hold: Path, settings: dict[str, str], *, parts: Callable[[], list[str]]
+) -> str:
+    """Run a flow in the present folder on the nodes; kill one when each shard has written one of its parts.
+
+    Returns what the flow printed.
+    """
+    own = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, **own, **settings, **nodes.settings}
+    hold.touch()
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as flow:
-        yield flow
-
-
-def wait_for_parts(flow: "subprocess.Popen[str]", parts: Callable[[], list[str]]) -> None:
-    """Wait until both shards have written a part."""
-    while len({name.split("-")[1] for name in parts()}) < 2:
-        assert flow.poll() is None, flow.communicate()[0]
-        time.sleep(0.02)
+        while len(parts()) < 2:
+            assert flow.poll() is None, flow.communicate()[0]
+            time.sleep(0.05)
+        nodes.kill_second()
+        hold.unlink()
+        said, _ = flow.communicate(timeout=400)
+    assert flow.returncode == 0, said
+    return said
 
 
 def commit_study(root: Path) -> None:

@@ -14,9 +14,11 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State
 
+from cxr.common.locks import sole_lock
 from cxr.registry import tracking_store
 from flows.score import Scoring, score
 from flows.shards import run_shard
+from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.tiny_model import enter_tiny_project, write_image
 
@@ -119,7 +121,7 @@ def down(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "tasks" / "__init__.py").touch()
     (project / "tasks" / "score.py").write_text("raise SystemExit('error: s3://bucket: Could not connect')")
     monkeypatch.setattr(run_shard, "retry_delay_seconds", 0)
-    monkeypatch.setattr("flows.score.RETRIES", 2)
+    monkeypatch.setattr(run_shard, "retries", 2)
 
 
 @pytest.mark.usefixtures("down")
@@ -128,3 +130,20 @@ def test_a_bucket_that_cannot_be_reached_is_tried_again() -> None:
     assert state.is_failed()
     assert "Could not connect" in str(state.message)
     assert attempts_of_first_shard(state) == 3
+
+
+@fault(
+    "flows.score",
+    "the process of a shard whose machine died is still at it",
+    "the shard is tried again, three times",
+    "the number of the try; then is busy",
+)
+def test_a_shard_that_another_process_is_at_is_tried_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(project / "images" / "0.png", seed=0)
+    monkeypatch.setattr(run_shard, "retry_delay_seconds", 0)
+    monkeypatch.setattr(run_shard, "retries", 1)
+    with sole_lock(project / "data" / "scores" / ".version-1-1of1.lock", what="a shard"):
+        state = score("images", shards=1, return_state=True)
+    assert state.is_failed()
+    assert "is busy" in str(state.message)
+    assert attempts_of_first_shard(state) == 2

@@ -103,7 +103,10 @@ def test_a_time_limit_holds_in_a_thread_where_tasks_of_a_fan_out_run(tmp_path: P
     assert all(gone(pid) for pid in pids)
 
 
-def test_killing_the_asking_process_outright_stops_the_command_and_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("children_too", [False, True], ids=["alone", "after its children, as Ray does"])
+def test_killing_the_asking_process_outright_stops_the_command_and_its_children(
+    tmp_path: Path, children_too: bool
+) -> None:
     asking = f"""
 import sys
 from pathlib import Path
@@ -115,6 +118,8 @@ run_supervised(command, folder=Path({str(tmp_path)!r}), on_line=lambda line: pri
     with subprocess.Popen([sys.executable, "-c", asking], cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
+        for child in psutil.Process(process.pid).children() if children_too else []:
+            child.kill()
         os.kill(process.pid, signal.SIGKILL)
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)

@@ -24,7 +24,8 @@ print(cluster.head_node.get_logs_dir_path(), flush=True)
 for line in sys.stdin:
     if line == "kill\\n":
         cluster.remove_node(second, allow_graceful=False)
-    else:
+        second = None
+    elif second is None:
         second = cluster.add_node(**node)
         cluster.wait_for_nodes(timeout=200)
     print("done", flush=True)
@@ -48,9 +49,9 @@ class TwoNodes:
         """Kill the second node, and wait until it is gone."""
         self._ask_for("kill")
 
-    def add_second(self) -> None:
-        """Start a second node again."""
-        self._ask_for("add")
+    def complete(self) -> None:
+        """Start a second node again where it was killed."""
+        self._ask_for("complete")
 
     def _ask_for(self, word: str) -> None:
         assert self.process.stdin is not None
