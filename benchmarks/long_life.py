@@ -1,8 +1,8 @@
 """A year of nightly runs: what 1,000 versions and 1,000,000 scored images cost each command.
 
-Run   ./run benchmarks.long_life [--versions 1000] [--rows 1000000] [--nights 365] [--keep FOLDER]
+Run   ./run benchmarks.long_life [--versions 1000] [--rows 1000000] [--nights 365] [--postgresql | --keep FOLDER]
 
-Makes a project with a real MLflow store on sqlite: versions as `register` and `promote` write them, half
+Makes a project with a real MLflow store, on sqlite or PostgreSQL: versions as `register` and `promote` write them, half
 of them champions once, a DVC cache with the objects of each, and the parts that scoring leaves (tests/support/grown_*).
 Each command then runs alone, in a process of its own: seconds of the wall clock and of the processor, peak memory. The
 pages are requests to MLflow's own server. `--keep` makes the project in FOLDER and leaves it there, or measures the one
@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import sqlalchemy
 
 from benchmarks.processes import measure
 from cxr.common.params import override
@@ -35,6 +36,7 @@ from tests.support.grown_store import grow, register_one
 from tests.support.mlflow_server import serve_mlflow
 from tests.support.prefect_servers import clean_environment
 from tests.support.project import PROJECT
+from tests.support.team import serve_team
 from tests.support.tiny_model import write_image
 
 LOCATION, IMAGES = "incoming", 40
@@ -57,6 +59,18 @@ PAGES = {
 LIMIT_S = 3600
 CODES = {0, 1, 11}
 """The doctor has something to say; a version that was rolled back before is held."""
+FOLDERS = ("mlruns/mlflow.db", "mlruns/artifacts", "data/scores", ".dvc/cache")
+
+
+@contextmanager
+def _store(folder: Path, *, postgresql: bool) -> Iterator[dict[str, str]]:
+    """Yield the variables that lead to the store."""
+    local = {tracking_store.FOLDER_VARIABLE: str(folder / "mlruns")}
+    if not postgresql:
+        yield local
+        return
+    with serve_team(only=("postgresql",)) as team:
+        yield local | {tracking_store.STORE_VARIABLE: team.database("mlflow", driver="pg8000")}
 
 
 def _make(folder: Path, *, versions: int, rows: int, nights: int) -> None:
@@ -83,7 +97,10 @@ def _score_half(folder: Path, champion: Version) -> None:
 
 def _measure_pages(folder: Path) -> None:
     """Ask MLflow's server for what its pages show."""
-    with serve_mlflow(folder / "mlruns") as address, httpx.Client(base_url=address, timeout=LIMIT_S) as client:
+    with (
+        serve_mlflow(folder / "mlruns", store=tracking_store.tracking_uri()) as address,
+        httpx.Client(base_url=address, timeout=LIMIT_S) as client,
+    ):
         for name, (path, query) in PAGES.items():
             method = "POST" if path == "runs/search" else "GET"
             given = {"json": query} if method == "POST" else {"params": query}
@@ -98,8 +115,12 @@ def _measure_pages(folder: Path) -> None:
 
 def _print_sizes(folder: Path) -> None:
     """Print what each store takes; hard links count once."""
-    names = ("mlruns/mlflow.db", "mlruns/artifacts", "data/scores", ".dvc/cache")
-    for name in names:
+    if tracking_store.tracking_uri().startswith("postgresql"):
+        engine = sqlalchemy.create_engine(tracking_store.tracking_uri())
+        with engine.connect() as connection:
+            size = connection.execute(sqlalchemy.text("SELECT pg_database_size(current_database())")).scalar_one()
+        print(f"PostgreSQL: {size / 1e6:.0f} MB", flush=True)
+    for name in FOLDERS:
         if (folder / name).exists():
             done = subprocess.run(["du", "-sm", str(folder / name)], capture_output=True, text=True, check=True)
             print(f"{name}: {done.stdout.split()[0]} MB", flush=True)
@@ -111,7 +132,9 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="(%(default)s)")
     parser.add_argument("--nights", type=int, default=365, help="(%(default)s)")
-    parser.add_argument("--keep", metavar="FOLDER", type=Path, help="where the project is made and left")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--postgresql", action="store_true", help="MLflow's tables in PostgreSQL in place of sqlite")
+    where.add_argument("--keep", metavar="FOLDER", type=Path, help="where the project is made and left")
     parser.add_argument("--only", metavar="NAME", default="", help="measure the commands whose name begins so")
     given = parser.parse_args()
     with ExitStack() as stack:
@@ -121,13 +144,15 @@ def main() -> None:
             make_clone(folder)
         for name in ("cxr", "flows", "tasks"):  # what is measured is this checkout's code
             shutil.copytree(PROJECT / name, folder / name, dirs_exist_ok=True)
-        variables = {tracking_store.FOLDER_VARIABLE: str(folder.resolve() / "mlruns")}
+        variables = stack.enter_context(_store(folder.resolve(), postgresql=given.postgresql))
         os.environ.clear()
         os.environ.update(clean_environment(PYTHONPATH=str(PROJECT), **variables))
         os.chdir(folder)
         if not is_made:
             override(Path("params.yaml"), {"monitor.window_images": 200})
+            started = time.perf_counter()
             _make(folder.resolve(), versions=given.versions, rows=given.rows, nights=given.nights)
+            print(f"made in {time.perf_counter() - started:.0f} s", flush=True)
         _print_sizes(Path())
         print("| | seconds | processor seconds | peak MiB | |\n|---|---|---|---|---|")
         for name, command in COMMANDS.items():

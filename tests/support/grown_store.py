@@ -86,7 +86,7 @@ def grow(source: Version, *, until: int, days: int, promoted_every: int = 2) -> 
             copy = _Copy(source, number, age_ms=int(_DAY_MS * days * (until - number) / until))
             copy.write_files(root)
             for table, rows in pattern:
-                connection.execute(table.insert(), [copy.of_row(row) for row in rows])
+                _insert(connection, table, [copy.of_row(row) for row in rows])
             look = {"key": f"model.{copy.weights_sha256[:16]}", "value": "2026-01-01T00:00:00+00:00"}
             connection.execute(tables.tables["tags"].insert(), look | {"run_uuid": looks})
         promoted = [number for number in numbers if number % promoted_every == 0]
@@ -157,6 +157,14 @@ class _Copy:
             for old, new in self.others.items():
                 value = value.replace(old, new)
         return value
+
+
+def _insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, many a statement: only for rows that are returned does SQLAlchemy do so with pg8000.
+
+    Without it every row is a round trip of its own to PostgreSQL.
+    """
+    connection.execute(table.insert().returning(*table.primary_key.columns), rows)
 
 
 def _rows_of(

@@ -13,13 +13,15 @@ from tests.support.servers import free_ports
 
 
 @contextlib.contextmanager
-def serve_mlflow(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Serve the store in `folder` (mlflow.db, artifacts); yields the address."""
+def serve_mlflow(
+    folder: Path, environment: Mapping[str, str] | None = None, *, store: str | None = None
+) -> Iterator[str]:
+    """Serve the store in `folder` (mlflow.db, or the database `store`; artifacts); yields the address."""
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", address.rpartition(":")[2]]
     command += [
         "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
+        store or f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination",
         f"{folder}/artifacts",
     ]
