@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -103,5 +104,17 @@ def _run(command: Command, prepare: Command, said: Path | None) -> None:
     cv2.setNumThreads(0)
     if said:
         sys.stderr = said.open("w", buffering=1)
-    prepare()
-    command()
+    code: int | str | None = 0
+    try:
+        prepare()
+        command()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        code if isinstance(code, int) else int(code is not None)
+    )  # earlier tests leave work for an exit, which may fail
