@@ -112,11 +112,11 @@ def _score(
     check_store_of_a_cluster()
     number = get_version(model).number  # one for all machines, whatever is promoted meanwhile
     shared = Exchange(version_folder(folder, number), exchange)
-    shared.level()
+    shared.synchronize()
     arguments = (location, "--exchange", exchange, "--model", number)
     ended = run_shards_of(Work("score", arguments, network=True, apart=True), root, shards)
     if ended.is_completed():
-        shared.level()
+        shared.synchronize()
     return ended
 
 

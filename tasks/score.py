@@ -150,7 +150,7 @@ def score(
     exchange = Exchange(folder, params.exchange) if params.exchange else None
     with sole_lock(folder.with_name(f".{folder.name}-{shard}.lock"), what=f"shard {shard} of {folder}"):
         if exchange:
-            exchange.level()
+            exchange.synchronize()
         scored = Scored(folder, spec_sha256=version.tags["spec_sha256"], location=location.name, images=images)
         todo = sorted((image for image in images if not scored.is_unchanged(image)), key=_random_order)
         summary = ScoringSummary(

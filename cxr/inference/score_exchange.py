@@ -39,7 +39,7 @@ class Exchange:
         self._folder, self._address = folder, f"{address.rstrip('/')}/{folder.name}"
         self._prefix = Prefix(self._address)
 
-    def level(self) -> None:
+    def synchronize(self) -> None:
         """Copy parts so that the folder and the bucket hold the same."""
         here = {part.name: part for part in parts_below(self._folder)}
         objects = self._prefix.objects()

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 from cxr.common.cli import run_command
-from cxr.registry import tracking_store
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.moments import in_child
-from tests.support.sample_project import STAGES, copy_project, run_stage
+from tests.support.sample_project import STAGES, copy_project, enter, run_stage
 
 _BLOCK = 1 << 16
 _LEFT = 2 << 20
@@ -48,20 +48,19 @@ class Ended:
 
 def main(project: Path, scratch: Path) -> None:
     """Run every stage twice: with memory, so that all it needs is imported, and without, in a fork."""
-    for stage in STAGES:
-        enter_copy(project, scratch / f"{stage}-with")
-        run_stage(stage)
-    for stage in STAGES:
-        enter_copy(project, scratch / stage)
-        sys.stdout.write(f"{json.dumps(asdict(_without_memory(stage)))}\n")
-        sys.stdout.flush()  # before the next fork, which would print it again
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in STAGES:
+            _enter_copy(project, scratch / f"{stage}-with", patch)
+            run_stage(stage)
+        for stage in STAGES:
+            _enter_copy(project, scratch / stage, patch)
+            sys.stdout.write(f"{json.dumps(asdict(_without_memory(stage)))}\n")
+            sys.stdout.flush()  # before the next fork, which would print it again
 
 
-def enter_copy(project: Path, folder: Path) -> None:
-    """Copy a project and make the copy the current directory, with its own store."""
+def _enter_copy(project: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
     copy_project(project, folder)
-    os.environ[tracking_store.FOLDER_VARIABLE] = str(folder / "mlruns")
-    os.chdir(folder)
+    enter(folder, patch)
 
 
 def _without_memory(stage: str) -> Ended:

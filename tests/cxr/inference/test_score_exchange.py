@@ -36,7 +36,7 @@ def test_both_sides_hold_all_parts_of_the_version_and_nothing_else_travels(clien
     for name in ("other.parquet", "both.parquet", "notes.json", "deeper/other.parquet"):
         put(client, f"version-2/{name}", b"there")
     put(client, "version-1/of-another-version.parquet", b"there")
-    Exchange(here, ADDRESS).level()
+    Exchange(here, ADDRESS).synchronize()
     parts = {path.name: path.read_bytes() for path in here.glob("[!.]*.parquet")}
     assert parts == {"mine.parquet": b"here", "both.parquet": b"here", "other.parquet": b"there"}
     found = client.list_objects_v2(Bucket=BUCKET, Prefix="scores/")["Contents"]
@@ -63,6 +63,6 @@ def test_a_part_that_is_gone_when_it_is_fetched_is_one_line_and_no_file(
 
     monkeypatch.setattr(Prefix, "objects", then_gone)
     with pytest.raises(SourceError, match=r"^s3://team/scores/version-2: part\.parquet was removed while") as caught:
-        Exchange(tmp_path / "version-2", ADDRESS).level()
+        Exchange(tmp_path / "version-2", ADDRESS).synchronize()
     assert "\n" not in str(caught.value)
     assert not [path for path in (tmp_path / "version-2").rglob("*") if path.is_file()]
