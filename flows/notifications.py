@@ -5,7 +5,8 @@
 
 `./run flows.upkeep` and `make serve` create or update them on Prefect's server; without the variable they remove them.
 Messages go out when a run of this project failed, images have drifted, a promotion waits for a person, or somebody
-moved the champion past the gate. Prefect's server sends them, so the address must be reachable from there.
+moved the champion past the gate. Prefect's server sends them, so the address must be reachable from there. It sends at
+least once: rarely a message comes twice, with the same run in it.
 """
 
 import os
