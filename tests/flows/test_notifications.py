@@ -11,6 +11,7 @@ from prefect.states import Completed, Failed, State
 
 from cxr.registry import tracking_store, versions
 from flows.notifications import ADDRESS_VARIABLE, NOTICES, keep_notifications, report_move_by_hand
+from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
 from tests.support.receivers import receive_mail, receive_posts
 from tests.support.registry_project import enter_project, register, write_model
@@ -83,6 +84,20 @@ def test_failed_drifted_held_and_moved_by_hand_are_each_posted_of_their_run(
     assert "version 1" in moved
     assert {"fine", "not ours"}.isdisjoint(post["message"] for post in posts)
     assert all(post["text"].endswith(f". {post['message']}") for post in posts)
+
+
+@fault("Prefect", "the receiver of CXR_NOTIFY_URL takes a message and never answers", "the run ends as without it, and "
+       "the next message is sent", "the messages after it")  # fmt: skip
+def test_a_receiver_that_never_answers_holds_neither_a_run_nor_the_next_message(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receive_posts(silent_to="first") as (address, posts):
+        monkeypatch.setenv(ADDRESS_VARIABLE, address)
+        keep_notifications(client)
+        score("first", "Failed", return_state=True)
+        wait_for(lambda: "first" in {post["message"] for post in posts}, seconds=120)
+        assert score("second", "Drift", return_state=True).name == "Drift"
+        wait_for(lambda: "second" in {post["message"] for post in posts}, seconds=120)
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # imported by Apprise

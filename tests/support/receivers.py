@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socketserver
+import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,13 +12,16 @@ from tests.support.servers import serving
 
 
 @contextlib.contextmanager
-def receive_posts() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield an address and the JSON bodies that were posted to it."""
+def receive_posts(*, silent_to: str | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield an address and the JSON bodies that were posted to it; the message `silent_to` gets no answer."""
     posts: list[dict[str, Any]] = []
+    closed = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if posts[-1]["message"] == silent_to:
+                closed.wait()
             self.send_response(204)
             self.end_headers()
 
@@ -26,7 +30,10 @@ def receive_posts() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     with serving(server):
-        yield f"http://127.0.0.1:{server.server_port}/hook", posts
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hook", posts
+        finally:
+            closed.set()
 
 
 @contextlib.contextmanager
