@@ -74,7 +74,7 @@ def test_failed_drifted_held_and_moved_by_hand_are_each_posted_of_their_run(
         report_move_by_hand()
         wait_for(
             lambda: {"moved by hand", *SENT.values()} <= {post[key] for post in posts for key in ("notice", "message")},
-            seconds=120,
+            seconds=300,
         )
     # Prefect delivers an event at least once, so a post may come twice; of an earlier test's flow one may come late.
     runs = {post["run"] for post in posts if (post["notice"], post["message"]) in SENT.items()}
@@ -95,9 +95,9 @@ def test_a_receiver_that_never_answers_holds_neither_a_run_nor_the_next_message(
         monkeypatch.setenv(ADDRESS_VARIABLE, address)
         keep_notifications(client)
         score("first", "Failed", return_state=True)
-        wait_for(lambda: "first" in {post["message"] for post in posts}, seconds=120)
+        wait_for(lambda: "first" in {post["message"] for post in posts}, seconds=300)
         assert score("second", "Drift", return_state=True).name == "Drift"
-        wait_for(lambda: "second" in {post["message"] for post in posts}, seconds=120)
+        wait_for(lambda: "second" in {post["message"] for post in posts}, seconds=300)
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # imported by Apprise
@@ -106,7 +106,7 @@ def test_a_failure_is_mailed(client: SyncPrefectClient, monkeypatch: pytest.Monk
         monkeypatch.setenv(ADDRESS_VARIABLE, f"mailto://127.0.0.1:{port}?from=cxr@example.org&to=ann@example.org")
         keep_notifications(client)
         score("no champion", "Failed", return_state=True)
-        wait_for(lambda: mails, seconds=120)
+        wait_for(lambda: mails, seconds=300)
     assert "To: ann@example.org" in mails[0].replace(" <ann@example.org>", "")
     assert "no champion" in mails[0]
 
