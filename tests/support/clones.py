@@ -47,12 +47,16 @@ class Clone:
 
     @contextmanager
     def start(self, *command: str) -> Iterator[None]:
-        """Keep a command running in the clone during the block; interrupt it afterwards."""
+        """Keep a command running in the clone during the block; interrupt it afterwards, and kill what stays."""
         with subprocess.Popen(command, cwd=self.root, env=self._settings()) as process:
             try:
                 yield
             finally:
                 process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(120)
+                finally:
+                    process.kill()
 
     def git(self, *arguments: str) -> str:
         """Run git in the clone."""

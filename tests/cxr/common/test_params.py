@@ -180,6 +180,7 @@ def test_a_missing_file_and_invalid_yaml_have_different_messages(tmp_path: Path)
 def test_every_profile_is_valid_and_read_back_unchanged(params: Path, profile: Path) -> None:
     values = YAML(typ="safe").load(profile)
     override(params, values)
+    read = read_params(params)
     for name, value in values.items():
         section, key = name.split(".")
-        assert read_params(params).section(section).model_dump()[key] == value
+        assert read.section(section).model_dump()[key] == value
