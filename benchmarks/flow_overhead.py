@@ -1,6 +1,6 @@
 """Seconds of the Prefect flow beside those of its stages: where nothing changed, and on a rebuild of the sample.
 
-Run   ./run benchmarks.flow_overhead [--rebuilds 3] [--no-ops 5] [--folder /tmp]
+Run   ./run benchmarks.flow_overhead [--rebuilds 3] [--no-ops 5] [--only NAME] [--folder /tmp]
 
 Works in a fresh clone of the checkout, with a small network and one epoch, so that what is measured is the overhead.
 Contestants take turns. Before each rebuild the sample gets a seed that no run had, so that every stage really runs and
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.stages import stages_in_order
+from flows.stages import plan
 from tests.support.clones import make_clone
 from tests.support.prefect_servers import clean_environment, serve_prefect
 
@@ -115,6 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rebuilds", type=int, default=3, help="rounds (%(default)s)")
     parser.add_argument("--no-ops", type=int, default=5, help="rounds (%(default)s)")
+    parser.add_argument(
+        "--only", action="append", choices=REBUILDS, help="a contestant; may be repeated (default: all)"
+    )
     parser.add_argument("--folder", type=Path, help="where the clone lies (the system's temporary folder)")
     arguments = parser.parse_args()
     seeds = itertools.count(FIRST_SEED)
@@ -122,20 +125,26 @@ def main() -> None:
         root = Path(scratch) / "clone"
         make_clone(root, *(f"--set={name}={value}" for name, value in SMALL.items()))
         path = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        project = Project(root, stages_in_order(root), {**environment, "PATH": path})
+        project = Project(root, list(plan(root).order), {**environment, "PATH": path})
 
         def new_images() -> None:
             project.run("tasks.configure", f"--set=ingest.sample_seed={next(seeds)}")
 
-        whole(project)
-        no_ops = measure(NO_OPS, project, rounds=arguments.no_ops, before=lambda: None)
-        _print("nothing changed", no_ops, "dvc repro -s, one by one")
+        if arguments.no_ops:
+            whole(project)
+            no_ops = measure(_chosen(NO_OPS, arguments.only), project, rounds=arguments.no_ops, before=lambda: None)
+            _print("nothing changed", no_ops)
         if arguments.rebuilds:
-            rebuilds = measure(REBUILDS, project, rounds=arguments.rebuilds, before=new_images)
-            _print("rebuild", rebuilds, "steps")
+            rebuilds = measure(_chosen(REBUILDS, arguments.only), project, rounds=arguments.rebuilds, before=new_images)
+            _print("rebuild", rebuilds)
 
 
-def _print(title: str, seconds: dict[str, list[float]], base: str) -> None:
+def _chosen(contestants: Contestants, only: list[str] | None) -> Contestants:
+    return {name: each for name, each in contestants.items() if not only or name in only}
+
+
+def _print(title: str, seconds: dict[str, list[float]]) -> None:
+    base = next(iter(seconds))
     print(f"{title}: medians of {len(seconds[base])} rounds in turn, against `{base}` round by round")
     for name, taken in seconds.items():
         ratios = [mine / its for mine, its in zip(taken, seconds[base], strict=True)]

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.dvc.process import DVC
+
+if __name__ == "__main__":
+    DVC.start()  # it imports DVC while Prefect is imported here
+
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -33,10 +38,9 @@ from flows.server_errors import run_flow_command
 from flows.stages import (
     StageFailedError,
     child_environment,
+    plan,
     reads_network,
     run_stage,
-    stages_in_order,
-    unchanged_stages,
 )
 from flows.steps import VERDICTS, run_step, verdict_of, worth_another_try
 from flows.workspaces import open_workspace, shared_environment
@@ -67,6 +71,7 @@ def rebuild(overrides: dict[str, Any] | None = None, promote: bool = True, keep:
         promote: whether a model that passes the gate becomes champion.
         keep: how many worktrees of runs with overrides stay in .runs.
     """
+    DVC.start()
     root = Path.cwd()
     if not (root / "dvc.yaml").is_file():
         raise ParamsError(f"{root} holds no dvc.yaml; start the flow in the project's root")
@@ -88,13 +93,13 @@ def _bring_up_to_date(root: Path, folder: Path, promote: bool) -> Rebuild | Stat
             return Failed(message=str(error), data=error)
 
     stages: dict[str, str] = {}
-    unchanged = unchanged_stages(folder)
-    for name in stages_in_order(folder):
+    planned = plan(folder)
+    for name in planned.order:
         named = stage.with_options(
             name=name, task_run_name=name, retry_condition_fn=worth_another_try(reads_network(name, params.ingest))
         )
         # A stage that ran may have changed what later ones read: DVC is asked about each of those.
-        skip = name in unchanged and set(stages.values()) <= {CACHED}
+        skip = name in planned.unchanged and set(stages.values()) <= {CACHED}
         state = named(name, folder, environment, skip=skip, return_state=True)
         if not state.is_completed():
             return _failed(state)

@@ -6,12 +6,11 @@ an empty folder, then runs nothing twice: not after a pod was killed either.
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cxr.common.errors import CxrError
-from flows.supervised import run_supervised
+from flows.dvc.process import DVC
 
 VARIABLE = "CXR_DVC_REMOTE"
 
@@ -42,8 +41,7 @@ def _dvc(*arguments: str, root: Path, on_line: Callable[[str], None], environmen
         lines.append(line)
         on_line(line)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    if run_supervised(command, folder=root, on_line=keep, environment=environment):
+    if DVC.run("dvc", "--wait-for-lock", *arguments, folder=root, on_line=keep, environment=environment):
         said = next((line for line in reversed(lines) if line.startswith("ERROR: ")), "see the lines above")
         raise RemoteError(
             f"`dvc {' '.join(arguments)}` failed: {said.removeprefix('ERROR: ')}; check {VARIABLE}, AWS_ENDPOINT_URL, "

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn, Protocol
 
 GRACE_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
@@ -41,13 +41,30 @@ def run_supervised(
     """
     between = start_supervised(command, folder=folder, environment=environment, grace_seconds=grace_seconds)
     with between:
-        try:
-            if between.stdout:
-                for line in _lines(between.stdout.fileno()):
-                    on_line(line)
-            return between.wait()
-        finally:
-            stop_supervised(between)
+        return follow(between, on_line)
+
+
+class Supervised(Protocol):
+    """The process in between: closing its standard input stops the command; its exit code is the command's."""
+
+    @property
+    def stdin(self) -> IO[Any] | None: ...
+
+    @property
+    def stdout(self) -> IO[Any] | None: ...
+
+    def wait(self) -> int: ...
+
+
+def follow(between: Supervised, on_line: Callable[[str], None]) -> int:
+    """Hand over every line as it comes and return the exit code; an exception stops the command before it goes on."""
+    try:
+        if between.stdout:
+            for line in _lines(between.stdout.fileno()):
+                on_line(line)
+        return between.wait()
+    finally:
+        stop_supervised(between)
 
 
 def start_supervised(
@@ -93,7 +110,7 @@ def _lines(pipe: int) -> Iterator[str]:
         yield rest
 
 
-def stop_supervised(between: "subprocess.Popen[str]") -> int:
+def stop_supervised(between: Supervised) -> int:
     """Stop a command that `start_supervised` started, if it still runs; return its exit code."""
     if between.stdin:
         between.stdin.close()
@@ -102,12 +119,22 @@ def stop_supervised(between: "subprocess.Popen[str]") -> int:
 
 def _main(grace: str, *command: str) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    return supervise(child.pid, child.wait, float(grace))
+
+
+def supervise(group: int, wait: Callable[[], int], grace_seconds: float) -> int:
+    """Be the process in between of the process group `group`; `wait` for its first process gives the exit code."""
     watcher = os.fork()
     if not watcher:
-        _stop_when_stdin_closes(child.pid, float(grace))
-    code = child.wait()
+        _stop_when_stdin_closes(group, grace_seconds)
+    code = wait()
     os.kill(watcher, signal.SIGKILL)
-    _signal_group(child.pid, signal.SIGKILL)  # what it started and left behind
+    _signal_group(group, signal.SIGKILL)  # what it started and left behind
+    return exit_code(code)
+
+
+def exit_code(code: int) -> int:
+    """Return the exit code that a shell gives a process: 128 and its number for one that a signal ended."""
     return code if code >= 0 else 128 - code
 
 

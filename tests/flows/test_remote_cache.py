@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import remote_cache
-from flows.stages import run_stage, stages_in_order
+from flows.stages import plan, run_stage
 from tests.support.faults import fault
 from tests.support.project import PROJECT
 
@@ -50,7 +50,7 @@ def run(folder: Path, *names: str) -> dict[str, bool]:
 def test_the_next_pod_continues_where_a_dead_one_stopped(image: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     start_pod(image, first, "true")
-    assert stages_in_order(first) == STAGES
+    assert list(plan(first).order) == STAGES
     assert run(first, "ingest", "train") == {"ingest": False, "train": False}
     start_pod(image, second, "true")
     assert run(second, *STAGES) == {"ingest": True, "train": True, "evaluate": False}

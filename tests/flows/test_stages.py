@@ -14,10 +14,9 @@ from flows.stages import (
     StageFailedError,
     heal_path_lock,
     last_words,
+    plan,
     reads_network,
     run_stage,
-    stages_in_order,
-    unchanged_stages,
 )
 from tests.support.faults import fault
 
@@ -28,7 +27,7 @@ def run(name: str, root: Path) -> tuple[bool, list[str]]:
 
 
 def test_stages_come_after_what_they_read_from(tiny: Path) -> None:
-    assert stages_in_order(tiny) == ["ingest", "train", "evaluate"]
+    assert plan(tiny).order == ("ingest", "train", "evaluate")
 
 
 def test_a_stage_runs_once_and_is_cached_until_something_changes(tiny: Path) -> None:
@@ -41,21 +40,21 @@ def test_a_stage_runs_once_and_is_cached_until_something_changes(tiny: Path) -> 
 
 
 def test_unchanged_is_what_dvc_would_skip(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unchanged_stages(tiny) == frozenset()
+    assert plan(tiny).unchanged == frozenset()
     for name in ("ingest", "train", "evaluate"):
         run(name, tiny)
     monkeypatch.chdir("/")  # as for a worktree, which is not the working directory
-    assert unchanged_stages(tiny) == {"ingest", "train", "evaluate"}
+    assert plan(tiny).unchanged == {"ingest", "train", "evaluate"}
     override(tiny / "params.yaml", {"train.epochs": 7})
     (tiny / "reports" / "metrics.json").unlink()
-    assert unchanged_stages(tiny) == {"ingest"}
+    assert plan(tiny).unchanged == {"ingest"}
 
 
 def test_while_dvc_is_busy_nothing_counts_as_unchanged(tiny: Path) -> None:
     run("ingest", tiny)
     holder = {"write": {str(tiny / "data" / "raw"): {"pid": os.getppid(), "cmd": "dvc repro"}}}
     (tiny / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(holder))
-    assert unchanged_stages(tiny) == frozenset()
+    assert plan(tiny).unchanged == frozenset()
 
 
 def test_outputs_that_were_deleted_come_back_from_the_cache(tiny: Path) -> None:

@@ -1,0 +1,1 @@
+"""DVC for the flows: started once, forked for each command."""
