@@ -32,9 +32,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
     for package in ("cxr", "flows", "tasks"):
-        shutil.copytree(
-            PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-        )
+        shutil.copytree(PROJECT / package, tmp_path / package, dirs_exist_ok=True)
 
 
 def asked_runs() -> list[FlowRun]:
