@@ -135,7 +135,7 @@ def test_a_second_pacs_worker_waits(
     thread = threading.Thread(target=second)
     with file_lock(beside(STATE_FILE, ".lock")):
         thread.start()
-        wait_for(lambda: "waiting for another worker with .checkpoints/pacs.json to end" in caplog.text, seconds=60)
+        wait_for(lambda: "waiting for another worker with .checkpoints/pacs.json to end" in caplog.text)
         assert not ended
     thread.join()
     assert "does not respond" in str(ended[0])

@@ -88,7 +88,7 @@ def test_a_run_beyond_its_time_limit_ends_and_takes_its_stage_along(tiny: Path) 
     state = rebuild.with_options(timeout_seconds=45)(promote=False, return_state=True)
     assert state.name == "TimedOut"
     stage = int((tiny / "data" / "pid").read_text())
-    wait_for(lambda: not psutil.pid_exists(stage), seconds=60)  # killed; when it is gone, the system decides
+    wait_for(lambda: not psutil.pid_exists(stage))  # killed; when it is gone, the system decides
 
 
 def test_overrides_hold_for_their_run_alone(tiny: Path) -> None:
@@ -173,9 +173,6 @@ def test_a_killed_flow_takes_its_stage_along_and_the_next_run_goes_on(tiny: Path
         assert process.returncode == 143
         assert said_at_the_end[-1] == "terminated; run the same command again to continue"
     stage = int(said.read_text())
-    deadline = time.monotonic() + 20
-    while psutil.pid_exists(stage) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(stage)
+    wait_for(lambda: not psutil.pid_exists(stage))
     (tiny / "hang-train").unlink()
     assert rebuild(promote=False).stages == {"ingest": "Cached", "train": "Completed", "evaluate": "Completed"}

@@ -180,7 +180,7 @@ def test_ctrl_c_stops_the_study_and_its_trainings(small: Path) -> None:
         _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith(b"stopped")
-    training.wait(60)
+    training.wait(300)
 
 
 def wait_for(happened: Callable[[], bool]) -> None:

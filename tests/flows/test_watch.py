@@ -79,10 +79,10 @@ def test_mlflows_server_wakes_the_watch_when_an_alias_moves(
         person = MlflowClient(server, server)
         assert len(person.list_webhooks()) == 1
         person.set_registered_model_alias(MODEL, REQUESTED, "1")
-        wait_for(watch.woken.is_set, seconds=60)
+        wait_for(watch.woken.is_set)
         watch.woken.clear()
         person.delete_registered_model_alias(MODEL, REQUESTED)
-        wait_for(watch.woken.is_set, seconds=60)
+        wait_for(watch.woken.is_set)
         webhook.unsubscribe()
         assert not person.list_webhooks()
 

@@ -104,7 +104,7 @@ def test_each_image_is_processed_once_through_an_outage_and_no_patient_data_are_
             orthanc.send(image(5), image(6, study=5))
             wait_for(lambda: reports(orthanc) == {"1": 1, "5": 2}, log=Path("log"))
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 143
+            assert process.wait(300) == 143
         finally:
             process.kill()
     output = Path("log").read_text()

@@ -63,7 +63,7 @@ def proxy(folder: Path, app: Served) -> Iterator[Proxied]:
         try:
             proxied = Proxied(f"https://localhost:{port}", certificate, folder, app)
             with proxied.client() as client:
-                wait_for(lambda: client.get(f"{proxied.address}/health").status_code == 200, log=log, seconds=60)
+                wait_for(lambda: client.get(f"{proxied.address}/health").status_code == 200, log=log)
             yield proxied
         finally:
             server.terminate()

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 Command = Callable[[], object]
 Moment = Callable[[int, Command], None]
 """Calls a command when this process does something for the n-th time."""
-_MOST_SECONDS = 120
+_MOST_SECONDS = 300
 
 
 def before_rename(number: int, do: Command) -> None:
@@ -80,7 +80,7 @@ def held_in_child(command: Command, moment: Moment, number: int) -> Iterator[Non
 
     def wait() -> None:
         reached.set()
-        free.wait(60)
+        free.wait(_MOST_SECONDS)
 
     child = _started(command, lambda: moment(number, wait), None)
     try:

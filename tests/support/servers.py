@@ -1,7 +1,9 @@
 """Real servers on loopback for the tests of fetching: HTTP that misbehaves on demand, and S3."""
 
 import contextlib
+import itertools
 import os
+import random
 import socket
 import socketserver
 import subprocess
@@ -159,21 +161,27 @@ def s3_answers(endpoint: str, bucket: str, *, access_key: str = ACCESS_KEY, secr
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback, each with the port 10,000 above it free too, which SeaweedFS takes."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            one = held.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            with socket.socket() as other, contextlib.suppress(OSError, OverflowError):
-                other.bind(("127.0.0.1", port + 10_000))  # each also takes the port 10,000 above
-                found.append(port)
-    return found
+    """Return free ports of loopback, each with the port 10,000 above it free too, which SeaweedFS takes.
+
+    They are below those that Linux gives to outgoing connections, and each worker of the tests has its own thousand:
+    nobody takes one before its server starts.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_500 + worker % 8 * 1000
+    candidates = random.SystemRandom().sample(range(first, first + 1000), 1000)
+    return list(itertools.islice(filter(_is_free, candidates), count))
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", port))
+        other.bind(("127.0.0.1", port + 10_000))
+        return True
+    return False
 
 
 def _wait_for(endpoint: str, bucket: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(120):
+    for _ in range(1200):
         if process.poll() is not None:
             break
         if s3_answers(endpoint, bucket):

@@ -193,7 +193,7 @@ class Process:
     def end(self) -> int:
         """Send SIGTERM, as docker and systemd do; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
 
 @contextlib.contextmanager

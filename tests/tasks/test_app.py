@@ -102,7 +102,7 @@ def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_da
         decoders = psutil.Process(served.process.pid).children()
         assert served.end() == 0
         assert decoders
-        assert psutil.wait_procs(decoders, timeout=10)[1] == []
+        assert psutil.wait_procs(decoders, timeout=120)[1] == []
         log = served.log.read_text()
     assert {status for status, _ in responses} == {200}
     assert {version for _, version in responses} == {first.number, second.number}
