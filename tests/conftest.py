@@ -21,7 +21,7 @@ os.environ["PREFECT_HOME"] = _prefect_home.name
 os.environ["PREFECT_PROFILES_PATH"] = f"{_prefect_home.name}/profiles.toml"
 
 _TESTS = Path(__file__).parent
-_OF_SEVERAL_PARTS = ("e2e", "flows", "integration")
+_OF_SEVERAL_PARTS = ("e2e", "flows")
 _LONGEST_FIRST = (
     "integration/test_team_services.py",
     "flows/test_serve.py",
