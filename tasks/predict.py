@@ -69,9 +69,10 @@ from cxr.common.engines import Engine, require_torch
 from cxr.common.errors import ImageError, ParamsError
 from cxr.common.notices import notice
 from cxr.imaging.decode import max_file_bytes
+from cxr.imaging.unattended import UNATTENDED_SECONDS
 from cxr.inference.answer_table import Result, Style, Summary, Table
 from cxr.inference.classifier import Classifier, load_classifier
-from cxr.inference.decoding.decoders import UNATTENDED_SECONDS, Decoders
+from cxr.inference.decoding.decoders import Decoders
 from cxr.inference.image_source import images_below
 from cxr.inference.outputs import AnswerFiles
 from cxr.inference.pipeline import AnsweredImage, ModelInput, PreparedImage, answered_batches, prepare_file

@@ -32,6 +32,7 @@ def preprocess(params: PreprocessParams, paths: Paths) -> None:
 
     Raises:
         DataError: an image is missing or cannot be prepared, or its shard is damaged.
+        DecoderError: an image crashes its decoder, or takes too much time or memory.
     """
     preprocessing = Preprocessing(**params.model_dump(exclude={"workers"}))
     manifest = read_manifest(paths.raw, "image_id", "path")

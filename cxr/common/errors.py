@@ -4,6 +4,7 @@ CxrError
  +-- ParamsError           a parameter is unknown or invalid
  +-- SourceError           raw images cannot be fetched or have an unknown layout
  +-- ImageError            a file is not an image that can be read
+ |    +-- DecoderError     an image crashes its decoder, or takes more time or memory than an image may
  +-- DataError             a manifest, split or image array is missing or contradicts another input
  |    +-- GateError        the data do not pass a data-quality gate
  +-- WeightsError          weights or a saved model cannot be loaded or fail the hash check
@@ -20,6 +21,8 @@ found, and what to do.
 """
 
 import signal
+from functools import partial
+from typing import Any
 
 
 class CxrError(Exception):
@@ -54,6 +57,16 @@ class ImageError(CxrError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the reason too."""
+        return partial(type(self), reason=self.reason), self.args
+
+
+class DecoderError(ImageError):
+    """An image crashes its decoder, or takes more time or memory than an image may; only its process is lost."""
+
+    exit_code = 15
 
 
 class DataError(CxrError):

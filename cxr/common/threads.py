@@ -22,12 +22,20 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], *, w
         items: taken as they are needed.
         workers: threads; 0 means one per core.
     """
-    threads = workers or os.cpu_count() or 1
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_threads(workers)) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) >= threads * _PENDING_PER_WORKER:
+            if len(pending) >= most_pending(workers):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def most_pending(workers: int) -> int:
+    """Return the largest number of items that `map_in_order` has taken and not yet returned."""
+    return _threads(workers) * _PENDING_PER_WORKER
+
+
+def _threads(workers: int) -> int:
+    return workers or os.cpu_count() or 1

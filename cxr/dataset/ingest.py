@@ -8,7 +8,7 @@ import hashlib
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,11 +16,14 @@ from typing import Any
 from cxr.common.classes import Label
 from cxr.common.errors import ImageError, SourceError
 from cxr.common.on_disk import Spool
-from cxr.common.threads import map_in_order
 from cxr.dataset.inspect import InspectedImage, inspect_image
 from cxr.dataset.layouts.raw_set import Annotation, RawSet, Rejection, files_below
 from cxr.dataset.layouts.table import LAYOUTS, layout_named
 from cxr.imaging.decode import max_file_bytes
+from cxr.imaging.unattended import decode_each
+
+Described = tuple[Annotation, InspectedImage]
+"""What is known of an accepted image, but for its file."""
 
 UNREADABLE = "unreadable"
 OUTWARD_LINK = "link out of the folder"
@@ -81,7 +84,7 @@ class Accepted:
 class AcceptedImages(Sequence[Accepted]):
     """Accepted images in a spool: an item is made anew each time it is asked for."""
 
-    def __init__(self, described: Spool[tuple[Annotation, InspectedImage]]) -> None:
+    def __init__(self, described: Spool[Described]) -> None:
         self._described = described
         self._files: list[RawFile] = []
 
@@ -155,8 +158,8 @@ def list_files(source: str, layout: str, location: Path, *, is_archive: bool) ->
     return [RawFile(source, raw_set, name) for name in names]
 
 
-def examine_files(files: Iterable[RawFile], *, max_pixels: int, workers: int) -> Iterator[Accepted | Rejected]:
-    """Read each file and accept or reject it, in order.
+def examine_files(files: Sequence[RawFile], *, max_pixels: int, workers: int) -> Iterator[Accepted | Rejected]:
+    """Read each file and accept or reject it, in order; one that its decoder does not survive is rejected too.
 
     Args:
         files: the files to read.
@@ -164,10 +167,23 @@ def examine_files(files: Iterable[RawFile], *, max_pixels: int, workers: int) ->
         workers: threads; 0 means one per core.
     """
 
-    def examine(file: RawFile) -> Accepted | Rejected:
-        return _examine(file, max_pixels)
+    def read(file: RawFile) -> bytes | Rejection:
+        return _read(file, max_pixels)
 
-    return map_in_order(examine, files, workers=workers)
+    def examine(file: RawFile, data: bytes | Rejection) -> Described | Rejection:
+        return data if isinstance(data, Rejection) else _examine(file, data, max_pixels)
+
+    def refuse(_: RawFile, error: ImageError) -> Rejection:
+        return Rejection(error.reason, str(error))
+
+    found = decode_each(
+        read, examine, files, name=lambda file: file.name, refused=refuse, max_pixels=max_pixels, workers=workers
+    )
+    for file, one in zip(files, found, strict=True):
+        if isinstance(one, Rejection):
+            yield Rejected(file.source, "".join(map(_printable, file.name)), one)
+        else:
+            yield Accepted(file, *one)
 
 
 def reread(image: Accepted, *, max_pixels: int) -> bytes:
@@ -188,19 +204,14 @@ def reread(image: Accepted, *, max_pixels: int) -> bytes:
     return data
 
 
-def _examine(file: RawFile, max_pixels: int) -> Accepted | Rejected:
-    path = file.name
-    data = _read(file, max_pixels)
-    if isinstance(data, Rejection):
-        return Rejected(file.source, "".join(map(_printable, path)), data)
+def _examine(file: RawFile, data: bytes, max_pixels: int) -> Described | Rejection:
+    """Describe an image; without its file, which holds the names of the whole set and would be sent with each."""
     try:
-        image = inspect_image(file.stored_bytes(data, max_pixels), name=path, max_pixels=max_pixels)
+        image = inspect_image(file.stored_bytes(data, max_pixels), name=file.name, max_pixels=max_pixels)
     except ImageError as error:
-        return Rejected(file.source, path, Rejection(error.reason, str(error)))
+        return Rejection(error.reason, str(error))
     annotation = file.raw_set.annotate(file.path, data)
-    if isinstance(annotation, Rejection):
-        return Rejected(file.source, path, annotation)
-    return Accepted(file, annotation, image)
+    return annotation if isinstance(annotation, Rejection) else (annotation, image)
 
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cxr.common.errors import DataError, ImageError
+from cxr.common.errors import DataError, DecoderError, ImageError
 from cxr.common.on_disk import release, reserve
-from cxr.common.threads import map_in_order
 from cxr.dataset.image_array import IMAGES_FILE, write_index
 from cxr.dataset.shards import Shards
 from cxr.imaging.decode import image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
+from cxr.imaging.unattended import decode_each, kept_by_ingest
 
 _RELEASED_IMAGES = 512  # written ones that stay mapped; at 224 px they take 26 MB
 _NAMED_FAILURES = 10
@@ -41,6 +40,7 @@ def write_image_array(
 
     Raises:
         DataError: images are missing or cannot be prepared (names the first ones), or a shard is damaged.
+        DecoderError: images crash their decoder or take too much time or memory (names the first ones).
     """
     size = preprocessing.image_size_px
     pixels = np.lib.format.open_memmap(folder / IMAGES_FILE, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
@@ -48,7 +48,8 @@ def write_image_array(
         reserve(file, (folder / IMAGES_FILE).stat().st_size)
     failures = _fill(pixels, paths, shards, preprocessing, workers)
     if failures:
-        raise DataError(_failure_message(failures, len(paths)))
+        unsurvived = [failure for failure in failures if isinstance(failure, DecoderError)]
+        raise kept_by_ingest(unsurvived) if unsurvived else DataError(_failure_message(failures, len(paths)))
     pixels.flush()
     write_index(folder, image_ids, preprocessing)
 
@@ -58,24 +59,30 @@ def _fill(
 ) -> list[ImageError]:
     """Write each image into its row of `pixels`, and return the errors."""
 
-    def fill_row(row: int) -> ImageError | None:
-        data = shards.read(paths[row])
+    def read(row: int) -> bytes:
+        return shards.read(paths[row])
+
+    def fill_row(row: int, data: bytes) -> ImageError | None:
+        if row % _RELEASED_IMAGES == 0:
+            release(pixels)
         try:
             pixels[row] = image_from_bytes(data, preprocessing, name=paths[row])
         except ImageError as error:
             return error
         return None
 
-    cv2.setNumThreads(1)  # the pool has one thread per core; OpenCV's own threads would compete with them
-    failures: list[ImageError] = []
-    # Decoding and filters release the interpreter lock.
-    done = map_in_order(fill_row, range(len(paths)), workers=workers)
-    for row, failure in enumerate(tqdm(done, total=len(paths), unit=" images", desc="prepare", disable=None)):
-        if failure is not None:
-            failures.append(failure)
-        if row % _RELEASED_IMAGES == 0:
-            release(pixels)
-    return failures
+    # In a child process, which maps the same file. Decoding and filters release the interpreter lock.
+    done = decode_each(
+        read,
+        fill_row,
+        range(len(paths)),
+        name=lambda row: paths[row],
+        refused=lambda _, error: error,
+        max_pixels=preprocessing.max_pixels,
+        workers=workers,
+    )
+    failures = tqdm(done, total=len(paths), unit=" images", desc="prepare", disable=None)
+    return [failure for failure in failures if failure is not None]
 
 
 def _failure_message(failures: Sequence[ImageError], total: int) -> str:

@@ -6,15 +6,12 @@ that an interrupted run continues and a second one computes nothing.
 
 import hashlib
 import logging
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -22,7 +19,7 @@ from tqdm import tqdm
 from cxr.common.files import atomic_file
 from cxr.dataset.shards import Shards
 from cxr.evaluation.rates import Floats
-from cxr.forensics.measure import MeasuredImage, measure_image
+from cxr.forensics.measure import measure_each
 
 _BATCH_IMAGES = 256
 _VERSION = 1  # of what cxr.forensics.measure computes; a new one leaves old files of the cache unused
@@ -87,9 +84,8 @@ def extract(shards: Shards, image_ids: Sequence[str], paths: Sequence[str], extr
 
     Raises:
         DataError: an image is missing or a shard is damaged.
-        ImageError: an image cannot be decoded.
+        ImageError: an image cannot be decoded; a DecoderError where its decoder does not survive it.
     """
-    cv2.setNumThreads(1)  # the pool has one thread per core; OpenCV's own threads would compete with them
     with tqdm(total=len(paths), unit=" images", desc="measure", disable=None) as progress:
         batches = []
         for batch in _batches(len(paths)):
@@ -126,11 +122,7 @@ def _cached(shards: Shards, image_ids: Sequence[str], paths: Sequence[str], extr
 
 
 def _measured(shards: Shards, paths: Sequence[str], extraction: Extraction) -> SetFeatures:
-    def measure(path: str) -> MeasuredImage:
-        return measure_image(shards.read(path), name=path, max_pixels=extraction.max_pixels)
-
-    with ThreadPoolExecutor(extraction.workers or os.cpu_count() or 1) as pool:
-        images = list(pool.map(measure, paths))
+    images = list(measure_each(shards, paths, max_pixels=extraction.max_pixels, workers=extraction.workers))
     names = [field.name for field in fields(SetFeatures) if field.name != "network"]
     pixels = np.stack([image.pixels for image in images])
     network = extraction.network(pixels) if extraction.network else np.zeros((len(images), 0), np.float32)

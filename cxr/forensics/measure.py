@@ -4,6 +4,7 @@ None of these numbers says where in the image something is, but for the border, 
 """
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
+from cxr.common.errors import DecoderError
+from cxr.dataset.shards import Shards
 from cxr.imaging.decode import open_image
+from cxr.imaging.unattended import decode_each, kept_by_ingest
 
 NETWORK_SIDE_PX = 224
 THUMBNAIL_SIDE_PX = 64
@@ -61,6 +65,32 @@ def measure_image(data: bytes, *, name: str, max_pixels: int) -> MeasuredImage:
         size=np.array([width, height, width / height], np.float32),
         compression=np.array([len(data) / (width * height), *_quantiser(data, image.header.format)], np.float32),
     )
+
+
+def measure_each(shards: Shards, paths: Sequence[str], *, max_pixels: int, workers: int) -> Iterator[MeasuredImage]:
+    """Measure the images `paths` of `shards`, in their order, in threads of a child process; 0 means one per core.
+
+    Raises:
+        DataError: an image is missing or a shard is damaged.
+        ImageError: an image cannot be decoded; a DecoderError, at the end, where its decoder does not survive it.
+    """
+
+    def measure(path: str, data: bytes) -> MeasuredImage | DecoderError:
+        return measure_image(data, name=path, max_pixels=max_pixels)
+
+    def refuse(_: str, error: DecoderError) -> DecoderError:
+        return error
+
+    errors = []
+    for found in decode_each(
+        shards.read, measure, paths, name=str, refused=refuse, max_pixels=max_pixels, workers=workers
+    ):
+        if isinstance(found, DecoderError):
+            errors.append(found)
+        else:
+            yield found
+    if errors:
+        raise kept_by_ingest(errors)
 
 
 def _resized(grey: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

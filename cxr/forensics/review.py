@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cxr.dataset.shards import Shards
-from cxr.forensics.measure import measure_image
+from cxr.forensics.measure import measure_each
 from cxr.imaging.encode import jpeg_data_url
 
 
@@ -33,10 +33,12 @@ def doubted_images(labels: pd.DataFrame, shards: Shards, *, at_most: int, max_pi
 
     Raises:
         DataError: an image is missing or its shard is damaged.
+        ImageError: an image cannot be decoded; see cxr.forensics.measure.measure_each.
     """
     if labels.empty:
         return []
-    flagged = labels[labels["flagged"]].sort_values(["margin", "image_id"], ascending=[False, True])
+    flagged = labels[labels["flagged"]].sort_values(["margin", "image_id"], ascending=[False, True]).head(at_most)
+    measured = measure_each(shards, flagged["path"].tolist(), max_pixels=max_pixels, workers=1)
     return [
         DoubtedImage(
             image_id=row["image_id"],
@@ -45,9 +47,7 @@ def doubted_images(labels: pd.DataFrame, shards: Shards, *, at_most: int, max_pi
             suggested=row["suggested"],
             probability_of_label=row[f"p_{row['label']}"],
             probability_of_suggested=row[f"p_{row['suggested']}"],
-            picture=jpeg_data_url(
-                measure_image(shards.read(row["path"]), name=row["path"], max_pixels=max_pixels).pixels
-            ),
+            picture=jpeg_data_url(image.pixels),
         )
-        for row in flagged.head(at_most).to_dict("records")
+        for row, image in zip(flagged.to_dict("records"), measured, strict=True)
     ]

@@ -11,8 +11,9 @@ from typing import Any
 
 from cxr.common.errors import ImageError, ParamsError
 from cxr.dataset.shards import shard_of
+from cxr.imaging.unattended import UNATTENDED_SECONDS
 from cxr.inference.classifier import Classifier
-from cxr.inference.decoding.decoders import UNATTENDED_SECONDS, Decoders
+from cxr.inference.decoding.decoders import Decoders
 from cxr.inference.image_source import ImageFile, Location
 from cxr.inference.pipeline import (
     NOT_OPENED,

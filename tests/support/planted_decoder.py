@@ -1,7 +1,10 @@
 """A decoder that crashes or hangs on images that say so at their end; the decoding processes run it."""
 
+import ctypes
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 from cxr.inference.classifier import Classifier
 from cxr.inference.decoding import decoders
@@ -17,3 +20,19 @@ def planted_pixels(data: bytes, classifier: Classifier, name: str) -> Made:
     if data.endswith(HANGS):
         time.sleep(3600)
     return decoders.prepared_pixels(data, classifier, name)
+
+
+def planted(decode: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does the same for a decoder of a stage, `decode`, which takes the bytes first.
+
+    One that hangs lets no other thread of its process go on, as native code may.
+    """
+
+    def decode_unless_planted(data: bytes, *given: Any, **named: Any) -> Any:
+        if data.endswith(CRASHES):
+            os.abort()
+        if data.endswith(HANGS):
+            ctypes.PyDLL(None).pause()
+        return decode(data, *given, **named)
+
+    return decode_unless_planted

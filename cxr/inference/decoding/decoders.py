@@ -25,15 +25,10 @@ from numpy.typing import NDArray
 
 import cxr
 from cxr.common.errors import ImageError, MemoryLimitError
+from cxr.imaging.unattended import crashes, too_slow
 from cxr.inference.classifier import Classifier
 from cxr.inference.decoding.worker import READY, Call, Made
 from cxr.inference.pipeline import ModelInput, check_size, model_input
-
-UNATTENDED_SECONDS = 30.0
-"""That an image may take where nobody waits for it: `predict`, `score` and `external`."""
-
-TOO_SLOW = "too slow"
-"""The reason of the ImageError of an image that took longer than it may; its process has been killed."""
 
 _PROGRAM = "from cxr.inference.decoding.worker import main; main"
 
@@ -77,7 +72,7 @@ class DecodeProcess:
             seconds: that it may take.
 
         Raises:
-            ImageError: the function raises it, the process crashes, or it takes longer than `seconds` (TOO_SLOW).
+            ImageError: the function raises it; a DecoderError where the process crashes or takes longer than `seconds`.
             MemoryLimitError: the process does not start.
             RuntimeError: the function raises anything else.
         """
@@ -86,13 +81,11 @@ class DecodeProcess:
         try:
             connection.send(Call(function, given, max_pixels))
             if not connection.poll(seconds):
-                raise ImageError(
-                    f"{name} took more than {seconds:g} s to decode; export it uncompressed", reason=TOO_SLOW
-                )
+                raise too_slow(name, seconds)
             head, _, content = connection.recv_bytes().partition(b"\n")
         except (EOFError, OSError):
             self._restart()
-            raise ImageError(f"{name} crashes its decoder; export it again", reason="not an image") from None
+            raise crashes(name) from None
         except BaseException:  # a later image must not get the answer to this one
             self._restart()
             raise

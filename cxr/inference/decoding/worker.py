@@ -26,13 +26,10 @@ import cv2
 
 from cxr.common.errors import ImageError
 from cxr.dicom.cost import COSTLY
+from cxr.imaging.unattended import most_memory_bytes
 
 READY = b"ready"
 """The first message: the program is loaded, and the time of an image begins with the image."""
-
-_MEMORY_BYTES, _MEMORY_BYTES_A_PIXEL = 1 << 30, 24
-"""Of address space above what the program itself has. The costliest accepted image of 50 million pixels, 16-bit grey,
-needed 0.9 GB."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def _answer_calls(connection: Connection) -> None:
     connection.send_bytes(READY)
     while True:
         call: Call = connection.recv()
-        _limit_memory(program + _MEMORY_BYTES + _MEMORY_BYTES_A_PIXEL * call.max_pixels)
+        _limit_memory(program + most_memory_bytes(call.max_pixels))
         head, content = _answer(call)
         connection.send_bytes(json.dumps(head).encode() + b"\n" + content)
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from cxr.common.errors import ImageError, MemoryLimitError
+from cxr.imaging.unattended import TOO_SLOW
 from cxr.inference.decoding import decoders
-from cxr.inference.decoding.decoders import TOO_SLOW, DecodeProcess
+from cxr.inference.decoding.decoders import DecodeProcess
 from tests.support.faults import fault
 from tests.support.hostile_files import many_scans
 from tests.support.prefect_servers import wait_for
