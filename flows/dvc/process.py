@@ -8,6 +8,7 @@ thread and runs nothing of DVC itself, so that it holds no lock, file or databas
 which happens whenever the calling process ends.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -162,7 +163,8 @@ def _serve(requests: socket.socket) -> dict[str, Any] | None:
             _fork_supervised(*pipes)
             return request
         code = _wait(between)
-        os.write(pipes[2], str(exit_code(code)).encode())
+        with contextlib.suppress(BrokenPipeError):  # the caller was killed
+            os.write(pipes[2], str(exit_code(code)).encode())
         for pipe in pipes:
             os.close(pipe)
 

@@ -89,10 +89,13 @@ from pathlib import Path
 from flows.dvc.process import DVC
 DVC.run("both", folder=Path({str(tmp_path)!r}), on_line=lambda line: print(line, flush=True))
 """
-    with subprocess.Popen([sys.executable, "-c", asking], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", asking]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
         pids += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         os.kill(process.pid, signal.SIGKILL)
+        assert process.stderr.read() == ""  # until the last process that could write is gone
     assert len(pids) > 2
     assert all(gone(pid) for pid in pids)
