@@ -135,8 +135,8 @@ def main() -> None:
             no_ops = measure(_chosen(NO_OPS, arguments.only), project, rounds=arguments.no_ops, before=lambda: None)
             _print("nothing changed", no_ops)
         if arguments.rebuilds:
-            rebuilds = measure(_chosen(REBUILDS, arguments.only), project, rounds=arguments.rebuilds, before=new_images)
-            _print("rebuild", rebuilds)
+            contestants = _chosen(REBUILDS, arguments.only)
+            _print("rebuild", measure(contestants, project, rounds=arguments.rebuilds, before=new_images))
 
 
 def _chosen(contestants: Contestants, only: list[str] | None) -> Contestants:
