@@ -48,7 +48,7 @@ def decoded(item: int) -> object:
 
 
 def test_each_item_that_its_process_does_not_survive_is_told_from_all_others() -> None:
-    found = list(map_in_child(job(decoded, seconds=0.5), range(MANY), workers=4))
+    found = list(map_in_child(job(decoded, seconds=3), range(MANY), workers=4))
     assert found == [OUTCOMES.get(item, str(item)) for item in range(MANY)]
 
 
