@@ -15,7 +15,6 @@ import pickle
 import resource
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -213,19 +212,24 @@ class _Child(Generic[Item, Given, Result]):
         return _StoppedError(sorted(self._at()), code)
 
     def _run(self, parent: int) -> None:
-        """Send the results; in the child."""
+        """Send the results, and end; in the child.
+
+        It ends at once: what libraries registered for the end of the parent may need threads that a fork does not have.
+        """
         _end_with(parent)
         if self._memory_bytes is not None:
             _limit_memory(self._memory_bytes)
+        code = 0
         try:
             for result in map_in_order(self._do, enumerate(self._rows), workers=self._workers):
                 self._send((result, None))
         except BrokenPipeError:
             pass  # the parent needs no more
         except MemoryError:
-            sys.exit(MemoryLimitError.exit_code)
+            code = MemoryLimitError.exit_code
         except Exception as error:
             self._send((None, error))
+        os._exit(code)
 
     def _send(self, message: tuple[Result | None, Exception | None]) -> None:
         self._theirs.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))

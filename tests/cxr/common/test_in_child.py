@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def decoded(item: int) -> object:
 def test_each_item_that_its_process_does_not_survive_is_told_from_all_others() -> None:
     found = list(map_in_child(job(decoded, seconds=3), range(MANY), workers=4))
     assert found == [OUTCOMES.get(item, str(item)) for item in range(MANY)]
+
+
+def test_what_a_library_registered_for_the_end_of_its_process_is_not_done_in_a_child_of_it() -> None:
+    def fails() -> None:
+        raise OSError("it needs a thread that a fork does not have")
+
+    def main() -> None:
+        threading._register_atexit(fails)  # type: ignore[attr-defined]  # as anyio and Prefect do
+        assert list(map_in_child(job(decoded), [HOGS], workers=1)) == [OUTCOMES[HOGS]]
+
+    assert in_child(main, lambda: None) == 0
 
 
 @fault("ingest, preprocess, forensics", "the process that decodes is killed from outside, as where memory runs out",
