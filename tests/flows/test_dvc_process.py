@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from flows.dvc.process import DvcProcess
-from tests.flows.test_supervised import PARENT_AND_CHILD, gone
+from tests.flows.test_supervised import PARENT_AND_CHILD
 from tests.support.faults import fault
+from tests.support.prefect_servers import wait_for
+from tests.support.processes import command_of, has_ended
 from tests.support.project import PROJECT
 
 
@@ -26,7 +28,7 @@ def forks() -> Iterator[DvcProcess]:
 
 def serving() -> list[psutil.Process]:
     """Return the processes of this one that fork."""
-    return [child for child in psutil.Process().children() if "flows.dvc.process" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "flows.dvc.process" in command_of(child)]
 
 
 def test_lines_exit_code_arguments_folder_and_environment_are_the_commands_own(
@@ -78,7 +80,7 @@ def test_an_interruption_stops_the_command_and_its_children(forks: DvcProcess, t
     with pytest.raises(KeyboardInterrupt):
         forks.run("both", folder=tmp_path, on_line=interrupt)
     assert len(pids) == 2
-    assert all(gone(pid) for pid in pids)
+    wait_for(lambda: all(map(has_ended, pids)))
     assert forks.run("dvc", "--version", folder=tmp_path, on_line=print) == 0
 
 
@@ -98,4 +100,4 @@ DVC.run("both", folder=Path({str(tmp_path)!r}), on_line=lambda line: print(line,
         os.kill(process.pid, signal.SIGKILL)
         assert process.stderr.read() == ""  # until the last process that could write is gone
     assert len(pids) > 2
-    assert all(gone(pid) for pid in pids)
+    wait_for(lambda: all(map(has_ended, pids)))

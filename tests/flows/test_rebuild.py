@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
@@ -22,6 +21,7 @@ from flows.rebuild import Rebuild, rebuild
 from flows.stages import StageBusyError, StageRun, run_stage
 from tests.support.faults import fault
 from tests.support.prefect_servers import wait_for
+from tests.support.processes import has_ended
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -88,7 +88,7 @@ def test_a_run_beyond_its_time_limit_ends_and_takes_its_stage_along(tiny: Path) 
     state = rebuild.with_options(timeout_seconds=45)(promote=False, return_state=True)
     assert state.name == "TimedOut"
     stage = int((tiny / "data" / "pid").read_text())
-    wait_for(lambda: not psutil.pid_exists(stage))  # killed; when it is gone, the system decides
+    wait_for(lambda: has_ended(stage))  # killed; when it is gone, the system decides
 
 
 def test_overrides_hold_for_their_run_alone(tiny: Path) -> None:
@@ -173,6 +173,6 @@ def test_a_killed_flow_takes_its_stage_along_and_the_next_run_goes_on(tiny: Path
         assert process.returncode == 143
         assert said_at_the_end[-1] == "terminated; run the same command again to continue"
     stage = int(said.read_text())
-    wait_for(lambda: not psutil.pid_exists(stage))
+    wait_for(lambda: has_ended(stage))
     (tiny / "hang-train").unlink()
     assert rebuild(promote=False).stages == {"ingest": "Cached", "train": "Completed", "evaluate": "Completed"}

@@ -34,7 +34,7 @@ def test_the_deployments_are_there_with_their_policies_and_the_scheduled_ones_yi
     prefect(standing_server, "work-pool", "create", "local", "--type", "process", "--overwrite")
     prefect(standing_server, "deploy", "--all")
     api = standing_server["PREFECT_API_URL"]
-    deployments = {name: httpx.get(f"{api}/deployments/name/{name}").json() for name in WANTED}
+    deployments = {name: httpx.get(f"{api}/deployments/name/{name}", timeout=60).json() for name in WANTED}
     for name, (scheduled, collision) in WANTED.items():
         found = deployments[name]
         assert bool(found["schedules"]) == scheduled, name
@@ -49,7 +49,7 @@ def test_the_deployments_are_there_with_their_policies_and_the_scheduled_ones_yi
 
     def planned() -> set[Any]:
         wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-        answer: list[Any] = httpx.post(f"{api}/flow_runs/filter", json=wanted).json()
+        answer: list[Any] = httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=60).json()
         return {run["deployment_id"] for run in answer} & set(ids)
 
     ids = {found["id"] for found in deployments.values()}

@@ -5,12 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
 
@@ -20,6 +17,8 @@ from cxr.registry import runs
 from cxr.study.spec import Study, read_study
 from flows.study import Trial, is_done, study_flow, trials
 from tasks.configure import read_profile
+from tests.support.prefect_servers import wait_for
+from tests.support.processes import has_ended
 from tests.support.project import PROJECT
 from tests.support.study_runs import ONE_STAGE
 
@@ -174,17 +173,10 @@ def test_ctrl_c_stops_the_study_and_its_trainings(small: Path) -> None:
     (small / "study.yaml").write_text(json.dumps({"groups": [group(rows=rows, seeds=[1])]}))
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     with subprocess.Popen([sys.executable, "-m", "flows.study"], env=environment, stderr=subprocess.PIPE) as process:
-        wait_for((small / "pid").exists)
-        training = psutil.Process(int((small / "pid").read_text()))
+        wait_for(lambda: (small / "pid").exists() and (small / "pid").read_text())
+        training = int((small / "pid").read_text())
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith(b"stopped")
-    training.wait(300)
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
+    wait_for(lambda: has_ended(training))

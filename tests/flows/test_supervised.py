@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,8 @@ import pytest
 from prefect.utilities.timeout import timeout
 
 from flows.supervised import run_supervised
+from tests.support.prefect_servers import wait_for
+from tests.support.processes import has_ended
 
 # Starts a child of its own, as dvc starts a stage; says both process ids.
 PARENT_AND_CHILD = """
@@ -23,15 +24,6 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(os.getpid(), child.pid, flush=True)
 child.wait()
 """
-
-
-def gone(pid: int, within_seconds: float = 120) -> bool:
-    deadline = time.monotonic() + within_seconds
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_lines_of_both_streams_arrive_with_the_exit_code(tmp_path: Path) -> None:
@@ -78,7 +70,7 @@ def test_an_interruption_stops_the_command_and_its_children(tmp_path: Path, mann
     command = [sys.executable, "-c", PARENT_AND_CHILD, manner]
     with pytest.raises(KeyboardInterrupt):
         run_supervised(command, folder=tmp_path, on_line=interrupt, grace_seconds=1)
-    assert all(gone(pid) for pid in pids)
+    wait_for(lambda: all(map(has_ended, pids)))
 
 
 def test_a_time_limit_holds_in_a_thread_where_tasks_of_a_fan_out_run(tmp_path: Path) -> None:
@@ -100,7 +92,7 @@ def test_a_time_limit_holds_in_a_thread_where_tasks_of_a_fan_out_run(tmp_path: P
     thread.join(300)
     assert len(ended) == 1
     assert len(pids) == 2
-    assert all(gone(pid) for pid in pids)
+    wait_for(lambda: all(map(has_ended, pids)))
 
 
 @pytest.mark.parametrize("children_too", [False, True], ids=["alone", "after its children, as Ray does"])
@@ -122,4 +114,4 @@ run_supervised(command, folder=Path({str(tmp_path)!r}), on_line=lambda line: pri
             child.kill()
         os.kill(process.pid, signal.SIGKILL)
     assert len(pids) == 2
-    assert all(gone(pid) for pid in pids)
+    wait_for(lambda: all(map(has_ended, pids)))

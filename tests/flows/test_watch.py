@@ -128,7 +128,7 @@ def test_only_what_mlflow_signed_wakes_the_watch(
     receiver: tuple[str, Watch], headers: Callable[[], dict[str, str]], status: int
 ) -> None:
     address, watch = receiver
-    assert httpx.post(address, content=b"{}", headers=headers()).status_code == status
+    assert httpx.post(address, content=b"{}", headers=headers(), timeout=60).status_code == status
     assert watch.woken.is_set() == (status == 204)
 
 
@@ -138,7 +138,7 @@ def test_only_what_mlflow_signed_wakes_the_watch(
      ("localhost.elsewhere.example", 403), ("10.0.0.1", 403)],
 )  # fmt: skip
 def test_its_state_is_told_on_this_machine_alone(receiver: tuple[str, Watch], host: str, status: int) -> None:
-    assert httpx.get(f"{receiver[0]}health", headers={"Host": host}).status_code == status
+    assert httpx.get(f"{receiver[0]}health", headers={"Host": host}, timeout=60).status_code == status
     assert not _is_of_this_machine("10.0.0.1", "127.0.0.1:8090")
 
 
@@ -146,10 +146,10 @@ def test_its_state_is_told_on_this_machine_alone(receiver: tuple[str, Watch], ho
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @fault("flows.watch", "SIGTERM", "it ends, its subscription with it", "exit code 143")
 def test_a_watch_is_terminated(tmp_path: Path) -> None:
-    said = tmp_path / "said"
+    said, terminates = tmp_path / "said", signals_itself(signal.SIGTERM)
     ended = in_child(
         lambda: run_command(lambda: watch(host="127.0.0.1", port=0, address="")),
-        lambda: threading.Timer(0.5, signals_itself(signal.SIGTERM)).start(),
+        lambda: setattr(Watch, "look", lambda _: terminates()),
         said=said,
     )
     assert ended == 143
@@ -174,7 +174,7 @@ def test_messages_that_never_end_do_not_hide_a_genuine_one(receiver: tuple[str, 
         for _ in range(4):
             dripping = open_ones.enter_context(socket.create_connection((place.host, place.port or 80)))
             dripping.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
-        assert httpx.post(address, content=b"{}", headers=signed(b"{}")).status_code == 204
+        assert httpx.post(address, content=b"{}", headers=signed(b"{}"), timeout=60).status_code == 204
     assert watch.woken.is_set()
 
 

@@ -107,7 +107,7 @@ def test_what_a_function_raises_comes_out_as_it_is(error: Exception) -> None:
 def is_gone(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().split()[2] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may go between opening and reading
         return True
 
 
