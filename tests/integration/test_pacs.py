@@ -17,7 +17,6 @@ import pytest
 from pydicom.encaps import encapsulate
 
 from cxr.common.errors import ParamsError, RegistryError, SourceError
-from cxr.inference.decoding.decoders import Decoders
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.feed import ACCOUNT_VARIABLES, PacsUnavailableError
@@ -33,7 +32,17 @@ from tests.support.dicom_images import BASELINE, SECRETS
 from tests.support.faults import fault
 from tests.support.hostile_files import many_scans
 from tests.support.orthanc import USER, OrthancServer, serve_orthanc
-from tests.support.pacs_worker import CT, UID_ROOT, FailingClassifier, answers_to, classifier, follow, image, worker
+from tests.support.pacs_worker import (
+    CT,
+    UID_ROOT,
+    FailingClassifier,
+    ImpatientOnce,
+    answers_to,
+    classifier,
+    follow,
+    image,
+    worker,
+)
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import call, enter_project, spec
@@ -262,14 +271,14 @@ def test_an_image_that_takes_long_to_decode_is_skipped(
     orthanc: OrthancServer, state_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     side = 7000
-    frame = many_scans(side, side, 14)  # 190 KB, 3 s of one core; not quite refused for its cost
+    frame = many_scans(side, side, 14)  # 190 KB, 0.5 to 3 s of one core; not quite refused for its cost
     slow = image(1, Rows=side, Columns=side, PixelData=encapsulate([frame]), syntax=BASELINE)
     assert Orthanc(orthanc.url).store(slow)
     orthanc.send(image(2))
     champion = classifier(state_file.parent)
     preprocessing = replace(champion.spec.preprocessing, max_pixels=50_000_000)
     champion = replace(champion, spec=replace(champion.spec, preprocessing=preprocessing))
-    with Decoders(1, seconds=1.0) as decoders:
+    with ImpatientOnce(1, seconds=0.1) as decoders:
         summary = follow(replace(worker(orthanc.url, state_file, champion=champion), decoders=decoders)).summary
     assert (summary.classified, summary.rejected) == (1, 1)
     (bad,) = orthanc.instances(SOPInstanceUID=f"{UID_ROOT}.1.1.1")

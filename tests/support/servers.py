@@ -163,13 +163,18 @@ def s3_answers(endpoint: str, bucket: str, *, access_key: str = ACCESS_KEY, secr
 def free_ports(count: int) -> list[int]:
     """Return free ports of loopback, each with the port 10,000 above it free too, which SeaweedFS takes.
 
-    They are below those that Linux gives to outgoing connections, and each worker of the tests has its own thousand:
-    nobody takes one before its server starts.
+    They are below those that Linux gives to outgoing connections, each worker of the tests has its own thousand, and
+    none is given twice: nobody takes one before its server starts.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = 10_500 + worker % 8 * 1000
     candidates = random.SystemRandom().sample(range(first, first + 1000), 1000)
-    return list(itertools.islice(filter(_is_free, candidates), count))
+    found = list(itertools.islice(filter(_is_free, (one for one in candidates if one not in _given)), count))
+    _given.update(found)
+    return found
+
+
+_given: set[int] = set()
 
 
 def _is_free(port: int) -> bool:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from pynetdicom import AE, evt
 
-from cxr.inference.decoding.decoders import Decoders
 from cxr.pacs import listener
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.listener import Listener, Node
 from tests.support.faults import fault
 from tests.support.hostile_files import many_items
-from tests.support.pacs_worker import DECODERS, UID_ROOT, image
+from tests.support.pacs_worker import DECODERS, UID_ROOT, ImpatientOnce, image
 from tests.support.servers import free_ports
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -117,7 +116,7 @@ def test_an_image_that_arrives_twice_at_once_is_kept_once(pacs: Listener, monkey
 def test_an_image_whose_tags_take_long_to_read_does_not_hold_the_listener(archive: Archive, tmp_path: Path) -> None:
     for name, dicom in (("1", many_items(1_500_000)), ("2", image(2))):
         (tmp_path / f"{name}.dcm").write_bytes(dicom)
-    with Decoders(1, seconds=3) as decoders:
+    with ImpatientOnce(1, seconds=3) as decoders:  # it takes most of a minute
         listener = Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path, decoders)
         slow, usual = listener.instance("1"), listener.instance("2")
     assert slow is not None

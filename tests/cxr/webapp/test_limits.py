@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_an_upload_of_unknown_length_is_rejected_at_the_limit(served: Served) ->
 
 @pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data; boundary=x", "application/json"])
 def test_a_body_of_another_media_type_is_rejected(served: Served, media_type: str) -> None:
-    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers={"Content-Type": media_type})
+    response = httpx.post(f"{served.address}/predict", content=IMAGE, headers={"Content-Type": media_type}, timeout=60)
     assert (response.status_code, reason(response)) == (415, "unsupported media type")
 
 
@@ -56,7 +57,7 @@ def test_a_giant_header_is_rejected_and_the_service_keeps_running(served: Served
         except ConnectionError:  # closed before all of it was sent
             answer = b""
     assert answer == b"" or b" 400 " in answer
-    assert httpx.get(f"{served.address}/health").json() == {"status": "alive"}
+    assert httpx.get(f"{served.address}/health", timeout=60).json() == {"status": "alive"}
 
 
 def slow_upload(served: Served) -> socket.socket:
@@ -103,7 +104,8 @@ def test_a_disconnected_client_frees_its_slot() -> None:
 
 
 def test_an_image_that_takes_too_long_to_decode_is_rejected() -> None:
-    frames = dicom_image(synthetic().astype(np.uint16), syntax="1.2.840.10008.1.2.4.70")  # decoded in a process: 70 ms
+    large = cv2.resize(synthetic(), (2400, 2400)).astype(np.uint16)
+    frames = dicom_image(large, syntax="1.2.840.10008.1.2.4.70")  # decoded in a process: a second
     with serve_here(tiny_classifier(), limits=replace(LIMITS, decode_timeout_s=0.001)) as served:
         response = send(served, frames)
         assert (response.status_code, reason(response)) == (422, "too slow")
