@@ -263,7 +263,7 @@ def test_the_watch_of_compose_has_a_removed_champion_put_back(loop: Loop, team: 
     pool = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local"]
     with clone.start(*watch), clone.start(*pool):
         wait_for(lambda: champion_of(team) == "1")
-        health = httpx.get(f"http://127.0.0.1:{port}/health").json()
+        health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).json()
     assert health == {"subscribed": False, "problem": ""}
     runs = team.sql("prefect", "SELECT r.name FROM flow_run r JOIN deployment d ON r.deployment_id = d.id")
     assert len(runs) == 1

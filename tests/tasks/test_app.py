@@ -98,7 +98,7 @@ def test_a_new_champion_takes_over_under_load_without_a_dropped_request_and_a_da
         count = len(clients.responses)
         wait_for(lambda: len(clients.responses) > count + 5)
         responses = clients.end()
-        metrics = httpx.get(f"{served.address}/metrics").text
+        metrics = httpx.get(f"{served.address}/metrics", timeout=60).text
         decoders = psutil.Process(served.process.pid).children()
         assert served.end() == 0
         assert decoders

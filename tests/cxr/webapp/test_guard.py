@@ -112,7 +112,7 @@ def test_the_own_page_is_accepted(served: Served) -> None:
 
 @pytest.mark.parametrize("path", sorted(PAGE_FILES))
 def test_the_page_has_no_external_resource_and_no_inline_script(served: Served, path: str) -> None:
-    response = httpx.get(f"{served.address}{path}")
+    response = httpx.get(f"{served.address}{path}", timeout=60)
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -133,9 +133,9 @@ def test_patient_tags_and_urls_are_not_logged_or_counted(
         send(served, broken),
         send(served, good[:-900]),
         send(served, good, name="Sorrowful.png"),
-        httpx.get(f"{served.address}/Sorrowful.png"),
-        httpx.request("JANE", f"{served.address}/predict"),
-        httpx.get(f"{served.address}/metrics"),
+        httpx.get(f"{served.address}/Sorrowful.png", timeout=60),
+        httpx.request("JANE", f"{served.address}/predict", timeout=60),
+        httpx.get(f"{served.address}/metrics", timeout=60),
     ]
     written = capfd.readouterr()
     output = "".join(answer.text for answer in answers) + caplog.text + written.out + written.err

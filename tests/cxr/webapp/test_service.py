@@ -133,16 +133,16 @@ def test_without_torch_a_heat_map_is_refused_with_its_reason(served: Served, mon
 
 def test_the_service_is_alive_but_not_ready_before_the_model_is_loaded() -> None:
     with serve_here(None) as served:
-        assert httpx.get(f"{served.address}/health").status_code == 200
+        assert httpx.get(f"{served.address}/health", timeout=60).status_code == 200
         for response in (
-            httpx.get(f"{served.address}/ready"),
-            httpx.get(f"{served.address}/model"),
+            httpx.get(f"{served.address}/ready", timeout=60),
+            httpx.get(f"{served.address}/model", timeout=60),
             send(served, IMAGE),
         ):
             assert (response.status_code, reason(response)) == (503, "not ready")
             assert int(response.headers["retry-after"]) > 0
         use(served.webapp, tiny_classifier())
-        assert httpx.get(f"{served.address}/ready").json() == {"status": "ready"}
+        assert httpx.get(f"{served.address}/ready", timeout=60).json() == {"status": "ready"}
 
 
 def test_metrics_count_predictions_rejections_and_the_model_version() -> None:
@@ -153,7 +153,7 @@ def test_metrics_count_predictions_rejections_and_the_model_version() -> None:
         assert served.metric("cxr_images_classified_total", predicted_class=predicted, refer="none") == 1
         assert served.metric("cxr_images_rejected_total", reason="not an image") == 1
         assert served.metric("cxr_requests_total", method="POST", path="/predict", status="200") == 1
-        exposition = httpx.get(f"{served.address}/metrics")
+        exposition = httpx.get(f"{served.address}/metrics", timeout=60)
         assert exposition.headers["content-type"].startswith("text/plain; version=0.0.4")
         assert "cxr_request_seconds_bucket" in exposition.text
 
@@ -165,7 +165,7 @@ def test_the_picture_of_a_large_image_is_reduced(served: Served) -> None:
 
 
 def test_the_model_card_and_the_client_limits_are_served(served: Served) -> None:
-    result = httpx.get(f"{served.address}/model").json()
+    result = httpx.get(f"{served.address}/model", timeout=60).json()
     assert (result["model_version"], result["classes"], result["synthetic"]) == ("1", list(CLASSES), True)
     assert result["limits"]["upload_bytes"] == LIMITS.max_upload_bytes
     assert result["measured"] is None
@@ -173,7 +173,7 @@ def test_the_model_card_and_the_client_limits_are_served(served: Served) -> None
 
 
 def test_the_page_shows_the_disclaimer_without_scripts(served: Served) -> None:
-    page = httpx.get(served.address).text
+    page = httpx.get(served.address, timeout=60).text
     assert NOT_CLINICAL in page
     assert "{{" not in page
 

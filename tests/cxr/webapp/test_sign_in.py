@@ -56,7 +56,10 @@ def test_no_spelling_of_a_path_leads_past_the_token(served: Served, path: str) -
 
 
 def test_probes_need_no_token(served: Served) -> None:
-    assert [httpx.get(f"{served.address}{path}").status_code for path in ("/health", "/ready")] == [200, 200]
+    assert [httpx.get(f"{served.address}{path}", timeout=60).status_code for path in ("/health", "/ready")] == [
+        200,
+        200,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_a_cookie_is_for_this_page_alone_and_holds_no_token(served: Served) -> N
     assert "Secure" not in cookie  # loopback without TLS; tests/integration/test_tls_proxy.py has the other case
     assert TOKEN not in cookie
     kept = {"Cookie": cookie.partition(";")[0]}
-    assert httpx.get(f"{served.address}/model", headers=kept).json()["sign_in"] is True
+    assert httpx.get(f"{served.address}/model", headers=kept, timeout=60).json()["sign_in"] is True
     assert post(served, kept | {"Origin": served.address}).status_code == 200
 
 
@@ -144,8 +147,8 @@ def test_tokens_can_be_tried_ten_times_a_minute() -> None:
 def test_without_a_token_there_is_nothing_to_sign_in_to(served: Served) -> None:
     with serve_here(tiny_classifier()) as open_to_all:
         assert signed_in(open_to_all).status_code == 401
-        assert httpx.get(f"{open_to_all.address}/model").json()["sign_in"] is False
-    assert httpx.get(f"{served.address}/model", headers=BEARER).json()["sign_in"] is True
+        assert httpx.get(f"{open_to_all.address}/model", timeout=60).json()["sign_in"] is False
+    assert httpx.get(f"{served.address}/model", headers=BEARER, timeout=60).json()["sign_in"] is True
 
 
 def test_the_token_is_not_logged_shown_or_counted(
@@ -154,8 +157,8 @@ def test_the_token_is_not_logged_shown_or_counted(
     caplog.set_level("DEBUG")
     answers = [post(served, BEARER), post(served, {"Authorization": f"Basic {TOKEN}"}), signed_in(served)]
     answers += [
-        httpx.get(f"{served.address}/{TOKEN}?token={TOKEN}"),
-        httpx.get(f"{served.address}/metrics", headers=BEARER),
+        httpx.get(f"{served.address}/{TOKEN}?token={TOKEN}", timeout=60),
+        httpx.get(f"{served.address}/metrics", headers=BEARER, timeout=60),
     ]
     logged = "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))  # clients'
     written = capfd.readouterr()
