@@ -2,11 +2,10 @@
 
 import contextlib
 import itertools
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import httpx
 import mlflow
 import pytest
 
@@ -24,10 +22,10 @@ from cxr.registry.audit_log import Kind, Move
 from cxr.registry.audit_log_store import claim_of
 from cxr.registry.champion import aliases
 from tests.support.faults import fault
+from tests.support.mlflow_server import serve_mlflow
 from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
 from tests.support.registry_project import enter_project
-from tests.support.servers import free_ports
 
 MOVE = """
 import sys, time
@@ -139,30 +137,6 @@ def test_a_move_that_was_decided_against_an_earlier_champion_is_not_made() -> No
     assert versions.get_version("champion").number == "2"
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """An MLflow server over the project's store, on a free loopback port; yields its address."""
-    port = free_ports(1)[0]
-    store = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_for(lambda: httpx.get(f"{address}/health").is_success, log=folder / "server.log")
-            yield address
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 def at_once_in_processes(folder: Path, numbers: tuple[str, ...]) -> dict[str, str]:
     """Promote both versions instead of version 1 at the same moment; return each command's error, "" for none."""
     both = {
@@ -207,7 +181,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_held(
     move("1", "")
     with contextlib.ExitStack() as stack:
         if through_server:
-            monkeypatch.setenv(tracking_store.STORE_VARIABLE, stack.enter_context(mlflow_server(tmp_path)))
+            monkeypatch.setenv(tracking_store.STORE_VARIABLE, stack.enter_context(serve_mlflow(tmp_path / "mlruns")))
         messages = at_once(tmp_path, ("2", "3"))
         winner, loser = sorted(messages, key=messages.__getitem__)
         assert messages[winner] == ""
