@@ -1,11 +1,20 @@
 """`make fuzz`: what it damages is readable before, and what the product must not raise is found."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from tests.support import fuzz
 
 WHOLE = [fuzz.archive, fuzz.labels, fuzz.parameters, fuzz.feedback, fuzz.dicomweb, fuzz.message]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers_end() -> Iterator[None]:
+    """End the servers that inputs start: their threads would hold this process for ever."""
+    with fuzz.SERVERS:
+        yield
 
 
 @pytest.mark.parametrize("kind", WHOLE, ids=lambda kind: kind.__name__)

@@ -267,14 +267,15 @@ def _image() -> bytes:
     return IMAGE
 
 
-_SERVERS = contextlib.ExitStack()
+SERVERS = contextlib.ExitStack()
+"""What inputs are sent to: started with the first of its kind, ended by who enters this."""
 
 
 @cache
 def _address() -> str:
     from tests.support.webapp_server import serve_here, tiny_classifier
 
-    return _SERVERS.enter_context(serve_here(tiny_classifier())).address
+    return SERVERS.enter_context(serve_here(tiny_classifier())).address
 
 
 _QIDO = json.dumps(
@@ -296,7 +297,7 @@ _MESSAGE = (
 
 @cache
 def _dicomweb_service() -> DicomWebService:
-    service = _SERVERS.enter_context(serve_dicomweb())
+    service = SERVERS.enter_context(serve_dicomweb())
     service.images = {"1.2.3": ["1.2.3.4.5"]}
     return service
 
@@ -316,7 +317,7 @@ class _WatchServer(ThreadingHTTPServer):
 @cache
 def _watch() -> _WatchServer:
     server = _WatchServer(("127.0.0.1", 0), handler(Watch("a secret")))
-    _SERVERS.enter_context(serving(server))
+    SERVERS.enter_context(serving(server))
     return server
 
 
@@ -336,7 +337,7 @@ def run_inputs(first: int, count: int, until: float, at: Path | None) -> Iterato
 def _child(first: int, count: int, until: float, at: Path) -> bool:
     """Run inputs here and print what was found; return whether all was well."""
     seen: Counter[str] = Counter()
-    with _SERVERS:
+    with SERVERS:
         for number, outcome in run_inputs(first, count, until, at):
             kind = KINDS[number % len(KINDS)].__name__
             seen[f"{kind}: {outcome.split(chr(10))[0]}"] += 1
