@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import requests
@@ -48,6 +49,7 @@ LOOK_SECONDS = 1.0
 MOST_RESTARTS = 5
 RESTARTS_WITHIN_SECONDS = 600.0
 _LAST_LINES = 5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ServeError(CxrError):
@@ -310,14 +312,21 @@ Check everything: make doctor          Logs: {STATE}/logs
 Ctrl-C stops all of it."""
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Stop once; a second signal is ignored: it would leave the parts running behind, and their ports in use."""
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which a child inherits
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Read the ports and serve until a signal."""
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("--prefect-port", type=int, default=4200, help="of Prefect's page and API (%(default)s)")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="of MLflow's page and API (%(default)s)")
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    for number in _SIGNALS:  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, _interrupt)
     root = Path.cwd()
     try:
         with sole_lock(root / STATE / "serve.lock", what="`make serve` of this checkout"):

@@ -53,15 +53,35 @@ class Finished:
     artifacts: dict[str, str]
 
 
-@dataclass(frozen=True)
 class Served:
     """A tiny project that is served; `told` is what `make serve` has printed."""
 
-    root: Path
     process: "subprocess.Popen[str]"
-    environment: dict[str, str]
-    told: Path
-    mlflow: str
+
+    def __init__(self, root: Path, ports: list[int]) -> None:
+        self.root, self.ports, self.told = root, ports, root / ".prefect.out"
+        self.mlflow = f"http://127.0.0.1:{ports[1]}"
+        self.settings = clean_environment(
+            PREFECT_HOME=str(root / ".prefect"),
+            PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS="1",
+            PREFECT_WORKER_QUERY_SECONDS="1",
+            PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME="P9D",
+        )
+        self.environment = self.settings | {"PREFECT_API_URL": f"http://127.0.0.1:{ports[0]}/api"}
+
+    def start(self) -> None:
+        """Start `make serve`, without waiting."""
+        prefect, mlflow = self.ports
+        command = [sys.executable, "-m", "flows.serve", f"--prefect-port={prefect}", f"--mlflow-port={mlflow}"]
+        with self.told.open("w") as out:
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=self.settings, stdout=out, stderr=out, text=True
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait until all of it is up."""
+        wait_for(lambda: "Ready." in self.told.read_text() or self.process.poll() is not None, seconds=900)
+        assert self.process.poll() is None, self.told.read_text()
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `python -m ARGUMENTS` in the project, as a user does in another terminal."""
@@ -161,25 +181,14 @@ def served(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     # The real `reevaluate` wants the images of a real split: tests/integration runs it with all stages.
     shutil.copy(PROJECT / "tasks" / "promote.py", root / "tasks")
     lend_environment(root)
-    ports = free_ports(2)
-    environment = clean_environment(
-        PREFECT_HOME=str(root / ".prefect"),
-        PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS="1",
-        PREFECT_WORKER_QUERY_SECONDS="1",
-        PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME="P9D",
-    )
-    told = root / ".prefect.out"
-    command = [sys.executable, "-m", "flows.serve", f"--prefect-port={ports[0]}", f"--mlflow-port={ports[1]}"]
-    with told.open("w") as out:
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=out, stderr=out, text=True)
-        try:
-            wait_for(lambda: "Ready." in told.read_text() or process.poll() is not None, seconds=900)
-            assert process.poll() is None, told.read_text()
-            leads = environment | {"PREFECT_API_URL": f"http://127.0.0.1:{ports[0]}/api"}
-            yield Served(root, process, leads, told, f"http://127.0.0.1:{ports[1]}")
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(300)
+    one = Served(root, free_ports(2))
+    try:
+        one.start()
+        one.wait_until_ready()
+        yield one
+    finally:
+        one.process.send_signal(signal.SIGINT)
+        one.process.wait(300)
 
 
 def add_a_rejected_version() -> None:
@@ -359,19 +368,85 @@ def test_a_worker_killed_in_the_middle_of_a_stage_leaves_nothing_locked_for_the_
     assert slots == 0
 
 
+STOPPED = "every process ends and no port stays in use"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@fault("make serve", "SIGTERM or SIGKILL while its servers start", STOPPED, "nothing; start it again")
+def test_a_signal_while_the_servers_start_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
+    (tmp_path / "mlruns").mkdir()
+    for package in ("cxr", "flows", "tasks"):
+        (tmp_path / package).symlink_to(PROJECT / package)
+    starting = Served(tmp_path, free_ports(2))
+    starting.start()
+    wait_for(lambda: len(starting.processes()) >= 6)  # both servers, and what stops them
+    below = starting.processes()
+    starting.process.send_signal(number)
+    assert starting.process.wait(300) == (0 if number == signal.SIGTERM else -number), starting.told.read_text()
+    wait_for(lambda: not alive(below))
+    assert_free(starting.ports)
+    assert "Traceback" not in starting.told.read_text()
+
+
+@fault("make serve", "SIGTERM in the middle of a stage",
+       "every process ends and no port stays in use; the run becomes Crashed",
+       "the run's page after the next start; a run that waited goes on")  # fmt: skip
+def test_sigterm_ends_every_process_and_the_next_start_goes_on(served: Served) -> None:
+    run = start_a_run_that_hangs(served, epochs=4)
+    waiting = served.start_run()
+    assert_ended_by(signal.SIGTERM, served)
+
+    (served.root / "hang-train").unlink()
+    served.start()
+    served.wait_until_ready()
+    ended = served.api("GET", f"flow_runs/{run}")["state"]
+    assert ended["name"] == "Crashed"
+    assert "the next run goes on from the last finished step" in ended["message"]
+    served.wait_for_state(waiting, "Completed")
+    stages = served.stages_of(waiting)
+    assert stages.keys() == CACHED.keys()
+    assert stages["train"] == "Completed"
+
+
+@fault("make serve", "Ctrl-C twice in the middle of a stage", STOPPED, "stopping")
 def test_an_interrupt_ends_every_process_and_the_run_under_way(served: Served) -> None:
-    override(served.root / "params.yaml", {"train.epochs": 4})
+    start_a_run_that_hangs(served, epochs=5)
+    assert_ended_by(signal.SIGINT, served)
+
+
+def start_a_run_that_hangs(served: Served, *, epochs: int) -> str:
+    """Start a run, wait until it is in the middle of its training, and return its id."""
+    override(served.root / "params.yaml", {"train.epochs": epochs})
     said = served.root / "models" / "pid"
     said.unlink(missing_ok=True)
     (served.root / "hang-train").touch()
-    served.start_run()
+    run = served.start_run()
     wait_for(lambda: said.exists() and said.read_text(), log=served.told, seconds=600)
-    below = [*served.processes(), psutil.Process(int(said.read_text()))]
+    return run
+
+
+def assert_ended_by(number: signal.Signals, served: Served) -> None:
+    """Send a signal, and a second one as an impatient user does; check that nothing is left."""
+    below = [*served.processes(), psutil.Process(int((served.root / "models" / "pid").read_text()))]
     assert (served.root / ".prefect" / "serve.json").is_file()
-    served.process.send_signal(signal.SIGINT)
+    served.process.send_signal(number)
+    wait_for(lambda: served.told.read_text().endswith("stopping\n"), log=served.told)
+    served.process.send_signal(number)
     assert served.process.wait(300) == 0
-    assert [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    assert alive(below) == []
+    assert_free(served.ports)
     assert not (served.root / ".prefect" / "serve.json").exists()
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def assert_free(ports: list[int]) -> None:
+    for port in ports:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is closed may linger
+            one.bind(("127.0.0.1", port))
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
