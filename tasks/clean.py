@@ -1,6 +1,7 @@
 """Show what takes space and what of it may go, then remove that.
 
-Reads   params.yaml (section `clean`), the registry, DVC's cache, .runs, .checkpoints, data/scores, mlruns/cache
+Reads   params.yaml (section `clean`), the registry, DVC's cache, .runs, .checkpoints, data/scores, mlruns/cache, and
+        the bucket `score.exchange`, if there is one
 Writes  nothing with --dry-run; else it removes exactly what --dry-run lists
 
 A version stays while an alias is on it or the audit log names it, as champion or as one that a rollback goes back to;
@@ -33,22 +34,22 @@ from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 
-from cxr.common.command_params import CleanParams
 from cxr.common.errors import CxrError
 from cxr.common.locks import step_lock
-from cxr.common.params import Paths, read_params
+from cxr.common.params import Params, read_params
 from tasks.retention.dvc_cache import forget_runs
 from tasks.retention.items import Item
 from tasks.retention.plan import cache_folder, plan
 
 
-def clean(params: CleanParams, paths: Paths, *, dry_run: bool) -> None:
+def clean(params: Params, *, dry_run: bool) -> None:
     """List every item, then remove those that may go, unless this is a dry run.
 
     Raises:
+        SourceError: the exchange of scores cannot be reached; nothing was removed.
         CxrError: some could not be removed; all others were.
     """
-    items = plan(Path(), params, paths, now_s=time.time())
+    items = plan(Path(), params.clean, params.paths, exchange=params.score.exchange, now_s=time.time())
     for line in _lines(items):
         print(line)
     if dry_run:
@@ -84,7 +85,7 @@ def main() -> None:
     given = command_line().parse_args()
     params = read_params(given.params)
     with nullcontext() if given.dry_run else step_lock(params.paths.checkpoints, "clean"):
-        clean(params.clean, params.paths, dry_run=given.dry_run)
+        clean(params, dry_run=given.dry_run)
 
 
 if __name__ == "__main__":

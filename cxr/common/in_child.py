@@ -96,9 +96,11 @@ def map_in_child(job: Job[Item, Given, Result], items: Sequence[Item], *, worker
 
 def _decided(job: Job[Item, Given, Result], items: Sequence[Item], stopped: _StoppedError) -> dict[int, Result]:
     """Do each item again that the child was at, by itself."""
+    names = ", ".join(job.name(items[row]) for row in stopped.rows)
+    if stopped.is_slow:
+        log.warning("decoding took more than %g s at %s; each is now decoded by itself", job.seconds, names)
     results = {row: _alone(job, items, row) for row in stopped.rows}
     if not any(is_faulty for _, is_faulty in results.values()):
-        names = ", ".join(job.name(items[row]) for row in stopped.rows)
         if stopped.was_killed or not stopped.rows:
             raise _none_to_blame(stopped, names)
         log.warning("a process that decodes %s at %s, which decode when done again", stopped, names)

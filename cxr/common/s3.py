@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from socket import socket
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -22,15 +24,21 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from tqdm import tqdm
 
+from cxr.common.deadline import LateError, cut_after, noting_pool
 from cxr.common.errors import SourceError
 from cxr.common.files import atomic_file, read_json, write_json
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _CONNECTIONS = 8
 _MOST_CHARACTERS = 300
+_IN_THIS_THREAD = TransferConfig(use_threads=False)
 _TIMEOUTS_S = (10, 60)  # to connect, between two reads
+_ANSWER_S = 900.0
+"""Of a request with its whole answer, and its repetitions; a file gets more by its size."""
+_SLOWEST_BYTES_S = 50_000
 _DENIED = {
     "403",
     "AccessDenied",
@@ -43,11 +51,12 @@ _DENIED = {
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """An object of a bucket; `etag` changes when its bytes change."""
+    """An object of a bucket; `etag` changes when its bytes change, `written_s` is the time by the bucket's clock."""
 
     key: str
     etag: str
     size_bytes: int
+    written_s: float
 
 
 class Prefix:
@@ -61,38 +70,44 @@ class Prefix:
         self._address = address
         self._bucket, self._prefix = _parts(address)
         with _bucket_errors(address):
-            self._client = _connect()
+            self._connection = _connect()
 
     def objects(self) -> dict[str, RemoteObject]:
         """Return path below the prefix -> object; empty if there are none."""
         with _bucket_errors(self._address):
-            return _list(self._client, self._bucket, self._prefix)
+            return _list(self._connection, self._bucket, self._prefix)
 
     def read(self, key: str) -> bytes:
         """Return an object's bytes. Raises FileNotFoundError if it was deleted since it was listed."""
-        with _bucket_errors(self._address):
-            try:
-                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
-                    raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
-                raise
+        with self._requests(key) as client:
+            return client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
 
-    def download(self, key: str, target: Path) -> None:
+    def download(self, item: RemoteObject, target: Path) -> None:
         """Write an object to a file. Raises FileNotFoundError if it was deleted since it was listed."""
-        with _bucket_errors(self._address):
-            try:
-                self._client.download_file(self._bucket, key, str(target), Config=TransferConfig(use_threads=False))
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
-                    raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
-                raise
+        with self._requests(item.key, item.size_bytes) as client:
+            client.download_file(self._bucket, item.key, str(target), Config=_IN_THIS_THREAD)
 
     def upload(self, source: Path, path: str) -> None:
         """Write a file to `path` below the prefix, over what is there."""
         key = f"{self._prefix.rstrip('/')}/{path}".lstrip("/")
+        with self._requests(key, source.stat().st_size) as client:
+            client.upload_file(str(source), self._bucket, key, Config=_IN_THIS_THREAD)
+
+    def remove(self, item: RemoteObject) -> None:
+        """Remove an object. It is no error that there is none."""
+        with self._requests(item.key) as client:
+            client.delete_object(Bucket=self._bucket, Key=item.key)
+
+    @contextmanager
+    def _requests(self, key: str, size_bytes: int = 0) -> Iterator[S3Client]:
         with _bucket_errors(self._address):
-            self._client.upload_file(str(source), self._bucket, key, Config=TransferConfig(use_threads=False))
+            try:
+                with self._connection.limited(size_bytes) as client:
+                    yield client
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
+                    raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
+                raise
 
 
 def mirror(address: str, downloads: Path) -> Path:
@@ -107,11 +122,11 @@ def mirror(address: str, downloads: Path) -> Path:
     bucket, prefix = _parts(address)
     folder = downloads / f"s3-{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:16]}"
     with _bucket_errors(address):
-        client = _connect()
-        objects = _list(client, bucket, prefix)
+        connection = _connect()
+        objects = _list(connection, bucket, prefix)
         if not objects:
             raise SourceError(f"{address}: no objects under this prefix; check bucket and prefix")
-        _update(client, bucket, objects, folder)
+        _update(connection, bucket, objects, folder)
     return folder
 
 
@@ -122,9 +137,27 @@ def _parts(address: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def _connect() -> S3Client:
+@dataclass(frozen=True)
+class _Connection:
+    """A client and the sockets that it opens."""
+
+    client: S3Client
+    sockets: WeakSet[socket]
+
+    @contextmanager
+    def limited(self, size_bytes: int = 0) -> Iterator[S3Client]:
+        """Yield the client for one request, or for a file of that size.
+
+        Raises:
+            LateError: it took too long. Requests of other threads end with it.
+        """
+        with cut_after(_ANSWER_S + size_bytes / _SLOWEST_BYTES_S, self.sockets):
+            yield self.client
+
+
+def _connect() -> _Connection:
     connect_s, read_s = _TIMEOUTS_S
-    return boto3.Session().client(
+    client = boto3.Session().client(
         "s3",
         config=Config(
             max_pool_connections=_CONNECTIONS,
@@ -133,6 +166,11 @@ def _connect() -> S3Client:
             read_timeout=read_s,
         ),
     )
+    sockets: WeakSet[socket] = WeakSet()
+    # No setting of boto3 limits the time of a whole answer, and none leads to the classes of its connections.
+    pools = client._endpoint.http_session._pool_classes_by_scheme  # type: ignore[attr-defined]
+    pools.update({scheme: noting_pool(pool, sockets) for scheme, pool in pools.items()})
+    return _Connection(client, sockets)
 
 
 @contextmanager
@@ -140,8 +178,10 @@ def _bucket_errors(address: str) -> Iterator[None]:
     """Turn boto3's errors into one line with the address and without keys."""
     try:
         yield
-    except (Boto3Error, BotoCoreError, ClientError, ResponseParserError) as error:
+    except (Boto3Error, BotoCoreError, ClientError, LateError, ResponseParserError) as error:
         raise SourceError(f"{address}: {_reason(address, error)}") from error
+    except KeyError as error:
+        raise SourceError(f"{address}: AWS_ENDPOINT_URL is not S3: an answer lacks {error}; correct it") from error
 
 
 def _reason(address: str, error: Exception) -> str:
@@ -159,11 +199,21 @@ def _reason(address: str, error: Exception) -> str:
     return f"{problem}; check bucket, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
-def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]:
+def _pages(connection: _Connection, bucket: str, prefix: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+    pages = iter(connection.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
+    while True:
+        with connection.limited():
+            page = next(pages, None)
+        if page is None:
+            return
+        yield page
+
+
+def _list(connection: _Connection, bucket: str, prefix: str) -> dict[str, RemoteObject]:
     """Return path below the prefix -> object."""
     below = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
     found: dict[str, RemoteObject] = {}
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/")):
+    for page in _pages(connection, bucket, prefix.rstrip("/")):
         if "Name" not in page:
             raise SourceError(
                 f"s3://{bucket}/{prefix}: AWS_ENDPOINT_URL is not S3: it returns no list of objects; correct it"
@@ -175,11 +225,11 @@ def _list(client: S3Client, bucket: str, prefix: str) -> dict[str, RemoteObject]
             path = PurePosixPath(key).name if key == prefix else key.removeprefix(below)
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
                 raise SourceError(f"s3://{bucket}/{key} is outside the folder; nothing was downloaded")
-            found[path] = RemoteObject(key, item["ETag"], item["Size"])
+            found[path] = RemoteObject(key, item["ETag"], item["Size"], item["LastModified"].timestamp())
     return found
 
 
-def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], folder: Path) -> None:
+def _update(connection: _Connection, bucket: str, objects: dict[str, RemoteObject], folder: Path) -> None:
     # The record is beside the folder, because a file inside would count as an image.
     record = folder.with_name(f"{folder.name}.json")
     held: dict[str, str] = read_json(record) if record.is_file() else {}
@@ -189,8 +239,9 @@ def _update(client: S3Client, bucket: str, objects: dict[str, RemoteObject], fol
     wanted = [path for path in objects if held.get(path) != objects[path].etag or not (folder / path).is_file()]
 
     def download(path: str) -> str:
-        with atomic_file(folder / path) as partial:
-            client.download_file(bucket, objects[path].key, str(partial), Config=TransferConfig(use_threads=False))
+        item = objects[path]
+        with atomic_file(folder / path) as partial, connection.limited(item.size_bytes) as client:
+            client.download_file(bucket, item.key, str(partial), Config=_IN_THIS_THREAD)
         return path
 
     try:

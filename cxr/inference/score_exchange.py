@@ -6,6 +6,7 @@ so parts of one name are equal, and each object appears whole or not at all.
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,26 @@ if TYPE_CHECKING:
     from cxr.common.s3 import RemoteObject
 
 _AT_ONCE = 8
+
+
+def exchanged_parts(address: str) -> dict[str, list[RemoteObject]]:
+    """Return name of a version's folder -> its parts in the exchange `address`.
+
+    Raises:
+        SourceError: the bucket cannot be reached or denies access.
+    """
+    from cxr.common.s3 import Prefix
+
+    found: dict[str, list[RemoteObject]] = {}
+    for path, item in sorted(Prefix(address).objects().items()):
+        folder, _, name = path.partition("/")
+        if re.fullmatch(r"version-\d+", folder) and _is_part(name):
+            found.setdefault(folder, []).append(item)
+    return found
+
+
+def _is_part(name: str) -> bool:
+    return Path(name).match("[!.]*.parquet") and "/" not in name
 
 
 class Exchange:
@@ -42,8 +63,7 @@ class Exchange:
     def synchronize(self) -> None:
         """Copy parts so that the folder and the bucket hold the same."""
         here = {part.name: part for part in parts_below(self._folder)}
-        objects = self._prefix.objects()
-        there = {name: item for name, item in objects.items() if Path(name).match("[!.]*.parquet") and "/" not in name}
+        there = {name: item for name, item in self._prefix.objects().items() if _is_part(name)}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(self.send, (here[name] for name in sorted(here.keys() - there.keys()))))
             list(pool.map(self._fetch, (there[name] for name in sorted(there.keys() - here.keys()))))
@@ -55,7 +75,7 @@ class Exchange:
     def _fetch(self, item: RemoteObject) -> None:
         with atomic_file(self._folder / Path(item.key).name) as partial:
             try:
-                self._prefix.download(item.key, partial)
+                self._prefix.download(item, partial)
             except FileNotFoundError as error:
                 raise SourceError(
                     f"{self._address}: {Path(item.key).name} was removed while parts were fetched; run the same "

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import requests
 from requests.adapters import HTTPAdapter
 
-from cxr.common.deadline import LateError, cut_after, noting_sockets
+from cxr.common.deadline import LateError, cut_after, noting_pool
 
 TIMEOUTS_SECONDS = (10, 120)
 """To connect, and between two bytes."""
@@ -35,8 +35,7 @@ class _LimitedAdapter(HTTPAdapter):
         super().init_poolmanager(*args, **options)
         pools = self.poolmanager.pool_classes_by_scheme
         self.poolmanager.pool_classes_by_scheme = {
-            scheme: type(pool.__name__, (pool,), {"ConnectionCls": noting_sockets(pool.ConnectionCls, self._sockets)})
-            for scheme, pool in pools.items()
+            scheme: noting_pool(pool, self._sockets) for scheme, pool in pools.items()
         }
 
     def send(self, *args: Any, **options: Any) -> requests.Response:

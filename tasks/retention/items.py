@@ -8,9 +8,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cxr.common.errors import DataError
 from cxr.common.locks import is_held, lock_if_free, step_lock_file, worktree_lock
+from cxr.inference.score_exchange import exchanged_parts
+
+if TYPE_CHECKING:
+    from cxr.common.s3 import RemoteObject
 
 _IN_USE = "in use by a run"
 
@@ -51,6 +56,52 @@ def folders(kind: str, parent: Path, kept_as: Callable[[Path], str], *, pattern:
                 path.unlink(missing_ok=True)
 
         yield Item(kind, str(path.relative_to(parent)), folder_size(path), kept_as(path), remove)
+
+
+def scores(folder: Path, kept_as: Callable[[Path], str]) -> Iterator[Item]:
+    """Yield the scores of each version in paths.scores; those of one that is scoring stay."""
+    for item in folders("scores of", folder, kept_as, pattern="version-*"):
+        yield _unless_scoring(item, folder / item.name)
+
+
+def exchanged_scores(address: str, folder: Path, kept_as: Callable[[str, float], str]) -> Iterator[Item]:
+    """Yield the parts of each version in the bucket by which machines share their scores; see score_exchange.
+
+    Args:
+        address: of the exchange.
+        folder: paths.scores, whose locks say what is scoring on this machine.
+        kept_as: why a version's parts stay, by the name of its folder and the time of its newest part.
+    """
+    from cxr.common.s3 import Prefix  # boto3 takes a second to import, which is lost without an exchange
+
+    bucket = Prefix(address)
+    for name, parts in exchanged_parts(address).items():
+
+        def remove(name: str = name, parts: list[RemoteObject] = parts) -> None:
+            if {part.key for part in exchanged_parts(address).get(name, [])} - {part.key for part in parts}:
+                raise DataError(f"it is {_IN_USE}")  # on another machine, which has begun since
+            for part in parts:
+                bucket.remove(part)
+
+        newest_s = max(part.written_s for part in parts)
+        item = Item(
+            "exchanged scores of", name, sum(part.size_bytes for part in parts), kept_as(name, newest_s), remove
+        )
+        yield _unless_scoring(item, folder / name)
+
+
+def _unless_scoring(item: Item, folder: Path) -> Item:
+    """Keep an item while a process of this machine scores into `folder`."""
+
+    def is_scoring() -> bool:
+        return any(is_held(lock) for lock in folder.parent.glob(f".{folder.name}-*.lock"))
+
+    def remove() -> None:
+        if is_scoring():
+            raise DataError(f"it is {_IN_USE}")
+        item.remove()
+
+    return replace(item, kept_as=_IN_USE if is_scoring() else item.kept_as, remove=remove)
 
 
 def checkpoints(folder: Path, kept_as: Callable[[Path], str]) -> Iterator[Item]:

@@ -14,15 +14,16 @@ from cxr.common.params import Paths
 from cxr.registry import retention, tracking_store
 from cxr.registry.retention import StoredVersion
 from tasks.retention.dvc_cache import cache_items, named_objects, recorded_objects
-from tasks.retention.items import Item, checkpoints, folders, worktrees
+from tasks.retention.items import Item, checkpoints, exchanged_scores, folders, scores, worktrees
 
 _DAY_S = 24 * 3600
 
 
-def plan(root: Path, params: CleanParams, paths: Paths, *, now_s: float) -> list[Item]:
+def plan(root: Path, params: CleanParams, paths: Paths, *, exchange: str | None, now_s: float) -> list[Item]:
     """Return every item: versions, fetched copies, scores, worktrees, checkpoints, DVC's objects.
 
     Raises:
+        SourceError: the exchange of scores cannot be reached or denies access.
         RegistryError: the registry does not answer, or does not say which versions must stay.
         DataError: a dvc.lock cannot be read.
     """
@@ -35,6 +36,9 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, now_s: float) -> list
     def of_version(path: Path) -> str:
         return kept.get(path.name.split("-")[1], "") or young(path)
 
+    def exchanged(name: str, written_s: float) -> str:
+        return kept.get(name.split("-")[1], "") or _young(written_s, params, now_s)
+
     newest = sorted((root / ".runs").glob("*"), key=lambda path: path.stat().st_mtime)[-params.keep_worktrees :]
 
     def worktree(path: Path) -> str:
@@ -43,7 +47,8 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, now_s: float) -> list
     return [
         *_version_items(versions, kept),
         *folders("fetched copy of", tracking_store.mlruns_folder() / "cache", of_version, pattern="version-*"),
-        *folders("scores of", root / paths.scores, of_version, pattern="version-*"),
+        *scores(root / paths.scores, of_version),
+        *(exchanged_scores(exchange, root / paths.scores, exchanged) if exchange else ()),
         *worktrees(root, worktree),
         *checkpoints(root / paths.checkpoints, young),
         *sorted(

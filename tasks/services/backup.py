@@ -122,7 +122,7 @@ def _download(prefix: Prefix, remote: RemoteObject, folder: Path) -> str:
     with tempfile.TemporaryDirectory(dir=folder / OBJECTS) as scratch:
         fetched = Path(scratch) / "object"
         try:
-            prefix.download(remote.key, fetched)
+            prefix.download(remote, fetched)
         except FileNotFoundError:
             return ""
         digest = sha256_of(fetched)

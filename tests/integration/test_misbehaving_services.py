@@ -115,6 +115,32 @@ def test_a_dripping_mlflow(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", DRIPPING)
+@fault("S3", "it sends a byte now and then, and never a whole answer",
+       "the request and its repetitions end after 15 minutes, or later by the size of a file", SOURCE_LINE)  # fmt: skip
+def test_a_dripping_s3(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_ANSWER_S", 0.5)
+    monkeypatch.setattr("cxr.common.deadline._AGAIN_SECONDS", 0.1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    (tmp_path / "part").write_bytes(b"scores")
+    with misbehaving(part) as address:
+        for name, value in s3_settings(address).items():
+            monkeypatch.setenv(name, value)
+        images = s3.Prefix(PREFIX)
+        one = s3.RemoteObject("images/one.png", "", size_bytes=10, written_s=0)
+        for ask in (
+            images.objects,
+            lambda: images.read(one.key),
+            lambda: images.download(one, tmp_path / "one.png"),
+            lambda: images.upload(tmp_path / "part", "part"),
+            lambda: images.remove(one),
+            lambda: s3.mirror(PREFIX, tmp_path / "mirrored"),
+        ):
+            with pytest.raises(SourceError, match=r"no whole answer within|an answer lacks 'ContentLength'") as raised:
+                ask()
+            one_line(raised, PREFIX)
+
+
+@pytest.mark.parametrize("part", DRIPPING)
 @fault("PACS, Orthanc and DICOMweb", "it sends a byte now and then, and never a whole answer",
        "the request ends after 15 minutes; the worker waits and asks again", LINE)  # fmt: skip
 def test_a_dripping_pacs(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

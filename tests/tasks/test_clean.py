@@ -6,21 +6,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
-from cxr.common.errors import DataError, RegistryError
+from cxr.common.errors import DataError, RegistryError, SourceError
 from cxr.common.locks import file_lock, step_lock, worktree_lock
 from cxr.common.params import override
 from cxr.registry import retention, tracking_store, versions
 from cxr.registry.champion import aliases
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
-from tasks.retention.items import checkpoints, worktrees
+from tasks.retention.items import Item, checkpoints, exchanged_scores, scores, worktrees
 from tests.support.faults import fault
 from tests.support.registry_project import artifacts, call, enter_project, register, write_model
+from tests.support.servers import s3_settings, serve_s3
 
 STAGE = """
 stages:
@@ -168,6 +171,89 @@ def test_a_worktree_that_a_run_uses_stays_also_where_the_run_began_after_the_loo
     with file_lock(lock), pytest.raises(DataError, match="in use by a run"):
         item.remove()
     assert Path(".runs/old/file").is_file()
+
+
+@pytest.fixture
+def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bucket with parts of versions 1 (was champion), 3 and 9 (no longer registered), and with what is no part."""
+    before = Path("params.yaml").read_text()
+    with serve_s3(tmp_path, "team") as endpoint:
+        for name, value in s3_settings(endpoint).items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=endpoint)
+        for key in (*PARTS, *OTHERS):
+            client.put_object(Bucket="team", Key=key, Body=b"scores")
+        override(Path("params.yaml"), {"score.exchange": "s3://team/shared"})
+        yield client
+    Path("params.yaml").write_text(before)
+
+
+PARTS = [f"shared/version-{number}/{name}.parquet" for number in (1, 3, 9) for name in ("a", "b")]
+OTHERS = ["shared/notes.txt", "shared/version-3/deeper/a.parquet", "shared-too/version-3/a.parquet"]
+
+
+def keys(client: Any) -> set[str]:
+    return {item["Key"] for item in client.list_objects_v2(Bucket="team")["Contents"]}
+
+
+@fault("clean", "parts of a killed scoring are left in the exchange's bucket",
+       "they go and stay by the rules of the folder of scores", "`--dry-run` lists them")  # fmt: skip
+def test_parts_in_the_exchange_go_by_the_rules_of_the_folder(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not any("exchanged" in line for line in going(run_clean(monkeypatch, capsys, "--dry-run", later_s=0)))
+    lines = run_clean(monkeypatch, capsys, "--dry-run")
+    assert [line for line in going(lines) if "exchanged" in line] == [
+        "exchanged scores of version-3",
+        "exchanged scores of version-9",
+    ]
+    assert any(line.startswith("kept: champion before") and "exchanged scores of version-1" in line for line in lines)
+    assert keys(exchange) == {*PARTS, *OTHERS}
+    of_three = next(
+        item for item in exchanged(lambda name, _: "" if name == "version-3" else "kept") if not item.kept_as
+    )
+    of_three.remove()
+    of_three.remove()
+    assert keys(exchange) == {*OTHERS, *(key for key in PARTS if "version-3" not in key)}
+
+
+@fault("clean", "a scoring of a version whose parts may go begins, here or on another machine",
+       "its parts stay, in the folder and in the bucket", "kept: in use by a run")  # fmt: skip
+def test_parts_that_a_scoring_needs_stay_also_where_it_began_after_the_look(exchange: Any) -> None:
+    folder, before = Path("data/scores"), keys(exchange)
+    lock = folder / ".version-3-2of8.lock"
+    looked = [*scores(folder, lambda _: ""), *exchanged(lambda *_: "")]
+    of_three = [item for item in looked if item.name == "version-3"]
+    assert [(item.kind, item.kept_as) for item in of_three] == [("scores of", ""), ("exchanged scores of", "")]
+    with file_lock(lock):
+        assert {item.kept_as for item in exchanged(lambda *_: "") if item.name == "version-3"} == {"in use by a run"}
+        for item in of_three:
+            with pytest.raises(DataError, match="in use by a run"):
+                item.remove()
+    lock.unlink()
+    exchange.put_object(Bucket="team", Key="shared/version-3/c.parquet", Body=b"scores")  # another machine
+    with pytest.raises(DataError, match="in use by a run"):
+        of_three[1].remove()
+    assert keys(exchange) == {*before, "shared/version-3/c.parquet"}
+    assert (folder / "version-3" / "part.parquet").is_file()
+
+
+def exchanged(kept_as: Callable[[str, float], str]) -> list[Item]:
+    return list(exchanged_scores("s3://team/shared", Path("data/scores"), kept_as))
+
+
+def test_an_exchange_that_cannot_be_reached_stops_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("params.yaml").read_text()
+    for name, value in s3_settings("http://127.0.0.1:1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    override(Path("params.yaml"), {"score.exchange": "s3://team/shared"})
+    with pytest.raises(SourceError, match=r"^s3://team/shared: "):
+        run_clean(monkeypatch, capsys)
+    Path("params.yaml").write_text(before)
+    assert versions.bundle_fault(versions.get_version("3")) == ""
 
 
 @fault(
