@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import nn
 
 from cxr.audit.shortcuts import AuditSettings, audit
 from cxr.audit.trust import TrustSettings, headlines, measure_trust
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, DecoderError
 from cxr.common.files import atomic_file, atomic_folder, read_json, write_json
 from cxr.common.params import EvaluateParams, Paths
 from cxr.dataset.blocks import acquisition_blocks
@@ -48,6 +48,7 @@ from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, 
 from cxr.evaluation.training_record import read_curves, read_training_record
 from cxr.imaging.decode import decode_grey
 from cxr.imaging.overlay import MIN_SIDE_PX
+from cxr.imaging.unattended import decode_each, kept_by_ingest
 from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
 from cxr.registry.model_origin import against_champion, origin_of
@@ -58,6 +59,8 @@ from cxr.reporting.front_page import FrontPage
 from cxr.reporting.gallery import contact_sheet, make_gallery, pick_images, pick_most_confident_errors
 from cxr.reporting.report import Champion, GalleryItem, ReportContent, front_page, render_report
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
+
+_GALLERY_WORKERS = 1  # for some dozens of images
 
 log = logging.getLogger("cxr.evaluate")
 
@@ -189,24 +192,45 @@ def _galleries(
     packed: ImageArray,
     test: Predictions,
     params: EvaluateParams,
-    original: Callable[[str], NDArray[np.uint8]],
+    originals: Callable[[Sequence[str]], list[NDArray[np.uint8]]],
 ) -> dict[str, list[GalleryItem]]:
     """Return the images that the report shows: some of each class, and the most confident errors of all."""
     picks = {
         "gallery": pick_images(test, per_class=params.gradcam_per_class, seed=params.seed),
         "errors": pick_most_confident_errors(test, at_most=params.most_confident_errors),
     }
-    return {name: make_gallery(model, spec, packed, test, chosen, original) for name, chosen in picks.items()}
+    return {name: make_gallery(model, spec, packed, test, chosen, originals) for name, chosen in picks.items()}
 
 
-def _originals(paths: Paths, split: Split, max_pixels: int) -> Callable[[str], NDArray[np.uint8]]:
-    """Return a function that reads the image with an image_id as it was ingested."""
+def _originals(paths: Paths, split: Split, max_pixels: int) -> Callable[[Sequence[str]], list[NDArray[np.uint8]]]:
+    """Return a function that reads the images with some image_ids as they were ingested.
+
+    It raises DecoderError where they crash their decoder or take too much time or memory (names the first ones).
+    """
     files = read_divided_manifest(paths.raw, split).set_index("image_id")["path"]
     shards = Shards(paths.raw / "images")
 
-    def read(image_id: str) -> NDArray[np.uint8]:
-        path = str(files[image_id])
-        return decode_grey(shards.read(path), name=path, max_pixels=max_pixels, min_side_px=MIN_SIDE_PX)
+    def decode(path: str, data: bytes) -> NDArray[np.uint8]:
+        return decode_grey(data, name=path, max_pixels=max_pixels, min_side_px=MIN_SIDE_PX)
+
+    def refused(_: str, error: DecoderError) -> NDArray[np.uint8] | DecoderError:
+        return error
+
+    def read(image_ids: Sequence[str]) -> list[NDArray[np.uint8]]:
+        named = [str(files[image_id]) for image_id in image_ids]
+        done = decode_each(
+            shards.read, decode, named, name=str, refused=refused, max_pixels=max_pixels, workers=_GALLERY_WORKERS
+        )
+        images: list[NDArray[np.uint8]] = []
+        errors: list[DecoderError] = []
+        for result in done:
+            if isinstance(result, DecoderError):
+                errors.append(result)
+            else:
+                images.append(result)
+        if errors:
+            raise kept_by_ingest(errors)
+        return images
 
     return read
 

@@ -1,7 +1,7 @@
 """The images that a report shows: correct predictions drawn at random, and the most confident errors."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -36,7 +36,7 @@ def make_gallery(
     packed: ImageArray,
     test: Predictions,
     picks: list[Pick],
-    original: Callable[[str], NDArray[np.uint8]],
+    originals: Callable[[Sequence[str]], Sequence[NDArray[np.uint8]]],
 ) -> list[GalleryItem]:
     """Return the picked images with the Grad-CAM of their predicted class.
 
@@ -46,13 +46,14 @@ def make_gallery(
         packed: the prepared images.
         test: the predictions that `picks` name.
         picks: what to show.
-        original: returns the image with an image_id as it was before preparation, (H, W) of any size.
+        originals: returns the images with some image_ids as they were before preparation, (H, W) of any size.
     """
     chosen = test.where(np.array([pick.row for pick in picks], dtype=np.int64))
     predicted = chosen.calibrated.argmax(axis=1)
+    shown = originals(chosen.image_ids.tolist())
     images = packed.images[packed.rows(chosen.image_ids.tolist())]
     heat = grad_cam_of_images(model, images, predicted, mean=spec.mean, std=spec.std)
-    return [_item(chosen, i, spec, original(str(chosen.image_ids[i])), heat[i]) for i in range(len(picks))]
+    return [_item(chosen, i, spec, shown[i], heat[i]) for i in range(len(picks))]
 
 
 def _item(

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, DecoderError
 from cxr.common.files import read_json, write_json
 from cxr.common.notices import SYNTHETIC
 from cxr.common.params import EvaluateParams, Paths, read_params
@@ -25,8 +25,10 @@ from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import build
 from cxr.models.forward import BATCH_SIZE, predict_logits, softmax_with_temperature
 from cxr.registry.runs import start_run
+from tasks import evaluate as evaluating
 from tasks.evaluate import _images, _measure, evaluate
 from tests.support.faults import fault
+from tests.support.planted_decoder import CRASHES, planted
 from tests.support.project import PROJECT
 from tests.support.raw_folder import pack
 from tests.support.stage_files import training_record, write_curves, write_split_files
@@ -301,6 +303,22 @@ def test_curves_of_a_release_without_the_accuracy_of_training_are_refused(evalua
     pd.read_csv(model / "curves.csv").drop(columns="train_accuracy").to_csv(model / "curves.csv", index=False)
     message = refusal(project.model_copy(update={"model": model}))
     assert message.endswith("found no train_accuracy; run `./run dvc repro -f -s train`")
+
+
+@fault("evaluate", "an image that the report shows crashes its decoder",
+       "nothing is written; after it is replaced it runs", "exit code 15, the image, what to do")  # fmt: skip
+def test_an_image_of_the_report_that_crashes_its_decoder_is_named(
+    project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = evaluating.decode_grey
+    monkeypatch.setattr(
+        evaluating, "decode_grey", lambda data, name, **limits: planted(decode)(data + CRASHES, name=name, **limits)
+    )
+    with pytest.raises(DecoderError, match=r"^images/\d+\.png crashes its decoder; export it again; .* Replace or"):
+        evaluate(PARAMS, project)
+    assert not project.metrics.exists()
+    assert not project.evaluation.exists()
+    assert not project.report.exists()
 
 
 def test_a_model_of_other_classes_is_rejected(project: Paths) -> None:
