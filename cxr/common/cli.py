@@ -173,11 +173,11 @@ def answer_help(parser: argparse.ArgumentParser) -> None:
     """Answer `--help` and a wrong flag before the imports below, which take seconds, and start the process.
 
     A task's module calls this between its light and its heavy imports, when it runs as a command; nothing else in it
-    has to import lazily. An interrupt during those imports ends with one line, as in `run_command`. Secrets are read
-    from their files here, because libraries look for them as they are imported.
+    has to import lazily. An interrupt or too little memory during those imports is one line, as in `run_command`.
+    Secrets are read from their files here, because libraries look for them as they are imported.
     """
     configure_process()
-    sys.excepthook = _end_quietly_when_interrupted
+    sys.excepthook = _end_plainly
     parser.parse_args()
     try:
         read_secret_files()
@@ -185,11 +185,12 @@ def answer_help(parser: argparse.ArgumentParser) -> None:
         _end(error)
 
 
-def _end_quietly_when_interrupted(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
+def _end_plainly(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print(_INTERRUPTED, file=sys.stderr)
+    elif isinstance(error, Exception) and _is_out_of_memory(error):
+        print(f"error: {_NO_MEMORY}", file=sys.stderr, flush=True)
+        os._exit(MemoryLimitError.exit_code)  # a hook cannot choose the code; an import leaves nothing to tidy up
     else:
         sys.__excepthook__(kind, error, traceback)
 

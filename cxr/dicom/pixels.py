@@ -20,6 +20,7 @@ from cxr.dicom.codec import FrameError, decompress
 from cxr.dicom.cost import COSTLY, MOST_SCANNED_PIXELS, is_compressed_beyond_reason, scanned_pixels
 from cxr.dicom.greyscale import GreyRules, Preset, Table, WideLevels, Window, WindowKind, table
 from cxr.dicom.header import BASELINE, NATIVE, RLE, DicomHeader, parse_header
+from cxr.dicom.opencv import decoded
 from cxr.dicom.tags import (
     BIG_ENDIAN,
     DicomError,
@@ -235,10 +236,8 @@ def _decompressed(dataset: Dataset, header: DicomHeader) -> NDArray[np.uint16]:
 def _baseline(frame: bytes, header: DicomHeader) -> NDArray[np.uint16]:
     if _jpeg_size(frame) != (header.rows, header.columns, 1):
         raise FrameError("its JPEG has another size or is in colour")
-    try:
-        grey = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        grey = None
+    flag = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    grey = decoded(frame, flag, pixels=header.rows * header.columns)
     if grey is None or grey.shape != (header.rows, header.columns):
         raise FrameError("the decoder failed")
     return np.asarray(grey).astype(np.uint16)

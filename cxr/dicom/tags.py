@@ -47,7 +47,7 @@ def image_errors(name: str) -> Iterator[None]:
         yield
     except DicomError as rejected:
         raise ImageError(f"{name} {rejected.problem}", reason=rejected.reason) from None
-    except ImageError:
+    except (ImageError, MemoryError):  # too little memory says nothing about the file
         raise
     # pydicom raises any exception of its parser, from KeyError to RecursionError; its text may quote a patient's tag.
     except Exception:

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from cxr.common.errors import ImageError
 from cxr.common.warning_filters import ignore_warnings_of
 from cxr.dicom.cost import COSTLY, MOST_SCANNED_PIXELS, scanned_pixels
+from cxr.dicom.opencv import decoded
 from cxr.imaging.preprocess import Preprocessing, min_decoded_side_px, prepare
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class EncodedImage:
             return self._wide_dicom(self._dicom)
         if self.header.mode != "L16":
             return WidePixels(self.grey(), (0.0, 255.0))
-        deep = _pixels(self.data, self.name, cv2.IMREAD_ANYDEPTH)
+        deep = _pixels(self.data, self.name, cv2.IMREAD_ANYDEPTH, self.header)
         if deep.dtype != np.uint16:
             return WidePixels(self.grey(), (0.0, 255.0))
         return WidePixels(np.asarray(deep, np.uint16), (float(deep.min()), float(deep.max())))
@@ -153,7 +154,7 @@ class EncodedImage:
         """
         if self._dicom is not None or self.header.mode in {"L", "L16"}:
             return self.grey(min_side_px=min_side_px), None
-        colour = _pixels(self.data, self.name, _COLOUR[_reduction(self.header, min_side_px)])
+        colour = _pixels(self.data, self.name, _COLOUR[_reduction(self.header, min_side_px)], self.header)
         if colour.ndim != 3 or colour.dtype != np.uint8:
             return self.grey(min_side_px=min_side_px), None
         blue, green, red = cv2.split(np.asarray(colour, np.uint8))
@@ -311,20 +312,15 @@ def _reduction(header: Header, min_side_px: int | None) -> int:
 
 
 def _grey(data: bytes, name: str, header: Header, reduction: int) -> NDArray[np.uint8]:
-    grey = _pixels(data, name, cv2.IMREAD_ANYDEPTH if header.mode == "L16" else _GREY[reduction])
+    grey = _pixels(data, name, cv2.IMREAD_ANYDEPTH if header.mode == "L16" else _GREY[reduction], header)
     return np.asarray(grey, np.uint8) if grey.dtype == np.uint8 else _to_8_bit(grey)
 
 
-def _pixels(data: bytes, name: str, flag: int) -> NDArray[np.generic]:
-    # Otherwise OpenCV writes a line, for some files thousands, about the errors that are reported here.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:
-        pixels = None
+def _pixels(data: bytes, name: str, flag: int, header: Header) -> NDArray[np.generic]:
+    pixels = decoded(data, flag, pixels=header.width * header.height)
     if pixels is None:
         raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
-    return np.asarray(pixels)
+    return pixels
 
 
 def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,14 @@ def test_telemetry_is_off() -> None:
     bare = {name: value for name, value in os.environ.items() if name not in {"DO_NOT_TRACK", "GX_ANALYTICS_ENABLED"}}
     answer = run("-c", script, **bare)
     assert answer.stdout == "true false\n"
+
+
+@fault("ingest, validate, split, preprocess, train, evaluate, register",
+       "a limit of address space (`ulimit -v`) leaves too little for the libraries",
+       "nothing is started", "exit code 13, out of memory, what to lower")  # fmt: skip
+def test_too_little_memory_for_the_imports_is_one_line(tmp_path: Path) -> None:
+    command = f"ulimit -v 400000; exec {sys.executable} -m tasks.ingest --params {tmp_path}/params.yaml"
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == MemoryLimitError.exit_code, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: out of memory")
+    assert "Traceback" not in done.stderr

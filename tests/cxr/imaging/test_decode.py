@@ -1,7 +1,9 @@
 """Decoding of image files, and the errors of files that cannot be decoded."""
 
 import io
+import resource
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -9,9 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr.common.errors import ImageError
+from cxr.common.cli import run_command
+from cxr.common.errors import ImageError, MemoryLimitError
 from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing, prepare
+from tests.support.dicom_images import BASELINE, EXPLICIT, dicom_image
+from tests.support.faults import fault
+from tests.support.moments import in_child
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 1_000_000)
 
@@ -133,3 +139,40 @@ def test_jpeg_truncated_after_its_thumbnail_is_truncated() -> None:
     cut = whole[:2] + segment + whole[2:-300]
     with pytest.raises(ImageError, match="truncated"):
         open_image(cut, name="image.jpg", max_pixels=10**6)
+
+
+LARGE = (6000, 6000)
+"""Of more bytes than freed memory that a process keeps for later, so that a limit is felt."""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "16-bit PNG", "DICOM with JPEG", "DICOM"])
+@fault("ingest, preprocess, forensics", "a limit of address space (`ulimit -v`) leaves too little for an image",
+       "no image is called damaged; the run ends", "exit code 13, out of memory, what to lower")  # fmt: skip
+def test_too_little_memory_is_no_damage(kind: str) -> None:
+    data = large(kind)
+
+    def main() -> None:
+        decode_grey(data, name="large", max_pixels=50_000_000)
+
+    assert in_child(lambda: run_command(main), lambda: None) == 0
+    assert in_child(lambda: run_command(main), lambda: leave(8 << 20)) == MemoryLimitError.exit_code
+
+
+def large(kind: str) -> bytes:
+    pixels = np.zeros(LARGE, np.uint8)
+    match kind:
+        case "JPEG":
+            return encoded(pixels, ".jpg")
+        case "PNG":
+            return encoded(pixels)
+        case "16-bit PNG":
+            return encoded(pixels.astype(np.uint16))
+        case _:
+            return dicom_image(pixels, syntax=BASELINE if kind == "DICOM with JPEG" else EXPLICIT)
+
+
+def leave(size_bytes: int) -> None:
+    """Let this process get no more than `size_bytes`."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + size_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
