@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -48,9 +49,13 @@ def decoded(item: int) -> object:
     return str(item)
 
 
-def test_each_item_that_its_process_does_not_survive_is_told_from_all_others() -> None:
+def test_each_item_that_its_process_does_not_survive_is_told_from_all_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     found = list(map_in_child(job(decoded, seconds=3), range(MANY), workers=4))
     assert found == [OUTCOMES.get(item, str(item)) for item in range(MANY)]
+    slow = [re.findall(r"\d+", line) for line in caplog.messages if "took more than 3 s at" in line]
+    assert any(str(HANGS) in numbers for numbers in slow)  # whoever waits for it sees which it is
 
 
 def test_what_a_library_registered_for_the_end_of_its_process_is_not_done_in_a_child_of_it() -> None:
