@@ -5,8 +5,9 @@ suite short: the longest files come first, and lines are counted only where that
 """
 
 import os
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import coverage
@@ -20,6 +21,11 @@ _prefect_home = tempfile.TemporaryDirectory(prefix="prefect-")  # removed as the
 os.environ["PREFECT_HOME"] = _prefect_home.name
 os.environ["PREFECT_PROFILES_PATH"] = f"{_prefect_home.name}/profiles.toml"
 
+# Images of machines often set it. Then each of the many hundred Pythons of the tests compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+_SETTINGS = ("AWS_", "CXR_", "DVC_", "MLFLOW_TRACKING_", "PREFECT_API_")
 _TESTS = Path(__file__).parent
 _OF_SEVERAL_PARTS = ("e2e", "flows")
 _LONGEST_FIRST = (
@@ -43,6 +49,22 @@ _LONGEST_FIRST = (
     "e2e/test_terminated.py",
 )
 """Files of a minute and more, with `--no-loadscope-reorder`: one that comes last keeps one worker busy alone."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Give the next file of a worker the folder, arguments and settings that this one found: commands change them."""
+    folder, arguments, settings = Path.cwd(), sys.argv, _settings()
+    yield
+    os.chdir(folder)
+    sys.argv = arguments
+    for name in _settings().keys() - settings.keys():
+        del os.environ[name]
+    os.environ.update(settings)
+
+
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_SETTINGS)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

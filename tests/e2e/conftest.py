@@ -12,12 +12,12 @@ from tests.support.tiny_model import write_image
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project in which every stage has run."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage has run; neither the current directory nor the store of who asks for it."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("finished") / "project"
         make_sample_project(folder, patch)
-        yield folder
+    return folder
 
 
 @pytest.fixture

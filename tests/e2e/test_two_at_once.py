@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -38,8 +39,8 @@ def stage(name: str) -> Callable[[], None]:
     """Return what `python -m tasks.NAME` calls, in this process."""
 
     def main() -> None:
-        sys.argv = [name]
-        run_step(getattr(import_module(f"tasks.{name}"), name), shared=name == "train")
+        with mock.patch.object(sys, "argv", [name]):
+            run_step(getattr(import_module(f"tasks.{name}"), name), shared=name == "train")
 
     return main
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -68,8 +69,8 @@ def command(task: str, *arguments: str) -> Callable[[], None]:
     def main() -> None:
         from importlib import import_module
 
-        sys.argv = [task, *arguments]
-        import_module(f"tasks.{task}").main()
+        with mock.patch.object(sys, "argv", [task, *arguments]):
+            import_module(f"tasks.{task}").main()
 
     return main
 
