@@ -29,6 +29,7 @@ from cxr.dataset.manifest import MANIFEST_COLUMNS, read_manifest
 from tasks.ingest import _account, ingest
 from tests.support.dicom_images import SECRETS, dicom_image, picture
 from tests.support.faults import fault
+from tests.support.logs import own_messages
 from tests.support.project import PROJECT
 from tests.support.raw_folder import unpacked
 from tests.support.real_data import RAW, needs_real_images
@@ -454,7 +455,7 @@ def test_a_count_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
 def test_the_log_ends_with_a_table_of_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="cxr.ingest"):
         ingested(tmp_path, {f"{NORMAL}/empty.jpeg": b""})
-    assert caplog.messages == [
+    assert own_messages(caplog) == [
         "source              total         kept  quarantined   duplicates\n"
         "kermany                 2            1            1            0\n"
         "covid19                 1            1            0            0",

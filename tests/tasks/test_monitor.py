@@ -20,6 +20,7 @@ from cxr.models.reference import MEASURES, REFERENCE_FILE
 from cxr.registry import tracking_store, versions
 from cxr.registry.champion import aliases
 from tasks.monitor import monitor
+from tests.support.logs import own_messages
 from tests.support.registry_project import CLASSES, enter_project, reference, register, write_model
 
 PARAMS = MonitorParams(
@@ -95,7 +96,7 @@ def test_unchanged_images_are_no_drift_and_an_incomplete_window_waits(
         found = run()
     assert [(month["month"], month["images"], month["agreed"]) for month in found["agreement"]] == [("2026-01", 2, 1)]
     assert (found["drift"], len(found["windows"]), found["waiting"], found["version"]) == (False, 3, 7, "1")
-    assert caplog.messages[-1] == "drift: false"
+    assert own_messages(caplog)[-1] == "drift: false"
 
 
 def test_drift_is_looked_for_even_where_the_table_of_feedback_is_damaged(caplog: pytest.LogCaptureFixture) -> None:
@@ -118,7 +119,7 @@ def test_two_windows_of_brighter_images_are_drift_until_a_rebuild_is_started_for
     with caplog.at_level(logging.INFO):
         found = run()
     assert found["drift"]
-    assert caplog.messages[-1] == "drift: true"
+    assert own_messages(caplog)[-1] == "drift: true"
     assert [window["alarm"] for window in found["windows"]] == [False, False, False, True, True]
     assert found["windows"][-1]["exceeded"] == ["brightness"]
     assert "images are brighter" in found["markdown"]

@@ -17,6 +17,7 @@ from cxr.models.modules import SvmHead
 from cxr.training.data import TrainingData
 from cxr.training.results import Epoch
 from cxr.training.svm import fit_svm, train_svm
+from tests.support.logs import own_messages
 from tests.support.registry_project import spec
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -109,7 +110,7 @@ def test_network_with_svm_head_learns_and_loads_from_its_bundle(tmp_path: Path) 
 def test_random_features_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         train_svm(images(), config(), Counter())
-    (message,) = caplog.messages
+    (message,) = own_messages(caplog)
     assert "stem, layer1, layer2, layer3, layer4" in message
     assert "random" in message
 

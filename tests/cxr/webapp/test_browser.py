@@ -210,6 +210,7 @@ def test_two_fingers_zoom(page: Page) -> None:
 def test_side_by_side_shows_the_image_and_the_image_with_its_heat(page: Page) -> None:
     drop(page, {"image.png": PNG})
     expect(page.locator("#readout")).to_contain_text("px")
+    expect(page.locator("#count")).to_have_text("1 of 1")  # without an answer there is no heat map to wait for
     page.locator("#tool-side").click()
     expect(page.locator("#stage-note")).to_have_text("")
     shown = np.ptp(pixels(page), axis=2)
@@ -226,7 +227,6 @@ def test_the_session_survives_a_reload_unless_that_is_switched_off(page: Page) -
     page.locator(".row", has_text="a.png").click()
     expect(page.locator("#readout")).to_contain_text("px")
     page.locator("#keep").uncheck()
-    page.wait_for_timeout(300)
     page.reload()
     expect(page.locator("#empty")).to_be_visible()
     expect(page.locator("#keep")).not_to_be_checked()
