@@ -32,6 +32,7 @@ from tests.support.browsers import launch_browser
 from tests.support.clones import in_plain_shell, lend_environment
 from tests.support.faults import fault
 from tests.support.prefect_servers import clean_environment, wait_for
+from tests.support.processes import command_of, has_ended
 from tests.support.project import PROJECT
 from tests.support.registry_project import register, write_model
 from tests.support.servers import free_ports
@@ -356,11 +357,11 @@ def test_a_worker_killed_in_the_middle_of_a_stage_leaves_nothing_locked_for_the_
     wait_for(lambda: said.exists() and said.read_text(), log=served.told, seconds=600)
     stage = int(said.read_text())
     waiting = served.start_run()
-    worker = next(one for one in served.processes() if {"prefect", "worker"} <= set(one.cmdline()[:4]))
+    worker = next(one for one in served.processes() if {"prefect", "worker"} <= set(command_of(one)[:4]))
     os.kill(worker.pid, signal.SIGKILL)
     served.wait_for_state(run, "Crashed")
     assert "died" in served.api("GET", f"flow_runs/{run}")["state"]["message"]
-    wait_for(lambda: not psutil.pid_exists(stage))
+    wait_for(lambda: has_ended(stage))
     (served.root / "hang-train").unlink()
     served.wait_for_state(waiting, "Completed")
     assert served.stages_of(waiting) == CACHED | {"train": "Completed"}  # and what it makes is what was there before
@@ -439,7 +440,7 @@ def assert_ended_by(number: signal.Signals, served: Served) -> None:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in processes if one.is_running() and not has_ended(one.pid)]
 
 
 def assert_free(ports: list[int]) -> None:
