@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.prefect_servers import serve_prefect
-from tests.support.project import PROJECT
+from tests.support.project import PROJECT, copy_package
 
 DVC_YAML = """
 stages:
@@ -73,7 +73,7 @@ def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A committed git and DVC project, made once."""
     root = tmp_path_factory.mktemp("template")
     for package in ("cxr", "flows", "infra", "tasks"):
-        shutil.copytree(PROJECT / package, root / package)  # with __pycache__: children need not compile all again
+        copy_package(package, root)
     for name in ("params.yaml", "prefect.yaml", "pyproject.toml", "run", "uv.lock"):
         shutil.copy(PROJECT / name, root)
     (root / "dvc.yaml").write_text(DVC_YAML)

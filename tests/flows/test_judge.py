@@ -1,6 +1,5 @@
 """What becomes of an alias that a person set in MLflow: the real gate, registry and commands."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from cxr.registry.champion import aliases
 from cxr.registry.champion.requests import open_requests
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
-from tests.support.project import PROJECT
+from tests.support.project import copy_package
 from tests.support.registry_project import enter_project, register, write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
     for package in ("cxr", "flows", "tasks"):
-        shutil.copytree(PROJECT / package, tmp_path / package, dirs_exist_ok=True)
+        copy_package(package, tmp_path)
 
 
 def test_a_champion_set_by_hand_is_judged_and_a_request_for_an_earlier_one_is_a_rollback() -> None:

@@ -5,7 +5,6 @@ Real registry, real commands; the questions are asked in Prefect's own server, a
 
 import contextvars
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from cxr.registry import tracking_store, versions
 from cxr.registry.champion import aliases
 from flows.promote import promote
-from tests.support.project import PROJECT
+from tests.support.project import copy_package
 from tests.support.registry_project import enter_project, register, write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     enter_project(tmp_path, monkeypatch, tmp_path_factory)
     for package in ("cxr", "flows", "tasks"):
-        shutil.copytree(PROJECT / package, tmp_path / package, dirs_exist_ok=True)
+        copy_package(package, tmp_path)
 
 
 def asked_runs() -> list[FlowRun]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clones import in_plain_shell, lend_environment
-from tests.support.project import PROJECT
+from tests.support.project import PROJECT, copy_package
 
 REPORT_PYTHON = """
 stages:
@@ -34,7 +34,7 @@ def settings(project: Path, *names: str, **environment: str) -> dict[str, str]:
 
 def test_the_help_names_every_task_with_its_summary_and_needs_no_python(tmp_path: Path) -> None:
     for name in ("tasks", "flows"):
-        shutil.copytree(PROJECT / name, tmp_path / name)
+        copy_package(name, tmp_path)
     shutil.copy(PROJECT / "run", tmp_path)
     done = in_plain_shell(tmp_path, "./run", "--help")
     assert done.returncode == 0, done.stderr
