@@ -53,8 +53,7 @@ class Batcher:
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits, self.metrics = limits, metrics
         self.current: Classifier | None = None
-        # Never full: every image in it belongs to a request that was accepted.
-        self._queue: queue.Queue[_Job | None] = queue.Queue(limits.max_queued_images + 1)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -85,10 +84,14 @@ class Batcher:
             heat_of: class of the heat map, "" for the predicted class, None for no heat map.
 
         Raises:
-            RejectedError: the answer takes too long.
+            RejectedError: the answer takes too long, or images whose requests have ended for that reason still wait.
         """
+        if self._queue.qsize() >= self.limits.max_queued_images:
+            raise RejectedError(
+                429, "busy", "the model is behind with other images; send this one again", retry_seconds=5
+            )
         job = _Job(image, heat_of)
-        self._queue.put_nowait(job)
+        self._queue.put(job)
         self.metrics.images_queued.set(self._queue.qsize())
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job.result), self.limits.inference_timeout_s)

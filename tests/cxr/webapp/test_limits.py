@@ -1,6 +1,7 @@
 """What the service accepts, and how it rejects the rest: size, type, number and time."""
 
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -109,3 +110,22 @@ def test_an_image_that_takes_too_long_to_decode_is_rejected() -> None:
     with serve_here(tiny_classifier(), limits=replace(LIMITS, decode_timeout_s=0.001)) as served:
         response = send(served, frames)
         assert (response.status_code, reason(response)) == (422, "too slow")
+
+
+@fault("web app", "the model takes longer than every image that waits for it may",
+       "further images are refused; the next after it has caught up is answered", "status 503, then 429 `busy`")  # fmt: skip
+def test_images_behind_a_slow_model_are_refused_once_as_many_wait_as_may() -> None:
+    held = threading.Event()
+    classifier = tiny_classifier()
+    answer = classifier.answer
+    object.__setattr__(classifier, "answer", lambda images: held.wait(300) and answer(images))
+    limits = replace(LIMITS, max_queued_images=4, inference_timeout_s=0.2)
+    with serve_here(classifier, limits=limits) as served:
+        try:
+            refused = [send(served, IMAGE) for _ in range(limits.max_queued_images + 3)]
+        finally:
+            held.set()
+        wait_for(lambda: send(served, IMAGE).status_code == 200)
+    statuses = [response.status_code for response in refused]
+    assert statuses == [503] * (limits.max_queued_images + 1) + [429] * 2, refused[-1].text
+    assert reason(refused[-1]) == "busy"
