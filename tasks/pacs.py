@@ -114,7 +114,7 @@ def pacs(worker: PacsWorker, *, once: bool, poll_seconds: float) -> None:
         SourceError: the PACS rejects the password; with `once` also: it does not respond.
         RegistryError: with `once`, the registry does not respond or has no champion.
     """
-    failures = 0
+    pause = 0.0  # since the PACS has not responded
     while True:
         before = replace(worker.summary)
         try:
@@ -122,14 +122,14 @@ def pacs(worker: PacsWorker, *, once: bool, poll_seconds: float) -> None:
         except (PacsUnavailableError, RegistryError) as error:
             if once:
                 raise
-            failures += 1
-            if failures == 1:  # not at each try: an outage of an hour is one line
+            if not pause:  # not at each try: an outage of an hour is one line
                 log.warning("pacs: %s. Retrying until it responds", error)
-            time.sleep(min(2.0 ** (failures - 1), MAX_RETRY_SECONDS))
+            pause = min(2 * pause or 1.0, MAX_RETRY_SECONDS)
+            time.sleep(pause)
             continue
-        if failures:
+        if pause:
             log.info("pacs: connection restored")
-            failures = 0
+            pause = 0.0
         if replace(worker.summary, skipped=before.skipped) != before:
             log.info("pacs: %s", worker.summary)
         if is_end and once:

@@ -1,11 +1,45 @@
 """What the PACS worker keeps, and where."""
 
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
-from tasks.pacs import STATE_FILE, beside
+import pytest
+
+from cxr.pacs.feed import PacsUnavailableError
+from cxr.pacs.worker import PacsWorker, WorkerSummary
+from tasks.pacs import MAX_RETRY_SECONDS, STATE_FILE, beside, pacs
+from tests.support.faults import fault
 
 
 def test_each_state_file_has_its_own_journal() -> None:
     assert beside(STATE_FILE, ".found") == Path(".checkpoints/pacs.found")  # as in 0.7.0
     names = ("pacs.json", "pacs.site1.json", "pacs.site2.json", "pacs.1", "pacs.2")
     assert len({beside(Path(name), ".found") for name in names}) == len(names)
+
+
+@dataclass
+class Outage:
+    """Stands for a worker whose PACS does not respond to the first `left` calls; the one after them ends the test."""
+
+    left: int
+    summary: WorkerSummary = field(default_factory=WorkerSummary)
+
+    def process_next(self) -> bool:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        raise PacsUnavailableError("it does not respond")
+
+
+@fault("PACS", "it does not respond for a day", "the worker asks every 30 seconds, and goes on when it responds",
+       "one line with the address, and one when it responds")  # fmt: skip
+def test_an_outage_of_a_day_does_not_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(KeyboardInterrupt):
+        pacs(cast(PacsWorker, Outage(2880)), once=False, poll_seconds=5)
+    assert pauses[:6] == [1, 2, 4, 8, 16, MAX_RETRY_SECONDS]
+    assert set(pauses[5:]) == {MAX_RETRY_SECONDS}
+    assert len(pauses) == 2880

@@ -113,7 +113,8 @@ def test_an_image_that_takes_too_long_to_decode_is_rejected() -> None:
 
 
 @fault("web app", "the model takes longer than every image that waits for it may",
-       "further images are refused; the next after it has caught up is answered", "status 503, then 429 `busy`")  # fmt: skip
+       "further images are refused; the next after it has caught up is answered",
+       "status 503, then 429 `busy`")  # fmt: skip
 def test_images_behind_a_slow_model_are_refused_once_as_many_wait_as_may() -> None:
     held = threading.Event()
     classifier = tiny_classifier()
