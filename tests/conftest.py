@@ -53,11 +53,14 @@ _LONGEST_FIRST = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_it_was() -> Iterator[None]:
-    """Give the next file of a worker the folder, arguments and settings that this one found: commands change them."""
-    folder, arguments, settings = Path.cwd(), sys.argv, _settings()
+    """Give the next file of a worker the folder, arguments and settings that this one found: commands change them.
+
+    MLflow puts the code that is saved with a model on the path as it loads the model.
+    """
+    folder, arguments, path, settings = Path.cwd(), sys.argv, sys.path.copy(), _settings()
     yield
     os.chdir(folder)
-    sys.argv = arguments
+    sys.argv, sys.path[:] = arguments, path
     for name in _settings().keys() - settings.keys():
         del os.environ[name]
     os.environ.update(settings)
