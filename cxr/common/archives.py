@@ -49,7 +49,7 @@ def unpack(archive: Path, downloads: Path, *, sha256: str | None = None) -> Path
 def _unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            entries = [entry for entry in opened.infolist() if not entry.filename.endswith("/")]  # is_dir needs a name
             _check(archive, entries, free_bytes=shutil.disk_usage(folder).free)
             for entry in tqdm(entries, desc=f"unpack {archive.name}", unit="file", disable=None):
                 path = folder / entry.filename
@@ -65,6 +65,8 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _check(archive: Path, entries: list[zipfile.ZipInfo], *, free_bytes: int) -> None:
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
+        if not path.parts:
+            raise DamagedArchiveError(f"{archive} has an entry without a name; nothing was unpacked; download it again")
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise SourceError(f"{archive}: the entry {entry.filename!r} is outside the folder; nothing was unpacked")
         if stat.S_ISLNK(entry.external_attr >> 16):

@@ -101,6 +101,18 @@ def test_a_zip_with_an_entry_outside_its_folder_is_rejected(tmp_path: Path, name
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["", "."])
+@fault("ingest", "a zip has an entry without a name", "nothing is unpacked", "exit code 3, download it again")
+def test_a_zip_with_an_entry_without_a_name_is_rejected(tmp_path: Path, name: str) -> None:
+    archive, entry = tmp_path / "set.zip", zipfile.ZipInfo("named")
+    entry.filename = name
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("good.jpeg", b"image")
+        opened.writestr(entry, b"bad")
+    assert "has an entry without a name" in message_of(str(archive), tmp_path / "downloads")
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
 @fault("ingest", "a zip holds a link", "nothing is unpacked", "exit code 3 and the entry")
 def test_a_zip_with_a_link_is_rejected(tmp_path: Path) -> None:
     archive = tmp_path / "set.zip"
