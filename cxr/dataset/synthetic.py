@@ -8,6 +8,8 @@ same bytes.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -15,9 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr.common.classes import Label
-from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, Look, draw_anatomy, draw_finding, draw_image
+from cxr.common.threads import map_in_order
+from cxr.dataset.synthetic_image import (
+    COVID19_LOOK,
+    KERMANY_LOOK,
+    Anatomy,
+    Finding,
+    Look,
+    draw_anatomy,
+    draw_finding,
+    draw_image,
+)
 
 Grey = NDArray[np.uint8]
+Drawing = Callable[[], None]
+"""Draws and writes the images of one patient. Each has random numbers of its own, so threads may run them."""
 
 _KERMANY, _COVID19 = "chest_xray", "Covid19-dataset"
 _FIRST_NORMAL = 115  # the real set's first numbers
@@ -62,12 +76,14 @@ def write_sample(folder: Path, *, patients_per_class: int, seed: int) -> None:
     """
     if patients_per_class < 2:
         raise ValueError(f"a sample needs at least 2 patients of each class, got {patients_per_class}")
-    _write_kermany(folder, patients_per_class, seed)
-    _write_covid19(folder, max(patients_per_class // _COVID19_ONE_IN, 2), seed)
+    kermany = _kermany(folder, patients_per_class, seed)
+    covid19 = _covid19(folder, max(patients_per_class // _COVID19_ONE_IN, 2), seed)
+    for _ in map_in_order(lambda drawing: drawing(), chain(kermany, covid19), workers=0):
+        pass
     _plant(folder, seed)
 
 
-def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
+def _kermany(folder: Path, n_patients: int, seed: int) -> Iterator[Drawing]:
     images_written = {"bacteria": 0, "virus": 0}
 
     def normal(number: int, image: int) -> str:
@@ -85,31 +101,43 @@ def _write_kermany(folder: Path, n_patients: int, seed: int) -> None:
         # As in the real set, some patient numbers have images of both kinds.
         first_viral = count - count // 10 + 1
         root = folder / _KERMANY / part
-        _write_patients(root, "normal", range(1, count + 1), normal, seed)
-        _write_patients(root, "bacterial", range(1, count + 1), pneumonia("bacteria"), seed)
-        _write_patients(root, "viral", range(first_viral, first_viral + count), pneumonia("virus"), seed)
+        yield from _patients(root, "normal", range(1, count + 1), normal, seed)
+        yield from _patients(root, "bacterial", range(1, count + 1), pneumonia("bacteria"), seed)
+        yield from _patients(root, "viral", range(first_viral, first_viral + count), pneumonia("virus"), seed)
 
 
-def _write_patients(root: Path, label: Label, numbers: range, name: Callable[[int, int], str], seed: int) -> None:
-    """Write the images of the patients `numbers` of one class; viral and bacterial patients share their numbers."""
+def _patients(
+    root: Path, label: Label, numbers: range, name: Callable[[int, int], str], seed: int
+) -> Iterator[Drawing]:
+    """Yield the drawings of the patients `numbers` of one class; viral and bacterial patients share their numbers."""
     for number in numbers:
         person = _rng(seed, root.name, "normal" if label == "normal" else "pneumonia", number)
         anatomy = draw_anatomy(person)
         images = _rng(seed, root.name, label, number)
         finding = draw_finding(label, images)
-        for image in range(int(images.choice(_IMAGES_A_PATIENT))):
-            _write(root / name(number, image), draw_image(anatomy, finding, KERMANY_LOOK, images))
+        paths = [root / name(number, image) for image in range(int(images.choice(_IMAGES_A_PATIENT)))]
+        yield partial(_write_patient, paths, anatomy, finding, images)
 
 
-def _write_covid19(folder: Path, n_patients: int, seed: int) -> None:
-    """Write one image per patient: PNG and JPEG, grey and RGB, the same names in every folder."""
+def _write_patient(paths: list[Path], anatomy: Anatomy, finding: Finding, rng: np.random.Generator) -> None:
+    for path in paths:
+        _write(path, draw_image(anatomy, finding, KERMANY_LOOK, rng))
+
+
+def _covid19(folder: Path, n_patients: int, seed: int) -> Iterator[Drawing]:
+    """Yield the drawings of one image per patient: PNG and JPEG, grey and RGB, the same names in every folder."""
     for part, count in _parts(n_patients):
         for label, class_folder in _COVID19_FOLDERS.items():
             for number in range(1, count + 1):
-                image = _one_image(label, COVID19_LOOK, _rng(seed, part, class_folder, number))
                 suffix = "png" if number % 4 == 0 else "jpeg"
-                pixels = np.repeat(image[:, :, None], 3, axis=2) if number % 3 == 0 else image
-                _write(folder / _COVID19 / part / class_folder / f"0{number}.{suffix}", pixels)
+                path = folder / _COVID19 / part / class_folder / f"0{number}.{suffix}"
+                rng = _rng(seed, part, class_folder, number)
+                yield partial(_write_covid19, path, label, rng, is_rgb=number % 3 == 0)
+
+
+def _write_covid19(path: Path, label: Label, rng: np.random.Generator, *, is_rgb: bool) -> None:
+    image = _one_image(label, COVID19_LOOK, rng)
+    _write(path, np.repeat(image[:, :, None], 3, axis=2) if is_rgb else image)
 
 
 def _plant(folder: Path, seed: int) -> None:

@@ -124,9 +124,15 @@ def draw_image(anatomy: Anatomy, finding: Finding, look: Look, rng: np.random.Ge
 
 def _step(distance: Plane, softness: float) -> Plane:
     """Return a smooth step from 0 to 1 at distance 0, `softness` wide on both sides."""
-    t: Plane = np.clip(distance * (0.5 / softness) + 0.5, 0, 1)
-    smooth: Plane = t * t * (3 - 2 * t)
-    return smooth
+    # In place: half of the time of an image goes into this function, and most of it into fresh memory.
+    t: Plane = distance * (0.5 / softness)
+    t += 0.5
+    np.clip(t, 0, 1, out=t)
+    slope: Plane = 2 * t
+    np.subtract(3, slope, out=slope)
+    t *= t
+    t *= slope
+    return t
 
 
 def _bump(distance: Plane, width: float) -> Plane:
