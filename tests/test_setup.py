@@ -110,6 +110,13 @@ CPU = {"torch-2.0+cpu", "torchvision-1.0+cpu"}
 CUDA = {"torch-2.0", "torchvision-1.0", "nvidia_cublas-1.0"}
 
 
+@pytest.mark.parametrize("forbidden", ["", "1"])
+def test_packages_are_compiled_where_no_command_may_keep_compiled_code(project: Path, forbidden: str) -> None:
+    setup(project, PYTHONDONTWRITEBYTECODE=forbidden)
+    compiled = {path.name.split(".")[0] for path in (project / ".venv").glob("lib/python*/site-packages/**/*.pyc")}
+    assert ("torch" in compiled) == bool(forbidden)
+
+
 def test_each_choice_installs_its_packages_and_stays_until_another_is_made(project: Path) -> None:
     assert setup(project, CXR_SETUP_TORCH="cpu")[0] == CPU
     assert setup(project, CXR_SETUP_FOR="develop")[0] == CPU | {"tool-1.0"}
