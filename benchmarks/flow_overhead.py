@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.stages import plan
-from tests.support.clones import make_clone
-from tests.support.prefect_servers import clean_environment, serve_prefect
+from tests.support.projects.clones import make_clone
+from tests.support.services.prefect_servers import clean_environment, serve_prefect
 
 SMALL = {
     "preprocess.image_size_px": 32,

@@ -3,7 +3,8 @@
 Run   ./run benchmarks.long_life [--versions 1000] [--rows 1000000] [--nights 365] [--postgresql | --keep FOLDER]
 
 Makes a project with a real MLflow store, on sqlite or PostgreSQL: versions as `register` and `promote` write them, half
-of them champions once, a DVC cache with the objects of each, and the parts that scoring leaves (tests/support/grown_*).
+of them champions once, a DVC cache with the objects of each, and the parts that scoring leaves
+(tests/support/projects/grown_*).
 Each command then runs alone, in a process of its own: seconds of the wall clock and of the processor, peak memory. The
 pages are requests to MLflow's own server. `--keep` makes the project in FOLDER and leaves it there, or measures the one
 that is there already.
@@ -30,14 +31,14 @@ from cxr.common.params import override
 from cxr.registry import tracking_store
 from cxr.registry.stored_names import MODEL
 from cxr.registry.versions import Version
-from tests.support.clones import make_clone
-from tests.support.grown_scores import write_scores
-from tests.support.grown_store import grow, register_one
-from tests.support.mlflow_server import serve_mlflow
-from tests.support.prefect_servers import clean_environment
 from tests.support.project import PROJECT
-from tests.support.team import serve_team
-from tests.support.tiny_model import write_image
+from tests.support.projects.clones import make_clone
+from tests.support.projects.grown_scores import write_scores
+from tests.support.projects.grown_store import grow, register_one
+from tests.support.projects.tiny_model import write_image
+from tests.support.services.mlflow_server import serve_mlflow
+from tests.support.services.prefect_servers import clean_environment
+from tests.support.services.team import serve_team
 
 LOCATION, IMAGES = "incoming", 40
 NEW_IMAGES = 20

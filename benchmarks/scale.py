@@ -35,9 +35,9 @@ from cxr.common.params import override
 from cxr.dicom.deidentify import KEY_VARIABLE
 from cxr.inference.score_store import parts_below, read_scores
 from cxr.registry import tracking_store
-from tests.support.prefect_servers import clean_environment, serve_prefect
 from tests.support.project import PROJECT
-from tests.support.ray_nodes import start_two_nodes
+from tests.support.services.prefect_servers import clean_environment, serve_prefect
+from tests.support.services.ray_nodes import start_two_nodes
 
 _IMAGES_PER_PART = 500
 MODEL = ("--model", "challenger")

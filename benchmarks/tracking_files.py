@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr.dataset.shards import SHARD_BYTES, write_shards
-from tests.support.servers import ACCESS_KEY, SECRET_KEY, serve_s3
+from tests.support.services.servers import ACCESS_KEY, SECRET_KEY, serve_s3
 
 IMAGE_BYTES = 8 * 1024
 IMAGES_PER_FOLDER = 1000

@@ -23,8 +23,8 @@ import httpx
 import numpy as np
 from playwright.sync_api import expect
 
-from tests.support.browsers import launch_browser
-from tests.support.servers import free_ports
+from tests.support.pages.browsers import launch_browser
+from tests.support.services.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from dvc_render.vega import VegaRenderer
 from ruamel.yaml import YAML
 
 from cxr.common.params import override
-from tests.support.browsers import launch_browser
+from tests.support.pages.browsers import launch_browser
 from tests.support.project import PROJECT
 
 PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))

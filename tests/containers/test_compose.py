@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from tests.integration.test_team_services import SMALL
-from tests.support import compose
-from tests.support.clones import make_clone
-from tests.support.compose import PORTS, Stack, run
-from tests.support.orthanc import program
-from tests.support.pacs_worker import image as chest_xray
+from tests.support.projects.clones import make_clone
+from tests.support.services import compose
+from tests.support.services.compose import PORTS, Stack, run
+from tests.support.services.orthanc import program
+from tests.support.services.pacs_worker import image as chest_xray
 
 SERVERS = ("postgresql", "s3", "mlflow", "prefect")
 WORKERS = ("worker", "watch")

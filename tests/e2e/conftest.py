@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cxr.registry.champion import aliases
-from tests.support.sample_project import copy_project, enter, make_sample_project
-from tests.support.tiny_model import write_image
+from tests.support.projects.sample_project import copy_project, enter, make_sample_project
+from tests.support.projects.tiny_model import write_image
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 
 from cxr.common.errors import CxrError
 from cxr.common.params import read_params
-from tests.support.sample_project import STAGES, run_stage
+from tests.support.projects.sample_project import STAGES, run_stage
 
 DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
     "missing": lambda _data: None,

@@ -19,7 +19,7 @@ from cxr.registry.registration import register_version
 from cxr.training.data import TrainingData
 from cxr.training.loop import fit
 from cxr.training.svm import train_svm
-from tests.support.registry_project import CLASSES, enter_project, spec
+from tests.support.projects.registry_project import CLASSES, enter_project, spec
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from cxr.common.cli import run_command
 from cxr.common.errors import StorageError
 from cxr.common.params import override
 from tests.support.faults import fault
-from tests.support.sample_project import run_stage
+from tests.support.projects.sample_project import run_stage
 
 OUTPUT = {
     "validate": "data_docs", "split": "split", "preprocess": "images", "train": "model", "evaluate": "evaluation",

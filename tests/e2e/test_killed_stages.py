@@ -16,7 +16,7 @@ from cxr.registry import versions
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.faults import fault
 from tests.support.moments import before_commit, before_rename, in_child, signals_itself
-from tests.support.sample_project import run_stage
+from tests.support.projects.sample_project import run_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

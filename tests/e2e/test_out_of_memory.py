@@ -10,7 +10,7 @@ import pytest
 from cxr.common.errors import MemoryLimitError
 from tests.support.faults import fault
 from tests.support.project import PROJECT
-from tests.support.sample_project import STAGES
+from tests.support.projects.sample_project import STAGES
 from tests.support.without_memory import Ended
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clones import make_clone
-from tests.support.real_data import RAW, needs_real_images
+from tests.support.images.real_data import RAW, needs_real_images
+from tests.support.projects.clones import make_clone
 
 IMAGES_PER_CLASS = 30
 

@@ -27,7 +27,7 @@ from cxr.models.reference import MEASURES, REFERENCE_FILE, image_measures, make_
 from cxr.registry import versions
 from cxr.registry.champion import aliases
 from tasks import predict, score
-from tests.support.registry_project import (
+from tests.support.projects.registry_project import (
     CLASSES,
     call,
     enter_project,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from cxr.dataset.synthetic import DUPLICATE, KEPT, PLANTED
-from tests.support.clones import Clone, make_clone
+from tests.support.projects.clones import Clone, make_clone
 
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 CHANCE = 1 / 3

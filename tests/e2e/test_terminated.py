@@ -29,7 +29,7 @@ from tests.support.moments import (
     in_child,
     signals_itself,
 )
-from tests.support.sample_project import command, run_stage
+from tests.support.projects.sample_project import command, run_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -25,8 +25,8 @@ from tasks.pacs import STATE_FILE, beside
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.faults import fault
 from tests.support.moments import before_removal, before_rename, held_in_child
-from tests.support.prefect_servers import wait_for
-from tests.support.sample_project import STAGES, command
+from tests.support.projects.sample_project import STAGES, command
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

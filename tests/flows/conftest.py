@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.prefect_servers import serve_prefect
 from tests.support.project import PROJECT, copy_package
+from tests.support.services.prefect_servers import serve_prefect
 
 DVC_YAML = """
 stages:

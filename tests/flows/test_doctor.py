@@ -33,8 +33,8 @@ from flows.doctor import (
 )
 from flows.doctor_prefect import check_server
 from flows.serve import POOL
-from tests.support.registry_project import enter_project, register, write_model
-from tests.support.servers import free_ports
+from tests.support.projects.registry_project import enter_project, register, write_model
+from tests.support.services.servers import free_ports
 
 
 def only(findings: Iterator[Finding], check: str) -> Finding:

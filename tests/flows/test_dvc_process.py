@@ -14,9 +14,9 @@ import pytest
 from flows.dvc.process import DvcProcess
 from tests.flows.test_supervised import PARENT_AND_CHILD
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
 from tests.support.processes import command_of, has_ended
 from tests.support.project import PROJECT
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cxr.registry.champion.requests import open_requests
 from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
 from tests.support.project import copy_package
-from tests.support.registry_project import enter_project, register, write_model
+from tests.support.projects.registry_project import enter_project, register, write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

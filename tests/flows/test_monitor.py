@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 from cxr.registry import tracking_store, versions
 from flows.monitor import monitor
 from flows.rebuild import rebuild
-from tests.support.registry_project import enter_project
+from tests.support.projects.registry_project import enter_project
 
 LAST = "2026-01-02T00:00:00.000000+00:00"
 

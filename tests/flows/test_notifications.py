@@ -12,9 +12,9 @@ from prefect.states import Completed, Failed, State
 from cxr.registry import tracking_store, versions
 from flows.notifications import ADDRESS_VARIABLE, NOTICES, keep_notifications, report_move_by_hand
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
-from tests.support.receivers import receive_mail, receive_posts
-from tests.support.registry_project import enter_project, register, write_model
+from tests.support.projects.registry_project import enter_project, register, write_model
+from tests.support.services.receivers import receive_mail, receive_posts
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

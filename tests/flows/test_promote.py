@@ -22,7 +22,7 @@ from cxr.registry import tracking_store, versions
 from cxr.registry.champion import aliases
 from flows.promote import promote
 from tests.support.project import copy_package
-from tests.support.registry_project import enter_project, register, write_model
+from tests.support.projects.registry_project import enter_project, register, write_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -26,12 +26,12 @@ from cxr.inference.score_store import parts_below, read_scores
 from cxr.registry.tracking_store import FOLDER_VARIABLE
 from tasks import external
 from tests.support.faults import fault
-from tests.support.mlflow_server import serve_mlflow
 from tests.support.project import PROJECT
-from tests.support.ray_nodes import TwoNodes, start_two_nodes
-from tests.support.servers import ACCESS_KEY, SECRET_KEY, s3_settings, serve_s3
-from tests.support.study_runs import ONE_STAGE
-from tests.support.tiny_model import enter_tiny_project, write_image
+from tests.support.projects.study_runs import ONE_STAGE
+from tests.support.projects.tiny_model import enter_tiny_project, write_image
+from tests.support.services.mlflow_server import serve_mlflow
+from tests.support.services.ray_nodes import TwoNodes, start_two_nodes
+from tests.support.services.servers import ACCESS_KEY, SECRET_KEY, s3_settings, serve_s3
 
 BUCKET = "hospital"
 IMAGES = 100  # in parts of 16

@@ -20,8 +20,8 @@ from cxr.common.notices import NOT_CLINICAL
 from flows.rebuild import Rebuild, rebuild
 from flows.stages import StageBusyError, StageRun, run_stage
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
 from tests.support.processes import has_ended
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

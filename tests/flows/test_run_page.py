@@ -7,7 +7,7 @@ import pytest
 from cxr.registry import runs
 from flows.run_page import metrics_rows, mlflow_links
 from flows.serve import MLFLOW_PAGE_VARIABLE
-from tests.support.registry_project import enter_project, register, write_model
+from tests.support.projects.registry_project import enter_project, register, write_model
 
 METRICS = {
     "accuracy": 0.75,

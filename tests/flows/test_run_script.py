@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clones import in_plain_shell, lend_environment
 from tests.support.project import PROJECT, copy_package
+from tests.support.projects.clones import in_plain_shell, lend_environment
 
 REPORT_PYTHON = """
 stages:

@@ -10,7 +10,7 @@ from cxr.common.errors import ParamsError
 from cxr.registry.tracking_store import STORE_VARIABLE
 from flows.runners import ADDRESS_VARIABLE, CPUS_VARIABLE, ClusterError, check_store_of_a_cluster, runner
 from tests.support.faults import fault
-from tests.support.servers import free_ports
+from tests.support.services.servers import free_ports
 
 
 def test_threads_run_the_tasks_unless_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

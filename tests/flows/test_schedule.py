@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
+from tests.support.waiting import wait_for
 
 # deployment -> scheduled or on demand, and what a second run does while the first goes on
 WANTED = {

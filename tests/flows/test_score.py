@@ -20,7 +20,7 @@ from flows.score import Scoring, score
 from flows.shards import run_shard
 from tests.support.faults import fault
 from tests.support.project import PROJECT
-from tests.support.tiny_model import enter_tiny_project, write_image
+from tests.support.projects.tiny_model import enter_tiny_project, write_image
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

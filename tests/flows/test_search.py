@@ -10,7 +10,7 @@ from cxr.registry import runs
 from cxr.registry.tracking_store import FOLDER_VARIABLE
 from cxr.study.search import STARTUP_TRIALS, Search
 from flows.search import REPORTS, open_history, search_flow
-from tests.support.study_runs import ONE_STAGE
+from tests.support.projects.study_runs import ONE_STAGE
 
 TRAIN = """
 import json, pathlib, time

@@ -28,15 +28,16 @@ from playwright.sync_api import Page
 from cxr.common.params import override
 from cxr.registry.stored_names import MODEL
 from flows.serve import ServeError, serve
-from tests.support.browsers import launch_browser
-from tests.support.clones import in_plain_shell, lend_environment
 from tests.support.faults import fault
-from tests.support.prefect_servers import clean_environment, wait_for
+from tests.support.pages.browsers import launch_browser
 from tests.support.processes import command_of, has_ended
 from tests.support.project import PROJECT
-from tests.support.registry_project import register, write_model
-from tests.support.servers import free_ports
-from tests.support.tiny_model import enter_tiny_project, write_image, write_network
+from tests.support.projects.clones import in_plain_shell, lend_environment
+from tests.support.projects.registry_project import register, write_model
+from tests.support.projects.tiny_model import enter_tiny_project, write_image, write_network
+from tests.support.services.prefect_servers import clean_environment
+from tests.support.services.servers import free_ports
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import free_ports, serve_web
+from tests.support.services.servers import free_ports, serve_web
 
 FLOW = """
 from prefect import flow

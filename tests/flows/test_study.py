@@ -17,10 +17,10 @@ from cxr.registry import runs
 from cxr.study.spec import Study, read_study
 from flows.study import Trial, is_done, study_flow, trials
 from tasks.configure import read_profile
-from tests.support.prefect_servers import wait_for
 from tests.support.processes import has_ended
 from tests.support.project import PROJECT
-from tests.support.study_runs import ONE_STAGE
+from tests.support.projects.study_runs import ONE_STAGE
+from tests.support.waiting import wait_for
 
 PARAMS = PROJECT / "params.yaml"
 

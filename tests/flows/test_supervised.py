@@ -12,8 +12,8 @@ import pytest
 from prefect.utilities.timeout import timeout
 
 from flows.supervised import run_supervised
-from tests.support.prefect_servers import wait_for
 from tests.support.processes import has_ended
+from tests.support.waiting import wait_for
 
 # Starts a child of its own, as dvc starts a stage; says both process ids.
 PARENT_AND_CHILD = """

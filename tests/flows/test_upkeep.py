@@ -18,7 +18,7 @@ from prefect.states import Running
 from flows import upkeep
 from flows.upkeep import AUTOMATION, Slots, missed_runs, on_this_machine, put_in_order, runs_in, slots_of_deployments
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
+from tests.support.waiting import wait_for
 
 POOL = "upkeep"
 

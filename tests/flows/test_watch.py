@@ -27,10 +27,10 @@ from cxr.registry.stored_names import MODEL, REQUESTED
 from flows.judge import judge
 from flows.watch import Watch, _is_of_this_machine, watch
 from tests.support.faults import fault
-from tests.support.mlflow_server import serve_mlflow
 from tests.support.moments import in_child, signals_itself
-from tests.support.prefect_servers import wait_for
-from tests.support.registry_project import enter_project, register, write_model
+from tests.support.projects.registry_project import enter_project, register, write_model
+from tests.support.services.mlflow_server import serve_mlflow
+from tests.support.waiting import wait_for
 
 SIGNED_WITH = "a secret of this test"
 

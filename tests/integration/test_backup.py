@@ -22,8 +22,8 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as OldestTables
 
 from tests.support.faults import fault
 from tests.support.project import PROJECT
-from tests.support.team import BUCKET, Team, clean_environment, postgresql_programs, serve_team
-from tests.support.tiny_model import enter_tiny_project, write_image
+from tests.support.projects.tiny_model import enter_tiny_project, write_image
+from tests.support.services.team import BUCKET, Team, clean_environment, postgresql_programs, serve_team
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

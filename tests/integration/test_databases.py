@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from cxr.registry import tracking_store
 from cxr.registry.training_run import training_run
 from tests.support.faults import fault
-from tests.support.team import Team, serve_team
+from tests.support.services.team import Team, serve_team
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 OWNERS = {"mlflow": "mlflow", "mlflow_auth": "mlflow", "prefect": "prefect"}

@@ -20,8 +20,8 @@ from cxr.registry import runs, tracking_store, versions
 from flows import remote_cache
 from tests.flows.test_server_errors import start_flow
 from tests.support.faults import fault
-from tests.support.misbehaving import DRIPPING, MANNERS, misbehaving
-from tests.support.servers import s3_settings
+from tests.support.services.misbehaving import DRIPPING, MANNERS, misbehaving
+from tests.support.services.servers import s3_settings
 
 GARBAGE = "it answers with a web page, JSON of another form, status 500, half an answer, or not at all"
 PREFIX = "s3://bucket/images"

@@ -27,12 +27,14 @@ from cxr.registry import runs
 from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from tasks import pacs
-from tests.support.dicom_answers import sound_answers
-from tests.support.dicom_images import BASELINE, SECRETS
 from tests.support.faults import fault
-from tests.support.hostile_files import many_scans
-from tests.support.orthanc import USER, OrthancServer, serve_orthanc
-from tests.support.pacs_worker import (
+from tests.support.images.dicom_answers import sound_answers
+from tests.support.images.dicom_images import BASELINE, SECRETS
+from tests.support.images.hostile_files import many_scans
+from tests.support.project import PROJECT
+from tests.support.projects.registry_project import call, enter_project, spec
+from tests.support.services.orthanc import USER, OrthancServer, serve_orthanc
+from tests.support.services.pacs_worker import (
     CT,
     UID_ROOT,
     FailingClassifier,
@@ -43,9 +45,7 @@ from tests.support.pacs_worker import (
     image,
     worker,
 )
-from tests.support.prefect_servers import wait_for
-from tests.support.project import PROJECT
-from tests.support.registry_project import call, enter_project, spec
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -69,7 +69,8 @@ def reports(server: OrthancServer) -> Counter[str]:
 
 def killed(server: OrthancServer, state_file: Path, moment: str, *, times: int = 1) -> int:
     """Run a worker that kills itself at a moment, `times` times; return how often it did."""
-    command = [sys.executable, "-m", "tests.support.pacs_worker", moment, str(times), str(state_file), server.url]
+    worker = [sys.executable, "-m", "tests.support.services.pacs_worker"]
+    command = [*worker, moment, str(times), str(state_file), server.url]
     return subprocess.run(command, cwd=PROJECT, check=False, timeout=300).returncode
 
 

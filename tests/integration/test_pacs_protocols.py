@@ -13,12 +13,12 @@ from cxr.common.errors import ParamsError
 from cxr.pacs.audit_log import AuditLog
 from cxr.pacs.feed import ACCOUNT_VARIABLES, PacsUnavailableError
 from cxr.pacs.journal import digest_of
-from tests.support.dicom_answers import sound_answers
-from tests.support.dicom_images import SECRETS
-from tests.support.orthanc import USER, OrthancServer, serve_orthanc
-from tests.support.pacs_worker import CT, UID_ROOT, answers_to, classifier, connected, follow, image
+from tests.support.images.dicom_answers import sound_answers
+from tests.support.images.dicom_images import SECRETS
 from tests.support.project import PROJECT
-from tests.support.servers import free_ports
+from tests.support.services.orthanc import USER, OrthancServer, serve_orthanc
+from tests.support.services.pacs_worker import CT, UID_ROOT, answers_to, classifier, connected, follow, image
+from tests.support.services.servers import free_ports
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def orthanc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orthanc
 
 def killed(moment: str, state_file: Path, *arguments: str) -> int:
     """Run a worker that kills itself at a moment; return how often it did."""
-    command = [sys.executable, "-m", "tests.support.pacs_worker", moment, "1", str(state_file), *arguments]
+    command = [sys.executable, "-m", "tests.support.services.pacs_worker", moment, "1", str(state_file), *arguments]
     return subprocess.run(command, cwd=PROJECT, check=False, timeout=300).returncode
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from tests.support.clones import Clone, make_clone
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
-from tests.support.servers import free_ports
-from tests.support.team import BUCKET, Team, serve_team
+from tests.support.projects.clones import Clone, make_clone
+from tests.support.services.servers import free_ports
+from tests.support.services.team import BUCKET, Team, serve_team
+from tests.support.waiting import wait_for
 
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 MODEL = "chest-xray-pneumonia"

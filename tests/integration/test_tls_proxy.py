@@ -14,11 +14,11 @@ import pytest
 from playwright.sync_api import expect
 
 from cxr.webapp.limits import MEGABYTE
-from tests.support.browsers import drop, launch_browser
-from tests.support.prefect_servers import wait_for
+from tests.support.pages.browsers import drop, launch_browser
 from tests.support.project import PROJECT
-from tests.support.servers import free_ports
-from tests.support.webapp_server import BYTES, IMAGE, Served, serve_here, tiny_classifier
+from tests.support.services.servers import free_ports
+from tests.support.services.webapp_server import BYTES, IMAGE, Served, serve_here, tiny_classifier
+from tests.support.waiting import wait_for
 
 TOKEN = "of-the-tests-" + "y" * 32
 

@@ -46,11 +46,11 @@ from cxr.inference.feedback import Feedback, add_feedback, read_feedback
 from cxr.models.bundle import read_spec
 from cxr.pacs.dicomweb import DicomWeb
 from flows.watch import Watch, handler
-from tests.support import hostile_files
-from tests.support.dicom_images import dicom_image, picture
-from tests.support.dicomweb_service import DicomWebService, multipart, serve_dicomweb
+from tests.support.images import hostile_files
+from tests.support.images.dicom_images import dicom_image, picture
 from tests.support.project import PROJECT
-from tests.support.servers import serving
+from tests.support.services.dicomweb_service import DicomWebService, multipart, serve_dicomweb
+from tests.support.services.servers import serving
 
 MOST_SECONDS = 10.0
 _INPUTS_A_CHILD = 600
@@ -229,8 +229,8 @@ def _artifacts() -> list[tuple[Callable[[Path], object], str, bytes]]:
 
     from cxr.dataset.image_array import write_index
     from cxr.imaging.preprocess import Preprocessing
-    from tests.support import registry_project
-    from tests.support.stage_files import write_split_files
+    from tests.support.projects import registry_project
+    from tests.support.projects.stage_files import write_split_files
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -262,7 +262,7 @@ def _artifacts() -> list[tuple[Callable[[Path], object], str, bytes]]:
 
 @cache
 def _image() -> bytes:
-    from tests.support.webapp_server import IMAGE
+    from tests.support.services.webapp_server import IMAGE
 
     return IMAGE
 
@@ -273,7 +273,7 @@ SERVERS = contextlib.ExitStack()
 
 @cache
 def _address() -> str:
-    from tests.support.webapp_server import serve_here, tiny_classifier
+    from tests.support.services.webapp_server import serve_here, tiny_classifier
 
     return SERVERS.enter_context(serve_here(tiny_classifier())).address
 

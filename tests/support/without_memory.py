@@ -20,7 +20,7 @@ import pytest
 from cxr.common.cli import run_command
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.moments import in_child
-from tests.support.sample_project import STAGES, copy_project, enter, run_stage
+from tests.support.projects.sample_project import STAGES, copy_project, enter, run_stage
 
 _BLOCK = 1 << 16
 _LEFT = 2 << 20

@@ -15,10 +15,10 @@ from cxr.common.params import override, read_params
 from cxr.registry.champion import aliases
 from tasks import app
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
-from tests.support.registry_project import call, enter_project
-from tests.support.webapp_server import BYTES, IMAGE, Process, register_champion, serve_process
+from tests.support.projects.registry_project import call, enter_project
+from tests.support.services.webapp_server import BYTES, IMAGE, Process, register_champion, serve_process
+from tests.support.waiting import wait_for
 
 PLANTED = "Sorrowful-Jane"
 

@@ -22,8 +22,8 @@ from cxr.registry.stored_names import entry_tag
 from tasks import clean
 from tasks.retention.items import Item, checkpoints, exchanged_scores, scores, worktrees
 from tests.support.faults import fault
-from tests.support.registry_project import artifacts, call, enter_project, register, write_model
-from tests.support.servers import s3_settings, serve_s3
+from tests.support.projects.registry_project import artifacts, call, enter_project, register, write_model
+from tests.support.services.servers import s3_settings, serve_s3
 
 STAGE = """
 stages:

@@ -11,9 +11,9 @@ from cxr.common.cli import run_command
 from cxr.inference.score_store import read_scores
 from tasks import external, predict, score
 from tests.support.faults import fault
+from tests.support.images.planted_decoder import CRASHES, HANGS, planted_pixels
 from tests.support.moments import in_child
-from tests.support.planted_decoder import CRASHES, HANGS, planted_pixels
-from tests.support.tiny_model import enter_tiny_project, write_image
+from tests.support.projects.tiny_model import enter_tiny_project, write_image
 
 GOOD = 3
 Outcome = tuple[int, dict[str, str]]

@@ -18,11 +18,11 @@ from cxr.dataset.manifest import read_manifest
 from cxr.forensics import measure
 from tests.e2e.test_damaged_inputs import outputs
 from tests.support.faults import fault
+from tests.support.images.planted_decoder import CRASHES, HANGS, planted
 from tests.support.moments import in_child
-from tests.support.planted_decoder import CRASHES, HANGS, planted
 from tests.support.project import PROJECT
-from tests.support.sample_project import run_stage
-from tests.support.stage_files import write_verdict
+from tests.support.projects.sample_project import run_stage
+from tests.support.projects.stage_files import write_verdict
 
 NORMAL = Path("sets/chest_xray/train/NORMAL")
 CRASH, HANG = "IM-0004-0001.jpeg", "IM-0005-0001.jpeg"

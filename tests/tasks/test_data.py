@@ -17,7 +17,7 @@ from cxr.common.errors import SourceError
 from tasks.data import NO_TOKEN, kaggle_authorization, main
 from tests.support.faults import fault
 from tests.support.project import PROJECT
-from tests.support.servers import Web, serve_web
+from tests.support.services.servers import Web, serve_web
 
 COVID19 = "/api/datasets/download/pranavraikokte/covid19-image-dataset"
 KERMANY = "/kermany/file_downloaded"

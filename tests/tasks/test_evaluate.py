@@ -28,10 +28,10 @@ from cxr.registry.runs import start_run
 from tasks import evaluate as evaluating
 from tasks.evaluate import _images, _measure, evaluate
 from tests.support.faults import fault
-from tests.support.planted_decoder import CRASHES, planted
+from tests.support.images.planted_decoder import CRASHES, planted
+from tests.support.images.raw_folder import pack
 from tests.support.project import PROJECT
-from tests.support.raw_folder import pack
-from tests.support.stage_files import training_record, write_curves, write_split_files
+from tests.support.projects.stage_files import training_record, write_curves, write_split_files
 
 CLASSES = ("normal", "viral", "bacterial")
 PREPROCESSING = Preprocessing(32, "stretch", "none", 2.0, 8, 1_000_000)

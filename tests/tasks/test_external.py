@@ -18,13 +18,13 @@ from cxr.inference import external_answers
 from cxr.registry import versions
 from cxr.registry.evaluation_store import external_results, keep_training_images
 from tasks import external
-from tests.support.accessibility import faults_of_report
-from tests.support.browsers import launch_browser
-from tests.support.dicom_images import dicom_image, picture
 from tests.support.faults import fault
-from tests.support.registry_project import CLASSES, call, register, spec
-from tests.support.stage_files import write_split_files
-from tests.support.tiny_model import SIZE_PX, enter_tiny_project, write_image
+from tests.support.images.dicom_images import dicom_image, picture
+from tests.support.pages.accessibility import faults_of_report
+from tests.support.pages.browsers import launch_browser
+from tests.support.projects.registry_project import CLASSES, call, register, spec
+from tests.support.projects.stage_files import write_split_files
+from tests.support.projects.tiny_model import SIZE_PX, enter_tiny_project, write_image
 
 KERMANY_NAMES = ("NORMAL/IM-{n:04d}-0001.png", "PNEUMONIA/person{n}_virus_1.png", "PNEUMONIA/person{n}_bacteria_1.png")
 

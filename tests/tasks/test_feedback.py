@@ -16,11 +16,11 @@ from cxr.registry import versions
 from cxr.registry.versions import fetch_bundle
 from tasks import external, promote
 from tasks.feedback import feedback
-from tests.support.browsers import drop, launch_browser
-from tests.support.dicom_images import dicom_image, picture
-from tests.support.registry_project import call, register
-from tests.support.tiny_model import enter_tiny_project, write_image, write_network
-from tests.support.webapp_server import serve_here
+from tests.support.images.dicom_images import dicom_image, picture
+from tests.support.pages.browsers import drop, launch_browser
+from tests.support.projects.registry_project import call, register
+from tests.support.projects.tiny_model import enter_tiny_project, write_image, write_network
+from tests.support.services.webapp_server import serve_here
 
 
 def labelled(table: Path, data: bytes, label: str) -> str:

@@ -16,9 +16,9 @@ from cxr.common.params import Paths
 from cxr.forensics import features
 from tasks.forensics import forensics
 from tasks.ingest import ingest
-from tests.support.planted_sets import CROPPED, LATE, MOSAIC, ORIGINAL, write_sets
+from tests.support.images.planted_sets import CROPPED, LATE, MOSAIC, ORIGINAL, write_sets
+from tests.support.images.raw_folder import paths_below, project_params
 from tests.support.project import PROJECT
-from tests.support.raw_folder import paths_below, project_params
 
 DEFAULTS = project_params()
 

@@ -27,12 +27,12 @@ from cxr.dataset.ingest import list_files
 from cxr.dataset.ingest_record import read_ingest_record, read_statistics
 from cxr.dataset.manifest import MANIFEST_COLUMNS, read_manifest
 from tasks.ingest import _account, ingest
-from tests.support.dicom_images import SECRETS, dicom_image, picture
 from tests.support.faults import fault
+from tests.support.images.dicom_images import SECRETS, dicom_image, picture
+from tests.support.images.raw_folder import unpacked
+from tests.support.images.real_data import RAW, needs_real_images
 from tests.support.logs import own_messages
 from tests.support.project import PROJECT
-from tests.support.raw_folder import unpacked
-from tests.support.real_data import RAW, needs_real_images
 
 DEFAULTS = read_params(PROJECT / "params.yaml")
 NORMAL, PNEUMONIA = "chest_xray/train/NORMAL", "chest_xray/train/PNEUMONIA"

@@ -21,7 +21,7 @@ from cxr.registry import tracking_store, versions
 from cxr.registry.champion import aliases
 from tasks.monitor import monitor
 from tests.support.logs import own_messages
-from tests.support.registry_project import CLASSES, enter_project, reference, register, write_model
+from tests.support.projects.registry_project import CLASSES, enter_project, reference, register, write_model
 
 PARAMS = MonitorParams(
     window_images=20,

@@ -24,10 +24,10 @@ from cxr.registry import runs
 from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from tasks import predict
-from tests.support.dicom_images import PATIENT, dicom_image, picture
+from tests.support.images.dicom_images import PATIENT, dicom_image, picture
+from tests.support.images.reference_images import synthetic_images
 from tests.support.project import PROJECT
-from tests.support.reference_images import synthetic_images
-from tests.support.registry_project import CLASSES, call, enter_project, spec
+from tests.support.projects.registry_project import CLASSES, call, enter_project, spec
 
 
 @pytest.fixture(autouse=True)

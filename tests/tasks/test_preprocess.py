@@ -19,9 +19,9 @@ from cxr.imaging.decode import image_from_bytes
 from cxr.imaging.preprocess import Preprocessing
 from tasks.preprocess import preprocess
 from tests.support.faults import fault
+from tests.support.images.raw_folder import pack, unpacked
 from tests.support.project import PROJECT
-from tests.support.raw_folder import pack, unpacked
-from tests.support.stage_files import write_verdict
+from tests.support.projects.stage_files import write_verdict
 
 PARAMS = PreprocessParams(
     image_size_px=48,

@@ -23,7 +23,7 @@ from cxr.registry.evaluation_store import store_evaluation, store_external
 from cxr.registry.test_set_looks import record_look
 from tasks import history, promote, rollback
 from tests.support.faults import fault
-from tests.support.registry_project import artifacts, call, enter_project, register, write_model
+from tests.support.projects.registry_project import artifacts, call, enter_project, register, write_model
 
 
 @pytest.fixture(autouse=True)

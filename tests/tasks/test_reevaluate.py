@@ -24,7 +24,7 @@ from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import evaluation_of, keep_training_images
 from cxr.registry.registration import register_version
 from tasks import reevaluate
-from tests.support.registry_project import CLASSES, call, enter_project, spec, write_split
+from tests.support.projects.registry_project import CLASSES, call, enter_project, spec, write_split
 
 N_IMAGES = 12
 

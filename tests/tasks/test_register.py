@@ -14,7 +14,7 @@ from cxr.registry import runs, tracking_store, versions
 from cxr.registry.evaluation_store import evaluation_of
 from cxr.registry.training_run import training_run
 from tests.support.faults import fault
-from tests.support.registry_project import enter_project, register, write_model
+from tests.support.projects.registry_project import enter_project, register, write_model
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from cxr.study.results import RunRecord
 from cxr.study.spec import Study, read_study
 from tasks.results import results
 from tests.support.project import PROJECT
-from tests.support.registry_project import enter_project
-from tests.support.study_runs import record, small_study
+from tests.support.projects.registry_project import enter_project
+from tests.support.projects.study_runs import record, small_study
 
 PARAMS, STUDY, OUTPUT = Path("params.yaml"), Path("study.yaml"), Path("docs/results.md")
 

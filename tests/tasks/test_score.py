@@ -33,10 +33,10 @@ from cxr.registry.champion import aliases
 from cxr.registry.registration import register_version
 from tasks import predict, score
 from tests.support.faults import fault
+from tests.support.images.reference_images import synthetic_images
 from tests.support.project import PROJECT
-from tests.support.reference_images import synthetic_images
-from tests.support.registry_project import CLASSES, call, enter_project, spec
-from tests.support.servers import SECRET_KEY, s3_settings, serve_s3
+from tests.support.projects.registry_project import CLASSES, call, enter_project, spec
+from tests.support.services.servers import SECRET_KEY, s3_settings, serve_s3
 
 BUCKET = "images"
 N_IMAGES = 21  # more than a batch, and the last one not full

@@ -15,9 +15,9 @@ from cxr.common.files import sha256_of
 from cxr.common.params import Paths, SplitParams
 from tasks.split import check_split, split
 from tests.support.faults import fault
+from tests.support.images.raw_folder import RawFolder, paths_below, project_params, raw_folder
 from tests.support.project import PROJECT
-from tests.support.raw_folder import RawFolder, paths_below, project_params, raw_folder
-from tests.support.stage_files import write_verdict
+from tests.support.projects.stage_files import write_verdict
 
 SMALL_QUOTAS = {
     "paper_train": {"normal": 20, "viral": 20, "bacterial": 20},

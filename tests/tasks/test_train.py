@@ -21,7 +21,7 @@ from cxr.models.bundle import read_bundle
 from cxr.models.forward import predict_logits, softmax_with_temperature
 from tests.support.faults import fault
 from tests.support.project import PROJECT
-from tests.support.stage_files import write_split_files
+from tests.support.projects.stage_files import write_split_files
 
 IMAGES = 36
 QUICK = {

@@ -7,9 +7,9 @@ import pytest
 from cxr.common.errors import DataError
 from cxr.common.params import override
 from tasks.unpack import main
+from tests.support.images.raw_folder import RawFolder, pack, raw_folder, unpacked
 from tests.support.project import PROJECT
-from tests.support.raw_folder import RawFolder, pack, raw_folder, unpacked
-from tests.support.stage_files import write_split_files
+from tests.support.projects.stage_files import write_split_files
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from cxr.common.params import Paths, ValidateParams
 from tasks.quality.data_docs import make_self_contained
 from tasks.quality.expectations import Check, Outcome, Table, check_tables
 from tasks.validate import validate
+from tests.support.images.raw_folder import RawFolder, pack, paths_below, project_params, raw_folder, unpacked
 from tests.support.project import PROJECT
-from tests.support.raw_folder import RawFolder, pack, paths_below, project_params, raw_folder, unpacked
 
 CHECKS = [
     "schema",

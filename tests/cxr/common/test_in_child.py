@@ -15,7 +15,7 @@ from cxr.common.errors import DataError, ImageError, MemoryLimitError, Terminate
 from cxr.common.in_child import Fault, Job, map_in_child
 from tests.support.faults import fault
 from tests.support.moments import in_child
-from tests.support.prefect_servers import wait_for
+from tests.support.waiting import wait_for
 
 MANY = 200
 CRASHES, HANGS, HOGS = 3, 90, 150

@@ -12,9 +12,9 @@ from cxr.common.params import IngestParams, Paths
 from cxr.dataset.corrections import read_corrections
 from cxr.dataset.manifest import read_manifest
 from tasks.ingest import ingest
-from tests.support.planted_sets import write_sets
+from tests.support.images.planted_sets import write_sets
+from tests.support.images.raw_folder import paths_below, project_params
 from tests.support.project import PROJECT
-from tests.support.raw_folder import paths_below, project_params
 
 HEADER = "image_id,label,reviewer\n"
 

@@ -9,7 +9,7 @@ from cxr.common.errors import SourceError
 from cxr.dataset.layouts.labelled_folder import LabelledFolder
 from cxr.dataset.layouts.raw_set import Acquisition, Annotation, Rejection
 from cxr.dicom.deidentify import KEY_VARIABLE, shifted_day
-from tests.support.dicom_images import SECRETS, dicom_image, picture
+from tests.support.images.dicom_images import SECRETS, dicom_image, picture
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from cxr.common.errors import DataError
 from cxr.common.files import read_json, write_json
 from cxr.dataset.ingest_record import read_ingest_record, require_passed
 from cxr.dataset.manifest import read_split
-from tests.support.raw_folder import raw_folder
-from tests.support.stage_files import write_split_files, write_verdict
+from tests.support.images.raw_folder import raw_folder
+from tests.support.projects.stage_files import write_split_files, write_verdict
 
 
 @pytest.mark.parametrize(

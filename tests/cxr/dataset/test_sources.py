@@ -15,7 +15,7 @@ from cxr.common.download import download
 from cxr.common.errors import SourceError
 from cxr.dataset.sources import Sample, fetch
 from tests.support.faults import fault
-from tests.support.servers import Web, s3_settings, serve_s3, serve_web
+from tests.support.services.servers import Web, s3_settings, serve_s3, serve_web
 
 SAMPLE = Sample(patients_per_class=5, seed=1)
 BUCKET = "images"

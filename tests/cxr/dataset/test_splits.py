@@ -22,7 +22,7 @@ from cxr.dataset.split_summary import (
     withheld,
 )
 from cxr.dataset.splits import SPLITS, assign, distribute, patient_groups, target_shares
-from tests.support.split_params import split_params as params
+from tests.support.projects.split_params import split_params as params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
 

@@ -14,7 +14,7 @@ from cxr.common.errors import DataError
 from cxr.dataset.manifest import sha256_of_test_set
 from cxr.dataset.split_summary import count_images, leakage, patient_overlap
 from cxr.dataset.splits import assign
-from tests.support.split_params import split_params
+from tests.support.projects.split_params import split_params
 
 NO_PAIRS = pd.DataFrame({"image_id_a": [], "image_id_b": []}, dtype=str)
 SEEDS = st.integers(0, 2**31)

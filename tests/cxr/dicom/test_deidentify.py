@@ -12,7 +12,7 @@ from pydicom.sequence import Sequence
 from cxr.common.errors import ImageError, SourceError
 from cxr.dicom.deidentify import KEY_VARIABLE, deidentified, patient_digest, patient_key, read_identity
 from cxr.imaging.decode import decode_grey
-from tests.support.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_image, picture
+from tests.support.images.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_image, picture
 
 
 def test_identity_is_read_and_its_repr_is_empty() -> None:

@@ -24,8 +24,8 @@ from pydicom.sequence import Sequence
 from cxr.common.errors import ImageError
 from cxr.dicom.pixels import open_dicom
 from cxr.imaging.decode import decode_grey, is_image_file, open_image
-from tests.support.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_image, picture
 from tests.support.faults import fault
+from tests.support.images.dicom_images import BASELINE, BIG_ENDIAN, EXPLICIT, LOSSLESS, SECRETS, dicom_image, picture
 from tests.support.project import PROJECT
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cxr.dataset.synthetic_image import KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.forensics.copies import find_copies
-from tests.support.planted_sets import mosaic
+from tests.support.images.planted_sets import mosaic
 
 Grey = NDArray[np.uint8]
 STRANGERS = 25

@@ -15,8 +15,8 @@ from cxr.common.cli import run_command
 from cxr.common.errors import ImageError, MemoryLimitError
 from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing, prepare
-from tests.support.dicom_images import BASELINE, EXPLICIT, dicom_image
 from tests.support.faults import fault
+from tests.support.images.dicom_images import BASELINE, EXPLICIT, dicom_image
 from tests.support.moments import in_child
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 1_000_000)

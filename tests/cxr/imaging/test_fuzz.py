@@ -9,7 +9,7 @@ import pytest
 
 from cxr.imaging.decode import is_dicom
 from tests.support.faults import fault
-from tests.support.hostile_files import claiming, hostile_file, nested_sequences, read, whole_files
+from tests.support.images.hostile_files import claiming, hostile_file, nested_sequences, read, whole_files
 from tests.support.project import PROJECT
 
 MEMORY_LIMIT_BYTES = 3 << 30  # of address space, of which Python and its libraries take two thirds
@@ -23,7 +23,7 @@ def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
 
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.hostile_files", *arguments],
+        [sys.executable, "-m", "tests.support.images.hostile_files", *arguments],
         cwd=PROJECT,
         capture_output=True,
         text=True,

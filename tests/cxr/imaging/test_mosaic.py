@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, draw_anatomy, draw_finding, draw_image
 from cxr.imaging.mosaic import FLAT_SHARE, flat_shares, is_mosaic
-from tests.support.planted_sets import mosaic
-from tests.support.real_data import RAW, TEST_DATA, needs_real_images
+from tests.support.images.planted_sets import mosaic
+from tests.support.images.real_data import RAW, TEST_DATA, needs_real_images
 
 Grey = NDArray[np.uint8]
 

@@ -2,7 +2,7 @@
 
 from cxr.inference.answer import Answer
 from cxr.inference.answer_table import Result, Style, Summary, Table
-from tests.support.registry_project import spec
+from tests.support.projects.registry_project import spec
 
 LONG = "a/very/long/folder/of/many/images/number-0017.png"
 SURE = Answer({"normal": 0.9, "viral": 0.06, "bacterial": 0.04}, refer=False)

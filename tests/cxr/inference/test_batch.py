@@ -16,7 +16,7 @@ from cxr.inference.score_store import Scored
 from cxr.models.factory import build
 from cxr.models.forward import BATCH_SIZE
 from cxr.models.reference import MEASURES, Reference, image_measures, make_reference
-from tests.support.registry_project import CLASSES, spec
+from tests.support.projects.registry_project import CLASSES, spec
 
 SPEC = replace(spec(image_size_px=32, backbone="small_cnn"), refer_below=0.4)
 

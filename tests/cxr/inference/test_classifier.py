@@ -11,7 +11,7 @@ from cxr.inference.classifier import Classifier
 from cxr.models.factory import build
 from cxr.models.forward import predict_with_features
 from cxr.models.reference import image_measures, make_reference
-from tests.support.registry_project import CLASSES, spec
+from tests.support.projects.registry_project import CLASSES, spec
 
 SIDE_PX = 32
 IMAGES = 80

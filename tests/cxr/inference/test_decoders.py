@@ -15,9 +15,9 @@ from cxr.imaging.unattended import TOO_SLOW
 from cxr.inference.decoding import decoders
 from cxr.inference.decoding.decoders import DecodeProcess
 from tests.support.faults import fault
-from tests.support.planted_decoder import HANGS, planted_pixels
-from tests.support.prefect_servers import wait_for
-from tests.support.webapp_server import IMAGE, LIMITS, reason, send, send_from, serve_here, tiny_classifier
+from tests.support.images.planted_decoder import HANGS, planted_pixels
+from tests.support.services.webapp_server import IMAGE, LIMITS, reason, send, send_from, serve_here, tiny_classifier
+from tests.support.waiting import wait_for
 
 ACCEPTED = {"name": "image", "max_pixels": 50_000_000, "seconds": 60.0}
 

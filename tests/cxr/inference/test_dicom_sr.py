@@ -22,8 +22,8 @@ from cxr.inference.dicom_objects.overlay import secondary_capture
 from cxr.inference.dicom_objects.report import structured_report
 from cxr.inference.dicom_objects.shared import MODEL, Author, earlier_series_uid, is_report_of
 from cxr.registry import versions
-from tests.support.dicom_answers import checked
-from tests.support.dicom_images import COMPLETE, dicom_image, picture
+from tests.support.images.dicom_answers import checked
+from tests.support.images.dicom_images import COMPLETE, dicom_image, picture
 
 ANSWER = Answer({"normal": 0.125, "viral": 0.625, "bacterial": 0.25}, refer=False)
 REFERRED, WARNED = replace(ANSWER, refer=True), replace(ANSWER, warning="Looks upside down")

@@ -13,7 +13,7 @@ from cxr.dataset.synthetic_image import COVID19_LOOK, KERMANY_LOOK, draw_anatomy
 from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing
 from cxr.inference.input_checks import NOT_A_CHEST_XRAY, prepare_chest_xray
-from tests.support.dicom_images import dicom_image
+from tests.support.images.dicom_images import dicom_image
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 10_000_000)
 GREEN = (40, 230, 30)

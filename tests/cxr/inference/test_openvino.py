@@ -27,7 +27,7 @@ from cxr.models.forward import classify, predict_with_features
 from cxr.models.populations import Population
 from tests.support.logs import own_messages
 from tests.support.project import PROJECT
-from tests.support.registry_project import spec
+from tests.support.projects.registry_project import spec
 
 WIDE, NONE = Agreement(0.05, 0.2, 0.2, 0.2), Agreement(0.0, 0.0, 0.0, 0.0)
 IMAGES = np.random.default_rng(3).integers(0, 255, (20, 64, 64), np.uint8)

@@ -11,8 +11,8 @@ from cxr.common.errors import WeightsError
 from cxr.dataset.synthetic_image import KERMANY_LOOK
 from cxr.inference import orientation
 from cxr.inference.orientation import INVERTED, MIRRORED, ON_ITS_SIDE, UPSIDE_DOWN, orientation_check
-from tests.support.real_data import TEST_DATA, needs_real_images
-from tests.support.reference_images import synthetic_images
+from tests.support.images.real_data import TEST_DATA, needs_real_images
+from tests.support.images.reference_images import synthetic_images
 
 Images = NDArray[np.uint8]
 

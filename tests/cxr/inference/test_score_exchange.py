@@ -10,7 +10,7 @@ import pytest
 from cxr.common.errors import SourceError
 from cxr.common.s3 import Prefix, RemoteObject
 from cxr.inference.score_exchange import Exchange
-from tests.support.servers import s3_settings, serve_s3
+from tests.support.services.servers import s3_settings, serve_s3
 
 BUCKET, ADDRESS = "team", "s3://team/scores/"
 

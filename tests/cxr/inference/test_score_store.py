@@ -11,8 +11,8 @@ from cxr.common.errors import DataError
 from cxr.inference.image_source import ImageFile
 from cxr.inference.score_index import index_scores
 from cxr.inference.score_store import PartWriter, Scored, read_scores, schema
-from tests.support import release_040
 from tests.support.faults import fault
+from tests.support.projects import release_040
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = "a" * 64

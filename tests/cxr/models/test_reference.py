@@ -16,7 +16,7 @@ from cxr.models.reference import (
     read_reference,
     write_reference,
 )
-from tests.support.reference_images import features, later_images, model_reference
+from tests.support.images.reference_images import features, later_images, model_reference
 
 
 def test_measures_of_an_image_do_not_depend_on_its_batch() -> None:

@@ -21,8 +21,7 @@ from cxr.monitoring.drift import (
     find_limits,
     is_drift,
 )
-from tests.support.drift_windows import window
-from tests.support.reference_images import (
+from tests.support.images.reference_images import (
     IMAGES_PER_PATIENT,
     Images,
     later_images,
@@ -30,6 +29,7 @@ from tests.support.reference_images import (
     scored_images,
     synthetic_images,
 )
+from tests.support.projects.drift_windows import window
 
 RULES = Rules(images=40, false_alarm_share=0.05, resamples=400, seed=1, max_failed_share=0.1)
 

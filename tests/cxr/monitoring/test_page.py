@@ -5,10 +5,10 @@ from dataclasses import replace
 from cxr.monitoring.agreement import Agreement
 from cxr.monitoring.drift import FAILED, SIGNALS
 from cxr.monitoring.page import MonitorPage, render_page, to_markdown
-from tests.support.accessibility import faults_of_report
-from tests.support.browsers import launch_browser
-from tests.support.drift_windows import window
-from tests.support.reference_images import CLASSES
+from tests.support.images.reference_images import CLASSES
+from tests.support.pages.accessibility import faults_of_report
+from tests.support.pages.browsers import launch_browser
+from tests.support.projects.drift_windows import window
 
 PAGE = MonitorPage(
     version="3", drift=True, rule="1 alarm", window_images=40, windows=[window(1, alarm=False), window(2, alarm=True)],

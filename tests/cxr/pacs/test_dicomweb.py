@@ -12,9 +12,9 @@ from cxr.pacs import dicomweb
 from cxr.pacs.dicomweb import DicomWeb
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.journal import digest_of
-from tests.support.dicomweb_service import DicomWebService, serve_dicomweb
 from tests.support.faults import fault
-from tests.support.pacs_worker import image
+from tests.support.services.dicomweb_service import DicomWebService, serve_dicomweb
+from tests.support.services.pacs_worker import image
 
 STUDY, IMAGE = "1.2.3", "1.2.3.4.5"
 

@@ -14,9 +14,9 @@ from cxr.pacs import listener
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.listener import Listener, Node
 from tests.support.faults import fault
-from tests.support.hostile_files import many_items
-from tests.support.pacs_worker import DECODERS, UID_ROOT, ImpatientOnce, image
-from tests.support.servers import free_ports
+from tests.support.images.hostile_files import many_items
+from tests.support.services.pacs_worker import DECODERS, UID_ROOT, ImpatientOnce, image
+from tests.support.services.servers import free_ports
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 ANSWER = image(1, SOPClassUID=SR, Modality="SR")

@@ -5,8 +5,8 @@ import pytest
 from cxr.common.errors import SourceError
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.orthanc import Orthanc
-from tests.support.dicomweb_service import serve_dicomweb
 from tests.support.faults import fault
+from tests.support.services.dicomweb_service import serve_dicomweb
 
 
 @pytest.mark.parametrize(

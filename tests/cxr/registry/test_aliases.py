@@ -23,10 +23,10 @@ from cxr.registry.audit_log_store import claim_of
 from cxr.registry.champion import aliases
 from tests.support.faults import fault
 from tests.support.logs import own_messages
-from tests.support.mlflow_server import serve_mlflow
-from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
-from tests.support.registry_project import enter_project
+from tests.support.projects.registry_project import enter_project
+from tests.support.services.mlflow_server import serve_mlflow
+from tests.support.waiting import wait_for
 
 MOVE = """
 import sys, time

@@ -15,9 +15,9 @@ from cxr.registry import direct_lookup, tracking_store, versions
 from cxr.registry.champion import aliases
 from cxr.registry.stored_names import HEAD_TAG, entry_tag
 from cxr.registry.versions import Version, get_version
-from tests.support.mlflow_server import serve_mlflow
 from tests.support.project import PROJECT
-from tests.support.registry_project import enter_project
+from tests.support.projects.registry_project import enter_project
+from tests.support.services.mlflow_server import serve_mlflow
 
 AWKWARD = {"empty": "", "quoted": 'it\'s "so"; --', "accents": "größe µ", "training_films": "a name of 0.4.0"}
 

@@ -8,7 +8,14 @@ import pytest
 from cxr.common.files import write_json
 from cxr.registry import tracking_store, versions
 from cxr.registry.evaluation_store import evaluation_of, store_evaluation, training_images
-from tests.support.registry_project import artifacts, enter_project, metrics, register, write_model, write_predictions
+from tests.support.projects.registry_project import (
+    artifacts,
+    enter_project,
+    metrics,
+    register,
+    write_model,
+    write_predictions,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from cxr.models.bundle import ModelSpec
 from cxr.registry import runs, versions
 from cxr.registry.champion import aliases
 from cxr.registry.model_origin import Origin, against_champion, origin_of, origin_of_version
-from tests.support.registry_project import enter_project, register, spec, write_model
+from tests.support.projects.registry_project import enter_project, register, spec, write_model
 
 
 @pytest.fixture(autouse=True)

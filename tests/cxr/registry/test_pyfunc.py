@@ -13,7 +13,7 @@ from cxr.models.factory import build
 from cxr.models.forward import classify
 from cxr.registry import pyfunc, runs, tracking_store, versions
 from cxr.registry.registration import register_version
-from tests.support.registry_project import artifacts, enter_project, spec
+from tests.support.projects.registry_project import artifacts, enter_project, spec
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pth", ".pt", ".pt2", ".joblib", ".bin"}
 

@@ -10,7 +10,7 @@ from cxr.registry.champion import aliases
 from cxr.registry.champion.requests import Request, open_requests
 from cxr.registry.stored_names import CHAMPION, MODEL, REQUESTED
 from tasks import promote, rollback
-from tests.support.registry_project import call, enter_project, register, write_model
+from tests.support.projects.registry_project import call, enter_project, register, write_model
 
 
 @pytest.fixture(autouse=True)

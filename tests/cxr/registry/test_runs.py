@@ -15,8 +15,8 @@ from cxr.registry import runs, tracking_store
 from cxr.registry.run_metadata import keep_below, log_images
 from cxr.registry.training_run import training_run
 from tests.support.faults import fault
-from tests.support.registry_project import enter_project
-from tests.support.servers import free_ports
+from tests.support.projects.registry_project import enter_project
+from tests.support.services.servers import free_ports
 
 PASSWORD = "s3cr3t-w0rd"
 

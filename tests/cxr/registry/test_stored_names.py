@@ -15,9 +15,9 @@ from cxr.registry.champion import aliases
 from cxr.registry.evaluation_store import evaluation_of, training_images
 from cxr.registry.stored_names import current_verdict, current_version_tags, entry_tag
 from tasks import history, promote, rollback
-from tests.support import release_040
 from tests.support.logs import own_messages
-from tests.support.registry_project import call, enter_project, register, write_model
+from tests.support.projects import release_040
+from tests.support.projects.registry_project import call, enter_project, register, write_model
 
 OLD_NAMES = ("evidence", "training_films")
 

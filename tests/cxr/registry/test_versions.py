@@ -11,7 +11,7 @@ from cxr.models.bundle import read_spec
 from cxr.registry import tracking_store, versions
 from cxr.registry.registration import register_version
 from tests.support.faults import fault
-from tests.support.registry_project import artifacts, enter_project, register, write_model
+from tests.support.projects.registry_project import artifacts, enter_project, register, write_model
 
 
 @pytest.fixture(autouse=True)

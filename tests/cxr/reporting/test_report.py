@@ -19,8 +19,8 @@ from cxr.reporting.front_page import FrontPage
 from cxr.reporting.paper import averages_beside_paper, compare_with_paper, reasons_not_comparable
 from cxr.reporting.report import Champion, GalleryItem, ReportContent, front_page, render_report
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
-from tests.support.accessibility import faults_of_report
-from tests.support.browsers import launch_browser
+from tests.support.pages.accessibility import faults_of_report
+from tests.support.pages.browsers import launch_browser
 
 CLASSES = ("normal", "viral", "bacterial")
 SETTINGS = Settings(resamples=100, seed=1, bins=10)

@@ -12,7 +12,7 @@ from cxr.study.page import render_page
 from cxr.study.results import RunRecord, Settings, study_results
 from cxr.study.spec import Study, read_study
 from tests.support.project import PROJECT
-from tests.support.study_runs import record, small_study
+from tests.support.projects.study_runs import record, small_study
 
 SETTINGS = Settings(resamples=200, seed=1)
 

@@ -17,7 +17,7 @@ from cxr.study.results import (
     study_results,
 )
 from cxr.study.spec import Study
-from tests.support.study_runs import predictions, record, small_study
+from tests.support.projects.study_runs import predictions, record, small_study
 
 SETTINGS = Settings(resamples=200, seed=1)
 

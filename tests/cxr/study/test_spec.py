@@ -7,7 +7,7 @@ import pytest
 from cxr.common.errors import ParamsError
 from cxr.study.spec import read_study
 from tests.support.project import PROJECT
-from tests.support.study_runs import small_study
+from tests.support.projects.study_runs import small_study
 
 
 def test_study_of_this_project_is_valid_with_unique_tags() -> None:

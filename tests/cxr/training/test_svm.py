@@ -18,7 +18,7 @@ from cxr.training.data import TrainingData
 from cxr.training.results import Epoch
 from cxr.training.svm import fit_svm, train_svm
 from tests.support.logs import own_messages
-from tests.support.registry_project import spec
+from tests.support.projects.registry_project import spec
 
 CLASSES = ("normal", "viral", "bacterial")
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browsers import launch_browser
-from tests.support.webapp_server import Served, serve_here, tiny_classifier
+from tests.support.pages.browsers import launch_browser
+from tests.support.services.webapp_server import Served, serve_here, tiny_classifier
 
 expect.set_options(timeout=60_000.0)  # long, for a busy machine
 

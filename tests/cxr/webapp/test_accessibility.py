@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.accessibility import SCHEMES, is_wider_than_window, violations
-from tests.support.browsers import drop, file
-from tests.support.webapp_server import IMAGE as PNG
-from tests.support.webapp_server import METRICS, Served, tiny_classifier, use
+from tests.support.pages.accessibility import SCHEMES, is_wider_than_window, violations
+from tests.support.pages.browsers import drop, file
+from tests.support.services.webapp_server import IMAGE as PNG
+from tests.support.services.webapp_server import METRICS, Served, tiny_classifier, use
 
 SIZES = {"desktop": (1400, 900), "tablet": (1024, 768), "phone": (390, 844), "small phone": (320, 640)}
 

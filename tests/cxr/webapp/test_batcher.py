@@ -7,8 +7,8 @@ import cv2
 import httpx
 import pytest
 
-from tests.support.prefect_servers import wait_for
-from tests.support.webapp_server import BYTES, IMAGE, Served, send, serve_here, synthetic, tiny_classifier, use
+from tests.support.services.webapp_server import BYTES, IMAGE, Served, send, serve_here, synthetic, tiny_classifier, use
+from tests.support.waiting import wait_for
 
 
 def test_a_prediction_does_not_depend_on_the_other_images_of_its_batch(served: Served) -> None:

@@ -17,11 +17,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from cxr.common.notices import NOT_CLINICAL
 from cxr.inference.feedback import read_feedback
-from tests.support.browsers import drop
-from tests.support.dicom_images import dicom_image
-from tests.support.real_data import RAW, needs_real_images
-from tests.support.webapp_server import IMAGE as PNG
-from tests.support.webapp_server import LIMITS, METRICS, Served, serve_here, synthetic, tiny_classifier, use
+from tests.support.images.dicom_images import dicom_image
+from tests.support.images.real_data import RAW, needs_real_images
+from tests.support.pages.browsers import drop
+from tests.support.services.webapp_server import IMAGE as PNG
+from tests.support.services.webapp_server import LIMITS, METRICS, Served, serve_here, synthetic, tiny_classifier, use
 
 DICOM = dicom_image(synthetic("normal", seed=2).astype(np.uint16))
 EVIL = '=HYPERLINK("x")<img src=x onerror=alert(1)>.png'

@@ -10,11 +10,20 @@ from dataclasses import replace
 import pytest
 
 from cxr.webapp.fair_turns import CLIENT, FairTurns
-from tests.support.dicom_images import dicom_image, picture
 from tests.support.faults import fault
-from tests.support.hostile_files import many_scans
-from tests.support.prefect_servers import wait_for
-from tests.support.webapp_server import IMAGE, LIMITS, Served, reason, send, send_from, serve_here, tiny_classifier
+from tests.support.images.dicom_images import dicom_image, picture
+from tests.support.images.hostile_files import many_scans
+from tests.support.services.webapp_server import (
+    IMAGE,
+    LIMITS,
+    Served,
+    reason,
+    send,
+    send_from,
+    serve_here,
+    tiny_classifier,
+)
+from tests.support.waiting import wait_for
 
 
 def claiming_9_megapixels(syntax: str, bits: int) -> bytes:

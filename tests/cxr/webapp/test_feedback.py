@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from cxr.inference.feedback import read_feedback
-from tests.support.webapp_server import Served, reason
+from tests.support.services.webapp_server import Served, reason
 
 SAID = {"sha256": "a" * 64, "model_version": "1", "answer": "viral", "label": "normal", "note": "clear lungs"}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cxr.webapp.service import PAGE_FILES
-from tests.support.browsers import launch_browser
-from tests.support.dicom_images import SECRETS, dicom_image
 from tests.support.faults import fault
-from tests.support.webapp_server import BYTES, IMAGE, Served, send, synthetic
+from tests.support.images.dicom_images import SECRETS, dicom_image
+from tests.support.pages.browsers import launch_browser
+from tests.support.services.webapp_server import BYTES, IMAGE, Served, send, synthetic
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/..%2f..%2fetc/passwd", "/static/../../params.yaml", "/docs", "/redoc"])

@@ -10,10 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.dicom_images import dicom_image
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
-from tests.support.webapp_server import (
+from tests.support.images.dicom_images import dicom_image
+from tests.support.services.webapp_server import (
     BYTES,
     IMAGE,
     LIMITS,
@@ -24,6 +23,7 @@ from tests.support.webapp_server import (
     synthetic,
     tiny_classifier,
 )
+from tests.support.waiting import wait_for
 
 
 @fault("web app", "an upload over the limit", "refused before a byte of it arrives", "status 413")

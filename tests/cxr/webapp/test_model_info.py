@@ -1,7 +1,7 @@
 """The model card shows the registered metrics, with the counts behind recall and predictive value."""
 
 from cxr.webapp.model_info import Score, measured_of
-from tests.support.webapp_server import METRICS
+from tests.support.services.webapp_server import METRICS
 
 
 def test_a_class_has_its_recall_and_predictive_value_with_their_counts() -> None:

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import (
 
 from cxr.webapp.limits import MEDIA_TYPES
 from cxr.webapp.service import PAGE_FILES, PATHS
-from tests.support.dicom_images import dicom_image
-from tests.support.webapp_server import serve_here, synthetic, tiny_classifier
+from tests.support.images.dicom_images import dicom_image
+from tests.support.services.webapp_server import serve_here, synthetic, tiny_classifier
 
 IMAGES = [
     cv2.imencode(".png", synthetic())[1].tobytes(),

@@ -18,8 +18,8 @@ from cxr.webapp.server import trusted
 from tests.cxr.webapp.test_fairness import send_from
 from tests.cxr.webapp.test_feedback import SAID
 from tests.support.faults import fault
-from tests.support.prefect_servers import wait_for
-from tests.support.webapp_server import BYTES, IMAGE, LIMITS, Served, reason, serve_here, tiny_classifier
+from tests.support.services.webapp_server import BYTES, IMAGE, LIMITS, Served, reason, serve_here, tiny_classifier
+from tests.support.waiting import wait_for
 
 FEW = replace(LIMITS, max_images_per_minute=2, max_feedback_per_minute=2)
 SENDING: dict[str, Callable[[Served], httpx.Response]] = {

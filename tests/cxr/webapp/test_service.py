@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from cxr.common.notices import NOT_CLINICAL
-from tests.support.dicom_images import dicom_image
 from tests.support.faults import fault
-from tests.support.registry_project import CLASSES
-from tests.support.webapp_server import (
+from tests.support.images.dicom_images import dicom_image
+from tests.support.projects.registry_project import CLASSES
+from tests.support.services.webapp_server import (
     BYTES,
     IMAGE,
     LIMITS,

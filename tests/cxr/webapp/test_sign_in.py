@@ -13,10 +13,10 @@ from cxr.webapp import sign_in
 from cxr.webapp.server import check_openness
 from cxr.webapp.service import PAGE_FILES, PATHS
 from cxr.webapp.sign_in import COOKIE, OPEN_PATHS, SESSION_SECONDS, TOKEN_VARIABLE, Token, take_token
-from tests.support.accessibility import SCHEMES, violations
-from tests.support.browsers import drop
 from tests.support.faults import fault
-from tests.support.webapp_server import BYTES, IMAGE, Served, reason, serve_here, tiny_classifier
+from tests.support.pages.accessibility import SCHEMES, violations
+from tests.support.pages.browsers import drop
+from tests.support.services.webapp_server import BYTES, IMAGE, Served, reason, serve_here, tiny_classifier
 
 TOKEN = "of-the-tests-" + "x" * 32
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -23,9 +23,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.clones import OURS
 from tests.support.project import PROJECT
-from tests.support.servers import free_ports, s3_answers, s3_command
+from tests.support.projects.clones import OURS
+from tests.support.services.servers import free_ports, s3_answers, s3_command
 
 BUCKET = "team"
 ACCOUNTS = ("worker", "app", "pacs")

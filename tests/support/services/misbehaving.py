@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import Any
 
-from tests.support.servers import serving
+from tests.support.services.servers import serving
 
 ANSWERS: dict[str, tuple[int, str, bytes]] = {
     "a page": (200, "text/html", b"<!doctype html><html><body><p>Sign in to the guest network</p></body></html>"),

@@ -1,7 +1,7 @@
 """Windows of scored images as the monitor makes them."""
 
 from cxr.monitoring.drift import FAILED, SIGNALS, Window
-from tests.support.reference_images import CLASSES
+from tests.support.images.reference_images import CLASSES
 
 
 def window(number: int, *, alarm: bool) -> Window:

@@ -1,6 +1,6 @@
 """A PACS worker with a small random network; as a program, one that kills itself at a given moment.
 
-    python -m tests.support.pacs_worker MOMENT TIMES STATE_FILE ARGUMENT...
+    python -m tests.support.services.pacs_worker MOMENT TIMES STATE_FILE ARGUMENT...
 
 MOMENT is the call of `Pacs.store` at which it dies: "before 1", "after 1", ...; overlay, heat map and report of an
 image are three calls. It is started TIMES times by forking,
@@ -35,9 +35,9 @@ from cxr.models.factory import build
 from cxr.pacs.feed import Pacs
 from cxr.pacs.orthanc import Orthanc
 from cxr.pacs.worker import PacsWorker
-from tests.support.dicom_answers import KINDS
-from tests.support.dicom_images import COMPLETE, dicom_image
-from tests.support.registry_project import spec
+from tests.support.images.dicom_answers import KINDS
+from tests.support.images.dicom_images import COMPLETE, dicom_image
+from tests.support.projects.registry_project import spec
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498.7770"
 DECODERS = Decoders(1, seconds=60)  # started by the first image
@@ -70,7 +70,7 @@ def image(number: int, *, study: int | None = None, **tags: str) -> bytes:
 
 
 def answers_to(*numbers: int) -> dict[tuple[str, str], int]:
-    """Return what `tests.support.dicom_answers.sound_answers` does where each of these images was answered once."""
+    """Return what `dicom_answers.sound_answers` does where each of these images was answered once."""
     return {(kind, f"{UID_ROOT}.{number}.1.1"): 1 for kind in KINDS for number in numbers}
 
 

@@ -15,7 +15,7 @@ from numpy.random import Generator
 from cxr.inference.score_store import schema, version_folder
 from cxr.models.reference import MEASURES
 from cxr.registry.versions import MODEL, Version
-from tests.support.registry_project import CLASSES
+from tests.support.projects.registry_project import CLASSES
 
 
 def write_scores(

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydicom import dcmread
 
-from tests.support.servers import serving
+from tests.support.services.servers import serving
 
 SUFFIX = ".1"
 """Of a study's UID gives that of its one series."""

@@ -1,19 +1,16 @@
-"""Real Prefect servers on loopback, as a team or `make serve` runs them, and patience with them."""
+"""Real Prefect servers on loopback, as a team or `make serve` runs them."""
 
 import contextlib
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
 
-from tests.support.servers import free_ports
-
-START_SECONDS = 300.0
+from tests.support.services.servers import free_ports
+from tests.support.waiting import wait_for
 
 
 def clean_environment(**given: str) -> dict[str, str]:
@@ -41,15 +38,3 @@ def serve_prefect(folder: Path) -> Iterator[dict[str, str]]:
             yield environment
         finally:
             server.terminate()
-
-
-def wait_for(condition: Callable[[], object], *, log: Path | None = None, seconds: float = START_SECONDS) -> None:
-    """Wait until `condition` holds; a server that does not answer yet counts as no."""
-    deadline, pause = time.monotonic() + seconds, 0.05
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            if condition():
-                return
-        time.sleep(pause)
-        pause = min(pause * 1.2, 0.5)  # a question to a server takes it and us 60 ms of processor time
-    pytest.fail(f"waited for {seconds} s in vain; the log ends: {log.read_text()[-2000:] if log else ''}")

@@ -31,8 +31,8 @@ from cxr.registry.stored_names import CHALLENGER, CHAMPION, ENTRY_TAG, HEAD_TAG,
 from cxr.registry.test_set_looks import record_look
 from cxr.registry.versions import BUNDLE_PATH, Version
 from tasks import promote
-from tests.support.registry_project import register, write_model
-from tests.support.tiny_model import write_network
+from tests.support.projects.registry_project import register, write_model
+from tests.support.projects.tiny_model import write_network
 
 EPOCHS = 25
 _CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "validation_macro_f1")

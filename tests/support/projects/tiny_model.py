@@ -13,7 +13,7 @@ from cxr.models.factory import build
 from cxr.models.reference import REFERENCE_FILE, image_measures, make_reference, write_reference
 from cxr.registry import versions
 from cxr.registry.champion import aliases
-from tests.support.registry_project import CLASSES, enter_project, register, spec, write_model
+from tests.support.projects.registry_project import CLASSES, enter_project, register, spec, write_model
 
 SIZE_PX = 32
 FEATURES = 256

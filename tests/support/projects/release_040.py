@@ -16,7 +16,7 @@ from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.registry import tracking_store
 from cxr.registry.champion.promotion import LINEAGE_TAGS
-from tests.support.registry_project import CLASSES, N_TEST, metrics, spec, write_predictions
+from tests.support.projects.registry_project import CLASSES, N_TEST, metrics, spec, write_predictions
 
 MODEL = "chest-xray-pneumonia"
 IMAGE_SIZE_PX = 32

@@ -25,7 +25,7 @@ from cxr.models.bundle import ModelSpec, write_bundle
 from cxr.models.reference import MEASURES, REFERENCE_FILE, Reference, make_reference, write_reference
 from cxr.registry import tracking_store, versions
 from tests.support.project import PROJECT
-from tests.support.stage_files import training_record, write_curves, write_split_files
+from tests.support.projects.stage_files import training_record, write_curves, write_split_files
 
 CLASSES = ("normal", "viral", "bacterial")
 N_TEST = 30

@@ -13,10 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.prefect_servers import wait_for
-from tests.support.servers import free_ports
+from tests.support.project import PROJECT
+from tests.support.services.servers import free_ports
+from tests.support.waiting import wait_for
 
-CONFIGURATION = Path(__file__).parents[2] / "infra" / "orthanc.json"
+CONFIGURATION = PROJECT / "infra" / "orthanc.json"
 USER = "cxr"
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 

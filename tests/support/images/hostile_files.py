@@ -1,6 +1,6 @@
 """Malicious files by seed: mutated, spliced, with huge lengths; and a program that reads them.
 
-    python -m tests.support.hostile_files --first 0 --inputs 5000 --seconds 600
+    python -m tests.support.images.hostile_files --first 0 --inputs 5000 --seconds 600
 
 Reads every file like the product and prints one JSON line: inputs, results by reason, exceptions other than ImageError,
 the slowest input, the peak memory. The file named by --at holds the number of the current input, which identifies the
@@ -29,7 +29,7 @@ from cxr.common.errors import ImageError
 from cxr.imaging.decode import is_dicom, open_image
 from cxr.imaging.preprocess import Preprocessing
 from cxr.inference.input_checks import prepare_chest_xray
-from tests.support.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_image, picture
+from tests.support.images.dicom_images import BIG_ENDIAN, EXPLICIT, LOSSLESS, dicom_image, picture
 
 MAX_PIXELS = 50_000_000
 PREPARATION = Preprocessing(112, "stretch", "clahe", 2.0, 8, MAX_PIXELS, 0.05)

@@ -30,10 +30,10 @@ from cxr.webapp.limits import MEGABYTE, Limits
 from cxr.webapp.model_info import measured_of, read_card
 from cxr.webapp.server import WebApp
 from cxr.webapp.sign_in import Token
-from tests.support.prefect_servers import wait_for
 from tests.support.project import PROJECT
-from tests.support.registry_project import CLASSES, artifacts, spec
-from tests.support.servers import free_ports
+from tests.support.projects.registry_project import CLASSES, artifacts, spec
+from tests.support.services.servers import free_ports
+from tests.support.waiting import wait_for
 
 LIMITS = Limits(
     max_upload_bytes=8 * MEGABYTE,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.support.servers import serving
+from tests.support.services.servers import serving
 
 
 @contextlib.contextmanager

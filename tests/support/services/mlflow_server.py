@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.prefect_servers import clean_environment, wait_for
-from tests.support.servers import free_ports
+from tests.support.services.prefect_servers import clean_environment
+from tests.support.services.servers import free_ports
+from tests.support.waiting import wait_for
 
 
 @contextlib.contextmanager

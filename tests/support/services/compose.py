@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-HERE = Path(__file__).parents[1] / "containers"
+HERE = Path(__file__).parents[2] / "containers"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333, "app": 8000, "orthanc": 8042, "proxy": 8443}
 PROXY = 101, 101
 """User and group of nginx in its image."""

@@ -11,7 +11,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage, SecondaryCaptureImageStorage
 
-from tests.support.orthanc import OrthancServer, program
+from tests.support.services.orthanc import OrthancServer, program
 
 
 def checked(command: str, dicom: bytes, folder: Path) -> str:
