@@ -124,7 +124,6 @@ def _take_offline(page: Page, images: list[Path], picture: Path) -> None:
     page.set_input_files("#file", images[:2])
     expect(page.locator("#model")).to_have_class(re.compile("is-away"), timeout=_LONG_MS)
     expect(page.locator(".row").nth(len(images) + 1)).to_contain_text("could not be sent", timeout=_LONG_MS)
-    page.locator(".row").nth(SELECTED).click()
     _save(page, picture)
 
 
