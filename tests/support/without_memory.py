@@ -8,9 +8,7 @@ memory of its own that no limit leaves a stage without.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +17,12 @@ import pytest
 
 from cxr.common.cli import run_command
 from tests.e2e.test_damaged_inputs import outputs
+from tests.support.memory import leave_memory
 from tests.support.moments import in_child
 from tests.support.projects.sample_project import STAGES, copy_project, enter, run_stage
 
-_BLOCK = 1 << 16
 _LEFT = 2 << 20
 """Bytes that a stage gets: too little for it, enough to say so."""
-
-_FILLING: list[bytearray] = []
 
 
 @dataclass(frozen=True)
@@ -65,22 +61,10 @@ def _enter_copy(project: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def _without_memory(stage: str) -> Ended:
     before, said = outputs(stage), Path("said")
-    code = in_child(lambda: run_command(lambda: run_stage(stage)), _take_memory, said=said)
+    code = in_child(lambda: run_command(lambda: run_stage(stage)), lambda: leave_memory(_LEFT), said=said)
     after = outputs(stage)
     is_partial = any(Path().rglob("*.partial"))
     return Ended(stage, code, said.read_text().splitlines(), after == before or not after, is_partial)
-
-
-def _take_memory() -> None:
-    """Take all memory that this process may still get, but for _LEFT."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + (8 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    for size in (_BLOCK << 4, _BLOCK):
-        with contextlib.suppress(MemoryError):
-            while True:
-                _FILLING.append(bytearray(size))
-    del _FILLING[-_LEFT // _BLOCK :]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Decoding of image files, and the errors of files that cannot be decoded."""
 
 import io
-import resource
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -17,6 +15,7 @@ from cxr.imaging.decode import decode_grey, image_from_bytes, open_image
 from cxr.imaging.preprocess import Preprocessing, prepare
 from tests.support.faults import fault
 from tests.support.images.dicom_images import BASELINE, EXPLICIT, dicom_image
+from tests.support.memory import leave_memory
 from tests.support.moments import in_child
 
 PLAIN = Preprocessing(64, "stretch", "none", 2.0, 8, 1_000_000)
@@ -142,7 +141,6 @@ def test_jpeg_truncated_after_its_thumbnail_is_truncated() -> None:
 
 
 LARGE = (6000, 6000)
-"""Of more bytes than freed memory that a process keeps for later, so that a limit is felt."""
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "16-bit PNG", "DICOM with JPEG", "DICOM"])
@@ -155,7 +153,7 @@ def test_too_little_memory_is_no_damage(kind: str) -> None:
         decode_grey(data, name="large", max_pixels=50_000_000)
 
     assert in_child(lambda: run_command(main), lambda: None) == 0
-    assert in_child(lambda: run_command(main), lambda: leave(8 << 20)) == MemoryLimitError.exit_code
+    assert in_child(lambda: run_command(main), lambda: leave_memory(4 << 20)) == MemoryLimitError.exit_code
 
 
 def large(kind: str) -> bytes:
@@ -169,10 +167,3 @@ def large(kind: str) -> bytes:
             return encoded(pixels.astype(np.uint16))
         case _:
             return dicom_image(pixels, syntax=BASELINE if kind == "DICOM with JPEG" else EXPLICIT)
-
-
-def leave(size_bytes: int) -> None:
-    """Let this process get no more than `size_bytes`."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + size_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
