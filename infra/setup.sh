@@ -132,8 +132,8 @@ esac
 uv=$(find_uv)
 echo "building .venv from uv.lock, to $purpose" >&2
 unset VIRTUAL_ENV
-# Where Python may not keep compiled code, as in many images of machines, each of the many processes of a run would compile
-# all that it imports.
+# Where Python may not keep compiled code, as in many images of machines, each of the many processes of a run would
+# compile all that it imports.
 [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
 if [ "$torch" = cpu ] && ! sync_with_cpu_torch; then
     [ -z "${CXR_SETUP_TORCH:-}" ] || fail "the CPU build of torch could not be installed from $CPU_INDEX, see above"

@@ -32,7 +32,7 @@ from torch import nn
 
 from cxr.audit.shortcuts import AuditSettings, audit
 from cxr.audit.trust import TrustSettings, headlines, measure_trust
-from cxr.common.errors import DataError, DecoderError
+from cxr.common.errors import DataError
 from cxr.common.files import atomic_file, atomic_folder, read_json, write_json
 from cxr.common.params import EvaluateParams, Paths
 from cxr.dataset.blocks import acquisition_blocks
@@ -48,7 +48,7 @@ from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, 
 from cxr.evaluation.training_record import read_curves, read_training_record
 from cxr.imaging.decode import decode_grey
 from cxr.imaging.overlay import MIN_SIDE_PX
-from cxr.imaging.unattended import decode_each, kept_by_ingest
+from cxr.imaging.unattended import decode_kept
 from cxr.models.bundle import SPEC_FILE, ModelSpec, read_bundle, read_spec
 from cxr.models.reference import REFERENCE_FILE, Reference, write_reference
 from cxr.registry.model_origin import against_champion, origin_of
@@ -203,34 +203,16 @@ def _galleries(
 
 
 def _originals(paths: Paths, split: Split, max_pixels: int) -> Callable[[Sequence[str]], list[NDArray[np.uint8]]]:
-    """Return a function that reads the images with some image_ids as they were ingested.
-
-    It raises DecoderError where they crash their decoder or take too much time or memory (names the first ones).
-    """
+    """Return a function that reads the images with some image_ids as they were ingested, as `decode_kept` does."""
     files = read_divided_manifest(paths.raw, split).set_index("image_id")["path"]
     shards = Shards(paths.raw / "images")
 
     def decode(path: str, data: bytes) -> NDArray[np.uint8]:
         return decode_grey(data, name=path, max_pixels=max_pixels, min_side_px=MIN_SIDE_PX)
 
-    def refused(_: str, error: DecoderError) -> NDArray[np.uint8] | DecoderError:
-        return error
-
     def read(image_ids: Sequence[str]) -> list[NDArray[np.uint8]]:
         named = [str(files[image_id]) for image_id in image_ids]
-        done = decode_each(
-            shards.read, decode, named, name=str, refused=refused, max_pixels=max_pixels, workers=_GALLERY_WORKERS
-        )
-        images: list[NDArray[np.uint8]] = []
-        errors: list[DecoderError] = []
-        for result in done:
-            if isinstance(result, DecoderError):
-                errors.append(result)
-            else:
-                images.append(result)
-        if errors:
-            raise kept_by_ingest(errors)
-        return images
+        return list(decode_kept(shards.read, decode, named, max_pixels=max_pixels, workers=_GALLERY_WORKERS))
 
     return read
 

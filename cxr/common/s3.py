@@ -79,31 +79,30 @@ class Prefix:
 
     def read(self, key: str) -> bytes:
         """Return an object's bytes. Raises FileNotFoundError if it was deleted since it was listed."""
-        with self._requests(key) as client:
+        with self._errors(key), self._connection.limited() as client:
             return client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
 
     def download(self, item: RemoteObject, target: Path) -> None:
         """Write an object to a file. Raises FileNotFoundError if it was deleted since it was listed."""
-        with self._requests(item.key, item.size_bytes) as client:
-            client.download_file(self._bucket, item.key, str(target), Config=_IN_THIS_THREAD)
+        with self._errors(item.key):
+            self._connection.download(self._bucket, item, target)
 
     def upload(self, source: Path, path: str) -> None:
         """Write a file to `path` below the prefix, over what is there."""
         key = f"{self._prefix.rstrip('/')}/{path}".lstrip("/")
-        with self._requests(key, source.stat().st_size) as client:
+        with self._errors(key), self._connection.limited(source.stat().st_size) as client:
             client.upload_file(str(source), self._bucket, key, Config=_IN_THIS_THREAD)
 
     def remove(self, item: RemoteObject) -> None:
         """Remove an object. It is no error that there is none."""
-        with self._requests(item.key) as client:
+        with self._errors(item.key), self._connection.limited() as client:
             client.delete_object(Bucket=self._bucket, Key=item.key)
 
     @contextmanager
-    def _requests(self, key: str, size_bytes: int = 0) -> Iterator[S3Client]:
+    def _errors(self, key: str) -> Iterator[None]:
         with _bucket_errors(self._address):
             try:
-                with self._connection.limited(size_bytes) as client:
-                    yield client
+                yield
             except ClientError as error:
                 if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
                     raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
@@ -153,6 +152,11 @@ class _Connection:
         """
         with cut_after(_ANSWER_S + size_bytes / _SLOWEST_BYTES_S, self.sockets):
             yield self.client
+
+    def download(self, bucket: str, item: RemoteObject, target: Path) -> None:
+        """Write an object to a file."""
+        with self.limited(item.size_bytes) as client:
+            client.download_file(bucket, item.key, str(target), Config=_IN_THIS_THREAD)
 
 
 def _connect() -> _Connection:
@@ -239,9 +243,8 @@ def _update(connection: _Connection, bucket: str, objects: dict[str, RemoteObjec
     wanted = [path for path in objects if held.get(path) != objects[path].etag or not (folder / path).is_file()]
 
     def download(path: str) -> str:
-        item = objects[path]
-        with atomic_file(folder / path) as partial, connection.limited(item.size_bytes) as client:
-            client.download_file(bucket, item.key, str(partial), Config=_IN_THIS_THREAD)
+        with atomic_file(folder / path) as partial:
+            connection.download(bucket, objects[path], partial)
         return path
 
     try:

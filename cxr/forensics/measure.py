@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from cxr.common.errors import DecoderError
 from cxr.dataset.shards import Shards
 from cxr.imaging.decode import open_image
-from cxr.imaging.unattended import decode_each, kept_by_ingest
+from cxr.imaging.unattended import decode_kept
 
 NETWORK_SIDE_PX = 224
 THUMBNAIL_SIDE_PX = 64
@@ -75,22 +74,10 @@ def measure_each(shards: Shards, paths: Sequence[str], *, max_pixels: int, worke
         ImageError: an image cannot be decoded; a DecoderError, at the end, where its decoder does not survive it.
     """
 
-    def measure(path: str, data: bytes) -> MeasuredImage | DecoderError:
+    def measure(path: str, data: bytes) -> MeasuredImage:
         return measure_image(data, name=path, max_pixels=max_pixels)
 
-    def refuse(_: str, error: DecoderError) -> DecoderError:
-        return error
-
-    errors = []
-    for found in decode_each(
-        shards.read, measure, paths, name=str, refused=refuse, max_pixels=max_pixels, workers=workers
-    ):
-        if isinstance(found, DecoderError):
-            errors.append(found)
-        else:
-            yield found
-    if errors:
-        raise kept_by_ingest(errors)
+    return decode_kept(shards.read, measure, paths, max_pixels=max_pixels, workers=workers)
 
 
 def _resized(grey: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -57,6 +57,33 @@ def decode_each(
     return map_in_child(job, items, workers=workers)
 
 
+def decode_kept(
+    read: Callable[[str], Given],
+    decode: Callable[[str, Given], Result],
+    paths: Sequence[str],
+    *,
+    max_pixels: int,
+    workers: int,
+) -> Iterator[Result]:
+    """Yield the results of images that ingest kept, in their order; arguments as of `decode_each`.
+
+    Raises:
+        DecoderError: images crash their decoder or take too much time or memory (names the first ones); at the end.
+    """
+
+    def refused(_: str, error: DecoderError) -> Result | DecoderError:
+        return error
+
+    errors: list[DecoderError] = []
+    for result in decode_each(read, decode, paths, name=str, refused=refused, max_pixels=max_pixels, workers=workers):
+        if isinstance(result, DecoderError):
+            errors.append(result)
+        else:
+            yield result
+    if errors:
+        raise kept_by_ingest(errors)
+
+
 def kept_by_ingest(errors: Sequence[DecoderError]) -> DecoderError:
     """Return one error about images that ingest kept, and what to do; the first few are named."""
     more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""

@@ -1,5 +1,6 @@
 """What the PACS worker keeps, and where."""
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.worker import PacsWorker, WorkerSummary
 from tasks.pacs import MAX_RETRY_SECONDS, STATE_FILE, beside, pacs
 from tests.support.faults import fault
+from tests.support.logs import own_messages
 
 
 def test_each_state_file_has_its_own_journal() -> None:
@@ -21,21 +23,26 @@ def test_each_state_file_has_its_own_journal() -> None:
 
 @dataclass
 class Outage:
-    """Stands for a worker whose PACS does not respond to the first `left` calls; the one after them ends the test."""
+    """Stands for a worker whose PACS does not respond to the first `left` calls, then once; a Ctrl-C ends the test."""
 
     left: int
     summary: WorkerSummary = field(default_factory=WorkerSummary)
 
     def process_next(self) -> bool:
         self.left -= 1
-        if self.left < 0:
+        if self.left == -1:
+            return False
+        if self.left < -1:
             raise KeyboardInterrupt
         raise PacsUnavailableError("it does not respond")
 
 
 @fault("PACS", "it does not respond for a day", "the worker asks every 30 seconds, and goes on when it responds",
        "one line with the address, and one when it responds")  # fmt: skip
-def test_an_outage_of_a_day_does_not_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_of_a_day_does_not_end_the_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="cxr")
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(KeyboardInterrupt):
@@ -43,3 +50,7 @@ def test_an_outage_of_a_day_does_not_end_the_worker(monkeypatch: pytest.MonkeyPa
     assert pauses[:6] == [1, 2, 4, 8, 16, MAX_RETRY_SECONDS]
     assert set(pauses[5:]) == {MAX_RETRY_SECONDS}
     assert len(pauses) == 2880
+    assert own_messages(caplog) == [
+        "pacs: it does not respond. Retrying until it responds",
+        "pacs: connection restored",
+    ]

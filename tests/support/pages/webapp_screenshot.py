@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.support.images.dicom_images import dicom_image
 from tests.support.pages.browsers import launch_browser
 from tests.support.services.servers import free_ports
 from tests.support.services.webapp_server import synthetic
+from tests.support.waiting import wait_for
 
 LABELS = ("normal", "viral", "bacterial", "viral", "bacterial")
 SELECTED = 1
@@ -48,7 +48,7 @@ def main() -> None:
     ):
         few, many = _few_images(Path(made)), _many_images(Path(made))
         try:
-            _wait(f"{address}/ready")
+            wait_for(lambda: httpx.get(f"{address}/ready").status_code == 200)
             for name, (width, height, options) in PICTURES.items():
                 with _page(width, height, **options) as page:
                     _take(page, address, few, folder / name)
@@ -135,17 +135,6 @@ def _save(page: Page, picture: Path) -> None:
         shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         data = cv2.imencode(".webp", shown, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])[1].tobytes()
     picture.write_bytes(data)
-
-
-def _wait(address: str) -> None:
-    for _ in range(1200):
-        try:
-            if httpx.get(address).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.25)
-    raise SystemExit("the service did not become ready")
 
 
 if __name__ == "__main__":

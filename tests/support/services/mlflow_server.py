@@ -1,7 +1,6 @@
 """MLflow's own server on loopback, over a store of the test."""
 
 import contextlib
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.services.prefect_servers import clean_environment
-from tests.support.services.servers import free_ports
-from tests.support.waiting import wait_for
+from tests.support.services.servers import free_ports, running
 
 
 @contextlib.contextmanager
@@ -31,10 +29,7 @@ def serve_mlflow(
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         **(environment or {}),
     }
-    log = folder / "server.log"
-    with log.open("w") as out, subprocess.Popen(command, env=settings, stdout=out, stderr=out) as server:
-        try:
-            wait_for(lambda: httpx.get(f"{address}/health").text == "OK", log=log)
-            yield address
-        finally:
-            server.terminate()
+    with running(
+        command, settings, log=folder / "server.log", answers=lambda: httpx.get(f"{address}/health").text == "OK"
+    ):
+        yield address

@@ -2,15 +2,13 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
-from tests.support.services.servers import free_ports
-from tests.support.waiting import wait_for
+from tests.support.services.servers import free_ports, running
 
 
 def clean_environment(**given: str) -> dict[str, str]:
@@ -31,10 +29,6 @@ def serve_prefect(folder: Path) -> Iterator[dict[str, str]]:
         PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2",
     )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = folder / "server.log"
-    with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as server:
-        try:
-            wait_for(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").text == "true", log=log)
-            yield environment
-        finally:
-            server.terminate()
+    health = f"{environment['PREFECT_API_URL']}/health"
+    with running(command, environment, log=folder / "server.log", answers=lambda: httpx.get(health).text == "true"):
+        yield environment

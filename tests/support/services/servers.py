@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.support.waiting import wait_for
 
 _WEED = str(Path(sys.executable).with_name("weed"))
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret"
@@ -104,6 +106,19 @@ def serving(server: socketserver.BaseServer) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], *, log: Path, answers: Callable[[], object]
+) -> Iterator[None]:
+    """Run a server while the block runs, which begins once the server answers."""
+    with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server:
+        try:
+            wait_for(answers, log=log)
+            yield
+        finally:
+            server.terminate()
 
 
 @contextlib.contextmanager
