@@ -4,7 +4,7 @@
     Covid19-dataset/{train,test}/{Covid,Normal,Viral Pneumonia}  fewer images, with another appearance
 
 No image shows a real person. PLANTED lists files that ingest has to reject or deduplicate. The same seed writes the
-same bytes.
+same bytes on one kind of processor; on another, arithmetic differs in its last bits.
 """
 
 from collections.abc import Callable, Iterator
