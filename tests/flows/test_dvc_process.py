@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.dvc.process import DvcProcess
+from flows.dvc.process import DVC, DvcProcess
 from tests.flows.test_supervised import PARENT_AND_CHILD
 from tests.support.faults import fault
 from tests.support.processes import command_of, has_ended
@@ -21,6 +21,7 @@ from tests.support.waiting import wait_for
 
 @pytest.fixture
 def forks() -> Iterator[DvcProcess]:
+    DVC.stop()  # tests of flows in this process may have used it
     process = DvcProcess()
     yield process
     process.stop()
