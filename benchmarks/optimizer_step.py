@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cxr.models.factory import build
-from cxr.training.optimizer import running_average
+from cxr.training.optimizer import RunningAverage
 
 
 def _with_gradients(model: nn.Module) -> nn.Module:
@@ -36,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     default, fused = (_with_gradients(build(given.backbone, 3)) for _ in range(2))
-    average, ours = running_average(fused, 0.99), torch.optim.AdamW(fused.parameters(), fused=True)
+    average, ours = RunningAverage(fused, 0.99), torch.optim.AdamW(fused.parameters(), fused=True)
     with tempfile.TemporaryDirectory() as folder:
 
         def write() -> None:

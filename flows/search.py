@@ -32,7 +32,8 @@ from cxr.study.search import History, Search, epoch_of, read_search
 from cxr.study.search_page import PAGE, write_results
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
-from flows.study import DECIDING_SECTIONS, run_in, stop_at_once, trial_workspace
+from flows.study import stop_at_once
+from flows.trials import DECIDING_SECTIONS, run_in, trial_workspace
 from flows.workspaces import WorkspaceError
 
 REPORTS = Path("reports", "search")

@@ -17,10 +17,8 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +31,6 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from cxr.common.files import atomic_file, atomic_folder, sha256_of, write_json
@@ -41,8 +38,8 @@ from cxr.common.locks import step_lock
 from cxr.common.on_disk import take
 from cxr.common.params import Paths, TrainParams
 from cxr.dataset.image_array import ImageArray, read_image_array
-from cxr.dataset.manifest import Split, SplitRecord, read_divided_manifest, read_split
-from cxr.dataset.populations import population_of
+from cxr.dataset.manifest import SplitRecord, read_split
+from cxr.dataset.training_images import training_images, training_rows
 from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec, read_bundle, write_bundle
 from cxr.models.factory import merge_states
@@ -55,7 +52,7 @@ from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, is_started_by_torchrun, join_process_group
 from cxr.training.launcher import run_processes
 from cxr.training.loop import fit
-from cxr.training.results import Epoch, Trained
+from cxr.training.results import Epoch, Trained, summarize_training
 from cxr.training.svm import train_svm
 
 log = logging.getLogger("cxr.train")
@@ -80,8 +77,8 @@ def train(params: TrainParams, paths: Paths) -> None:
 def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
     packed, divided = read_image_array(paths.images), read_split(paths.split)
     split = divided.record
-    params = _with_populations_of(params, split["classes"])
-    images = _images(paths, divided, params)
+    params = params.with_populations_of(split["classes"])
+    images = training_images(paths.raw, divided, params.populations)
     data = _training_data(packed, images, tuple(split["classes"]), params)
     validation = images[images["split"] == "validation"].drop(columns=["split", "population"])
     checkpoints = paths.checkpoints / _fingerprint(params, paths)
@@ -95,7 +92,8 @@ def _train(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:
             _write_bundle(members, params, packed, split, folder)
             _validation_table(folder, packed, validation).to_csv(folder / "validation.csv", **_CSV)
             _curves(members).to_csv(folder / "curves.csv", **_CSV)
-            write_json(folder / "training.json", _summary(members, params, run.run_id, group.size))
+            summary = summarize_training(members, params.model_dump(mode="json"), processes=group.size)
+            write_json(folder / "training.json", {"run_id": run.run_id, **summary})
         if len(members) > 1:  # each member's own epochs are in the run below
             for row in _curves(members).to_dict("records"):
                 run.log_epoch({str(key): value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
@@ -150,34 +148,18 @@ def _train_with_main_process(params: TrainParams, paths: Paths, group: ProcessGr
     """Compute this process's part of the training; the main process records it."""
     divided = read_split(paths.split)
     classes = tuple(divided.record["classes"])
-    params = _with_populations_of(params, classes)
-    data = _training_data(read_image_array(paths.images), _images(paths, divided, params), classes, params)
+    params = params.with_populations_of(classes)
+    images = training_images(paths.raw, divided, params.populations)
+    data = _training_data(read_image_array(paths.images), images, classes, params)
     _fit_members(data, params, paths.checkpoints / _fingerprint(params, paths), None, group)
-
-
-def _with_populations_of(params: TrainParams, classes: Sequence[str]) -> TrainParams:
-    """Return `params` without the populations of classes that the task leaves out."""
-    return params.model_copy(update={"populations": [each for each in params.populations if each.label in classes]})
-
-
-def _images(paths: Paths, split: Split, params: TrainParams) -> pd.DataFrame:
-    """Return the images of train and validation: image_id, split, label, patient_id, source, population."""
-    manifest = read_divided_manifest(paths.raw, split)
-    manifest["population"] = population_of(manifest, params.populations)
-    used = split.part("train", "validation")
-    return used.merge(manifest[["image_id", "source", "population"]], on="image_id", validate="one_to_one")
 
 
 def _training_data(
     packed: ImageArray, images: pd.DataFrame, classes: tuple[str, ...], params: TrainParams
 ) -> TrainingData:
-    labels, sources = (np.full(len(packed.image_ids), -1, np.int64) for _ in range(2))
-    rows = packed.rows(images["image_id"].tolist())
-    of_class = [classes.index(label) for label in images["label"]]
-    labels[rows] = np.where(images["population"] < 0, of_class, len(classes) + images["population"])
-    sources[rows] = np.unique(images["source"], return_inverse=True)[1]
-    train, validation = (rows[(images["split"] == name).to_numpy()] for name in ("train", "validation"))
-    return TrainingData(packed.images, labels, train, validation, classes, sources, _populations(params))
+    rows = training_rows(packed, images, classes)
+    populations = _populations(params)
+    return TrainingData(packed.images, rows.labels, rows.train, rows.validation, classes, rows.sources, populations)
 
 
 def _populations(params: TrainParams) -> tuple[Population, ...]:
@@ -296,33 +278,6 @@ def _validation_table(folder: Path, packed: ImageArray, images: pd.DataFrame) ->
     logits = np.concatenate(of_parts)
     columns = zip(spec.classes, softmax_with_temperature(logits, 1.0).T, strict=True)
     return images.assign(**{f"p_{name}": values for name, values in columns})
-
-
-def _summary(members: list[Trained], params: TrainParams, run_id: str, processes: int) -> dict[str, Any]:
-    first, epochs = members[0], [epoch for member in members for epoch in member.history]
-    best = [member.history[member.best_epoch - 1].validation_macro_f1 for member in members]
-    return {
-        "run_id": run_id,
-        "seconds": sum(epoch.seconds for epoch in epochs),
-        "images_per_second": sum(epoch.images_per_second for epoch in epochs) / len(epochs),
-        "device": first.device,
-        "precision": first.precision,
-        "hardware": _hardware(first.device),
-        "processes": processes,
-        "epochs_run": len(epochs) // len(members),
-        "best_epoch": first.best_epoch,
-        "best_epochs": [member.best_epoch for member in members],
-        "best_validation_macro_f1": sum(best) / len(best),
-        "weights": asdict(first.weights),
-        "params": json.loads(params.model_dump_json()),
-    }
-
-
-def _hardware(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{threads} CPU thread{'s' if threads > 1 else ''}, {platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A section of params.yaml, the stage of dvc.yaml, the module in `tasks` and the c
 Default values are in params.yaml only.
 """
 
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -241,6 +242,10 @@ class TrainParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: bool
+
+    def with_populations_of(self, classes: Sequence[str]) -> "TrainParams":
+        """Return these parameters without the populations of classes that a task leaves out."""
+        return self.model_copy(update={"populations": [each for each in self.populations if each.label in classes]})
 
     @model_validator(mode="after")
     def _svm_is_a_single_network(self) -> "TrainParams":

@@ -1,5 +1,7 @@
 """Augmentation computed on the device for a whole batch: the paper's movements, and changes of style.
 
+Nothing here waits for the device: a copy that did would leave a GPU idle while the next operations are started.
+
 Pham and Nguyen 2023, section 3.2: rotation up to 20 degrees, zoom 0.9 to 1.1, shift up to 0.1.
 The changes of style imitate other X-ray devices and other software: exposure (gamma), sharpness, shading, noise, and
 borders of another width. torchvision draws one set of parameters per batch; here each image has its own.
@@ -104,11 +106,11 @@ def augment(images: Tensor, ranges: Augmentation, draws: Draws) -> Tensor:
             torch.stack((angle.sin() / zoom, angle.cos() / zoom, shift[1]), dim=1),
         ),
         dim=1,
-    ).to(images.device)
+    ).to(images.device, non_blocking=True)
     grid = functional.affine_grid(theta, [count, 1, *images.shape[1:]], align_corners=False)
     moved = functional.grid_sample(images.unsqueeze(1), grid, padding_mode="border", align_corners=False)
-    contrast = (1 + uniform[4] * ranges.contrast_jitter).view(-1, 1, 1, 1).to(images.device)
-    brightness = (uniform[5] * ranges.brightness_jitter).view(-1, 1, 1, 1).to(images.device)
+    contrast = (1 + uniform[4] * ranges.contrast_jitter).view(-1, 1, 1, 1).to(images.device, non_blocking=True)
+    brightness = (uniform[5] * ranges.brightness_jitter).view(-1, 1, 1, 1).to(images.device, non_blocking=True)
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
     jittered = ((moved - mean) * contrast + mean + brightness).clamp(0, 1)
     return change_style(jittered, ranges, draws) if ranges.changes_style else jittered
@@ -116,7 +118,7 @@ def augment(images: Tensor, ranges: Augmentation, draws: Draws) -> Tensor:
 
 def change_style(images: Tensor, ranges: Augmentation, draws: Draws) -> Tensor:
     """Change exposure, sharpness, shading, noise and borders of images (B, 1, H, W), grey levels 0 to 1."""
-    style = draws.style.to(images.device)
+    style = draws.style.to(images.device, non_blocking=True)
     gamma, sharpness, noise = (value.view(-1, 1, 1, 1) for value in style[:3])
     if ranges.gamma_jitter:
         images = images.clamp(min=1e-4) ** (gamma * ranges.gamma_jitter).exp()
@@ -140,8 +142,8 @@ def _blurred(images: Tensor) -> Tensor:
     """Blur by a Gaussian whose standard deviation is 1 pixel in 112, so that it does the same at every size."""
     sigma = images.shape[-1] / 112
     reach = max(1, round(2.5 * sigma))
-    kernel = torch.tensor([exp(-0.5 * (step / sigma) ** 2) for step in range(-reach, reach + 1)], device=images.device)
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    kernel = torch.tensor([exp(-0.5 * (step / sigma) ** 2) for step in range(-reach, reach + 1)])
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1).to(images.device, non_blocking=True)
     padded = functional.pad(images, (reach, reach, reach, reach), mode="replicate")
     return functional.conv2d(functional.conv2d(padded, kernel), kernel.transpose(2, 3))
 

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from cxr.common.errors import TrainingError
 from cxr.common.files import atomic_file
+from cxr.training.optimizer import RunningAverage
 
 MOST_SHARE = 0.05
 """Of the time of a training that its checkpoints take; a kill loses at most 20 times what one takes, and an epoch."""
@@ -28,7 +28,7 @@ class Resumable(Protocol):
     """The state of a training that a checkpoint holds."""
 
     model: nn.Module
-    average: AveragedModel
+    average: RunningAverage
     optimizer: torch.optim.AdamW
     history: list[Any]
     best_state: dict[str, Tensor]

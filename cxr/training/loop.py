@@ -35,9 +35,9 @@ from cxr.training.checkpoint import CheckpointWriter, load_checkpoint
 from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, check_batch_norm
 from cxr.training.optimizer import (
+    RunningAverage,
     check_frozen,
     make_optimizer,
-    running_average,
     set_learning_rates,
     set_mode,
     warm_cosine,
@@ -123,8 +123,8 @@ class _Images:
     def batch(self, rows: NDArray[np.int64]) -> Tensor:
         """Return (B, H, W) float, grey levels 0 to 1, on the device."""
         if self._resident is not None:
-            return self._resident[torch.from_numpy(rows).to(self._device)].float() / 255
-        return torch.from_numpy(take(self._images, rows)).to(self._device).float() / 255
+            return self._resident[torch.from_numpy(rows).to(self._device, non_blocking=True)].float() / 255
+        return torch.from_numpy(take(self._images, rows)).to(self._device, non_blocking=True).float() / 255
 
 
 class _Training:
@@ -143,7 +143,7 @@ class _Training:
         self._steps = max(1, round(len(data.train_rows) / config.batch_size))
         if group.size > 1:
             self._prepare_for_group()
-        self.average = running_average(self.model, config.ema_decay)
+        self.average = RunningAverage(self.model, config.ema_decay)
         self.optimizer = make_optimizer(self.model, config)
         self.history: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
@@ -259,7 +259,7 @@ class _Training:
         if share < 1:
             # In a group, another process may hold an image's partner.
             alone = self.group.size == 1
-            others = images[partners.to(self.device)] if alone else self._augmented(rows, draws, partners[own])
+            others = images[self._on_device(partners)] if alone else self._augmented(rows, draws, partners[own])
             images = mix(images, others, share)
         with self._autocast():
             scores = self._forward(to_input(images, IMAGENET_MEAN, IMAGENET_STD)).float()
@@ -280,11 +280,11 @@ class _Training:
 
     def _loss(self, scores: Tensor, labels: Tensor, own: Tensor) -> Tensor:
         """Return the contribution of the images `own` to the mean loss of a global batch with these labels."""
-        targets, weights = labels.to(self.device), self._class_weights
+        targets, weights = self._on_device(labels), self._class_weights
         smoothing = self.config.label_smoothing
         if self.group.size == 1:
             return functional.cross_entropy(scores, targets, weight=weights, label_smoothing=smoothing)
-        mine = targets[own.to(self.device)]
+        mine = targets[self._on_device(own)]
         added = functional.cross_entropy(scores, mine, weight=weights, label_smoothing=smoothing, reduction="sum")
         return added / weights[targets].sum()
 
@@ -292,7 +292,11 @@ class _Training:
         """Return the contribution of the images `own` to the accuracy on a global batch with these labels."""
         predicted = merge_outputs(scores.detach(), self.data.classes, self.data.populations).argmax(dim=1)
         actual = torch.from_numpy(self.data.class_of(labels[own].numpy()))
-        return (predicted == actual.to(predicted.device)).sum() / len(labels)
+        return (predicted == self._on_device(actual)).sum() / len(labels)
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        """Copy without waiting: a step has no result that is needed before the next one is started."""
+        return values.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,20 +74,31 @@ def warm_cosine(step: int, *, warmup_steps: float, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Return an exponential moving average of weights and statistics whose decay rises to `decay`.
+class RunningAverage(AveragedModel):
+    """An exponential moving average of weights and statistics whose decay rises to `decay`.
 
-    Without this warm-up the random start would influence the average for 1 / (1 - decay) steps.
+    Without this warm-up the random start would influence the average for 1 / (1 - decay) steps. The first update
+    copies. torch's own update copies its step to the device and back, twice, and so waits for it in every step.
     """
 
-    @torch.no_grad()
-    def average(kept: Iterable[Tensor], current: Iterable[Tensor], n_averaged: Tensor | int) -> None:
-        step = int(n_averaged)
-        weight = 1 - min(decay, (1 + step) / (10 + step))
-        old, new = list(kept), list(current)  # of one type
-        if old[0].is_floating_point():
-            torch._foreach_lerp_(old, new, weight)
-        else:
-            torch._foreach_copy_(old, new)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self._decay = decay
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights and statistics of `model`."""
+        step = int(self.n_averaged)  # on the CPU
+        share = 1 - min(self._decay, (1 + step) / (10 + step)) if step else 1.0
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        real = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        torch._foreach_lerp_([kept for kept, _ in real], [now for _, now in real], share)
+        if counts:
+            torch._foreach_copy_([kept for kept, _ in counts], [now for _, now in counts])
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

@@ -1,8 +1,11 @@
 """What a training reports while it runs, and what it returns."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from cxr.models.factory import WeightsReport
@@ -47,3 +50,36 @@ class Trained:
     best_epoch: int
     device: str
     precision: str
+
+
+def summarize_training(members: Sequence[Trained], params: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
+    """Return the content of training.json but for the id of the run.
+
+    Args:
+        members: the networks that were trained, in order; at least one.
+        params: the fields of TrainParams.
+        processes: how many trained together.
+    """
+    first, epochs = members[0], [epoch for member in members for epoch in member.history]
+    best = [member.history[member.best_epoch - 1].validation_macro_f1 for member in members]
+    return {
+        "seconds": sum(epoch.seconds for epoch in epochs),
+        "images_per_second": sum(epoch.images_per_second for epoch in epochs) / len(epochs),
+        "device": first.device,
+        "precision": first.precision,
+        "hardware": _hardware(first.device),
+        "processes": processes,
+        "epochs_run": len(epochs) // len(members),
+        "best_epoch": first.best_epoch,
+        "best_epochs": [member.best_epoch for member in members],
+        "best_validation_macro_f1": sum(best) / len(best),
+        "weights": asdict(first.weights),
+        "params": dict(params),
+    }
+
+
+def _hardware(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}, {platform.machine()}"

@@ -15,7 +15,8 @@ from cxr.common.errors import ParamsError
 from cxr.common.params import override
 from cxr.registry import runs
 from cxr.study.spec import Study, read_study
-from flows.study import Trial, is_done, study_flow, trials
+from flows.study import study_flow
+from flows.trials import Trial, trials
 from tasks.configure import read_profile
 from tests.support.processes import has_ended
 from tests.support.project import PROJECT
@@ -158,7 +159,7 @@ def test_trials_run_once_and_failed_ones_are_named(small: Path) -> None:
     ended = study_flow([unlucky, two], 1, return_state=True)
     assert ended.is_failed()
     assert ended.message == "short/unlucky/1: thirteen epochs"
-    assert (is_done(unlucky), is_done(two), is_done(twin)) == (False, True, False)
+    assert (unlucky.is_done(), two.is_done(), twin.is_done()) == (False, True, False)
     run_id = runs.find_run(two.tag, two.digest)
     assert run_id is not None
     assert runs.run_tags(run_id)["epochs"] == "2"

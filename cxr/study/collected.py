@@ -1,0 +1,183 @@
+"""From the outputs of a packed trial (cxr.training.packed) to a run in the tracking store, as if its stages had run here.
+
+The run has the parameters, curves, predictions and test metrics of a trial that ran here. It has no model, which stays
+where it was trained, and so no report: audits and saliency maps need one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cxr.common.errors import DataError
+from cxr.common.files import read_json, write_json
+from cxr.common.params import EvaluateParams
+from cxr.evaluation.headline import ERRORS, SCORES
+from cxr.evaluation.predictions import fit_calibration, make_predictions
+from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE
+from cxr.evaluation.summary import Settings, calibration_summary, summarize
+from cxr.imaging.preprocess import Preprocessing
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.bundle import ModelSpec
+from cxr.models.forward import softmax_with_temperature
+from cxr.registry import runs
+from cxr.training.packed import OUTPUTS_FILE, TRAINING_FILE
+
+RECORD_FILE, IMAGES_FILE = "record.json", "images.csv"
+_TRAINING_COLUMNS = ("image_id", "fold", "label", "patient_id", "source")
+_SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What stays here of a packed trial.
+
+    digest       of the trial's settings when it was packed
+    tags         of its run: commit, digests, protocol
+    config       parameters of its run, by section: train, split, preprocess
+    """
+
+    digest: str
+    tags: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
+def write_record(folder: Path, record: TrialRecord, images: pd.DataFrame) -> None:
+    """Write what stays here of a trial: FOLDER/records/<trial>.
+
+    Args:
+        folder: FOLDER/records/<trial>.
+        record: of the trial.
+        images: validation, then test images: image_id, split, fold, label, patient_id, source, block.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    images.to_csv(folder / IMAGES_FILE, index=False, lineterminator="\n")
+    write_json(folder / RECORD_FILE, vars(record))
+
+
+def read_record(folder: Path) -> TrialRecord:
+    """Read the record of a trial. Raises DataError where it is missing or damaged."""
+    try:
+        return TrialRecord(**read_json(folder / RECORD_FILE))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder / RECORD_FILE} cannot be read ({error}); collect where the trials were packed, or pack them again"
+        ) from error
+
+
+def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> str:
+    """Record a trial that is done; return the id of its run.
+
+    Args:
+        root: the folder that was packed.
+        name: of the trial's folders.
+        tested: whether the test images count, or only those for validation.
+        params: resamples and seed of the intervals, and whether biases are fitted.
+
+    Raises:
+        DataError: a file is missing or damaged, or the outputs are of other images.
+        RegistryError: the store does not answer.
+    """
+    record, trial = read_record(root / "records" / name), root / "trials" / name
+    training = _read_training(trial / TRAINING_FILE)
+    images, logits = _read_outputs(root / "records" / name / IMAGES_FILE, trial / OUTPUTS_FILE)
+    run_id = runs.start_run(run_id=None, name=f"{name}-packed", tags=record.tags)
+    runs.log_params(run_id, record.config)
+    curves = _curves(training.pop("history"))
+    for row in curves.to_dict("records"):
+        metrics = {str(key): float(value) for key, value in row.items() if key != "epoch"}
+        runs.log_metrics(run_id, metrics, step=int(row["epoch"]))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_json(folder / TRAINING_FILE, {"run_id": run_id, **training})
+        _validation_table(record, images, logits).to_csv(folder / "validation.csv", index=False, lineterminator="\n")
+        curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
+        runs.log_files(run_id, sorted(folder.iterdir()), runs.TRAINING_FOLDER)
+    if tested:
+        _log_test(run_id, record, images, logits, params)
+    runs.finish_run(run_id, "FINISHED")
+    return run_id
+
+
+def _read_training(path: Path) -> dict[str, Any]:
+    try:
+        training: dict[str, Any] = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); copy FOLDER/trials back again") from error
+    return training
+
+
+def _read_outputs(table: Path, outputs: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    """Return the images of validation and test, and their logits (N, C) in the same order."""
+    try:
+        images = pd.read_csv(table, dtype={"image_id": str, "patient_id": str, "label": str})
+        with np.load(outputs, allow_pickle=False) as file:
+            parts = [file[name] for name in _SPLITS]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{table} or {outputs} cannot be read ({error}); copy FOLDER/trials back again") from error
+    expected = [int((images["split"] == name).sum()) for name in _SPLITS]
+    if [len(part) for part in parts] != expected:
+        found = " and ".join(str(len(part)) for part in parts)
+        raise DataError(
+            f"{outputs} holds {found} outputs, {table} lists {expected[0]} validation and {expected[1]} test images: "
+            "they are of two packings; pack and train again"
+        )
+    return images, np.concatenate([part for part in parts if len(part)]).astype(np.float32)
+
+
+def _curves(history: list[list[dict[str, Any]]]) -> pd.DataFrame:
+    """Return a row per epoch, the mean over the members that trained so long."""
+    epochs = pd.DataFrame([epoch for member in history for epoch in member])
+    return epochs.groupby("epoch", as_index=False).mean()
+
+
+def _classes(record: TrialRecord) -> tuple[str, ...]:
+    return tuple(record.config["split"]["classes"])
+
+
+def _validation_table(record: TrialRecord, images: pd.DataFrame, logits: NDArray[np.float32]) -> pd.DataFrame:
+    is_validation = (images["split"] == "validation").to_numpy()
+    probabilities = softmax_with_temperature(logits[is_validation], 1.0)
+    columns = {f"p_{name}": values for name, values in zip(_classes(record), probabilities.T, strict=True)}
+    return images.loc[is_validation, list(_TRAINING_COLUMNS)].assign(**columns)
+
+
+def _log_test(
+    run_id: str, record: TrialRecord, images: pd.DataFrame, logits: NDArray[np.float32], params: EvaluateParams
+) -> None:
+    """Calibrate on the validation images, measure the test images, and add both to the run."""
+    train, classes = record.config["train"], _classes(record)
+    spec = ModelSpec(
+        backbone=train["backbone"],
+        head=train["head"],
+        members=train["members"],
+        classes=classes,
+        preprocessing=Preprocessing(**record.config["preprocess"]),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        temperature=1.0,
+        bias=(0.0,) * len(classes),
+        synthetic=record.config["split"]["synthetic"],
+    )
+    spec = fit_calibration(spec, logits, images, fit_bias=params.fit_bias)
+    predictions = make_predictions(spec, logits, images)
+    is_test = (images["split"] == "test").to_numpy()
+    validation, test = predictions.where(~is_test), predictions.where(is_test)
+    settings = Settings(params.bootstrap_resamples, params.seed, params.calibration_bins)
+    calibration = calibration_summary(validation, test, temperature=spec.temperature, bias=spec.bias, settings=settings)
+    metrics = summarize(test, calibration=calibration, split=record.config["split"], settings=settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_json(folder / METRICS_FILE, metrics)
+        tables = pd.concat([validation.to_table("validation"), test.to_table("test")])
+        tables.to_csv(folder / PREDICTIONS_FILE, index=False, lineterminator="\n")
+        runs.log_files(run_id, sorted(folder.iterdir()), "evaluation")
+    measured = {f"test_{metric.name}": metric.value_in(metrics) for metric in (*SCORES, *ERRORS)}
+    runs.log_metrics(run_id, {name: value for name, value in measured.items() if value is not None})

@@ -1,0 +1,106 @@
+"""Trials of a study that run on another machine, which has a GPU and torch alone: what is packed, what is collected."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from cxr.common.errors import DataError
+from cxr.common.files import write_json
+from cxr.common.params import Params, read_params, with_overrides
+from cxr.dataset.blocks import acquisition_blocks
+from cxr.dataset.image_array import IMAGES_FILE, read_image_array
+from cxr.dataset.manifest import Split, read_divided_manifest, read_split
+from cxr.dataset.training_images import training_images, training_rows
+from cxr.registry.lineage import lineage
+from cxr.registry.run_metadata import shown_tags
+from cxr.study.collected import TrialRecord, collect, read_record, write_record
+from cxr.study.spec import TAG_PREFIX
+from cxr.training.packed import INDEX_FILE, is_done, pack_training, packed_trials
+from flows.trials import Trial, mark_done, reproduce, trial_workspace
+
+log = logging.getLogger("flows.study")
+
+
+def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
+    """Write everything that the training of some trials needs into `folder`.
+
+    Raises:
+        StageFailedError: the split or the preprocessing of a trial fails.
+    """
+    for number, trial in enumerate(todo, start=1):
+        with trial_workspace(root, trial.settings, of="study", workers=1) as workspace:
+            reproduce(workspace, root, ["split", "preprocess"], workers=1, on_line=log.debug)
+            _pack_trial(trial, root, workspace, folder)
+        log.info("packed %d of %d: %s", number, len(todo), trial.name)
+    write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in todo]})
+
+
+def collect_all(every: Sequence[Trial], folder: Path, params: Path) -> None:
+    """Record the packed trials that are done there and not recorded yet.
+
+    Raises:
+        DataError: a trial was packed with other settings than it has now, or its files are damaged.
+    """
+    by_name = {_folder_name(trial): trial for trial in every}
+    for number, path in enumerate(packed := packed_trials(folder), start=1):
+        trial = by_name.get(path.name)
+        if trial is None or read_record(folder / "records" / path.name).digest != trial.digest:
+            raise DataError(
+                f"{path.name} was packed with other settings than study.yaml and params.yaml give it now; go back to "
+                "those, or pack the study again"
+            )
+        if not is_done(path) or trial.is_done():
+            continue
+        settings = with_overrides(params, trial.settings).evaluate
+        run_id = collect(folder, path.name, tested=trial.stage == "evaluate", params=settings)
+        mark_done(trial, run_id, Path.cwd())
+        log.info("collected %d of %d: %s as run %s", number, len(packed), trial.name, run_id[:8])
+
+
+def _folder_name(trial: Trial) -> str:
+    return trial.tag.removeprefix(TAG_PREFIX)
+
+
+def _pack_trial(trial: Trial, root: Path, workspace: Path, folder: Path) -> None:
+    params = read_params(workspace / "params.yaml")
+    raw, divided = workspace / params.paths.raw, read_split(workspace / params.paths.split)
+    packed = read_image_array(workspace / params.paths.images)
+    classes = divided.record["classes"]
+    train = params.train.with_populations_of(classes)
+    rows = training_rows(packed, training_images(raw, divided, train.populations), classes)
+    held_out = _held_out(raw, divided)
+    pack_training(
+        folder / "trials" / _folder_name(trial),
+        images=workspace / params.paths.images / IMAGES_FILE,
+        config=train.model_dump(mode="json"),
+        classes=classes,
+        rows={
+            "labels": rows.labels,
+            "sources": rows.sources,
+            "train_rows": rows.train,
+            "validation_rows": packed.rows(held_out.loc[held_out["split"] == "validation", "image_id"].tolist()),
+            "test_rows": packed.rows(held_out.loc[held_out["split"] == "test", "image_id"].tolist()),
+        },
+    )
+    config = {"train": train.model_dump(), "split": divided.record, "preprocess": asdict(packed.preprocessing)}
+    record = TrialRecord(trial.digest, _tags(trial, root, params, divided), config)
+    write_record(folder / "records" / _folder_name(trial), record, held_out)
+
+
+def _held_out(raw: Path, divided: Split) -> pd.DataFrame:
+    """Return validation, then test images with source and block."""
+    manifest = read_divided_manifest(raw, divided)
+    manifest["block"] = acquisition_blocks(manifest, blocks=divided.record["blocks"])
+    parts = pd.concat([divided.part("validation"), divided.part("test")])
+    return parts.merge(manifest[["image_id", "source", "block"]], on="image_id", validate="one_to_one")
+
+
+def _tags(trial: Trial, root: Path, params: Params, divided: Split) -> dict[str, str]:
+    split = divided.record
+    origin = lineage(root) | {"protocol": split["protocol"], "synthetic": str(split["synthetic"]).lower()}
+    network = f"{params.train.members} x {params.train.backbone}"
+    description = f"**{trial.name}**: {network}, protocol {split['protocol']}, trained on another machine."
+    return origin | shown_tags(description=description, commit=origin["git_commit"])
