@@ -6,58 +6,78 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from cxr.common.errors import DataError
 from cxr.common.files import write_json
-from cxr.common.params import Params, read_params, with_overrides
+from cxr.common.params import Params, with_overrides
 from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import IMAGES_FILE, read_image_array
 from cxr.dataset.manifest import Split, read_divided_manifest, read_split
 from cxr.dataset.training_images import training_images, training_rows
+from cxr.registry import runs
 from cxr.registry.lineage import lineage
 from cxr.registry.run_metadata import shown_tags
 from cxr.study.collected import TrialRecord, collect, read_record, write_record
 from cxr.study.spec import TAG_PREFIX
 from cxr.training.packed import INDEX_FILE, is_done, pack_training, packed_trials
-from flows.trials import Trial, mark_done, reproduce, trial_workspace
+from flows.trials import DIGEST_TAG, Trial, mark_done, reproduce, trial_workspace
 
 log = logging.getLogger("flows.study")
 
 
 def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
-    """Write everything that the training of some trials needs into `folder`.
+    """Write everything that the training of some trials needs into `folder`; of trials with equal settings the first.
 
     Raises:
         StageFailedError: the split or the preprocessing of a trial fails.
     """
-    for number, trial in enumerate(todo, start=1):
-        with trial_workspace(root, trial.settings, of="study", workers=1) as workspace:
-            reproduce(workspace, root, ["split", "preprocess"], workers=1, on_line=log.debug)
-            _pack_trial(trial, root, workspace, folder)
-        log.info("packed %d of %d: %s", number, len(todo), trial.name)
-    write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in todo]})
+    different = list({trial.digest: trial for trial in reversed(todo)}.values())[::-1]
+    alike: dict[str, list[Trial]] = {}
+    for trial in different:
+        params = with_overrides(root / "params.yaml", trial.settings)
+        key = "\n".join(params.section(name).model_dump_json() for name in ("ingest", "split", "preprocess"))
+        alike.setdefault(key, []).append(trial)
+    with tqdm(total=len(different), unit=" trials", disable=None) as bar:
+        for trials in alike.values():
+            with trial_workspace(root, trials[0].settings, of="study", workers=1) as workspace:
+                reproduce(workspace, root, ["split", "preprocess"], workers=1, on_line=log.debug)
+                for trial in trials:
+                    _pack_trial(trial, root, workspace, folder)
+                    bar.update()
+    write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in different]})
+    log.info("packed %d trials in %s", len(different), folder)
 
 
 def collect_all(every: Sequence[Trial], folder: Path, params: Path) -> None:
-    """Record the packed trials that are done there and not recorded yet.
+    """Record the packed trials that are done there and not recorded yet, also for trials with equal settings.
 
     Raises:
         DataError: a trial was packed with other settings than it has now, or its files are damaged.
     """
-    by_name = {_folder_name(trial): trial for trial in every}
-    for number, path in enumerate(packed := packed_trials(folder), start=1):
-        trial = by_name.get(path.name)
-        if trial is None or read_record(folder / "records" / path.name).digest != trial.digest:
-            raise DataError(
-                f"{path.name} was packed with other settings than study.yaml and params.yaml give it now; go back to "
-                "those, or pack the study again"
-            )
+    packed = packed_trials(folder)
+    for number, path in enumerate(packed, start=1):
+        trial = _fitting(every, folder, path.name)
         if not is_done(path) or trial.is_done():
             continue
         settings = with_overrides(params, trial.settings).evaluate
         run_id = collect(folder, path.name, tested=trial.stage == "evaluate", params=settings)
         mark_done(trial, run_id, Path.cwd())
         log.info("collected %d of %d: %s as run %s", number, len(packed), trial.name, run_id[:8])
+    for trial in every:
+        twin = runs.find_run(DIGEST_TAG, trial.digest)
+        if twin and not trial.is_done():
+            mark_done(trial, twin, Path.cwd())
+
+
+def _fitting(every: Sequence[Trial], folder: Path, name: str) -> Trial:
+    trial = next((trial for trial in every if _folder_name(trial) == name), None)
+    if trial is None or read_record(folder / "records" / name).digest != trial.digest:
+        raise DataError(
+            f"{name} was packed with other settings than study.yaml and params.yaml give it now; go back to those, or "
+            "pack the study again"
+        )
+    return trial
 
 
 def _folder_name(trial: Trial) -> str:
@@ -65,7 +85,7 @@ def _folder_name(trial: Trial) -> str:
 
 
 def _pack_trial(trial: Trial, root: Path, workspace: Path, folder: Path) -> None:
-    params = read_params(workspace / "params.yaml")
+    params = with_overrides(root / "params.yaml", trial.settings)
     raw, divided = workspace / params.paths.raw, read_split(workspace / params.paths.split)
     packed = read_image_array(workspace / params.paths.images)
     classes = divided.record["classes"]

@@ -1,4 +1,4 @@
-"""From the outputs of a packed trial (cxr.training.packed) to a run in the tracking store, as if its stages had run here.
+"""From the outputs of a packed trial (cxr.training.packed) to a run in the tracking store, like one trained here.
 
 The run has the parameters, curves, predictions and test metrics of a trial that ran here. It has no model, which stays
 where it was trained, and so no report: audits and saliency maps need one.
