@@ -46,7 +46,7 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
                     _pack_trial(trial, root, workspace, folder)
                     bar.update()
     write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in different]})
-    log.info("packed %d trials in %s", len(different), folder)
+    print(f"packed {len(different)} trials in {folder}; next, where the GPU is: python -m tasks.train_packed {folder}")
 
 
 def collect_all(every: Sequence[Trial], folder: Path, params: Path) -> None:
@@ -55,19 +55,21 @@ def collect_all(every: Sequence[Trial], folder: Path, params: Path) -> None:
     Raises:
         DataError: a trial was packed with other settings than it has now, or its files are damaged.
     """
-    packed = packed_trials(folder)
-    for number, path in enumerate(packed, start=1):
+    packed, recorded = packed_trials(folder), 0
+    for path in tqdm(packed, unit=" trials", disable=None):
         trial = _fitting(every, folder, path.name)
         if not is_done(path) or trial.is_done():
             continue
         settings = with_overrides(params, trial.settings).evaluate
         run_id = collect(folder, path.name, tested=trial.stage == "evaluate", params=settings)
         mark_done(trial, run_id, Path.cwd())
-        log.info("collected %d of %d: %s as run %s", number, len(packed), trial.name, run_id[:8])
+        recorded += 1
     for trial in every:
         twin = runs.find_run(DIGEST_TAG, trial.digest)
         if twin and not trial.is_done():
             mark_done(trial, twin, Path.cwd())
+    missing = sum(not is_done(path) for path in packed)
+    print(f"recorded {recorded} of {len(packed)} packed trials; {missing} were not trained yet")
 
 
 def _fitting(every: Sequence[Trial], folder: Path, name: str) -> Trial:

@@ -93,7 +93,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int, seed: 
         DataError: a column is missing, or images, patients, labels or classes are not the same.
     """
     images, (a, b) = _aligned([first, second])
-    differences = _differences(images, [(a, b)], resamples=resamples, seed=seed)
+    differences = _named(*_resampled(images, [(a, b)], resamples=resamples, seed=seed))
     return Comparison(
         images=len(images.labels),
         patients=images.n_patients,
@@ -119,12 +119,37 @@ def compare_over_seeds(
     Raises:
         DataError: as `compare`; also when there is no pair.
     """
-    if not pairs:
+    return compare_over_sets([pairs], resamples=resamples, seed=seed)
+
+
+def compare_over_sets(
+    sets: Sequence[Sequence[tuple[pd.DataFrame, pd.DataFrame]]], *, resamples: int, seed: int
+) -> dict[str, Difference]:
+    """Compare two configurations on several test sets: the mean over the sets of the mean over their pairs.
+
+    The sets have no patient in common. Each set's patients are resampled on their own, so the interval covers the
+    selection of the images within the sets, for these seeds, and not the selection of the sets.
+
+    Args:
+        sets: for each test set the pairs that `compare_over_seeds` takes.
+        resamples, seed: as in `compare`.
+
+    Returns:
+        A difference for each of cxr.evaluation.headline.COMPARED, by name.
+
+    Raises:
+        DataError: as `compare`; also when there is no pair.
+    """
+    if not sets or not all(sets):
         raise DataError("there is no pair of predictions to compare")
-    images, predictions = _aligned([table for pair in pairs for table in pair])
-    return _differences(
-        images, list(zip(predictions[::2], predictions[1::2], strict=True)), resamples=resamples, seed=seed
-    )
+    parts = []
+    for number, pairs in enumerate(sets):
+        images, predictions = _aligned([table for pair in pairs for table in pair])
+        both = list(zip(predictions[::2], predictions[1::2], strict=True))
+        parts.append(_resampled(images, both, resamples=resamples, seed=seed + number))
+    measured = np.mean([each for each, _ in parts], axis=0)
+    drawn = [resampled for _, resampled in parts if resampled is not None]
+    return _named(measured, np.mean(drawn, axis=0) if len(drawn) == len(parts) else None)
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
@@ -189,19 +214,28 @@ def _require_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
             )
 
 
-def _differences(
+def _resampled(
     images: _Images, pairs: Sequence[tuple[Floats, Floats]], *, resamples: int, seed: int
-) -> dict[str, Difference]:
-    """Return the mean over the pairs of first minus second, for each of COMPARED."""
+) -> tuple[Floats, Floats | None]:
+    """Return the mean over the pairs of first minus second, (M,) of COMPARED, and the same of each resample (B, M).
+
+    There are no resamples with fewer patients than MIN_PATIENTS.
+    """
     signed = [(sign / len(pairs), model) for pair in pairs for sign, model in zip((1, -1), pair, strict=True)]
-    once = np.ones((1, images.n_patients))
-    measured = sum(weight * _scores(images, model, once)[0] for weight, model in signed)
+
+    def difference(counts: Floats) -> Floats:
+        return np.sum([weight * _scores(images, model, counts) for weight, model in signed], axis=0)
+
+    measured = difference(np.ones((1, images.n_patients)))[0]
     if images.n_patients < MIN_PATIENTS:
-        return {metric.name: Difference(float(measured[k]), None, None) for k, metric in enumerate(COMPARED)}
+        return measured, None
     draws = patient_draws(images.n_patients, resamples, seed=seed, width=len(images.labels))
-    resampled = np.concatenate(
-        [sum(weight * _scores(images, model, counts) for weight, model in signed) for counts in draws]
-    )
+    return measured, np.concatenate([difference(counts) for counts in draws])
+
+
+def _named(measured: Floats, resampled: Floats | None) -> dict[str, Difference]:
+    if resampled is None:
+        return {metric.name: Difference(float(measured[k]), None, None) for k, metric in enumerate(COMPARED)}
     return {metric.name: _difference(float(measured[k]), resampled[:, k]) for k, metric in enumerate(COMPARED)}
 
 

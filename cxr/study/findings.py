@@ -1,11 +1,11 @@
 """Texts below the tables of docs/results.md: comparisons and summaries of their rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from scipy.stats import kendalltau, spearmanr
 
-from cxr.evaluation.comparison import MCNEMAR_NOTE, compare, difference_over_seeds
+from cxr.evaluation.comparison import MCNEMAR_NOTE, Difference, compare, compare_over_sets, difference_over_seeds
 from cxr.evaluation.headline import SCORES
 from cxr.study.results import Figure, GroupResult, RunRecord, Settings, have_same_images, pooled
 from cxr.study.text import NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
@@ -28,6 +28,8 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
         texts.append(_proxy(by_name["proxy_cheap"], result))
     if result.group.tested and result.group.baseline:
         texts.append(_pairwise(result, settings))
+    if result.group.together:
+        texts.append(_over_sets([by_name[name] for name in result.group.together], settings))
     return texts
 
 
@@ -78,6 +80,55 @@ def _over_blocks(result: GroupResult) -> str:
         means.append(f"{sum(values.values()) / len(values):.3f}" if values else NOTHING)
         worst.append(f"{values[label]:.3f} ({label})" if values else NOTHING)
     return table(["over the blocks", *(f"test {metric.label}" for metric in SCORES)], [means, worst])
+
+
+def _over_sets(results: Sequence[GroupResult], settings: Settings) -> str:
+    """Compare the rows that all groups have with the baseline, over all of their test sets."""
+    first = results[0]
+    base = first.group.baseline or ""
+    names = [row.row.name for row in first.rows if all(group.row(row.row.name) for group in results)]
+    heads = [f"over the {len(results)} test sets", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
+    heads += ["worst macro F1", *(f"{metric.label}, difference" for metric in SCORES)]
+    lines = [_line_over_sets(name, base, results, settings) for name in names]
+    label = next((row.row.label for row in first.rows if row.row.name == base), base)
+    note = (
+        f"Differences are to {label}: the mean over the test sets of the mean over the seeds, with a paired bootstrap "
+        "over the patients of each set. Where a set lacks a seed of either row, that seed is left out there."
+    )
+    return f"{table(heads, lines)}\n\n{note}"
+
+
+def _line_over_sets(name: str, base: str, results: Sequence[GroupResult], settings: Settings) -> list[str]:
+    rows = [row for result in results if (row := result.row(name)) is not None]
+    label = rows[0].row.label
+    if not all(row.test for row in rows):
+        return [label, NOT_RUN, *[NOTHING] * (2 * len(SCORES) + 1)]
+    seeds = sorted({len(row.runs) for row in rows})
+    means = [f"{sum(row.test[metric.name].value for row in rows) / len(rows):.3f}" for metric in SCORES]
+    worst = min(zip(results, rows, strict=True), key=lambda each: each[1].test["macro_f1"].value)
+    cells = [label, " to ".join(map(str, seeds[:: len(seeds) - 1] if len(seeds) > 1 else seeds)), *means]
+    cells.append(f"{worst[1].test['macro_f1'].value:.3f} ({worst[0].group.title})")
+    if name == base:
+        return [*cells, *["baseline"] * len(SCORES)]
+    found = _differences_over_sets(name, base, results, settings)
+    return [*cells, *(difference_text(found[metric.name]) if found else NOTHING for metric in SCORES)]
+
+
+def _differences_over_sets(
+    name: str, base: str, results: Sequence[GroupResult], settings: Settings
+) -> dict[str, Difference] | None:
+    sets = []
+    for result in results:
+        ours, theirs = result.row(name), result.row(base)
+        if ours is None or theirs is None:
+            return None
+        pairs = [
+            (run.test_images, theirs.runs[seed].test_images) for seed, run in ours.runs.items() if seed in theirs.runs
+        ]
+        sets.append([(a, b) for a, b in pairs if a is not None and b is not None])
+    if not all(sets):
+        return None
+    return compare_over_sets(sets, resamples=settings.resamples, seed=settings.seed)
 
 
 def _all_folds(result: GroupResult, settings: Settings) -> str:

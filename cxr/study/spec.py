@@ -31,6 +31,7 @@ class Group(BaseModel):
     """One table: rows that share settings; if `tested`, they are evaluated on the test set, too.
 
     A `headline` row counts with MIN_HEADLINE_SEEDS seeds from clean commits; the page marks one that has less.
+    `together` names groups whose rows are the same on other test sets: the page also compares over all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +42,7 @@ class Group(BaseModel):
     headline: bool = False
     seeds: Annotated[list[int], Field(min_length=1)]
     baseline: str | None = None
+    together: list[Slug] = []
     seeded: list[str] = ["train.seed"]
     set: Settings = {}
     rows: Annotated[list[Row], Field(min_length=1)]
@@ -79,6 +81,9 @@ class Study(BaseModel):
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):  # their runs would have the same tags
             raise ValueError(f"two groups have the same name among {', '.join(names)}")
+        for group in self.groups:
+            if unknown := sorted(set(group.together) - set(names)):
+                raise ValueError(f"group {group.name}: together names {', '.join(unknown)}, which does not exist")
         return self
 
     def group(self, name: str) -> Group | None:
