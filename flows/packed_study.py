@@ -32,9 +32,11 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
     Raises:
         StageFailedError: the split or the preprocessing of a trial fails.
     """
-    different = list({trial.digest: trial for trial in reversed(todo)}.values())[::-1]
+    different: dict[str, Trial] = {}
+    for trial in todo:
+        different.setdefault(trial.digest, trial)
     alike: dict[str, list[Trial]] = {}
-    for trial in different:
+    for trial in different.values():
         params = with_overrides(root / "params.yaml", trial.settings)
         key = "\n".join(params.section(name).model_dump_json() for name in ("ingest", "split", "preprocess"))
         alike.setdefault(key, []).append(trial)
@@ -45,7 +47,7 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
                 for trial in trials:
                     _pack_trial(trial, root, workspace, folder)
                     bar.update()
-    write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in different]})
+    write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in different.values()]})
     print(f"packed {len(different)} trials in {folder}; next, where the GPU is: python -m tasks.train_packed {folder}")
 
 
