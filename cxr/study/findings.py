@@ -8,7 +8,7 @@ from scipy.stats import kendalltau, spearmanr
 from cxr.evaluation.comparison import MCNEMAR_NOTE, Difference, compare, compare_over_sets, difference_over_seeds
 from cxr.evaluation.headline import SCORES
 from cxr.study.results import Figure, GroupResult, RunRecord, Settings, have_same_images, pooled
-from cxr.study.text import NOT_RUN, NOTHING, difference_text, figure_text, signed_text, table
+from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
 
@@ -87,13 +87,13 @@ def _over_sets(results: Sequence[GroupResult], settings: Settings) -> str:
     first = results[0]
     base = first.group.baseline or ""
     names = [row.row.name for row in first.rows if all(group.row(row.row.name) for group in results)]
-    heads = [f"over the {len(results)} test sets", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
+    heads = [f"over {count(len(results), 'test set')}", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
     heads += ["worst macro F1", *(f"{metric.label}, difference" for metric in SCORES)]
     lines = [_line_over_sets(name, base, results, settings) for name in names]
     label = next((row.row.label for row in first.rows if row.row.name == base), base)
     note = (
         f"Differences are to {label}: the mean over the test sets of the mean over the seeds, with a paired bootstrap "
-        "over the patients of each set. Where a set lacks a seed of either row, that seed is left out there."
+        "over the patients of each set. A seed that one of both rows lacks on a set is left out there."
     )
     return f"{table(heads, lines)}\n\n{note}"
 

@@ -84,6 +84,9 @@ class Study(BaseModel):
         for group in self.groups:
             if unknown := sorted(set(group.together) - set(names)):
                 raise ValueError(f"group {group.name}: together names {', '.join(unknown)}, which does not exist")
+            compared = [other for other in self.groups if other.name in group.together]
+            if any(not other.tested or other.baseline is None for other in compared):
+                raise ValueError(f"group {group.name}: together names a group that is not tested or has no baseline")
         return self
 
     def group(self, name: str) -> Group | None:

@@ -7,7 +7,13 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from cxr.common.errors import DataError
 from cxr.evaluation.bootstrap import Interval
-from cxr.evaluation.comparison import Comparison, compare, compare_over_seeds, difference_over_seeds
+from cxr.evaluation.comparison import (
+    Comparison,
+    compare,
+    compare_over_seeds,
+    compare_over_sets,
+    difference_over_seeds,
+)
 
 CLASSES = ("normal", "viral", "bacterial")
 
@@ -164,6 +170,24 @@ def test_over_seeds_the_difference_is_the_mean_of_the_pairs() -> None:
     assert interval.high - interval.low < widest.high - widest.low
     with pytest.raises(DataError, match="there is no pair"):
         compare_over_seeds([], resamples=300, seed=1)
+
+
+def test_over_sets_each_counts_the_same_and_adds_its_own_spread() -> None:
+    better = [(predictions(skill=3, seed=n), predictions(skill=1, seed=n + 10)) for n in range(2)]
+    equal = [(predictions(skill=1, seed=5), predictions(skill=1, seed=5))]
+    both = compare_over_sets([better, equal], resamples=300, seed=1)
+    alone = compare_over_seeds(better, resamples=300, seed=1)
+    for name, difference in both.items():
+        assert difference.value == pytest.approx(alone[name].value / 2), name
+    interval, wider = both["macro_f1"].interval, alone["macro_f1"].interval
+    assert interval is not None
+    assert wider is not None
+    assert interval.high - interval.low == pytest.approx((wider.high - wider.low) / 2, rel=1e-6)
+    two = compare_over_sets([better, better], resamples=300, seed=1)["macro_f1"].interval
+    assert two is not None
+    assert two.high - two.low < wider.high - wider.low  # other draws of each set
+    with pytest.raises(DataError, match="there is no pair"):
+        compare_over_sets([better, []], resamples=300, seed=1)
 
 
 def test_difference_over_seeds_is_welchs() -> None:

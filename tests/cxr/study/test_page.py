@@ -167,6 +167,34 @@ def test_tested_rows_are_compared_with_the_baseline_on_the_test_images() -> None
     assert "Each row against unchanged on the test images: not run." in page(study, records[:1])
 
 
+def test_rows_are_compared_over_several_test_sets_together() -> None:
+    early, late = (
+        small_study(name=name, title=name, tested=True, seeds=[1, 2]).groups[0] for name in ("early", "late")
+    )
+    study = Study(groups=[early, late.model_copy(update={"together": ["early", "late"]})])
+    skills = {("early", "mixup"): 4.0, ("late", "mixup"): 2.0}
+    records = [
+        record(group, row, seed, skill=skills.get((group.name, row.name), 1.0), first=500 * n)
+        for n, group in enumerate(study.groups)
+        for row in group.rows
+        for seed in group.seeds
+    ]
+    text = page(study, records)
+    heads = line(text, "over 2 test sets")
+    (row,) = [row for row in text.splitlines() if row.startswith("| with mixup | 2 | 0.")]
+    values = dict(zip(heads, row.strip("| ").split(" | "), strict=True))
+    f1 = [run.metrics["macro_f1"] for run in records if run.metrics and run.run_id in names_of(study, "mixup")]
+    assert values["mean test macro F1"] == f"{sum(f1) / len(f1):.3f}"
+    assert values["worst macro F1"].endswith("(late)")
+    low = float(values["macro F1, difference"].partition("(")[2].partition(" to ")[0])
+    assert low > 0
+    assert "| with mixup | not run |" in page(study, records[:-2])
+
+
+def names_of(study: Study, row: str) -> set[str]:
+    return {f"{group.name}-{row}-{seed}".encode().hex()[-32:] for group in study.groups for seed in group.seeds}
+
+
 def test_learning_curve_is_sorted_by_number_of_images() -> None:
     study = small_study(name="learning_curve", tested=True, seeds=[1], rows=rows("plain", "half", "tenth"))
     (group,) = study.groups

@@ -53,6 +53,16 @@ def test_row_may_have_its_own_seeds() -> None:
             "groups: [&a {name: a, title: A, text: t, tested: true, seeds: [1], rows: [{name: b, label: l}]}, *a]",
             "two groups have the same name among a, a",
         ),
+        (
+            "groups: [{name: a, title: A, text: t, tested: true, seeds: [1], together: [b], "
+            "rows: [{name: b, label: l}]}]",
+            "group a: together names b, which does not exist",
+        ),
+        (
+            "groups: [{name: a, title: A, text: t, tested: true, seeds: [1], together: [a], "
+            "rows: [{name: b, label: l}]}]",
+            "group a: together names a group that is not tested or has no baseline",
+        ),
     ],
 )
 def test_mistakes_are_reported_with_their_position(tmp_path: Path, text: str, message: str) -> None:

@@ -15,7 +15,7 @@ from tests.support.project import PROJECT
 
 STAGES = ("ingest", "validate", "split", "preprocess", "train", "evaluate", "register")
 
-_SMALL = {
+SMALL = {
     "ingest.sample_patients_per_class": 12,
     "ingest.workers": 1,
     "validate.min_images_per_class": {"normal": 1, "viral": 1, "bacterial": 1},
@@ -41,7 +41,7 @@ def make_sample_project(folder: Path, patch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("params.yaml", "dvc.yaml", "labels-corrected.csv"):
         shutil.copy2(PROJECT / name, folder)
-    override(folder / "params.yaml", _SMALL)
+    override(folder / "params.yaml", SMALL)
     enter(folder, patch)
     for stage in STAGES:
         run_stage(stage)

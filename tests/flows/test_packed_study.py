@@ -1,0 +1,250 @@
+"""Trials that are packed, trained where only torch is, and collected: the same results as trained here."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr.common.errors import DataError
+from cxr.common.files import write_json
+from cxr.common.params import override, read_params
+from cxr.registry import runs
+from cxr.registry.tracked_runs import read_artifacts
+from cxr.study.spec import Study
+from cxr.training.packed import is_done
+from flows.packed_study import collect_all, pack
+from flows.study import study_flow
+from flows.trials import Trial, trials
+from tests.support.project import PROJECT
+from tests.support.projects.sample_project import SMALL
+
+LIBRARIES = (
+    "mlflow",
+    "prefect",
+    "dvc",
+    "pydantic",
+    "ruamel",
+    "pandas",
+    "great_expectations",
+    "pydicom",
+    "cv2",
+    "boto3",
+)
+"""That the machine with the GPU need not have."""
+
+LACKING = f"""
+import sys
+from importlib.machinery import ModuleSpec
+
+class Lacking: # finds them, as torch asks what there is, and cannot import them
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return ModuleSpec(name, cls) if name.partition(".")[0] in {LIBRARIES!r} else None
+
+    @staticmethod
+    def create_module(spec):
+        raise ModuleNotFoundError(spec.name, name=spec.name)
+
+    exec_module = create_module
+
+sys.meta_path.insert(0, Lacking)
+"""
+
+STUDY = Study.model_validate(
+    {
+        "groups": [
+            {
+                "name": "short",
+                "title": "t",
+                "text": "t",
+                "tested": True,
+                "seeds": [1],
+                "set": {"train.members": 2, "train.epochs": 2},
+                "rows": [
+                    {"name": "one", "label": "as it is"},
+                    {"name": "twin", "label": "the same by another name"},
+                    {"name": "other", "label": "another rate", "set": {"train.weight_decay": 0.1}},
+                ],
+            }
+        ]
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def project(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project with the real stages and a small sample."""
+    root = tmp_path_factory.mktemp("packed") / "project"
+    shutil.copytree(tiny_template, root)
+    for name in ("dvc.yaml", "labels-corrected.csv"):
+        shutil.copy(PROJECT / name, root)
+    shutil.copy(PROJECT / "tasks" / "promote.py", root / "tasks")
+    override(root / "params.yaml", SMALL)
+    subprocess.run(["git", "add", "--all"], cwd=root, check=True)
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "real stages"]
+    subprocess.run(command, cwd=root, check=True)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+
+
+def chosen() -> list[Trial]:
+    return trials(STUDY, params=Path("params.yaml"), weights={}, chosen=[])
+
+
+def train_packed(folder: Path, tmp_path: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run the trials as a machine does that has none of LIBRARIES."""
+    (tmp_path / "sitecustomize.py").write_text(LACKING)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tasks.train_packed", str(folder), *options]
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+
+
+def files_of(run_id: str, names: Sequence[str]) -> list[bytes]:
+    found = read_artifacts(run_id, list(names))
+    return [found[name] for name in names]
+
+
+def table(data: bytes) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def packed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trials that were packed and trained; the twin is left out."""
+    folder = tmp_path_factory.mktemp("carried") / "pack"
+    before = Path.cwd()
+    os.chdir(project)
+    try:
+        pack(chosen(), project, folder)
+    finally:
+        os.chdir(before)
+    done = train_packed(folder, tmp_path_factory.mktemp("bare"), "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (folder / "trials").iterdir() if is_done(path)} == {"short.one.1", "short.other.1"}
+    return folder
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_collected_trial_has_the_results_that_it_has_here(packed: Path) -> None:
+    collect_all(chosen(), packed, Path("params.yaml"))
+    one, twin, other = chosen()
+    assert all(trial.is_done() for trial in (one, twin, other))
+    collected = runs.find_run(one.tag, one.digest)
+    assert collected is not None
+    assert collected == runs.find_run(twin.tag, twin.digest)
+    runs.tag_run(collected, dict.fromkeys((one.tag, twin.tag, "study_digest"), "set aside"))
+    assert study_flow([one], 1, return_state=True).is_completed()
+    here = runs.find_run(one.tag, one.digest)
+    assert here not in {None, collected}
+    names = ["training/validation.csv", "training/curves.csv", "evaluation/predictions.csv", "evaluation/metrics.json"]
+    (validation, curves, predictions, metrics), ours = (files_of(str(run), names) for run in (here, collected))
+    pd.testing.assert_frame_equal(table(ours[0]), table(validation), rtol=1e-5)
+    pd.testing.assert_frame_equal(
+        table(ours[1]).drop(columns=["seconds", "images_per_second"]),
+        table(curves).drop(columns=["seconds", "images_per_second"]),
+        rtol=1e-5,
+    )
+    pd.testing.assert_frame_equal(table(ours[2]), table(predictions), rtol=1e-4)
+    found, expected = json.loads(ours[3]), json.loads(metrics)
+    for name in ("accuracy", "macro_f1", "macro_auroc", "n_test", "test_set_sha256"):
+        assert found[name] == pytest.approx(expected[name]), name
+    assert found["ci95"]["macro_f1"] == pytest.approx(expected["ci95"]["macro_f1"])
+
+
+def test_what_is_done_is_not_trained_again(packed: Path, tmp_path: Path) -> None:
+    written = (packed / "trials" / "short.one.1" / "training.json").stat().st_mtime_ns
+    done = train_packed(packed, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2 of 2 trials are done\n")
+    assert (packed / "trials" / "short.one.1" / "training.json").stat().st_mtime_ns == written
+
+
+def test_no_trial_starts_after_the_time_is_up(packed: Path, tmp_path: Path) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    done = train_packed(fresh, tmp_path, "--minutes", "0")
+    assert done.returncode == 0
+    assert done.stdout.endswith("2 trials are left; the same command goes on with them\n")
+
+
+def test_names_of_images_and_patients_stay_where_they_were_packed(packed: Path) -> None:
+    images = pd.read_csv(packed / "records" / "short.one.1" / "images.csv")
+    carried = b"".join(
+        path.read_bytes() for path in packed.rglob("*") if path.is_file() and "records" not in path.parts
+    )
+    assert len(images) > 10
+    for name in (*images["image_id"], *images["patient_id"]):
+        assert str(name).encode() not in carried
+
+
+def test_a_damaged_array_is_named_before_anything_is_trained(packed: Path, tmp_path: Path) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    (array,) = (fresh / "images").iterdir()
+    pixels = np.load(array)
+    pixels[0] += 1
+    np.save(array, pixels)
+    done = train_packed(fresh, tmp_path)
+    assert done.returncode == DataError.exit_code
+    assert done.stderr == f"error: {array} is damaged: its SHA-256 is not its name; copy it again\n"
+
+
+def test_a_folder_that_was_not_packed_is_refused(tmp_path: Path) -> None:
+    done = train_packed(tmp_path / "nothing", tmp_path)
+    assert done.returncode == DataError.exit_code
+    assert "write it with `./run flows.study --pack FOLDER`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_trial_that_fails_is_named_and_the_others_are_done(packed: Path, tmp_path: Path) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    config = fresh / "trials" / "short.one.1" / "config.json"
+    kept = json.loads(config.read_text())
+    kept["config"]["backbone"] = "resnet51"
+    write_json(config, kept)
+    done = train_packed(fresh, tmp_path)
+    assert done.returncode != 0
+    assert "failed: short.one.1: unknown backbone 'resnet51'" in done.stdout
+    assert done.stderr == "error: 1 trials failed, see above; the others are done\n"
+    assert is_done(fresh / "trials" / "short.other.1")
+
+
+def test_a_trial_with_other_settings_than_now_is_not_recorded(packed: Path) -> None:
+    before = read_params(Path("params.yaml")).train.epochs
+    changed = STUDY.model_copy(deep=True)
+    changed.groups[0].set["train.epochs"] = before + 5
+    now = trials(changed, params=Path("params.yaml"), weights={}, chosen=[])
+    with pytest.raises(DataError, match=r"short\.one\.1 was packed with other settings than study\.yaml"):
+        collect_all(now, packed, Path("params.yaml"))
+    assert not any(trial.is_done() for trial in now)
+
+
+def test_outputs_of_another_packing_are_refused(packed: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    outputs = fresh / "trials" / "short.other.1" / "outputs.npz"
+    with np.load(outputs) as file:
+        parts = dict(file)
+    np.savez(outputs, validation=parts["validation"][:-1], test=parts["test"])
+    other = chosen()[2]
+    run_id = runs.find_run(other.tag, other.digest)
+    if run_id:
+        runs.tag_run(run_id, {other.tag: "set aside", "study_digest": "set aside"})
+    with pytest.raises(DataError, match="they are of two packings; pack and train again"):
+        collect_all(chosen(), fresh, Path("params.yaml"))
+    assert not other.is_done()
+
+
+def untrained(packed: Path, folder: Path) -> Path:
+    """Return a copy without outputs."""
+    shutil.copytree(packed, folder, ignore=shutil.ignore_patterns("outputs.npz", "training.json"))
+    return folder
