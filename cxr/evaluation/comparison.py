@@ -224,7 +224,7 @@ def _resampled(
     signed = [(sign / len(pairs), model) for pair in pairs for sign, model in zip((1, -1), pair, strict=True)]
 
     def difference(counts: Floats) -> Floats:
-        return np.sum([weight * _scores(images, model, counts) for weight, model in signed], axis=0)
+        return np.asarray(np.sum([weight * _scores(images, model, counts) for weight, model in signed], axis=0))
 
     measured = difference(np.ones((1, images.n_patients)))[0]
     if images.n_patients < MIN_PATIENTS:
