@@ -33,7 +33,7 @@ from cxr.study.search_page import PAGE, write_results
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.study import stop_at_once
-from flows.trials import DECIDING_SECTIONS, run_in, trial_workspace
+from flows.trials.trial import DECIDING_SECTIONS, run_in, trial_workspace
 from flows.workspaces import WorkspaceError
 
 REPORTS = Path("reports", "search")

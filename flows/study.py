@@ -11,7 +11,7 @@ use only the validation images. A finished trial is marked on its training run w
 not run again until these change. An interrupted trial resumes from its last checkpoint.
 
 With `--pack`, the missing trials are written for a machine that has only torch, and with `--collect` what it made of
-them is recorded: see tasks.train_packed. Such a run has predictions and metrics, but no model and no report.
+them is recorded: see tasks.packed.train. Such a run has predictions and metrics, but no model and no report.
 
 With CXR_RAY_ADDRESS set, the trials run on that Ray cluster, at most `--workers` at a time: see flows.runners.
 """
@@ -31,11 +31,11 @@ from cxr.common.cli import command_parser
 from cxr.common.errors import CxrError, ParamsError
 from cxr.registry import runs
 from cxr.study.spec import read_study
-from flows.packed_study import collect_all, pack
 from flows.runners import runner
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
-from flows.trials import DIGEST_TAG, Trial, mark_done, run_in, trial_workspace, trials
+from flows.trials.packed import collect_all, pack
+from flows.trials.trial import DIGEST_TAG, Trial, mark_done, run_in, trial_workspace, trials
 from tasks.configure import weights_setting
 
 
@@ -105,8 +105,8 @@ def main() -> int:
     parser.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="may be repeated")
     parser.add_argument("--workers", type=int, default=1, help="trials at once, sharing the cores (%(default)s)")
     parser.add_argument("--list", action="store_true", help="show which trials are done and run nothing")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write the missing trials for tasks.train_packed")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="record what tasks.train_packed made of them")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write the missing trials for tasks.packed.train")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="record what tasks.packed.train made of them")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error(f"--workers is a number from 1 on, got {arguments.workers}")

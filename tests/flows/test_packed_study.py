@@ -20,9 +20,9 @@ from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts
 from cxr.study.spec import Study
 from cxr.training.packed import is_done
-from flows.packed_study import collect_all, pack
 from flows.study import study_flow
-from flows.trials import Trial, trials
+from flows.trials.packed import collect_all, pack
+from flows.trials.trial import Trial, trials
 from tests.support.project import PROJECT
 from tests.support.projects.sample_project import SMALL
 
@@ -107,7 +107,7 @@ def train_packed(folder: Path, tmp_path: Path, *options: str) -> "subprocess.Com
     """Run the trials as a machine does that has none of LIBRARIES."""
     (tmp_path / "sitecustomize.py").write_text(LACKING)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tasks.train_packed", str(folder), *options]
+    command = [sys.executable, "-m", "tasks.packed.train", str(folder), *options]
     return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
 
 

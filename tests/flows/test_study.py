@@ -16,7 +16,7 @@ from cxr.common.params import override
 from cxr.registry import runs
 from cxr.study.spec import Study, read_study
 from flows.study import study_flow
-from flows.trials import Trial, trials
+from flows.trials.trial import Trial, trials
 from tasks.configure import read_profile
 from tests.support.processes import has_ended
 from tests.support.project import PROJECT

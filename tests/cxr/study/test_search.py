@@ -11,7 +11,7 @@ from cxr.common.errors import ParamsError
 from cxr.study.search import STARTUP_TRIALS, History, Range, Search, epoch_of, read_search
 from cxr.study.search_page import PAGE, TABLE, write_results
 from cxr.training.results import Epoch
-from flows.trials import DECIDING_SECTIONS
+from flows.trials.trial import DECIDING_SECTIONS
 from tasks.train import _Progress
 from tests.support.project import PROJECT
 

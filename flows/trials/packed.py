@@ -21,7 +21,7 @@ from cxr.registry.run_metadata import shown_tags
 from cxr.study.collected import TrialRecord, collect, read_record, write_record
 from cxr.study.spec import TAG_PREFIX
 from cxr.training.packed import INDEX_FILE, is_done, pack_training, packed_trials
-from flows.trials import DIGEST_TAG, Trial, mark_done, reproduce, trial_workspace
+from flows.trials.trial import DIGEST_TAG, Trial, mark_done, reproduce, trial_workspace
 
 log = logging.getLogger("flows.study")
 
@@ -48,7 +48,7 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
                     _pack_trial(trial, root, workspace, folder)
                     bar.update()
     write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in different.values()]})
-    print(f"packed {len(different)} trials in {folder}; next, where the GPU is: python -m tasks.train_packed {folder}")
+    print(f"packed {len(different)} trials in {folder}; next, where the GPU is: python -m tasks.packed.train {folder}")
 
 
 def collect_all(every: Sequence[Trial], folder: Path, params: Path) -> None:

@@ -1,7 +1,7 @@
 """Run packed trials of the study on a machine that has only torch: no network, none of the other libraries.
 
     ./run flows.study --pack FOLDER                   # on the machine with the data: what the missing trials need
-    python -m tasks.train_packed FOLDER --workers 8   # on the other one, from the root of a copy of this repository
+    python -m tasks.packed.train FOLDER --workers 8   # on the other one, from the root of a copy of this repository
     ./run flows.study --collect FOLDER                # on the first again: into the tracking store
 
 Reads   FOLDER/packed.json, images, weights, trials: copy these there
@@ -39,7 +39,7 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
-from cxr.common.errors import CxrError, DataError, TrainingError
+from cxr.common.errors import CxrError, TrainingError
 from cxr.common.files import read_json
 from cxr.training.packed import TRAINING_FILE, check_files, fit_and_predict, is_done, packed_trials, read_training
 
@@ -115,9 +115,10 @@ def _run_trial(folder: Path) -> str:
 
 def main() -> None:
     """Read the command line and run the trials."""
-    arguments = command_line().parse_args()
+    parser = command_line()
+    arguments = parser.parse_args()
     if arguments.workers < 1:
-        raise DataError(f"--workers is a number from 1 on, got {arguments.workers}")
+        parser.error(f"--workers is a number from 1 on, got {arguments.workers}")
     train_packed(arguments.folder, workers=arguments.workers, minutes=arguments.minutes)
 
 
