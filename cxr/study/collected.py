@@ -86,11 +86,10 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
         RegistryError: the store does not answer.
     """
     record, trial = read_record(root / "records" / name), root / "trials" / name
-    training = _read_training(trial / TRAINING_FILE)
+    training, curves = _read_training(trial / TRAINING_FILE)
     images, logits = _read_outputs(root / "records" / name / IMAGES_FILE, trial / OUTPUTS_FILE)
     run_id = runs.start_run(run_id=None, name=f"{name}-packed", tags=record.tags)
     runs.log_params(run_id, record.config)
-    curves = _curves(training.pop("history"))
     for row in curves.to_dict("records"):
         metrics = {str(key): float(value) for key, value in row.items() if key != "epoch"}
         runs.log_metrics(run_id, metrics, step=int(row["epoch"]))
@@ -106,12 +105,14 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
     return run_id
 
 
-def _read_training(path: Path) -> dict[str, Any]:
+def _read_training(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return training.json, and a row per epoch: the mean over the members that trained so long."""
     try:
         training: dict[str, Any] = read_json(path)
-    except (OSError, ValueError) as error:
+        epochs = pd.DataFrame([epoch for member in training.pop("history") for epoch in member])
+        return training, epochs.groupby("epoch", as_index=False).mean()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read ({error}); copy FOLDER/trials back again") from error
-    return training
 
 
 def _read_outputs(table: Path, outputs: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
@@ -130,12 +131,6 @@ def _read_outputs(table: Path, outputs: Path) -> tuple[pd.DataFrame, NDArray[np.
             "they are of two packings; pack and train again"
         )
     return images, np.concatenate([part for part in parts if len(part)]).astype(np.float32)
-
-
-def _curves(history: list[list[dict[str, Any]]]) -> pd.DataFrame:
-    """Return a row per epoch, the mean over the members that trained so long."""
-    epochs = pd.DataFrame([epoch for member in history for epoch in member])
-    return epochs.groupby("epoch", as_index=False).mean()
 
 
 def _classes(record: TrialRecord) -> tuple[str, ...]:

@@ -129,10 +129,10 @@ def read_training(folder: Path) -> PackedTraining:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        kept: dict[str, Any] = read_json(folder / CONFIG_FILE)
-    except (OSError, ValueError) as error:
+        kept = read_json(folder / CONFIG_FILE)
+        return {"images": kept["images"], "classes": kept["classes"], "config": dict(kept["config"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / CONFIG_FILE} cannot be read ({error}); pack it again and copy all of it") from error
-    return kept
 
 
 def fit_and_predict(training: PackedTraining, folder: Path, listener: Listener) -> None:
@@ -187,8 +187,8 @@ def check_files(root: Path, trials: Sequence[Path]) -> None:
     for trial in trials:
         kept = _read_config(trial)
         wanted.add(root / "images" / kept["images"])
-        if kept["config"]["weights"] != "none":
-            wanted.add(root / "weights" / kept["config"]["weights"])
+        if (weights := kept["config"].get("weights", "none")) != "none":
+            wanted.add(root / "weights" / weights)
     for path in sorted(wanted):
         if not path.is_file():
             raise DataError(f"{path} is missing; copy all of {root}")

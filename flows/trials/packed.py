@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, ParamsError
 from cxr.common.files import write_json
 from cxr.common.params import Params, with_overrides
 from cxr.dataset.blocks import acquisition_blocks
@@ -30,6 +30,7 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
     """Write everything that the training of some trials needs into `folder`; of trials with equal settings the first.
 
     Raises:
+        ParamsError: a trial starts from weights that would have to be fetched.
         StageFailedError: the split or the preprocessing of a trial fails.
     """
     different: dict[str, Trial] = {}
@@ -38,6 +39,11 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
     alike: dict[str, list[Trial]] = {}
     for trial in different.values():
         params = with_overrides(root / "params.yaml", trial.settings)
+        if params.train.weights == "imagenet":
+            raise ParamsError(
+                f"{trial.name} starts from weights `imagenet`, which a machine without a network cannot fetch; name a "
+                f"file: --weights {params.train.backbone}=FILE"
+            )
         key = "\n".join(params.section(name).model_dump_json() for name in ("ingest", "split", "preprocess"))
         alike.setdefault(key, []).append(trial)
     with tqdm(total=len(different), unit=" trials", disable=None) as bar:

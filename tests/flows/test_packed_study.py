@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, ParamsError
 from cxr.common.files import write_json
 from cxr.common.params import override, read_params
 from cxr.registry import runs
-from cxr.registry.tracked_runs import read_artifacts
+from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
+from cxr.study.collected import collect
 from cxr.study.spec import Study
-from cxr.training.packed import is_done
+from cxr.training.packed import check_files, is_done, packed_trials
 from flows.study import study_flow
 from flows.trials.packed import collect_all, pack
 from flows.trials.trial import Trial, trials
@@ -242,6 +243,34 @@ def test_outputs_of_another_packing_are_refused(packed: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="they are of two packings; pack and train again"):
         collect_all(chosen(), fresh, Path("params.yaml"))
     assert not other.is_done()
+
+
+def test_weights_that_would_be_fetched_there_are_refused(project: Path, tmp_path: Path) -> None:
+    found = trials(STUDY, params=Path("params.yaml"), weights={"small_cnn": "imagenet"}, chosen=[])
+    with pytest.raises(ParamsError, match=r"^short/one/1 starts from .* name a file: --weights small_cnn=FILE$"):
+        pack(found, project, tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"history": 3}', '{"history": [[{"loss": 1}]]}'])
+def test_a_damaged_training_is_named_and_leaves_no_run(packed: Path, tmp_path: Path, text: str) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    damaged = fresh / "trials" / "short.one.1" / "training.json"
+    damaged.write_text(text)
+    before = len(runs_with_tag_prefix(""))
+    with pytest.raises(DataError, match=r"training\.json cannot be read .* copy FOLDER/trials back again"):
+        collect(fresh, "short.one.1", tested=True, params=read_params(Path("params.yaml")).evaluate)
+    assert len(runs_with_tag_prefix("")) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"images": "a.npy"}'])
+def test_a_damaged_config_is_named(packed: Path, tmp_path: Path, text: str) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    config = fresh / "trials" / "short.one.1" / "config.json"
+    config.write_text(text)
+    with pytest.raises(DataError, match=r"config\.json cannot be read .* pack it again and copy all of it"):
+        check_files(fresh, packed_trials(fresh))
 
 
 def untrained(packed: Path, folder: Path) -> Path:
