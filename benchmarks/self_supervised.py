@@ -139,7 +139,7 @@ class _Pretraining:
     """Network, optimizer and images of a pre-training, all on the device.
 
     What is random in an epoch is drawn on the host before it and sent at once, so that a step does not wait for the
-    device. One wait is left: `augment` sends the kernel of its blur.
+    device.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class _Pretraining:
 
 
 def _sent(draws: Draws, device: torch.device) -> Draws:
-    """Return `draws` on `device`; `augment` then has none of them to send, and to wait for."""
+    """Return `draws` on `device`; `augment` then has none of them to send."""
     uniform, mirrored, style = (
         value.to(device, non_blocking=True) for value in (draws.uniform, draws.mirrored, draws.style)
     )

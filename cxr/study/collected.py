@@ -86,9 +86,9 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
         RegistryError: the store does not answer.
     """
     record, trial = read_record(root / "records" / name), root / "trials" / name
-    training, curves = _read_training(trial / TRAINING_FILE)
+    training, curves, torch_version = _read_training(trial / TRAINING_FILE)
     images, logits = _read_outputs(root / "records" / name / IMAGES_FILE, trial / OUTPUTS_FILE)
-    run_id = runs.start_run(run_id=None, name=f"{name}-packed", tags=record.tags)
+    run_id = runs.start_run(run_id=None, name=f"{name}-packed", tags={**record.tags, "torch_version": torch_version})
     runs.log_params(run_id, record.config)
     for row in curves.to_dict("records"):
         metrics = {str(key): float(value) for key, value in row.items() if key != "epoch"}
@@ -105,12 +105,12 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
     return run_id
 
 
-def _read_training(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return training.json, and a row per epoch: the mean over the members that trained so long."""
+def _read_training(path: Path) -> tuple[dict[str, Any], pd.DataFrame, str]:
+    """Return training.json, a row per epoch (the mean over the members that trained so long), and torch's version."""
     try:
         training: dict[str, Any] = read_json(path)
         epochs = pd.DataFrame([epoch for member in training.pop("history") for epoch in member])
-        return training, epochs.groupby("epoch", as_index=False).mean()
+        return training, epochs.groupby("epoch", as_index=False).mean(), str(training["torch_version"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read ({error}); copy FOLDER/trials back again") from error
 

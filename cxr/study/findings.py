@@ -103,10 +103,11 @@ def _line_over_sets(name: str, base: str, results: Sequence[GroupResult], settin
     label = rows[0].row.label
     if not all(row.test for row in rows):
         return [label, NOT_RUN, *[NOTHING] * (2 * len(SCORES) + 1)]
-    seeds = sorted({len(row.runs) for row in rows})
+    seeds = [len(row.runs) for row in rows]
+    fewest, most = min(seeds), max(seeds)
     means = [f"{sum(row.test[metric.name].value for row in rows) / len(rows):.3f}" for metric in SCORES]
     worst = min(zip(results, rows, strict=True), key=lambda each: each[1].test["macro_f1"].value)
-    cells = [label, " to ".join(map(str, seeds[:: len(seeds) - 1] if len(seeds) > 1 else seeds)), *means]
+    cells = [label, str(most) if fewest == most else f"{fewest} to {most}", *means]
     cells.append(f"{worst[1].test['macro_f1'].value:.3f} ({worst[0].group.title})")
     if name == base:
         return [*cells, *["baseline"] * len(SCORES)]

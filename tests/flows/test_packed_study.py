@@ -134,6 +134,8 @@ def packed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train_packed(folder, tmp_path_factory.mktemp("bare"), "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (folder / "trials").iterdir() if is_done(path)} == {"short.one.1", "short.other.1"}
+    training = folder / "trials" / "short.one.1" / "training.json"
+    write_json(training, json.loads(training.read_text()) | {"torch_version": "2.0 of another machine"})
     return folder
 
 
@@ -144,6 +146,7 @@ def test_a_collected_trial_has_the_results_that_it_has_here(packed: Path) -> Non
     assert all(trial.is_done() for trial in (one, twin, other))
     collected = runs.find_run(one.tag, one.digest)
     assert collected is not None
+    assert runs.run_tags(collected)["torch_version"] == "2.0 of another machine"
     assert collected == runs.find_run(twin.tag, twin.digest)
     runs.tag_run(collected, dict.fromkeys((one.tag, twin.tag, "study_digest"), "set aside"))
     assert study_flow([one], 1, return_state=True).is_completed()
