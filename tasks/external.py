@@ -21,7 +21,8 @@ killed run goes on where it stopped.
 
 Exit codes  0 every image was answered; 2 the command line is wrong; 3 the folder, or its labels, are wrong or missing;
             4 images could not be read: the result is of the others, not_answered.csv says why; 7 the model's files are
-            damaged; 9 the registry has no such version or does not answer; 130 interrupted
+            damaged; 9 the registry has no such version or does not answer; 15 an image that the report shows crashes
+            its decoder, and nothing was written; 130 interrupted
 """
 
 from __future__ import annotations
@@ -78,8 +79,10 @@ from cxr.dataset.sources import Sample, fetch
 from cxr.evaluation.external import CarriedThresholds, of_classes, of_pneumonia
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings
+from cxr.imaging.unattended import UNATTENDED_SECONDS
 from cxr.inference.batch import EVERY_IMAGE, Shard, read_shard
 from cxr.inference.classifier import Classifier, load_classifier
+from cxr.inference.decoding.decoders import Decoders
 from cxr.inference.external_answers import answer_images
 from cxr.inference.image_source import Location, open_location
 from cxr.monitoring.drift import Rules
@@ -328,12 +331,17 @@ def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryIt
     if not picks:
         return []
     wrong = scored.where(np.array([pick.row for pick in picks], np.int64))
-    opened = [test.classifier.open(test.location.read(path), name=path) for path in wrong.image_ids]
-    prepared = np.stack([test.classifier.prepare(image) for image in opened])
-    called = [answer.predicted_class for answer in test.classifier.answer(prepared)]
+    grey, prepared = [], []
+    with Decoders(1, seconds=UNATTENDED_SECONDS) as decoders:
+        for path in wrong.image_ids:
+            data = test.location.read(path)
+            grey.append(decoders.grey(data, test.classifier, name=path))
+            prepared.append(decoders.model_input(data, test.classifier, name=path).pixels)
+    pixels = np.stack(prepared)
+    called = [answer.predicted_class for answer in test.classifier.answer(pixels)]
     return [
         gallery_item(
-            opened[i].grey(),
+            grey[i],
             heat,
             test.classifier.spec,
             actual=wrong.classes[wrong.labels[i]],
@@ -342,7 +350,7 @@ def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryIt
             source=test.name,
             image_id=str(wrong.image_ids[i]),
         )
-        for i, heat in enumerate(test.classifier.heat(prepared, called))
+        for i, heat in enumerate(test.classifier.heat(pixels, called))
     ]
 
 

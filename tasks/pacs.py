@@ -50,6 +50,13 @@ def command_line() -> ArgumentParser:
     )
     parser.add_argument("--listen", metavar="AE@PORT", help="receive images by C-STORE, in place of ADDRESS")
     parser.add_argument("--send-to", metavar="AE@HOST:PORT", help="with --listen: where answers go")
+    parser.add_argument(
+        "--max-object-mb",
+        type=int,
+        default=400,
+        metavar="MB",
+        help="with --listen: that an image may have as it arrives (%(default)s)",
+    )
     parser.add_argument("--once", action="store_true", help="stop at the end of the feed")
     parser.add_argument("--overlay", action="store_true", help="also store the image with its heat map")
     parser.add_argument("--heat-map", action="store_true", help="also store the heat map's values (Parametric Map)")
@@ -180,7 +187,8 @@ def connect(given: Namespace, decoders: Decoders) -> Iterator[Pacs]:
                 "another --state-file"
             )
         own, to = Node.parse(given.listen, host="0.0.0.0"), Node.parse(given.send_to)
-        with Listener(own, to, beside(given.state_file, ".received"), decoders) as listener:
+        folder, most_bytes = beside(given.state_file, ".received"), given.max_object_mb << 20
+        with Listener(own, to, folder, decoders, most_bytes=most_bytes) as listener:
             yield listener
     else:
         address = given.address or os.environ.get(ADDRESS_VARIABLE)

@@ -41,6 +41,7 @@ from cxr.common.files import atomic_file
 from cxr.dicom.header import MODALITIES, SYNTAXES
 from cxr.dicom.tags import quiet_libraries
 from cxr.inference.decoding.decoders import Decoders
+from cxr.pacs.arriving import Arriving
 from cxr.pacs.feed import Change, Changes, Instance, PacsUnavailableError
 from cxr.pacs.journal import Journal, digest_of
 
@@ -80,9 +81,10 @@ class Listener:
         to: where answers go.
         folder: of waiting images.
         decoders: read the tags of an image: a small file may hold millions of them.
+        most_bytes: that an image may have as it arrives; the connection of a larger one is closed.
     """
 
-    def __init__(self, own: Node, to: Node, folder: Path, decoders: Decoders) -> None:
+    def __init__(self, own: Node, to: Node, folder: Path, decoders: Decoders, *, most_bytes: int) -> None:
         self._peer = f"{to.title}@{to.host}:{to.port}"
         self.address = f"{own.title}@{own.port}, answers to {self._peer}"
         self._own, self._to, self._folder, self._decoders = own, to, folder, decoders
@@ -92,6 +94,7 @@ class Listener:
         for sent in self._sent:
             study, _, uid = sent.partition("/")
             self._reports[study].add(uid)
+        self._arriving = Arriving(most_bytes)
         self._removed = 0  # lines whose images are gone
         self._taking = Lock()
         quiet_libraries()
@@ -110,7 +113,9 @@ class Listener:
         node.add_supported_context(_VERIFICATION)
         try:
             self._server: Any = node.start_server(
-                (self._own.host, self._own.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
+                (self._own.host, self._own.port),
+                block=False,
+                evt_handlers=[(evt.EVT_C_STORE, self._take), *self._arriving.handlers],
             )
         except OSError as error:
             raise SourceError(f"port {self._own.port} cannot be listened on: {error.strerror}; name another") from None
@@ -231,7 +236,8 @@ class Listener:
         if resource in self._received:
             return
         with atomic_file(self._path(resource)) as partial, partial.open("wb") as file:
-            file.write(_received(event))
+            file.write(_head(event))
+            file.write(event.request.DataSet.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         self._received.append(resource)
@@ -240,12 +246,11 @@ class Listener:
         return self._folder / f"{resource}.dcm"
 
 
-def _received(event: Any) -> bytes:
-    """Return the file of an object that arrived, with the title of its sender."""
+def _head(event: Any) -> bytes:
+    """Return the start of the file of an object that arrived, with the title of its sender."""
     meta = event.file_meta
     meta.SourceApplicationEntityTitle = str(event.assoc.requestor.ae_title)[:16]
-    file = DicomBytesIO()
-    file.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(file, meta)
-    file.write(event.request.DataSet.getvalue())
-    return bytes(file.getvalue())
+    head = DicomBytesIO()
+    head.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(head, meta)
+    return bytes(head.getvalue())

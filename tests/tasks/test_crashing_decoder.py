@@ -11,7 +11,7 @@ from cxr.common.cli import run_command
 from cxr.inference.score_store import read_scores
 from tasks import external, predict, score
 from tests.support.faults import fault
-from tests.support.images.planted_decoder import CRASHES, HANGS, planted_pixels
+from tests.support.images.planted_decoder import CRASHES, CRASHES_WHEN_SHOWN, HANGS, planted_grey, planted_pixels
 from tests.support.moments import in_child
 from tests.support.projects.tiny_model import enter_tiny_project, write_image
 
@@ -85,3 +85,22 @@ def test_an_image_that_its_decoder_does_not_survive_is_bad_and_the_others_are_an
         assert f"{GOOD} scored by version 1" in printed
         assert in_child(lambda: run_command(main), lambda: None, said=Path("said")) == 0
         assert f"0 bad, {GOOD + 2} scored before" in capfd.readouterr().out
+
+
+@fault("external", "an image of its report's gallery crashes its decoder", "nothing is written; answers are kept",
+       "exit code 15, the image with `crashes its decoder`")  # fmt: skip
+def test_an_image_that_crashes_its_decoder_when_the_report_shows_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    labels = ["normal", "viral", "bacterial"]
+    for number in range(6):
+        write_image(tmp_path / f"{number}.png", seed=number)
+        with (tmp_path / f"{number}.png").open("ab") as file:
+            file.write(CRASHES_WHEN_SHOWN)
+    rows = [f"{number}.png,{labels[number % 3]}" for number in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]), "utf-8")
+    monkeypatch.setattr("cxr.inference.decoding.decoders.original_grey", planted_grey)
+    monkeypatch.setattr("sys.argv", ["external", "--data", str(tmp_path), "--name", "shown"])
+    assert in_child(lambda: run_command(external.main), lambda: None, said=Path("said")) == 15
+    assert ".png crashes its decoder; export it again" in Path("said").read_text("utf-8")
+    assert not Path("reports/external/shown").exists()

@@ -1,13 +1,18 @@
 """Statuses of a DICOM node that Orthanc does not give, and images that arrive in an unlucky way."""
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydicom import dcmread
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 from pynetdicom import AE, evt
 
 from cxr.pacs import listener
@@ -19,6 +24,7 @@ from tests.support.services.pacs_worker import DECODERS, UID_ROOT, ImpatientOnce
 from tests.support.services.servers import free_ports
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
+MOST_BYTES = 1 << 20
 ANSWER = image(1, SOPClassUID=SR, Modality="SR")
 
 
@@ -46,7 +52,7 @@ def archive() -> Iterator[Archive]:
 def pacs(archive: Archive, tmp_path: Path) -> Listener:
     (port,) = free_ports(1)
     own, to = Node("CXR", "127.0.0.1", port), Node("ARCHIVE", "127.0.0.1", archive.port)
-    return Listener(own, to, tmp_path / "state.received", DECODERS)
+    return Listener(own, to, tmp_path / "state.received", DECODERS, most_bytes=MOST_BYTES)
 
 
 @pytest.mark.parametrize("status", [0x0000, 0xB007, 0x0111])
@@ -93,17 +99,17 @@ def test_a_closed_association_is_tried_again(pacs: Listener, monkeypatch: pytest
 
 
 def test_an_image_that_arrives_twice_at_once_is_kept_once(pacs: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    event = SimpleNamespace(request=SimpleNamespace(AffectedSOPInstanceUID="1.2.3"))
+    event = SimpleNamespace(request=SimpleNamespace(AffectedSOPInstanceUID="1.2.3", DataSet=BytesIO(b"")))
     statuses: list[int] = []
     second = threading.Thread(target=lambda: statuses.append(pacs._take(event)))
 
-    def received(_: Any) -> bytes:
+    def head(_: Any) -> bytes:
         if second.ident is None:
             second.start()
             second.join(0.5)  # it finishes here unless it waits for its turn
         return b"image"
 
-    monkeypatch.setattr(listener, "_received", received)
+    monkeypatch.setattr(listener, "_head", head)
     statuses.append(pacs._take(event))
     second.join()
     assert statuses == [0, 0]
@@ -117,7 +123,8 @@ def test_an_image_whose_tags_take_long_to_read_does_not_hold_the_listener(archiv
     for name, dicom in (("1", many_items(1_500_000)), ("2", image(2))):
         (tmp_path / f"{name}.dcm").write_bytes(dicom)
     with ImpatientOnce(1, seconds=3) as decoders:  # it takes most of a minute
-        listener = Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path, decoders)
+        own, to = Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port)
+        listener = Listener(own, to, tmp_path, decoders, most_bytes=MOST_BYTES)
         slow, usual = listener.instance("1"), listener.instance("2")
     assert slow is not None
     assert (slow.study_uid, slow.modality) == ("", "CR")  # the worker rejects it with its reason
@@ -128,5 +135,79 @@ def test_an_image_whose_tags_take_long_to_read_does_not_hold_the_listener(archiv
 def test_what_a_kill_left_of_an_arriving_image_is_removed(archive: Archive, tmp_path: Path) -> None:
     half = tmp_path / ".1.dcm.partial"
     half.write_bytes(b"Sorrowful^Jane")
-    Listener(Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port), tmp_path, DECODERS)
+    own, to = Node("CXR", "127.0.0.1", 1), Node("ARCHIVE", "127.0.0.1", archive.port)
+    Listener(own, to, tmp_path, DECODERS, most_bytes=MOST_BYTES)
     assert not half.exists()
+
+
+def image_of(number: int, size_bytes: int) -> bytes:
+    """Return an image with as many bytes of pixels, whatever its other tags say."""
+    dicom, file = dcmread(BytesIO(image(number))), BytesIO()
+    dicom.PixelData = bytes(size_bytes)
+    dicom.save_as(file)
+    return file.getvalue()
+
+
+def sent(pacs: Listener, *images: bytes) -> list[int | None]:
+    """Send images in one association and return their statuses; None where it was closed."""
+    node, statuses = AE("MODALITY"), list[int | None]()
+    node.add_requested_context(DigitalXRayImageStorageForPresentation)
+    link = node.associate("127.0.0.1", pacs._own.port, ae_title="CXR")
+    assert link.is_established
+    for each in images:
+        if link.is_established:
+            statuses.append(link.send_c_store(dcmread(BytesIO(each))).get("Status"))
+    link.release()
+    if link.dul.socket.socket is not None:  # pynetdicom leaks it where the peer has closed its side
+        link.dul.socket.socket.close()
+    return statuses
+
+
+@fault(
+    "PACS",
+    "an image of more than 400 MB is sent to the listener",
+    "its connection is closed before the rest is read; other images are kept",
+    "`a connection that brings an image is closed`",
+)
+def test_an_image_that_is_too_large_closes_its_connection_and_no_other(
+    pacs: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pacs:
+        assert sent(pacs, image_of(1, 900_000), image_of(2, MOST_BYTES)) == [0, None]
+        assert "a connection that brings an image is closed" in caplog.text
+        assert sent(pacs, image(3)) == [0]
+        assert pacs.last_change() == 2
+
+
+def test_many_images_of_one_connection_are_no_large_one(pacs: Listener) -> None:
+    with pacs:
+        assert sent(pacs, *(image_of(number, 900_000) for number in range(4))) == [0, 0, 0, 0]
+        assert pacs.last_change() == 4
+
+
+def test_images_that_arrive_at_the_same_time_share_a_limit(pacs: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, may_end, take, statuses = threading.Semaphore(0), threading.Event(), pacs._take, list[int | None]()
+
+    def take_later(event: Any) -> int:
+        arrived.release()
+        may_end.wait(60)
+        return take(event)
+
+    monkeypatch.setattr(pacs, "_take", take_later)
+    with pacs:
+        each = [threading.Thread(target=lambda n=n: statuses.extend(sent(pacs, image_of(n, 900_000)))) for n in (1, 2)]
+        for thread in each:
+            thread.start()
+        assert all(arrived.acquire(timeout=60) for _ in each)
+        assert sent(pacs, image_of(3, 900_000)) == [None]
+        may_end.set()
+        for thread in each:
+            thread.join()
+        assert statuses == [0, 0]
+        assert sent(pacs, image_of(3, 900_000)) == [0]
+
+
+def test_a_message_that_announces_gigabytes_is_not_read(pacs: Listener) -> None:
+    with pacs, socket.create_connection(("127.0.0.1", pacs._own.port), 10) as stranger:
+        stranger.sendall(struct.pack(">BBL", 0x01, 0, 3 << 30))
+        assert stranger.recv(1) == b""  # closed, where it would have waited for 3 GB

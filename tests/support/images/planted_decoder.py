@@ -10,7 +10,7 @@ from cxr.inference.classifier import Classifier
 from cxr.inference.decoding import decoders
 from cxr.inference.decoding.worker import Made
 
-CRASHES, HANGS = b"crashes", b"hangs"
+CRASHES, HANGS, CRASHES_WHEN_SHOWN = b"crashes", b"hangs", b"crashes when shown"
 
 
 def planted_pixels(data: bytes, classifier: Classifier, name: str) -> Made:
@@ -20,6 +20,13 @@ def planted_pixels(data: bytes, classifier: Classifier, name: str) -> Made:
     if data.endswith(HANGS):
         time.sleep(3600)
     return decoders.prepared_pixels(data, classifier, name)
+
+
+def planted_grey(data: bytes, classifier: Classifier, name: str) -> Made:
+    """Stand in for `cxr.inference.decoding.decoders.original_grey`."""
+    if data.endswith(CRASHES_WHEN_SHOWN):
+        os.abort()
+    return decoders.original_grey(data, classifier, name)
 
 
 def planted(decode: Callable[..., Any]) -> Callable[..., Any]:
