@@ -294,3 +294,21 @@ def test_it_removes_what_it_lists_and_no_champion_or_its_data_even_when_it_was_k
         assert restorable(int(number))
     assert aliases.earlier_champion().number == "1"
     assert sorted(path.name for path in Path("data/scores").iterdir()) == [f"version-{n}" for n in (1, 2, 4, 5)]
+
+
+def test_data_of_the_tip_of_a_branch_stay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=ann", "-c", "user.email=ann@example.org"]
+        subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
+
+    make_data("data of nobody")
+    lock = Path("dvc.lock").read_bytes()
+    make_data("data of 5")
+    assert going(run_clean(monkeypatch, capsys, "--dry-run")) == ["2 DVC objects"]
+    present = Path("dvc.lock").read_bytes()
+    git("init", "--quiet", "--initial-branch=trial")
+    Path("dvc.lock").write_bytes(lock)
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message=a trial")
+    Path("dvc.lock").write_bytes(present)
+    assert going(run_clean(monkeypatch, capsys, "--dry-run")) == []

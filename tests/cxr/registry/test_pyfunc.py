@@ -1,9 +1,15 @@
 """The model as MLflow serves it: no pickle, the bundle's own preprocessing, rejected when changed."""
 
+import json
+import os
 import pickletools
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
+import pandas as pd
 import pytest
 
 from cxr.common.errors import ImageError, WeightsError
@@ -14,6 +20,7 @@ from cxr.models.forward import classify
 from cxr.registry import pyfunc, runs, tracking_store, versions
 from cxr.registry.registration import register_version
 from tests.support.projects.registry_project import artifacts, enter_project, spec
+from tests.support.services.servers import free_ports, running
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pth", ".pt", ".pt2", ".joblib", ".bin"}
 
@@ -88,3 +95,49 @@ def test_changed_weights_are_not_served(version: versions.Version) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with tracking_store.named_to_mlflow(), pytest.raises(WeightsError, match="changed"):
         mlflow.pyfunc.load_model(f"models:/{versions.MODEL}/{version.number}")
+
+
+def test_mlflows_own_commands_predict_with_and_serve_the_version(version: versions.Version, tmp_path: Path) -> None:
+    """With the request that the version's page shows."""
+    import mlflow
+
+    with tracking_store.named_to_mlflow():
+        expected = mlflow.pyfunc.load_model(f"models:/{versions.MODEL}/{version.number}").predict(
+            pyfunc.input_example()
+        )
+    (request,) = [path for path in artifacts() if path.name == "serving_input_example.json"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_store.tracking_uri()}
+    model = ["-m", f"models:/{versions.MODEL}/{version.number}", "--env-manager", "local"]
+
+    def check(answer: str) -> None:
+        table = pd.DataFrame(json.loads(answer)["predictions"])
+        assert list(table.columns) == list(expected.columns)
+        np.testing.assert_allclose(table.iloc[:, 1:4].to_numpy(float), expected.iloc[:, 1:4].to_numpy(float), rtol=1e-5)
+
+    written = tmp_path / "answer.json"
+    command = [sys.executable, "-m", "mlflow", "models"]
+    subprocess.run(
+        [*command, "predict", *model, "-i", str(request), "-o", str(written)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    check(written.read_text("utf-8"))
+
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    with running(
+        [*command, "serve", *model, "--port", str(port)],
+        environment,
+        log=tmp_path / "serve.log",
+        answers=lambda: httpx.get(f"{address}/health", timeout=60).status_code == 200,
+    ):
+        answer = httpx.post(
+            f"{address}/invocations",
+            content=request.read_bytes(),
+            headers={"Content-Type": "application/json"},
+            timeout=300,
+        )
+    assert answer.status_code == 200, answer.text
+    check(answer.text)
