@@ -1,7 +1,7 @@
-"""A limit of memory for what arrives by C-STORE: pynetdicom itself reads objects of any size.
+"""Limits of memory and patience for what arrives by C-STORE: pynetdicom reads objects of any size, and waits for ever.
 
-Bytes are counted from before they are read until their message is answered. A connection that would bring too many is
-closed, and its sender may try again; all others go on.
+Bytes are counted from before they are read until their message is answered. A connection that would bring too many, or
+falls silent in the middle of a message, is closed, and its sender may try again; all others go on.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from pynetdicom import evt
+from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 
 _TOGETHER = 2
 """How many of the largest objects may arrive at once."""
 
 _PDU_BYTES = 1 << 20
 """Of one part of a message, above the 16 kB that the node asks for. Its announced length is read at once."""
+
+_SILENT_SECONDS = 60.0
+"""Between two pieces of a part of a message."""
+
+_ANSWERED = (C_STORE_RQ, C_ECHO_RQ)
+"""Messages that get an answer."""
 
 log = logging.getLogger("cxr")
 
@@ -49,6 +56,7 @@ class Arriving:
     def _opened(self, event: Any) -> None:
         """Count what is read from a new connection, before it is read."""
         connection = event.assoc.dul.socket
+        connection.socket.settimeout(_SILENT_SECONDS)
         receive = connection.recv
         with self._counting:
             self._sizes[event.assoc] = deque([0])
@@ -65,20 +73,29 @@ class Arriving:
         with self._counting:
             sizes = self._sizes.setdefault(association, deque([0]))
             together = sum(map(sum, self._sizes.values())) + count
-            if count <= _PDU_BYTES and sizes[-1] + count <= self._most and together <= _TOGETHER * self._most:
+            reason = self._refusal(count, sizes[-1] + count, together)
+            if reason is None:
                 sizes[-1] += count
                 return
-        log.warning(
-            "pacs: a connection that brings an image is closed: an image may have %d bytes, and all that arrive at the "
-            "same time %d",
-            self._most,
-            _TOGETHER * self._most,
-        )
-        raise OSError("too much arrives")
+        log.warning("pacs: a connection is closed: %s", reason)
+        raise OSError(reason)
+
+    def _refusal(self, part: int, message: int, together: int) -> str | None:
+        if part > _PDU_BYTES:
+            return f"a part of a message has {part} bytes; a sender of DICOM has no use for more than {_PDU_BYTES}"
+        if message > self._most:
+            return f"an image has more than {self._most} bytes; raise --max-object-mb if it is a chest X-ray"
+        if together > _TOGETHER * self._most:
+            return f"images that arrive at the same time have more than {_TOGETHER * self._most} bytes together"
+        return None
 
     def _arrived(self, event: Any) -> None:
         with self._counting:
-            self._sizes.setdefault(event.assoc, deque([0])).append(0)
+            sizes = self._sizes.setdefault(event.assoc, deque([0]))
+            if isinstance(event.message, _ANSWERED):
+                sizes.append(0)
+            else:
+                sizes[-1] = 0
 
     def _answered(self, event: Any) -> None:
         with self._counting:
@@ -87,7 +104,10 @@ class Arriving:
                 sizes.popleft()
 
     def _closed(self, event: Any) -> None:
+        """Forget what has arrived in part; whole messages count until they are answered or gone."""
+        event.assoc.dimse.message = None
         with self._counting:
-            self._sizes.pop(event.assoc, None)
+            if event.assoc in self._sizes:
+                self._sizes[event.assoc][-1] = 0
         if event.assoc.dul.socket.socket is not None:  # pynetdicom leaks it where the peer has closed its side
             event.assoc.dul.socket.socket.close()

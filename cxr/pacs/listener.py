@@ -112,20 +112,21 @@ class Listener:
             node.add_supported_context(stored, sorted(SYNTAXES))
         node.add_supported_context(_VERIFICATION)
         try:
-            self._server: Any = node.start_server(
+            node.start_server(
                 (self._own.host, self._own.port),
                 block=False,
                 evt_handlers=[(evt.EVT_C_STORE, self._take), *self._arriving.handlers],
             )
         except OSError as error:
             raise SourceError(f"port {self._own.port} cannot be listened on: {error.strerror}; name another") from None
+        self._node = node
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop to listen."""
-        self._server.shutdown()
+        """Stop to listen, and end the associations that are open."""
+        self._node.shutdown()
 
     def changes(self, since: int, limit: int) -> Changes:
         """Return up to `limit` lines of the feed after line `since`; the images of those up to it are removed."""

@@ -15,13 +15,14 @@ from pydicom import dcmread
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 from pynetdicom import AE, evt
 
-from cxr.pacs import listener
+from cxr.pacs import arriving, listener
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.listener import Listener, Node
 from tests.support.faults import fault
 from tests.support.images.hostile_files import many_items
 from tests.support.services.pacs_worker import DECODERS, UID_ROOT, ImpatientOnce, image
 from tests.support.services.servers import free_ports
+from tests.support.waiting import wait_for
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 MOST_BYTES = 4 << 20
@@ -149,18 +150,29 @@ def image_of(number: int, size_bytes: int) -> bytes:
     return file.getvalue()
 
 
-def sent(pacs: Listener, *images: bytes) -> list[int | None]:
-    """Send images in one association and return their statuses; None where it was closed."""
-    node, statuses = AE("MODALITY"), list[int | None]()
+def associated(pacs: Listener) -> Any:
+    """Return an association with the listener."""
+    node = AE("MODALITY")
     node.add_requested_context(DigitalXRayImageStorageForPresentation)
     link = node.associate("127.0.0.1", pacs._own.port, ae_title="CXR")
     assert link.is_established
+    return link
+
+
+def close(link: Any) -> None:
+    """Close the socket of an association: pynetdicom leaks it where the peer has closed its side."""
+    if link.dul.socket.socket is not None:
+        link.dul.socket.socket.close()
+
+
+def sent(pacs: Listener, *images: bytes) -> list[int | None]:
+    """Send images in one association and return their statuses; None where it was closed."""
+    link, statuses = associated(pacs), list[int | None]()
     for each in images:
         if link.is_established:
             statuses.append(link.send_c_store(dcmread(BytesIO(each))).get("Status"))
     link.release()
-    if link.dul.socket.socket is not None:  # pynetdicom leaks it where the peer has closed its side
-        link.dul.socket.socket.close()
+    close(link)
     return statuses
 
 
@@ -168,14 +180,14 @@ def sent(pacs: Listener, *images: bytes) -> list[int | None]:
     "PACS",
     "an image of more than 400 MB is sent to the listener",
     "its connection is closed before the rest is read; other images are kept",
-    "`a connection that brings an image is closed`",
+    "`an image has more than 419430400 bytes`, and the option",
 )
 def test_an_image_that_is_too_large_closes_its_connection_and_no_other(
     pacs: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pacs:
         assert sent(pacs, image_of(1, LARGE_BYTES), image_of(2, MOST_BYTES)) == [0, None]
-        assert "a connection that brings an image is closed" in caplog.text
+        assert f"an image has more than {MOST_BYTES} bytes; raise --max-object-mb" in caplog.text
         assert sent(pacs, image(3)) == [0]
         assert pacs.last_change() == 2
 
@@ -214,3 +226,27 @@ def test_a_part_of_a_message_that_announces_megabytes_is_not_read(pacs: Listener
     with pacs, socket.create_connection(("127.0.0.1", pacs._own.port), 10) as stranger:
         stranger.sendall(struct.pack(">BBL", 0x01, 0, 2 << 20))
         assert stranger.recv(1) == b""  # closed, where it would have waited for the rest
+
+
+@fault(
+    "PACS",
+    "a sender of C-STORE falls silent in the middle of a message",
+    "its connection is closed after a minute, and what it had sent no longer counts",
+    "nothing; the listener goes on, and ends when it is told to",
+)
+def test_a_sender_that_falls_silent_is_let_go(pacs: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "_SILENT_SECONDS", 0.5)
+    with pacs:
+        for _ in range(12):  # ten at a time are accepted
+            link = associated(pacs)
+            link.dul.socket.socket.sendall(struct.pack(">BBL", 0x04, 0, 1 << 19) + bytes(1000))
+            wait_for(lambda link=link: not link.is_established, seconds=30)
+            close(link)
+        assert sent(pacs, image_of(1, LARGE_BYTES)) == [0]
+
+
+def test_an_association_ends_with_the_listener(pacs: Listener) -> None:
+    with pacs:
+        link = associated(pacs)
+    wait_for(lambda: not link.is_established, seconds=30)
+    close(link)
