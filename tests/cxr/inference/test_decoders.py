@@ -1,6 +1,7 @@
 """Images are decoded in processes that can be killed: what one image does to its process is no other's matter."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -19,9 +20,11 @@ from tests.support.faults import fault
 from tests.support.images.planted_decoder import (
     HANGS,
     killed_once,
+    limits_of_process,
     planted_pixels,
     process_number,
 )
+from tests.support.moments import in_child
 from tests.support.services.webapp_server import IMAGE, LIMITS, reason, send, send_from, serve_here, tiny_classifier
 from tests.support.waiting import wait_for
 
@@ -108,6 +111,29 @@ def test_a_decoder_gets_no_more_memory_than_its_image_may_need(process: DecodePr
         process.call(bytearray, 3 << 30, **ACCEPTED)
     assert raised.value.reason == "too costly to decode"
     assert decodes(process)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("max_pixels", [1_000_000, 10_000_000_000])
+@fault(
+    "web app, PACS, score, predict, external", "the command runs under `ulimit -v`, and a decoder crashes",
+    "the lower of both limits of memory holds; no core file with an image is written", "as without `ulimit`",
+)  # fmt: skip
+def test_under_a_limit_of_memory_a_decoder_has_its_own_limit_and_writes_no_core_file(max_pixels: int) -> None:
+    allowed = 64 << 30
+
+    def allow() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+
+    def look() -> None:
+        process = DecodeProcess(decoders.__name__)
+        limits = process.call(limits_of_process, **(ACCEPTED | {"max_pixels": max_pixels})).described
+        process.kill()
+        assert limits["RLIMIT_CORE"] == [0, 0]
+        soft, hard = limits["RLIMIT_AS"]
+        assert (soft < allowed, hard) == (max_pixels == 1_000_000, allowed)
+
+    assert in_child(look, allow) == 0
 
 
 def test_a_process_that_was_killed_for_its_time_gives_no_later_image_the_earlier_answer(process: DecodeProcess) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -34,6 +35,11 @@ def planted_grey(data: bytes, classifier: Classifier, name: str) -> Made:
 def process_number() -> Made:
     """Return the number of the process that decodes."""
     return Made(b"", {"process": os.getpid()})
+
+
+def limits_of_process() -> Made:
+    """Return the soft and hard limits of the process that decodes: of its memory, and of a core file."""
+    return Made(b"", {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_AS", "RLIMIT_CORE")})
 
 
 def killed_once(mark: Path) -> Made:
