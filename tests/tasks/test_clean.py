@@ -21,6 +21,7 @@ from cxr.registry.champion import aliases
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
 from tasks.retention.items import Item, checkpoints, exchanged_scores, scores, worktrees
+from tasks.retention.plan import branch_tips
 from tests.support.faults import fault
 from tests.support.projects.registry_project import artifacts, call, enter_project, register, write_model
 from tests.support.services.servers import s3_settings, serve_s3
@@ -253,6 +254,34 @@ def test_an_exchange_that_cannot_be_reached_stops_everything(
     with pytest.raises(SourceError, match=r"^s3://team/shared: "):
         run_clean(monkeypatch, capsys)
     Path("params.yaml").write_text(before)
+    assert versions.bundle_fault(versions.get_version("3")) == ""
+
+
+DUBIOUS = "fatal: detected dubious ownership in repository at '/project'"
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"), [(f'#!/bin/sh\necho "{DUBIOUS}" >&2; exit 128\n', DUBIOUS), ("", "git is not installed")]
+)
+@fault("clean", "git does not list the branches: the project's folder is another user's, or git is not installed",
+       "nothing goes", "exit code 5, git cannot list the branches, and git's reason")  # fmt: skip
+def test_where_git_does_not_list_the_branches_nothing_goes(
+    script: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert branch_tips(tmp_path) == [], "it is no checkout"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "git").write_text(script)
+        (tmp_path / "git").chmod(0o755)
+    assert branch_tips(tmp_path) == []
+    made_here = not Path(".git").exists()
+    Path(".git").mkdir(exist_ok=True)
+    with pytest.raises(
+        DataError, match=rf"^git cannot list the branches \({re.escape(cause)}\), so nothing is removed"
+    ):
+        run_clean(monkeypatch, capsys)
+    if made_here:
+        Path(".git").rmdir()
     assert versions.bundle_fault(versions.get_version("3")) == ""
 
 
