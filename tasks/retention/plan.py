@@ -40,7 +40,7 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, exchange: str | None,
     def exchanged(name: str, written_s: float) -> str:
         return kept.get(name.split("-")[1], "") or _young(written_s, params, now_s)
 
-    newest = sorted((root / ".runs").glob("*"), key=lambda path: path.stat().st_mtime)[-params.keep_worktrees :]
+    newest = sorted((root / ".runs").glob("*"), key=_changed_s)[-params.keep_worktrees :]
 
     def worktree(path: Path) -> str:
         return "one of the newest" if path in newest and params.keep_worktrees else young(path)
@@ -57,6 +57,13 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, exchange: str | None,
             key=lambda item: item.kept_as,
         ),
     ]
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a run at work has removed it
+        return 0.0
 
 
 def _why_kept(version: StoredVersion, index: int, params: CleanParams, now_s: float) -> str:
