@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def named_objects(locks: Iterable[Path]) -> set[str]:
     for lock in locks:
         try:
             found.update(_digests(YAML(typ="safe").load(lock.read_text(encoding="utf-8"))))
-        except (YAMLError, ValueError) as error:
+        except (YAMLError, ValueError, OSError) as error:
             raise DataError(f"{lock} cannot be read, so nothing of DVC's cache is removed: {error}") from error
     return found
 
@@ -57,16 +58,23 @@ def _digests(value: Any) -> Iterator[str]:
 
 
 def cache_items(cache: Path, named: set[str], kept_as: Callable[[Path], str]) -> Iterator[Item]:
-    """Yield the objects of a cache; those in use are kept as "in use", for others `kept_as` decides."""
+    """Yield the objects of a cache; those in use are kept as "in use", for others `kept_as` decides.
+
+    What a run at work removes meanwhile is left out.
+    """
     used = named | {digest for name in named if name.endswith(_FOLDER) for digest in _listed(cache, name)}
     for path in sorted((cache / "files" / "md5").glob("??/*")):
         digest = path.parent.name + path.name
-        reason = "in use" if digest in used else kept_as(path)
+        try:
+            size_bytes = path.stat().st_size
+            reason = "in use" if digest in used else kept_as(path)
+        except FileNotFoundError:
+            continue
 
         def remove(path: Path = path) -> None:
             path.unlink(missing_ok=True)
 
-        yield Item("DVC object", digest, path.stat().st_size, reason, remove)
+        yield Item("DVC object", digest, size_bytes, reason, remove)
 
 
 def _listed(cache: Path, name: str) -> Iterator[str]:
@@ -78,6 +86,7 @@ def _listed(cache: Path, name: str) -> Iterator[str]:
 def forget_runs(cache: Path) -> None:
     """Remove the records of the run cache whose outputs are no longer there."""
     for record in sorted((cache / "runs").glob("??/*/*")):
-        outputs = [out.get("md5", "") for out in (YAML(typ="safe").load(record.read_text()) or {}).get("outs", [])]
-        if not all((cache / "files" / "md5" / digest[:2] / digest[2:]).is_file() for digest in outputs):
-            record.unlink()
+        with suppress(FileNotFoundError):  # a run at work has removed it
+            outputs = [out.get("md5", "") for out in (YAML(typ="safe").load(record.read_text()) or {}).get("outs", [])]
+            if not all((cache / "files" / "md5" / digest[:2] / digest[2:]).is_file() for digest in outputs):
+                record.unlink()

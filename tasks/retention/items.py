@@ -39,14 +39,24 @@ class Item:
 
 
 def folder_size(path: Path) -> int:
-    """Return the bytes of all files below a folder, or of a file; links are not followed."""
+    """Return the bytes of all files below a folder, or of a file; links are not followed.
+
+    What a run at work removes meanwhile has none.
+    """
     if not path.is_dir() or path.is_symlink():
+        return _file_size(path)
+    return sum(_file_size(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
+
+
+def _file_size(path: Path) -> int:
+    try:
         return path.lstat().st_size
-    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
+    except FileNotFoundError:
+        return 0
 
 
 def folders(kind: str, parent: Path, kept_as: Callable[[Path], str], *, pattern: str = "*") -> Iterator[Item]:
-    """Yield the entries of a folder as items."""
+    """Yield the entries of a folder as items, without those that a run at work removes meanwhile."""
     for path in sorted(parent.glob(pattern)) if parent.is_dir() else []:
 
         def remove(path: Path = path) -> None:
@@ -55,7 +65,11 @@ def folders(kind: str, parent: Path, kept_as: Callable[[Path], str], *, pattern:
             else:
                 path.unlink(missing_ok=True)
 
-        yield Item(kind, str(path.relative_to(parent)), folder_size(path), kept_as(path), remove)
+        try:
+            item = Item(kind, str(path.relative_to(parent)), folder_size(path), kept_as(path), remove)
+        except FileNotFoundError:  # of `kept_as`, which asks for its age
+            continue
+        yield item
 
 
 def scores(folder: Path, kept_as: Callable[[Path], str]) -> Iterator[Item]:

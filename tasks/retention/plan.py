@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cxr.common.command_params import CleanParams
+from cxr.common.errors import DataError
 from cxr.common.params import Paths
 from cxr.registry import retention, tracking_store
 from cxr.registry.retention import StoredVersion
@@ -25,7 +26,7 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, exchange: str | None,
     Raises:
         SourceError: the exchange of scores cannot be reached or denies access.
         RegistryError: the registry does not answer, or does not say which versions must stay.
-        DataError: a dvc.lock cannot be read.
+        DataError: a dvc.lock cannot be read, or git does not list the branches.
     """
     versions = retention.stored_versions()
     kept = {version.number: _why_kept(version, index, params, now_s) for index, version in enumerate(versions)}
@@ -39,7 +40,7 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, exchange: str | None,
     def exchanged(name: str, written_s: float) -> str:
         return kept.get(name.split("-")[1], "") or _young(written_s, params, now_s)
 
-    newest = sorted((root / ".runs").glob("*"), key=lambda path: path.stat().st_mtime)[-params.keep_worktrees :]
+    newest = sorted((root / ".runs").glob("*"), key=_changed_s)[-params.keep_worktrees :]
 
     def worktree(path: Path) -> str:
         return "one of the newest" if path in newest and params.keep_worktrees else young(path)
@@ -56,6 +57,13 @@ def plan(root: Path, params: CleanParams, paths: Paths, *, exchange: str | None,
             key=lambda item: item.kept_as,
         ),
     ]
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a run at work has removed it
+        return 0.0
 
 
 def _why_kept(version: StoredVersion, index: int, params: CleanParams, now_s: float) -> str:
@@ -96,17 +104,37 @@ def _locks(root: Path, scratch: Path) -> Iterator[Path]:
         yield from (
             path for path in (folder / "dvc.lock", *folder.glob("*.dvc"), *folder.glob("data/*.dvc")) if path.is_file()
         )
-    for name in _git(root, "for-each-ref", "--format=%(objectname)").split():
-        text = _git(root, "show", f"{name}:dvc.lock")
-        if text:
-            (scratch / name).write_text(text, encoding="utf-8")
+    for name in branch_tips(root):
+        shown = _git(root, "show", f"{name}:dvc.lock")
+        if shown.returncode == 0:  # a commit need not have one
+            (scratch / name).write_text(shown.stdout, encoding="utf-8")
             yield scratch / name
 
 
-def _git(root: Path, *arguments: str) -> str:
+def branch_tips(root: Path) -> list[str]:
+    """Return what the branches and tags of a checkout point to; nothing in a folder without git.
+
+    Raises:
+        DataError: git does not list them, so that it is not known which data they name.
+    """
+    try:
+        listed = _git(root, "for-each-ref", "--format=%(objectname)")
+        if listed.returncode == 0:
+            return listed.stdout.split()
+        cause = listed.stderr.partition("\n")[0]
+    except FileNotFoundError:
+        cause = "git is not installed"
+    if not (root / ".git").exists():
+        return []
+    raise DataError(
+        f"git cannot list the branches ({cause}), so nothing is removed; see to it that `git branch` works in the "
+        "project's folder, then run the same command again"
+    )
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""
+    return subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
 def cache_folder(root: Path) -> Path:

@@ -20,7 +20,9 @@ from cxr.registry import retention, tracking_store, versions
 from cxr.registry.champion import aliases
 from cxr.registry.stored_names import entry_tag
 from tasks import clean
-from tasks.retention.items import Item, checkpoints, exchanged_scores, scores, worktrees
+from tasks.retention.dvc_cache import cache_items, named_objects
+from tasks.retention.items import Item, checkpoints, exchanged_scores, folder_size, folders, scores, worktrees
+from tasks.retention.plan import branch_tips
 from tests.support.faults import fault
 from tests.support.projects.registry_project import artifacts, call, enter_project, register, write_model
 from tests.support.services.servers import s3_settings, serve_s3
@@ -253,6 +255,83 @@ def test_an_exchange_that_cannot_be_reached_stops_everything(
     with pytest.raises(SourceError, match=r"^s3://team/shared: "):
         run_clean(monkeypatch, capsys)
     Path("params.yaml").write_text(before)
+    assert versions.bundle_fault(versions.get_version("3")) == ""
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"outs: []")
+
+
+def removing(gone: Path) -> Callable[[Path], str]:
+    """Return a rule by which nothing is kept, and which removes `gone` at the first look, as a run at work may."""
+
+    def kept_as(path: Path) -> str:
+        if gone.is_dir():
+            shutil.rmtree(gone)
+        gone.unlink(missing_ok=True)
+        path.stat()  # for its age
+        return ""
+
+    return kept_as
+
+
+@fault("clean", "a run at work removes files and folders while they are listed", "they are left out", "nothing")
+def test_what_vanishes_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+    make_files(tmp_path, "folders/a/one", "folders/b/one", "cache/files/md5/ab/1", "cache/files/md5/ab/2")
+    listed = folders("worktree", tmp_path / "folders", removing(tmp_path / "folders" / "b"))
+    assert [item.name for item in listed] == ["a"]
+    listed = cache_items(tmp_path / "cache", {"ab2"}, removing(tmp_path / "cache" / "files" / "md5" / "ab" / "2"))
+    assert [item.name for item in listed] == ["ab1"]
+
+
+def test_what_vanishes_while_a_folder_is_measured_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files(tmp_path, "one", "two", "deeper/three")
+    lstat = Path.lstat
+
+    def removes_the_others(path: Path) -> os.stat_result:
+        for other in tmp_path.iterdir() if path.parent == tmp_path else []:
+            if other.is_dir():
+                shutil.rmtree(other)
+            elif other != path:
+                other.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", removes_the_others)
+    assert folder_size(tmp_path) == len("outs: []")
+
+
+def test_a_lock_file_that_vanishes_before_it_is_read_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dvc\.lock cannot be read, so nothing of DVC's cache is removed"):
+        named_objects([tmp_path / "dvc.lock"])
+
+
+DUBIOUS = "fatal: detected dubious ownership in repository at '/project'"
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"), [(f'#!/bin/sh\necho "{DUBIOUS}" >&2; exit 128\n', DUBIOUS), ("", "git is not installed")]
+)
+@fault("clean", "git does not list the branches: the project's folder is another user's, or git is not installed",
+       "nothing goes", "exit code 5, git cannot list the branches, and git's reason")  # fmt: skip
+def test_where_git_does_not_list_the_branches_nothing_goes(
+    script: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert branch_tips(tmp_path) == [], "it is no checkout"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "git").write_text(script)
+        (tmp_path / "git").chmod(0o755)
+    assert branch_tips(tmp_path) == []
+    made_here = not Path(".git").exists()
+    Path(".git").mkdir(exist_ok=True)
+    with pytest.raises(
+        DataError, match=rf"^git cannot list the branches \({re.escape(cause)}\), so nothing is removed"
+    ):
+        run_clean(monkeypatch, capsys)
+    if made_here:
+        Path(".git").rmdir()
     assert versions.bundle_fault(versions.get_version("3")) == ""
 
 

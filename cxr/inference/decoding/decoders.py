@@ -7,6 +7,7 @@ crash or run out of memory by one image. What the processes run is cxr/inference
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,18 @@ from cxr.inference.pipeline import ModelInput, check_size, model_input
 
 _PROGRAM = "from cxr.inference.decoding.worker import main; main"
 
+_TRIES = 2
+"""Of an image whose process is killed from outside: the memory that ran out may have been wanted by another program."""
+
+_ENDS_SECONDS = 5.0
+"""In which a process whose socket has closed ends; one whose decoder was taken over may not."""
+
+log = logging.getLogger("cxr")
+
+
+class _KilledError(Exception):
+    """The process was killed from outside, as the system does where memory runs out."""
+
 
 class DecodeProcess:
     """A process that is started when it is needed, and again after it was killed. Of one thread at a time.
@@ -48,7 +61,10 @@ class DecodeProcess:
     def start(self) -> Connection:
         """Start the process unless it runs, and return the socket to it."""
         if self._running is not None:
-            return self._running[1]
+            process, connection = self._running
+            if process.poll() is None:
+                return connection
+            self.kill()  # it ended while it was idle, so no image is to blame; its socket is still to be closed
         ours, theirs = Pipe()
         with theirs:
             process = subprocess.Popen(
@@ -73,19 +89,32 @@ class DecodeProcess:
 
         Raises:
             ImageError: the function raises it; a DecoderError where the process crashes or takes longer than `seconds`.
-            MemoryLimitError: the process does not start.
+            MemoryLimitError: the process does not start, or is killed from outside, and so is a second one.
             RuntimeError: the function raises anything else.
         """
+        call = Call(function, given, max_pixels)
+        for _ in range(_TRIES):
+            try:
+                return self._answer(call, name, seconds)
+            except _KilledError:
+                log.warning("a process that decodes %s was killed, probably for lack of memory", name)
+        raise MemoryLimitError(
+            f"each process that decodes {name} is killed, probably for lack of memory; make sure that memory is left "
+            "(end other programs, or allow more memory), then run the same command again"
+        )
+
+    def _answer(self, call: Call, name: str, seconds: float) -> Made:
         connection = self.start()
         self._wait_until_ready(connection)
         try:
-            connection.send(Call(function, given, max_pixels))
+            connection.send(call)
             if not connection.poll(seconds):
                 raise too_slow(name, seconds)
             head, _, content = connection.recv_bytes().partition(b"\n")
         except (EOFError, OSError):
+            error = _KilledError() if self._was_killed_from_outside() else crashes(name)
             self._restart()
-            raise crashes(name) from None
+            raise error from None
         except BaseException:  # a later image must not get the answer to this one
             self._restart()
             raise
@@ -102,6 +131,16 @@ class DecodeProcess:
                 "a process that decodes images does not start; make sure that memory is left and that the installation "
                 "is whole, then run the same command again"
             ) from None
+
+    def _was_killed_from_outside(self) -> bool:
+        """Say whether the process, whose socket has closed, was killed, and not by `kill`."""
+        if self._running is None:
+            return False
+        process, _ = self._running
+        try:
+            return process.wait(_ENDS_SECONDS) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            return False
 
     def _restart(self) -> None:
         self.kill()

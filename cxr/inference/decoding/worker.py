@@ -54,6 +54,7 @@ def main(socket: int, module: str) -> None:
 
     The `module` that holds the functions is imported before the first image comes.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold an image
     _quieten_decoders()
     importlib.import_module(module)
     cv2.setNumThreads(1)  # there may be a process for each core, and the stack of each thread counts as memory
@@ -90,9 +91,8 @@ def _address_space_bytes() -> int:
 
 
 def _limit_memory(limit: int) -> None:
-    with contextlib.suppress(OSError, ValueError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)  # finite after `ulimit -v`; it cannot be raised
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _quieten_decoders() -> None:

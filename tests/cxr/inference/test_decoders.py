@@ -1,6 +1,8 @@
 """Images are decoded in processes that can be killed: what one image does to its process is no other's matter."""
 
 import os
+import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +17,14 @@ from cxr.imaging.unattended import TOO_SLOW
 from cxr.inference.decoding import decoders
 from cxr.inference.decoding.decoders import DecodeProcess
 from tests.support.faults import fault
-from tests.support.images.planted_decoder import HANGS, planted_pixels
+from tests.support.images.planted_decoder import (
+    HANGS,
+    killed_once,
+    limits_of_process,
+    planted_pixels,
+    process_number,
+)
+from tests.support.moments import in_child
 from tests.support.services.webapp_server import IMAGE, LIMITS, reason, send, send_from, serve_here, tiny_classifier
 from tests.support.waiting import wait_for
 
@@ -40,6 +49,36 @@ def decodes(process: DecodeProcess) -> bool:
 def test_a_crash_is_an_error_of_its_image_alone(process: DecodeProcess) -> None:
     with pytest.raises(ImageError, match="crashes its decoder"):
         process.call(os.abort, **ACCEPTED)
+    assert decodes(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@fault("web app, PACS, score, predict, external", "a process that decodes is killed while no image is there",
+       "another one starts; the next image is decoded", "nothing")  # fmt: skip
+def test_the_end_of_an_idle_process_is_no_fault_of_the_next_image(
+    process: DecodeProcess, number: signal.Signals
+) -> None:
+    ended = process.call(process_number, **ACCEPTED).described["process"]
+    os.kill(ended, number)
+    os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+    assert decodes(process)
+
+
+@fault("web app, PACS, score, predict, external",
+       "the process that decodes an image is killed, as where memory runs out", "the image is decoded again in another",
+       "one line of log, probably for lack of memory")  # fmt: skip
+def test_a_kill_from_outside_is_no_fault_of_an_image(
+    process: DecodeProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert process.call(killed_once, tmp_path / "once", **ACCEPTED).content == b"decoded"
+    assert caplog.messages == ["a process that decodes image was killed, probably for lack of memory"]
+
+
+@fault("score, predict, external", "the process that decodes an image is killed, and so is the one that tries it again",
+       "no image is called bad; the run ends", "exit code 13, the image, probably for lack of memory")  # fmt: skip
+def test_a_second_kill_at_the_same_image_is_a_lack_of_memory(process: DecodeProcess) -> None:
+    with pytest.raises(MemoryLimitError, match="decodes image is killed, probably for lack of memory; make sure"):
+        process.call(signal.raise_signal, signal.SIGKILL, **ACCEPTED)
     assert decodes(process)
 
 
@@ -72,6 +111,29 @@ def test_a_decoder_gets_no_more_memory_than_its_image_may_need(process: DecodePr
         process.call(bytearray, 3 << 30, **ACCEPTED)
     assert raised.value.reason == "too costly to decode"
     assert decodes(process)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("max_pixels", [1_000_000, 10_000_000_000])
+@fault(
+    "web app, PACS, score, predict, external", "the command runs under `ulimit -v`, and a decoder crashes",
+    "the lower of both limits of memory holds; no core file with an image is written", "as without `ulimit`",
+)  # fmt: skip
+def test_under_a_limit_of_memory_a_decoder_has_its_own_limit_and_writes_no_core_file(max_pixels: int) -> None:
+    allowed = 64 << 30
+
+    def allow() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+
+    def look() -> None:
+        process = DecodeProcess(decoders.__name__)
+        limits = process.call(limits_of_process, **(ACCEPTED | {"max_pixels": max_pixels})).described
+        process.kill()
+        assert limits["RLIMIT_CORE"] == [0, 0]
+        soft, hard = limits["RLIMIT_AS"]
+        assert (soft < allowed, hard) == (max_pixels == 1_000_000, allowed)
+
+    assert in_child(look, allow) == 0
 
 
 def test_a_process_that_was_killed_for_its_time_gives_no_later_image_the_earlier_answer(process: DecodeProcess) -> None:
