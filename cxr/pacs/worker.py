@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from cxr.common.errors import ImageError
+from cxr.common.errors import ImageError, MemoryLimitError
 from cxr.common.files import read_json, write_json
 from cxr.dicom.header import MODALITIES, is_other_body_part
 from cxr.inference.classifier import Classifier
@@ -37,6 +37,7 @@ MAX_LINES = 100
 MAX_TRIES = 3
 """How often the process may crash on one image before the image is skipped."""
 
+_NO_MEMORY = (MemoryError, MemoryLimitError)
 _NAME = "the image"  # its name in errors: its UID must not appear in a log
 
 log = logging.getLogger("cxr")
@@ -183,6 +184,8 @@ class PacsWorker:
             for start in range(0, len(new), BATCH_SIZE):
                 batch = [self._read(image, classifier) for image in new[start : start + BATCH_SIZE]]
                 self._answer([image for image in batch if image is not None], classifier, author)
+        except _NO_MEMORY:
+            raise  # one of the images may have caused it: the try counts, as of a process that was killed
         except BaseException:
             self._save(position)  # an orderly stop: the images did not cause it
             raise
@@ -198,6 +201,8 @@ class PacsWorker:
         try:
             answered = answer_prepared(classifier, images)
             explanations = self._explanations(answered, classifier)
+        except _NO_MEMORY:
+            raise
         except Exception as error:  # of any kind: an image that the model cannot process must not hold up the feed
             if len(images) == 1:
                 self._reject(images[0].key, error.reason if isinstance(error, ImageError) else type(error).__name__)

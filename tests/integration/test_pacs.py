@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
-from cxr.common.errors import ParamsError, RegistryError, SourceError
+from cxr.common.errors import MemoryLimitError, ParamsError, RegistryError, SourceError
+from cxr.inference.decoding.decoders import Decoders
+from cxr.inference.pipeline import ModelInput
 from cxr.models.bundle import write_bundle
 from cxr.models.factory import build
 from cxr.pacs.feed import ACCOUNT_VARIABLES, PacsUnavailableError
@@ -263,6 +266,30 @@ def test_an_image_that_crashes_the_process_each_time_is_skipped(orthanc: Orthanc
     assert killed(orthanc, state_file, "before 1", times=MAX_TRIES) == MAX_TRIES
     assert json.loads(state_file.read_text())["tries"] == MAX_TRIES
     summary = follow(worker(orthanc.url, state_file)).summary
+    assert (summary.classified, summary.rejected) == (1, 1)
+    assert reports(orthanc) == {"2": 1}
+
+
+class StarvedByOne(Decoders):
+    """Decoders that the system kills for lack of memory whenever they get the first image."""
+
+    def model_input(self, data: bytes, *given: Any, **named: Any) -> ModelInput:
+        if f"{UID_ROOT}.1.1.1".encode() in data:
+            raise MemoryLimitError("killed")
+        return super().model_input(data, *given, **named)
+
+
+@fault("PACS", "an image takes all memory each time", "the worker ends, and skips the image after a few tries",
+       "exit code 13; then the log names the image")  # fmt: skip
+def test_an_image_that_takes_all_memory_each_time_is_skipped(orthanc: OrthancServer, state_file: Path) -> None:
+    orthanc.send(image(1), image(2))
+    with StarvedByOne(1, seconds=60) as decoders:
+        starved = replace(worker(orthanc.url, state_file), decoders=decoders)
+        for tries in range(1, MAX_TRIES + 1):
+            with pytest.raises(MemoryLimitError):
+                follow(starved)
+            assert json.loads(state_file.read_text())["tries"] == tries
+        summary = follow(starved).summary
     assert (summary.classified, summary.rejected) == (1, 1)
     assert reports(orthanc) == {"2": 1}
 
