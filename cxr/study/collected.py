@@ -28,7 +28,7 @@ from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec
 from cxr.models.forward import softmax_with_temperature
 from cxr.registry import runs
-from cxr.training.packed import OUTPUTS_FILE, TRAINING_FILE
+from cxr.training.packed import OUTPUTS_FILE, TRAINING_FILE, UNREADABLE, read_arrays
 
 RECORD_FILE, IMAGES_FILE = "record.json", "images.csv"
 _TRAINING_COLUMNS = ("image_id", "fold", "label", "patient_id", "source")
@@ -119,9 +119,8 @@ def _read_outputs(table: Path, outputs: Path) -> tuple[pd.DataFrame, NDArray[np.
     """Return the images of validation and test, and their logits (N, C) in the same order."""
     try:
         images = pd.read_csv(table, dtype={"image_id": str, "patient_id": str, "label": str})
-        with np.load(outputs, allow_pickle=False) as file:
-            parts = [file[name] for name in _SPLITS]
-    except (OSError, ValueError, KeyError) as error:
+        parts = list(read_arrays(outputs, _SPLITS).values())
+    except UNREADABLE as error:
         raise DataError(f"{table} or {outputs} cannot be read ({error}); copy FOLDER/trials back again") from error
     expected = [int((images["split"] == name).sum()) for name in _SPLITS]
     if [len(part) for part in parts] != expected:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
 
 INDEX_FILE, CONFIG_FILE, ROWS_FILE = "packed.json", "config.json", "rows.npz"
 OUTPUTS_FILE, TRAINING_FILE = "outputs.npz", "training.json"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and JSON raise for a file that is missing, cut or damaged."""
 _ROWS = ("labels", "sources", "train_rows", "validation_rows", "test_rows")
 
 
@@ -84,6 +97,12 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read some arrays of an .npz file; raises one of UNREADABLE."""
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves a damaged file open
+        return {name: file[name] for name in names}
+
+
 def _kept(folder: Path, file: Path) -> str:
     """Copy a file into `folder` under its digest; return that name."""
     name = f"{sha256_of(file)}{file.suffix}"
@@ -105,12 +124,11 @@ def read_training(folder: Path) -> PackedTraining:
     root = folder.parent.parent
     try:
         kept = _read_config(folder)
-        with np.load(folder / ROWS_FILE, allow_pickle=False) as file:
-            rows = {name: file[name] for name in _ROWS}
+        rows = read_arrays(folder / ROWS_FILE, _ROWS)
         images = np.load(root / "images" / kept["images"], mmap_mode="r", allow_pickle=False)
         config = SimpleNamespace(**kept["config"])
         config.svm = SimpleNamespace(**config.svm)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{folder} is not a packed training ({error}); pack it again and copy all of it") from error
     if config.weights != "none":
         config.weights = str(root / "weights" / config.weights)

@@ -20,7 +20,7 @@ from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
 from cxr.study.collected import collect
 from cxr.study.spec import Study
-from cxr.training.packed import check_files, is_done, packed_trials
+from cxr.training.packed import check_files, is_done, packed_trials, read_training
 from flows.study import study_flow
 from flows.trials.packed import collect_all, pack
 from flows.trials.trial import Trial, trials
@@ -265,6 +265,34 @@ def test_a_damaged_training_is_named_and_leaves_no_run(packed: Path, tmp_path: P
     with pytest.raises(DataError, match=r"training\.json cannot be read .* copy FOLDER/trials back again"):
         collect(fresh, "short.one.1", tested=True, params=read_params(Path("params.yaml")).evaluate)
     assert len(runs_with_tag_prefix("")) == before
+
+
+def damaged_arrays(path: Path) -> list[bytes]:
+    """Return the file cut, empty, as other bytes, and damaged in its middle."""
+    whole = path.read_bytes()
+    third = len(whole) // 3
+    return [whole[: len(whole) // 2], b"", b"garbage", whole[:third] + b"\xff" * third + whole[2 * third :]]
+
+
+@pytest.mark.parametrize("damage", range(4), ids=["cut", "empty", "garbage", "damaged inside"])
+def test_damaged_outputs_are_named_and_leave_no_run(packed: Path, tmp_path: Path, damage: int) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    outputs = fresh / "trials" / "short.one.1" / "outputs.npz"
+    outputs.write_bytes(damaged_arrays(outputs)[damage])
+    before = len(runs_with_tag_prefix(""))
+    with pytest.raises(DataError, match=r"outputs\.npz cannot be read .* copy FOLDER/trials back again"):
+        collect(fresh, "short.one.1", tested=True, params=read_params(Path("params.yaml")).evaluate)
+    assert len(runs_with_tag_prefix("")) == before
+
+
+@pytest.mark.parametrize("damage", range(4), ids=["cut", "empty", "garbage", "damaged inside"])
+def test_damaged_rows_are_named(packed: Path, tmp_path: Path, damage: int) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    rows = fresh / "trials" / "short.one.1" / "rows.npz"
+    rows.write_bytes(damaged_arrays(rows)[damage])
+    with pytest.raises(DataError, match=r"short\.one\.1 is not a packed training .* pack it again and copy all of it"):
+        read_training(rows.parent)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": "a.npy"}'])
