@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr.common.errors import DataError, ParamsError
+from cxr.common.errors import DataError, ParamsError, TrainingError
 from cxr.common.files import write_json
 from cxr.common.params import override, read_params
 from cxr.registry import runs
@@ -58,6 +58,19 @@ class Lacking: # finds them, as torch asks what there is, and cannot import them
 
 sys.meta_path.insert(0, Lacking)
 """
+
+KILLED = """
+import multiprocessing, os, signal, sys
+
+class Killed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "cxr.training.loop" and multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.meta_path.insert(0, Killed)
+"""
+"""Ends a worker as the kernel does where memory runs out, when it begins a training."""
 
 STUDY = Study.model_validate(
     {
@@ -104,9 +117,11 @@ def chosen() -> list[Trial]:
     return trials(STUDY, params=Path("params.yaml"), weights={}, chosen=[])
 
 
-def train_packed(folder: Path, tmp_path: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def train_packed(
+    folder: Path, tmp_path: Path, *options: str, machine: str = LACKING
+) -> "subprocess.CompletedProcess[str]":
     """Run the trials as a machine does that has none of LIBRARIES."""
-    (tmp_path / "sitecustomize.py").write_text(LACKING)
+    (tmp_path / "sitecustomize.py").write_text(machine)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tasks.packed.train", str(folder), *options]
     return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
@@ -220,6 +235,18 @@ def test_a_trial_that_fails_is_named_and_the_others_are_done(packed: Path, tmp_p
     assert "failed: short.one.1: unknown backbone 'resnet51'" in done.stdout
     assert done.stderr == "error: 1 trials failed, see above; the others are done\n"
     assert is_done(fresh / "trials" / "short.other.1")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_worker_is_one_line(packed: Path, tmp_path: Path, workers: str) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    done = train_packed(fresh, tmp_path, "--workers", workers, machine=LACKING + KILLED)
+    assert done.returncode == TrainingError.exit_code
+    assert done.stdout == "0 of 2 trials are done\n"
+    assert done.stderr == (
+        "error: a worker was killed, probably for memory; run the same command with fewer --workers, or where there is "
+        "more memory\n"
+    )
 
 
 def test_a_trial_with_other_settings_than_now_is_not_recorded(packed: Path) -> None:
