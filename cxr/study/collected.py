@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec
 from cxr.models.forward import softmax_with_temperature
 from cxr.registry import runs
-from cxr.training.packed import OUTPUTS_FILE, TRAINING_FILE, UNREADABLE, read_arrays
+from cxr.training.packed import DIGESTS_KEY, OUTPUTS_FILE, TRAINING_FILE, UNREADABLE, read_arrays
 
 RECORD_FILE, IMAGES_FILE = "record.json", "images.csv"
 _TRAINING_COLUMNS = ("image_id", "fold", "label", "patient_id", "source")
@@ -42,11 +42,13 @@ class TrialRecord:
     digest       of the trial's settings when it was packed
     tags         of its run: commit, digests, protocol
     config       parameters of its run, by section: train, split, preprocess
+    packed       digests of its files as they were packed, which training.json repeats; none from an earlier release
     """
 
     digest: str
     tags: Mapping[str, str]
     config: Mapping[str, Any]
+    packed: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_record(folder: Path, record: TrialRecord, images: pd.DataFrame) -> None:
@@ -82,11 +84,16 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
         params: resamples and seed of the intervals, and whether biases are fitted.
 
     Raises:
-        DataError: a file is missing or damaged, or the outputs are of other images.
+        DataError: a file is missing or damaged, or the outputs are of an earlier packing or of other images.
         RegistryError: the store does not answer.
     """
     record, trial = read_record(root / "records" / name), root / "trials" / name
     training, curves, torch_version = _read_training(trial / TRAINING_FILE)
+    if training.get(DIGESTS_KEY) != record.packed:
+        raise DataError(
+            f"{trial / TRAINING_FILE} is of another packing, or of an earlier release, which cannot be checked: pack "
+            "the trial again, train it there from that FOLDER and copy FOLDER/trials back"
+        )
     images, logits = _read_outputs(root / "records" / name / IMAGES_FILE, trial / OUTPUTS_FILE)
     run_id = runs.start_run(run_id=None, name=f"{name}-packed", tags={**record.tags, "torch_version": torch_version})
     runs.log_params(run_id, record.config)

@@ -20,7 +20,7 @@ from cxr.registry.lineage import lineage
 from cxr.registry.run_metadata import shown_tags
 from cxr.study.collected import TrialRecord, collect, read_record, write_record
 from cxr.study.spec import TAG_PREFIX
-from cxr.training.packed import INDEX_FILE, is_done, pack_training, packed_trials
+from cxr.training.packed import INDEX_FILE, is_done, pack_training, packed_digests, packed_trials
 from flows.trials.trial import DIGEST_TAG, Trial, mark_done, reproduce, trial_workspace
 
 log = logging.getLogger("flows.study")
@@ -102,8 +102,9 @@ def _pack_trial(trial: Trial, root: Path, workspace: Path, folder: Path) -> None
     train = params.train.with_populations_of(classes)
     rows = training_rows(packed, training_images(raw, divided, train.populations), classes)
     held_out = _held_out(raw, divided)
+    name = _folder_name(trial)
     pack_training(
-        folder / "trials" / _folder_name(trial),
+        folder / "trials" / name,
         images=workspace / params.paths.images / IMAGES_FILE,
         config=train.model_dump(mode="json"),
         classes=classes,
@@ -116,8 +117,9 @@ def _pack_trial(trial: Trial, root: Path, workspace: Path, folder: Path) -> None
         },
     )
     config = {"train": train.model_dump(), "split": divided.record, "preprocess": asdict(packed.preprocessing)}
-    record = TrialRecord(trial.digest, _tags(trial, root, params, divided), config)
-    write_record(folder / "records" / _folder_name(trial), record, held_out)
+    digests = packed_digests(folder / "trials" / name)
+    record = TrialRecord(trial.digest, _tags(trial, root, params, divided), config, digests)
+    write_record(folder / "records" / name, record, held_out)
 
 
 def _held_out(raw: Path, divided: Split) -> pd.DataFrame:

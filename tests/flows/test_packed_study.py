@@ -20,7 +20,15 @@ from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
 from cxr.study.collected import collect
 from cxr.study.spec import Study
-from cxr.training.packed import check_files, is_done, packed_trials, read_training
+from cxr.training.packed import (
+    check_files,
+    is_done,
+    pack_training,
+    packed_digests,
+    packed_trials,
+    read_arrays,
+    read_training,
+)
 from flows.study import study_flow
 from flows.trials.packed import collect_all, pack
 from flows.trials.trial import Trial, trials
@@ -329,6 +337,51 @@ def test_a_damaged_config_is_named(packed: Path, tmp_path: Path, text: str) -> N
     config.write_text(text)
     with pytest.raises(DataError, match=r"config\.json cannot be read .* pack it again and copy all of it"):
         check_files(fresh, packed_trials(fresh))
+
+
+def test_a_trial_that_is_packed_the_same_again_stays_done(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "pack")
+    assert is_done(pack_again(tmp_path / "pack", "short.one.1"))
+
+
+@pytest.mark.parametrize("copied_back", [False, True], ids=["kept here", "copied back with the earlier config"])
+def test_outputs_of_an_earlier_packing_are_not_recorded(packed: Path, tmp_path: Path, copied_back: bool) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    folder = pack_again(fresh, "short.one.1", weight_decay=0.5)
+    assert not is_done(folder)
+    if copied_back:
+        shutil.copytree(packed / "trials", fresh / "trials", dirs_exist_ok=True)
+    refused_as_of_another_packing(fresh)
+
+
+def test_outputs_without_digests_are_trained_again_and_not_recorded(packed: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    folder = fresh / "trials" / "short.one.1"
+    training = json.loads((folder / "training.json").read_text())
+    del training["packed"]
+    write_json(folder / "training.json", training)
+    assert not is_done(folder)
+    refused_as_of_another_packing(fresh)
+
+
+def refused_as_of_another_packing(folder: Path) -> None:
+    before = len(runs_with_tag_prefix(""))
+    with pytest.raises(DataError, match=r"one\.1/training\.json is of another packing, .* copy FOLDER/trials back"):
+        collect(folder, "short.one.1", tested=True, params=read_params(Path("params.yaml")).evaluate)
+    assert len(runs_with_tag_prefix("")) == before
+
+
+def pack_again(root: Path, name: str, **changes: object) -> Path:
+    """Pack a trial into the folder where it is, with some other settings; return its folder."""
+    folder, record = root / "trials" / name, root / "records" / name / "record.json"
+    kept = json.loads((folder / "config.json").read_text())
+    rows = read_arrays(folder / "rows.npz", ["labels", "sources", "train_rows", "validation_rows", "test_rows"])
+    images = root / "images" / kept["images"]
+    pack_training(folder, images=images, config=kept["config"] | changes, classes=kept["classes"], rows=rows)
+    write_json(record, json.loads(record.read_text()) | {"packed": packed_digests(folder)})
+    return folder
 
 
 def untrained(packed: Path, folder: Path) -> Path:
