@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr.common.errors import DataError, ParamsError, TrainingError
-from cxr.common.files import write_json
+from cxr.common.errors import BusyError, DataError, ParamsError, TrainingError
+from cxr.common.files import sha256_of, write_json
+from cxr.common.locks import sole_lock, worktree_lock
 from cxr.common.params import override, read_params
 from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
-from cxr.study.collected import collect
+from cxr.registry.tracking_store import client
+from cxr.study.collected import TRAINING_TAG, TrialRecord, collect, write_record
 from cxr.study.spec import Study
 from cxr.training.packed import (
     check_files,
@@ -31,7 +33,7 @@ from cxr.training.packed import (
 )
 from flows.study import study_flow
 from flows.trials.packed import collect_all, pack
-from flows.trials.trial import Trial, trials
+from flows.trials.trial import DIGEST_TAG, Trial, trials
 from tests.support.project import PROJECT
 from tests.support.projects.sample_project import SMALL
 
@@ -364,6 +366,74 @@ def test_outputs_without_digests_are_trained_again_and_not_recorded(packed: Path
     write_json(folder / "training.json", training)
     assert not is_done(folder)
     refused_as_of_another_packing(fresh)
+
+
+def test_an_earlier_packing_is_kept_until_it_is_recorded(project: Path, tmp_path: Path) -> None:
+    folder, digest = tmp_path / "pack", "digest of a trial of an earlier packing"
+    write_record(folder / "records" / "short.gone.1", TrialRecord(digest, {}, {}), pd.DataFrame())
+    write_json(folder / "packed.json", {"trials": [{"name": "short.gone.1"}]})
+    with pytest.raises(ParamsError, match=r"earlier packing with short\.gone\.1, .* name another FOLDER$"):
+        pack([], project, folder)
+    assert [path.name for path in packed_trials(folder)] == ["short.gone.1"]
+    runs.start_run(run_id=None, name="recorded", tags={DIGEST_TAG: digest})
+    pack([], project, folder)
+    assert packed_trials(folder) == []
+
+
+def test_packed_trials_that_are_not_chosen_are_left_alone(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_aside(chosen())
+    one, twin, other = chosen()
+    collect_all([twin], packed, Path("params.yaml"))
+    assert [trial.is_done() for trial in (one, twin, other)] == [False, True, False]
+    assert capsys.readouterr().out == "recorded 1 of 2 packed trials; 0 were not trained yet, 1 not chosen\n"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["cxr.registry.runs.log_files", "flows.trials.packed.mark_done", "flows.trials.trial.keep_below"],
+)
+def test_a_killed_collect_goes_on_in_the_same_run(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    fresh, other = tmp_path / "pack", chosen()[2]
+    shutil.copytree(packed, fresh)
+    training = fresh / "trials" / "short.other.1" / "training.json"
+    write_json(training, json.loads(training.read_text()) | {"torch_version": f"killed at {moment}"})
+    set_aside([other])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(moment, killed)
+        collect_all([other], fresh, Path("params.yaml"))
+    assert not other.is_done()
+    collect_all([other], fresh, Path("params.yaml"))
+    (run,) = (run for run in runs_with_tag_prefix(other.tag) if run.tags[other.tag] == other.digest)
+    digest = sha256_of(training)
+    made = [each.run_id for each in runs_with_tag_prefix(TRAINING_TAG) if each.tags[TRAINING_TAG] == digest]
+    assert made == [run.run_id]
+    assert runs.is_finished(run.run_id)
+    assert [point.step for point in client().get_metric_history(run.run_id, "validation/loss")] == [1, 2]
+    assert len(client().get_metric_history(run.run_id, "test/accuracy")) == 1
+
+
+def test_two_collects_at_once_are_refused(project: Path, packed: Path) -> None:
+    with (
+        sole_lock(worktree_lock(project, "study-collect"), what="another"),
+        pytest.raises(BusyError, match=r"^\./run flows\.study --collect is busy"),
+    ):
+        collect_all(chosen(), packed, Path("params.yaml"))
+
+
+def killed(*_arguments: object, **_options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def set_aside(some: Sequence[Trial]) -> None:
+    """Take the marks of trials from their runs, as if they had not run."""
+    for trial in some:
+        for run in runs_with_tag_prefix(DIGEST_TAG):
+            if run.tags[DIGEST_TAG] == trial.digest:
+                runs.tag_run(run.run_id, dict.fromkeys((trial.tag, DIGEST_TAG), "set aside"))
+            elif run.tags.get(trial.tag) == trial.digest:
+                runs.tag_run(run.run_id, {trial.tag: "set aside"})
 
 
 def refused_as_of_another_packing(folder: Path) -> None:
