@@ -298,7 +298,7 @@ def main() -> None:
         write(done, weights)
     folders = {seed: given.output / f"pretrained-{seed}" for seed in given.seeds}
     for seed, folder in folders.items():
-        if not is_done(folder):
+        if not is_done(folder, given.training):
             changes = {"weights": str(weights), "seed": seed}
             tuned = replace(training, config=SimpleNamespace(**vars(training.config) | changes))
             fit_and_predict(tuned, folder, _Printed(seed))

@@ -203,10 +203,14 @@ def run_tags(run_id: str) -> dict[str, str]:
 
 def started(run_id: str) -> str:
     """Return when a run started, as "2026-11-26 04:05 UTC"."""
+    return f"{datetime.fromtimestamp(started_ms(run_id) / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def started_ms(run_id: str) -> int:
+    """Return when a run started, as MLflow counts time."""
     store = client()
     with store_errors(f"reading run {run_id}"):
-        milliseconds = store.get_run(run_id).info.start_time
-    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+        return int(store.get_run(run_id).info.start_time)
 
 
 def find_run(tag: str, value: str) -> str | None:

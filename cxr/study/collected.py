@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cxr.common.errors import DataError
-from cxr.common.files import read_json, write_json
+from cxr.common.files import read_json, sha256_of, write_json
 from cxr.common.params import EvaluateParams
 from cxr.evaluation.headline import ERRORS, SCORES
 from cxr.evaluation.predictions import fit_calibration, make_predictions
@@ -28,9 +28,11 @@ from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.bundle import ModelSpec
 from cxr.models.forward import softmax_with_temperature
 from cxr.registry import runs
-from cxr.training.packed import OUTPUTS_FILE, TRAINING_FILE
+from cxr.training.packed import DIGESTS_KEY, OUTPUTS_FILE, TRAINING_FILE, UNREADABLE, read_arrays
 
 RECORD_FILE, IMAGES_FILE = "record.json", "images.csv"
+TRAINING_TAG = "packed_training"
+"""On a run: the SHA-256 of the training.json that it was made from."""
 _TRAINING_COLUMNS = ("image_id", "fold", "label", "patient_id", "source")
 _SPLITS = ("validation", "test")
 
@@ -42,11 +44,13 @@ class TrialRecord:
     digest       of the trial's settings when it was packed
     tags         of its run: commit, digests, protocol
     config       parameters of its run, by section: train, split, preprocess
+    packed       digests of its files as they were packed, which training.json repeats; none from an earlier release
     """
 
     digest: str
     tags: Mapping[str, str]
     config: Mapping[str, Any]
+    packed: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_record(folder: Path, record: TrialRecord, images: pd.DataFrame) -> None:
@@ -73,7 +77,7 @@ def read_record(folder: Path) -> TrialRecord:
 
 
 def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> str:
-    """Record a trial that is done; return the id of its run.
+    """Record a trial that is done; return the id of its run. What an interrupted call has begun goes on in its run.
 
     Args:
         root: the folder that was packed.
@@ -82,17 +86,26 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
         params: resamples and seed of the intervals, and whether biases are fitted.
 
     Raises:
-        DataError: a file is missing or damaged, or the outputs are of other images.
+        DataError: a file is missing or damaged, or the outputs are of an earlier packing or of other images.
         RegistryError: the store does not answer.
     """
     record, trial = read_record(root / "records" / name), root / "trials" / name
     training, curves, torch_version = _read_training(trial / TRAINING_FILE)
+    if training.get(DIGESTS_KEY) != record.packed:
+        raise DataError(
+            f"{trial / TRAINING_FILE} is of another packing, or of an earlier release, which cannot be checked: pack "
+            "the trial again, train it there from that FOLDER and copy FOLDER/trials back"
+        )
     images, logits = _read_outputs(root / "records" / name / IMAGES_FILE, trial / OUTPUTS_FILE)
-    run_id = runs.start_run(run_id=None, name=f"{name}-packed", tags={**record.tags, "torch_version": torch_version})
+    training_digest = sha256_of(trial / TRAINING_FILE)
+    tags = {**record.tags, "torch_version": torch_version, TRAINING_TAG: training_digest}
+    begun = runs.find_run(TRAINING_TAG, training_digest)
+    run_id = runs.start_run(run_id=begun, name=f"{name}-packed", tags=tags)
+    at_ms = runs.started_ms(run_id)  # the same when a figure is sent again, so that it stays one
     runs.log_params(run_id, record.config)
     for row in curves.to_dict("records"):
         metrics = {str(key): float(value) for key, value in row.items() if key != "epoch"}
-        runs.log_metrics(run_id, metrics, step=int(row["epoch"]))
+        runs.log_metrics(run_id, metrics, step=int(row["epoch"]), at_ms=at_ms)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_json(folder / TRAINING_FILE, {"run_id": run_id, **training})
@@ -100,7 +113,8 @@ def collect(root: Path, name: str, *, tested: bool, params: EvaluateParams) -> s
         curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
         runs.log_files(run_id, sorted(folder.iterdir()), runs.TRAINING_FOLDER)
     if tested:
-        _log_test(run_id, record, images, logits, params)
+        measured = _log_test(run_id, record, images, logits, params)
+        runs.log_metrics(run_id, measured, at_ms=at_ms)
     runs.finish_run(run_id, "FINISHED")
     return run_id
 
@@ -119,9 +133,8 @@ def _read_outputs(table: Path, outputs: Path) -> tuple[pd.DataFrame, NDArray[np.
     """Return the images of validation and test, and their logits (N, C) in the same order."""
     try:
         images = pd.read_csv(table, dtype={"image_id": str, "patient_id": str, "label": str})
-        with np.load(outputs, allow_pickle=False) as file:
-            parts = [file[name] for name in _SPLITS]
-    except (OSError, ValueError, KeyError) as error:
+        parts = list(read_arrays(outputs, _SPLITS).values())
+    except UNREADABLE as error:
         raise DataError(f"{table} or {outputs} cannot be read ({error}); copy FOLDER/trials back again") from error
     expected = [int((images["split"] == name).sum()) for name in _SPLITS]
     if [len(part) for part in parts] != expected:
@@ -146,8 +159,8 @@ def _validation_table(record: TrialRecord, images: pd.DataFrame, logits: NDArray
 
 def _log_test(
     run_id: str, record: TrialRecord, images: pd.DataFrame, logits: NDArray[np.float32], params: EvaluateParams
-) -> None:
-    """Calibrate on the validation images, measure the test images, and add both to the run."""
+) -> dict[str, float]:
+    """Calibrate on the validation images, measure the test images, and add files of both to the run; return metrics."""
     train, classes = record.config["train"], _classes(record)
     spec = ModelSpec(
         backbone=train["backbone"],
@@ -175,4 +188,4 @@ def _log_test(
         tables.to_csv(folder / PREDICTIONS_FILE, index=False, lineterminator="\n")
         runs.log_files(run_id, sorted(folder.iterdir()), "evaluation")
     measured = {f"test_{metric.name}": metric.value_in(metrics) for metric in (*SCORES, *ERRORS)}
-    runs.log_metrics(run_id, {name: value for name, value in measured.items() if value is not None})
+    return {name: value for name, value in measured.items() if value is not None}

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +34,36 @@ if TYPE_CHECKING:
 
 INDEX_FILE, CONFIG_FILE, ROWS_FILE = "packed.json", "config.json", "rows.npz"
 OUTPUTS_FILE, TRAINING_FILE = "outputs.npz", "training.json"
+DIGESTS_KEY = "packed"
+"""In training.json: packed_digests of what was trained."""
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and JSON raise for a file that is missing, cut or damaged."""
 _ROWS = ("labels", "sources", "train_rows", "validation_rows", "test_rows")
 
 
 @dataclass(frozen=True)
 class PackedTraining:
-    """One training: its data, its config with the attributes of TrainParams, and the rows of its test images (T,)."""
+    """One training.
+
+    data         images, labels and rows for training and validation
+    config       with the attributes of TrainParams
+    test_rows    of its test images (T,)
+    digests      of the files that it was read from: packed_digests
+    """
 
     data: TrainingData
     config: SimpleNamespace
     test_rows: NDArray[np.int64]
+    digests: dict[str, str]
 
 
 def packed_trials(folder: Path) -> list[Path]:
@@ -79,9 +101,20 @@ def pack_training(
     write_json(folder / CONFIG_FILE, kept)
 
 
+def packed_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files that decide a packed training: name -> digest; the same packing has the same."""
+    return {name: sha256_of(folder / name) for name in (CONFIG_FILE, ROWS_FILE)}
+
+
 def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read some arrays of an .npz file; raises one of UNREADABLE."""
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves a damaged file open
+        return {name: file[name] for name in names}
 
 
 def _kept(folder: Path, file: Path) -> str:
@@ -104,13 +137,13 @@ def read_training(folder: Path) -> PackedTraining:
 
     root = folder.parent.parent
     try:
+        digests = packed_digests(folder)
         kept = _read_config(folder)
-        with np.load(folder / ROWS_FILE, allow_pickle=False) as file:
-            rows = {name: file[name] for name in _ROWS}
+        rows = read_arrays(folder / ROWS_FILE, _ROWS)
         images = np.load(root / "images" / kept["images"], mmap_mode="r", allow_pickle=False)
         config = SimpleNamespace(**kept["config"])
         config.svm = SimpleNamespace(**config.svm)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{folder} is not a packed training ({error}); pack it again and copy all of it") from error
     if config.weights != "none":
         config.weights = str(root / "weights" / config.weights)
@@ -124,7 +157,7 @@ def read_training(folder: Path) -> PackedTraining:
         rows["sources"],
         populations,
     )
-    return PackedTraining(data, config, rows["test_rows"])
+    return PackedTraining(data, config, rows["test_rows"], digests)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -173,12 +206,23 @@ def fit_and_predict(training: PackedTraining, folder: Path, listener: Listener) 
     params = json.loads(json.dumps(vars(config), default=vars))
     summary = summarize_training(members, params | {"weights": members[0].weights.source}, processes=1)
     history = [[vars(epoch) for epoch in member.history] for member in members]
-    write_json(folder / TRAINING_FILE, {**summary, "torch_version": torch.__version__, "history": history})
+    packed = {DIGESTS_KEY: training.digests, "torch_version": torch.__version__, "history": history}
+    write_json(folder / TRAINING_FILE, {**summary, **packed})
 
 
-def is_done(folder: Path) -> bool:
-    """Return whether a trial has its outputs; training.json is written last."""
-    return (folder / TRAINING_FILE).is_file()
+def is_done(folder: Path, packed: Path | None = None) -> bool:
+    """Return whether `folder` has the outputs of a packed training as it is now; training.json is written last.
+
+    A training.json without digests, of an earlier release, is not known to be of this training.
+
+    Args:
+        folder: that `fit_and_predict` writes.
+        packed: the folder of the training (`folder`).
+    """
+    try:
+        return bool(read_json(folder / TRAINING_FILE)[DIGESTS_KEY] == packed_digests(packed or folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def check_files(root: Path, trials: Sequence[Path]) -> None:

@@ -1,15 +1,18 @@
 """Trials of a study that run on another machine, which has a GPU and torch alone: what is packed, what is collected."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from tqdm import tqdm
 
 from cxr.common.errors import DataError, ParamsError
 from cxr.common.files import write_json
+from cxr.common.locks import sole_lock, worktree_lock
 from cxr.common.params import Params, with_overrides
 from cxr.dataset.blocks import acquisition_blocks
 from cxr.dataset.image_array import IMAGES_FILE, read_image_array
@@ -20,8 +23,10 @@ from cxr.registry.lineage import lineage
 from cxr.registry.run_metadata import shown_tags
 from cxr.study.collected import TrialRecord, collect, read_record, write_record
 from cxr.study.spec import TAG_PREFIX
-from cxr.training.packed import INDEX_FILE, is_done, pack_training, packed_trials
+from cxr.training.packed import INDEX_FILE, TRAINING_FILE, pack_training, packed_digests, packed_trials
 from flows.trials.trial import DIGEST_TAG, Trial, mark_done, reproduce, trial_workspace
+
+_Collected = Literal["recorded", "known", "untrained", "not chosen"]
 
 log = logging.getLogger("flows.study")
 
@@ -30,12 +35,14 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
     """Write everything that the training of some trials needs into `folder`; of trials with equal settings the first.
 
     Raises:
-        ParamsError: a trial starts from weights that would have to be fetched.
+        ParamsError: a trial starts from weights that would have to be fetched, or `folder` has other trials that are
+            not recorded yet.
         StageFailedError: the split or the preprocessing of a trial fails.
     """
     different: dict[str, Trial] = {}
     for trial in todo:
         different.setdefault(trial.digest, trial)
+    _check_earlier(folder, {_folder_name(trial) for trial in different.values()})
     alike: dict[str, list[Trial]] = {}
     for trial in different.values():
         params = with_overrides(root / "params.yaml", trial.settings)
@@ -53,39 +60,74 @@ def pack(todo: Sequence[Trial], root: Path, folder: Path) -> None:
                 for trial in trials:
                     _pack_trial(trial, root, workspace, folder)
                     bar.update()
+    # Last: a pack that was killed leaves the earlier list, and the same command goes through.
     write_json(folder / INDEX_FILE, {"trials": [{"name": _folder_name(trial)} for trial in different.values()]})
     print(f"packed {len(different)} trials in {folder}; next, where the GPU is: python -m tasks.packed.train {folder}")
 
 
-def collect_all(every: Sequence[Trial], folder: Path, params: Path) -> None:
-    """Record the packed trials that are done there and not recorded yet, also for trials with equal settings.
+def _check_earlier(folder: Path, names: set[str]) -> None:
+    """Raise ParamsError where an earlier packing has trials that are not recorded and not packed again.
+
+    Of those that are trained nothing would say any more that they are there.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return
+    for earlier in packed_trials(folder):
+        if earlier.name not in names and not _is_recorded(folder, earlier.name):
+            raise ParamsError(
+                f"{folder} holds an earlier packing with {earlier.name}, which is not recorded yet: --collect it, or "
+                "name another FOLDER"
+            )
+
+
+def _is_recorded(folder: Path, name: str) -> bool:
+    return runs.find_run(DIGEST_TAG, read_record(folder / "records" / name).digest) is not None
+
+
+def collect_all(chosen: Sequence[Trial], folder: Path, params: Path) -> None:
+    """Record the packed trials that are chosen, trained and not recorded yet, also for trials with equal settings.
 
     Raises:
-        DataError: a trial was packed with other settings than it has now, or its files are damaged.
+        BusyError: another process collects.
+        DataError: a trial was packed with other settings than it has now, or its files are damaged or of an earlier
+            packing.
     """
-    packed, recorded = packed_trials(folder), 0
-    for path in tqdm(packed, unit=" trials", disable=None):
-        trial = _fitting(every, folder, path.name)
-        if not is_done(path) or trial.is_done():
-            continue
-        settings = with_overrides(params, trial.settings).evaluate
-        run_id = collect(folder, path.name, tested=trial.stage == "evaluate", params=settings)
-        mark_done(trial, run_id, Path.cwd())
-        recorded += 1
-    for trial in every:
-        twin = runs.find_run(DIGEST_TAG, trial.digest)
-        if twin and not trial.is_done():
-            mark_done(trial, twin, Path.cwd())
-    missing = sum(not is_done(path) for path in packed)
-    print(f"recorded {recorded} of {len(packed)} packed trials; {missing} were not trained yet")
+    with sole_lock(worktree_lock(Path.cwd(), "study-collect"), what="./run flows.study --collect"):
+        done = Counter(
+            _collect_one(chosen, path, params) for path in tqdm(packed_trials(folder), unit=" trials", disable=None)
+        )
+        for trial in chosen:
+            twin = runs.find_run(DIGEST_TAG, trial.digest)
+            if twin and not trial.is_done():
+                mark_done(trial, twin, Path.cwd())
+    print(
+        f"recorded {done['recorded']} of {done.total()} packed trials; {done['untrained']} were not trained yet, "
+        f"{done['not chosen']} not chosen"
+    )
 
 
-def _fitting(every: Sequence[Trial], folder: Path, name: str) -> Trial:
-    trial = next((trial for trial in every if _folder_name(trial) == name), None)
-    if trial is None or read_record(folder / "records" / name).digest != trial.digest:
+def _collect_one(chosen: Sequence[Trial], path: Path, params: Path) -> _Collected:
+    trial = _packed_as(chosen, path)
+    if trial is None:
+        return "not chosen"
+    if trial.is_done():
+        return "known"
+    if not (path / TRAINING_FILE).is_file():
+        return "untrained"
+    settings = with_overrides(params, trial.settings).evaluate
+    run_id = collect(path.parent.parent, path.name, tested=trial.stage == "evaluate", params=settings)
+    mark_done(trial, run_id, Path.cwd())
+    return "recorded"
+
+
+def _packed_as(chosen: Sequence[Trial], path: Path) -> Trial | None:
+    """Return the chosen trial with the settings of FOLDER/trials/<trial>, which may be a twin's; None without one."""
+    digest = read_record(path.parent.parent / "records" / path.name).digest
+    trial = next((trial for trial in chosen if trial.digest == digest), None)
+    if trial is None and any(_folder_name(other) == path.name for other in chosen):
         raise DataError(
-            f"{name} was packed with other settings than study.yaml and params.yaml give it now; go back to those, or "
-            "pack the study again"
+            f"{path.name} was packed with other settings than study.yaml and params.yaml give it now; go back to "
+            "those, or pack the study again"
         )
     return trial
 
@@ -102,8 +144,9 @@ def _pack_trial(trial: Trial, root: Path, workspace: Path, folder: Path) -> None
     train = params.train.with_populations_of(classes)
     rows = training_rows(packed, training_images(raw, divided, train.populations), classes)
     held_out = _held_out(raw, divided)
+    name = _folder_name(trial)
     pack_training(
-        folder / "trials" / _folder_name(trial),
+        folder / "trials" / name,
         images=workspace / params.paths.images / IMAGES_FILE,
         config=train.model_dump(mode="json"),
         classes=classes,
@@ -116,8 +159,9 @@ def _pack_trial(trial: Trial, root: Path, workspace: Path, folder: Path) -> None
         },
     )
     config = {"train": train.model_dump(), "split": divided.record, "preprocess": asdict(packed.preprocessing)}
-    record = TrialRecord(trial.digest, _tags(trial, root, params, divided), config)
-    write_record(folder / "records" / _folder_name(trial), record, held_out)
+    digests = packed_digests(folder / "trials" / name)
+    record = TrialRecord(trial.digest, _tags(trial, root, params, divided), config, digests)
+    write_record(folder / "records" / name, record, held_out)
 
 
 def _held_out(raw: Path, divided: Split) -> pd.DataFrame:

@@ -115,11 +115,14 @@ def _trial(group: Group, row: Row, seed: int, params: Path, weights: dict[str, s
 
 
 def mark_done(trial: Trial, run_id: str, root: Path) -> None:
-    """Mark a run as that of a trial with its settings, and show it with the other seeds of its row."""
-    runs.tag_run(run_id, {trial.tag: trial.digest, DIGEST_TAG: trial.digest})
+    """Show a run with the other seeds of its row, and mark it as that of a trial with its settings.
+
+    The trial's own tag comes last: without it, all of this is done again after an interruption.
+    """
     with file_lock(worktree_lock(root, "study-rows")):
         row = trial.name.rpartition("/")[0]
         keep_below(run_id, f"study {row}", name=row, description="The seeds of one row of study.yaml.")
+    runs.tag_run(run_id, {DIGEST_TAG: trial.digest, trial.tag: trial.digest})
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,19 @@ def train_packed(folder: Path, *, workers: int, minutes: float) -> None:
 
     Raises:
         DataError: the folder is not complete, or a file in it is damaged.
-        TrainingError: trials failed; the others are done.
+        TrainingError: trials failed and the others are done, or a worker was killed.
     """
     every = packed_trials(folder)
     waiting = [trial for trial in every if not is_done(trial)]
     check_files(folder, waiting)
     print(f"{len(every) - len(waiting)} of {len(every)} trials are done", flush=True)
-    failed = _run(waiting, workers=workers, until=time.monotonic() + 60 * minutes)
+    try:
+        failed = _run(waiting, workers=workers, until=time.monotonic() + 60 * minutes)
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a worker was killed, probably for memory; run the same command with fewer --workers, or where there is "
+            "more memory"
+        ) from error
     left = sum(not is_done(trial) for trial in every) - failed
     if left:
         print(f"{left} trials are left; the same command goes on with them", flush=True)
@@ -77,7 +84,7 @@ def train_packed(folder: Path, *, workers: int, minutes: float) -> None:
 
 
 def _run(trials: Sequence[Path], *, workers: int, until: float) -> int:
-    """Run trials until the monotonic time `until`; return how many failed."""
+    """Run trials until the monotonic time `until`; return how many failed. Raises BrokenProcessPool."""
     waiting, running, failed, finished = list(trials), set[Future[str]](), 0, 0
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # a GPU in use does not survive a fork
@@ -90,6 +97,8 @@ def _run(trials: Sequence[Path], *, workers: int, until: float) -> int:
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for trial in ended:
                 error = trial.exception()
+                if isinstance(error, BrokenProcessPool):  # the trial did not fail, and no other can run
+                    raise error
                 failed, finished = failed + (error is not None), finished + 1
                 print(f"{finished}/{len(trials)} {f'failed: {error}' if error else trial.result()}", flush=True)
 

@@ -13,17 +13,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr.common.errors import DataError, ParamsError
-from cxr.common.files import write_json
+from cxr.common.errors import BusyError, DataError, ParamsError, TrainingError
+from cxr.common.files import sha256_of, write_json
+from cxr.common.locks import sole_lock, worktree_lock
 from cxr.common.params import override, read_params
 from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
-from cxr.study.collected import collect
+from cxr.registry.tracking_store import client
+from cxr.study.collected import TRAINING_TAG, TrialRecord, collect, write_record
 from cxr.study.spec import Study
-from cxr.training.packed import check_files, is_done, packed_trials
+from cxr.training.packed import (
+    check_files,
+    is_done,
+    pack_training,
+    packed_digests,
+    packed_trials,
+    read_arrays,
+    read_training,
+)
 from flows.study import study_flow
 from flows.trials.packed import collect_all, pack
-from flows.trials.trial import Trial, trials
+from flows.trials.trial import DIGEST_TAG, Trial, trials
 from tests.support.project import PROJECT
 from tests.support.projects.sample_project import SMALL
 
@@ -58,6 +68,19 @@ class Lacking: # finds them, as torch asks what there is, and cannot import them
 
 sys.meta_path.insert(0, Lacking)
 """
+
+KILLED = """
+import multiprocessing, os, signal, sys
+
+class Killed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "cxr.training.loop" and multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.meta_path.insert(0, Killed)
+"""
+"""Ends a worker as the kernel does where memory runs out, when it begins a training."""
 
 STUDY = Study.model_validate(
     {
@@ -104,9 +127,11 @@ def chosen() -> list[Trial]:
     return trials(STUDY, params=Path("params.yaml"), weights={}, chosen=[])
 
 
-def train_packed(folder: Path, tmp_path: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def train_packed(
+    folder: Path, tmp_path: Path, *options: str, machine: str = LACKING
+) -> "subprocess.CompletedProcess[str]":
     """Run the trials as a machine does that has none of LIBRARIES."""
-    (tmp_path / "sitecustomize.py").write_text(LACKING)
+    (tmp_path / "sitecustomize.py").write_text(machine)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tasks.packed.train", str(folder), *options]
     return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
@@ -222,6 +247,18 @@ def test_a_trial_that_fails_is_named_and_the_others_are_done(packed: Path, tmp_p
     assert is_done(fresh / "trials" / "short.other.1")
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_worker_is_one_line(packed: Path, tmp_path: Path, workers: str) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    done = train_packed(fresh, tmp_path, "--workers", workers, machine=LACKING + KILLED)
+    assert done.returncode == TrainingError.exit_code
+    assert done.stdout == "0 of 2 trials are done\n"
+    assert done.stderr == (
+        "error: a worker was killed, probably for memory; run the same command with fewer --workers, or where there is "
+        "more memory\n"
+    )
+
+
 def test_a_trial_with_other_settings_than_now_is_not_recorded(packed: Path) -> None:
     before = read_params(Path("params.yaml")).train.epochs
     changed = STUDY.model_copy(deep=True)
@@ -267,6 +304,34 @@ def test_a_damaged_training_is_named_and_leaves_no_run(packed: Path, tmp_path: P
     assert len(runs_with_tag_prefix("")) == before
 
 
+def damaged_arrays(path: Path) -> list[bytes]:
+    """Return the file cut, empty, as other bytes, and damaged in its middle."""
+    whole = path.read_bytes()
+    third = len(whole) // 3
+    return [whole[: len(whole) // 2], b"", b"garbage", whole[:third] + b"\xff" * third + whole[2 * third :]]
+
+
+@pytest.mark.parametrize("damage", range(4), ids=["cut", "empty", "garbage", "damaged inside"])
+def test_damaged_outputs_are_named_and_leave_no_run(packed: Path, tmp_path: Path, damage: int) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    outputs = fresh / "trials" / "short.one.1" / "outputs.npz"
+    outputs.write_bytes(damaged_arrays(outputs)[damage])
+    before = len(runs_with_tag_prefix(""))
+    with pytest.raises(DataError, match=r"outputs\.npz cannot be read .* copy FOLDER/trials back again"):
+        collect(fresh, "short.one.1", tested=True, params=read_params(Path("params.yaml")).evaluate)
+    assert len(runs_with_tag_prefix("")) == before
+
+
+@pytest.mark.parametrize("damage", range(4), ids=["cut", "empty", "garbage", "damaged inside"])
+def test_damaged_rows_are_named(packed: Path, tmp_path: Path, damage: int) -> None:
+    fresh = untrained(packed, tmp_path / "pack")
+    rows = fresh / "trials" / "short.one.1" / "rows.npz"
+    rows.write_bytes(damaged_arrays(rows)[damage])
+    with pytest.raises(DataError, match=r"short\.one\.1 is not a packed training .* pack it again and copy all of it"):
+        read_training(rows.parent)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"images": "a.npy"}'])
 def test_a_damaged_config_is_named(packed: Path, tmp_path: Path, text: str) -> None:
     fresh = untrained(packed, tmp_path / "pack")
@@ -274,6 +339,119 @@ def test_a_damaged_config_is_named(packed: Path, tmp_path: Path, text: str) -> N
     config.write_text(text)
     with pytest.raises(DataError, match=r"config\.json cannot be read .* pack it again and copy all of it"):
         check_files(fresh, packed_trials(fresh))
+
+
+def test_a_trial_that_is_packed_the_same_again_stays_done(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "pack")
+    assert is_done(pack_again(tmp_path / "pack", "short.one.1"))
+
+
+@pytest.mark.parametrize("copied_back", [False, True], ids=["kept here", "copied back with the earlier config"])
+def test_outputs_of_an_earlier_packing_are_not_recorded(packed: Path, tmp_path: Path, copied_back: bool) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    folder = pack_again(fresh, "short.one.1", weight_decay=0.5)
+    assert not is_done(folder)
+    if copied_back:
+        shutil.copytree(packed / "trials", fresh / "trials", dirs_exist_ok=True)
+    refused_as_of_another_packing(fresh)
+
+
+def test_outputs_without_digests_are_trained_again_and_not_recorded(packed: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "pack"
+    shutil.copytree(packed, fresh)
+    folder = fresh / "trials" / "short.one.1"
+    training = json.loads((folder / "training.json").read_text())
+    del training["packed"]
+    write_json(folder / "training.json", training)
+    assert not is_done(folder)
+    refused_as_of_another_packing(fresh)
+
+
+def test_an_earlier_packing_is_kept_until_it_is_recorded(project: Path, tmp_path: Path) -> None:
+    folder, digest = tmp_path / "pack", "digest of a trial of an earlier packing"
+    write_record(folder / "records" / "short.gone.1", TrialRecord(digest, {}, {}), pd.DataFrame())
+    write_json(folder / "packed.json", {"trials": [{"name": "short.gone.1"}]})
+    with pytest.raises(ParamsError, match=r"earlier packing with short\.gone\.1, .* name another FOLDER$"):
+        pack([], project, folder)
+    assert [path.name for path in packed_trials(folder)] == ["short.gone.1"]
+    runs.start_run(run_id=None, name="recorded", tags={DIGEST_TAG: digest})
+    pack([], project, folder)
+    assert packed_trials(folder) == []
+
+
+def test_packed_trials_that_are_not_chosen_are_left_alone(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_aside(chosen())
+    one, twin, other = chosen()
+    collect_all([twin], packed, Path("params.yaml"))
+    assert [trial.is_done() for trial in (one, twin, other)] == [False, True, False]
+    assert capsys.readouterr().out == "recorded 1 of 2 packed trials; 0 were not trained yet, 1 not chosen\n"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["cxr.registry.runs.log_files", "flows.trials.packed.mark_done", "flows.trials.trial.keep_below"],
+)
+def test_a_killed_collect_goes_on_in_the_same_run(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    fresh, other = tmp_path / "pack", chosen()[2]
+    shutil.copytree(packed, fresh)
+    training = fresh / "trials" / "short.other.1" / "training.json"
+    write_json(training, json.loads(training.read_text()) | {"torch_version": f"killed at {moment}"})
+    set_aside([other])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(moment, killed)
+        collect_all([other], fresh, Path("params.yaml"))
+    assert not other.is_done()
+    collect_all([other], fresh, Path("params.yaml"))
+    (run,) = (run for run in runs_with_tag_prefix(other.tag) if run.tags[other.tag] == other.digest)
+    digest = sha256_of(training)
+    made = [each.run_id for each in runs_with_tag_prefix(TRAINING_TAG) if each.tags[TRAINING_TAG] == digest]
+    assert made == [run.run_id]
+    assert runs.is_finished(run.run_id)
+    assert [point.step for point in client().get_metric_history(run.run_id, "validation/loss")] == [1, 2]
+    assert len(client().get_metric_history(run.run_id, "test/accuracy")) == 1
+
+
+def test_two_collects_at_once_are_refused(project: Path, packed: Path) -> None:
+    with (
+        sole_lock(worktree_lock(project, "study-collect"), what="another"),
+        pytest.raises(BusyError, match=r"^\./run flows\.study --collect is busy"),
+    ):
+        collect_all(chosen(), packed, Path("params.yaml"))
+
+
+def killed(*_arguments: object, **_options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def set_aside(some: Sequence[Trial]) -> None:
+    """Take the marks of trials from their runs, as if they had not run."""
+    for trial in some:
+        for run in runs_with_tag_prefix(DIGEST_TAG):
+            if run.tags[DIGEST_TAG] == trial.digest:
+                runs.tag_run(run.run_id, dict.fromkeys((trial.tag, DIGEST_TAG), "set aside"))
+            elif run.tags.get(trial.tag) == trial.digest:
+                runs.tag_run(run.run_id, {trial.tag: "set aside"})
+
+
+def refused_as_of_another_packing(folder: Path) -> None:
+    before = len(runs_with_tag_prefix(""))
+    with pytest.raises(DataError, match=r"one\.1/training\.json is of another packing, .* copy FOLDER/trials back"):
+        collect(folder, "short.one.1", tested=True, params=read_params(Path("params.yaml")).evaluate)
+    assert len(runs_with_tag_prefix("")) == before
+
+
+def pack_again(root: Path, name: str, **changes: object) -> Path:
+    """Pack a trial into the folder where it is, with some other settings; return its folder."""
+    folder, record = root / "trials" / name, root / "records" / name / "record.json"
+    kept = json.loads((folder / "config.json").read_text())
+    rows = read_arrays(folder / "rows.npz", ["labels", "sources", "train_rows", "validation_rows", "test_rows"])
+    images = root / "images" / kept["images"]
+    pack_training(folder, images=images, config=kept["config"] | changes, classes=kept["classes"], rows=rows)
+    write_json(record, json.loads(record.read_text()) | {"packed": packed_digests(folder)})
+    return folder
 
 
 def untrained(packed: Path, folder: Path) -> Path:
