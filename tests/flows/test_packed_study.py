@@ -19,7 +19,7 @@ from cxr.common.locks import sole_lock, worktree_lock
 from cxr.common.params import override, read_params
 from cxr.registry import runs
 from cxr.registry.tracked_runs import read_artifacts, runs_with_tag_prefix
-from cxr.registry.tracking_store import client
+from cxr.registry.tracking_store import FOLDER_VARIABLE, client
 from cxr.study.collected import TRAINING_TAG, TrialRecord, collect, write_record
 from cxr.study.spec import Study
 from cxr.training.packed import (
@@ -121,6 +121,7 @@ def project(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(autouse=True)
 def _inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(project / "mlruns"))  # MLflow keeps a connection for each relative address
 
 
 def chosen() -> list[Trial]:

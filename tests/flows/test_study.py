@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from cxr.common.errors import ParamsError
 from cxr.common.params import override
 from cxr.registry import runs
+from cxr.registry.tracking_store import FOLDER_VARIABLE
 from cxr.study.spec import Study, read_study
 from flows.study import study_flow
 from flows.trials.trial import Trial, trials
@@ -137,8 +138,9 @@ def test_study_of_this_project_is_valid_with_the_real_profile(tmp_path: Path) ->
 
 
 @pytest.fixture
-def small(tiny: Path) -> Path:
+def small(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny project with one stage that starts a run."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tiny / "mlruns"))  # MLflow keeps a connection for each relative address
     (tiny / "dvc.yaml").write_text(ONE_STAGE)
     (tiny / "step.py").write_text(TRAIN)
     (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/pid\n__pycache__/\n")
