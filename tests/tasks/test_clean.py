@@ -380,6 +380,7 @@ def test_data_of_the_tip_of_a_branch_stay(monkeypatch: pytest.MonkeyPatch, capsy
         identity = ["-c", "user.name=ann", "-c", "user.email=ann@example.org"]
         subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
 
+    run_clean(monkeypatch, capsys)  # what goes in any case
     make_data("data of nobody")
     lock = Path("dvc.lock").read_bytes()
     make_data("data of 5")

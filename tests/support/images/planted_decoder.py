@@ -1,4 +1,4 @@
-"""A decoder that crashes or hangs on images that say so at their end; the decoding processes run it."""
+"""What decoding processes run in tests: decoders that crash or hang on images that say so, and looks at the process."""
 
 import ctypes
 import os
