@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from cxr.common import errors
-from tests.support.project import PROJECT
+from tests.support.project import PROJECT, is_parameter, parameters
 
 PAGES = sorted(
     [
@@ -94,6 +94,14 @@ def test_every_file_of_the_code_that_is_named_exists(page: Path) -> None:
         for path in re.findall(r"^((?:cxr|tasks|flows|infra|tests|profiles|benchmarks)/[\w./-]+)$", code)
     }
     assert [path for path in sorted(named) if not (PROJECT / path).exists() and not path.startswith("infra/.env")] == []
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=lambda page: page.name)
+def test_every_parameter_that_is_named_exists(page: Path) -> None:
+    sections = "|".join(parameters())
+    named = {span for span in spans(page) if re.fullmatch(rf"({sections})(\.\w+)+", span)}
+    of_files = {name for name in named if name.endswith((".json", ".html"))}  # such as split.json
+    assert [name for name in sorted(named - of_files) if not is_parameter(name)] == []
 
 
 def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
