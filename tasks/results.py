@@ -7,7 +7,8 @@ Reads   study.yaml, params.yaml (evaluate: resamples and seed of the intervals),
         `study.<group>.<row>.<seed>`, which name their row
 Writes  docs/results.md, and next to it results-learning-curve.svg
 
-Every number comes from a tracked run. A row without runs is shown as not run. The same runs give the same bytes.
+Every number comes from a tracked run. Rows and groups without runs are listed as not run. The same runs give the same
+bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/results.md: the results of the study as Markdown tables. Rows without runs are shown as not run."""
+"""docs/results.md: the results of the study as Markdown tables. What was not run stands there as not run."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ def render_page(
     by_name = {result.group.name: result for result in results}
     sections = []
     for result in results:
-        section = [f"## {result.group.title}", result.group.text.strip(), _table(result)]
-        section += findings(result, by_name, settings)
-        sections.append("\n\n".join(section))
+        if result.was_run:
+            section = [f"## {result.group.title}", result.group.text.strip(), _table(result)]
+            sections += [*section, *findings(result, by_name, settings)]
     header = _header(study, results, records, settings, endpoints_sha256)
-    return "\n\n".join([header, *sections]) + "\n"
+    return "\n\n".join([header, *sections, *_not_run(results)]) + "\n"
 
 
 def _header(
@@ -93,6 +93,24 @@ def _stale(study: Study, records: Sequence[RunRecord]) -> list[str]:
 def _synthetic(runs: Sequence[RunRecord]) -> list[str]:
     n = sum(run.tags.get("synthetic") == "true" for run in runs)
     return [f"{count(n, 'run')} used the synthetic sample. {SYNTHETIC}"] if n else []
+
+
+def _not_run(results: Sequence[GroupResult]) -> list[str]:
+    """Return the section of the groups without a run, one line each: tables without a figure would hide the others."""
+    missing = [result for result in results if not result.was_run]
+    if not missing:
+        return []
+    lines = [
+        [
+            result.group.title,
+            f"`{result.group.name}`",
+            str(len(result.rows)),
+            str(sum(len(row.seeds) for row in result.rows)),
+        ]
+        for result in missing
+    ]
+    how = "`./run flows.study NAME` runs one of them."
+    return ["## Not run", how, table(["group", "name", "rows", "trials"], lines)]
 
 
 def _table(result: GroupResult) -> str:

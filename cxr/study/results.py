@@ -98,6 +98,11 @@ class GroupResult:
     group: Group
     rows: tuple[RowResult, ...]
 
+    @property
+    def was_run(self) -> bool:
+        """Return whether any row has a run."""
+        return any(row.runs for row in self.rows)
+
     def row(self, name: str) -> RowResult | None:
         """Return the row called `name`; None if there is none."""
         return next((row for row in self.rows if row.row.name == name), None)

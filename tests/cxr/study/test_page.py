@@ -30,12 +30,19 @@ def rows(*names: str) -> list[dict[str, Any]]:
     return [{"name": name, "label": f"row {name}"} for name in names]
 
 
-def test_page_without_runs_shows_every_row_as_not_run() -> None:
+def test_group_without_runs_is_a_line_with_its_name_and_the_number_of_its_trials() -> None:
     text = page(small_study(), [])
     assert "from 0 tracked runs" in text
     assert "0 of 4 trials" in text
-    for label in ("unchanged", "with mixup"):
-        assert line(text, label)[1:3] == ["0 of 2", "not run"]
+    assert line(text, "One thing at a time")[1:] == ["`ablation`", "2", "4"]
+
+
+def test_row_without_runs_stands_among_the_rows_of_its_group_that_have_some() -> None:
+    study = small_study()
+    (group,) = study.groups
+    text = page(study, [record(group, group.rows[0], 1, skill=1.0)])
+    assert line(text, "with mixup")[1:3] == ["0 of 2", "not run"]
+    assert "## Not run" not in text
 
 
 def test_row_shows_images_pixels_epochs_weights_time_hardware_and_run() -> None:
@@ -214,11 +221,15 @@ def test_published_page_has_every_section_and_row_of_the_study() -> None:
     published = (PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
     sections = {section.partition("\n")[0]: section for section in published.split("\n## ")}
     study = read_study(PROJECT / "study.yaml")
-    assert list(sections)[1:] == [group.title for group in study.groups]
-    for group in study.groups:
+    not_run = sections["Not run"]
+    shown = [group for group in study.groups if group.title in sections]
+    assert list(sections)[1:] == [*(group.title for group in shown), "Not run"]
+    for group in shown:
         assert group.text.strip() in sections[group.title]
         for row in group.rows:
             assert f"\n| {row.label} | " in sections[group.title]
+    for group in study.groups:
+        assert (group in shown) != (f"| {group.title} | `{group.name}` | {len(group.rows)} |" in not_run)
 
 
 def test_published_page_has_the_fixed_texts_of_the_generator() -> None:
