@@ -24,6 +24,8 @@ from cxr.evaluation.rates import Floats, Ints
 
 _CLIP = 1e-6  # a probability of 0 or 1 has no log odds
 _STEPS, _CONVERGED, _LARGEST = 50, 1e-9, 50.0
+_HALVINGS, _LEAST_GAIN = 40, 0.4
+_TINY_GAIN = 1e-6  # of the log likelihood, which rounding hides
 _NORMAL_975 = 1.959964
 
 CONFIDENCE = "predicted_class"
@@ -99,7 +101,9 @@ def _fit(
         information = design.T @ (design * spread[:, None])
         if not np.isfinite(information).all() or np.linalg.cond(information) > 1 / np.finfo(float).eps:
             return None
-        step = np.linalg.solve(information, design.T @ (positive - expected))
+        slope = design.T @ (positive - expected)
+        step = np.linalg.solve(information, slope)
+        step = step * _share_of_step(offset + design @ weights, design @ step, positive, promised=float(slope @ step))
         weights = weights + step
         if np.abs(weights).max() > _LARGEST:
             return None
@@ -107,6 +111,29 @@ def _fit(
             error = _standard_error(design * (positive - expected)[:, None], information, cluster)
             return float(weights[-1]), _interval(float(weights[-1]), error)
     return None
+
+
+def _share_of_step(log_odds: Floats, change: Floats, positive: NDArray[np.bool_], *, promised: float) -> float:
+    """Return 1, halved until that share of a step makes the outcomes (N,) enough more likely (Armijo 1966).
+
+    Where all predictions are sure and many are wrong, the whole step leads far past the solution.
+
+    Args:
+        log_odds, change: (N,), before the step and by the whole of it.
+        positive: (N,).
+        promised: the gain of the log likelihood if it rose all the way as it does at the start.
+    """
+    share, before = 1.0, _likelihood(log_odds, positive)
+    for _ in range(_HALVINGS if promised > _TINY_GAIN else 0):
+        if _likelihood(log_odds + share * change, positive) - before >= _LEAST_GAIN * share * promised:
+            break
+        share /= 2
+    return share
+
+
+def _likelihood(log_odds: Floats, positive: NDArray[np.bool_]) -> float:
+    """Return the log likelihood of outcomes (N,) under predicted log odds (N,)."""
+    return -float(np.logaddexp(0, np.where(positive, -log_odds, log_odds)).sum())
 
 
 def _interval(value: float, error: float | None) -> Interval | None:

@@ -163,10 +163,14 @@ def compare_window(scored: pd.DataFrame, reference: Reference, limits: Mapping[s
 
 
 def _values_of(read: pd.DataFrame) -> Floats:
-    """Return measures and confidence of scored images in the order of `_values`."""
+    """Return measures and confidence of scored images in the order of `_values`, with its digits.
+
+    A reference has single precision: a confidence of 0.99999999 is 1 there, and would be a shift here.
+    """
     columns = [read[f"m_{name}"].to_numpy(np.float64) for name in MEASURES]
     probabilities = read[[name for name in read if str(name).startswith("p_")]].to_numpy(np.float64)
-    return np.column_stack([*columns, probabilities.max(axis=1, initial=0)])
+    values = np.column_stack([*columns, probabilities.max(axis=1, initial=0)])
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _gap(values: Floats, expected: Floats) -> float:

@@ -37,6 +37,17 @@ def test_slope_and_intercept_undo_what_was_done_to_the_log_odds(
     assert line.slope_interval.high - line.slope_interval.low < 0.1
 
 
+@pytest.mark.parametrize(("sureness", "right"), [(4.0, 0.5), (5.0, 0.7), (7.0, 0.6)])
+def test_far_too_sure_predictions_have_a_line(sureness: float, right: float) -> None:
+    """As on a set from elsewhere: the first step from an intercept of 0 leads far past the solution."""
+    log_odds = GENERATOR.normal(sureness, 1, 300)
+    happened = GENERATOR.random(300) < right
+    line = calibration_line(probabilities(log_odds), happened, np.arange(300))
+    assert line is not None
+    recalibrated = probabilities(log_odds + line.intercept)
+    assert recalibrated.mean() == pytest.approx(happened.mean()), "what the intercept means: right on average"
+
+
 def test_copies_of_an_image_do_not_narrow_the_interval() -> None:
     few = slice(0, 400)
     once = calibration_line(probabilities(TRUE_LOG_ODDS[few]), HAPPENED[few], np.arange(400))

@@ -94,6 +94,16 @@ def test_other_class_shares_and_lower_confidence_are_detected(later: Images, ref
     assert window.shares == {"normal": 1.0, "viral": 0.0, "bacterial": 0.0}
 
 
+def test_confidences_that_the_reference_rounds_to_1_are_no_shift(later: Images, reference: Reference) -> None:
+    """A score holds 0.9999999999, of which a reference, with fewer digits, keeps 1."""
+    sure = replace(reference, confidence=np.full_like(reference.confidence, 1))
+    table = scored_images(later, reference).iloc[: RULES.images].copy()
+    others = [name for name in table if str(name).startswith("p_")][1:]
+    table[[f"p_{reference.classes[0]}", *others]] = [1 - 1e-10, *[1e-10 / len(others)] * len(others)]
+    found = compare_window(table, sure, find_limits(sure, RULES), number=1)
+    assert found.distances["confidence"] == 0
+
+
 def test_unreadable_images_alone_are_an_alarm(later: Images, reference: Reference) -> None:
     table = scored_images(later[: RULES.images], reference)
     table.loc[:5, "error"] = "truncated"
