@@ -76,10 +76,11 @@ from cxr.common.params import Params, read_params
 from cxr.dataset.external_set import ExternalSet, read_external_set
 from cxr.dataset.layouts.labelled_folder import LABELS_FILE
 from cxr.dataset.sources import Sample, fetch
-from cxr.evaluation.external import CarriedThresholds, of_classes, of_pneumonia
+from cxr.evaluation.external import NORMAL, CarriedThresholds, of_classes, of_pneumonia
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings
 from cxr.imaging.unattended import UNATTENDED_SECONDS
+from cxr.inference.answer import Answer
 from cxr.inference.batch import EVERY_IMAGE, Shard, read_shard
 from cxr.inference.classifier import Classifier, load_classifier
 from cxr.inference.decoding.decoders import Decoders
@@ -326,7 +327,10 @@ def _write(
 
 
 def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryItem]:
-    """Return the most confident errors with the heat map of the class that the model called."""
+    """Return the most confident errors as they are scored, each with the heat map of its class.
+
+    For pneumonia against normal, where the probability is the sum over all kinds, that is the most probable kind.
+    """
     picks = pick_most_confident_errors(scored, at_most=at_most)
     if not picks:
         return []
@@ -338,7 +342,8 @@ def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryIt
             grey.append(decoders.grey(data, test.classifier, name=path))
             prepared.append(decoders.model_input(data, test.classifier, name=path).pixels)
     pixels = np.stack(prepared)
-    called = [answer.predicted_class for answer in test.classifier.answer(pixels)]
+    called = [wrong.classes[best] for best in wrong.calibrated.argmax(axis=1)]
+    mapped = [_mapped(name, answer) for name, answer in zip(called, test.classifier.answer(pixels), strict=True)]
     return [
         gallery_item(
             grey[i],
@@ -350,8 +355,14 @@ def _errors(test: _Test, scored: Predictions, *, at_most: int) -> list[GalleryIt
             source=test.name,
             image_id=str(wrong.image_ids[i]),
         )
-        for i, heat in enumerate(test.classifier.heat(pixels, called))
+        for i, heat in enumerate(test.classifier.heat(pixels, mapped))
     ]
+
+
+def _mapped(called: str, answer: Answer) -> str:
+    """Return the class of the model whose heat map shows why an image was called so."""
+    kinds = {name: share for name, share in answer.probabilities.items() if name != NORMAL}
+    return called if called in answer.probabilities else max(kinds, key=lambda name: kinds[name])
 
 
 def main() -> None:

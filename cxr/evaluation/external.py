@@ -4,7 +4,8 @@ Nothing is chosen here: thresholds and calibration are those that came with the 
 
 A set may name the model's classes, or only tell `pneumonia` from `normal`. Whatever it names, `pneumonia` in the result
 measures normal against all other labels, by the sum of the probabilities of all classes but normal. The scores at the
-top are of the model's classes, or, where no label names the kind of pneumonia, of normal and pneumonia.
+top are of the model's classes, or, where no label names a kind of pneumonia that the model knows, of normal and
+pneumonia.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cxr.evaluation.summary import Settings, measured_scores, pair_scores, slice
 
 NORMAL = "normal"
 BINARY = (NORMAL, PNEUMONIA)
+_NO_GROUP = "not said"  # "none" may be a group, as of devices in an image
 SCORED = ("accuracy", "macro_f1", "macro_auroc", "per_class", "confusion_matrix", "calibration", "ci95", "bootstrap")
 """Of metrics.json, at the top of the result; None where the labels do not define them."""
 
@@ -40,7 +42,9 @@ class CarriedThresholds:
 
 
 def of_classes(table: pd.DataFrame, classes: Sequence[str]) -> Predictions | None:
-    """Return the images whose label is a class of the model; None where no label names a kind of pneumonia.
+    """Return the images whose label is a class of the model; None where those of all ill images are not.
+
+    The normal images alone would say that a model is right which calls everybody normal.
 
     Args:
         table: a row an answered and labelled image: path, label, patient, p_<class>.
@@ -48,7 +52,7 @@ def of_classes(table: pd.DataFrame, classes: Sequence[str]) -> Predictions | Non
     """
     known = table[table["label"].isin(classes)]
     only_normal = set(known["label"]) <= {NORMAL}
-    if known.empty or (only_normal and PNEUMONIA in set(table["label"])):
+    if known.empty or (only_normal and len(known) < len(table)):
         return None
     return _predictions(known, tuple(classes), _probabilities(known, classes))
 
@@ -153,7 +157,7 @@ def _slices(table: pd.DataFrame, scored: Predictions, settings: Settings) -> dic
         groups = rows[column].to_numpy(object)
         if len(names := sorted(set(groups))) > 1:
             kind = column.removeprefix("group:")
-            found[kind] = {name or "none": slice_scores(scored.where(groups == name), settings) for name in names}
+            found[kind] = {name or _NO_GROUP: slice_scores(scored.where(groups == name), settings) for name in names}
     return found
 
 

@@ -1,6 +1,7 @@
 """Testing the champion on an unseen set: every layout, labels of two kinds, copies of training images, bad input."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -123,7 +124,21 @@ def test_a_set_that_tells_only_pneumonia_from_normal_is_scored_on_that(monkeypat
     assert result["confusion_matrix"] == result["pneumonia"]["confusion_matrix"]
     assert result["macro_auroc"] == result["pneumonia"]["macro_auroc"]
     assert not result["set"]["patients_known"]
-    assert "patients are not known" in Path("reports/external/adults/report.html").read_text()
+    page = Path("reports/external/adults/report.html").read_text()
+    assert "patients are not known" in page
+    errors = re.findall(r"actually (\w+), called (\w+) with", page)
+    assert errors
+    assert set(errors) <= {("normal", "pneumonia"), ("pneumonia", "normal")}, "as scored: the sum over all kinds"
+
+
+def test_a_kind_that_the_model_does_not_know_counts_as_pneumonia(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of the normal images alone would call a model perfect that finds nobody."""
+    for i in range(30):
+        write_image(Path("covid-set", ("NORMAL", "Covid")[i % 2], f"{i}.png"), seed=i)
+    result = run(monkeypatch, "--data", "covid-set")
+    assert (result["classes"], result["n_test"]) == (["normal", "pneumonia"], 30)
+    assert result["accuracy"] == result["pneumonia"]["accuracy"]
+    assert result["labels_left_out"] == {}
 
 
 def test_a_table_gives_labels_patients_and_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +150,7 @@ def test_a_table_gives_labels_patients_and_slices(monkeypatch: pytest.MonkeyPatc
             "label": labels[i % 4],
             "patient_id": f"P{i // 2}",
             "view": "AP" if i < 8 else "PA",
+            "devices": ("none", "")[i % 3 == 0],
         }
         for i in range(23)
     ]
@@ -145,6 +161,7 @@ def test_a_table_gives_labels_patients_and_slices(monkeypatch: pytest.MonkeyPatc
     assert result["labels_left_out"] == {"covid": 5, "pneumonia": 6}
     assert result["pneumonia"]["n_test"] == 23
     assert {kind: list(groups) for kind, groups in result["slices"].items()} == {
+        "devices": ["not said", "none"],
         "folder": ["clinic-0", "clinic-1"],
         "view": ["AP", "PA"],
     }
