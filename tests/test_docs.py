@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from cxr.common import errors
+from cxr.reporting.paper import PAPER_AUROC, PAPER_CLASSES
 from tests.support.project import PROJECT, is_parameter, parameters
 
 PAGES = sorted(
@@ -134,3 +135,15 @@ def test_one_version_everywhere() -> None:
     assert newest is not None
     assert (citation["version"], citation["date-released"]) == (newest[1], newest[2]) == (version, newest[2])
     assert f"cxr:{version}" in (PROJECT / "infra/compose.yaml").read_text(encoding="utf-8")
+
+
+def test_the_papers_figures_stand_under_their_names_in_the_readme() -> None:
+    lines = (PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
+    heads, paper = (
+        next([cell.strip() for cell in line.split("|")] for line in lines if line.startswith(start))
+        for start in ("| test images | n |", "| Pham and Nguyen 2023")
+    )
+    macro_f1 = sum(of_class.f1 for of_class in PAPER_CLASSES.values()) / len(PAPER_CLASSES)
+    found = dict(zip(heads, paper, strict=True))
+    assert found["accuracy"].startswith("0.918 ")
+    assert (found["macro F1"], found["macro AUROC"]) == (f"{macro_f1:.3f}", str(PAPER_AUROC))
