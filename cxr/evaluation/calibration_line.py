@@ -24,6 +24,7 @@ from cxr.evaluation.rates import Floats, Ints
 
 _CLIP = 1e-6  # a probability of 0 or 1 has no log odds
 _STEPS, _CONVERGED, _LARGEST = 50, 1e-9, 50.0
+_MOST_COLLINEAR = 1e12  # condition number; beyond it the predictions are all the same, but for rounding
 _HALVINGS, _LEAST_GAIN = 40, 0.4
 _TINY_GAIN = 1e-6  # of the log likelihood, which rounding hides
 _NORMAL_975 = 1.959964
@@ -91,7 +92,7 @@ def _fit(
 ) -> tuple[float, Interval | None] | None:
     """Return the last coefficient of a logistic regression by Newton's method, and its interval.
 
-    None where it does not converge: all outcomes are equal, or the predictions separate them.
+    None where it does not converge: all outcomes are equal, or the predictions separate them or are all the same.
     """
     weights = np.zeros(design.shape[1])
     for _ in range(_STEPS):
@@ -99,7 +100,7 @@ def _fit(
             expected = 1 / (1 + np.exp(-(offset + design @ weights)))
         spread = expected * (1 - expected)
         information = design.T @ (design * spread[:, None])
-        if not np.isfinite(information).all() or np.linalg.cond(information) > 1 / np.finfo(float).eps:
+        if not np.isfinite(information).all() or np.linalg.cond(information) > _MOST_COLLINEAR:
             return None
         slope = design.T @ (positive - expected)
         step = np.linalg.solve(information, slope)

@@ -62,6 +62,8 @@ def test_what_the_outcomes_do_not_determine_is_none() -> None:
     scores = np.linspace(0.1, 0.9, 40)
     assert calibration_line(scores, scores > 0.5, np.arange(40)) is None  # separated
     assert calibration_line(scores, np.ones(40, bool), np.arange(40)) is None
+    the_same = np.full(60, 1 / 3)  # as from a network whose features are dead
+    assert calibration_line(the_same, np.arange(60) % 2 == 0, np.arange(60)) is None
     few = calibration_line(probabilities(TRUE_LOG_ODDS[:400]), HAPPENED[:400], np.arange(400) % 5)
     assert few is not None
     assert few.slope_interval is None, "five patients"
