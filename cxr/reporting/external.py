@@ -54,13 +54,19 @@ def _front_page(result: Mapping[str, Any], origin: Mapping[str, str]) -> FrontPa
     return FrontPage(
         sentences={
             "What it is": what_it_is(model["classes"], network="A network, tested here on a set from elsewhere,"),
-            "How good it is": how_good(result) if scored else "Not measured: the set has no labels.",
+            "How good it is": how_good(result) if scored else f"Not measured: {_why_not_scored(result)}.",
             "On whom": _on_whom(result),
-            "Where it fails": where_it_fails(result) if scored else "Not known without labels.",
+            "Where it fails": where_it_fails(result) if scored else "Not known without scores.",
             "Do the images resemble its own": f"{unlike:,} of {facts['n_answered']:,} get a warning. {differ}",
         },
         facts={**origin, "Set": facts["name"], "Engine": model["engine"]},
     )
+
+
+def _why_not_scored(result: Mapping[str, Any]) -> str:
+    if not result["set"]["n_labelled"]:
+        return "the set has no labels"
+    return "no label is a class of the model" if result["labels_left_out"] else "no image with a label was answered"
 
 
 def _on_whom(result: Mapping[str, Any]) -> str:
@@ -111,7 +117,7 @@ def summary_text(result: Mapping[str, Any], *, report: Path) -> str:
             lines.append(f"{', '.join(part['classes'])}; {part['n_test']} images{title}")
             lines += [f"  {metric.label:<26} {_shown(metric, part)}" for metric in HEADLINES]
     if not result["classes"]:
-        lines.append("no labels: answers are described and not scored (--labels names a table with file and label)")
+        lines.append(f"{_why_not_scored(result)}: answers are described and not scored (--labels names a table)")
     copies, odd = result["training_duplicates"], result["out_of_distribution"]["n"]
     lines.append(f"copies of training images {copies['n']}, out of distribution {odd}, drift: {_drift(result)}")
     return "\n".join([*lines, f"report: {report}", notice(synthetic=model["synthetic"])])
