@@ -13,13 +13,16 @@ from cxr.monitoring.external import describe, set_facts
 from cxr.reporting.external import render_external, summary_text
 
 CLASSES = ("viral", "bacterial")
+FIGURES = dict.fromkeys(("confusion_matrix", "roc", "reliability", "abstention"), "<svg></svg>")
 NO_COPIES = pd.DataFrame({"path": []}, dtype=str)
 
 
-def result_of(labels: list[str | None]) -> dict[str, Any]:
-    """Return external.json of a model of viral against bacterial; the last image could not be read."""
+def result_of(
+    labels: list[str | None], *, classes: tuple[str, ...] = CLASSES, copies: pd.DataFrame = NO_COPIES
+) -> dict[str, Any]:
+    """Return external.json of a model, of viral against bacterial; the last image could not be read."""
     n = len(labels)
-    shares = np.random.default_rng(0).dirichlet((1, 1), n)
+    shares = np.random.default_rng(0).dirichlet((1,) * len(classes), n)
     table = pd.DataFrame(
         {
             "path": [f"{i}.png" for i in range(n)],
@@ -31,14 +34,14 @@ def result_of(labels: list[str | None]) -> dict[str, Any]:
             "warning": None,
             "refer": False,
             "sha256": [f"{i:064x}" for i in range(n)],
-            "predicted_class": np.array(CLASSES, object)[shares.argmax(axis=1)],
+            "predicted_class": np.array(classes, object)[shares.argmax(axis=1)],
             "confidence": shares.max(axis=1),
-            **{f"p_{name}": shares[:, c] for c, name in enumerate(CLASSES)},
+            **{f"p_{name}": shares[:, c] for c, name in enumerate(classes)},
         }
     )
     settings = Settings(resamples=50, seed=1, bins=10)
-    found = describe(table, CLASSES, NO_COPIES, thresholds=CarriedThresholds([], None), settings=settings)
-    model = {"name": "m", "version": "1", "engine": "torch", "weights_sha256": "a", "classes": list(CLASSES)}
+    found = describe(table, classes, copies, thresholds=CarriedThresholds([], None), settings=settings)
+    model = {"name": "m", "version": "1", "engine": "torch", "weights_sha256": "a", "classes": list(classes)}
     return found | {
         "drift": {"unavailable_because": "too few", "alarm": None},
         "model": model | {"synthetic": False, "refer_below": None},
@@ -67,7 +70,16 @@ def test_labels_left_out_are_not_said_to_count_where_nothing_counts_them() -> No
     result = result_of(["normal", "viral", "bacterial"] * 5)
     assert result["labels_left_out"] == {"normal": 5}
     assert result["pneumonia"] is None
-    figures = dict.fromkeys(("confusion_matrix", "roc", "reliability", "abstention"), "<svg></svg>")
-    page = render_external(result, figures, [], origin={})
+    page = render_external(result, FIGURES, [], origin={})
     assert "no class of this model" in page
     assert "they count in pneumonia against normal" not in page
+
+
+def test_scores_without_copies_name_their_classes_where_these_are_others() -> None:
+    """The only images whose kind is known are copies of training images."""
+    labels = ["viral", "normal", "pneumonia"] + ["normal", "pneumonia"] * 6
+    copies = pd.DataFrame({"path": ["0.png"]})
+    result = result_of(labels, classes=("normal", "viral", "bacterial"), copies=copies)
+    assert result["without_training_duplicates"]["classes"] == ["normal", "pneumonia"]
+    page = render_external(result, FIGURES, [], origin={})
+    assert "Of the classes normal, pneumonia." in page
