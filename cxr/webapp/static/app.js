@@ -23,6 +23,8 @@ let workers = 0;
 let added = 0;
 let cleared = [];
 
+// Nothing of a list that was cleared meanwhile is kept.
+const keep = (image) => { if (images.includes(image)) session.save(image); };
 const announce = (text) => { byId("status").textContent = text; };
 const toolbar = new Toolbar({ loadHeat });
 
@@ -39,7 +41,7 @@ function addImages(more) {
     Object.assign(image, { number: (added += 1), isStarted: isDone(image), heats: {}, row: makeRow(image) });
     drawRow(image);
     images.push(image);
-    session.save(image);
+    keep(image);
   }
   drawList();
   if (wasEmpty && more.length) select(more[0]);
@@ -67,7 +69,7 @@ async function classify(image) {
     image.answeredAt = new Date().toISOString();
   }
   if (!images.includes(image)) return; // cleared meanwhile
-  session.save(image);
+  keep(image);
   drawRow(image);
   if (shown.order === "refer" || shown.filter !== "all") drawList();
   if (image === selected) showSelected();
@@ -92,7 +94,7 @@ async function loadHeat(name) {
     if (prediction.model_version !== image.prediction.model_version) { // the champion moved: replace the whole result
       image.heats = {};
       await store(image, prediction);
-      session.save(image);
+      keep(image);
       drawRow(image);
       if (image === selected) showFindingOf(image);
     }
@@ -142,20 +144,24 @@ function select(image) {
 async function showSelected() {
   byId("empty").hidden = selected !== null;
   byId("detail").hidden = selected === null;
-  if (!selected) return toolbar.show(null);
   const image = selected;
+  toolbar.expect(image?.error === null ? image : null);
+  if (!image) return;
   showFindingOf(image);
   byId("stage").hidden = image.error !== null;
-  if (image.error) return toolbar.show(null);
+  if (image.error) return;
   try {
     const pixels = await loadPixels(image, model?.limits);
-    if (image === selected) toolbar.show(image, pixels);
+    if (image === selected) toolbar.show(pixels);
   } catch (error) {
     if (image === selected) toolbar.fail(error.message);
   }
 }
 
-const showFindingOf = (image) => showFinding(byId("finding"), image, { model, openCard, retry, download: (what) => download(image, what), give });
+// Figures of one version must not stand beside the answer of another one, as after a new champion or in a kept session.
+const modelOf = ({ prediction }) => (prediction?.model_version === model?.model_version ? model : null);
+
+const showFindingOf = (image) => showFinding(byId("finding"), image, { model: modelOf(image), openCard, retry, download: (what) => download(image, what), give });
 
 function refresh() {
   const done = images.filter(isDone).length;
@@ -203,7 +209,7 @@ async function give(image, label) {
     return announce(`Not stored: ${error.message}`);
   }
   image.feedback = label;
-  session.save(image);
+  keep(image);
   showGiven(image);
   return announce(`${image.name}: stored that it is ${label}`);
 }

@@ -14,6 +14,7 @@ const MEANINGS = {
 // Under a warning there is no answer: the class that the numbers would give is not the first thing to read.
 export const heading = ({ predicted_class: name, warning }) => (warning ? "No answer" : `Prediction: ${CLASS_NAMES[name] ?? name}`);
 
+// `model` is the one that answered; null: another one is in use by now, whose figures say nothing about this answer.
 export function showFinding(container, image, { model, openCard, retry, download, give }) {
   if (image.error) container.replaceChildren(failure(image, retry));
   else if (!image.prediction) container.replaceChildren(make("div", { class: "finding" }, title("Classifying the image …"), make("p", { class: "file" }, image.path)));
@@ -38,8 +39,8 @@ const roundPercent = (value) => `${Math.round(value * 100)}%`;
 
 function finding(image, model, openCard, download, give) {
   const { prediction } = image;
-  const card = make("button", { type: "button", class: "link-button" }, `version ${prediction.model_version}, see its model card`);
-  card.addEventListener("click", openCard);
+  const card = model ? button(`version ${prediction.model_version}, see its model card`, openCard) : `version ${prediction.model_version}`;
+  if (model) card.className = "link-button";
   const numbers = [chart(prediction, model), calibration(prediction, model)];
   return make("div", { class: "finding" },
     make("div", {}, title(heading(prediction)), make("p", { class: "file" }, image.path)),

@@ -12,8 +12,9 @@ export class Toolbar {
   constructor({ loadHeat }) {
     this.loadHeat = loadHeat;
     this.image = null;
+    this.pixels = null; // of that image; null until they are loaded
     this.isHeatOn = false; // off until it is asked for
-    this.heatClass = null;
+    this.chosenClass = null; // null: that of the answer
     this.viewer = new Viewer(byId("canvas"), { onChange: (viewer) => this.describe(viewer) });
     const act = {
       fit: () => this.viewer.fit(),
@@ -38,19 +39,32 @@ export class Toolbar {
     byId("opacity").addEventListener("input", (event) => { this.viewer.opacity = Number(event.target.value) / 100; this.viewer.draw(); });
   }
 
-  // Shows an image with its pixels; null: none.
-  show(image, pixels) {
-    const isNew = image !== this.image;
-    this.image = image;
-    byId("stage-note").textContent = "";
-    if (!image) return this.viewer.clear();
-    if (isNew || pixels !== this.pixels) this.viewer.show(pixels);
+  get heatClass() {
+    const prediction = this.image?.prediction;
+    if (!prediction) return null;
+    return this.chosenClass in prediction.probabilities ? this.chosenClass : prediction.predicted_class;
+  }
+
+  // Prepares for an image whose pixels are still to come: no other image may stand beside its answer. null: none comes.
+  expect(image) {
+    if (image === this.image) return;
+    Object.assign(this, { image, pixels: null, chosenClass: null });
+    byId("orientation").textContent = "";
+    byId("canvas").setAttribute("aria-label", image ? `Image ${image.name}, not loaded yet` : "Image");
+    this.note(image ? "Loading the image …" : "");
+    this.drawClasses();
+    this.viewer.clear();
+  }
+
+  // Shows the image that was expected, with its pixels.
+  show(pixels) {
+    const { image } = this;
+    this.note("");
+    if (pixels !== this.pixels) this.viewer.show(pixels);
     this.pixels = pixels;
     this.drawPresets();
     byId("orientation").textContent = [pixels.view && `View ${pixels.view}`, pixels.laterality && pixels.laterality !== "U" && `Side ${pixels.laterality}`].filter(Boolean).join(" · ");
     byId("canvas").setAttribute("aria-label", `Image ${image.name}. Arrow keys pan, plus and minus zoom, Shift and arrows change the window, F fits, 1 shows actual pixels, I inverts, H shows the heat map, S shows both side by side, R resets, Enter fills the screen`);
-    if (!image.prediction) return undefined;
-    if (isNew || !this.heatClass) this.heatClass = image.prediction.predicted_class;
     this.drawClasses();
     return this.isHeatOn || this.viewer.isSideBySide ? this.updateHeat() : undefined;
   }
@@ -77,7 +91,7 @@ export class Toolbar {
   }
 
   usePreset(chosen) {
-    const preset = this.pixels.presets[Number(chosen)];
+    const preset = this.pixels?.presets[Number(chosen)];
     if (chosen === "all") this.viewer.showAllLevels();
     else if (preset) this.viewer.setWindowInValues({ level: preset[1], width: preset[2] });
   }
@@ -104,23 +118,24 @@ export class Toolbar {
   async updateHeat() {
     const isWanted = this.isHeatOn || this.viewer.isSideBySide;
     byId("heat-options").hidden = !isWanted;
-    if (!isWanted || !this.image?.prediction) return this.viewer.draw();
+    if (!isWanted || !this.pixels || !this.image.prediction) return this.viewer.draw();
     const [image, name] = [this.image, this.heatClass];
+    const isCurrent = () => image === this.image && name === this.heatClass;
+    this.viewer.setHeat(image.heats[name] ?? null); // until it is there, that of no other class
     this.note(image.heats[name] ? "" : "Computing the heat map …");
     try {
       const picture = await this.loadHeat(name);
-      if (image === this.image && name === this.heatClass && picture) { this.viewer.setHeat(picture); this.note(""); }
+      if (isCurrent() && picture) { this.viewer.setHeat(picture); this.note(""); }
     } catch (error) {
-      this.viewer.setHeat(null);
-      this.note(error.message);
+      if (isCurrent()) this.note(error.message);
     }
     return undefined;
   }
 
   drawClasses() {
-    const choices = Object.keys(this.image.prediction.probabilities).map((name) => {
+    const choices = Object.keys(this.image?.prediction?.probabilities ?? {}).map((name) => {
       const input = make("input", { type: "radio", name: "heat-class", value: name, checked: name === this.heatClass });
-      input.addEventListener("change", () => { this.heatClass = name; this.updateHeat(); });
+      input.addEventListener("change", () => { this.chosenClass = name; this.updateHeat(); });
       return make("label", { class: "choice" }, input, make("span", {}, name));
     });
     byId("heat-classes").replaceChildren(make("legend", {}, "Heat map for"), ...choices);

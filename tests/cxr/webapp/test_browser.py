@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from cxr.common.notices import NOT_CLINICAL
 from cxr.inference.feedback import read_feedback
@@ -478,3 +478,87 @@ def test_beside_each_class_stands_how_often_the_model_is_right_about_it(browser:
         expect(page.locator(".chart > div").nth(1)).to_contain_text(
             "found 53% (36% to 70%) of 30 viral images; of 20 images it called viral, 80% (60% to 93%) were"
         )
+
+
+def test_no_image_stands_beside_the_answer_to_another_one(page: Page) -> None:
+    drop(page, {"a.dcm": DICOM, "b.png": PNG})
+    expect(page.locator("#count")).to_have_text("2 of 2")
+    expect(page.locator("#orientation")).to_have_text("View PA")
+    held: list[Route] = []
+    page.route("**/pixels?*", lambda route: held.append(route))  # noqa: PLW0108  # playwright takes no built-in
+    with page.expect_request("**/pixels?*"):
+        page.locator(".row", has_text="b.png").click()
+    expect(page.locator("#finding .file")).to_have_text("b.png")
+    expect(page.locator("#stage-note")).to_have_text("Loading the image …")
+    assert pixels(page).max() == 0
+    expect(page.locator("#orientation")).to_have_text("")
+    expect(page.get_by_role("img", name="Image b.png, not loaded yet")).to_be_visible()
+    page.locator("#canvas").press("h")
+    page.locator("#canvas").press("w")
+    page.get_by_label("Preset", exact=True).dispatch_event("change")
+    page.locator("#canvas").press("w")
+    page.locator("#canvas").press("h")
+    held[0].continue_()
+    expect(page.locator("#readout")).to_contain_text("px")
+    assert pixels(page).max() > 0
+    page.locator(".row", has_text="a.dcm").click()  # its pixels are there still
+    expect(page.get_by_role("img", name="Image a.dcm. Arrow keys")).to_be_visible()
+
+
+def test_the_heat_map_of_an_image_that_waited_for_its_answer_is_of_the_predicted_class(page: Page) -> None:
+    drop(page, {"a.png": PNG})
+    expect(page.locator("#readout")).to_contain_text("px")
+    predicted = page.locator(".chart .is-top dt").inner_text()
+    page.route("**/predict?image=true", lambda route: _answered_otherwise(route, predicted))
+    drop(page, {"b.png": cv2.imencode(".png", synthetic(seed=9))[1].tobytes()})
+    page.locator(".row", has_text="b.png").click()
+    expect(page.locator("#finding .file")).to_have_text("b.png")
+    other = page.locator(".chart .is-top dt")
+    expect(other).not_to_have_text(predicted)
+    page.locator("#tool-heat").click()
+    expect(page.locator(".choice input:checked")).to_have_value(other.inner_text())
+
+
+def _answered_otherwise(route: Route, predicted: str) -> None:
+    """Answer when the page has shown the image, with another class than `predicted`."""
+    response = route.fetch()
+    answer = response.json()
+    other = next(name for name in answer["probabilities"] if name != predicted)
+    expect(route.request.frame.page.get_by_role("img", name="Image b.png. Arrow keys")).to_be_visible()
+    route.fulfill(response=response, json=answer | {"predicted_class": other})
+
+
+def test_the_figures_of_a_new_champion_do_not_stand_beside_the_answer_of_the_one_before(browser: Browser) -> None:
+    with serve_here(tiny_classifier(refer_below=0.99)) as served, browser.new_context() as context:
+        use(served.webapp, tiny_classifier(refer_below=0.99), metrics=METRICS)
+        page = context.new_page()
+        page.goto(served.address)
+        drop(page, {"image.png": PNG})
+        finding = page.locator("#finding")
+        expect(finding).to_contain_text("The referral threshold is 99.0%")
+        use(served.webapp, tiny_classifier("2", refer_below=0.4), metrics=METRICS)
+        page.reload()  # the session is kept
+        expect(page.locator("#model")).to_contain_text("Version 2")
+        expect(finding).to_contain_text("A reader should see this image")
+        expect(finding).not_to_contain_text("threshold is 40.0%")
+        expect(page.locator(".chart")).not_to_contain_text("Test set")
+        expect(page.locator(".chart .limit")).to_have_count(0)
+        expect(page.locator(".facts")).to_contain_text("version 1")
+        expect(finding.get_by_role("button", name="see its model card")).to_have_count(0)
+
+
+def test_what_was_cleared_does_not_come_back_with_an_answer_that_was_on_its_way(page: Page) -> None:
+    drop(page, {"image.png": PNG})
+    box = page.get_by_role("group", name="What do you see?")
+    held: list[Route] = []
+    page.route("**/feedback", lambda route: held.append(route))  # noqa: PLW0108  # playwright takes no built-in
+    with page.expect_request("**/feedback"):
+        box.get_by_role("button", name="It is").first.click()
+    page.locator("#clear").click()
+    expect(page.locator(".row")).to_have_count(0)
+    held[0].continue_()
+    expect(page.locator("#status")).to_contain_text("stored that it is")
+    page.reload()
+    expect(page.locator("#model")).to_be_enabled()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator(".row")).to_have_count(0)
