@@ -171,6 +171,21 @@ def test_the_ingress_leads_to_the_web_app_with_tls_alone() -> None:
     assert (annotations["ssl-redirect"], annotations["proxy-request-buffering"]) == ("true", "off")
 
 
+def test_of_all_that_is_outside_the_namespace_the_ingress_controller_alone_reaches_a_pod() -> None:
+    policies = [one["spec"] for one in documents() if one["kind"] == "NetworkPolicy"]
+    (port,) = [one for one in documents() if one["kind"] == "Service" and one["metadata"]["name"] == "app"]
+    assert {"podSelector": {}, "policyTypes": ["Ingress"]} in policies  # what no other one lets in stays out
+    from_outside = [
+        (policy["podSelector"], way["from"], way["ports"])
+        for policy in policies
+        for way in policy.get("ingress", [])
+        if any("podSelector" not in source for source in way["from"])
+    ]
+    controller = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}
+    listens = [{"port": port["spec"]["ports"][0]["targetPort"]}]
+    assert from_outside == [({"matchLabels": port["spec"]["selector"]}, [controller], listens)]
+
+
 def test_accounts_are_on() -> None:
     assert "--app-name basic-auth" in (INFRA / "mlflow.sh").read_text()
     assert service("mlflow")["command"] == ["/opt/cxr/mlflow.sh"]
