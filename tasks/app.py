@@ -17,14 +17,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cxr.common.cli import add_engine_argument, answer_help, run_command, step_parser
+from cxr.common.cli import add_engine_argument, answer_help, port_number, run_command, step_parser
 
 
 def command_line() -> ArgumentParser:
     """Return the parser of this command."""
     parser = step_parser(sys.modules[__name__])
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
+    parser.add_argument("--port", type=port_number, default=8000, help="port to listen on (%(default)s)")
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="further host name of the service; repeatable"
     )

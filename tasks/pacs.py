@@ -32,10 +32,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cxr.common.cli import add_engine_argument, answer_help, command_parser, run_command
+from cxr.common.cli import add_engine_argument, answer_help, command_parser, number_within, run_command
 
 ADDRESS_VARIABLE = "CXR_PACS_URL"
 STATE_FILE = Path(".checkpoints/pacs.json")
+
+_DAY_SECONDS = 86_400
 
 
 def command_line() -> ArgumentParser:
@@ -46,13 +48,17 @@ def command_line() -> ArgumentParser:
     )
     parser.add_argument("--dicomweb", metavar="URL", help="of a DICOMweb service, in place of ADDRESS")
     parser.add_argument(
-        "--days", type=int, default=7, metavar="N", help="search studies of N days by DICOMweb; 0: all (%(default)s)"
+        "--days",
+        type=number_within(int, 0, 36500),
+        default=7,
+        metavar="N",
+        help="search studies of N days by DICOMweb; 0: all (%(default)s)",
     )
     parser.add_argument("--listen", metavar="AE@PORT", help="receive images by C-STORE, in place of ADDRESS")
     parser.add_argument("--send-to", metavar="AE@HOST:PORT", help="with --listen: where answers go")
     parser.add_argument(
         "--max-object-mb",
-        type=int,
+        type=number_within(int, 1, 1_000_000),
         default=400,
         metavar="MB",
         help="with --listen: that an image may have as it arrives (%(default)s)",
@@ -66,14 +72,14 @@ def command_line() -> ArgumentParser:
     add_engine_argument(parser, default="torch")
     parser.add_argument(
         "--poll-interval",
-        type=float,
+        type=number_within(float, 0, _DAY_SECONDS),
         default=2.0,
         metavar="SECONDS",
         help="between two polls of the feed (%(default)s)",
     )
     parser.add_argument(
         "--decode-timeout",
-        type=float,
+        type=number_within(float, 1, _DAY_SECONDS),
         default=30.0,
         metavar="SECONDS",
         help="that an image may take to decode; then it is skipped (%(default)s)",

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -193,6 +193,24 @@ def _end_plainly(kind: type[BaseException], error: BaseException, traceback: Tra
         os._exit(MemoryLimitError.exit_code)  # a hook cannot choose the code; an import leaves nothing to tidy up
     else:
         sys.__excepthook__(kind, error, traceback)
+
+
+def number_within(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    """Return the `type` of an argument that is a number from `least` to `most`."""
+
+    def read(given: str) -> float:
+        with suppress(ValueError):
+            number = kind(given)
+            if least <= number <= most:  # NaN is not
+                return number
+        a_number = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"expected {a_number} from {least} to {most}, got {given!r}")
+
+    return read
+
+
+port_number = number_within(int, 1, 65535)
+"""The `type` of an argument that is a TCP port to listen on."""
 
 
 def step_parser(module: Any) -> argparse.ArgumentParser:

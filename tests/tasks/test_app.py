@@ -146,3 +146,11 @@ def test_a_taken_port_is_an_error_and_an_open_address_a_warning() -> None:
         assert done.stderr.splitlines()[-1].startswith("error: cannot listen")
         answer = httpx.post(f"{served.address}/predict", content=IMAGE, headers=BYTES, timeout=60).json()
         assert answer["engine"] == "torch"
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_a_port_that_there_is_not_is_refused_at_once(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app.command_line().parse_args(["--port", port])
+    assert ended.value.code == 2
+    assert f"argument --port: expected a whole number from 1 to 65535, got {port!r}" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 
 from cxr.pacs.feed import PacsUnavailableError
 from cxr.pacs.worker import PacsWorker, WorkerSummary
-from tasks.pacs import MAX_RETRY_SECONDS, STATE_FILE, beside, pacs
+from tasks.pacs import MAX_RETRY_SECONDS, STATE_FILE, beside, command_line, pacs
 from tests.support.faults import fault
 from tests.support.logs import own_messages
 
@@ -54,3 +54,24 @@ def test_an_outage_of_a_day_does_not_end_the_worker(
         "pacs: it does not respond. Retrying until it responds",
         "pacs: connection restored",
     ]
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--poll-interval", "-1"),
+        ("--poll-interval", "nan"),
+        ("--poll-interval", "inf"),
+        ("--decode-timeout", "-1"),  # each image would be skipped, and for good
+        ("--days", "-3"),  # nothing would be found
+        ("--days", "99999999"),
+        ("--max-object-mb", "0"),  # no connection would be accepted
+    ],
+)
+def test_a_number_that_the_worker_cannot_work_with_is_refused_at_once(
+    option: str, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_line().parse_args([option, given])
+    assert ended.value.code == 2
+    assert f"argument {option}: expected a " in capsys.readouterr().err
