@@ -1,5 +1,6 @@
 """The web app: a REST service on loopback that classifies one image a request, and a single page that calls it.
 
+    connections     how many of them one client may hold
     limits          how many requests are accepted at once, how many bytes, and for how long
     guard           rejects requests of other sites' pages and of foreign host names (DNS rebinding)
     decode_pool     image bytes to the model's input, in a few processes

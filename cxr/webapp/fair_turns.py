@@ -16,11 +16,15 @@ _NETWORK_BITS = 64
 
 
 def client_of(request: Request) -> str:
-    """Return the address of a client: of IPv6 its network, of which one machine may use every address.
+    """Return the address of a client as `network_of` does.
 
     Behind a proxy that is trusted (cxr.webapp.server) it is the address that the proxy names.
     """
-    host = request.client.host if request.client else ""
+    return network_of(request.client.host if request.client else "")
+
+
+def network_of(host: str) -> str:
+    """Return an address: of IPv6 its network, of which one machine may use every address."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -16,6 +16,7 @@ from cxr.common.errors import CxrError, ParamsError
 from cxr.webapp.access_log import AccessLog
 from cxr.webapp.batcher import Batcher
 from cxr.webapp.champion_watch import ChampionWatch
+from cxr.webapp.connections import Connection
 from cxr.webapp.decode_pool import DecodePool
 from cxr.webapp.guard import Guard
 from cxr.webapp.limits import Limits
@@ -66,7 +67,7 @@ class WebApp:
             self.app,
             host=host,
             port=port,
-            http="h11",  # bounds the size of headers
+            http=Connection,  # of h11, which bounds the size of headers
             h11_max_incomplete_event_size=_HEADER_BYTES,
             ws="none",
             lifespan="off",
