@@ -52,6 +52,14 @@ class Style:
         return f"{_CODES[colour]}{text}\033[0m" if self.has_colours and colour != "none" else text
 
 
+def printable(text: str) -> str:
+    """Return a text in which characters that a terminal does not show, or takes for a command, are escaped.
+
+    A file may have any name: with a byte that is not UTF-8, which no output takes, or with an escape sequence.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class Table:
     """The results as lines for people, a column for each field of an answer; warnings are told at the end."""
 
@@ -60,7 +68,7 @@ class Table:
         self._classes, self._style = spec.classes, style
         self._notes = [one for one in SHOWN_FIELDS if one.type == "string" and one.nullable]
         self._cells = [one for one in SHOWN_FIELDS if one not in self._notes]
-        self._width = max(len(path) for path in paths)
+        self._width = max(len(printable(path)) for path in paths)
         if style.columns:
             cells = sum(2 + len(cell) for one in self._cells for cell in self._heads(one))
             self._width = min(self._width, max(_MIN_PATH, style.columns - cells))
@@ -72,14 +80,15 @@ class Table:
 
     def row(self, result: Result) -> str:
         """Return the line of an image, and below it what kept it or its files from being made."""
-        path = f"{self._fitted(result.path):<{self._width}}"
+        path = f"{self._fitted(printable(result.path)):<{self._width}}"
+        error = self._style.paint(f"error: {printable(result.error or '')}", "red")
         if result.answer is None:
-            return f"{path}  {self._style.paint(f'error: {result.error}', 'red')}"
+            return f"{path}  {error}"
         answer = result.answer
         values = {one.name: getattr(answer, one.name) for one in self._cells} | {"predicted_class": answer.verdict}
         line = "  ".join([path, *(cell for one in self._cells for cell in self._values(one, values[one.name]))])
         shown = self._style.paint(line, "yellow" if answer.refer or answer.warning else "none")
-        return shown if result.error is None else f"{shown}\n  {self._style.paint(f'error: {result.error}', 'red')}"
+        return shown if result.error is None else f"{shown}\n  {error}"
 
     def _fitted(self, path: str) -> str:
         """Return a path that is no wider than its column: its end tells images of a folder apart."""
@@ -119,7 +128,7 @@ class Summary:
         self._counts["answered"] += 1
         self._counts["referred"] += bool(result.answer.refer)
         if result.answer.warning:
-            self._warnings.setdefault(result.answer.warning, []).append(result.path)
+            self._warnings.setdefault(result.answer.warning, []).append(printable(result.path))
 
     def lines(self, style: Style) -> list[str]:
         """Return the warnings, the most frequent first, and the count."""

@@ -15,7 +15,7 @@ BUCKET_SCHEME = "s3://"
 class ImageFile:
     """An image as it was listed.
 
-    path        below the location, with slashes
+    path        below the location, with slashes; a byte that is not UTF-8 stands in it as \\xe9
     size_bytes  as listed
     changed     modification time in nanoseconds, or the ETag of an object; it changes with the bytes
     """
@@ -77,16 +77,29 @@ def _folder(location: str) -> Location:
             "or s3://bucket/prefix"
         )
 
+    renamed: dict[str, Path] = {}
+
     def listed() -> Iterator[ImageFile]:
         for file in _images(folder):
             with suppress(FileNotFoundError):  # moved since it was listed
                 state = file.stat()
-                yield ImageFile(file.relative_to(folder).as_posix(), state.st_size, str(state.st_mtime_ns))
+                name = file.relative_to(folder).as_posix()
+                path = _as_text(name)
+                if path != name:
+                    while (folder / path).exists() or path in renamed:
+                        path = f"{path}_"
+                    renamed[path] = file
+                yield ImageFile(path, state.st_size, str(state.st_mtime_ns))
 
     def read(path: str) -> bytes:
-        return (folder / path).read_bytes()
+        return renamed.get(path, folder / path).read_bytes()
 
-    return Location(str(Path(location)), tuple(listed()), read)
+    return Location(_as_text(str(Path(location))), tuple(listed()), read)
+
+
+def _as_text(name: str) -> str:
+    """Return the name of a file as text that can be stored: names may hold any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _bucket(location: str) -> Location:

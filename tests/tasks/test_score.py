@@ -1,5 +1,6 @@
 """Scoring a folder or a bucket: every image once, despite interruptions, with the same numbers as predict."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -182,6 +183,26 @@ def test_an_image_that_cannot_be_read_is_a_row_with_its_reason(monkeypatch: pyte
     assert bad["broken.jpeg"].startswith("broken.jpeg is empty")
     assert bad["deeper/text.png"].startswith("deeper/text.png is not an image")
     assert len(bad) == 2
+
+
+@fault("score", "the names of a folder and of two images are not UTF-8", "the images are scored, each once",
+       "the names with the bytes as \\xe9")  # fmt: skip
+def test_images_whose_names_are_not_utf_8_are_scored_like_others(
+    monkeypatch: pytest.MonkeyPatch, images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xe9sum\xe9")
+    images.rename(folder)
+    (folder / "00.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    (folder / "02.png").rename(folder / "caf\\xe9.png")  # another name, of letters alone
+    (folder / "broken.jpeg").rename(folder / os.fsdecode(b"br\xe9.jpeg"))
+    run(monkeypatch, str(folder), "--summary", "summary.json")
+    rows = scores().set_index("path")
+    assert set(rows["location"]) == {f"{tmp_path}/r\\xe9sum\\xe9"}
+    assert rows.loc["caf\\xe9.png_", "sha256"] == hashlib.sha256(image(0)).hexdigest()
+    assert rows.loc["caf\\xe9.png", "sha256"] == hashlib.sha256(image(2)).hexdigest()
+    assert rows.loc["br\\xe9.jpeg", "error"] == "br\\xe9.jpeg is empty; copy it again from its source"
+    run(monkeypatch, str(folder), "--summary", "summary.json")
+    assert json.loads(Path("summary.json").read_text())["known"] == N_IMAGES + 1
 
 
 def test_the_command_fails_when_no_image_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Answers for people fit the terminal, and the end says once what concerns several images."""
 
+import os
+
 from cxr.inference.answer import Answer
 from cxr.inference.answer_table import Result, Style, Summary, Table
 from tests.support.projects.registry_project import spec
@@ -38,3 +40,13 @@ def test_a_warning_is_told_once_with_its_images_and_the_end_counts_all() -> None
     warning, count = summary.lines(Style())
     assert warning == "warning for 7 images: looks mirrored\n  0.png, 1.png, 2.png, 3.png, 4.png and 2 more"
     assert count == "9 images answered, 7 with a warning, 8 for a reader, 1 could not be read"
+
+
+def test_a_name_that_no_output_takes_or_that_commands_a_terminal_is_escaped() -> None:
+    name = os.fsdecode(b"caf\xe9\x1b[2J.png")
+    table, summary = Table(spec(), [name], Style()), Summary()
+    result = Result(name, MIRRORED, error=f"{name} has no study")
+    summary.add(result)
+    for text in (table.row(result), table.row(Result(name, error=f"{name} is empty")), *summary.lines(Style())[:1]):
+        assert text.encode().count(rb"caf\udce9\x1b[2J.png") == text.count("caf")
+        assert "\033" not in text
