@@ -81,7 +81,8 @@ async function send(url, file) {
 }
 
 export async function signOut() {
-  await fetch("/sign-in", { method: "DELETE" });
+  const response = await ask("/sign-in", { method: "DELETE" });
+  if (!response.ok) throw new RequestError(await message(response));
   location.replace("/sign-in");
 }
 

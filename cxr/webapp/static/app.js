@@ -26,6 +26,11 @@ let cleared = [];
 // Nothing of a list that was cleared meanwhile is kept.
 const keep = (image) => { if (images.includes(image)) session.save(image); };
 const announce = (text) => { byId("status").textContent = text; };
+// Says what failed and belongs to no image.
+function complain(text) {
+  byId("service").textContent = text;
+  announce(text);
+}
 const toolbar = new Toolbar({ loadHeat });
 
 function addFiles(files) {
@@ -304,7 +309,10 @@ function listenForDrops() {
     event.preventDefault();
     depth = 0;
     dragging(0);
-    addFiles(await ofDrop(event.dataTransfer));
+    const { found, unread } = await ofDrop(event.dataTransfer);
+    addFiles(found);
+    const more = unread.length > 5 ? ` and ${unread.length - 5} more` : "";
+    if (unread.length) complain(`Left out, because the browser cannot read it: ${unread.slice(0, 5).join(", ")}${more}.`);
   });
 }
 
@@ -312,7 +320,7 @@ async function showExamples() {
   try {
     addFiles((await loadExamples(EXAMPLES)).map((file) => ({ file, path: file.name })));
   } catch (error) {
-    byId("service").textContent = `No examples: ${error.message}`;
+    complain(`No examples: ${error.message}`);
   }
 }
 
@@ -330,7 +338,7 @@ byId("clear").addEventListener("click", clear);
 byId("undo").addEventListener("click", undo);
 byId("retry").addEventListener("click", () => retry(images.filter(({ error }) => error)));
 byId("model").addEventListener("click", openCard);
-byId("sign-out").addEventListener("click", signOut);
+byId("sign-out").addEventListener("click", () => signOut().catch((error) => complain(`You are still signed in: ${error.message}`)));
 byId("card-close").addEventListener("click", () => byId("card").close());
 byId("keep").checked = session.isKept();
 byId("keep").addEventListener("change", (event) => session.keep(event.target.checked, images));

@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -392,18 +393,36 @@ def test_a_folder_can_be_dropped_or_chosen_with_all_below_it(page: Page, tmp_pat
     (folder / "deeper").mkdir(parents=True)
     (folder / "a.png").write_bytes(PNG)
     (folder / "deeper" / "b.png").write_bytes(PNG)
-    session = page.context.new_cdp_session(page)  # as the operating system hands over a folder
-    box = page.locator("#drop").bounding_box()
-    assert box is not None
-    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        session.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data})
+    drop_folder(page, folder)
     expect(page.locator("#count")).to_have_text("2 of 2")
     paths = page.locator(".row .name").evaluate_all("all => all.map((one) => one.title)")
     assert sorted(paths) == ["study/a.png", "study/deeper/b.png"]
     page.set_input_files("#folder", folder)
     expect(page.locator("#count")).to_have_text("4 of 4")
     expect(page.locator(".row.is-wrong")).to_have_count(0)
+
+
+def drop_folder(page: Page, folder: Path) -> None:
+    """Drop a folder as the operating system hands it over."""
+    session = page.context.new_cdp_session(page)
+    box = page.locator("#drop").bounding_box()
+    assert box is not None
+    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data})
+
+
+def test_what_the_browser_cannot_read_of_a_folder_is_named_and_the_rest_is_classified(
+    page: Page, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(PNG)
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(PNG)  # a name that is not UTF-8
+    drop_folder(page, folder)
+    expect(page.locator("#service")).to_contain_text("Left out, because the browser cannot read it: study")
+    expect(page.locator("#count")).to_have_text("1 of 1")
+    expect(page.locator(".row .name")).to_have_text("a.png")
 
 
 def test_file_names_are_not_sent(page: Page) -> None:

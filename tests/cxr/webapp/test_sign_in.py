@@ -197,6 +197,18 @@ def test_a_reader_signs_in_once_and_out(browser: Browser, served: Served) -> Non
         assert errors == []
 
 
+def test_a_sign_out_that_did_not_reach_the_service_is_said(browser: Browser) -> None:
+    with serve_here(tiny_classifier(), token=TOKEN) as served, browser.new_context() as context:
+        page = context.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        enter_token(page, served)
+        page.route("**/sign-in", lambda route: route.abort())
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.locator("#service")).to_contain_text("You are still signed in: The service does not answer.")
+        assert errors == []
+
+
 def enter_token(page: Page, served: Served) -> None:
     page.goto(served.address)
     page.get_by_label("Access token").fill(TOKEN)
