@@ -5,6 +5,9 @@ with a key that only the hospital has. A plain or salted hash is not enough: pat
 salt all of them can be tried in seconds. The key comes from the environment, so that it is in no output, commit or log;
 the same key gives the same digests on any machine.
 
+A compressed image stays compressed, without the comments and EXIF of its frame (cxr/dicom/bare_frame.py); one whose
+frame cannot be taken apart is written uncompressed.
+
 Text that is burned into the pixels is not removed, because the header does not tell where it is.
 """
 
@@ -16,12 +19,14 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from cxr.common.errors import SourceError
+from cxr.dicom.bare_frame import bare_frame
 from cxr.dicom.greyscale import GreyRules, Table, Window
-from cxr.dicom.header import NATIVE, DicomHeader, parse_header
+from cxr.dicom.header import NATIVE, RLE, DicomHeader, parse_header
 from cxr.dicom.pixels import IMAGE_TAGS, grey_rules, samples_of
 from cxr.dicom.tags import EXPLICIT, image_errors, read_dicom, text, values_of
 
@@ -124,12 +129,20 @@ def deidentified(data: bytes, *, name: str, max_pixels: int) -> bytes:
     with image_errors(name):
         source = read_dicom(data, IMAGE_TAGS)
         header = parse_header(source, max_pixels)
-        image = _image_dataset(source, header)
+        frame = _bare_frame(source, header)
+        image = _image_dataset(source, header, frame)
         _describe_grey(image, grey_rules(source, header))
-        return _file(image, EXPLICIT if header.transfer_syntax in NATIVE else header.transfer_syntax)
+        return _file(image, EXPLICIT if frame is None else header.transfer_syntax)
 
 
-def _image_dataset(source: Dataset, header: DicomHeader) -> Dataset:
+def _bare_frame(source: Dataset, header: DicomHeader) -> bytes | None:
+    """Return the compressed pixels without comments; None where the samples themselves are to be written."""
+    if header.transfer_syntax in NATIVE | {RLE}:  # RLE has room for text in its header and behind its end
+        return None
+    return bare_frame(get_frame(source["PixelData"].value, 0, number_of_frames=1))
+
+
+def _image_dataset(source: Dataset, header: DicomHeader, frame: bytes | None) -> Dataset:
     image = Dataset()
     image.SOPClassUID, image.Modality, image.BodyPartExamined = _CR_STORAGE, header.modality, "CHEST"
     image.PatientOrientation = [str(axis).strip().upper()[:1] for axis in values_of(source, "PatientOrientation")]
@@ -138,11 +151,11 @@ def _image_dataset(source: Dataset, header: DicomHeader) -> Dataset:
     image.PixelAspectRatio = [round(header.aspect * _ASPECT_UNIT), _ASPECT_UNIT]
     image.BitsAllocated, image.BitsStored = header.bits_allocated, header.bits_stored
     image.HighBit, image.PixelRepresentation = header.bits_stored - 1, int(header.signed)
-    if header.transfer_syntax in NATIVE:
+    if frame is None:
         image.PixelData = samples_of(source, header).astype("<u2" if header.bits_allocated == 16 else "u1").tobytes()
         image.PixelData += b"\0" * (len(image.PixelData) % 2)
     else:
-        image.PixelData = source["PixelData"].value
+        image.PixelData = encapsulate([frame])
     image["PixelData"].VR = "OW" if header.bits_allocated == 16 else "OB"
     return image
 

@@ -1,18 +1,20 @@
 """Patient digests, and DICOM images without their patient."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.sequence import Sequence
 
 from cxr.common.errors import ImageError, SourceError
 from cxr.dicom.deidentify import KEY_VARIABLE, deidentified, patient_digest, patient_key, read_identity
 from cxr.imaging.decode import decode_grey
-from tests.support.images.dicom_images import BIG_ENDIAN, LOSSLESS, SECRETS, dicom_image, picture
+from tests.support.images.dicom_images import BASELINE, BIG_ENDIAN, LOSSLESS, SECRETS, dicom_image, picture
 
 
 def test_identity_is_read_and_its_repr_is_empty() -> None:
@@ -71,6 +73,59 @@ def test_a_deidentified_image_has_the_same_levels_and_no_patient(kind: dict[str,
     assert not [secret for secret in SECRETS if secret.encode() in bare]
     assert "1.2.3.4.5" not in str(pydicom.dcmread(io.BytesIO(bare)))
     assert deidentified(image, name="image.dcm", max_pixels=10**6) == bare
+
+
+TEXT = b"Sorrowful^Jane 19311224"
+SEGMENT = (len(TEXT) + 2).to_bytes(2, "big") + TEXT
+
+
+def after_start(frame: bytes, marker: bytes) -> bytes:
+    return frame[:2] + marker + SEGMENT + frame[2:]
+
+
+def in_tile_part(frame: bytes) -> bytes:
+    start = frame.index(b"\xff\x90\x00\x0a")
+    length = int.from_bytes(frame[start + 6 : start + 10], "big") + len(SEGMENT) + 2
+    header = frame[: start + 6] + length.to_bytes(4, "big") + frame[start + 10 : start + 12]
+    return header + b"\xff\x64" + SEGMENT + frame[start + 12 :]
+
+
+def after_size(frame: bytes) -> bytes:
+    end = 4 + int.from_bytes(frame[4:6], "big")
+    return frame[:end] + b"\xff\x64" + SEGMENT + frame[end:]
+
+
+@pytest.mark.parametrize(
+    ("syntax", "written", "stays"),
+    [
+        (BASELINE, lambda frame: after_start(frame, b"\xff\xfe"), True),
+        (BASELINE, lambda frame: after_start(frame, b"\xff\xe1"), True),  # EXIF
+        (BASELINE, lambda frame: frame + TEXT + b"\xff\xd9", True),
+        (BASELINE, lambda frame: frame[:-2] + b"\xff\xfe" + SEGMENT + frame[-2:], True),  # behind the scan
+        (LOSSLESS["JPEG lossless, first order"], lambda frame: after_start(frame, b"\xff\xfe"), True),
+        (LOSSLESS["JPEG lossless, first order"], lambda frame: after_start(frame, b"\xff\xff\xfe"), False),  # fill byte
+        (LOSSLESS["JPEG-LS"], lambda frame: after_start(frame, b"\xff\xfe"), True),
+        (LOSSLESS["JPEG 2000"], after_size, True),
+        (LOSSLESS["JPEG 2000"], lambda frame: frame + TEXT + b"\xff\xd9", True),
+        (LOSSLESS["JPEG 2000"], in_tile_part, False),
+        (LOSSLESS["RLE"], lambda frame: frame + TEXT + b"\0", False),
+    ],
+)
+def test_text_beside_the_pixels_of_a_compressed_frame_is_not_kept(
+    syntax: str, written: Callable[[bytes], bytes], stays: bool
+) -> None:
+    bits = 8 if syntax == BASELINE else 12
+    plain = pydicom.dcmread(io.BytesIO(dicom_image(picture(bits=bits), bits=bits, syntax=syntax)))
+    frame = written(get_frame(plain.PixelData, 0, number_of_frames=1).rstrip(b"\0"))
+    plain.PixelData = encapsulate([frame])
+    image = io.BytesIO()
+    plain.save_as(image)
+    bare = deidentified(image.getvalue(), name="image.dcm", max_pixels=10**6)
+    before = decode_grey(image.getvalue(), name="image.dcm", max_pixels=10**6)
+    assert np.array_equal(decode_grey(bare, name="bare.dcm", max_pixels=10**6), before)
+    assert TEXT not in bare
+    assert b"OpenJPEG" not in bare
+    assert (pydicom.dcmread(io.BytesIO(bare)).file_meta.TransferSyntaxUID == syntax) is stays
 
 
 def test_a_file_that_is_not_a_chest_x_ray_cannot_be_deidentified() -> None:
