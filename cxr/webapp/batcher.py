@@ -123,23 +123,28 @@ class Batcher:
 
     def _answer(self, classifier: Classifier, batch: list[_Job]) -> None:
         try:
-            answers = classifier.answer(np.stack([job.image.pixels for job in batch]))
-            heat_maps = _heat_maps(classifier, batch, answers)
+            answers = dict(zip(batch, classifier.answer(np.stack([job.image.pixels for job in batch])), strict=True))
         except Exception as error:  # of any kind: the waiting requests must receive it
-            for job in batch:
-                job.result.set_exception(error)
+            _fail(batch, error)
             return
+        try:
+            heat_maps = _heat_maps(classifier, answers)
+        except Exception as error:  # of any kind: those that asked for no heat map have their answer
+            heat_maps = {}
+            _fail([job for job in batch if job.heat_of is not None], error)
         self.metrics.batch_images.observe(len(batch))
-        for job, answer in zip(batch, answers, strict=True):
-            job.result.set_result(Result(answer, heat_maps.get(job)))
+        for job, answer in answers.items():
+            if not job.result.done():
+                job.result.set_result(Result(answer, heat_maps.get(job)))
 
 
-def _heat_maps(classifier: Classifier, batch: list[_Job], answers: list[Answer]) -> dict[_Job, HeatMap]:
-    classes = {
-        job: job.heat_of or answer.predicted_class
-        for job, answer in zip(batch, answers, strict=True)
-        if job.heat_of is not None
-    }
+def _fail(jobs: list[_Job], error: Exception) -> None:
+    for job in jobs:
+        job.result.set_exception(error)
+
+
+def _heat_maps(classifier: Classifier, answers: dict[_Job, Answer]) -> dict[_Job, HeatMap]:
+    classes = {job: job.heat_of or answer.predicted_class for job, answer in answers.items() if job.heat_of is not None}
     if not classes:
         return {}
     maps = classifier.heat(np.stack([job.image.pixels for job in classes]), list(classes.values()))

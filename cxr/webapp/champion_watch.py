@@ -92,7 +92,7 @@ class ChampionWatch:
         self.batcher.metrics.model_reloads.labels("loaded").inc()
         log.info("app: version %s in use, engine %s", version.number, classifier.engine)
         if has_torch():
-            _ = classifier.network  # heat maps always need it; loading it now spares the first request for one the wait
+            _load_network(classifier)
         else:
             log.warning("app: no heat maps: %s", NO_TORCH)
 
@@ -104,6 +104,16 @@ class ChampionWatch:
     def _consequence(self) -> str:
         current = self.batcher.current
         return f"version {current.number} stays in use" if current else "images are not answered until it can be loaded"
+
+
+def _load_network(classifier: Classifier) -> None:
+    """Load the network in torch, which heat maps always need, so that the first request for one need not wait."""
+    try:
+        _ = classifier.network
+    except Exception as error:  # torch fails to load in many ways; the images are answered all the same
+        log.warning(
+            "app: no heat maps: the network of version %s does not load (%s)", classifier.number, type(error).__name__
+        )
 
 
 def _warm_up(classifier: Classifier) -> None:

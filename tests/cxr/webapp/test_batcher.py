@@ -5,8 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from cxr.inference.answer import Answer
+from tests.support.faults import fault
 from tests.support.services.webapp_server import BYTES, IMAGE, Served, send, serve_here, synthetic, tiny_classifier, use
 from tests.support.waiting import wait_for
 
@@ -47,3 +51,30 @@ def test_images_in_progress_are_answered_by_the_version_they_were_decoded_for() 
     for response in responses:
         answer = response.json()
         assert answer["probabilities"] == pytest.approx(dict(expected[answer["model_version"]]), abs=0)
+
+
+@fault("web app", "the heat map of one image fails", "the other images of its batch are answered",
+       "status 500 for that one")  # fmt: skip
+def test_a_heat_map_that_fails_takes_no_answer_of_its_batch_with_it() -> None:
+    held, sizes = threading.Event(), list[int]()
+    classifier = tiny_classifier()
+    answer = classifier.answer
+
+    def answered(images: NDArray[np.uint8]) -> list[Answer]:
+        sizes.append(len(images))
+        held.wait(300)
+        return answer(images)
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("CUDA error")
+
+    object.__setattr__(classifier, "answer", answered)
+    object.__setattr__(classifier, "heat", failing)
+    with serve_here(classifier) as served, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(send, served, IMAGE)
+        wait_for(lambda: sizes == [1])
+        both = [pool.submit(send, served, IMAGE, heat=heat) for heat in ("true", "false")]
+        wait_for(lambda: served.metric("cxr_images_queued") == 2)
+        held.set()
+        assert [one.result().status_code for one in (first, *both)] == [200, 500, 200]
+    assert sizes == [1, 2]
