@@ -51,8 +51,8 @@ class Move:
     found: str = ""
 
     def to_line(self) -> str:
-        """Return the entry as it is stored."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return the entry as it is stored; its room is counted in characters, and an escaped one takes six."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

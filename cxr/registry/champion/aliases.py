@@ -12,16 +12,19 @@ promotion or rollback decides against the recorded champion, never against a ver
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from cxr.common.errors import PromotionHeldError, RegistryError
+from cxr.common.errors import ParamsError, PromotionHeldError, RegistryError
 from cxr.registry import audit_log, tracking_store
 from cxr.registry.audit_log import NO_VERSION, Head, Kind, Move
 from cxr.registry.audit_log_store import Claim, StoredLog, claim_of, contradiction, read_log
 from cxr.registry.stored_names import CHAMPION, ENTRY_TAG, HEAD_TAG, MODEL, claim_names, entry_tag
 from cxr.registry.versions import Version, get_version, look_up
+
+_MOST_CHARACTERS = 5000  # of a registered model's tag in PostgreSQL; the claim, an experiment's, would take more
+_CUT = " ... (cut)"
 
 log = logging.getLogger("cxr.registry.champion.aliases")
 
@@ -127,7 +130,8 @@ def move_champion(
 
     Raises:
         PromotionHeldError: somebody else moved the alias in the meantime; nothing was changed.
-        RegistryError: the store does not answer.
+        ParamsError: name and reason are too long for an entry; nothing was changed.
+        RegistryError: the version has been deleted, or the store does not answer.
     """
     stored, alias = read_log(), instead_of if alias_was is None else alias_was
     if (stored.recorded, stored.alias) != (instead_of, alias):
@@ -144,12 +148,43 @@ def move_champion(
         overruled=overruled,
         found="" if alias == instead_of else alias or NO_VERSION,
     )
+    move = _short_enough(move)
+    if _is_gone(number):
+        raise RegistryError(_deleted(number))
     experiment_id = _claim(move)
     if experiment_id is None:
         winner = claim_of(move.number)
         _give_way(number, instead_of, [audit_log.move_from_line(winner.line)] if winner else [])
-    _finish(Claim(experiment_id, move.to_line(), is_open=True))
+    if not _finish(Claim(experiment_id, move.to_line(), is_open=True)):
+        _take_back()
+        raise RegistryError(_deleted(number))
     return move
+
+
+def _short_enough(move: Move) -> Move:
+    """Return a move whose entry the store can hold: a claim whose entry cannot follow would block all later moves.
+
+    What was overruled is cut where need be: the verdict, a tag of the version, has all of it.
+    """
+    surplus = len(move.to_line()) - _MOST_CHARACTERS
+    if surplus > 0 and move.overruled:
+        kept = max(0, len(move.overruled) - surplus - len(_CUT))
+        move = replace(move, overruled=f"{move.overruled[:kept]}{_CUT}")
+        surplus = len(move.to_line()) - _MOST_CHARACTERS
+    if surplus > 0:
+        raise ParamsError(
+            f"name and reason are too long for the audit log, whose entries have {_MOST_CHARACTERS} characters: leave "
+            f"out {surplus} or more; nothing was changed"
+        )
+    return move
+
+
+def _is_gone(number: str) -> bool:
+    return bool(number) and look_up(number) is None
+
+
+def _deleted(number: str) -> str:
+    return f"version {number} has been deleted, so it is not champion; `./run history` shows what was"
 
 
 def _last_digest(stored: StoredLog) -> str:
@@ -188,15 +223,31 @@ def settle() -> None:
     """Finish the moves that killed commands left between claim and alias; restore entries changed by hand."""
     stored = read_log()
     _restore_entries(stored)
-    number = stored.last_number
+    number, served = stored.last_number, True
     last = claim_of(number)
     if last and last.is_open:
-        _finish(last)
+        served = _finish(last)
     while claim := claim_of(number := number + 1):
         if claim.is_open:
-            _finish(claim)
+            served = _finish(claim)
         else:  # its entry was removed by hand
             _write_entry(claim)
+    if not served:
+        _take_back()
+
+
+def _take_back() -> None:
+    """Go back from a version that was deleted before it served, so that the gate has a champion to compare with."""
+    stored = read_log()
+    before = stored.moves[-1].before
+    move_champion(
+        before if before and not _is_gone(before) else "",
+        instead_of=stored.recorded,
+        kind="rollback",
+        approved_by=audit_log.present_user(),
+        reason=f"version {stored.recorded} was deleted before it became champion",
+        alias_was=stored.alias,
+    )
 
 
 def _restore_entries(stored: StoredLog) -> None:
@@ -221,14 +272,19 @@ def _give_way(number: str, instead_of: str, latest: list[Move]) -> NoReturn:
     )
 
 
-def _finish(claim: Claim) -> None:
-    """Bring audit log and alias to what an open claim says. Two commands may do this at once: both do the same."""
+def _finish(claim: Claim) -> bool:
+    """Bring audit log and alias to what an open claim says; return False where its version has been deleted.
+
+    Two commands may do this at once: both do the same.
+    """
     move = audit_log.move_from_line(claim.line)
     _write_entry(claim)
     with tracking_store.store_errors(f"making version {move.after} champion"):
-        _point_at_last_entry(claim)
+        there = _point_at_last_entry(claim)
         _close(claim.experiment_id)
-    log.info("entry %d of the audit log: version %s is champion", move.number, move.after or NO_VERSION)
+    if there:
+        log.info("entry %d of the audit log: version %s is champion", move.number, move.after or NO_VERSION)
+    return there
 
 
 def _write_entry(claim: Claim) -> None:
@@ -237,8 +293,11 @@ def _write_entry(claim: Claim) -> None:
         client.set_registered_model_tag(MODEL, entry_tag(number), claim.line)
 
 
-def _point_at_last_entry(claim: Claim) -> None:
-    """Set head and alias to the last entry; repeat where a later move was finished in the meantime."""
+def _point_at_last_entry(claim: Claim) -> bool:
+    """Set head and alias to the last entry; repeat where a later move was finished in the meantime.
+
+    Returns False, and leaves the alias where it serves, where the entry's version has been deleted.
+    """
     client = tracking_store.client()
     number, line = audit_log.move_from_line(claim.line).number, claim.line
     while True:
@@ -247,12 +306,13 @@ def _point_at_last_entry(claim: Claim) -> None:
             number, line = last.last_number, last.entries[last.last_number]
         champion = audit_log.move_from_line(line).after
         client.set_registered_model_tag(MODEL, HEAD_TAG, Head(number, audit_log.digest(line)).to_text())
-        if champion:
+        there = not _is_gone(champion)
+        if champion and there:
             client.set_registered_model_alias(MODEL, CHAMPION, champion)
-        elif last.alias:
+        elif last.alias and not champion:
             client.delete_registered_model_alias(MODEL, CHAMPION)
         if read_log().last_number == number:
-            return
+            return there
 
 
 def _claim(move: Move) -> str | None:

@@ -52,7 +52,7 @@ def answer(version: str, text: str) -> None:
         page = client.get_model_version(MODEL, version)
         above = (page.description or "").partition(SECTION)[0].rstrip()
         section = f"{SECTION}\n\n{when}: {text}"[:_MOST_CHARACTERS]
-        room = _MOST_CHARACTERS - len(section) - 2
+        room = max(0, _MOST_CHARACTERS - len(section) - 2)
         client.set_model_version_tag(MODEL, version, REASON_TAG, section.partition("\n\n")[2])
         client.update_model_version(MODEL, version, f"{above[:room]}\n\n{section}".strip())
         if REQUESTED in page.aliases:

@@ -16,11 +16,12 @@ from unittest.mock import Mock
 import mlflow
 import pytest
 
-from cxr.common.errors import PromotionHeldError, RegistryError
+from cxr.common.errors import ParamsError, PromotionHeldError, RegistryError
 from cxr.registry import tracking_store, versions
 from cxr.registry.audit_log import Kind, Move
 from cxr.registry.audit_log_store import claim_of
 from cxr.registry.champion import aliases
+from cxr.registry.stored_names import entry_lines
 from tests.support.faults import fault
 from tests.support.logs import own_messages
 from tests.support.project import PROJECT
@@ -250,6 +251,75 @@ def assert_the_next_command_finishes(caplog: pytest.LogCaptureFixture) -> None:
     assert names_of_claims() == aliases.problems() == []
     move("1", "2", kind="rollback")
     assert [entry.number for entry in aliases.history()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("before", ["1", ""])
+@fault(
+    "promote, rollback",
+    "a move is cut off, and its version is deleted before it is finished",
+    "the champion before stays, and the next command goes on",
+    "a rollback in the audit log with the reason",
+)
+def test_a_move_cut_off_whose_version_is_deleted_blocks_no_later_one(
+    before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_versions(3)
+    if before:
+        move("1", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", Mock(side_effect=Killed))
+        with pytest.raises(Killed):
+            move("2", before)
+    tracking_store.client().delete_model_version(versions.MODEL, "2")
+    aliases.settle()
+    assert aliases.standing() == aliases.Standing(recorded=before, alias=before)
+    assert aliases.history()[-1].reason == "version 2 was deleted before it became champion"
+    assert aliases.problems() == names_of_claims() == []
+    move("3", before)
+    assert [entry.after for entry in aliases.history()] == [*([before] if before else []), "2", before, "3"]
+
+
+@pytest.mark.parametrize("step", ["create_experiment", "set_registered_model_tag"])
+def test_a_version_deleted_in_the_middle_of_its_promotion_is_never_called_champion(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_versions(3)
+    move("1", "")
+    client = tracking_store.client()
+    real = getattr(mlflow.MlflowClient, step)
+
+    def deletes(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(mlflow.MlflowClient, step, real)
+        client.delete_model_version(versions.MODEL, "2")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(mlflow.MlflowClient, step, deletes)
+    with pytest.raises(RegistryError, match="version 2 has been deleted, so it is not champion"):
+        move("2", "1")
+    assert aliases.standing() == aliases.Standing(recorded="1", alias="1")
+    with pytest.raises(RegistryError, match="version 2 has been deleted"):
+        move("2", "1")
+    assert aliases.unfinished() is None
+
+
+@fault("promote, rollback", "the reason is longer than the store holds", "nothing is changed",
+       "exit code 2, how many characters to leave out")  # fmt: skip
+def test_an_entry_that_the_store_cannot_hold_is_never_begun() -> None:
+    """In PostgreSQL the tag of a registered model has 5000 characters, in SQLite there is no limit."""
+    create_versions(2)
+    move("1", "", reason="\N{CYRILLIC SMALL LETTER ZHE}" * 4000)
+    with pytest.raises(ParamsError, match=r"leave out \d+ or more; nothing was changed"):
+        move("2", "1", reason="r" * 5000)
+    assert aliases.unfinished() is None
+    held = "checks " * 1000
+    aliases.move_champion(
+        "2", instead_of="1", kind="promote", approved_by="ann", reason="read all images", overruled=held
+    )
+    last = aliases.history()[-1]
+    assert (last.reason, last.overruled[:100]) == ("read all images", held[:100])
+    assert last.overruled.endswith("(cut)")
+    tags = tracking_store.client().get_registered_model(versions.MODEL).tags
+    assert max(len(line) for line in entry_lines(tags).values()) <= 5000
 
 
 def test_a_late_finisher_does_not_undo_the_move_that_came_after() -> None:

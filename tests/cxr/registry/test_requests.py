@@ -7,7 +7,7 @@ import pytest
 from cxr.common.errors import PromotionRejectedError, RegistryError
 from cxr.registry import tracking_store
 from cxr.registry.champion import aliases
-from cxr.registry.champion.requests import Request, open_requests
+from cxr.registry.champion.requests import Request, answer, open_requests
 from cxr.registry.stored_names import CHAMPION, MODEL, REQUESTED
 from tasks import promote, rollback
 from tests.support.projects.registry_project import call, enter_project, register, write_model
@@ -56,6 +56,16 @@ def test_each_verdict_is_on_the_versions_page_and_closes_the_request(monkeypatch
     description, reason = page_of("1")
     assert "the alias was removed; test: version 1 is champion again" in reason
     assert description.count("## Promotion gate") == 1  # the present answer replaces the one before
+
+
+@pytest.mark.parametrize("length", [10, 4960, 4985, 9000])
+def test_a_page_never_gets_longer_than_mlflow_allows(length: int) -> None:
+    """PostgreSQL refuses a longer description, and the answer comes after the move."""
+    tracking_store.client().update_model_version(MODEL, "1", "Ann's own words. " * 250)
+    answer("1", "x" * length)
+    description, reason = page_of("1")
+    assert len(description) <= 5000
+    assert reason.endswith("x" * min(length, 4900))
 
 
 def test_a_rollback_names_any_earlier_champion_and_no_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
