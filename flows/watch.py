@@ -17,12 +17,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.exceptions import PrefectException
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound, PrefectException
 
 from cxr.common.cli import command_parser, run_command
 from cxr.common.errors import CxrError
@@ -67,16 +70,32 @@ class Watch:
         self.problem = problem
 
     def _answer(self, asked: list[Request], client: SyncPrefectClient) -> None:
-        state = client.read_flow_run(self._run).state if self._run else None
+        state = self._state(client)
         if state and not state.is_final():
             return
         failed = state is not None and not state.is_completed()
         if failed and asked == self._asked and time.monotonic() - self._started < RETRY_SECONDS:
             return
-        deployment = client.read_deployment_by_name(DEPLOYMENT)
-        run = client.create_flow_run_from_deployment(deployment.id)
+        run = client.create_flow_run_from_deployment(_deployment(client).id)
         self._asked, self._run, self._started = asked, run.id, time.monotonic()
         log.info("%s: run %s", ", ".join(f"{one.alias} on {one.version or 'no version'}" for one in asked), run.name)
+
+    def _state(self, client: SyncPrefectClient) -> State[Any] | None:
+        """Return the state of the last run, None without one: nobody started it yet, or somebody has deleted it."""
+        try:
+            return client.read_flow_run(self._run).state if self._run else None
+        except ObjectNotFound:
+            return None
+
+
+def _deployment(client: SyncPrefectClient) -> DeploymentResponse:
+    try:
+        return client.read_deployment_by_name(DEPLOYMENT)
+    except ObjectNotFound:
+        raise CxrError(
+            f"Prefect's server has no deployment {DEPLOYMENT}, so nobody judges the aliases moved in MLflow; "
+            "`./run prefect --no-prompt deploy --all` makes it"
+        ) from None
 
 
 def watch(*, host: str, port: int, address: str) -> None:
