@@ -47,7 +47,11 @@ def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int
 
 def close_workspace(root: Path, workspace: Path) -> None:
     """Remove a workspace; what its stages made stays in DVC's cache."""
-    _git(root, "worktree", "remove", "--force", str(workspace))
+    if (workspace / ".git").exists():
+        _git(root, "worktree", "remove", "--force", str(workspace))
+    else:  # a removal that was killed has left it, and git no longer takes it for a worktree
+        shutil.rmtree(workspace)
+        _git(root, "worktree", "prune")
 
 
 def shared_environment(root: Path) -> dict[str, str]:
@@ -61,6 +65,8 @@ def _check_out(root: Path, workspace: Path) -> None:
         _git(workspace, "checkout", "--quiet", "--force", "--detach", _git(root, "rev-parse", "HEAD").strip())
         shutil.copyfile(root / "params.yaml", workspace / "params.yaml")  # its dvc.lock says what lies there: it stays
         return
+    if workspace.exists():
+        close_workspace(root, workspace)
     _git(root, "worktree", "prune")
     _git(root, "worktree", "add", "--quiet", "--detach", str(workspace), "HEAD")
     for name in CARRIED:
@@ -82,7 +88,8 @@ def _remove_older(root: Path, *, run: str, keep: int) -> None:
     folder = root / FOLDER
     if not folder.is_dir():
         return
-    others = sorted((path for path in folder.iterdir() if path.name != run), key=lambda path: path.stat().st_mtime)
+    folders = (path for path in folder.iterdir() if path.is_dir() and path.name != run)
+    others = sorted(folders, key=lambda path: path.stat().st_mtime)
     for old in others[: max(0, len(others) - (keep - 1))]:
         with lock_if_free(worktree_lock(root, old.name)) as unused:
             if unused:

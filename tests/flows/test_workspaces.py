@@ -1,5 +1,6 @@
 """A run with other parameters leaves the main checkout as it is."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cxr.common.locks import file_lock, worktree_lock
 from cxr.common.params import override, read_params
 from flows.stages import run_stage
 from flows.workspaces import WorkspaceError, open_workspace
+from tests.support.faults import fault
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -66,6 +68,22 @@ def test_a_run_that_starts_again_goes_on_in_its_workspace(tiny: Path) -> None:
     (workspace / ".checkpoints").mkdir()
     assert open_workspace(tiny, run="one", overrides={"train.epochs": 3}, keep=2) == workspace
     assert (workspace / ".checkpoints").exists()
+
+
+@pytest.mark.parametrize("run", ["one", "three"])
+@fault("flows.rebuild, flows.study", "the removal of an old worktree was killed", "the next run removes the rest",
+       "nothing")  # fmt: skip
+def test_what_a_killed_removal_left_is_in_nobodys_way(tiny: Path, run: str) -> None:
+    """Of a run of the same name, and of one that pushes it out; what is no folder stays."""
+    for each in ("one", "two"):
+        open_workspace(tiny, run=each, overrides={"train.epochs": 3}, keep=2)
+    (tiny / ".runs" / "one" / ".git").unlink()
+    (tiny / ".runs" / "notes.txt").write_text("mine")
+    os.utime(tiny / ".runs" / "notes.txt", (0, 0))
+    workspace = open_workspace(tiny, run=run, overrides={"train.epochs": 3}, keep=2)
+    assert read_params(workspace / "params.yaml").train.epochs == 3
+    assert sorted(path.name for path in (tiny / ".runs").iterdir()) == sorted({"notes.txt", "two", run})
+    assert len(git(tiny, "worktree", "list").splitlines()) == 3
 
 
 def test_outside_git_the_message_says_so(tmp_path: Path) -> None:
