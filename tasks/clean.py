@@ -49,20 +49,35 @@ def clean(params: Params, *, dry_run: bool) -> None:
         SourceError: the exchange of scores cannot be reached; nothing was removed.
         CxrError: some could not be removed; all others were.
     """
-    items = plan(Path(), params.clean, params.paths, exchange=params.score.exchange, now_s=time.time())
+    items = _plan(params)
     for line in _lines(items):
         print(line)
     if dry_run:
         return
+    going = [item for item in items if not item.kept_as]
+    failures = _remove(item for item in going if item.kind == "version")
+    if failures:  # a version may be needed by now, and with it its scores and the data that it was made from
+        still = {(item.kind, item.name) for item in _plan(params) if not item.kept_as}
+        going = [item for item in going if (item.kind, item.name) in still]
+    failures += _remove(item for item in going if item.kind != "version")
+    forget_runs(cache_folder(Path()))
+    if failures:
+        raise CxrError(f"{len(failures)} could not be removed, first {failures[0]}; run the same command again")
+
+
+def _plan(params: Params) -> list[Item]:
+    return plan(Path(), params.clean, params.paths, exchange=params.score.exchange, now_s=time.time())
+
+
+def _remove(items: Iterable[Item]) -> list[str]:
+    """Remove items; return a line for each that could not be."""
     failures = []
-    for item in (item for item in items if not item.kept_as):
+    for item in items:
         try:
             item.remove()
         except (CxrError, OSError) as error:
             failures.append(f"{item.kind} {item.name}: {error}")
-    forget_runs(cache_folder(Path()))
-    if failures:
-        raise CxrError(f"{len(failures)} could not be removed, first {failures[0]}; run the same command again")
+    return failures
 
 
 def _lines(items: Iterable[Item]) -> Iterable[str]:

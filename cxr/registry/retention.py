@@ -109,11 +109,14 @@ def remove_version(number: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     with tracking_store.store_errors(f"removing version {number}"), tracking_store.named_to_mlflow():
-        location = client.get_logged_model(version.model_id).artifact_location
-        # The files first: the version, by which another try finds them, is there until they are gone.
-        get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
+        # None where somebody has deleted it in MLflow, or has registered files of a run by hand: those stay there.
+        logged = tracking_store.unless_absent(lambda: client.get_logged_model(version.model_id))
+        if logged is not None:
+            # The files first: the version, by which another try finds them, is there until they are gone.
+            get_artifact_repository(logged.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
         client.delete_model_version(MODEL, number)
-        client.delete_logged_model(version.model_id)
+        if logged is not None:
+            client.delete_logged_model(version.model_id)
 
 
 def _needed() -> Mapping[str, str]:

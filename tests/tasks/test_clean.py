@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
-from cxr.common.errors import DataError, RegistryError, SourceError
+from cxr.common.errors import CxrError, DataError, RegistryError, SourceError
 from cxr.common.locks import file_lock, step_lock, worktree_lock
 from cxr.common.params import override
 from cxr.registry import retention, tracking_store, versions
@@ -22,7 +22,7 @@ from cxr.registry.stored_names import entry_tag
 from tasks import clean
 from tasks.retention.dvc_cache import cache_items, named_objects
 from tasks.retention.items import Item, checkpoints, exchanged_scores, folder_size, folders, scores, worktrees
-from tasks.retention.plan import branch_tips
+from tasks.retention.plan import branch_tips, plan
 from tests.support.faults import fault
 from tests.support.projects.registry_project import artifacts, call, enter_project, register, write_model
 from tests.support.services.servers import s3_settings, serve_s3
@@ -147,6 +147,51 @@ def test_a_version_that_became_needed_meanwhile_stays() -> None:
         retention.remove_version("3")
     tracking_store.client().delete_registered_model_alias(versions.MODEL, "keep")
     assert versions.bundle_fault(versions.get_version("3")) == ""
+
+
+@fault("clean", "a version that may go becomes needed while others are removed", "the version, its scores and the data "
+       "it was made from stay", "exit code 1, version N is now needed")  # fmt: skip
+def test_the_data_of_a_version_that_became_needed_meanwhile_stay_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = tracking_store.client()
+
+    def planned_in_vain(*arguments: Any, **named: Any) -> list[Item]:
+        found = plan(*arguments, **named)
+        client.set_registered_model_alias(versions.MODEL, "keep", "3")
+        return found
+
+    kept = Path("dvc.lock").read_bytes(), Path("seed.txt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(clean, "plan", planned_in_vain)
+        with pytest.raises(CxrError, match="1 could not be removed, first version 3: version 3 is now needed as keep"):
+            run_clean(patch, capsys)
+    assert Path("data/scores/version-3/part.parquet").is_file()
+    assert restorable(3)
+    client.delete_registered_model_alias(versions.MODEL, "keep")
+    Path("dvc.lock").write_bytes(kept[0])
+    Path("seed.txt").write_bytes(kept[1])
+    for name in ("mlruns/cache/version-3-abc", ".runs/old", ".checkpoints/interrupted"):  # for the tests below
+        make_files(Path(name), "file")
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+@fault("clean", "a version was registered by hand, or somebody has deleted its model in MLflow",
+       "it goes by the same rules; files of a run stay with the run", "a line of `--dry-run`")  # fmt: skip
+def test_a_version_without_a_model_of_its_own_goes_as_well(deleted: bool) -> None:
+    client = tracking_store.client()
+    source, model_id = "s3://models/one", ""
+    if deleted:
+        model_id = client.create_logged_model("0").model_id
+        client.finalize_logged_model(model_id, "READY")
+        source = f"models:/{model_id}"
+    with tracking_store.named_to_mlflow():
+        number = client.create_model_version(versions.MODEL, source, model_id=model_id or None).version
+    if deleted:
+        client.delete_logged_model(model_id)
+    assert str(number) in {version.number for version in retention.stored_versions()}
+    retention.remove_version(str(number))
+    assert versions.look_up(str(number)) is None
 
 
 def test_a_changed_audit_log_stops_everything(
