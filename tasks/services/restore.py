@@ -36,7 +36,7 @@ from typing import Any
 
 from cxr.common.errors import DataError, RegistryError
 from cxr.common.files import read_json, sha256_of
-from cxr.common.s3 import Prefix
+from cxr.common.s3 import Prefix, RemoteObject
 from tasks.services.backup import RECORD, TABLE, StoredObject, path_of, read_table
 from tasks.services.stores import Database, Stores, stores_of_environment
 
@@ -61,6 +61,13 @@ def restore(stores: Stores, backup: Path) -> None:
             f"the database {', '.join(full)} is not empty; stop its server, drop it, make it again by "
             "infra/databases.sh, then run the same command"
         )
+    if not waiting:  # and the bucket, which came before them; what was written to it since stays
+        log.info(
+            "restore: the databases were restored from %s before, so nothing was written; to do it again, stop the "
+            "servers, drop the databases and make them by infra/databases.sh",
+            record["name"],
+        )
+        return
     objects = read_table(backup / TABLE)
     for place, address in stores.prefixes.items():
         _upload([one for one in objects if one.place == place], address, backup.parent)
@@ -109,7 +116,7 @@ def _upload(objects: list[StoredObject], address: str, folder: Path) -> None:
 
     def upload(one: StoredObject) -> None:
         file = path_of(folder, one.sha256)
-        if one.path in present and present[one.path].size_bytes == file.stat().st_size:
+        if one.path in present and _is_same(one, present[one.path], file.stat().st_size):
             return
         if sha256_of(file) != one.sha256:
             raise DataError(f"{file} has been changed since it was backed up ({one.path}); take another backup")
@@ -118,6 +125,14 @@ def _upload(objects: list[StoredObject], address: str, folder: Path) -> None:
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         list(pool.map(upload, objects))
     log.info("restore: %d objects below %s", len(objects), address)
+
+
+def _is_same(one: StoredObject, present: RemoteObject, size_bytes: int) -> bool:
+    """Say whether the bucket still holds the content; the paths of DVC's remote are digests of theirs.
+
+    An ETag may differ all the same, as of an encrypted object: it is then uploaded once more.
+    """
+    return present.size_bytes == size_bytes and (one.place == "dvc" or present.etag == one.etag)
 
 
 def main() -> None:

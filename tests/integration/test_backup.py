@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from alembic.script import ScriptDirectory
 from mlflow.store.db import utils as mlflow_tables
 from mlflow.store.tracking.dbmodels.initial_models import Base as OldestTables
 
+from tasks.services import backup, restore
 from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.projects.tiny_model import enter_tiny_project, write_image
+from tests.support.services.servers import s3_settings, serve_s3
 from tests.support.services.team import BUCKET, Team, clean_environment, postgresql_programs, serve_team
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -135,16 +138,20 @@ def newest(folder: Path) -> Path:
 def test_on_empty_services_the_champion_answers_as_before(
     team: Team, image: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    backup = newest(tmp_path_factory.getbasetemp() / "backups")
+    taken = newest(tmp_path_factory.getbasetemp() / "backups")
     with serve_team(only=["postgresql", "s3"], passwords=team.secrets) as empty:
         operator = Operator(empty)
-        with operator.start("tasks.services.restore", str(backup)) as killed:
+        with operator.start("tasks.services.restore", str(taken)) as killed:
             assert killed.stdout is not None
             while "restore: database mlflow" not in (line := killed.stdout.readline()):
                 assert line
             killed.kill()
-        operator.run("tasks.services.restore", str(backup))
-        assert "restore: database" not in operator.run("tasks.services.restore", str(backup)), "done already"
+        operator.run("tasks.services.restore", str(taken))
+        bucket = boto3.client("s3", **credentials(empty))
+        bucket.put_object(Bucket=BUCKET, Key="dvc/files/md5/ab/new", Body=b"written later")
+        assert "so nothing was written" in operator.run("tasks.services.restore", str(taken)), "done already"
+        assert bucket.get_object(Bucket=BUCKET, Key="dvc/files/md5/ab/new")["Body"].read() == b"written later"
+        bucket.put_object(Bucket=BUCKET, Key="dvc/files/md5/ab/new", Body=b"a new output")
         empty.start("mlflow")
         assert predict(empty, image) == predict(team, image)
         assert empty.sql("prefect", "SELECT name FROM variable") == [["kept"]]
@@ -156,11 +163,30 @@ def test_on_empty_services_the_champion_answers_as_before(
         assert len(audit_log) == 2
 
 
+@fault("restore", "a file of MLflow's was replaced by one of the same size since the backup",
+       "it is brought back as it was", "nothing")  # fmt: skip
+def test_an_object_that_was_replaced_since_is_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when one goes back after an upgrade: the databases are made anew, the bucket is not."""
+    with serve_s3(tmp_path, "team") as endpoint:
+        for name, value in s3_settings(endpoint).items():
+            monkeypatch.setenv(name, value)
+        bucket = boto3.client("s3", endpoint_url=endpoint)
+        for key, body in (("metrics.json", b'{"accuracy": 0.81}'), ("notes.txt", b"as it was")):
+            bucket.put_object(Bucket="team", Key=f"mlflow/{key}", Body=body)
+        listed = backup._copy("artifacts", "s3://team/mlflow", tmp_path / "backups", {})
+        bucket.put_object(Bucket="team", Key="mlflow/metrics.json", Body=b'{"accuracy": 0.66}')
+        before = bucket.head_object(Bucket="team", Key="mlflow/notes.txt")["LastModified"]
+        time.sleep(1.1)  # of its clock, which counts seconds
+        restore._upload(listed, "s3://team/mlflow", tmp_path / "backups")
+        assert bucket.get_object(Bucket="team", Key="mlflow/metrics.json")["Body"].read() == b'{"accuracy": 0.81}'
+        assert bucket.head_object(Bucket="team", Key="mlflow/notes.txt")["LastModified"] == before
+
+
 @fault("backup", "a file of a backup is changed", "nothing is restored", "the file's name")
 def test_a_changed_backup_is_not_restored(team: Team, tmp_path_factory: pytest.TempPathFactory) -> None:
-    backup = newest(tmp_path_factory.getbasetemp() / "backups")
-    (backup / "prefect.dump").write_bytes(b"cut off")
-    assert "prefect.dump" in Operator(team).run("tasks.services.restore", str(backup), code=5)
+    taken = newest(tmp_path_factory.getbasetemp() / "backups")
+    (taken / "prefect.dump").write_bytes(b"cut off")
+    assert "prefect.dump" in Operator(team).run("tasks.services.restore", str(taken), code=5)
 
 
 def test_an_upgrade_backs_up_first_and_migrates_every_database(team: Team, tmp_path: Path) -> None:
