@@ -68,6 +68,8 @@ def main() -> None:
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("--shards", type=int, default=1, help="tasks that share the images (%(default)s)")
     given, arguments = parser.parse_known_args()
+    if given.shards < 1:
+        parser.error(f"--shards is a number from 1 on, got {given.shards}")
     command_line().parse_args(arguments)  # what is wrong ends the command before anything starts
     ended: State[Any] = external(arguments, given.shards, return_state=True)
     if not ended.is_completed():

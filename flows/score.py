@@ -106,11 +106,11 @@ def _score(
     root: Path, location: str, folder: Path, model: str, shards: int, exchange: str | None
 ) -> State[list[dict[str, Any]]]:
     """Run the shards. An exchange gets the parts in `folder` before; afterwards `folder` holds all of them."""
+    number = get_version(model).number  # one for all shards and machines, whatever is promoted meanwhile
     if exchange is None:
-        arguments = (location, "--output", str(folder), "--model", model)
+        arguments = (location, "--output", str(folder), "--model", number)
         return run_shards_of(Work("score", arguments, network=location.startswith(BUCKET_SCHEME)), root, shards)
     check_store_of_a_cluster()
-    number = get_version(model).number  # one for all machines, whatever is promoted meanwhile
     shared = Exchange(version_folder(folder, number), exchange)
     shared.synchronize()
     arguments = (location, "--exchange", exchange, "--model", number)
@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--shards", type=int, help="tasks that share the images")
     parser.add_argument("--exchange", metavar="S3", help="s3://bucket/prefix by which machines share their scores")
     given = parser.parse_args()
+    if given.shards is not None and given.shards < 1:
+        parser.error(f"--shards is a number from 1 on, got {given.shards}")
     ended: State[Any] = score(
         given.location, given.output, given.model, given.shards, given.exchange, return_state=True
     )

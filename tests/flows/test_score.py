@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,12 +15,16 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State
 
+import flows.external
+import flows.score
 from cxr.common.locks import sole_lock
 from cxr.registry import tracking_store
+from cxr.registry.versions import CHAMPION, MODEL, get_version
 from flows.score import Scoring, score
-from flows.shards import run_shard
+from flows.shards import run_shard, run_shards_of
 from tests.support.faults import fault
 from tests.support.project import PROJECT
+from tests.support.projects.registry_project import call
 from tests.support.projects.tiny_model import enter_tiny_project, write_image
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -88,6 +93,37 @@ def test_new_known_and_unreadable_images_are_counted_over_all_shards(project: Pa
         1,
         0,
     )  # an unreadable image that did not change is known, too
+
+
+@fault("flows.score", "another version becomes champion while shards wait for their turn or are tried again",
+       "all shards score with the one that was champion at the start", "that version on the run's page")  # fmt: skip
+def test_a_promotion_in_the_middle_does_not_mix_versions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(project / "images" / "0.png", seed=0)
+    client, first = tracking_store.client(), get_version("champion")
+    source = f"models:/{first.model_id}"
+    with tracking_store.named_to_mlflow():
+        second = client.create_model_version(MODEL, source, model_id=first.model_id, tags=dict(first.tags)).version
+
+    def promoted_before(*arguments: Any) -> State[Any]:
+        client.set_registered_model_alias(MODEL, CHAMPION, second)
+        return run_shards_of(*arguments)
+
+    monkeypatch.setattr("flows.score.run_shards_of", promoted_before)
+    done: Scoring = score("images", shards=1, return_state=True).result()
+    client.set_registered_model_alias(MODEL, CHAMPION, first.number)
+    client.delete_model_version(MODEL, second)
+    assert done.version == first.number
+
+
+@pytest.mark.parametrize("flow", [flows.score, flows.external])
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_number_of_shards_below_one_is_refused(
+    flow: ModuleType, number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, flow.main, "--shards", number)
+    assert ended.value.code == 2
+    assert f"--shards is a number from 1 on, got {number}" in capsys.readouterr().err
 
 
 def test_a_run_without_one_readable_image_fails(project: Path) -> None:
