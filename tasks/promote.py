@@ -45,9 +45,12 @@ def command_line() -> ArgumentParser:
 if __name__ == "__main__":
     answer_help(command_line())
 
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from cxr.common.artifacts import read_record
 from cxr.common.command_params import PromoteParams
 from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError
-from cxr.common.files import read_json, write_json
+from cxr.common.files import write_json
 from cxr.common.params import read_params
 from cxr.evaluation.headline import HEADLINES
 from cxr.registry import audit_log, versions
@@ -75,6 +78,12 @@ class Request:
     as_json: bool = False
 
 
+class _Receipt(TypedDict):
+    """What is read of registration.json."""
+
+    weights_sha256: str
+
+
 @dataclass(frozen=True)
 class _Case:
     """A version before the gate, the recorded champion, the artifacts of both, and the verdict."""
@@ -96,6 +105,7 @@ def promote(params_file: Path, request: Request) -> None:
         PromotionRejectedError: it was evaluated and is not good enough; the recorded champion stays.
         PromotionHeldError: the artifacts do not decide it, or another move came first; the recorded champion stays.
         RegistryError: there is no such version.
+        DataError: the receipt of `register` in this folder is damaged.
     """
     params = read_params(params_file)
     receipt = params.paths.registration.with_name("promotion.json")
@@ -206,7 +216,10 @@ def _stays(champion: Version | None) -> str:
 
 def _note_other_receipt(receipt: Path, version: Version) -> None:
     """Say so where the newest challenger is not the model in this folder."""
-    if receipt.is_file() and (here := read_json(receipt)["weights_sha256"]) != version.tags.get("weights_sha256"):
+    if not receipt.is_file():
+        return
+    here = read_record(receipt, _Receipt, stage="register")["weights_sha256"]
+    if here != version.tags.get("weights_sha256"):
         log.info(
             "version %s is another model than the one in this folder (weights %s); `./run register` makes "
             "that one the challenger",

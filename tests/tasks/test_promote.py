@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError, RegistryError
+from cxr.common.errors import DataError, ParamsError, PromotionHeldError, PromotionRejectedError, RegistryError
 from cxr.common.files import read_json, sha256_of, write_json
 from cxr.registry import tracking_store, versions
 from cxr.registry.audit_log import Move
@@ -243,6 +243,18 @@ def test_a_synthetic_champion_is_replaced_by_a_model_of_real_images(monkeypatch:
     register()
     call(monkeypatch, promote.main)
     assert versions.get_version("champion").number == "2"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1"}'])
+@fault("promote", "registration.json of this folder is damaged", "nothing is changed",
+       "exit code 5, the file and the stage to run again")  # fmt: skip
+def test_a_damaged_receipt_is_one_line(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model()
+    register()
+    Path("reports/registration.json").write_text(content)
+    with pytest.raises(DataError, match=r"registration\.json is damaged: .* run `./run dvc repro -f -s register`$"):
+        call(monkeypatch, promote.main)
+    assert versions.champion() is None
 
 
 def test_a_challenger_that_is_not_this_folders_model_is_pointed_out(
