@@ -17,8 +17,6 @@ STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "reg
 CHANCE = 1 / 3
 SMALL = {
     "preprocess.image_size_px": 96,
-    "train.backbone": "small_cnn",
-    "train.epochs": 20,
     "evaluate.bootstrap_resamples": 300,
     "evaluate.gradcam_per_class": 1,
     "evaluate.attention_images": 6,

@@ -82,11 +82,12 @@ def test_row_overrides_its_group_and_gets_the_weights_of_its_backbone() -> None:
 
 
 def test_row_without_a_backbone_gets_the_weights_of_the_parameter_file(tmp_path: Path) -> None:
-    other = tmp_path / "params.yaml"
-    other.write_text(PARAMS.read_text())
-    override(other, {"train.backbone": "mobilenet_v2"})
-    weights = {"mobilenet_v2": "/w/m.pth", "resnet50": "/w/r.pth"}
-    found = [trials(study(group()), params=path, weights=weights, chosen=[])[0] for path in (PARAMS, other)]
+    found, weights = [], {"mobilenet_v2": "/w/m.pth", "resnet50": "/w/r.pth"}
+    for backbone in ("resnet50", "mobilenet_v2"):
+        params = tmp_path / f"{backbone}.yaml"
+        params.write_text(PARAMS.read_text())
+        override(params, {"train.backbone": backbone})
+        found += trials(study(group()), params=params, weights=weights, chosen=[])[:1]
     assert [trial.settings["train.weights"] for trial in found] == ["/w/r.pth", "/w/m.pth"]
 
 

@@ -27,7 +27,7 @@ SMALL_QUOTAS = {
 
 
 def params(**changes: Any) -> SplitParams:
-    return SplitParams.model_validate(project_params().split.model_dump() | changes)
+    return SplitParams.model_validate(project_params().split.model_dump() | {"validation_share": 0.1} | changes)
 
 
 @pytest.fixture(scope="module")
