@@ -16,7 +16,6 @@ from tests.support.projects.clones import Clone, make_clone
 STAGES = ["ingest", "validate", "split", "preprocess", "train", "evaluate", "register"]
 CHANCE = 1 / 3
 SMALL = {
-    "preprocess.image_size_px": 96,
     "evaluate.bootstrap_resamples": 300,
     "evaluate.gradcam_per_class": 1,
     "evaluate.attention_images": 6,
