@@ -53,6 +53,7 @@ _COLOUR = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     1: cv2.IMREAD_COLOR,
 }
+_PHOTOMETRIC = 262  # tag of TIFF; 0: the lowest level is white
 _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 
@@ -60,13 +61,15 @@ _JPEG_START_OF_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 class Header:
     """The header of an image. `mode` is "L" (8-bit grey), "L16" (16-bit grey), "RGB" or "RGBA"; `format` in FORMATS.
 
-    The size is as stored; of a DICOM image as decoded, in display orientation with square pixels.
+    The size is as stored; of a DICOM image as decoded, in display orientation with square pixels. `is_negative`: a deep
+    TIFF whose level 0 is white; OpenCV inverts those of 8 bits only.
     """
 
     width: int
     height: int
     mode: str
     format: str
+    is_negative: bool = False
 
 
 def is_image_file(path: Path) -> bool:
@@ -233,7 +236,9 @@ def _read_header(data: bytes, *, name: str, max_pixels: int) -> Header:
         if reader is None:
             raise SyntaxError("no known signature")
         with reader(io.BytesIO(data)) as image:
-            header = Header(image.width, image.height, _mode(image.mode), image.format or "")
+            mode = _mode(image.mode)
+            is_negative = mode == "L16" and isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+            header = Header(image.width, image.height, mode, image.format or "", is_negative)
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise ImageError(
             f"{name} is not an image: expected {', '.join(FORMATS)}; remove it or export it again",
@@ -320,7 +325,7 @@ def _pixels(data: bytes, name: str, flag: int, header: Header) -> NDArray[np.gen
     pixels = decoded(data, flag, pixels=header.width * header.height)
     if pixels is None:
         raise ImageError(f"{name} cannot be decoded: its contents are damaged; copy it again", reason="not an image")
-    return pixels
+    return np.invert(pixels) if header.is_negative and pixels.dtype.kind in "iu" else pixels
 
 
 def _to_8_bit(grey: NDArray[np.generic]) -> NDArray[np.uint8]:

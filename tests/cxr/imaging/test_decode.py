@@ -1,6 +1,7 @@
 """Decoding of image files, and the errors of files that cannot be decoded."""
 
 import io
+import struct
 from dataclasses import replace
 from typing import Literal
 
@@ -51,6 +52,18 @@ def test_16_bit_image_is_stretched_to_its_own_range() -> None:
     assert open_image(data, name="a.png", max_pixels=10**6).header.mode == "L16"
     assert (grey.min(), grey.max()) == (0, 255)
     assert np.all(np.diff(grey.ravel().astype(int)) >= 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_lowest_level_is_white_is_no_negative(dtype: type[np.uint8 | np.uint16]) -> None:
+    levels = np.array([[0, 100, 200]], dtype)
+    tags = {256: 3, 257: 1, 258: dtype().itemsize * 8, 259: 1, 262: 0, 273: 122, 277: 1, 278: 1, 279: levels.nbytes}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + levels.tobytes()
+    image = open_image(data, name="image.tif", max_pixels=100)
+    assert image.grey()[0, 0] == 255
+    assert np.all(np.diff(image.grey().astype(int)) < 0)
+    assert np.all(np.diff(image.wide().levels.astype(int)) == -100)
 
 
 def test_exif_rotation_is_applied() -> None:
