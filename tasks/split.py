@@ -31,7 +31,7 @@ import pandas as pd
 
 from cxr.common.artifacts import read_csv
 from cxr.common.classes import CLASSES
-from cxr.common.files import atomic_folder, sha256_of, write_json
+from cxr.common.files import atomic_folder, sha256_of, unlinked, write_json
 from cxr.common.params import Paths, SplitParams
 from cxr.dataset.ingest_record import (
     DUPLICATES_FILE,
@@ -70,7 +70,7 @@ def split(params: SplitParams, paths: Paths) -> None:
     require_passed(paths.validation, paths.raw)
     near_duplicates = read_ingest_table(paths.raw, NEAR_DUPLICATES_FILE, ingested)
     duplicates = read_ingest_table(paths.raw, DUPLICATES_FILE, ingested)
-    shutil.rmtree(paths.split, ignore_errors=True)  # after a failed check there must be no earlier split
+    shutil.rmtree(unlinked(paths.split), ignore_errors=True)  # after a failed check there must be no earlier split
     table = assign(manifest, near_duplicates, params)
     with atomic_folder(paths.split) as folder:
         table.to_csv(folder / SPLITS_FILE, index=False)

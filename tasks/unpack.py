@@ -16,7 +16,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from cxr.common.cli import answer_help, command_parser, run_command
+from cxr.common.cli import answer_help, command_parser, number_within, run_command
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("folder", type=Path)
     parser.add_argument("image_ids", nargs="*", metavar="IMAGE_ID")
-    parser.add_argument("--first", type=int, metavar="N", help="at most N images")
+    parser.add_argument("--first", type=number_within(int, 0, 1_000_000_000), metavar="N", help="at most N images")
     parser.add_argument("--split", choices=("train", "validation", "test"), help="only images of this split")
     parser.add_argument("--labels", action="store_true", help="print the true label after each path")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")

@@ -158,6 +158,16 @@ def test_a_failed_check_leaves_no_output_and_removes_the_earlier_one(
     assert "split=train, label=normal, images=" in caplog.text
 
 
+def test_a_failed_check_removes_the_earlier_split_from_where_a_link_leads(paths: Paths, tmp_path: Path) -> None:
+    (tmp_path / "another disk").mkdir()
+    paths.split.parent.mkdir(parents=True, exist_ok=True)
+    paths.split.symlink_to(tmp_path / "another disk" / "split")
+    split(params(), paths)
+    with pytest.raises(GateError):
+        split(params(share_tolerance=0.0001, validation_share=0.123), paths)
+    assert list((tmp_path / "another disk").iterdir()) == []
+
+
 def broken(rows: pd.DataFrame, near_duplicates: pd.DataFrame, fault: str) -> pd.DataFrame:
     rows = rows.copy()
     pair = rows["image_id"].isin([near_duplicates["image_id_a"][0], near_duplicates["image_id_b"][0]])

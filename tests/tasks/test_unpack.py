@@ -51,6 +51,8 @@ def test_all_images_are_written_to_their_paths_repeatedly(
 def test_only_the_first_or_the_named_images_are_written(monkeypatch: pytest.MonkeyPatch, tables: RawFolder) -> None:
     call(monkeypatch, "first", "--first", "1")
     assert list(tree(Path("first"))) == [tables.manifest["path"][0]]
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "all but one", "--first", "-1")
     call(monkeypatch, "named", tables.manifest["image_id"][4], tables.manifest["image_id"][2])
     assert set(tree(Path("named"))) == {tables.manifest["path"][4], tables.manifest["path"][2]}
 
