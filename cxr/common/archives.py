@@ -1,5 +1,7 @@
 """Unpack untrusted zips: completely or not at all, and never outside their folder."""
 
+import errno
+import lzma
 import shutil
 import stat
 import zipfile
@@ -10,6 +12,9 @@ from tqdm import tqdm
 
 from cxr.common.errors import SourceError
 from cxr.common.files import atomic_folder, sha256_of
+
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
+"""What zipfile raises for a file that is not a zip or is damaged; ValueError for names that are not in UTF-8."""
 
 
 class DamagedArchiveError(SourceError):
@@ -56,9 +61,11 @@ def _unpack(archive: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(entry) as packed, path.open("xb") as file:
                     shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:  # names not in UTF-8
+    except BAD_ZIP as error:
         raise DamagedArchiveError(f"{archive} is not a zip or is damaged ({error}); download it again") from error
     except OSError as error:
+        if error.filename is None and error.errno in {None, errno.EINVAL}:  # bzip2's data; an offset before the start
+            raise DamagedArchiveError(f"{archive} is damaged ({error}); download it again") from error
         raise SourceError(f"{archive} cannot be unpacked ({error.strerror}: {error.filename})") from error
 
 

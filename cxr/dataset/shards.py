@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxr.common.archives import BAD_ZIP
 from cxr.common.errors import DataError
 
 # Far fewer objects than images, and little to upload when one image changes (benchmarks/tracking_files.py).
@@ -102,7 +103,7 @@ class Shards:
                         self._members[member.filename] = _Member(
                             shard, member.header_offset, member.file_size, member.CRC
                         )
-            except (zipfile.BadZipFile, OSError) as error:
+            except (*BAD_ZIP, OSError) as error:
                 raise _damaged(shard, str(error)) from error
 
     def __contains__(self, path: str) -> bool:

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from cxr.common.classes import LABELS, Label
 from cxr.common.errors import ImageError, SourceError
 from cxr.common.files import is_special
-from cxr.dataset.layouts.raw_set import Acquisition, Annotation, Rejection, files_below
+from cxr.dataset.layouts.raw_set import MOST_DIGITS, Acquisition, Annotation, Rejection, files_below
 from cxr.dicom.deidentify import Identity, deidentified, patient_digest, patient_key, read_identity, shifted_day
 from cxr.imaging.decode import is_dicom
 
@@ -34,7 +34,6 @@ NOT_LABELLED = "not in labels.csv"
 
 _REQUIRED = ("path", "label")
 _OPTIONAL = ("patient_id", "official_split", "acquired")
-_MOST_DIGITS = 15  # exact in a float, through which pandas takes columns with gaps
 _ACQUIRED = "expected a whole number, or a date as YYYY-MM-DD, in every row or in none, and all rows alike"
 
 
@@ -163,7 +162,7 @@ def _acquired(value: str, where: str) -> int | date | None:
     if not value:
         return None
     try:
-        return int(value) if value.isdecimal() and len(value) <= _MOST_DIGITS else date.fromisoformat(value)
+        return int(value) if value.isdecimal() and len(value) <= MOST_DIGITS else date.fromisoformat(value)
     except ValueError:
         raise SourceError(f"{where}: acquired is {value!r}; {_ACQUIRED}") from None
 

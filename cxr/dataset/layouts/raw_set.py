@@ -9,6 +9,9 @@ from typing import Protocol
 from cxr.common.classes import Label
 from cxr.common.errors import SourceError
 
+MOST_DIGITS = 15
+"""Of the number of an acquisition: exact in a float, through which pandas takes columns with gaps."""
+
 
 @dataclass(frozen=True)
 class Rejection:

@@ -22,11 +22,12 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from cxr.common.archives import BAD_ZIP
 from cxr.common.classes import Label
 from cxr.common.errors import ParamsError, SourceError
 from cxr.dataset.layouts.class_folders import UNKNOWN_NAME, ClassFolders, NameFacts
 from cxr.dataset.layouts.labelled_folder import LabelledFolder
-from cxr.dataset.layouts.raw_set import Acquisition, Layout, Rejection
+from cxr.dataset.layouts.raw_set import MOST_DIGITS, Acquisition, Layout, Rejection
 
 _PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<agent>bacteria|virus)_", re.IGNORECASE)
 # NORMAL2-IM-0383 and IM-0383 count as one patient: only the number groups (see docs/decisions.md).
@@ -43,17 +44,20 @@ def _kermany_facts(folder: str, stem: str) -> NameFacts | Rejection:
         normal = _NORMAL.match(stem)
         if not normal:
             return NameFacts("normal", stem)
-        acquisition = Acquisition(normal["series"].upper(), int(normal["number"]))
-        return NameFacts("normal", f"IM-{normal['number']}", acquisition)
+        acquired = _acquisition(normal["series"].upper(), normal["number"])
+        return NameFacts("normal", f"IM-{normal['number']}", acquired)
     if not pneumonia:
         return Rejection(
             UNKNOWN_NAME, "the file is in PNEUMONIA and its name is not personN_bacteria_M or personN_virus_M"
         )
     agent = pneumonia["agent"].lower()
     patient = f"person{pneumonia['number']}"
-    return NameFacts(
-        "viral" if agent == "virus" else "bacterial", patient, Acquisition(agent, int(pneumonia["number"]))
-    )
+    return NameFacts("viral" if agent == "virus" else "bacterial", patient, _acquisition(agent, pneumonia["number"]))
+
+
+def _acquisition(series: str, digits: str) -> Acquisition | None:
+    """Return the acquisition; None where so many digits stand that they are no running number."""
+    return Acquisition(series, int(digits)) if len(digits) <= MOST_DIGITS else None
 
 
 def _covid19_facts(folder: str, stem: str) -> NameFacts:
@@ -118,6 +122,6 @@ def _top_names(location: Path) -> set[str]:
         raise SourceError(f"{location}: there is no such folder or zip of images")
     try:
         with zipfile.ZipFile(location) as archive:
-            return {PurePosixPath(name).parts[0] for name in archive.namelist()}
-    except zipfile.BadZipFile:
+            return {parts[0] for name in archive.namelist() if (parts := PurePosixPath(name).parts)}  # none of `./`
+    except BAD_ZIP:
         raise SourceError(f"{location}: neither a folder nor a zip") from None

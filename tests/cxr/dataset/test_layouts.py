@@ -22,6 +22,8 @@ from cxr.dataset.layouts.table import COVID19, KERMANY, LAYOUTS, layout_named, l
         # With and without the prefix: one patient, to be safe.
         ("train/NORMAL/NORMAL2-IM-0117-0001-0002.jpeg", "normal", "train", "IM-0117", ("NORMAL2-IM", 117)),
         ("train/NORMAL/another name.jpeg", "normal", "train", "another name", None),
+        # No running number, and more than a table of whole numbers holds.
+        ("train/NORMAL/IM-20231231235959123456-0001.jpeg", "normal", "train", "IM-20231231235959123456", None),
         # Kaggle's zip holds the set a second time inside itself.
         ("chest_xray/train/NORMAL/IM-0117-0001.jpeg", "normal", "train", "IM-0117", ("IM", 117)),
     ],

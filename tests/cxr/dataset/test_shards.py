@@ -119,6 +119,18 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{shard} is damaged (File is not a zip file)")
 
 
+@pytest.mark.parametrize(("offset", "what"), [(6, b"\xff"), (46, b"\xff")])  # the version of the format, the name
+def test_a_shard_with_a_damaged_list_is_named(tmp_path: Path, offset: int, what: bytes) -> None:
+    packed(tmp_path / "images", {"images/kermany/Jos\u00e9.jpeg": b"image"})
+    shard = tmp_path / "images" / "0000.zip"
+    content = bytearray(shard.read_bytes())
+    at = content.index(b"PK\x01\x02") + offset
+    content[at : at + 1] = what
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"0000\.zip is damaged"):
+        Shards(tmp_path / "images")
+
+
 def test_a_shard_that_was_removed_after_it_was_listed_is_named(tmp_path: Path) -> None:
     packed(tmp_path / "images", images_of(3), shard_bytes=1000)
     shards = Shards(tmp_path / "images")
