@@ -34,6 +34,7 @@ if __name__ == "__main__":
     answer_help(command_line())
 
 from cxr.common.errors import ParamsError, WeightsError
+from cxr.common.files import expanded
 from cxr.common.params import override, read_params, with_overrides
 from cxr.common.params_file import load_yaml, parse_setting
 from cxr.dataset.layouts.table import LAYOUTS, layout_named, layouts_in
@@ -91,7 +92,7 @@ def data_settings(data: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """
     if data.startswith(ADDRESS_PREFIXES):
         return {"ingest.watch": "tasks/ingest.py"} | _locations(sources, data)
-    path = Path(data).expanduser().resolve()
+    path = expanded(data).resolve()
     found = layouts_in(path)
     if {source["layout"] for source in sources} == set(found):
         return {"ingest.watch": str(path)} | _locations(sources, str(path))
@@ -112,7 +113,7 @@ def weights_setting(weights: str) -> str:
     """
     if weights in {"imagenet", "none"}:
         return weights
-    path = Path(weights).expanduser().resolve()
+    path = expanded(weights).resolve()
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file; give the path of a state dict, `imagenet` or `none`")
     return str(path)

@@ -48,6 +48,8 @@ if __name__ == "__main__":
 from cxr.common.archives import DamagedArchiveError, unpack
 from cxr.common.download import download
 from cxr.common.errors import SourceError
+from cxr.common.files import move_folder
+from cxr.common.locks import downloads_lock
 from cxr.common.params import read_params
 from cxr.dataset.layouts.class_folders import ClassFolders
 from cxr.dataset.layouts.table import COVID19, KERMANY
@@ -133,10 +135,13 @@ def _fetch_set(origin: Origin, downloads: Path, folder: Path) -> None:
     except DamagedArchiveError:
         archive.unlink()  # the next run downloads it again
         raise
-    found = origin.layout.find(unpacked)
+    origin.layout.find(unpacked)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    found.replace(folder)
-    shutil.rmtree(unpacked, ignore_errors=True)
+    # First away from the name by which `unpack` finds it again: a killed run must not leave it there without the set.
+    aside = downloads / f".{folder.name}.unpacked"
+    move_folder(unpacked, aside)
+    origin.layout.find(aside).replace(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def main() -> None:
@@ -144,8 +149,9 @@ def main() -> None:
     arguments = command_line().parse_args()
     downloads = read_params(arguments.params).paths.downloads
     sets = downloads / "sets"
-    for origin in _origins(arguments, sets):
-        _fetch_set(origin, downloads, sets / origin.layout.marker)
+    with downloads_lock(downloads):
+        for origin in _origins(arguments, sets):
+            _fetch_set(origin, downloads, sets / origin.layout.marker)
     print(f"The images are in {sets}. Next: make run DATA={sets}")
 
 

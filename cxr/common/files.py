@@ -95,6 +95,14 @@ def unlinked(path: Path) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
+def expanded(path: str) -> Path:
+    """Return `path` with the home folder in place of `~`; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. Raises ValueError for NaN, which is not JSON."""
     with atomic_file(path) as partial:

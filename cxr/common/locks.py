@@ -45,6 +45,11 @@ def sole_lock(path: Path, *, what: str) -> Iterator[None]:
         yield
 
 
+def downloads_lock(downloads: Path) -> AbstractContextManager[None]:
+    """Let one process at a time write to the folder `downloads`; others wait."""
+    return file_lock(downloads.with_name(f".{downloads.name}.lock"), waits_for=f"another download into {downloads}")
+
+
 def step_lock(checkpoints: Path, step: str) -> AbstractContextManager[None]:
     """Let one process at a time run a step of the project whose `paths.checkpoints` is given; see `sole_lock`."""
     return sole_lock(step_lock_file(checkpoints, step), what=f"`./run {step}` in this project")

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from cxr.common.archives import DamagedArchiveError, unpack
 from cxr.common.download import download
 from cxr.common.errors import SourceError
-from cxr.common.files import atomic_folder, sha256_of
-from cxr.common.locks import file_lock
+from cxr.common.files import atomic_folder, expanded, sha256_of
+from cxr.common.locks import downloads_lock
 from cxr.dataset import synthetic, synthetic_image
 
 
@@ -45,10 +45,10 @@ def fetch(location: str, *, downloads: Path, sample: Sample, sha256: str | None 
     Raises:
         SourceError: the location does not exist or cannot be reached, or the zip is damaged or has another digest.
     """
-    path = Path(location).expanduser()
+    path = expanded(location)
     if location != "sample" and path.is_dir():
         return Fetched(path, is_archive=False)
-    with file_lock(downloads.with_name(f".{downloads.name}.lock"), waits_for=f"another download into {downloads}"):
+    with downloads_lock(downloads):
         if location == "sample":
             return Fetched(_sample(downloads, sample), is_archive=False)
         if location.startswith(("https://", "http://")):

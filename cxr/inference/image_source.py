@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxr.common.errors import SourceError
+from cxr.common.files import expanded
 from cxr.imaging.decode import SUFFIXES, is_image_file
 
 BUCKET_SCHEME = "s3://"
@@ -70,7 +71,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _folder(location: str) -> Location:
-    folder = Path(location).expanduser()
+    folder = expanded(location)
     if not folder.is_dir():
         raise SourceError(
             f"{location}: the folder does not exist; create it with images in it, or name another location: a folder "

@@ -114,7 +114,8 @@ def test_an_absent_set_is_left_out(tmp_path: Path, top: str) -> None:
 def test_the_sets_of_a_zip_are_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("chest_xray/train/NORMAL/IM-0001-0001.jpeg", b"")
-        archive.writestr("Covid19-dataset/train/Covid/01.jpeg", b"")
+        archive.writestr("./", b"")  # as bsdtar writes it
+        archive.writestr("./Covid19-dataset/train/Covid/01.jpeg", b"")
     settings = data_settings(str(tmp_path / "images.zip"), BOTH)
     assert settings["ingest.sources.1.location"] == str(tmp_path / "images.zip")
 
@@ -144,6 +145,11 @@ def test_data_without_a_known_layout_are_named(tmp_path: Path) -> None:
             data_settings(str(tmp_path / name), BOTH)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert token in str(caught.value)
+
+
+def test_the_home_of_an_unknown_user_is_no_folder() -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        data_settings("~no-such-user/images", BOTH)
 
 
 def test_weights_are_a_known_word_or_a_file_that_exists(tmp_path: Path) -> None:

@@ -4,20 +4,24 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from ruamel.yaml import YAML
 
 from cxr.common.errors import SourceError
+from cxr.common.locks import downloads_lock
 from tasks.data import NO_TOKEN, kaggle_authorization, main
 from tests.support.faults import fault
 from tests.support.project import PROJECT
 from tests.support.services.servers import Web, serve_web
+from tests.support.waiting import wait_for
 
 COVID19 = "/api/datasets/download/pranavraikokte/covid19-image-dataset"
 KERMANY = "/kermany/file_downloaded"
@@ -97,6 +101,43 @@ def test_both_sets_are_downloaded_despite_an_interruption(
     data()
     assert f"{sets / 'chest_xray'} exists already" in capsys.readouterr().out
     assert len(web.asked) == before
+
+
+@fault(
+    "data",
+    "it is killed after it has moved a set to its place",
+    "nothing is missing where the set was unpacked",
+    "a set that is removed is there again after the next run",
+)
+def test_a_kill_behind_the_last_step_leaves_no_unpacked_folder_without_its_set(
+    data: Callable[..., None], tmp_path: Path
+) -> None:
+    tidy = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if not path.name.endswith((".partial", ".old")):  # what renaming tidies up, before
+            raise KeyboardInterrupt
+        tidy(path, **options)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        data("--only", "kermany", "--kermany-sha256", "any")
+    chest_xray = tmp_path / "downloads" / "sets" / "chest_xray"
+    shutil.rmtree(chest_xray)
+    data("--only", "kermany", "--kermany-sha256", "any")
+    assert (chest_xray / "train/NORMAL/IM-0001-0001.jpeg").is_file()
+
+
+def test_a_second_process_waits_for_the_downloads_of_the_first(
+    web: Web, data: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = Thread(target=data, args=("--only", "kermany", "--kermany-sha256", "any"))
+    with downloads_lock(tmp_path / "downloads"):
+        second.start()
+        wait_for(lambda: "waiting for another download" in caplog.text or not second.is_alive())
+        assert web.asked == []
+    second.join()
+    assert (tmp_path / "downloads" / "sets" / "chest_xray").is_dir()
 
 
 @fault("data", "a download is damaged", "it is removed", "exit code 3, run it again")
