@@ -43,6 +43,7 @@ def download(
     Raises:
         SourceError: the server does not answer or rejects the request; or the digest differs, and the file is removed.
     """
+    sha256 = sha256 and sha256.lower()
     record = target.with_name(f"{target.name}.sha256")
     if target.is_file():
         expected = sha256 or (record.read_text(encoding="utf-8").split()[0] if record.is_file() else None)
@@ -57,10 +58,10 @@ def download(
     _fetch(url, partial, dict(headers or {}), backoff_s)
     digest = sha256_of(partial)
     _version_file(partial).unlink(missing_ok=True)
-    if sha256 is not None and digest != sha256.lower():
+    if sha256 is not None and digest != sha256:
         partial.unlink()
         raise SourceError(
-            f"{url}: the file has the sha256 {digest}, expected {sha256.lower()}, and was removed; "
+            f"{url}: the file has the sha256 {digest}, expected {sha256}, and was removed; "
             "run the same command again, or correct the digest if a new version was published"
         )
     partial.replace(target)

@@ -7,9 +7,10 @@ AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from socket import socket
@@ -112,11 +113,12 @@ class Prefix:
 def mirror(address: str, downloads: Path) -> Path:
     """Mirror `s3://bucket/prefix` to a folder below `downloads` and return the folder.
 
-    Only missing and changed objects are downloaded; files whose objects were deleted are removed. A prefix that is the
-    name of one object becomes the file `<folder>/<name of the object>`.
+    Only missing and changed objects are downloaded; files that are no objects (any more), and what a killed run left
+    half written, are removed. A prefix that is the name of one object becomes the file `<folder>/<name of the object>`.
 
     Raises:
-        SourceError: the bucket cannot be reached or denies access, or there are no objects under the prefix.
+        SourceError: the bucket cannot be reached or denies access, there are no objects under the prefix, or two would
+            be one file.
     """
     bucket, prefix = _parts(address)
     folder = downloads / f"s3-{hashlib.sha256(address.rstrip('/').encode()).hexdigest()[:16]}"
@@ -125,6 +127,7 @@ def mirror(address: str, downloads: Path) -> Path:
         objects = _list(connection, bucket, prefix)
         if not objects:
             raise SourceError(f"{address}: no objects under this prefix; check bucket and prefix")
+        _require_files(bucket, objects)
         _update(connection, bucket, objects, folder)
     return folder
 
@@ -233,13 +236,46 @@ def _list(connection: _Connection, bucket: str, prefix: str) -> dict[str, Remote
     return found
 
 
+def _require_files(bucket: str, objects: dict[str, RemoteObject]) -> None:
+    """Check that each object can be a file of its own; keys may hold `//`, or be both a name and a folder's name.
+
+    Raises:
+        SourceError: two of them cannot.
+    """
+    files: dict[PurePosixPath, str] = {}
+    for path, item in objects.items():
+        if (other := files.setdefault(PurePosixPath(path), item.key)) != item.key:
+            raise _one_file(bucket, other, item.key)
+    for file, key in files.items():
+        if folder := next((folder for folder in file.parents if folder in files), None):
+            raise _one_file(bucket, files[folder], key)
+
+
+def _one_file(bucket: str, one: str, other: str) -> SourceError:
+    return SourceError(
+        f"s3://{bucket}/{one} and s3://{bucket}/{other} cannot both be files of one folder; nothing was downloaded: "
+        "rename or remove one of them"
+    )
+
+
+def _remove_others(folder: Path, objects: dict[str, RemoteObject]) -> None:
+    """Remove every file that is no object, such as the partial ones of a killed run, and the folders left empty."""
+    kept = {folder / path for path in objects}
+    for parent, folders, files in os.walk(folder, topdown=False):
+        for path in (Path(parent) / name for name in files):
+            if path not in kept:
+                path.unlink()
+        for name in folders:
+            with suppress(OSError):  # not empty, or a link
+                (Path(parent) / name).rmdir()
+
+
 def _update(connection: _Connection, bucket: str, objects: dict[str, RemoteObject], folder: Path) -> None:
     # The record is beside the folder, because a file inside would count as an image.
     record = folder.with_name(f"{folder.name}.json")
     held: dict[str, str] = read_json(record) if record.is_file() else {}
-    for path in [path for path in held if path not in objects]:
-        (folder / path).unlink(missing_ok=True)
-        del held[path]
+    held = {path: etag for path, etag in held.items() if path in objects}
+    _remove_others(folder, objects)
     wanted = [path for path in objects if held.get(path) != objects[path].etag or not (folder / path).is_file()]
 
     def download(path: str) -> str:

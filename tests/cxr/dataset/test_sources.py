@@ -5,6 +5,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
@@ -65,7 +66,8 @@ def test_a_folder_is_used_in_place(tmp_path: Path) -> None:
 
 
 def test_an_unknown_location_is_named(tmp_path: Path) -> None:
-    assert message_of(f"{tmp_path}/none", tmp_path).startswith(f"{tmp_path}/none: ")
+    for location in (f"{tmp_path}/none", "~no-such-user/images"):
+        assert message_of(location, tmp_path).startswith(f"{location}: ")
 
 
 def test_the_sample_is_written_once_for_its_parameters(tmp_path: Path) -> None:
@@ -141,6 +143,18 @@ def test_of_a_damaged_zip_nothing_is_unpacked(tmp_path: Path) -> None:
         opened.writestr("bad.jpeg", b"changed below")
     archive.write_bytes(buffer.getvalue().replace(b"changed below", b"CHANGED below"))
     assert "'bad.jpeg'" in message_of(str(archive), tmp_path / "downloads")
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_recognised_whatever_the_compression(tmp_path: Path, method: int) -> None:
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w", method) as opened:
+        opened.writestr("a.jpeg", bytes(range(256)) * 4)
+    content = bytearray(archive.read_bytes())
+    content[60:80] = bytes(20)
+    archive.write_bytes(content)
+    assert f"{archive} is" in message_of(str(archive), tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
@@ -265,6 +279,13 @@ def test_an_existing_file_is_downloaded_again_only_if_it_changed(web: Web, tmp_p
     assert target.read_bytes() == BODY
 
 
+def test_a_digest_in_capital_letters_is_the_same_digest(web: Web, tmp_path: Path) -> None:
+    web.files["/set.zip"] = BODY
+    for _ in range(2):
+        download(f"{web.address}/set.zip", tmp_path / "set.zip", sha256=sha256(BODY).upper())
+    assert len(web.asked) == 1
+
+
 def test_an_overloaded_server_is_retried_and_a_missing_file_is_not(web: Web, tmp_path: Path) -> None:
     web.files["/set.zip"] = BODY
     web.statuses = [503, 429]
@@ -337,6 +358,37 @@ def test_a_prefix_is_mirrored_and_later_only_changes(s3: str, tmp_path: Path) ->
     assert fetch(f"s3://{BUCKET}/set/", downloads=tmp_path, sample=SAMPLE).folder == folder
     assert contents(folder) == {"train/a.jpeg": b"a", "train/b.jpeg": b"changed", "new.jpeg": b"new"}
     assert (folder / "train/a.jpeg").stat().st_mtime_ns == untouched
+
+
+@fault(
+    "ingest",
+    "it is killed while it mirrors an S3 prefix, and objects are deleted before it runs again",
+    "what it left is removed, whole or half",
+    "every file is an image of the bucket",
+)
+def test_a_mirror_holds_nothing_but_the_objects_after_a_kill(s3: str, tmp_path: Path) -> None:
+    put(s3, {"killed/a.jpeg": b"a"})
+    folder = fetch(f"s3://{BUCKET}/killed", downloads=tmp_path, sample=SAMPLE).folder
+    # Whole, but not recorded yet; boto3's own partial file; and folders where objects have names now.
+    for name in ("gone.jpeg", ".b.jpeg.partial.C0ffee12", "old.jpeg/c.jpeg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"left behind")
+    put(s3, {"killed/old.jpeg": b"new"})
+    fetch(f"s3://{BUCKET}/killed", downloads=tmp_path, sample=SAMPLE)
+    assert contents(folder) == {"a.jpeg": b"a", "old.jpeg": b"new"}
+
+
+@pytest.mark.parametrize("keys", [("x/a.jpeg", "x//a.jpeg"), ("x/a", "x/a/b.jpeg")])
+def test_objects_that_cannot_both_be_files_are_named(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, str]
+) -> None:
+    assert s3
+    # SeaweedFS itself keeps objects as files of folders, so it has no such keys.
+    listed = [{"Key": key, "ETag": "1", "Size": 1, "LastModified": datetime(2026, 1, 1, tzinfo=UTC)} for key in keys]
+    monkeypatch.setattr("cxr.common.s3._pages", lambda *_: iter([{"Name": BUCKET, "Contents": listed}]))
+    message = message_of(f"s3://{BUCKET}/", tmp_path)
+    assert all(f"s3://{BUCKET}/{key} " in message for key in keys)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_prefix_that_is_one_zip_is_unpacked(s3: str, tmp_path: Path) -> None:
