@@ -28,6 +28,7 @@ from cxr.common.classes import LABELS
 from cxr.common.errors import SourceError
 from cxr.common.files import is_special
 from cxr.dataset.layouts.class_folders import ClassFolders
+from cxr.dataset.layouts.labelled_folder import require_each_once
 from cxr.dataset.layouts.raw_set import Rejection
 from cxr.dataset.layouts.table import COVID19, KERMANY
 
@@ -205,6 +206,7 @@ def _check_columns(table: Path, columns: Sequence[str]) -> None:
             f"{table}: expected a header with the columns file (or path) and label, and optionally patient_id; "
             f"found {', '.join(columns) or 'an empty file'}"
         )
+    require_each_once(table, [column for column in columns if column])
 
 
 def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[str, tuple[int, dict[str, str]]]:

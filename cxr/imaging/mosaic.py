@@ -38,7 +38,7 @@ def flat_shares(grey: NDArray[np.uint8]) -> tuple[float, float]:
     levels = _reduced(grey).astype(np.int16)
     here = levels[:-1, :-1]
     is_grey = (here > _GREY[0]) & (here < _GREY[1])
-    if is_grey.mean() < _FEWEST_GREY:
+    if not is_grey.size or is_grey.mean() < _FEWEST_GREY:  # none of a picture one pixel high or wide
         return 0.0, 0.0
     step = np.maximum(np.abs(levels[:-1, 1:] - here), np.abs(levels[1:, :-1] - here))[is_grey]
     return float((step == 0).mean()), float((step <= 1).mean())

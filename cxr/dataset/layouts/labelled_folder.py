@@ -17,6 +17,7 @@ all shifted by the same secret number.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -135,6 +136,13 @@ def _check_columns(table: Path, columns: Sequence[str]) -> None:
             f"{table}: its header lacks {', '.join(missing)}; "
             f"expected {', '.join(_REQUIRED)}, and optionally {', '.join(_OPTIONAL)}"
         )
+    require_each_once(table, [column for column in columns if column in {*_REQUIRED, *_OPTIONAL}])
+
+
+def require_each_once(table: Path, columns: Sequence[str]) -> None:
+    """Check that no column has the name of another. Raises SourceError: of two labels, nobody knows which is meant."""
+    if twice := sorted(name for name, n in Counter(columns).items() if n > 1):
+        raise SourceError(f"{table}: its header names {', '.join(twice)} more than once; keep one column of each name")
 
 
 def _rows(table: Path, reader: "csv.DictReader[str]") -> dict[str, Row]:

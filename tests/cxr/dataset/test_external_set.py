@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cxr.common.errors import SourceError
 from cxr.dataset.external_set import MOST_GROUPS, ExternalSet, read_external_set
 
 
@@ -24,3 +25,10 @@ def test_a_kind_of_too_many_groups_is_ignored(tmp_path: Path, count: int, kinds:
     for found, kind in ((by_folder(count), "folder"), (by_column(tmp_path, count), "site")):
         assert {kind in image.groups for image in found.images} == {kinds}
         assert {image.label for image in found.images} <= {"normal", "viral"}
+
+
+def test_two_columns_of_labels_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,Label,,\n0.png,normal,viral,,\n")  # two readers; and empty columns of a spreadsheet
+    with pytest.raises(SourceError, match="names label more than once"):
+        read_external_set("set", ["0.png"], table=table, part=None)

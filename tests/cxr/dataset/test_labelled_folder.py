@@ -105,6 +105,7 @@ def test_stored_bytes_have_no_patient_in_dicom_and_are_unchanged_otherwise(tmp_p
     [
         (None, "labels.csv is missing"),
         ("image,label\na,viral\n", "path"),
+        ("path,label,label\na,viral,normal\n", "names label more than once"),
         ("path,label\n", "one line per image"),
         ("path,label\na,flu\n", "line 2: label .*'flu'"),
         ("path,label\n../a,viral\n", "line 2: path"),

@@ -39,6 +39,7 @@ def recompressed(image: Grey) -> Grey:
         (np.tile(np.linspace(20, 230, 2000).astype(np.uint8), (1500, 1)), False),  # a ramp
         (cv2.resize(cv2.GaussianBlur(drawn(), (0, 0), 8), (3000, 3000)), False),  # smooth and large
         (np.zeros((300, 300), np.uint8), False),
+        (np.full((1, 300), 90, np.uint8), False),
     ],
 )
 def test_what_counts_as_a_mosaic(picture: Grey, expected: bool) -> None:
