@@ -7,7 +7,7 @@ Default values are in params.yaml only.
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -246,6 +246,12 @@ class TrainParams(Section):
     def with_populations_of(self, classes: Sequence[str]) -> "TrainParams":
         """Return these parameters without the populations of classes that a task leaves out."""
         return self.model_copy(update={"populations": [each for each in self.populations if each.label in classes]})
+
+    @model_validator(mode="after")
+    def _every_part_has_a_learning_rate(self) -> "TrainParams":
+        if missing := [part for part in get_args(Part) if part not in self.learning_rates]:
+            raise ValueError(f"learning_rates needs a rate for every part; {', '.join(missing)} is missing")
+        return self
 
     @model_validator(mode="after")
     def _svm_is_a_single_network(self) -> "TrainParams":
