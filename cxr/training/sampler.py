@@ -43,8 +43,12 @@ def _sampling_weights(data: TrainingData, *, by_source: bool) -> NDArray[np.floa
 
 
 def class_weights(data: TrainingData, config: TrainParams) -> Tensor:
-    """Return a weight per class or population: 1, or the inverse of its share, scaled to a mean over images of 1."""
+    """Return a weight per class or population: 1, or the inverse of its share, scaled to a mean over images of 1.
+
+    One without a training image weighs nothing: label smoothing would teach the network to give every image to it.
+    """
     if config.class_balance != "weights":
         return torch.ones(data.n_outputs)
     counts = np.bincount(data.labels[data.train_rows], minlength=data.n_outputs)
-    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    weights = np.where(counts, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0)
+    return torch.tensor(weights, dtype=torch.float32)

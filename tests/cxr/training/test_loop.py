@@ -12,11 +12,12 @@ import torch
 
 from cxr.common.errors import DataError, ParamsError, TrainingError, WeightsError
 from cxr.common.params import TrainParams, read_params
+from cxr.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from cxr.models.factory import build
-from cxr.models.forward import choose_device
+from cxr.models.forward import choose_device, predict_logits, softmax_with_temperature
 from cxr.models.populations import Population
 from cxr.training.data import TrainingData
-from cxr.training.loop import choose_precision, fit
+from cxr.training.loop import _Training, choose_precision, fit
 from cxr.training.results import Epoch, Trained
 from cxr.training.sampler import epoch_order
 from tests.support.faults import fault
@@ -102,6 +103,32 @@ def test_resumed_training_ends_with_bit_identical_weights(tmp_path: Path) -> Non
     assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in whole.history]
 
 
+def test_a_resumed_training_returns_the_weights_of_the_epoch_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it writes a checkpoint; then, as on a GPU, the epoch that it repeats does not score the same."""
+    save = torch.save
+    scores = iter([0.5, 0.4, 0.3])
+    monkeypatch.setattr(_Training, "_validate", lambda _self: (1.0, 1.0, next(scores)))
+    whole = run(tmp_path / "whole", epochs=3)
+
+    def save_until_killed(content: Any, path: Path) -> None:
+        save(content, path)
+        if len(content.get("history", ())) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save_until_killed)
+    monkeypatch.setattr("cxr.training.checkpoint.MOST_SHARE", 1e9)  # after every epoch
+    scores = iter([0.5, 0.4, 0.9])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", epochs=3)
+    monkeypatch.setattr(torch, "save", save)
+    scores = iter([0.3])
+    resumed = run(tmp_path / "cut", epochs=3)
+    assert resumed.best_epoch == 1
+    assert same(whole, resumed)
+
+
 def test_checkpoints_are_rarer_than_epochs_where_they_take_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +212,16 @@ def test_an_image_counts_in_validation_as_its_population_does_in_an_answer(tmp_p
     trained = run(tmp_path, split, epochs=6, rotation_deg=0, ema_decay=0.5)
     assert max(epoch.validation_accuracy for epoch in trained.history) > 0.95
     assert max(epoch.validation_macro_f1 for epoch in trained.history) > 0.95
+
+
+def test_a_population_without_a_training_image_is_not_answered(tmp_path: Path) -> None:
+    """As where all of its images are in the test set. Label smoothing spread over it by its weight, the largest."""
+    data = replace(images(per_class=64), populations=(Population("late", "bacterial", 1.0),))
+    trained = run(tmp_path, data, epochs=4, rotation_deg=0, ema_decay=0.5, label_smoothing=0.2)
+    network = build("small_cnn", 4).eval()
+    network.load_state_dict(trained.state)
+    logits = predict_logits(network, data.images[data.train_rows], mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert softmax_with_temperature(logits, 1.0, (0.0,) * 4)[:, 3].mean() < 0.25
 
 
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
