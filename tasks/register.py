@@ -123,10 +123,10 @@ def register(params: RegisterParams, paths: Paths) -> None:
             evaluation=evaluation,
             description=_description(run_id, found, evaluation, paths),
         )
-    if is_new:
+    test_metrics = {f"test/{name}": float(value) for name, value in _scores(metrics).items()}
+    if lacking := registration.unrecorded(version, test_metrics):
         _log_test_images(run_id, found.split, paths)
-        test_metrics = {f"test/{name}": float(value) for name, value in _scores(metrics).items()}
-        registration.log_test_metrics(version, test_metrics, test_set_sha256=split["test_set_sha256"])
+        registration.log_test_metrics(version, lacking, test_set_sha256=split["test_set_sha256"])
     log.info("register: version %s is %s and challenger", version.number, "new" if is_new else "registered already")
     write_json(
         paths.registration,

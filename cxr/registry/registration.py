@@ -28,6 +28,7 @@ from cxr.registry.versions import (
     find_version,
     get_version,
     has_files,
+    identity_tags,
     tag_version,
 )
 
@@ -92,10 +93,7 @@ def _identity(bundle: Path, spec: ModelSpec) -> dict[str, str]:
     """Return the tags that tell one model from another, and the digests of its files."""
     optional = {tag: name for group in OPTIONAL_FILES if _lies_in(bundle, group) for tag, name in group.items()}
     return {
-        "weights_sha256": spec.weights_sha256,
-        "temperature": repr(spec.temperature),
-        "bias": repr(spec.bias),
-        "refer_below": repr(spec.refer_below),
+        **identity_tags(spec),
         "spec_sha256": sha256_of(bundle / BUNDLE_FILES["spec_sha256"]),
         **{tag: sha256_of(bundle / name) for tag, name in optional.items()},
     }
@@ -187,8 +185,18 @@ def _save_model(folder: Path, bundle: Path, spec: ModelSpec, described: object) 
         )
 
 
+def unrecorded(version: Version, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return those of some test metrics that the version's model lacks: all of a new one, the rest after a kill."""
+    client = tracking_store.client()
+    with tracking_store.store_errors(f"reading the metrics of version {version.number}"):
+        known = {metric.key for metric in client.get_logged_model(version.model_id).metrics or []}
+    return {name: value for name, value in metrics.items() if name not in known}
+
+
 def log_test_metrics(version: Version, metrics: Mapping[str, float], *, test_set_sha256: str) -> None:
     """Record test metrics with the version's model and the test set, so that MLflow's pages compare models.
+
+    See `unrecorded`: a metric that is recorded twice would have two points.
 
     Args:
         version: whose.

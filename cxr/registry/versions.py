@@ -33,6 +33,8 @@ __all__ = ["CHALLENGER", "CHAMPION", "MODEL", "Version"]
 
 DRIFT_TAG = "drift_rebuild_until"
 """On a version: a rebuild was started for its scored images up to this time."""
+MAX_PIXELS_TAG = "max_pixels"
+"""On a version: an image of more pixels is rejected."""
 BUNDLE_PATH = "artifacts/bundle"
 BUNDLE_FILES = {"weights_sha256": "model.safetensors", "spec_sha256": "model.json"}
 _REFERENCE = {"reference_sha256": "reference.safetensors"}
@@ -61,14 +63,24 @@ class Version:
 
 
 def find_version(spec: ModelSpec) -> Version | None:
-    """Return the version with the spec's weights, temperature, bias and referral, None where there is none."""
+    """Return the version with the spec's weights, calibration, referral and limit of pixels, None where there is none.
+
+    Nothing else that the spec says can change and leave the weights as they are.
+    """
     client = tracking_store.client()
     with tracking_store.store_errors("looking for a version with the same weights"):
         found = client.search_model_versions(f"name = '{MODEL}' and tags.weights_sha256 = '{spec.weights_sha256}'")
-    wanted = {name: repr(getattr(spec, name)) for name in ("temperature", "bias", "refer_below")}
-    before_referral = {"refer_below": repr(None)}  # what a version without the tag means
-    same = [version for version in found if wanted.items() <= {**before_referral, **version.tags}.items()]
+    wanted = identity_tags(spec)
+    # What a version without the tag means: no referral; and a limit that is not known.
+    before = {"refer_below": repr(None), MAX_PIXELS_TAG: wanted[MAX_PIXELS_TAG]}
+    same = [version for version in found if wanted.items() <= {**before, **version.tags}.items()]
     return _version(min(same, key=lambda version: int(version.version))) if same else None
+
+
+def identity_tags(spec: ModelSpec) -> dict[str, str]:
+    """Return the tags that tell one model from another."""
+    fitted = {name: repr(getattr(spec, name)) for name in ("temperature", "bias", "refer_below")}
+    return {"weights_sha256": spec.weights_sha256, **fitted, MAX_PIXELS_TAG: repr(spec.preprocessing.max_pixels)}
 
 
 def get_version(which: str) -> Version:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from cxr.common.errors import DataError, WeightsError
 from cxr.common.files import read_json, write_json
-from cxr.models.bundle import read_spec
+from cxr.models.bundle import read_spec, write_spec
 from cxr.registry import runs, tracking_store, versions
 from cxr.registry.evaluation_store import evaluation_of
 from cxr.registry.training_run import training_run
@@ -95,6 +96,30 @@ def test_another_temperature_bias_or_referral_is_another_version(change: dict[st
     path = Path("reports/evaluation/calibration.json")
     write_json(path, read_json(path) | change)
     assert register().number == "2"
+
+
+def test_another_limit_of_the_size_of_an_image_is_another_version() -> None:
+    """It decides which images are answered and changes no weight, so the training ends with the same ones."""
+    register()
+    spec = read_spec(Path("models/trained"))
+    write_spec(Path("models/trained"), replace(spec, preprocessing=replace(spec.preprocessing, max_pixels=10**8)))
+    version = register()
+    assert version.number == "2"
+    assert read_spec(versions.fetch_bundle(version)).preprocessing.max_pixels == 10**8
+
+
+def test_metrics_that_a_kill_kept_from_a_new_version_are_recorded_by_the_next_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cxr.registry.registration.log_test_metrics", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register()
+    model = tracking_store.client().get_logged_model(register().model_id)
+    assert {"test/accuracy", "test/macro_f1"} <= {metric.key for metric in model.metrics or []}
 
 
 def test_a_new_evaluation_of_the_same_weights_keeps_the_old_one() -> None:
