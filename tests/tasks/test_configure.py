@@ -80,6 +80,7 @@ def test_profiles_settings_and_data_are_written_together(
     written = read_params(params)
     assert written.split.protocol == "paper"
     assert (written.split.validation_share, written.train.backbone) == (0.1, "resnet50")  # not those of the sample
+    assert written.ingest.sample_patients_per_class == 50  # the digests of recorded trials hold it
     assert (written.preprocess.image_size_px, written.preprocess.contrast, written.train.members) == (224, "clahe", 1)
     assert written.train.frozen == ["stem", "layer1"]
     assert written.train.epochs == 2  # --set has the last word
