@@ -285,7 +285,7 @@ function showService(answers) {
   const button = byId("model");
   button.classList.toggle("is-ready", answers);
   button.classList.toggle("is-away", !answers);
-  byId("service").textContent = answers ? "" : "The service does not answer. Images wait until it is back.";
+  byId("service").textContent = answers ? "" : "The service does not answer. Retry the images that failed when it is back.";
   if (answers && images.some(({ error }) => error)) refresh();
 }
 
