@@ -19,7 +19,7 @@ from cxr.common.files import sha256_of
 from cxr.models.bundle import ModelSpec
 from cxr.registry import tracking_store
 from cxr.registry.run_metadata import MAX_DIGEST_CHARACTERS, dataset_name
-from cxr.registry.stored_names import CHALLENGER, MODEL, SIZE_TAG
+from cxr.registry.stored_names import CHALLENGER, MODEL, MOST_CHARACTERS, SIZE_TAG
 from cxr.registry.versions import (
     BUNDLE_FILES,
     BUNDLE_PATH,
@@ -32,7 +32,6 @@ from cxr.registry.versions import (
     tag_version,
 )
 
-_MOST_CHARACTERS = 5000  # MLflow's limit of a description
 _DESCRIPTION = "Normal, viral and bacterial pneumonia on chest X-rays. Research software."
 _SERVING_PACKAGES = (
     "mlflow",
@@ -120,7 +119,7 @@ def _create_version(bundle: Path, spec: ModelSpec, *, run_id: str, tags: Mapping
                 f"models:/{model_id}",
                 run_id=run_id,
                 tags={**tags, SIZE_TAG: str(size_bytes)},
-                description=description[:_MOST_CHARACTERS],
+                description=description[:MOST_CHARACTERS],
                 model_id=model_id,
             )
     return str(made.version)

@@ -26,6 +26,8 @@ VERDICT_TAG = "promotion"
 REASON_TAG = "promotion_reason"
 HEAD_TAG = "audit_log_head"
 ENTRY_TAG = "entry"
+MOST_CHARACTERS = 5000
+"""Of a description, and of a registered model's tag in PostgreSQL: MLflow's limits."""
 
 _OLD_VERSION_TAGS = {
     "evidence": EVALUATION_TAG,

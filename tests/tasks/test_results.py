@@ -82,7 +82,7 @@ def test_page_and_curve_are_made_from_the_stored_runs() -> None:
 def test_empty_store_gives_no_figures_and_no_curve() -> None:
     write_study(small_study(name="learning_curve"))
     results(STUDY, PARAMS, OUTPUT)
-    assert "## Not run" in OUTPUT.read_text()
+    assert "| `learning_curve` | 2 | 4 |" in OUTPUT.read_text()
     assert not (OUTPUT.parent / "results-learning-curve.svg").exists()
 
 
@@ -92,7 +92,7 @@ def test_run_without_files_is_left_out_with_a_warning(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         results(STUDY, PARAMS, OUTPUT)
     assert f"run {run_id} has no training/training.json" in caplog.text
-    assert "## Not run" in OUTPUT.read_text()
+    assert "| `ablation` | 2 | 4 |" in OUTPUT.read_text()
 
 
 @pytest.mark.parametrize("name", ["training/training.json", "training/validation.csv"])

@@ -20,10 +20,9 @@ from cxr.common.errors import ParamsError, PromotionHeldError, RegistryError
 from cxr.registry import audit_log, tracking_store
 from cxr.registry.audit_log import NO_VERSION, Head, Kind, Move
 from cxr.registry.audit_log_store import Claim, StoredLog, claim_of, contradiction, read_log
-from cxr.registry.stored_names import CHAMPION, ENTRY_TAG, HEAD_TAG, MODEL, claim_names, entry_tag
+from cxr.registry.stored_names import CHAMPION, ENTRY_TAG, HEAD_TAG, MODEL, MOST_CHARACTERS, claim_names, entry_tag
 from cxr.registry.versions import Version, get_version, look_up
 
-_MOST_CHARACTERS = 5000  # of a registered model's tag in PostgreSQL; the claim, an experiment's, would take more
 _CUT = " ... (cut)"
 
 log = logging.getLogger("cxr.registry.champion.aliases")
@@ -136,19 +135,20 @@ def move_champion(
     stored, alias = read_log(), instead_of if alias_was is None else alias_was
     if (stored.recorded, stored.alias) != (instead_of, alias):
         _give_way(number, instead_of, stored.moves[-1:])
-    move = Move(
-        number=stored.last_number + 1,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        kind=kind,
-        before=instead_of,
-        after=number,
-        approved_by=approved_by,
-        reason=reason,
-        previous=_last_digest(stored),
-        overruled=overruled,
-        found="" if alias == instead_of else alias or NO_VERSION,
+    move = _short_enough(
+        Move(
+            number=stored.last_number + 1,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            kind=kind,
+            before=instead_of,
+            after=number,
+            approved_by=approved_by,
+            reason=reason,
+            previous=_last_digest(stored),
+            overruled=overruled,
+            found="" if alias == instead_of else alias or NO_VERSION,
+        )
     )
-    move = _short_enough(move)
     if _is_gone(number):
         raise RegistryError(_deleted(number))
     experiment_id = _claim(move)
@@ -162,18 +162,18 @@ def move_champion(
 
 
 def _short_enough(move: Move) -> Move:
-    """Return a move whose entry the store can hold: a claim whose entry cannot follow would block all later moves.
+    """Return a move whose entry the store can hold: a claim, which may be longer, would block all later moves.
 
     What was overruled is cut where need be: the verdict, a tag of the version, has all of it.
     """
-    surplus = len(move.to_line()) - _MOST_CHARACTERS
+    surplus = len(move.to_line()) - MOST_CHARACTERS
     if surplus > 0 and move.overruled:
         kept = max(0, len(move.overruled) - surplus - len(_CUT))
         move = replace(move, overruled=f"{move.overruled[:kept]}{_CUT}")
-        surplus = len(move.to_line()) - _MOST_CHARACTERS
+        surplus = len(move.to_line()) - MOST_CHARACTERS
     if surplus > 0:
         raise ParamsError(
-            f"name and reason are too long for the audit log, whose entries have {_MOST_CHARACTERS} characters: leave "
+            f"name and reason are too long for the audit log, whose entries have {MOST_CHARACTERS} characters: leave "
             f"out {surplus} or more; nothing was changed"
         )
     return move

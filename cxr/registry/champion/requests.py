@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 
 from cxr.registry import tracking_store
 from cxr.registry.audit_log_store import contradiction, read_log
-from cxr.registry.stored_names import CHAMPION, MODEL, REASON_TAG, REQUESTED
+from cxr.registry.stored_names import CHAMPION, MODEL, MOST_CHARACTERS, REASON_TAG, REQUESTED
 
 SECTION = "## Promotion gate"
-_MOST_CHARACTERS = 5000  # MLflow's limit of a description
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ def answer(version: str, text: str) -> None:
     with tracking_store.store_errors(f"writing the answer on the page of version {version}"):
         page = client.get_model_version(MODEL, version)
         above = (page.description or "").partition(SECTION)[0].rstrip()
-        section = f"{SECTION}\n\n{when}: {text}"[:_MOST_CHARACTERS]
-        room = max(0, _MOST_CHARACTERS - len(section) - 2)
+        section = f"{SECTION}\n\n{when}: {text}"[:MOST_CHARACTERS]
+        room = max(0, MOST_CHARACTERS - len(section) - 2)
         client.set_model_version_tag(MODEL, version, REASON_TAG, section.partition("\n\n")[2])
         client.update_model_version(MODEL, version, f"{above[:room]}\n\n{section}".strip())
         if REQUESTED in page.aliases:
