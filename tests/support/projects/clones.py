@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -47,12 +46,12 @@ class Clone:
 
     @contextmanager
     def start(self, *command: str) -> Iterator[None]:
-        """Keep a command running in the clone during the block; interrupt it afterwards, and kill what stays."""
+        """Keep a command running in the clone during the block; end it afterwards, and kill what stays."""
         with subprocess.Popen(command, cwd=self.root, env=self._settings()) as process:
             try:
                 yield
             finally:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # an interrupt is ignored by all that a shell's background job starts
                 try:
                     process.wait(120)
                 finally:
