@@ -1,6 +1,6 @@
 """The whole CUDA path in one command: speed and memory of training, repeatability, resume, evaluation, Grad-CAM.
 
-Run   ./run benchmarks.gpu [--images 2048] [--px 112 224] [--compile] [--json FILE]
+Run   ./run benchmarks.gpu [--images 2048] [--px 112 224] [--compile] [--at-once 15] [--json FILE]
 
 It needs no data set and no weights: the images are noise and the network starts from random weights, which changes no
 time. Without a GPU the same command runs on the CPU, with fewer images. Rates are images per second of a ResNet-50.
@@ -8,6 +8,7 @@ time. Without a GPU the same command runs on the CPU, with fewer images. Rates a
 pure compute     forward, backward and optimizer step of one batch that is already on the device: the floor of a step
 our loop         cxr.training.loop.fit, augmentation, moving average and checks of the loss included
 share            our loop against pure compute of the same precision, batch and size
+N at once        N trainings in as many processes, all together, as tasks.packed.train runs them with --workers N
 
 Published for comparison, both at 224 px with mixed precision: 2,470 images per second on an A100 (NVIDIA
 DeepLearningExamples), about 7,000 on an H100 (derived from MLPerf 3.0), both with far larger batches.
@@ -17,13 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,7 +39,11 @@ from cxr.models.forward import choose_device, images_to_input, predict_logits
 from cxr.models.grad_cam import grad_cam
 from cxr.training.data import TrainingData
 from cxr.training.loop import fit
-from cxr.training.results import Epoch, Trained
+from cxr.training.results import Epoch, Listener, Trained
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+    from multiprocessing.synchronize import Barrier
 
 CLASSES = ("normal", "viral", "bacterial")
 _TIMED_STEPS = 20
@@ -125,7 +132,48 @@ def our_loop(data: TrainingData, batch: int, precision: str, *, compiled: bool) 
     return Rate(what, px, batch, precision, trained.history[-1].images_per_second, _peak(device))
 
 
-def train(data: TrainingData, settings: SimpleNamespace, listener: _Silent | None = None, folder: str = "") -> Trained:
+class _Together:
+    """A listener that waits for the other trainings after the first epoch, which compiles, and then reads the clock."""
+
+    def __init__(self, barrier: Barrier) -> None:
+        self._barrier, self.started = barrier, 0.0
+
+    def on_batch(self, images: int) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """Wait for the others, once."""
+        if epoch.epoch == 1:
+            self._barrier.wait()
+            self.started = time.perf_counter()
+
+
+def at_once(count: int, px: int, batch: int, images: int) -> Rate:
+    """Time two epochs of `count` trainings at once; the memory is that of one."""
+    context = multiprocessing.get_context("spawn")  # a GPU in use does not survive a fork
+    barrier, found = context.Barrier(count), context.SimpleQueue()
+    arguments = (barrier, found, px, batch, images, max(1, (os.cpu_count() or 1) // count))
+    trainings = [context.Process(target=_train_at_once, args=arguments) for _ in range(count)]
+    for training in trainings:
+        training.start()
+    each = [found.get() for _ in trainings]
+    for training in trainings:
+        training.join()
+    trained = 2 * count * len(noise(images, 1).train_rows)
+    return Rate(f"our loop, {count} at once", px, batch, "auto", trained / max(s for s, _ in each), each[0][1])
+
+
+def _train_at_once(
+    barrier: Barrier, found: SimpleQueue[tuple[float, float]], px: int, batch: int, images: int, threads: int
+) -> None:
+    """Put the seconds of two epochs, and the peak memory in MiB, into `found`."""
+    torch.set_num_threads(threads)
+    listener = _Together(barrier)
+    train(noise(images, px), config(batch_size=batch, epochs=3), listener)
+    found.put((time.perf_counter() - listener.started, _peak(choose_device("auto"))))
+
+
+def train(data: TrainingData, settings: SimpleNamespace, listener: Listener | None = None, folder: str = "") -> Trained:
     """Train with checkpoints in `folder`, by default a temporary one."""
     with tempfile.TemporaryDirectory() as temporary:
         return fit(data, settings, checkpoints=Path(folder or temporary), listener=listener or _Silent())  # type: ignore[arg-type]
@@ -216,6 +264,8 @@ def _measure(arguments: argparse.Namespace, device: torch.device) -> list[Rate]:
             add(our_loop(data, batch, "bf16", compiled=False))
             if arguments.compile:
                 add(our_loop(data, batch, "bf16", compiled=True))
+            for count in arguments.at_once:
+                add(at_once(count, px, batch, arguments.images))
         for rate in evaluation(device, data):
             add(rate)
     return rates
@@ -228,6 +278,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, nargs="+", default=[112, 224])
     parser.add_argument("--batch", type=int, nargs="+", help="32 and 256 on a GPU, 32 on a CPU")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes a minute")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[], metavar="N", help="also N trainings at once")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     device = choose_device("auto")

@@ -27,13 +27,14 @@ _LEAST_PROBABILITY = 1e-12  # of the true class, so that the log of a rounded 0 
 class Difference:
     """The first model's metric minus the second's.
 
-    interval    the middle 95% of the resampled differences; None below 10 patients or where a class is too rare
-    above_zero  share of resamples in which the first model's metric is larger, ties counted half; None likewise
+    interval  the middle 95% of the resampled differences; None below 10 patients or where a class is too rare
+    p_value   two-sided: twice the share of resamples on the rarer side of 0, ties counted half, one resample added to
+              each side so that it is never 0 (Davison and Hinkley 1997, section 4.2); None likewise
     """
 
     value: float
     interval: Interval | None
-    above_zero: float | None
+    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,15 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Se
     return SeedDifference(value, interval, first_seeds=len(first), second_seeds=len(second))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's method (1979), in the same order."""
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
 def _aligned(tables: Sequence[pd.DataFrame]) -> tuple[_Images, list[Floats]]:
     """Return the images that all tables share, sorted by id, and each table's probabilities (N, C)."""
     first = _sorted(tables[0])
@@ -244,7 +254,9 @@ def _difference(value: float, resampled: Floats) -> Difference:
     if interval is None:
         return Difference(value, None, None)
     known = resampled[~np.isnan(resampled)]
-    return Difference(value, interval, float((known > 0).mean() + (known == 0).mean() / 2))
+    ties = (known == 0).sum() / 2
+    rarer = min((known > 0).sum(), (known < 0).sum()) + ties
+    return Difference(value, interval, float(min(1.0, 2 * (rarer + 1) / (len(known) + 1))))
 
 
 def _scores(images: _Images, probabilities: Floats, counts: Floats) -> Floats:

@@ -5,12 +5,20 @@ from itertools import chain
 
 from scipy.stats import kendalltau, spearmanr
 
-from cxr.evaluation.comparison import MCNEMAR_NOTE, Difference, compare, compare_over_sets, difference_over_seeds
+from cxr.evaluation.comparison import (
+    MCNEMAR_NOTE,
+    Difference,
+    compare,
+    compare_over_sets,
+    difference_over_seeds,
+    holm,
+)
 from cxr.evaluation.headline import SCORES
 from cxr.study.results import Figure, GroupResult, RunRecord, Settings, have_same_images, pooled
 from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
+HOLM_NOTE = " The p-values are of that bootstrap, two-sided, corrected by Holm's method for the rows of the table."
 
 
 def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: Settings) -> list[str]:
@@ -18,8 +26,6 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
     texts = []
     if result.group.name == "leakage":
         texts.append(_leakage(result))
-    if result.group.name == "cv":
-        texts.append(_all_folds(result, settings))
     if result.group.name == "blocks":
         texts += [_over_blocks(result), _all_folds(result, settings)]
     if result.group.name == "learning_curve" and learning_curve_points(result):
@@ -27,6 +33,8 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
     if result.group.name == "proxy_full" and "proxy_cheap" in by_name:
         texts.append(_proxy(by_name["proxy_cheap"], result))
     if result.group.tested and result.group.baseline:
+        if len(result.group.seeds) > 1:
+            texts.append(_over_sets([result], settings))
         texts.append(_pairwise(result, settings))
     if result.group.together:
         texts.append(_over_sets([by_name[name] for name in result.group.together], settings))
@@ -83,35 +91,52 @@ def _over_blocks(result: GroupResult) -> str:
 
 
 def _over_sets(results: Sequence[GroupResult], settings: Settings) -> str:
-    """Compare the rows that all groups have with the baseline, over all of their test sets."""
+    """Compare the rows that all groups have with the baseline, over the seeds and the groups' test sets."""
     first = results[0]
     base = first.group.baseline or ""
     names = [row.row.name for row in first.rows if all(group.row(row.row.name) for group in results)]
-    heads = [f"over {count(len(results), 'test set')}", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
-    heads += ["worst macro F1", *(f"{metric.label}, difference" for metric in SCORES)]
-    lines = [_line_over_sets(name, base, results, settings) for name in names]
+    found = {name: _differences_over_sets(name, base, results, settings) for name in names if name != base}
+    corrected = _corrected({name: each["macro_f1"].p_value for name, each in found.items() if each})
+    over = "the seeds" if len(results) == 1 else count(len(results), "test set")
+    heads = [f"over {over}", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
+    heads += ["worst macro F1"] * (len(results) > 1) + [f"{metric.label}, difference" for metric in SCORES]
+    lines = [_line_over_sets(name, base, results, found.get(name)) for name in names]
+    if corrected:
+        heads.append(f"p of the macro F1, corrected for {len(corrected)} rows")
+        lines = [[*line, corrected.get(name, NOTHING)] for name, line in zip(names, lines, strict=True)]
     label = next((row.row.label for row in first.rows if row.row.name == base), base)
+    mean = "the mean over " + ("" if len(results) == 1 else "the test sets of the mean over ") + "the seeds"
     note = (
-        f"Differences are to {label}: the mean over the test sets of the mean over the seeds, with a paired bootstrap "
-        "over the patients of each set. A seed that one of both rows lacks on a set is left out there."
+        f"Differences are to {label}: {mean}, with a paired bootstrap over the patients of each set. A seed that one "
+        "of both rows lacks on a set is left out there."
     )
-    return f"{table(heads, lines)}\n\n{note}"
+    return f"{table(heads, lines)}\n\n{note}{HOLM_NOTE if corrected else ''}"
 
 
-def _line_over_sets(name: str, base: str, results: Sequence[GroupResult], settings: Settings) -> list[str]:
+def _corrected(p_values: Mapping[str, float | None]) -> dict[str, str]:
+    """Return the text of each p-value as corrected by Holm's method; nothing where fewer than two are known."""
+    known = {name: p for name, p in p_values.items() if p is not None}
+    if len(known) < 2:
+        return {}
+    return {name: f"{p:.3g}" for name, p in zip(known, holm(list(known.values())), strict=True)}
+
+
+def _line_over_sets(
+    name: str, base: str, results: Sequence[GroupResult], found: Mapping[str, Difference] | None
+) -> list[str]:
     rows = [row for result in results if (row := result.row(name)) is not None]
-    label = rows[0].row.label
+    label, several = rows[0].row.label, len(results) > 1
     if not all(row.test for row in rows):
-        return [label, NOT_RUN, *[NOTHING] * (2 * len(SCORES) + 1)]
+        return [label, NOT_RUN, *[NOTHING] * (2 * len(SCORES) + several)]
     seeds = [len(row.runs) for row in rows]
     fewest, most = min(seeds), max(seeds)
     means = [f"{sum(row.test[metric.name].value for row in rows) / len(rows):.3f}" for metric in SCORES]
-    worst = min(zip(results, rows, strict=True), key=lambda each: each[1].test["macro_f1"].value)
     cells = [label, str(most) if fewest == most else f"{fewest} to {most}", *means]
-    cells.append(f"{worst[1].test['macro_f1'].value:.3f} ({worst[0].group.title})")
+    if several:
+        worst = min(zip(results, rows, strict=True), key=lambda each: each[1].test["macro_f1"].value)
+        cells.append(f"{worst[1].test['macro_f1'].value:.3f} ({worst[0].group.title})")
     if name == base:
         return [*cells, *["baseline"] * len(SCORES)]
-    found = _differences_over_sets(name, base, results, settings)
     return [*cells, *(difference_text(found[metric.name]) if found else NOTHING for metric in SCORES)]
 
 

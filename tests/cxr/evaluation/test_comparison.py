@@ -13,6 +13,7 @@ from cxr.evaluation.comparison import (
     compare_over_seeds,
     compare_over_sets,
     difference_over_seeds,
+    holm,
 )
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -61,7 +62,7 @@ def test_a_better_model_is_found_better_in_nearly_all_resamples() -> None:
     for difference in (found.differences["accuracy"], found.differences["macro_f1"], found.differences["macro_auroc"]):
         assert difference.interval is not None
         assert difference.interval.low > 0
-        assert difference.above_zero == 1
+        assert difference.p_value == pytest.approx(2 / 401)  # no resample on the other side
     assert found.differences["nll"].interval is not None
     assert found.differences["nll"].interval.high < 0
     assert found.mcnemar.p_value < 0.001
@@ -71,7 +72,7 @@ def test_a_model_does_not_differ_from_itself() -> None:
     found = compared(predictions(), predictions())
     assert found.differences["accuracy"].value == 0
     assert found.differences["accuracy"].interval == Interval(0, 0)
-    assert found.differences["accuracy"].above_zero == 0.5
+    assert found.differences["accuracy"].p_value == 1
     assert (found.mcnemar.first_alone_right, found.mcnemar.second_alone_right, found.mcnemar.p_value) == (0, 0, 1)
 
 
@@ -105,7 +106,7 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_decides() -> None:
 def test_few_patients_give_a_difference_without_an_interval() -> None:
     found = compared(predictions(images=12, seed=1), predictions(images=12, seed=2))
     assert found.differences["accuracy"].interval is None
-    assert found.differences["accuracy"].above_zero is None
+    assert found.differences["accuracy"].p_value is None
 
 
 def test_two_and_four_classes_are_compared_too() -> None:
@@ -188,6 +189,21 @@ def test_over_sets_each_counts_the_same_and_adds_its_own_spread() -> None:
     assert two.high - two.low < wider.high - wider.low  # other draws of each set
     with pytest.raises(DataError, match="there is no pair"):
         compare_over_sets([better, []], resamples=300, seed=1)
+
+
+def test_the_p_value_and_the_interval_agree_on_what_is_told_from_zero() -> None:
+    for seed in range(20):
+        found = compared(predictions(skill=1.3, seed=seed), predictions(skill=1, seed=seed + 100)).differences["nll"]
+        assert found.interval is not None
+        assert found.p_value is not None
+        assert (found.p_value < 0.045) <= (found.interval.low > 0 or found.interval.high < 0) <= (found.p_value < 0.055)
+
+
+def test_holms_correction_is_that_of_the_textbook() -> None:
+    # Holm 1979 by hand: 4 * 0.005, 3 * 0.01, 2 * 0.03, and the largest as large as the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
 
 
 def test_difference_over_seeds_is_welchs() -> None:
