@@ -49,7 +49,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from cxr.common.artifacts import read_record
 from cxr.common.command_params import PromoteParams
-from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError
+from cxr.common.errors import ParamsError, PromotionHeldError, PromotionRejectedError, RegistryError
 from cxr.common.files import write_json
 from cxr.common.params import read_params
 from cxr.evaluation.headline import HEADLINES
@@ -236,7 +236,18 @@ def _stay(version: Version, standing: Standing, receipt: Path, request: Request)
     answer = {"decision": "CHAMPION", "version": version.number, "set_by_hand": _set_by_hand(standing)}
     print(json.dumps(answer) if request.as_json else message)
     if not request.dry_run and not receipt.is_file() and VERDICT_TAG in version.tags:
-        write_json(receipt, current_verdict(json.loads(version.tags[VERDICT_TAG])))
+        write_json(receipt, _recorded_verdict(version))
+
+
+def _recorded_verdict(version: Version) -> dict[str, Any]:
+    """Return the gate's verdict from the tag of a version. Raises RegistryError where the tag holds something else."""
+    try:
+        return current_verdict(json.loads(version.tags[VERDICT_TAG]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RegistryError(
+            f"the tag `{VERDICT_TAG}` of version {version.number} is no verdict of the gate ({error}). The version "
+            "stays champion; delete the tag in MLflow, and run the command again"
+        ) from error
 
 
 def _set_by_hand(standing: Standing) -> str | None:

@@ -14,7 +14,6 @@ with its own GPU or CPU cores, on one or more machines.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -46,7 +45,7 @@ from cxr.models.factory import merge_states
 from cxr.models.forward import BATCH_SIZE, choose_device, predict_logits, softmax_with_temperature
 from cxr.models.populations import Population
 from cxr.registry.lineage import lineage
-from cxr.registry.run_metadata import keep_below, log_images, shown_tags
+from cxr.registry.run_metadata import group_of_folds, keep_below, log_images, shown_tags
 from cxr.registry.training_run import TrainingRun, training_run
 from cxr.training.data import TrainingData
 from cxr.training.distributed import ProcessGroup, is_started_by_torchrun, join_process_group
@@ -138,10 +137,8 @@ def _describe_run(
         named = [(f"member {number + 1} seed{seed}", {"train.seed": seed}) for number, seed in enumerate(seeds)]
         run.open_members(named, tags)
     if split["protocol"] == "cv":
-        alike = json.dumps([config["train"], config["preprocess"], split["manifest_sha256"]], sort_keys=True)
-        group = f"cv-{hashlib.sha256(alike.encode()).hexdigest()[:16]}"
         name = f"{params.backbone}-cv-{split['task']}-seed{params.seed}"
-        keep_below(run.run_id, group, name=name, description="The folds of one cross-validation.")
+        keep_below(run.run_id, group_of_folds(config), name=name, description="The folds of one cross-validation.")
 
 
 def _train_with_main_process(params: TrainParams, paths: Paths, group: ProcessGroup) -> None:

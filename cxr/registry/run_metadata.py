@@ -7,11 +7,12 @@ the page.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr.registry import runs
 from cxr.registry.stored_names import MODEL
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 GROUP_TAG = "group"
 """On a run that only holds others together: what they have in common."""
+_OF_ALL_FOLDS = ("task", "subsample", "train_share", "train_sources", "seed", "folds", "manifest_sha256")
+"""Of split.json: what the folds of one cross-validation have in common."""
 MAX_DIGEST_CHARACTERS = 36
 _VIEW = "workflowType=machine_learning"
 """MLflow 3.17 opens each experiment with the view for GenAI unless the address, or an earlier visit, names this one."""
@@ -105,6 +108,17 @@ def keep_below(run_id: str, group: str, *, name: str, description: str) -> None:
         parent = runs.start_run(run_id=None, name=name, tags={GROUP_TAG: group, **shown_tags(description=description)})
         runs.finish_run(parent, "FINISHED")
     runs.tag_run(run_id, {runs.PARENT_TAG: parent})
+
+
+def group_of_folds(config: Mapping[str, Any]) -> str:
+    """Return what the folds of one cross-validation have in common, for `keep_below`.
+
+    Args:
+        config: the parameters of a fold's run: `train`, `preprocess`, and `split` as in split.json.
+    """
+    split = {name: config["split"][name] for name in _OF_ALL_FOLDS}
+    alike = json.dumps([config["train"], config["preprocess"], split], sort_keys=True)
+    return f"cv-{hashlib.sha256(alike.encode()).hexdigest()[:16]}"
 
 
 def run_page(experiment_id: str, run_id: str, file: str = "") -> str:

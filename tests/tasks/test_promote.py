@@ -257,6 +257,21 @@ def test_a_damaged_receipt_is_one_line(content: str, monkeypatch: pytest.MonkeyP
     assert versions.champion() is None
 
 
+@pytest.mark.parametrize("content", ["{", "7", "[]", '{"evaluation": 7}'])
+@fault("promote", "somebody changed the gate's verdict on the champion's page", "the version stays champion",
+       "exit code 9, the tag to delete")  # fmt: skip
+def test_a_damaged_verdict_of_the_champion_is_one_line(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model()
+    register()
+    call(monkeypatch, promote.main, "--approved-by", "ann", "--reason", "first model")
+    RECEIPT.unlink()
+    versions.tag_version("1", {"promotion": content})
+    with pytest.raises(RegistryError, match="the tag `promotion` of version 1 is no verdict of the gate"):
+        call(monkeypatch, promote.main)
+    assert not RECEIPT.exists()
+    assert versions.champion() is not None
+
+
 def test_a_challenger_that_is_not_this_folders_model_is_pointed_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

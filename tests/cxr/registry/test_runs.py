@@ -6,13 +6,14 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from cxr.common.errors import RegistryError
 from cxr.registry import runs, tracking_store
-from cxr.registry.run_metadata import keep_below, log_images
+from cxr.registry.run_metadata import group_of_folds, keep_below, log_images
 from cxr.registry.training_run import training_run
 from tests.support.faults import fault
 from tests.support.projects.registry_project import enter_project
@@ -122,6 +123,18 @@ def test_members_and_folds_are_below_one_run_and_resume_into_their_own() -> None
     parent = runs.find_run("group", "cv-abc")
     assert parent is not None
     assert sorted(runs.children(parent).values()) == ["fold 0", "fold 1"]
+
+
+def test_folds_of_one_cross_validation_share_a_group_and_those_of_another_task_or_draw_do_not() -> None:
+    split = {"task": "three_way", "subsample": "none", "train_share": 1.0, "train_sources": [], "seed": 1, "folds": 5}
+    fold = {"train": {"seed": 1}, "preprocess": {}, "split": split | {"manifest_sha256": "a" * 64, "fold": 0}}
+
+    def changed(**fields: Any) -> str:
+        return group_of_folds(fold | {"split": fold["split"] | fields})
+
+    assert changed(fold=1, counts={"test": 7}) == group_of_folds(fold)
+    others = [changed(task="viral_bacterial"), changed(seed=2), changed(folds=4), changed(train_sources=["kermany"])]
+    assert len({group_of_folds(fold), *others}) == 5
 
 
 def test_an_experiment_is_one_of_machine_learning_for_mlflow_also_where_an_earlier_release_made_it() -> None:
