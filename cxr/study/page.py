@@ -64,7 +64,7 @@ def _header(
             f"{settings.resamples:,} bootstrap resamples of the patients (seed {settings.seed}). With several seeds: "
             "the mean, and in brackets the lowest and highest value.",
             "Validation results are optimistic: epoch and configuration were selected on the validation images. Each "
-            "final configuration was tested once; only tables with test columns use the test images.",
+            "run was tested once; only tables with test columns use the test images.",
             "Differences between rows are paired by image and seed. NLL is the mean negative log-likelihood; lower is "
             "better.",
             f"A headline row with fewer than {MIN_HEADLINE_SEEDS} seeds, or trained with uncommitted changes, is "
