@@ -2,7 +2,7 @@
 
 Run it on demand, after ingest and before a model is trained; no stage reads what it writes.
 
-Reads   data/raw
+Reads   data/raw; labels-corrected.csv, whose corrections the contact sheet repeats
 Writes  reports/forensics, atomically: forensics.json, forensics.html and its figures as SVG (the findings),
         label_audit.csv (all images, the most doubted label first), review.html (a contact sheet to relabel them by; its
         button saves labels-corrected.csv, which ingest reads), copies.csv
@@ -27,9 +27,10 @@ import numpy as np
 import pandas as pd
 
 from cxr.common.command_params import ForensicsParams
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, ParamsError
 from cxr.common.files import atomic_folder, write_json
 from cxr.common.params import Paths
+from cxr.dataset.corrections import read_corrections
 from cxr.dataset.ingest_record import (
     NEAR_DUPLICATES_FILE,
     read_ingest_record,
@@ -59,16 +60,24 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
     """Examine `paths.raw` and write `paths.forensics`.
 
     Raises:
-        DataError: data/raw is missing or damaged, or holds no images.
+        DataError: data/raw is missing or damaged, or holds no images; or the labels that a reader corrected cannot be
+            read.
         ImageError: an image cannot be decoded.
+        ParamsError: a patient that was drawn has more images than may be examined.
         WeightsError: the weights of the frozen network cannot be loaded.
     """
+    earlier = read_corrections(paths.corrections)
     record = read_ingest_record(paths.raw)
     manifest = read_recorded_manifest(paths.raw, record)
     if manifest.empty:
         raise DataError(f"{paths.raw}/manifest.parquet lists no images; run `./run dvc repro ingest`")
     groups = patient_groups(manifest, read_ingest_table(paths.raw, NEAR_DUPLICATES_FILE, record))
     rows = _drawn(groups, params.max_images, params.seed)
+    if not len(rows):
+        raise ParamsError(
+            f"forensics.max_images is {params.max_images}, and the patient drawn first has more images than that; "
+            f"raise it, at most to the {len(manifest)} images of the set"
+        )
     images, groups = manifest.iloc[rows].reset_index(drop=True), groups[rows]
     shards = Shards(paths.raw / "images")
     features, network_name = _extract(shards, images, params, paths.checkpoints / "forensics")
@@ -98,7 +107,7 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
         pairs = pd.DataFrame(content["copies"]["pairs"], columns=list(COPY_COLUMNS))
         pairs.to_csv(folder / "copies.csv", index=False, lineterminator="\n")
         doubted = doubted_images(labels, shards, at_most=params.review_images, max_pixels=params.max_pixels)
-        (folder / "review.html").write_text(render_review(doubted), encoding="utf-8")
+        (folder / "review.html").write_text(render_review(doubted, earlier), encoding="utf-8")
     _log_summary(content, paths.forensics)
 
 

@@ -12,9 +12,10 @@ The contact sheet of tasks/forensics.py writes such a file. It is checked whole 
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +73,16 @@ def read_corrections(path: Path) -> list[Correction]:
     twice = [name for name, n in Counter(one.image_id for one in corrections).items() if n > 1]
     _raise_problems(path, [f"image {name} has more than one line" for name in twice])
     return corrections
+
+
+def correction_lines(corrections: Sequence[Correction]) -> list[str]:
+    """Return the line of each correction in the file, without its end."""
+    lines = []
+    for one in corrections:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(astuple(one))
+        lines.append(line.getvalue())
+    return lines
 
 
 def apply_corrections(

@@ -10,6 +10,7 @@ from typing import Any
 
 from cxr.common.classes import LABELS
 from cxr.common.notices import NOT_CLINICAL
+from cxr.dataset.corrections import Correction, correction_lines
 from cxr.forensics import figures
 from cxr.forensics.review import DoubtedImage
 from cxr.reporting.templating import render
@@ -34,7 +35,14 @@ def draw_figures(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return drawn
 
 
-def render_review(images: Sequence[DoubtedImage]) -> str:
-    """Return the contact sheet as HTML."""
-    content = {"images": images, "labels": LABELS, "not_clinical": NOT_CLINICAL}
+def render_review(images: Sequence[DoubtedImage], earlier: Sequence[Correction]) -> str:
+    """Return the contact sheet as HTML.
+
+    Args:
+        images: that it shows.
+        earlier: corrections of the file that the one of the sheet will replace; it repeats them, but for images for
+            which the reader now chooses a label.
+    """
+    lines = {one.image_id: line for one, line in zip(earlier, correction_lines(earlier), strict=True)}
+    content = {"images": images, "earlier": lines, "labels": LABELS, "not_clinical": NOT_CLINICAL}
     return render("review.html.j2", content, folder=_TEMPLATES)

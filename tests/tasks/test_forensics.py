@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 
 from cxr.common.command_params import ForensicsParams
-from cxr.common.errors import DataError
+from cxr.common.errors import DataError, ParamsError
 from cxr.common.params import Paths
 from cxr.forensics import features
 from tasks.forensics import forensics
 from tasks.ingest import ingest
 from tests.support.images.planted_sets import CROPPED, LATE, MOSAIC, ORIGINAL, write_sets
-from tests.support.images.raw_folder import paths_below, project_params
+from tests.support.images.raw_folder import paths_below, project_params, raw_folder
 from tests.support.project import PROJECT
 
 DEFAULTS = project_params()
@@ -140,6 +140,22 @@ def test_a_larger_set_is_examined_in_part_by_whole_patients(folder: Path, tmp_pa
     found = read(paths)
     assert 90 <= found["images"] <= 100
     assert found["images_of_the_set"] == 184
+
+
+def test_fewer_images_than_one_patient_has_are_refused_in_a_line(tmp_path: Path) -> None:
+    tables = raw_folder(paths_below(tmp_path).raw, patients_per_class=3)
+    tables.manifest["patient_id"] = "one patient"
+    tables.write(paths_below(tmp_path).raw)
+    with pytest.raises(ParamsError, match=r"forensics.max_images is 5, and the patient drawn first has more images"):
+        forensics(settings(max_images=5), paths_below(tmp_path))
+
+
+def test_the_contact_sheet_repeats_what_was_corrected_before(folder: Path, tmp_path: Path) -> None:
+    changed = {"forensics": tmp_path / "forensics", "corrections": tmp_path / "labels-corrected.csv"}
+    paths = faulty(folder)[0].model_copy(update=changed)
+    paths.corrections.write_text("image_id,label,reviewer\nkermany-0123456789abcdef,viral,Ann\n")
+    forensics(settings(max_images=100), paths)
+    assert "kermany-0123456789abcdef,viral,Ann" in (paths.forensics / "review.html").read_text()
 
 
 def test_without_data_the_command_says_what_to_run(tmp_path: Path) -> None:
