@@ -152,7 +152,7 @@ def leakage(table: pd.DataFrame, params: SplitParams) -> str:
     by = f"by block {params.block} of {params.blocks} and by patient" if params.protocol == "block" else "by patient"
     return (
         f"Split {by}: {found.overlapping} of the {found.test_patients} patients in the test set have images in "
-        "training or validation, as far as file names identify patients. Near-duplicates are in the same split."
+        "training or validation, as far as the sets identify patients. Near-duplicates are in the same split."
     )
 
 

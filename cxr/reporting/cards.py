@@ -57,6 +57,13 @@ def write_cards(
         "not_clinical": NOT_CLINICAL,
         "synthetic_notice": SYNTHETIC,
         "sources": {name: public_set(name, ingest) for name in ingest["sources"]},
+        **_by_naming(ingest),
     }
     for name in (MODEL_CARD_FILE, DATA_CARD_FILE):
         (folder / name).write_text(render(f"{name}.j2", content), encoding="utf-8")
+
+
+def _by_naming(ingest: Json) -> dict[str, list[str]]:
+    """Return the sources whose file names identify patients, and those where labels.csv or DICOM tags do."""
+    labelled = [name for name in ingest["sources"] if ingest.get("layouts", {}).get(name) == "labelled"]
+    return {"labelled": labelled, "by_file_name": [name for name in ingest["sources"] if name not in labelled]}

@@ -131,6 +131,26 @@ def test_no_licence_is_assumed_for_an_unknown_source(tmp_path: Path, layouts: di
     assert not any(known.licence in card for known in PUBLIC_SETS.values())
 
 
+FILE_NAMES = ("identified by file names", "published file names", "from the publisher", "come from file names")
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_the_cards_say_of_a_hospitals_folder_where_its_patients_come_from(tmp_path: Path, synthetic: bool) -> None:
+    files = content()
+    files["ingest"]["layouts"] = {"clinic": "labelled"}
+    card = " ".join("".join(cards(tmp_path, files)).split())
+    assert "Patients of clinic are identified by `patient_id` in its `labels.csv`, else by their DICOM tags." in card
+    assert "holds the kept files unchanged, DICOM images without their tags." in card
+    assert "Of clinic, patients' numbers are kept as keyed digests" in card
+    assert [said for said in FILE_NAMES if said in card] == []
+
+    files["ingest"] |= {"layouts": {"clinic": "chest_xray"}, "synthetic": synthetic}
+    card = " ".join("".join(cards(tmp_path, files)).split())
+    assert "Patients of clinic are identified by file names" in card
+    assert ("from the publisher" in card, "No patient's data are used." in card) == (not synthetic, synthetic)
+    assert "labels.csv" not in card
+
+
 def test_synthetic_images_get_the_notice_and_no_licence_of_a_public_set(tmp_path: Path) -> None:
     files = content()
     files["ingest"]["synthetic"] = files["metrics"]["synthetic"] = True
