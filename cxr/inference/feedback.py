@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from cxr.common.classes import LABELS
 from cxr.common.errors import ParamsError
+from cxr.common.files import is_special
 from cxr.common.locks import file_lock
 
 MOST_NOTE_CHARACTERS = 500
@@ -74,12 +75,16 @@ def read_feedback(table: Path) -> list[Feedback]:
     """Return all rows, the oldest first; none if there is no table.
 
     Raises:
-        ParamsError: it is not such a table; names the line.
+        ParamsError: it is not such a table, and names the line; or it cannot be read.
     """
     try:
+        if is_special(table):
+            raise ParamsError(f"{table} is not a regular file; move it away, and restore a copy if there was a table")
         data = table.read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ParamsError(f"{table} cannot be read ({error.strerror}); check its permissions") from None
     try:
         text = data[: data.rfind(b"\n") + 1].decode()
         rows = list(csv.reader(io.StringIO(text), strict=True))

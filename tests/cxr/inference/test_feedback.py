@@ -1,10 +1,12 @@
 """The table of what readers say is only added to, whole after a crash, and holds no name."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,26 @@ def test_rows_are_added_and_the_last_one_of_an_image_counts(tmp_path: Path) -> N
     assert rows == [SAID, other, corrected]
     assert last_of_each_image(rows) == {"a" * 64: corrected, "b" * 64: other}
     assert [row.agrees for row in rows] == [True, True, False]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_refused_by_name(make: Callable[[Path], None], tmp_path: Path) -> None:
+    table = tmp_path / "feedback.csv"  # docker makes a folder of a bind mount whose file is not there yet
+    make(table)
+    with pytest.raises(ParamsError, match=r"feedback.csv is not a regular file; move it away"):
+        read_feedback(table)
+
+
+def test_a_table_that_may_not_be_read_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "feedback.csv"
+    add_feedback(table, SAID)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ParamsError, match=r"feedback.csv cannot be read \(Permission denied\); check its permissions"):
+        read_feedback(table)
 
 
 @fault("feedback", "a reader's row is added while the table is exported", "rows that are whole are exported", "nothing")
