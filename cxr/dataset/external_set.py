@@ -6,6 +6,7 @@ Labels come from the first of these that there is:
    `file` or `path`   the image, relative to the folder
    `label`            one of EXTERNAL_LABELS, in upper or lower case
    `patient_id`       optional; groups images, is never written anywhere
+   `official_split`, `acquired`   those of a hospital's own folder; ignored, as a day says when somebody was ill
    other columns      groups for slices, such as hospital or view
 2. class folders, in any depth: NORMAL and PNEUMONIA as Kaggle lays out chest_xray, where the file name says viral or
    bacterial (else the label is `pneumonia`), those of Covid19-dataset, or folders called viral, bacterial, covid, ...
@@ -48,7 +49,7 @@ _FOLDER_LABELS = {
     "covid-19": "covid",
 }
 _FILE_COLUMNS = ("file", "path")
-_KNOWN_COLUMNS = {*_FILE_COLUMNS, "label", "patient_id", "official_split"}
+_KNOWN_COLUMNS = {*_FILE_COLUMNS, "label", "patient_id", "official_split", "acquired"}
 
 
 @dataclass(frozen=True)

@@ -32,3 +32,10 @@ def test_two_columns_of_labels_are_refused(tmp_path: Path) -> None:
     table.write_text("file,label,Label,,\n0.png,normal,viral,,\n")  # two readers; and empty columns of a spreadsheet
     with pytest.raises(SourceError, match="names label more than once"):
         read_external_set("set", ["0.png"], table=table, part=None)
+
+
+def test_the_day_of_an_image_is_no_slice(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"  # that of a hospital's own folder
+    table.write_text("path,label,official_split,acquired,room\na.png,viral,test,2024-01-31,one\nb.png,normal,,,two\n")
+    found = read_external_set("set", ["a.png", "b.png"], table=table, part=None)
+    assert [dict(image.groups) for image in found.images] == [{"room": "one"}, {"room": "two"}]
