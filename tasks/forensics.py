@@ -107,7 +107,8 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
         pairs = pd.DataFrame(content["copies"]["pairs"], columns=list(COPY_COLUMNS))
         pairs.to_csv(folder / "copies.csv", index=False, lineterminator="\n")
         doubted = doubted_images(labels, shards, at_most=params.review_images, max_pixels=params.max_pixels)
-        (folder / "review.html").write_text(render_review(doubted, earlier), encoding="utf-8")
+        sheet = render_review(doubted, earlier, synthetic=record["synthetic"])
+        (folder / "review.html").write_text(sheet, encoding="utf-8")
     _log_summary(content, paths.forensics)
 
 

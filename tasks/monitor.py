@@ -131,6 +131,7 @@ def _page(
         reference_images=len(reference.predicted),
         since=since,
         origin=origin_of_version(version).to_facts(),
+        synthetic=version.tags.get("synthetic") == "true",
         **found,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr.common.notices import NOT_CLINICAL
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.monitoring.agreement import Agreement
 from cxr.monitoring.drift import FAILED, SIGNALS, Window
 from cxr.reporting.front_page import FrontPage, with_contents
@@ -47,6 +47,7 @@ class MonitorPage:
     agreement         of readers with the version, by month
     since             end of the windows that a rebuild was started for; "" if there was none
     origin            date, commit, version and role of the model, as the registry knows them
+    synthetic         the model was trained on synthetic images
     """
 
     version: str
@@ -61,6 +62,7 @@ class MonitorPage:
     since: str
     origin: Mapping[str, str]
     agreement: Sequence[Agreement] = ()
+    synthetic: bool = False
 
     def headline(self) -> str:
         """Return the result as a sentence."""
@@ -78,7 +80,13 @@ class MonitorPage:
 def render_page(page: MonitorPage) -> str:
     """Return the page as HTML."""
     front = _front_page(page)
-    content = {"page": page, "front": front, "signals": (*SIGNALS, FAILED), "not_clinical": NOT_CLINICAL}
+    content = {
+        "page": page,
+        "front": front,
+        "signals": (*SIGNALS, FAILED),
+        "not_clinical": NOT_CLINICAL,
+        "synthetic_notice": SYNTHETIC,
+    }
     return with_contents(render("monitor.html.j2", content, folder=_TEMPLATES))
 
 

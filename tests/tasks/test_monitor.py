@@ -13,6 +13,7 @@ import pytest
 from cxr.common.command_params import MonitorParams
 from cxr.common.errors import RegistryError, WeightsError
 from cxr.common.files import read_json
+from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.common.params import read_params
 from cxr.inference.feedback import Feedback, add_feedback
 from cxr.inference.score_store import PartWriter, schema, version_folder
@@ -97,6 +98,15 @@ def test_unchanged_images_are_no_drift_and_an_incomplete_window_waits(
     assert [(month["month"], month["images"], month["agreed"]) for month in found["agreement"]] == [("2026-01", 2, 1)]
     assert (found["drift"], len(found["windows"]), found["waiting"], found["version"]) == (False, 3, 7, "1")
     assert own_messages(caplog)[-1] == "drift: false"
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_the_page_of_a_model_of_synthetic_images_says_so(synthetic: bool) -> None:
+    write_model(synthetic=synthetic)
+    aliases.move_champion(register().number, instead_of="", kind="promote", approved_by="ann", reason="test")
+    run()
+    page = read_params(Path("params.yaml")).paths.monitor.with_suffix(".html").read_text()
+    assert (SYNTHETIC in page, NOT_CLINICAL in page) == (synthetic, True)
 
 
 def test_drift_is_looked_for_even_where_the_table_of_feedback_is_damaged(caplog: pytest.LogCaptureFixture) -> None:

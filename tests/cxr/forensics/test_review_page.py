@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cxr.common.notices import SYNTHETIC
 from cxr.dataset.corrections import Correction, read_corrections
 from cxr.forensics.page import render_review
 from cxr.forensics.review import DoubtedImage
@@ -22,7 +23,7 @@ def test_the_sheet_saves_choices_and_repeats_earlier_corrections(
 ) -> None:
     with launch_browser() as browser:
         page = browser.new_page()
-        page.set_content(render_review(SHOWN, earlier))
+        page.set_content(render_review(SHOWN, earlier, synthetic=False))
         page.fill("#reviewer", "Bo Berg")
         for one in CHOSEN:
             page.select_option(f"[data-image={one.image_id}]", one.label)
@@ -31,3 +32,8 @@ def test_the_sheet_saves_choices_and_repeats_earlier_corrections(
         download.value.save_as(tmp_path / download.value.suggested_filename)
         assert page.inner_text("#saved") == f"{len(expected)} corrections saved"
     assert read_corrections(tmp_path / "labels-corrected.csv") == expected
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_the_sheet_of_synthetic_images_says_so(synthetic: bool) -> None:
+    assert (SYNTHETIC in render_review(SHOWN, [], synthetic=synthetic)) is synthetic
