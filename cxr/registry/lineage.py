@@ -17,6 +17,7 @@ IMAGE_COMMIT_VARIABLE = "CXR_COMMIT"
 """The commit that a container image was built from, where infra/start.sh took the project out of the image."""
 
 _CODE_FOLDERS = ("cxr", "flows", "tasks")
+_CODE = (*_CODE_FOLDERS, "dvc.yaml", "pyproject.toml", "uv.lock")
 _GIT_SECONDS = 30
 
 
@@ -25,8 +26,9 @@ def lineage(root: Path) -> dict[str, str]:
 
     Returns:
         git_commit        40 hexadecimal digits, "none" outside git
-        git_dirty         "true" where tracked files differ from the commit, other than parameters and lock file, which
-                          have digests of their own; "none" outside git
+        git_dirty         "true" where tracked files of _CODE differ from the commit; "none" outside git. What users
+                          edit besides, such as a profile or labels-corrected.csv, acts through params.yaml and
+                          dvc.lock, which have digests of their own
         code_sha256       of every Python file of the project: identifies the code of a dirty tree too
         dvc_lock_sha256, params_sha256, uv_lock_sha256   of those files, "none" where missing
         python_version, torch_version
@@ -44,8 +46,7 @@ def _git_state(root: Path) -> dict[str, str]:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": NONE, "git_dirty": NONE}
-    aside = [f":(exclude){name}" for name in ("params.yaml", "dvc.lock")]
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *aside)
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *_CODE)
     built_from = os.environ.get(IMAGE_COMMIT_VARIABLE)
     return {"git_commit": built_from or commit, "git_dirty": "true" if changes else "false"}
 

@@ -123,7 +123,7 @@ def _lineage_is_complete(artifacts: EvaluationArtifacts) -> Check:
     wanted = [name for name in LINEAGE_TAGS if name != "git_commit" or not artifacts.synthetic]
     found = [f"{name} missing" for name in wanted if tags.get(name, NONE) in {"", NONE}]
     if tags.get("git_dirty") == "true" and not artifacts.synthetic:
-        found.append("the tree differed from git_commit, so its code is in no commit")
+        found.append("the code differed from git_commit, so it is in no commit")
     return Check("lineage", "held" if found else "passed", "; ".join(found) or "complete", ", ".join(wanted))
 
 

@@ -40,18 +40,27 @@ def test_files_are_named_by_digest_and_missing_ones_by_none(root: Path) -> None:
     assert found["dvc_lock_sha256"] == found["uv_lock_sha256"] == "none"
 
 
-def test_a_changed_tracked_file_makes_the_tree_dirty(root: Path) -> None:
+USERS_OWN = ("params.yaml", "labels-corrected.csv", "profiles/hospital.yaml", "study.yaml", "docs/results.md")
+"""What tutorials have a user edit or write: it decides nothing that params.yaml and dvc.lock do not hold."""
+
+
+@pytest.mark.parametrize("code", ["cxr/a.py", "dvc.yaml"])
+def test_changed_code_makes_the_tree_dirty_and_no_file_that_users_edit(root: Path, code: str) -> None:
+    for name in (*USERS_OWN, code):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("a: 1\n")
     _git(root, "init", "-q")
     _git(root, "add", ".")
     _git(root, "commit", "-qm", "first")
-    (root / "params.yaml").write_text("a: 2\n")  # it has a digest of its own
+    for name in USERS_OWN:
+        (root / name).write_text("a: 2\n")
     clean = lineage(root)
-    (root / "cxr" / "a.py").write_text("x = 2\n")
+    (root / code).write_text("a: 2\n")
     changed = lineage(root)
     assert len(clean["git_commit"]) == 40
     assert (clean["git_dirty"], changed["git_dirty"]) == ("false", "true")
     assert clean["git_commit"] == changed["git_commit"]
-    assert clean["code_sha256"] != changed["code_sha256"]
+    assert (clean["code_sha256"] != changed["code_sha256"]) == code.endswith(".py")
 
 
 def test_a_project_without_code_has_no_code_digest(tmp_path: Path) -> None:
