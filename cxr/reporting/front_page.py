@@ -12,7 +12,7 @@ from cxr.reporting.public_sets import public_set
 
 CONTENTS = "<!-- contents -->"
 _LARGE_SLICE = 30  # images: with fewer, the worst slice is a matter of chance
-_LEVELS = ("bad", "doubt", "good")
+_LEVELS = {"bad": "bad", "doubt": "in doubt", "good": "good", "unknown": "not measured"}
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def _worst_slice(metrics: Mapping[str, Any]) -> str | None:
 
 
 def verdict_of(audit: Mapping[str, Any]) -> str:
-    """Return the audit's verdict: how many checks are bad, in doubt and good, and the worst finding."""
+    """Return the audit's verdict: how many checks are bad, in doubt, good and not measured, and the worst finding."""
     findings = audit["verdict"]
     if not findings:
         return "The audit has no finding."
     counts = {level: sum(one["level"] == level for one in findings) for level in _LEVELS}
-    told = _and([f"{n} {'in doubt' if level == 'doubt' else level}" for level, n in counts.items() if n])
+    told = _and([f"{n} {_LEVELS[level]}" for level, n in counts.items() if n])
     worst = next(one for level in _LEVELS for one in findings if one["level"] == level)
     if worst["level"] == "good":
         return f"The audit for shortcuts found nothing against it ({told}); that is no proof that it reads the lungs."

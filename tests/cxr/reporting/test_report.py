@@ -15,7 +15,7 @@ from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.comparison import compare
 from cxr.evaluation.predictions import Predictions
 from cxr.evaluation.summary import Settings, calibration_summary, flat_metrics, plot_tables, summarize
-from cxr.reporting.front_page import FrontPage
+from cxr.reporting.front_page import FrontPage, verdict_of
 from cxr.reporting.paper import averages_beside_paper, compare_with_paper, reasons_not_comparable
 from cxr.reporting.report import Champion, GalleryItem, ReportContent, front_page, render_report
 from cxr.reporting.report_figures import audit_figures, draw_figures, trust_figures
@@ -214,6 +214,20 @@ def test_the_front_page_answers_five_questions_and_says_where_it_comes_from(page
         "Protocol patient",
     ):
         assert words in front
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (["unknown", "unknown"], "The audit for shortcuts: 2 not measured. Check 0."),  # one class, one source
+        (["unknown", "good"], "found nothing against it (1 good and 1 not measured)"),
+        (["good", "unknown", "doubt"], "The audit for shortcuts: 1 in doubt, 1 good and 1 not measured. Check 2."),
+        (["doubt", "bad"], "The audit for shortcuts: 1 bad and 1 in doubt. Check 1."),
+    ],
+)
+def test_the_verdict_counts_every_check_and_names_the_worst(levels: list[str], expected: str) -> None:
+    findings = [{"level": level, "sentence": f"Check {number}.", "rule": ""} for number, level in enumerate(levels)]
+    assert expected in verdict_of({"verdict": findings})
 
 
 def test_the_contents_lead_to_every_section(page: str) -> None:
