@@ -4,8 +4,8 @@ Run it on demand, after ingest and before a model is trained; no stage reads wha
 
 Reads   data/raw; labels-corrected.csv, whose corrections the contact sheet repeats
 Writes  reports/forensics, atomically: forensics.json, forensics.html and its figures as SVG (the findings),
-        label_audit.csv (all images, the most doubted label first), review.html (a contact sheet to relabel them by; its
-        button saves labels-corrected.csv, which ingest reads), copies.csv
+        label_audit.csv (all examined images, the most doubted label first), review.html (a contact sheet to relabel
+        them by; its button saves labels-corrected.csv, which ingest reads), copies.csv
 Caches  features of the images, in the folder `forensics` of paths.checkpoints
 
 forensics.weights names the weights of a frozen network; without them grey thumbnails take its place.
@@ -45,6 +45,7 @@ from cxr.forensics.examine import Settings, SourceExamination, examine_source, t
 from cxr.forensics.faults import faults_of
 from cxr.forensics.features import Extraction, SetFeatures, extract
 from cxr.forensics.label_audit import COLUMNS as LABEL_COLUMNS
+from cxr.forensics.label_audit import most_doubted_first
 from cxr.forensics.page import draw_figures, render_page, render_review
 from cxr.forensics.review import doubted_images
 from cxr.reporting.drawing import standing_alone
@@ -95,7 +96,7 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
     }
     content = _content(examined, copies, params, described)
     tables = [found.labels for found in examined.values() if isinstance(found, SourceExamination)]
-    labels = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(LABEL_COLUMNS))
+    labels = most_doubted_first(pd.concat(tables)) if tables else pd.DataFrame(columns=list(LABEL_COLUMNS))
     with atomic_folder(paths.forensics) as folder:
         write_json(folder / "forensics.json", content)
         drawn = draw_figures(content)

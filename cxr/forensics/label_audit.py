@@ -85,6 +85,11 @@ def ranked_table(
         margin=audit.margin.round(6),
         **{f"p_{name}": probabilities[:, c].round(6) for c, name in enumerate(classes)},
     )
+    return most_doubted_first(table)
+
+
+def most_doubted_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of label_audit.csv in its order; also those of several sources."""
     return table.sort_values(["flagged", "margin", "image_id"], ascending=[False, False, True], ignore_index=True)
 
 

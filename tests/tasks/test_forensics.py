@@ -122,6 +122,16 @@ def test_doubted_labels_are_ranked_and_shown_and_a_correction_is_applied_by_inge
     assert set(manifest.loc[late["image_id"], "label"]) == {"viral"}
 
 
+def test_the_most_doubted_labels_come_first_whatever_their_source(tmp_path: Path) -> None:
+    paths = paths_below(tmp_path)
+    ingest(DEFAULTS.ingest.model_copy(update={"sample_patients_per_class": 15}), paths)
+    forensics(settings(permutations=99, resamples=100), paths)
+    ranked = pd.read_csv(paths.forensics / "label_audit.csv")
+    assert ranked.groupby("source")["flagged"].nunique().tolist() == [2, 2]
+    assert ranked["flagged"].is_monotonic_decreasing
+    assert ranked.loc[ranked["flagged"], "margin"].is_monotonic_decreasing
+
+
 def test_a_second_run_measures_no_image_and_gives_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, _ = faulty(folder)
     before = {path.name: path.read_bytes() for path in paths.forensics.iterdir()}
