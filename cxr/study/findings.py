@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+import pandas as pd
 from scipy.stats import kendalltau, spearmanr
 
 from cxr.evaluation.comparison import (
@@ -19,6 +20,7 @@ from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text
 
 LEARNING_CURVE = "results-learning-curve.svg"
 HOLM_NOTE = " The p-values are of that bootstrap, two-sided, corrected by Holm's method for the rows of the table."
+_OTHER_IMAGES = "other test images"
 
 
 def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: Settings) -> list[str]:
@@ -96,11 +98,12 @@ def _over_sets(results: Sequence[GroupResult], settings: Settings) -> str:
     base = first.group.baseline or ""
     names = [row.row.name for row in first.rows if all(group.row(row.row.name) for group in results)]
     found = {name: _differences_over_sets(name, base, results, settings) for name in names if name != base}
-    corrected = _corrected({name: each["macro_f1"].p_value for name, each in found.items() if each})
+    compared = {name: each for name, each in found.items() if not isinstance(each, str)}
+    corrected = _corrected({name: each["macro_f1"].p_value for name, each in compared.items()})
     over = "the seeds" if len(results) == 1 else count(len(results), "test set")
     heads = [f"over {over}", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
     heads += ["worst macro F1"] * (len(results) > 1) + [f"{metric.label}, difference" for metric in SCORES]
-    lines = [_line_over_sets(name, base, results, found.get(name)) for name in names]
+    lines = [_line_over_sets(name, results, found.get(name)) for name in names]
     if corrected:
         heads.append(f"p of the macro F1, corrected for {len(corrected)} rows")
         lines = [[*line, corrected.get(name, NOTHING)] for name, line in zip(names, lines, strict=True)]
@@ -122,8 +125,9 @@ def _corrected(p_values: Mapping[str, float | None]) -> dict[str, str]:
 
 
 def _line_over_sets(
-    name: str, base: str, results: Sequence[GroupResult], found: Mapping[str, Difference] | None
+    name: str, results: Sequence[GroupResult], found: Mapping[str, Difference] | str | None
 ) -> list[str]:
+    """Return the cells of a row; `found` are its differences or what stands in their place, None for the baseline."""
     rows = [row for result in results if (row := result.row(name)) is not None]
     label, several = rows[0].row.label, len(results) > 1
     if not all(row.test for row in rows):
@@ -135,26 +139,32 @@ def _line_over_sets(
     if several:
         worst = min(zip(results, rows, strict=True), key=lambda each: each[1].test["macro_f1"].value)
         cells.append(f"{worst[1].test['macro_f1'].value:.3f} ({worst[0].group.title})")
-    if name == base:
+    if found is None:
         return [*cells, *["baseline"] * len(SCORES)]
-    return [*cells, *(difference_text(found[metric.name]) if found else NOTHING for metric in SCORES)]
+    if isinstance(found, str):
+        return [*cells, found, *[NOTHING] * (len(SCORES) - 1)]
+    return [*cells, *(difference_text(found[metric.name]) for metric in SCORES)]
 
 
 def _differences_over_sets(
     name: str, base: str, results: Sequence[GroupResult], settings: Settings
-) -> dict[str, Difference] | None:
-    sets = []
-    for result in results:
-        ours, theirs = result.row(name), result.row(base)
-        if ours is None or theirs is None:
-            return None
-        pairs = [
-            (run.test_images, theirs.runs[seed].test_images) for seed, run in ours.runs.items() if seed in theirs.runs
-        ]
-        sets.append([(a, b) for a, b in pairs if a is not None and b is not None])
-    if not all(sets):
-        return None
-    return compare_over_sets(sets, resamples=settings.resamples, seed=settings.seed)
+) -> dict[str, Difference] | str:
+    """Return the differences to the baseline, or what stands in their place."""
+    pairs = [_pairs_of(result, name, base) for result in results]
+    if not all(pairs):
+        return NOTHING
+    if not all(have_same_images([table for pair in each for table in pair]) for each in pairs):
+        return _OTHER_IMAGES
+    return compare_over_sets(pairs, resamples=settings.resamples, seed=settings.seed)
+
+
+def _pairs_of(result: GroupResult, name: str, base: str) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return the predictions of the test images by a row and by the baseline, of each seed that both have."""
+    ours, theirs = result.row(name), result.row(base)
+    if ours is None or theirs is None:
+        return []
+    pairs = [(run.test_images, theirs.runs[seed].test_images) for seed, run in ours.runs.items() if seed in theirs.runs]
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
 def _all_folds(result: GroupResult, settings: Settings) -> str:
@@ -219,7 +229,7 @@ def _against(run: RunRecord, baseline: RunRecord, settings: Settings) -> list[st
     """Return the cells of one comparison on the test images."""
     ours, theirs = run.test_images, baseline.test_images
     if ours is None or theirs is None or not have_same_images([ours, theirs]):
-        return ["other test images", *[NOTHING] * (len(SCORES) + 1)]
+        return [_OTHER_IMAGES, *[NOTHING] * (len(SCORES) + 1)]
     found = compare(ours, theirs, resamples=settings.resamples, seed=settings.seed)
     sides = f"{found.mcnemar.first_alone_right} and {found.mcnemar.second_alone_right}"
     differences = [difference_text(found.differences[metric.name]) for metric in SCORES]

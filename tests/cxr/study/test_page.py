@@ -220,6 +220,23 @@ def test_rows_with_several_seeds_are_compared_over_them_and_p_values_corrected_f
     assert p not in cells(alone, "row better")  # one row is no family
 
 
+def test_sets_with_other_images_for_a_seed_are_not_compared_and_the_page_is_written() -> None:
+    """As after a correction of labels, while some trials are still those of before."""
+    early, late = (small_study(name=name, title=name, tested=True).groups[0] for name in ("early", "late"))
+    study = Study(groups=[early, late.model_copy(update={"together": ["early", "late"]})])
+    records = [
+        record(group, row, seed, skill=1.0, first=7 if (group.name, row.name, seed) == ("early", "mixup", 2) else 0)
+        for group in study.groups
+        for row in group.rows
+        for seed in group.seeds
+    ]
+    text = page(study, records)
+    *_, row = [row for row in text.splitlines() if row.startswith("| with mixup | 2 | 0.")]
+    values = dict(zip(line(text, "over 2 test sets"), row.strip("| ").split(" | "), strict=True))
+    assert values["accuracy, difference"] == "other test images"
+    assert values["macro F1, difference"] == "-"
+
+
 def names_of(study: Study, row: str) -> set[str]:
     return {f"{group.name}-{row}-{seed}".encode().hex()[-32:] for group in study.groups for seed in group.seeds}
 
