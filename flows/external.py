@@ -15,7 +15,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from cxr.common.cli import command_parser
+from cxr.common.cli import command_parser, number_within
 from cxr.common.errors import CxrError
 from cxr.common.params import read_params
 from cxr.dataset.sources import Sample, fetch
@@ -66,10 +66,10 @@ def _failed(done: StepRun) -> State[Any]:
 def main() -> None:
     """Run the flow once from the command line."""
     parser = command_parser(sys.modules[__name__])
-    parser.add_argument("--shards", type=int, default=1, help="tasks that share the images (%(default)s)")
+    parser.add_argument(
+        "--shards", type=number_within(int, 1, 10_000), default=1, help="tasks that share the images (%(default)s)"
+    )
     given, arguments = parser.parse_known_args()
-    if given.shards < 1:
-        parser.error(f"--shards is a number from 1 on, got {given.shards}")
     command_line().parse_args(arguments)  # what is wrong ends the command before anything starts
     ended: State[Any] = external(arguments, given.shards, return_state=True)
     if not ended.is_completed():

@@ -15,15 +15,21 @@ CXR_RAY_GPUS      GPUs that a task asks for (0); a task that asks for none sees 
 
 import importlib
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from cxr.common.errors import CxrError, ParamsError
 from cxr.registry.tracking_store import FOLDER_VARIABLE, STORE_VARIABLE, mlruns_folder, public_uri, tracking_uri
+from flows.upkeep import RUN_VARIABLE
 
 ADDRESS_VARIABLE = "CXR_RAY_ADDRESS"
 CPUS_VARIABLE = "CXR_RAY_CPUS"
@@ -61,6 +67,26 @@ def runner(workers: int) -> TaskRunner[Any]:
         resources={"num_cpus": _amount(CPUS_VARIABLE, "1"), "num_gpus": _amount(GPUS_VARIABLE, "0")},
     )
     return made
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """End this process at once where Ctrl-C or SIGTERM ends the block, in which a flow waits for its tasks.
+
+    Prefect would wait for the threads first, for hours, since nothing can interrupt them. Their commands end with this
+    process (flows.supervised); its other children, such as a server that Prefect started for this run, are told to.
+    A run that a worker started goes Prefect's way: the worker notes how it ended, and kills what does not end.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal) as stopped:
+        if os.environ.get(RUN_VARIABLE):
+            raise
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        os.write(2, b"stopped; run the same command again to continue\n")
+        os._exit(128 + (signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM))
 
 
 def check_store_of_a_cluster() -> None:

@@ -25,7 +25,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from cxr.common.cli import command_parser
+from cxr.common.cli import command_parser, number_within
 from cxr.common.errors import CxrError
 from cxr.common.notices import NOT_CLINICAL
 from cxr.common.params import read_params
@@ -169,11 +169,9 @@ def main() -> None:
     parser.add_argument("location", metavar="LOCATION", nargs="?", help="folder or s3://bucket/prefix")
     parser.add_argument("--output", help="folder of the parts")
     parser.add_argument("--model", default="champion", help="alias or version number (%(default)s)")
-    parser.add_argument("--shards", type=int, help="tasks that share the images")
+    parser.add_argument("--shards", type=number_within(int, 1, 10_000), help="tasks that share the images")
     parser.add_argument("--exchange", metavar="S3", help="s3://bucket/prefix by which machines share their scores")
     given = parser.parse_args()
-    if given.shards is not None and given.shards < 1:
-        parser.error(f"--shards is a number from 1 on, got {given.shards}")
     ended: State[Any] = score(
         given.location, given.output, given.model, given.shards, given.exchange, return_state=True
     )

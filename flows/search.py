@@ -10,7 +10,6 @@ a page. They are a reason to add a row to study.yaml, whose seeds confirm it or 
 """
 
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from cxr.study.search import History, Search, epoch_of, read_search
 from cxr.study.search_page import PAGE, write_results
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
-from flows.study import stop_at_once
 from flows.trials.trial import DECIDING_SECTIONS, run_in, trial_workspace
 from flows.workspaces import WorkspaceError
 
@@ -138,7 +136,6 @@ def main() -> int:
             figure = "" if one.macro_f1 is None else f"{one.macro_f1:.3f}"
             print(f"{one.number:>4}  {one.state:<8}  {figure:<5}  {dict(one.values)}")
         return 0
-    signal.signal(signal.SIGINT, stop_at_once)
     ended = search_flow(search, return_state=True)
     if not ended.is_completed():
         raise StageFailedError(str(ended.message))

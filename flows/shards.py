@@ -18,7 +18,7 @@ from prefect.states import Failed
 from cxr.common.errors import BusyError, ImageError
 from cxr.common.files import read_json
 from cxr.registry.tracking_store import STORE_VARIABLE
-from flows.runners import runner
+from flows.runners import runner, stopped_at_once
 from flows.stages import StageBusyError, StageFailedError
 from flows.steps import run_step, worth_another_try
 from flows.workspaces import shared_environment
@@ -60,14 +60,15 @@ def run_shards_of(work: Work, root: Path, count: int) -> State[list[dict[str, An
 def run_shards(work: Work, root: str, count: int) -> list[dict[str, Any]] | State[Any]:
     """Run all shards side by side; return each one's summary. One that fails does not stop the others."""
     params = (Path(root) / "params.yaml").read_text(encoding="utf-8") if work.apart else None
-    futures = [
-        run_shard.with_options(
-            task_run_name=f"{number} of {count}", retry_condition_fn=worth_another_try(work.network)
-        ).submit(work, root, f"{number}/{count}", params)
-        for number in range(1, count + 1)
-    ]
-    for future in futures:
-        future.wait()
+    with stopped_at_once():
+        futures = [
+            run_shard.with_options(
+                task_run_name=f"{number} of {count}", retry_condition_fn=worth_another_try(work.network)
+            ).submit(work, root, f"{number}/{count}", params)
+            for number in range(1, count + 1)
+        ]
+        for future in futures:
+            future.wait()
     if failed := {str(future.state.message): None for future in futures if not future.state.is_completed()}:
         return Failed(message="; ".join(failed))
     summaries: list[Any] = [future.result() for future in futures]

@@ -16,22 +16,21 @@ them is recorded: see tasks.packed.train. Such a run has predictions and metrics
 With CXR_RAY_ADDRESS set, the trials run on that Ray cluster, at most `--workers` at a time: see flows.runners.
 """
 
-import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from cxr.common.cli import command_parser
+from cxr.common.cli import command_parser, number_within
 from cxr.common.errors import CxrError, ParamsError
+from cxr.common.param_types import Backbone
 from cxr.registry import runs
 from cxr.study.spec import read_study
-from flows.runners import runner
+from flows.runners import runner, stopped_at_once
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.trials.packed import collect_all, pack
@@ -44,14 +43,15 @@ def study_flow(todo: list[Trial], workers: int) -> list[str] | State[Any]:
     """Run the trials, `workers` at a time; failed trials do not stop the others and are named at the end."""
     root = Path.cwd()
     runs.experiment_id()  # create the store once, before several trials use it
-    submitted = [
-        (trial, run_trial.with_options(task_run_name=trial.name).submit(trial, root, workers)) for trial in todo
-    ]
     failed = []
-    for trial, future in submitted:
-        future.wait()
-        if not future.state.is_completed():
-            failed.append(f"{trial.name}: {future.state.message}")
+    with stopped_at_once():
+        submitted = [
+            (trial, run_trial.with_options(task_run_name=trial.name).submit(trial, root, workers)) for trial in todo
+        ]
+        for trial, future in submitted:
+            future.wait()
+            if not future.state.is_completed():
+                failed.append(f"{trial.name}: {future.state.message}")
     return Failed(message="\n".join(failed)) if failed else []
 
 
@@ -87,14 +87,10 @@ def _weights(given: list[str]) -> dict[str, str]:
         backbone, equals, source = item.partition("=")
         if not equals:
             raise ParamsError(f"--weights needs BACKBONE=FILE, such as resnet50=imagenet; got {item!r}")
+        if backbone not in get_args(Backbone):  # its rows would train from random weights
+            raise ParamsError(f"--weights knows no backbone {backbone}; expected {', '.join(get_args(Backbone))}")
         pairs[backbone] = weights_setting(source)
     return pairs
-
-
-def stop_at_once(*_: object) -> None:
-    """Handle Ctrl-C: threads cannot be interrupted, but the trainings end with this process."""
-    os.write(2, b"stopped; the same command resumes each training from its last checkpoint\n")
-    os._exit(130)
 
 
 def main() -> int:
@@ -103,13 +99,13 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="GROUP[/ROW[/SEED]]", help="only these (default: all)")
     parser.add_argument("--study", type=Path, default=Path("study.yaml"), help="(%(default)s)")
     parser.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="may be repeated")
-    parser.add_argument("--workers", type=int, default=1, help="trials at once, sharing the cores (%(default)s)")
+    parser.add_argument(
+        "--workers", type=number_within(int, 1, 1024), default=1, help="trials at once, sharing the cores (%(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="show which trials are done and run nothing")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write the missing trials for tasks.packed.train")
     parser.add_argument("--collect", type=Path, metavar="FOLDER", help="record what tasks.packed.train made of them")
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers is a number from 1 on, got {arguments.workers}")
     study, weights = read_study(arguments.study), _weights(arguments.weights)
     every = trials(study, params=Path("params.yaml"), weights=weights, chosen=arguments.rows)
     done = [trial for trial in every if trial.is_done()]
@@ -127,7 +123,6 @@ def main() -> int:
     if arguments.pack:
         pack(todo, Path.cwd(), arguments.pack)
         return 0
-    signal.signal(signal.SIGINT, stop_at_once)
     study_run: Any = study_flow.with_options(task_runner=runner(arguments.workers))
     ended = study_run(todo, arguments.workers, return_state=True)
     if ended.is_failed():

@@ -47,7 +47,7 @@ from flows.serve import POOL
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 AUTOMATION = "crash runs without a heartbeat"
 HEARTBEATS_MISSED_AFTER = timedelta(seconds=90)
-_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -194,8 +194,8 @@ def _run_processes() -> Iterator[tuple[UUID, psutil.Process]]:
             leads = os.getpgid(process.pid) == process.pid
         except (psutil.Error, ProcessLookupError):
             continue  # gone by now, or another user's
-        if leads and _RUN_VARIABLE in environment and environment.get("PREFECT_API_URL") == PREFECT_API_URL.value():
-            yield UUID(environment[_RUN_VARIABLE]), process
+        if leads and RUN_VARIABLE in environment and environment.get("PREFECT_API_URL") == PREFECT_API_URL.value():
+            yield UUID(environment[RUN_VARIABLE]), process
 
 
 def _worker_above(process: psutil.Process) -> bool:

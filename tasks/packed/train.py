@@ -25,14 +25,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr.common.cli import answer_help, command_parser, run_command
+from cxr.common.cli import answer_help, command_parser, number_within, run_command
 
 
 def command_line() -> ArgumentParser:
     """Return the parser of this command."""
     parser = command_parser(sys.modules[__name__])
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--workers", type=int, default=1, help="trainings at once, on one GPU (%(default)s)")
+    parser.add_argument(
+        "--workers", type=number_within(int, 1, 1024), default=1, help="trainings at once, on one GPU (%(default)s)"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no trial after so long (all)")
     return parser
 
@@ -124,10 +126,7 @@ def _run_trial(folder: Path) -> str:
 
 def main() -> None:
     """Read the command line and run the trials."""
-    parser = command_line()
-    arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers is a number from 1 on, got {arguments.workers}")
+    arguments = command_line().parse_args()
     train_packed(arguments.folder, workers=arguments.workers, minutes=arguments.minutes)
 
 

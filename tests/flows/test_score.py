@@ -1,6 +1,10 @@
 """The nightly flow with the real step: shards as tasks, one page of the results, one line for a failure."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +27,11 @@ from cxr.registry.versions import CHAMPION, MODEL, get_version
 from flows.score import Scoring, score
 from flows.shards import run_shard, run_shards_of
 from tests.support.faults import fault
+from tests.support.processes import has_ended
 from tests.support.project import PROJECT
 from tests.support.projects.registry_project import call
 from tests.support.projects.tiny_model import enter_tiny_project, write_image
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -123,7 +129,7 @@ def test_a_number_of_shards_below_one_is_refused(
     with pytest.raises(SystemExit) as ended:
         call(monkeypatch, flow.main, "--shards", number)
     assert ended.value.code == 2
-    assert f"--shards is a number from 1 on, got {number}" in capsys.readouterr().err
+    assert f"--shards: expected a whole number from 1 to 10000, got '{number}'" in capsys.readouterr().err
 
 
 def test_a_run_without_one_readable_image_fails(project: Path) -> None:
@@ -183,3 +189,28 @@ def test_a_shard_that_another_process_is_at_is_tried_again(project: Path, monkey
     assert state.is_failed()
     assert "is busy" in str(state.message)
     assert attempts_of_first_shard(state) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@fault("flows.score", "SIGTERM of the flow", "its shards end too", "exit code 143, run the same command again")
+def test_a_stopped_run_ends_at_once_and_its_shards_with_it(
+    project: Path, prefect_server: dict[str, str], number: signal.Signals
+) -> None:
+    (project / "tasks").mkdir()
+    (project / "tasks" / "__init__.py").touch()
+    (project / "tasks" / "score.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "flows.score", "images", "--shards", "1"]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server["PREFECT_API_URL"]}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: (project / "pid").exists() and (project / "pid").read_text())
+        shard = int((project / "pid").read_text())
+        process.send_signal(number)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == b"stopped; run the same command again to continue"
+    wait_for(lambda: has_ended(shard))

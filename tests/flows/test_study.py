@@ -19,12 +19,14 @@ from cxr.study.spec import Study, read_study
 from flows.study import study_flow
 from flows.trials.trial import Trial, trials
 from tasks.configure import read_profile
+from tests.support.faults import fault
 from tests.support.processes import has_ended
 from tests.support.project import PROJECT
 from tests.support.projects.study_runs import ONE_STAGE
 from tests.support.waiting import wait_for
 
 PARAMS = PROJECT / "params.yaml"
+STOPPED = "exit code 143, run the same command again"
 
 TRAIN = """
 import json, os, pathlib, time
@@ -95,7 +97,15 @@ def test_a_study_without_workers_is_rejected() -> None:
     command = [sys.executable, "-m", "flows.study", "--list", "--workers", "0"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("--workers is a number from 1 on, got 0\n")
+    assert done.stderr.endswith("--workers: expected a whole number from 1 to 1024, got '0'\n")
+
+
+def test_weights_of_an_unknown_backbone_are_rejected() -> None:
+    """A misspelt name would train its rows from random weights, for hours."""
+    command = [sys.executable, "-m", "flows.study", "--list", "--weights", "resent50=none"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == ParamsError.exit_code
+    assert done.stderr.startswith("error: --weights knows no backbone resent50; expected alexnet, ")
 
 
 def test_groups_and_rows_are_selected_by_name_and_unknown_names_rejected() -> None:
@@ -172,15 +182,20 @@ def test_trials_run_once_and_failed_ones_are_named(small: Path) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_ctrl_c_stops_the_study_and_its_trainings(small: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@fault("flows.study", "SIGTERM of the flow", "its trainings end too", STOPPED)
+def test_a_stopped_study_ends_at_once_and_its_trainings_with_it(small: Path, number: signal.Signals) -> None:
     rows = [{"name": "long", "label": "never ends", "set": {"train.epochs": 99}}]
     (small / "study.yaml").write_text(json.dumps({"groups": [group(rows=rows, seeds=[1])]}))
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     with subprocess.Popen([sys.executable, "-m", "flows.study"], env=environment, stderr=subprocess.PIPE) as process:
         wait_for(lambda: (small / "pid").exists() and (small / "pid").read_text())
         training = int((small / "pid").read_text())
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith(b"stopped")
+        process.send_signal(number)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == b"stopped; run the same command again to continue"
     wait_for(lambda: has_ended(training))
