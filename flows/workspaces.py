@@ -7,6 +7,7 @@ DVC's cache and the downloads with it, and stays for a look at its report until 
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int
         ParamsError: an override does not fit.
     """
     _refuse_uncommitted(root)
+    _repair_moved(root)
     _remove_older(root, run=run, keep=keep)
     workspace = root / FOLDER / run
     _check_out(root, workspace)
@@ -47,9 +49,9 @@ def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int
 
 def close_workspace(root: Path, workspace: Path) -> None:
     """Remove a workspace; what its stages made stays in DVC's cache."""
-    if (workspace / ".git").exists():
+    if _is_worktree(root, workspace):
         _git(root, "worktree", "remove", "--force", str(workspace))
-    else:  # a removal that was killed has left it, and git no longer takes it for a worktree
+    else:
         shutil.rmtree(workspace)
         _git(root, "worktree", "prune")
 
@@ -59,9 +61,23 @@ def shared_environment(root: Path) -> dict[str, str]:
     return {FOLDER_VARIABLE: str(root.resolve() / mlruns_folder())}
 
 
+def _is_worktree(root: Path, workspace: Path) -> bool:
+    """Say whether git takes a folder for a worktree of `root`: not after a removal that was killed, nor in a copy."""
+    known = _git(root, "worktree", "list", "--porcelain").splitlines()
+    return (workspace / ".git").exists() and f"worktree {workspace.resolve()}" in known
+
+
+def _repair_moved(root: Path) -> None:
+    """Tell git where the worktrees are that were moved together with the checkout: both name the other by its path."""
+    for link in (root / FOLDER).glob("*/.git"):
+        if link.is_file() and not Path(link.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).exists():
+            with suppress(WorkspaceError):  # what git cannot repair is made anew when it is needed
+                _git(root, "worktree", "repair", str(link.parent))
+
+
 def _check_out(root: Path, workspace: Path) -> None:
     """Bring a new or a used workspace to the main checkout's commit and parameters."""
-    if (workspace / ".git").exists():
+    if _is_worktree(root, workspace):
         _git(workspace, "checkout", "--quiet", "--force", "--detach", _git(root, "rev-parse", "HEAD").strip())
         shutil.copyfile(root / "params.yaml", workspace / "params.yaml")  # its dvc.lock says what lies there: it stays
         return

@@ -1,6 +1,7 @@
 """A run with other parameters leaves the main checkout as it is."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -84,6 +85,39 @@ def test_what_a_killed_removal_left_is_in_nobodys_way(tiny: Path, run: str) -> N
     assert read_params(workspace / "params.yaml").train.epochs == 3
     assert sorted(path.name for path in (tiny / ".runs").iterdir()) == sorted({"notes.txt", "two", run})
     assert len(git(tiny, "worktree", "list").splitlines()) == 3
+
+
+@pytest.mark.parametrize("run", ["one", "three"])
+@fault("flows.rebuild, flows.study", "the checkout was moved after runs in worktrees",
+       "their worktrees move along, with the checkpoints in them", "nothing")  # fmt: skip
+def test_worktrees_of_a_checkout_that_was_moved_go_on_or_are_pushed_out(tiny: Path, run: str) -> None:
+    for each in ("one", "two"):
+        (open_workspace(tiny, run=each, overrides={"train.epochs": 3}, keep=2) / ".checkpoints").mkdir()
+    moved = tiny.rename(tiny.with_name("moved"))
+    workspace = open_workspace(moved, run=run, overrides={"train.epochs": 3}, keep=2)
+    assert (workspace / ".checkpoints").exists() == (run == "one")
+    assert read_params(workspace / "params.yaml").paths.downloads == (moved / "data" / "downloads").resolve()
+    assert sorted(path.name for path in (moved / ".runs").iterdir()) == sorted({"two", run})
+    assert len(git(moved, "worktree", "list").splitlines()) == 3
+
+
+def test_a_copied_checkout_leaves_the_worktrees_of_the_first_alone(tiny: Path) -> None:
+    open_workspace(tiny, run="one", overrides={"train.epochs": 3}, keep=2)
+    copied = Path(shutil.copytree(tiny, tiny.with_name("copied")))
+    git(
+        copied,
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "--allow-empty",
+        "-qm",
+        "the copy's own",
+    )
+    workspace = open_workspace(copied, run="one", overrides={"train.epochs": 3}, keep=2)
+    assert git(workspace, "rev-parse", "HEAD") == git(copied, "rev-parse", "HEAD")
+    assert git(tiny / ".runs" / "one", "rev-parse", "HEAD") == git(tiny, "rev-parse", "HEAD")
 
 
 def test_outside_git_the_message_says_so(tmp_path: Path) -> None:
