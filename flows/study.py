@@ -34,7 +34,7 @@ from flows.runners import runner, stopped_at_once
 from flows.server_errors import run_flow_command
 from flows.stages import StageFailedError
 from flows.trials.packed import collect_all, pack
-from flows.trials.trial import DIGEST_TAG, Trial, mark_done, run_in, trial_workspace, trials
+from flows.trials.trial import DIGEST_TAG, Trial, complete_record, mark_done, run_in, trial_workspace, trials
 from tasks.configure import weights_setting
 
 
@@ -71,6 +71,7 @@ def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
     """Run one trial in a free worktree; return its training run.
 
     Raises:
+        RegistryError: the store does not answer.
         StageFailedError: a step failed, with its message.
     """
     with trial_workspace(root, trial.settings, of="study", workers=workers) as workspace:
@@ -78,7 +79,9 @@ def _run_through_dvc(trial: Trial, root: Path, workers: int) -> str:
         def report(line: str) -> None:
             get_run_logger().info("%s | %s", trial.name, line)
 
-        return str(run_in(workspace, root, trial.stage, workers=workers, on_line=report)["run_id"])
+        run_id = str(run_in(workspace, root, trial.stage, workers=workers, on_line=report)["run_id"])
+        complete_record(trial, run_id, workspace, root, workers=workers)
+        return run_id
 
 
 def _weights(given: list[str]) -> dict[str, str]:

@@ -57,13 +57,10 @@ from cxr.evaluation.result_files import (
     read_report,
 )
 from cxr.evaluation.training_record import (
-    CURVES_FILE,
-    VALIDATION_FILE,
     TrainingRecord,
     read_curves,
     read_training_record,
 )
-from cxr.evaluation.training_record import RECORD_FILE as TRAINING_FILE
 from cxr.inference.openvino.agreement import Agreement, ValidationAnswers, accept_runtime, tags_of
 from cxr.models.bundle import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_bundle, read_spec, write_spec
 from cxr.models.reference import REFERENCE_FILE, read_reference
@@ -80,6 +77,7 @@ from cxr.registry.lineage import lineage
 from cxr.registry.retention import keep_data_lock
 from cxr.registry.run_metadata import log_images, run_page, shown_tags
 from cxr.registry.stored_names import EVALUATION_TAG
+from cxr.registry.training_run import complete_training
 from cxr.registry.versions import Version
 
 RESTORED_TAG = "restored_from"
@@ -280,10 +278,10 @@ def _run_of(found: Inputs, spec: ModelSpec, paths: Paths) -> str:
     known, training = versions.find_version(spec), found.training
     for run_id in (known.run_id if known else None, training["run_id"]):
         if run_id and runs.run_exists(run_id):
-            _complete(run_id, found.curves, paths)
+            complete_training(run_id, found.curves, paths.model)
             return run_id
     restored = runs.find_run(RESTORED_TAG, training["run_id"]) or _start_restored_run(training)
-    _complete(restored, found.curves, paths)
+    complete_training(restored, found.curves, paths.model)
     return restored
 
 
@@ -296,16 +294,6 @@ def _start_restored_run(training: TrainingRecord) -> str:
     runs.log_params(run_id, {"train": training["params"]})
     log.info("register: the training's run %s is not in this store; run %s stands for it", original, run_id)
     return run_id
-
-
-def _complete(run_id: str, curves: pd.DataFrame, paths: Paths) -> None:
-    """Complete a run that is still open from the training's files: the store did not answer when the training ended."""
-    if runs.is_finished(run_id):
-        return
-    rows = curves.set_index("epoch").to_dict("index")
-    epochs = {int(str(epoch)): {str(name): float(value) for name, value in row.items()} for epoch, row in rows.items()}
-    files = [paths.model / name for name in (CURVES_FILE, TRAINING_FILE, VALIDATION_FILE)]
-    runs.complete_run(run_id, epochs, [file for file in files if file.is_file()])
 
 
 def _log_evaluation(run_id: str, paths: Paths) -> dict[str, str]:

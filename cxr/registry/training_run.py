@@ -2,7 +2,7 @@
 
 A store that does not answer stops a training before its first step, while nothing is lost yet. Once a training runs,
 the store may go away: each epoch that could not be recorded is kept and sent with the next one. What is still unsent
-at the end is in the training's files; the run stays open, and `register` completes it from them.
+at the end is in the training's files; the run stays open, and `register` or the study completes it from them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cxr.common.errors import RegistryError
+from cxr.evaluation.training_record import CURVES_FILE, RECORD_FILE, VALIDATION_FILE
 from cxr.registry.runs import (
     PARENT_TAG,
     TRAINING_FOLDER,
     children,
+    complete_run,
     finish_run,
+    is_finished,
     log_files,
     log_metrics,
     log_params,
@@ -27,6 +30,9 @@ from cxr.registry.runs import (
     start_run,
 )
 from cxr.registry.tracking_store import tracking_uri
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("cxr.registry.runs")
 
@@ -89,6 +95,22 @@ class TrainingRun:
         except RegistryError as error:
             self._files_lost = True
             log.warning("the training's files are not in the tracking store yet: %s", error)
+
+
+def complete_training(run_id: str, curves: pd.DataFrame, model: Path) -> None:
+    """Complete a run that is still open from the training's files: the store did not answer when the training ended.
+
+    Args:
+        run_id: of the run.
+        curves: a row an epoch, see cxr.evaluation.training_record.read_curves.
+        model: folder with the training's files.
+    """
+    if is_finished(run_id):
+        return
+    rows = curves.set_index("epoch").to_dict("index")
+    epochs = {int(str(epoch)): {str(name): float(value) for name, value in row.items()} for epoch, row in rows.items()}
+    files = [model / name for name in (CURVES_FILE, RECORD_FILE, VALIDATION_FILE)]
+    complete_run(run_id, epochs, [file for file in files if file.is_file()])
 
 
 @contextmanager

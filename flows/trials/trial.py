@@ -1,6 +1,7 @@
 """The trials of a study or a search: which there are, which are done, and the worktree that one runs in."""
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,12 @@ from cxr.common.errors import ParamsError
 from cxr.common.files import read_json
 from cxr.common.locks import any_file_lock, file_lock, worktree_lock
 from cxr.common.params import read_params, with_overrides
+from cxr.evaluation.result_files import METRICS_FILE, PREDICTIONS_FILE
+from cxr.evaluation.training_record import read_curves, read_training_record
 from cxr.registry import runs
 from cxr.registry.run_metadata import keep_below
+from cxr.registry.tracked_runs import read_artifacts
+from cxr.registry.training_run import complete_training
 from cxr.study.spec import Group, Row, Study
 from flows.stages import StageFailedError, child_environment, heal_path_lock, last_words
 from flows.supervised import run_supervised
@@ -23,6 +28,9 @@ from flows.workspaces import open_workspace, shared_environment
 DIGEST_TAG = "study_digest"
 DECIDING_SECTIONS = ("ingest", "split", "preprocess", "train")
 """The sections that distinguish trials; the evaluation of the test set is not part of a configuration."""
+
+EVALUATION_ARTIFACTS = (f"evaluation/{METRICS_FILE}", f"evaluation/{PREDICTIONS_FILE}")
+"""Of a tested run, what the page of results is made from."""
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -151,6 +159,30 @@ def run_in(
         workspace / read_params(workspace / "params.yaml").paths.model / "training.json"
     )
     return training
+
+
+def complete_record(trial: Trial, run_id: str, workspace: Path, root: Path, *, workers: int) -> None:
+    """Send what did not reach the store as the stages ran: they go on without one, and no trial is registered.
+
+    Raises:
+        RegistryError: the store does not answer.
+        StageFailedError: the evaluation, done again, did not reach it either.
+    """
+    model = workspace / read_params(workspace / "params.yaml").paths.model
+    if not runs.is_finished(run_id):
+        complete_training(run_id, read_curves(model, read_training_record(model)), model)
+    if trial.stage != "evaluate" or _has_evaluation(run_id):
+        return
+    again = ["--force", "--single-item", trial.stage]
+    reproduce(workspace, root, again, workers=workers, on_line=logging.getLogger("flows.study").info)
+    if not _has_evaluation(run_id):
+        raise StageFailedError(
+            f"its evaluation did not reach run {run_id}; run the same command when the store answers"
+        )
+
+
+def _has_evaluation(run_id: str) -> bool:
+    return len(read_artifacts(run_id, EVALUATION_ARTIFACTS)) == len(EVALUATION_ARTIFACTS)
 
 
 def reproduce(

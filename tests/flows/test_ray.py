@@ -55,6 +55,7 @@ tags = {"recipe": recipe, "node": os.environ.get("RAY_RAYLET_PID", "")}
 run = runs.start_run(run_id=None, name="tiny", tags=tags)
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
+runs.finish_run(run, "FINISHED")
 """
 
 START = """

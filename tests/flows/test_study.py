@@ -14,10 +14,11 @@ from prefect.settings import PREFECT_API_URL
 from cxr.common.errors import ParamsError
 from cxr.common.params import override
 from cxr.registry import runs
+from cxr.registry.tracked_runs import read_artifacts
 from cxr.registry.tracking_store import FOLDER_VARIABLE
 from cxr.study.spec import Study, read_study
 from flows.study import study_flow
-from flows.trials.trial import Trial, trials
+from flows.trials.trial import EVALUATION_ARTIFACTS, Trial, trials
 from tasks.configure import read_profile
 from tests.support.faults import fault
 from tests.support.processes import has_ended
@@ -41,6 +42,21 @@ if params.train.epochs == 99:
 run = runs.start_run(run_id=None, name="tiny", tags={"epochs": str(params.train.epochs)})
 params.paths.model.mkdir(parents=True, exist_ok=True)
 (params.paths.model / "training.json").write_text(json.dumps({"run_id": run}))
+runs.finish_run(run, "FINISHED")
+"""
+
+EVALUATE = """
+import json, pathlib
+from cxr.registry import runs
+run = json.loads(pathlib.Path("models/trained/training.json").read_text())["run_id"]
+pathlib.Path("reports").mkdir(exist_ok=True)
+files = [pathlib.Path("reports", name) for name in ("metrics.json", "predictions.csv")]
+for file in files:
+    file.write_text("{}")
+if pathlib.Path("../../away").exists():
+    print("the evaluation is not in the tracking store yet, register will record it: it does not answer")
+else:
+    runs.log_files(run, files, "evaluation")
 """
 
 
@@ -155,10 +171,14 @@ def small(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tiny / "dvc.yaml").write_text(ONE_STAGE)
     (tiny / "step.py").write_text(TRAIN)
     (tiny / ".gitignore").write_text("/.runs/\n/models/\n/mlruns/\n/pid\n__pycache__/\n")
-    subprocess.run(["git", "add", "--all"], cwd=tiny, check=True)
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "one stage"]
-    subprocess.run(command, cwd=tiny, check=True)
+    commit(tiny)
     return tiny
+
+
+def commit(root: Path) -> None:
+    subprocess.run(["git", "add", "--all"], cwd=root, check=True)
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "other stages"]
+    subprocess.run(command, cwd=root, check=True)
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -179,6 +199,32 @@ def test_trials_run_once_and_failed_ones_are_named(small: Path) -> None:
     assert study_flow([twin], 1, return_state=True).is_completed()
     assert runs.find_run(twin.tag, twin.digest) == run_id
     assert subprocess.run(["git", "status", "--porcelain"], cwd=small, capture_output=True, check=True).stdout == b""
+
+
+@pytest.mark.usefixtures("prefect_server")
+@fault("flows.study", "the tracking store is away as a trial is evaluated",
+       "the trial is not done until the next run has sent it", "that it did not reach the run")  # fmt: skip
+def test_a_trial_is_done_when_its_evaluation_is_in_the_store(small: Path) -> None:
+    stage = """
+  evaluate:
+    cmd: python evaluate.py
+    deps: ["${paths.model}"]
+    outs: ["${paths.metrics}"]
+"""
+    (small / "dvc.yaml").write_text(ONE_STAGE + stage)
+    (small / "evaluate.py").write_text(EVALUATE)
+    (small / ".gitignore").write_text(f"{(small / '.gitignore').read_text()}/reports/\n/away\n")
+    commit(small)
+    (small / "away").touch()
+    (trial,) = trials(study(group(tested=True, seeds=[1])), params=PARAMS, weights={}, chosen=["short/one"])
+    ended = study_flow([trial], 1, return_state=True)
+    assert (ended.is_failed(), trial.is_done()) == (True, False)
+    assert "its evaluation did not reach run" in str(ended.message)
+    (small / "away").unlink()
+    assert study_flow([trial], 1, return_state=True).is_completed()
+    run_id = runs.find_run(trial.tag, trial.digest)
+    assert run_id is not None
+    assert read_artifacts(run_id, EVALUATION_ARTIFACTS).keys() == set(EVALUATION_ARTIFACTS)
 
 
 @pytest.mark.usefixtures("prefect_server")
