@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
+from cxr.common.params import read_params
 from cxr.registry.accounts import PERMISSIONS
 from tests.support.project import PROJECT
 
@@ -261,6 +262,7 @@ def test_the_image_holds_the_project_and_no_secret() -> None:
     taken = {line[1:] for line in ignored if line.startswith("!")}
     needed = {name for name in listed if name.startswith(("cxr/", "flows/", "tasks/", "profiles/", "infra/"))}
     needed |= {"dvc.yaml", "params.yaml", "prefect.yaml", "study.yaml", "pyproject.toml", "uv.lock", ".dvc/config"}
+    needed |= {str(path) for _, path in read_params(PROJECT / "params.yaml").paths} & set(listed)  # inputs of stages
     assert all(any(name == kept or name.startswith(f"{kept}/") for kept in taken) for name in needed)
 
 
