@@ -16,6 +16,9 @@ PORT ?= 8000
 MINUTES ?= 10
 FIRST ?= 0
 
+# A value as one word for the shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
@@ -26,7 +29,7 @@ tools:
 	@CXR_SETUP_FOR=develop infra/setup.sh
 
 run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL=paper|patient|official|cv|block] [PROFILE=hospital]
-	@./run infra/run.sh "$(DATA)" "$(WEIGHTS)" "$(PROTOCOL)" "$(PROFILE)"
+	@./run infra/run.sh $(call quoted,$(DATA)) $(call quoted,$(WEIGHTS)) $(call quoted,$(PROTOCOL)) $(call quoted,$(PROFILE))
 
 # A worker a core, and one thread each: two that fight over the cores are many times slower than either alone.
 test: tools ## the test suite, with the coverage floor
@@ -69,8 +72,8 @@ doctor: ## check all that running this needs, and say what to do about what is n
 	@./run flows.doctor
 
 bench: tools ## measurements that need no model, on DATA=folder of images of their original size (docs/benchmarks.md)
-	./run benchmarks.preprocessing "$(DATA)"
-	./run benchmarks.training "$(DATA)"
+	./run benchmarks.preprocessing $(call quoted,$(DATA))
+	./run benchmarks.training $(call quoted,$(DATA))
 	./run benchmarks.tracking_files
 	./run benchmarks.flow_overhead
 

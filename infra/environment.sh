@@ -3,6 +3,8 @@
 #   source infra/environment.sh && dvc repro
 #
 # A variable that is set already keeps its value; then .env of the project decides (infra/setup.sh writes it), then this.
+# A line of .env is NAME=value. As for Prefect, which reads it too, `export `, spaces around and quotes around the value
+# do not count.
 
 cxr_root=$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)
 
@@ -11,8 +13,17 @@ cxr_default() {
 }
 
 if [ -f "$cxr_root/.env" ]; then
-    while IFS='=' read -r cxr_name cxr_value; do
-        case $cxr_name in '' | '#'*) ;; *) cxr_default "$cxr_name" "$cxr_value" ;; esac
+    # The last line may lack its end. Not `IFS='=' read -r name value`: it cuts off a `=` at the end, as of a key in base64.
+    while IFS=$' \t' read -r cxr_line || [ -n "$cxr_line" ]; do
+        case $cxr_line in '#'*) continue ;; *=*) ;; *) continue ;; esac
+        cxr_name=${cxr_line%%=*} cxr_value=${cxr_line#*=}
+        cxr_name=${cxr_name#export } cxr_value=${cxr_value%$'\r'}
+        cxr_name=${cxr_name%"${cxr_name##*[![:blank:]]}"} cxr_value=${cxr_value#"${cxr_value%%[![:blank:]]*}"}
+        case $cxr_value in \"*\" | \'*\') cxr_value=${cxr_value#?} cxr_value=${cxr_value%?} ;; esac
+        case $cxr_name in
+            '' | [0-9]* | *[!A-Za-z0-9_]*) echo "warning: $cxr_root/.env has a line that is no NAME=value; it is left out" >&2 ;;
+            *) cxr_default "$cxr_name" "$cxr_value" ;;
+        esac
     done <"$cxr_root/.env"
 fi
 
@@ -32,4 +43,4 @@ if [ -f "$cxr_served" ] && ! ps -p "$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$c
 fi
 
 unset -f cxr_default
-unset cxr_root cxr_name cxr_value cxr_served
+unset cxr_root cxr_line cxr_name cxr_value cxr_served

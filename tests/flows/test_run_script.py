@@ -1,10 +1,12 @@
 """./run in a shell that knows nothing of this project: right Python, right stores, nothing left behind."""
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from tests.support.project import PROJECT, copy_package
 from tests.support.projects.clones import in_plain_shell, lend_environment
@@ -66,6 +68,34 @@ def test_commands_get_the_stores_of_this_folder_unless_something_else_is_named(p
     assert settings(project, "MLFLOW_TRACKING_URI") == {"MLFLOW_TRACKING_URI": "http://mlflow.team"}
     named = settings(project, "MLFLOW_TRACKING_URI", MLFLOW_TRACKING_URI="http://other")
     assert named == {"MLFLOW_TRACKING_URI": "http://other"}
+
+
+def test_lines_of_env_are_read_as_prefect_reads_them(project: Path) -> None:
+    settings(project, "PREFECT_HOME")  # which writes .env
+    lines = [
+        "CXR_ONE=YWFhYWE=",  # base64, as of a key
+        "CXR_TWO=a=b==",
+        'CXR_DOUBLE="with a space"',
+        "CXR_SINGLE='with a space'",
+        "export CXR_EXPORTED=a",
+        "  CXR_SPACES = a  ",
+        "  # CXR_COMMENT=a",
+        "CXR_WINDOWS=a\r",
+        "CXR_APOSTROPHE=it's",
+        "CXR_LAST=without an end",
+    ]
+    with (project / ".env").open("a", newline="") as file:
+        file.write("\n".join(lines))
+    theirs = {name: value for name, value in dotenv_values(project / ".env").items() if name.startswith("CXR_")}
+    assert len(theirs) == len(lines)  # CXR_MLRUNS is one more, the comment none
+    assert settings(project, *theirs) == theirs
+
+
+@pytest.mark.parametrize("folder", ["/mnt/a b", "/mnt/it's", '/mnt/"x"', "/mnt/$HOME", "/mnt/`id`", "/mnt/a,(b)\\"])
+def test_make_hands_on_the_name_of_a_folder_as_it_is(folder: str) -> None:
+    command = ["make", "-n", "run", f"DATA={folder.replace('$', '$$')}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout) == ["./run", "infra/run.sh", folder, "", "", ""]
 
 
 def test_a_folder_that_was_moved_gets_its_own_stores(project: Path) -> None:
