@@ -194,7 +194,12 @@ def _classified(
 ) -> Iterator[Result]:
     """Yield the result for each image, in order."""
     keeps_data = files.overlays is not None or files.reports is not None
-    read = partial(_prepared, classifier=classifier, decoders=decoders, keeps_data=keeps_data)
+    limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that the excess is seen
+    # Not in a thread, whose reading no signal ends: whoever gives no image would wait for ever.
+    given = sys.stdin.buffer.read(limit) if any(image.path == STANDARD_INPUT for image in images) else b""
+    read = partial(
+        _prepared, classifier=classifier, decoders=decoders, standard_input=given, limit=limit, keeps_data=keeps_data
+    )
     with closing(answered_batches(classifier, images, read, workers=decoders.count)) as batches:
         for batch in batches:
             for one in batch:
@@ -202,13 +207,17 @@ def _classified(
 
 
 def _prepared(
-    image: Image, *, classifier: Classifier, decoders: Decoders, keeps_data: bool
+    image: Image,
+    *,
+    classifier: Classifier,
+    decoders: Decoders,
+    standard_input: bytes,
+    limit: int,
+    keeps_data: bool,
 ) -> PreparedImage[Image, Kept]:
-    limit = max_file_bytes(classifier.spec.preprocessing.max_pixels) + 1  # one more, so that the excess is seen
-
     def read() -> bytes:
         if image.path == STANDARD_INPUT:
-            return sys.stdin.buffer.read(limit)
+            return standard_input
         with image.path.open("rb") as file:
             return file.read(limit)
 

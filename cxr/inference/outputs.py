@@ -11,6 +11,7 @@ atomically. Reports hold the patient's tags of their image, as they belong to it
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,12 +20,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.common.errors import ParamsError
+from cxr.common.errors import ImageError, ParamsError
 from cxr.common.files import atomic_file
 from cxr.imaging.decode import EncodedImage
 from cxr.inference.answer import Answer
 from cxr.inference.classifier import Classifier
 from cxr.inference.explanation import Explanation, explain
+from cxr.inference.pipeline import NOT_OPENED
 
 _ENDINGS = {"report": "sr", "overlay": "overlay", "heat": "heat"}
 
@@ -49,7 +51,7 @@ class AnswerFiles:
             classifier: the model.
 
         Raises:
-            ImageError: the DICOM image lacks the tags that link a report to it.
+            ImageError: the DICOM image lacks the tags that link a report to it, or its name is too long.
             ParamsError: a folder cannot be written.
         """
         looked = None if self.overlays is None else explain(image.grey(), pixels, answer, classifier)
@@ -81,4 +83,6 @@ def _write(path: Path, data: bytes) -> None:
         with atomic_file(path) as partial:
             partial.write_bytes(data)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of this image alone
+            raise ImageError(f"{path} cannot be written: its name is too long", reason=NOT_OPENED) from error
         raise ParamsError(f"{path} cannot be written: {error.strerror or error}; name another folder") from error

@@ -1,10 +1,13 @@
 """Predictions by the champion, for people and for programs."""
 
+import fcntl
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import cv2
@@ -28,6 +31,7 @@ from tests.support.images.dicom_images import PATIENT, dicom_image, picture
 from tests.support.images.reference_images import synthetic_images
 from tests.support.project import PROJECT
 from tests.support.projects.registry_project import CLASSES, call, enter_project, spec
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +198,35 @@ def test_outputs_never_land_among_the_images_or_overwrite_each_other(
     Path("file").write_text("")
     with pytest.raises(ParamsError, match=r"file/a.png.overlay.png cannot be written"):
         call(monkeypatch, predict.main, "other", "--overlay", "file")
+
+
+@pytest.mark.usefixtures("champion")
+def test_a_name_that_is_too_long_for_its_overlay_is_an_error_of_that_image_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], images: Path
+) -> None:
+    (images / "broken.jpeg").unlink()
+    (images / "a.png").rename(images / f"{'a' * 240}.png")
+    with pytest.raises(ImageError, match="1 of 2 files"):
+        call(monkeypatch, predict.main, str(images), "--overlay", "looked")
+    assert "its name is too long" in capsys.readouterr().out
+    assert [path.name for path in Path("looked").rglob("*.png")] == ["b.JPG.overlay.png"]
+
+
+@pytest.mark.usefixtures("champion")
+def test_an_interrupt_ends_the_command_while_it_waits_for_standard_input() -> None:
+    command = [sys.executable, "-m", "tasks.predict", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    ours, theirs = os.pipe()
+    os.write(theirs, b"part of an image")
+    with subprocess.Popen(command, env=environment, stdin=ours, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: fcntl.ioctl(ours, termios.FIONREAD, bytes(4)) == bytes(4))  # it has read that, and waits
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) == 143
+        finally:
+            process.kill()
+            os.close(ours)
+            os.close(theirs)
 
 
 @pytest.mark.usefixtures("champion")
