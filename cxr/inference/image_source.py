@@ -1,5 +1,7 @@
 """The images of a folder or of `s3://bucket/prefix`, listed first and read one at a time."""
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from cxr.common.files import expanded
 from cxr.imaging.decode import SUFFIXES, is_image_file
 
 BUCKET_SCHEME = "s3://"
+
+log = logging.getLogger("cxr.inference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,10 @@ class Location:
 def open_location(location: str) -> Location:
     """List the images of a folder, down to its last subfolder, or of an S3 prefix; there may be none.
 
+    A subfolder that may not be read is left out with a warning: the disk of a share has such ones of its own.
+
     Raises:
-        SourceError: there is no such folder, or the bucket cannot be reached or refuses.
+        SourceError: there is no such folder, or it may not be read; or the bucket cannot be reached or refuses.
     """
     return _bucket(location) if location.startswith(BUCKET_SCHEME) else _folder(location)
 
@@ -53,7 +59,7 @@ def images_below(path: Path) -> list[Path]:
     """Return the images in a folder and its subfolders, sorted, without hidden files; of a file, the file itself.
 
     Raises:
-        SourceError: the folder has no images.
+        SourceError: the folder has no images, or may not be read.
     """
     if not path.is_dir():
         return [path]
@@ -65,9 +71,14 @@ def images_below(path: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.rglob("*") if not file.name.startswith(".") and file.is_file() and is_image_file(file)
-    )
+    def unlisted(error: OSError) -> None:
+        if error.filename == os.fspath(folder):
+            raise SourceError(f"{folder} cannot be listed: {error.strerror}; give this user the right to it")
+        if not isinstance(error, FileNotFoundError):  # else removed meanwhile
+            log.warning("%s cannot be listed, its images are left out: %s", error.filename, error.strerror)
+
+    files = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=unlisted) for name in names)
+    return sorted(file for file in files if not file.name.startswith(".") and file.is_file() and is_image_file(file))
 
 
 def _folder(location: str) -> Location:

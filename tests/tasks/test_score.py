@@ -1,5 +1,6 @@
 """Scoring a folder or a bucket: every image once, despite interruptions, with the same numbers as predict."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import cv2
@@ -203,6 +205,25 @@ def test_images_whose_names_are_not_utf_8_are_scored_like_others(
     assert rows.loc["br\\xe9.jpeg", "error"] == "br\\xe9.jpeg is empty; copy it again from its source"
     run(monkeypatch, str(folder), "--summary", "summary.json")
     assert json.loads(Path("summary.json").read_text())["known"] == N_IMAGES + 1
+
+
+def test_a_subfolder_that_may_not_be_read_is_named_and_a_location_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:  # root, who may run the tests, may read any folder
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (images / "deeper" / "locked").mkdir(parents=True)
+    run(monkeypatch, "images")
+    assert len(scores()) == N_IMAGES + 1
+    assert "images/deeper/locked cannot be listed, its images are left out: Permission denied" in caplog.text
+    with pytest.raises(SourceError, match="images/deeper/locked cannot be listed: Permission denied"):
+        run(monkeypatch, "images/deeper/locked")
 
 
 def test_the_command_fails_when_no_image_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
