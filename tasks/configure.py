@@ -12,6 +12,7 @@ DVC cannot watch an address: set the source's sha256 in params.yaml to pin what 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def data_settings(data: str, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """
     if data.startswith(ADDRESS_PREFIXES):
         return {"ingest.watch": "tasks/ingest.py"} | _locations(sources, data)
-    path = expanded(data).resolve()
+    path = Path(os.path.realpath(expanded(data)))  # Path.resolve would raise for a link that leads back to itself
     found = layouts_in(path)
     if {source["layout"] for source in sources} == set(found):
         return {"ingest.watch": str(path)} | _locations(sources, str(path))
@@ -113,7 +114,7 @@ def weights_setting(weights: str) -> str:
     """
     if weights in {"imagenet", "none"}:
         return weights
-    path = expanded(weights).resolve()
+    path = Path(os.path.realpath(expanded(weights)))
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file; give the path of a state dict, `imagenet` or `none`")
     return str(path)

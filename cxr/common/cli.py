@@ -11,12 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from cxr.common.engines import ENGINES, Engine, has_torch
 from cxr.common.errors import CxrError, MemoryLimitError, ParamsError, StorageError, Terminated
+from cxr.common.files import printable
 from cxr.common.secret_files import read_secret_files
 
 TELEMETRY_OFF = {
@@ -29,12 +31,14 @@ TELEMETRY_OFF = {
 }
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+_WRONG_PLACE = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 _NO_ROOM = "free some space or make the folder writable, then run the same command again"
 _NO_MEMORY = (
     "out of memory; end other programs, lower `workers` or `batch_size` in params.yaml, or allow more memory, then run "
     "the same command again"
 )
 _NO_RIGHT = "give this user the right to it, then run the same command again"
+_OTHER_PLACE = "name another file or folder"
 _NO_MEMORY_MESSAGES = (
     "Cannot allocate memory",  # C
     "Insufficient memory",  # OpenCV
@@ -52,9 +56,17 @@ log = logging.getLogger("cxr")
 
 
 def configure_process() -> None:
-    """Configure a process of this project: no telemetry, plain log lines on standard error."""
+    """Configure a process of this project: no telemetry, plain log lines on standard error, and an output for any name.
+
+    Standard input or output is missing where the command was started with a closed one.
+    """
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a letter of a file's name
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
@@ -65,7 +77,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         read_secret_files()
         with _terminated_by_signal():
             code = main() or 0
-        _flush()
+        sys.stdout.flush()
         sys.exit(code)
     except CxrError as error:
         _end(error)
@@ -76,17 +88,20 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         if _is_out_of_memory(error):
             _end_without_memory()
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        advice = _NO_RIGHT if error.errno == errno.EACCES else _NO_ROOM
-        print(f"error: {error.filename or 'an output'}: {error.strerror}; {advice}", file=sys.stderr)
-        sys.exit(StorageError.exit_code)
+        _end_without_place(error)
     except Terminated as terminated:
         print(_TERMINATED, file=sys.stderr)
         sys.exit(terminated.exit_code)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+    except UnicodeEncodeError as error:
+        letters = error.object[error.start : error.end]  # not all of it, which may be about a patient
+        _end(ParamsError(f"a name has {letters}, which cannot be written as {error.encoding}; choose another name"))
+    except ModuleNotFoundError as error:
+        if not _is_not_installed(error):
+            raise
+        _end(_not_installed(error))
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
@@ -124,14 +139,30 @@ def _end_without_memory() -> NoReturn:
     sys.exit(MemoryLimitError.exit_code)
 
 
+def _end_without_place(error: OSError) -> NoReturn:
+    """End where a file cannot be at its place; an error about two files, as of a copy, is about the second."""
+    if error.errno not in _CANNOT_WRITE | _WRONG_PLACE:
+        raise error
+    what = f"{error.filename2 or error.filename or 'an output'}: {error.strerror}"
+    if error.errno in _WRONG_PLACE:
+        _end(ParamsError(f"{what}; {_OTHER_PLACE}"))
+    _end(StorageError(f"{what}; {_NO_RIGHT if error.errno == errno.EACCES else _NO_ROOM}"))
+
+
+def _is_not_installed(error: ModuleNotFoundError) -> bool:
+    """Return whether a package is missing, and no module of this project."""
+    return (error.name or "").partition(".")[0] not in {"", "cxr", "flows", "tasks"}
+
+
+def _not_installed(error: ModuleNotFoundError) -> ParamsError:
+    return ParamsError(
+        f"{error.name} is not installed, which this command needs: `make setup FOR=use` builds an environment with it"
+    )
+
+
 def _end(error: CxrError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-def _flush() -> None:
-    if sys.stdout:  # None where the command was started with a closed output
-        sys.stdout.flush()
 
 
 def _nobody_reads() -> bool:
@@ -139,8 +170,6 @@ def _nobody_reads() -> bool:
 
     The pipe is asked, as a flush cannot tell: the write that failed may have left nothing behind to flush.
     """
-    if not sys.stdout:
-        return False
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)  # no event is asked for: a closed pipe reports itself
     if not output.poll(0):
@@ -191,6 +220,9 @@ def _end_plainly(kind: type[BaseException], error: BaseException, traceback: Tra
     elif isinstance(error, Exception) and _is_out_of_memory(error):
         print(f"error: {_NO_MEMORY}", file=sys.stderr, flush=True)
         os._exit(MemoryLimitError.exit_code)  # a hook cannot choose the code; an import leaves nothing to tidy up
+    elif isinstance(error, ModuleNotFoundError) and _is_not_installed(error):
+        print(f"error: {_not_installed(error)}", file=sys.stderr, flush=True)
+        os._exit(ParamsError.exit_code)
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -11,7 +11,8 @@ Engine = Literal["torch", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 NO_TORCH = (
-    "torch is not installed, which heat maps and the engine torch need: `make setup` builds an environment with it"
+    "torch is not installed, which heat maps and the engine torch need: "
+    "`make setup FOR=use` builds an environment with it"
 )
 
 

@@ -1,16 +1,19 @@
-"""Atomic files and folders, JSON, and digests."""
+"""Atomic files and folders, JSON, digests, and names as they may be shown."""
 
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
+_COMMANDS = {"Cc", "Zl", "Zp"}  # categories of letters that move the cursor, set colours or begin a line
+_TURNS = {"LRE", "LRO", "RLE", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # and of those that turn the text around them
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def move_folder(folder: Path, to: Path) -> None:
     """Rename `folder` to `to`; what was there is moved aside first and then removed, so that it is never half there."""
     to = unlinked(to)
     aside = to.with_name(f".{to.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
     try:
         if to.exists():
             to.replace(aside)
@@ -87,7 +90,14 @@ def move_folder(folder: Path, to: Path) -> None:
         if aside.exists() and not to.exists():
             aside.replace(to)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the file that stood in its place."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def unlinked(path: Path) -> Path:
@@ -101,6 +111,23 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def printable(text: str) -> str:
+    """Return a text in which what no output takes, and what a terminal takes for a command, is escaped.
+
+    A file may have any name: with a byte that is not UTF-8, which stands as \\xe9, or with an escape sequence.
+    """
+    return "".join(map(_shown, text))
+
+
+def _shown(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # what Python reads such a byte as
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    is_plain = (
+        unicodedata.category(letter) not in _COMMANDS | {"Cs"} and unicodedata.bidirectional(letter) not in _TURNS
+    )
+    return letter if is_plain else letter.encode("unicode_escape").decode()
 
 
 def write_json(path: Path, value: Any) -> None:

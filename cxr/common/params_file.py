@@ -37,6 +37,8 @@ def parse_yaml(text: str, *, name: str, anchors: bool) -> Any:
         return YAML(typ="safe" if anchors else "rt").load(text)
     except (YAMLError, RecursionError, ValueError) as error:
         raise ParamsError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (LookupError, AttributeError) as error:  # ruamel.yaml's, of `!!bool abc` or `!!set abc`
+        raise ParamsError(f"{name} is not valid YAML: a value does not fit its tag, which begins with !!") from error
 
 
 _parsed = lru_cache(maxsize=8)(parse_yaml)

@@ -15,6 +15,7 @@ from typing import Any
 
 from cxr.common.classes import Label
 from cxr.common.errors import ImageError, SourceError
+from cxr.common.files import printable
 from cxr.common.on_disk import Spool
 from cxr.dataset.inspect import InspectedImage, inspect_image
 from cxr.dataset.layouts.raw_set import Annotation, RawSet, Rejection, files_below
@@ -181,7 +182,7 @@ def examine_files(files: Sequence[RawFile], *, max_pixels: int, workers: int) ->
     )
     for file, one in zip(files, found, strict=True):
         if isinstance(one, Rejection):
-            yield Rejected(file.source, "".join(map(_printable, file.name)), one)
+            yield Rejected(file.source, printable(file.name), one)
         else:
             yield Accepted(file, *one)
 
@@ -216,7 +217,7 @@ def _examine(file: RawFile, data: bytes, max_pixels: int) -> Described | Rejecti
 
 def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:
     path = file.location
-    if any(map(_is_unprintable, file.name)):
+    if any(map(_cannot_be_written, file.name)):
         return Rejection(UNREADABLE, "the file name has characters that cannot be written; rename the file")
     # Path.resolve would raise for a link that leads back to itself.
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(file.raw_set.folder):
@@ -232,10 +233,6 @@ def _read(file: RawFile, max_pixels: int) -> bytes | Rejection:
         return Rejection(UNREADABLE, f"{error.strerror}; check its permissions or copy it again")
 
 
-def _is_unprintable(letter: str) -> bool:
+def _cannot_be_written(letter: str) -> bool:
     """Return whether a letter is a control character, or stands for a byte that is not UTF-8."""
     return unicodedata.category(letter) in {"Cc", "Cs"}
-
-
-def _printable(letter: str) -> str:
-    return letter.encode("unicode_escape").decode() if _is_unprintable(letter) else letter

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cxr.common.files import printable
 from cxr.inference.answer import NO_ANSWER, SHOWN_FIELDS, Answer, AnswerField
 from cxr.models.bundle import ModelSpec
 
@@ -50,14 +51,6 @@ class Style:
     def paint(self, text: str, colour: Colour) -> str:
         """Return a text in a colour, or as it is."""
         return f"{_CODES[colour]}{text}\033[0m" if self.has_colours and colour != "none" else text
-
-
-def printable(text: str) -> str:
-    """Return a text in which characters that a terminal does not show, or takes for a command, are escaped.
-
-    A file may have any name: with a byte that is not UTF-8, which no output takes, or with an escape sequence.
-    """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class Table:

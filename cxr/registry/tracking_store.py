@@ -9,11 +9,13 @@ pyfunc imports it at module level; functions import its parts after `client()`, 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import socket
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -162,6 +164,11 @@ def store_errors(doing: str) -> Iterator[None]:
             raise RegistryError(
                 f"the tracking store {public_uri()} rejected the account while {doing}; set MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD to an account with the right to do it, then run the same command again"
+            ) from None
+        if (full := os.strerror(errno.ENOSPC)) in str(error):  # MLflow's own first line does not say so
+            raise RegistryError(
+                f"the tracking store {public_uri()} failed while {doing}: {full}, in the store or on this machine in "
+                f"{tempfile.gettempdir()}; free some space, then run the same command again"
             ) from None
         raise RegistryError(
             f"the tracking store {public_uri()} failed while {doing}: {_plain(error)}; "

@@ -148,6 +148,14 @@ def test_data_without_a_known_layout_are_named(tmp_path: Path) -> None:
         assert token in str(caught.value)
 
 
+def test_a_link_that_leads_to_itself_is_no_folder_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SourceError, match="there is no such folder"):
+        data_settings(str(tmp_path / "loop"), [])
+    with pytest.raises(WeightsError, match="there is no such file"):
+        weights_setting(str(tmp_path / "loop"))
+
+
 def test_the_home_of_an_unknown_user_is_no_folder() -> None:
     with pytest.raises(SourceError, match="no such folder"):
         data_settings("~no-such-user/images", BOTH)

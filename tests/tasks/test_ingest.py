@@ -261,7 +261,7 @@ def test_a_file_name_that_is_not_utf_8_is_quarantined(tmp_path: Path) -> None:
     assert kept_paths(raw) == ["images/kermany/train/NORMAL/IM-0001\u202fäöü 肺.jpeg"]
     assert [(path, reason) for path, (reason, _) in quarantine(raw).items()] == [
         ("kermany/train/NORMAL/IM-\\r.jpeg", "unreadable"),
-        ("kermany/train/NORMAL/IM-\\udcff.jpeg", "unreadable"),
+        ("kermany/train/NORMAL/IM-\\xff.jpeg", "unreadable"),
     ]
 
 

@@ -108,10 +108,77 @@ def test_a_reader_that_left_ends_the_command_without_a_traceback(write: str) -> 
     assert ended.returncode == 141
 
 
-def test_a_command_without_an_output_ends_well() -> None:
-    code = "from cxr.common.cli import run_command; run_command(lambda: 0)"
-    ended = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$0" >&-', code], cwd=PROJECT, check=False)
-    assert ended.returncode == 0
+@pytest.mark.parametrize("read_or_write", ["sys.stdin.read()", "sys.stdout.write('x')", "print(sys.stdout.isatty())"])
+def test_a_command_that_was_started_with_closed_streams_ends_well(read_or_write: str) -> None:
+    code = f"import sys; from cxr.common.cli import run_command; run_command(lambda: {read_or_write} and 0)"
+    command = ["sh", "-c", f'exec "{sys.executable}" -c "$0" <&- >&-', code]
+    ended = subprocess.run(command, cwd=PROJECT, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "open_one",
+    [
+        "(folder / ('a' * 300)).read_text()",
+        "write_json(folder / 'a_folder', {})",
+        "write_json(folder / 'a_file' / 'b', {})",
+        "write_json(folder / 'a_file' / 'b' / 'c', {})",
+    ],
+)
+def test_a_path_that_cannot_be_is_one_line_that_names_it(open_one: str, tmp_path: Path) -> None:
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "a_file").touch()
+    code = (
+        "from pathlib import Path\nfrom cxr.common.cli import run_command\nfrom cxr.common.files import write_json\n"
+        f"folder = Path({str(tmp_path)!r})\nrun_command(lambda: {open_one})"
+    )
+    answer = run("-c", code)
+    assert answer.returncode == ParamsError.exit_code
+    assert answer.stderr.startswith(f"error: {tmp_path}/a")
+    assert answer.stderr.endswith("; name another file or folder\n")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_named_by_the_copy_and_not_by_the_original() -> None:
+    code = (
+        "from cxr.common.cli import run_command\ndef main(): raise OSError(28, 'No space', 'here/a', None, 'there/a')\n"
+    )
+    answer = run("-c", f"{code}run_command(main)")
+    assert answer.stderr.startswith("error: there/a: No space; free some space")
+
+
+def test_a_name_with_a_command_for_the_terminal_leaves_the_error_one_line() -> None:
+    code = "from cxr.common.cli import run_command; from cxr.common.errors import ParamsError\n"
+    answer = run("-c", f"{code}def main(): raise ParamsError('a\\n\\x1b[2Jb is missing')\nrun_command(main)")
+    assert answer.stderr == "error: a\\n\\x1b[2Jb is missing\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_output_cannot_show_ends_no_command(encoding: str) -> None:
+    code = "from cxr.common.cli import run_command; run_command(lambda: print('中\\udce9'))"
+    answer = run("-c", code, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == ("中\\udce9\n" if encoding == "utf-8" else "\\u4e2d\\udce9\n")
+
+
+def test_a_name_that_a_file_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from cxr.common.cli import run_command\nfile = Path({str(tmp_path / 'a')!r})\n"
+    answer = run("-c", f"{code}run_command(lambda: file.write_text('b\\udce9', 'utf-8') and 0)")
+    assert answer.returncode == ParamsError.exit_code
+    assert answer.stderr == "error: a name has \\xe9, which cannot be written as utf-8; choose another name\n"
+
+
+@pytest.mark.parametrize("where", ["as it starts", "as it runs"])
+def test_a_package_that_is_not_installed_is_one_line(where: str) -> None:
+    code = "import argparse; from cxr.common.cli import answer_help, run_command\n"
+    code += "answer_help(argparse.ArgumentParser())\n" if where == "as it starts" else ""
+    code += "def main(): import no_such_package.part\n"
+    answer = run("-c", f"{code}main()" if where == "as it starts" else f"{code}run_command(main)")
+    assert answer.returncode == ParamsError.exit_code
+    assert answer.stderr == (
+        "error: no_such_package is not installed, which this command needs: `make setup FOR=use` builds an environment "
+        "with it\n"
+    )
 
 
 def test_telemetry_is_off() -> None:

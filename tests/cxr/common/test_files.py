@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.common.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+from cxr.common.files import atomic_file, atomic_folder, printable, read_json, sha256_of, write_json
 from tests.support.faults import fault
 
 
@@ -107,3 +107,28 @@ def test_json_is_read_back_and_nan_is_rejected(tmp_path: Path) -> None:
 def test_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_in_the_place_of_a_folder_is_replaced_and_does_not_stop_the_next_run(tmp_path: Path) -> None:
+    (tmp_path / "made").write_text("a file")
+    for number in range(2):
+        with atomic_folder(tmp_path / "made") as partial:
+            (partial / "a").write_text(str(number))
+    assert (tmp_path / "made" / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("person 1/é中.png", "person 1/é中.png"),
+        ("Röntgen\u3000肺\u200c.png", "Röntgen\u3000肺\u200c.png"),  # a wide space, and a joiner as Persian has
+        ("caf\udce9.png", "caf\\xe9.png"),  # a byte that is not UTF-8
+        ("\ud800.png", "\\ud800.png"),
+        ("\x1b[2J.png", "\\x1b[2J.png"),
+        ("two\nlines\u2028three.png", "two\\nlines\\u2028three.png"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),  # it would be shown as exe.png
+    ],
+)
+def test_what_commands_a_terminal_is_escaped_in_a_name_and_nothing_else(name: str, shown: str) -> None:
+    assert printable(name) == shown

@@ -77,6 +77,8 @@ def test_an_invalid_override_names_the_parameter_and_leaves_the_file_unchanged(
         ("empty", "the file: Input should be a valid dictionary"),
         ("list", "the file: Input should be a valid dictionary"),
         ("digits", "is not valid YAML"),
+        ("boolean", "a value does not fit its tag"),
+        ("set", "a value does not fit its tag"),
     ],
 )
 @fault(
@@ -95,6 +97,8 @@ def test_a_file_that_is_no_parameter_file_is_refused(params: Path, fault: str, n
         "alias": b"a: &x [1]\nb: *x\n",
         "empty": b"",
         "list": b"[]",
+        "boolean": b"a: !!bool abc",
+        "set": b"a: !!set abc",
         "digits": re.sub(r"  epochs: \d+", f"  epochs: {'9' * 5000}", text).encode(),
     }
     if fault == "pipe":

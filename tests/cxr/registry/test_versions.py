@@ -1,5 +1,7 @@
 """Versions and aliases in a real registry."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -67,6 +69,18 @@ def test_a_bundle_that_the_store_has_lost_is_one_clear_line() -> None:
         versions.fetch_bundle(version)
     shutil.rmtree("mlruns/artifacts")
     with pytest.raises(RegistryError, match=r"failed while fetching version 1: .*; check that it runs"):
+        versions.fetch_bundle(version)
+
+
+def test_a_full_disk_is_told_as_such_where_a_bundle_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model()
+    version = register()
+
+    def copyfile(source: object, target: object, **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(RegistryError, match=r"fetching version 1: No space left on device, .*; free some space"):
         versions.fetch_bundle(version)
 
 
