@@ -64,7 +64,9 @@ def configure_process() -> None:
         os.environ.setdefault(name, value)
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)  # it stands where a child process looks for its own
+            setattr(sys, name, stream)
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a letter of a file's name
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
