@@ -31,7 +31,14 @@ TELEMETRY_OFF = {
 }
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
-_WRONG_PLACE = {errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
+_WRONG_PLACE = {
+    errno.EEXIST,
+    errno.EFBIG,  # more than `ulimit -f`, or the file system, allows
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+}
 _NO_ROOM = "free some space or make the folder writable, then run the same command again"
 _NO_MEMORY = (
     "out of memory; end other programs, lower `workers` or `batch_size` in params.yaml, or allow more memory, then run "

@@ -145,6 +145,16 @@ def test_a_path_that_cannot_be_is_one_line_that_names_it(open_one: str, tmp_path
     assert answer.stderr.count("\n") == 1
 
 
+def test_a_file_that_is_larger_than_one_may_be_is_one_line(tmp_path: Path) -> None:
+    code = "import resource; from pathlib import Path; from cxr.common.cli import run_command\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))\n"
+    answer = run("-c", f"{code}run_command(lambda: Path({str(tmp_path / 'a')!r}).write_bytes(bytes(99)))")
+    assert (answer.returncode, answer.stderr) == (
+        ParamsError.exit_code,
+        "error: an output: File too large; name another file or folder\n",
+    )
+
+
 def test_a_full_disk_is_named_by_the_copy_and_not_by_the_original() -> None:
     code = (
         "from cxr.common.cli import run_command\ndef main(): raise OSError(28, 'No space', 'here/a', None, 'there/a')\n"
