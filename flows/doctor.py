@@ -75,7 +75,8 @@ def check_versions(root: Path) -> Iterator[Finding]:
         yield ok("Python", here)
     wrong = [f"{name} {have or 'is missing'} instead of {want}" for name, want, have in _other_versions(root)]
     if wrong:
-        yield failed("packages", ", ".join(wrong), "make setup")
+        # An environment that setup has noted as built for another purpose, or as whole, it does not build again.
+        yield failed("packages", ", ".join(wrong), "remove .venv, then `make setup`")
     else:
         yield ok("packages", "as uv.lock says")
 

@@ -51,7 +51,7 @@ def test_a_package_of_another_version_than_the_lock_is_named(tiny: Path) -> None
     lock.write_text(before + entry + after.replace(f'"{have}"', '"1.2.3"', 1))
     finding = only(check_versions(tiny), "packages")
     assert (finding.level, finding.message) == ("FAILED", f"psutil {have} instead of 1.2.3")
-    assert finding.advice == "make setup"
+    assert finding.advice == "remove .venv, then `make setup`"
 
 
 def test_another_python_is_named(tiny: Path) -> None:
