@@ -47,7 +47,7 @@ class FallenBehindError(CxrError):
 def search_flow(search: Search) -> State[Any]:
     """Run the trials that are missing, one after the other; failed ones do not stop it."""
     root = Path.cwd()
-    with file_lock(worktree_lock(root, "search")):
+    with file_lock(worktree_lock(root, "search"), waits_for="another `./run flows.search` of this project"):
         runs.experiment_id()  # create the store, and with it the folder of the history
         history = open_history(search)
         history.run_interrupted_again()

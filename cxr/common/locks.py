@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -61,9 +62,12 @@ def step_lock_file(checkpoints: Path, step: str) -> Path:
 
 
 @contextmanager
-def any_file_lock(paths: list[Path]) -> Iterator[Path]:
-    """Hold the first free lock of `paths` during the block and yield its path; wait while none is free."""
-    while True:
+def any_file_lock(paths: list[Path], *, waits_for: str) -> Iterator[Path]:
+    """Hold the first free lock of `paths` during the block and yield its path.
+
+    While none is free it waits, and says so: `waits_for` names who may have them.
+    """
+    for said in chain([False], repeat(True)):
         for path in paths:
             try:
                 held = _lock(path).acquire(blocking=False)
@@ -72,6 +76,8 @@ def any_file_lock(paths: list[Path]) -> Iterator[Path]:
             with held:
                 yield path
             return
+        if not said:
+            log.warning("waiting for %s to end", waits_for)
         time.sleep(_POLL_SECONDS)
 
 

@@ -54,6 +54,9 @@ class Group(BaseModel):
             raise ValueError(f"group {self.name} has two rows with the same name among {', '.join(names)}")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"group {self.name} has no row {self.baseline}, its baseline")
+        for seeds in (self.seeds, *(self.seeds_of(row) for row in self.rows)):
+            if len(set(seeds)) < len(seeds):  # the second would be the run of the first
+                raise ValueError(f"group {self.name} has a seed twice among {', '.join(map(str, seeds))}")
         return self
 
     def seeds_of(self, row: Row) -> list[int]:

@@ -139,7 +139,8 @@ def trial_workspace(root: Path, settings: dict[str, Any], *, of: str, workers: i
 
     `settings` stand in its params.yaml.
     """
-    with any_file_lock([worktree_lock(root, f"{of}-{number + 1}") for number in range(workers)]) as held:
+    locks = [worktree_lock(root, f"{of}-{number + 1}") for number in range(workers)]
+    with any_file_lock(locks, waits_for=f"another `./run flows.{of}` of this project") as held:
         with file_lock(worktree_lock(root, "worktrees")):  # worktrees are created and moved one at a time
             keep = max(workers, read_params(root / "params.yaml").clean.keep_worktrees)
             workspace = open_workspace(root, run=held.stem, overrides=settings, keep=keep)

@@ -14,6 +14,7 @@ import pytest
 
 from cxr.common.locks import any_file_lock, file_lock
 from tests.support.project import PROJECT
+from tests.support.waiting import wait_for
 
 HOLD = """
 import sys, time
@@ -47,21 +48,38 @@ def test_a_lock_is_waited_for_until_its_holder_is_killed(tmp_path: Path) -> None
 
     with held_elsewhere(path) as holder, ThreadPoolExecutor() as threads:
         waiting = threads.submit(take)
-        with any_file_lock([path, other]) as free:
+        with any_file_lock([path, other], waits_for="a study") as free:
             assert free == other
         with pytest.raises(NotYet):
             waiting.result(0.5)
         holder.kill()
         assert waiting.result(60) == "taken"
-    with any_file_lock([path, other]) as free:
+    with any_file_lock([path, other], waits_for="a study") as free:
         assert free == path
+
+
+def test_whoever_waits_for_any_of_several_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "lock"
+
+    def take() -> None:
+        with any_file_lock([path], waits_for="a study"):
+            pass
+
+    with ThreadPoolExecutor() as threads:
+        with file_lock(path):
+            waiting = threads.submit(take)
+            wait_for(lambda: caplog.messages)
+            with pytest.raises(NotYet):
+                waiting.result(0.5)
+        waiting.result(60)
+    assert caplog.messages == ["waiting for a study to end"]
 
 
 def test_threads_of_one_process_exclude_each_other(tmp_path: Path) -> None:
     paths = [tmp_path / "a.lock", tmp_path / "b.lock"]
 
     def take() -> Path:
-        with any_file_lock(paths) as found:
+        with any_file_lock(paths, waits_for="a study") as found:
             return found
 
     with file_lock(paths[0]), ThreadPoolExecutor() as threads:

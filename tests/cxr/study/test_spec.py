@@ -50,6 +50,11 @@ def test_row_may_have_its_own_seeds() -> None:
             r"groups\.0: .* b, b",
         ),
         (
+            "groups: [{name: a, title: A, text: t, tested: true, seeds: [1], "
+            "rows: [{name: b, label: l, seeds: [2, 2]}]}]",
+            "group a has a seed twice among 2, 2",
+        ),
+        (
             "groups: [&a {name: a, title: A, text: t, tested: true, seeds: [1], rows: [{name: b, label: l}]}, *a]",
             "two groups have the same name among a, a",
         ),
