@@ -20,6 +20,9 @@ FOLDER = ".runs"
 CARRIED = ("params.yaml", "dvc.lock")
 """Taken over as they stand in the main checkout, committed or not; all other files as committed."""
 
+_WORDS = {"sample", "imagenet", "none"}
+"""What stands in place of a path in the parameters."""
+
 
 class WorkspaceError(CxrError):
     """No worktree can be made from the main checkout as it stands."""
@@ -41,6 +44,7 @@ def open_workspace(root: Path, *, run: str, overrides: dict[str, Any], keep: int
     try:
         downloads = (root / read_params(workspace / "params.yaml").paths.downloads).resolve()
         override(workspace / "params.yaml", {**overrides, "paths.downloads": str(downloads)})
+        override(workspace / "params.yaml", _only_in_checkout(root, workspace))
     except ParamsError:
         close_workspace(root, workspace)
         raise
@@ -88,6 +92,18 @@ def _check_out(root: Path, workspace: Path) -> None:
     for name in CARRIED:
         if (root / name).exists():
             shutil.copyfile(root / name, workspace / name)
+
+
+def _only_in_checkout(root: Path, workspace: Path) -> dict[str, str]:
+    """Return what the parameters name by a path in the main checkout that git does not hold: the absolute paths."""
+    params = read_params(workspace / "params.yaml")
+    named = {"ingest.watch": params.ingest.watch, "train.weights": params.train.weights}
+    named |= {f"ingest.sources.{n}.location": source.location for n, source in enumerate(params.ingest.sources)}
+    return {
+        name: str((root / path).resolve())
+        for name, path in named.items()
+        if path not in _WORDS and (root / path).exists() and not (workspace / path).exists()
+    }
 
 
 def _refuse_uncommitted(root: Path) -> None:

@@ -44,6 +44,19 @@ def test_parameters_are_taken_as_they_stand_and_uncommitted_code_is_refused(tiny
         open_workspace(tiny, run="two", overrides={"train.epochs": 3}, keep=5)
 
 
+def test_images_and_weights_in_a_folder_that_git_ignores_are_found(tiny: Path) -> None:
+    images, weights = tiny / "data" / "mine", tiny / "models" / "start.pth"
+    (tiny / "sample").mkdir()  # a word of the parameters, not this folder
+    for path in (images / "1.png", weights):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    override(tiny / "params.yaml", {"ingest.watch": "data/mine", "ingest.sources.0.location": "data/mine"})
+    workspace = open_workspace(tiny, run="one", overrides={"train.weights": "models/start.pth"}, keep=5)
+    params = read_params(workspace / "params.yaml")
+    assert [source.location for source in params.ingest.sources] == [str(images), "sample"]
+    assert (params.ingest.watch, params.train.weights) == (str(images), str(weights))
+
+
 def test_a_wrong_override_leaves_no_workspace(tiny: Path) -> None:
     with pytest.raises(ParamsError, match=r"there is no parameter train\.epoch;"):
         open_workspace(tiny, run="one", overrides={"train.epoch": 3}, keep=5)
