@@ -23,7 +23,7 @@ What was done to the product on purpose, and what it did. Each row is proved by 
 made from these tests (`python -m tests.support.faults`), and a test fails while it is not current.
 
 {count} rows. None ends in a traceback, and none leaves half an output: outputs are whole, as before, or gone.
-Under `dvc repro`, DVC takes a stage's outputs away before the stage begins, also where the stage then refuses its input;
+Under `dvc repro`, DVC takes a stage's outputs away before the stage begins, also where that then refuses its input;
 `./run dvc checkout` brings them back from the cache.
 
 | where | fault | what happens | what the user sees | test |
