@@ -5,6 +5,7 @@ suite short: the longest files come first, and lines are counted only where that
 """
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
@@ -24,6 +25,10 @@ os.environ["PREFECT_PROFILES_PATH"] = f"{_prefect_home.name}/profiles.toml"
 # Images of machines often set it. Then each of the many hundred Pythons of the tests compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell's background job ignores interrupts, and so do all that it starts. Tests interrupt what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SETTINGS = ("AWS_", "CXR_", "DVC_", "MLFLOW_TRACKING_", "PREFECT_API_")
 _TESTS = Path(__file__).parent
