@@ -1,10 +1,7 @@
 """The nightly flow with the real step: shards as tasks, one page of the results, one line for a failure."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +24,7 @@ from cxr.registry.versions import CHAMPION, MODEL, get_version
 from flows.score import Scoring, score
 from flows.shards import run_shard, run_shards_of
 from tests.support.faults import fault
-from tests.support.processes import has_ended
+from tests.support.processes import has_ended, stopped_by
 from tests.support.project import PROJECT
 from tests.support.projects.registry_project import call
 from tests.support.projects.tiny_model import enter_tiny_project, write_image
@@ -201,16 +198,8 @@ def test_a_stopped_run_ends_at_once_and_its_shards_with_it(
     (project / "tasks" / "score.py").write_text(
         "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"
     )
-    command = [sys.executable, "-m", "flows.score", "images", "--shards", "1"]
-    environment = {**os.environ, "PREFECT_API_URL": prefect_server["PREFECT_API_URL"]}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: (project / "pid").exists() and (project / "pid").read_text())
-        shard = int((project / "pid").read_text())
-        process.send_signal(number)
-        try:
-            _, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 128 + number
-    assert errors.splitlines()[-1] == b"stopped; run the same command again to continue"
-    wait_for(lambda: has_ended(shard))
+    arguments = ["-m", "flows.score", "images", "--shards", "1"]
+    stopped = stopped_by(number, arguments, child=project / "pid", api=prefect_server["PREFECT_API_URL"])
+    assert stopped.code == 128 + number
+    assert stopped.last_words == b"stopped; run the same command again to continue"
+    wait_for(lambda: has_ended(stopped.child))

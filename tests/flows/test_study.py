@@ -1,7 +1,6 @@
 """The study: its trials, each run once, and failures that are named and do not stop the others."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from flows.study import study_flow
 from flows.trials.trial import EVALUATION_ARTIFACTS, Trial, trials
 from tasks.configure import read_profile
 from tests.support.faults import fault
-from tests.support.processes import has_ended
+from tests.support.processes import has_ended, stopped_by
 from tests.support.project import PROJECT
 from tests.support.projects.study_runs import ONE_STAGE
 from tests.support.waiting import wait_for
@@ -233,15 +232,7 @@ def test_a_trial_is_done_when_its_evaluation_is_in_the_store(small: Path) -> Non
 def test_a_stopped_study_ends_at_once_and_its_trainings_with_it(small: Path, number: signal.Signals) -> None:
     rows = [{"name": "long", "label": "never ends", "set": {"train.epochs": 99}}]
     (small / "study.yaml").write_text(json.dumps({"groups": [group(rows=rows, seeds=[1])]}))
-    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
-    with subprocess.Popen([sys.executable, "-m", "flows.study"], env=environment, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: (small / "pid").exists() and (small / "pid").read_text())
-        training = int((small / "pid").read_text())
-        process.send_signal(number)
-        try:
-            _, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 128 + number
-    assert errors.splitlines()[-1] == b"stopped; run the same command again to continue"
-    wait_for(lambda: has_ended(training))
+    stopped = stopped_by(number, ["-m", "flows.study"], child=small / "pid", api=str(PREFECT_API_URL.value()))
+    assert stopped.code == 128 + number
+    assert stopped.last_words == b"stopped; run the same command again to continue"
+    wait_for(lambda: has_ended(stopped.child))
