@@ -94,7 +94,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int, seed: 
         DataError: a column is missing, or images, patients, labels or classes are not the same.
     """
     images, (a, b) = _aligned([first, second])
-    differences = _named(*_resampled(images, [(a, b)], resamples=resamples, seed=seed))
+    differences = _named(*_resampled(images, [(1, a), (-1, b)], resamples=resamples, seed=seed))
     return Comparison(
         images=len(images.labels),
         patients=images.n_patients,
@@ -143,14 +143,32 @@ def compare_over_sets(
     """
     if not sets or not all(sets):
         raise DataError("there is no pair of predictions to compare")
-    parts = []
-    for number, pairs in enumerate(sets):
-        images, predictions = _aligned([table for pair in pairs for table in pair])
-        both = list(zip(predictions[::2], predictions[1::2], strict=True))
-        parts.append(_resampled(images, both, resamples=resamples, seed=seed + number))
-    measured = np.mean([each for each, _ in parts], axis=0)
-    drawn = [resampled for _, resampled in parts if resampled is not None]
-    return _named(measured, np.mean(drawn, axis=0) if len(drawn) == len(parts) else None)
+    weighted = [[(sign, table) for pair in pairs for sign, table in zip((1, -1), pair, strict=True)] for pairs in sets]
+    return _named(*_over_sets(weighted, resamples=resamples, seed=seed))
+
+
+def interval_over_sets(
+    sets: Sequence[Sequence[pd.DataFrame]], *, resamples: int, seed: int
+) -> dict[str, Interval | None]:
+    """Return the 95% interval of a configuration's mean over several test sets of the mean over its seeds.
+
+    Args:
+        sets: for each test set the predictions of the same images with each seed. See `compare`.
+        resamples, seed: as in `compare`; the sets are resampled as in `compare_over_sets`.
+
+    Returns:
+        An interval for each of cxr.evaluation.headline.COMPARED, by name; None below 10 patients or where a class is
+        too rare.
+
+    Raises:
+        DataError: as `compare`; also when there are no predictions.
+    """
+    if not sets or not all(sets):
+        raise DataError("there are no predictions to measure")
+    _, drawn = _over_sets([[(1, table) for table in tables] for tables in sets], resamples=resamples, seed=seed)
+    return {
+        metric.name: None if drawn is None else percentile_interval(drawn[:, k]) for k, metric in enumerate(COMPARED)
+    }
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
@@ -224,23 +242,36 @@ def _require_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
             )
 
 
-def _resampled(
-    images: _Images, pairs: Sequence[tuple[Floats, Floats]], *, resamples: int, seed: int
+def _over_sets(
+    sets: Sequence[Sequence[tuple[int, pd.DataFrame]]], *, resamples: int, seed: int
 ) -> tuple[Floats, Floats | None]:
-    """Return the mean over the pairs of first minus second, (M,) of COMPARED, and the same of each resample (B, M).
+    """Return the mean over the sets of `_resampled`; each table has a sign, 1 or -1."""
+    parts = []
+    for number, signed in enumerate(sets):
+        images, predictions = _aligned([table for _, table in signed])
+        models = [(sign, model) for (sign, _), model in zip(signed, predictions, strict=True)]
+        parts.append(_resampled(images, models, resamples=resamples, seed=seed + number))
+    drawn = [resampled for _, resampled in parts if resampled is not None]
+    return np.mean([each for each, _ in parts], axis=0), np.mean(drawn, axis=0) if len(drawn) == len(parts) else None
 
-    There are no resamples with fewer patients than MIN_PATIENTS.
+
+def _resampled(
+    images: _Images, models: Sequence[tuple[int, Floats]], *, resamples: int, seed: int
+) -> tuple[Floats, Floats | None]:
+    """Return the mean of the models with the sign 1 minus that of the others, (M,) of COMPARED, and of each resample.
+
+    The resamples are (B, M). There are none with fewer patients than MIN_PATIENTS.
     """
-    signed = [(sign / len(pairs), model) for pair in pairs for sign, model in zip((1, -1), pair, strict=True)]
+    seeds = sum(sign > 0 for sign, _ in models)
 
-    def difference(counts: Floats) -> Floats:
-        return np.asarray(np.sum([weight * _scores(images, model, counts) for weight, model in signed], axis=0))
+    def mean(counts: Floats) -> Floats:
+        return np.asarray(np.sum([sign / seeds * _scores(images, model, counts) for sign, model in models], axis=0))
 
-    measured = difference(np.ones((1, images.n_patients)))[0]
+    measured = mean(np.ones((1, images.n_patients)))[0]
     if images.n_patients < MIN_PATIENTS:
         return measured, None
     draws = patient_draws(images.n_patients, resamples, seed=seed, width=len(images.labels))
-    return measured, np.concatenate([difference(counts) for counts in draws])
+    return measured, np.concatenate([mean(counts) for counts in draws])
 
 
 def _named(measured: Floats, resampled: Floats | None) -> dict[str, Difference]:

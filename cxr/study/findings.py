@@ -6,6 +6,7 @@ from itertools import chain
 import pandas as pd
 from scipy.stats import kendalltau, spearmanr
 
+from cxr.evaluation.bootstrap import Interval
 from cxr.evaluation.comparison import (
     MCNEMAR_NOTE,
     Difference,
@@ -13,13 +14,22 @@ from cxr.evaluation.comparison import (
     compare_over_sets,
     difference_over_seeds,
     holm,
+    interval_over_sets,
 )
 from cxr.evaluation.headline import SCORES
-from cxr.study.results import Figure, GroupResult, RunRecord, Settings, have_same_images, pooled
+from cxr.study.results import Figure, GroupResult, RowResult, RunRecord, Settings, have_same_images, pooled
 from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
-HOLM_NOTE = " The p-values are of that bootstrap, two-sided, corrected by Holm's method for the rows of the table."
+_MEANS_NOTE = (
+    "Means over the test sets of the mean over the seeds; in brackets 95% intervals, by bootstrap over the patients of "
+    "each set."
+)
+_DIFFERENCES_NOTE = (
+    " Differences are to {baseline}, paired in the same bootstrap; a seed that one of both rows lacks on a set is left "
+    "out there."
+)
+_HOLM_NOTE = " The p-values are of that bootstrap, two-sided, corrected by Holm's method for the rows of the table."
 _OTHER_IMAGES = "other test images"
 
 
@@ -34,9 +44,9 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
         texts.append(f"![Accuracy against the number of training images]({LEARNING_CURVE})")
     if result.group.name == "proxy_full" and "proxy_cheap" in by_name:
         texts.append(_proxy(by_name["proxy_cheap"], result))
+    if result.group.tested and len(result.group.seeds) > 1:
+        texts.append(_over_sets([result], settings))
     if result.group.tested and result.group.baseline:
-        if len(result.group.seeds) > 1:
-            texts.append(_over_sets([result], settings))
         texts.append(_pairwise(result, settings))
     if result.group.together:
         texts.append(_over_sets([by_name[name] for name in result.group.together], settings))
@@ -93,27 +103,25 @@ def _over_blocks(result: GroupResult) -> str:
 
 
 def _over_sets(results: Sequence[GroupResult], settings: Settings) -> str:
-    """Compare the rows that all groups have with the baseline, over the seeds and the groups' test sets."""
+    """Return the means of the rows that all groups have over the seeds and test sets, compared with the baseline."""
     first = results[0]
-    base = first.group.baseline or ""
+    base = first.row(first.group.baseline or "")
     names = [row.row.name for row in first.rows if all(group.row(row.row.name) for group in results)]
-    found = {name: _differences_over_sets(name, base, results, settings) for name in names if name != base}
-    compared = {name: each for name, each in found.items() if not isinstance(each, str)}
-    corrected = _corrected({name: each["macro_f1"].p_value for name, each in compared.items()})
     over = "the seeds" if len(results) == 1 else count(len(results), "test set")
-    heads = [f"over {over}", "seeds", *(f"mean test {metric.label}" for metric in SCORES)]
-    heads += ["worst macro F1"] * (len(results) > 1) + [f"{metric.label}, difference" for metric in SCORES]
-    lines = [_line_over_sets(name, results, found.get(name)) for name in names]
-    if corrected:
-        heads.append(f"p of the macro F1, corrected for {len(corrected)} rows")
-        lines = [[*line, corrected.get(name, NOTHING)] for name, line in zip(names, lines, strict=True)]
-    label = next((row.row.label for row in first.rows if row.row.name == base), base)
-    mean = "the mean over " + ("" if len(results) == 1 else "the test sets of the mean over ") + "the seeds"
-    note = (
-        f"Differences are to {label}: {mean}, with a paired bootstrap over the patients of each set. A seed that one "
-        "of both rows lacks on a set is left out there."
-    )
-    return f"{table(heads, lines)}\n\n{note}{HOLM_NOTE if corrected else ''}"
+    heads = [f"over {over}", "seeds", *(f"mean test {metric.label}" for metric in SCORES), "mean recall"]
+    heads += ["worst macro F1"] * (len(results) > 1)
+    lines = [_means(name, results, settings) for name in names]
+    note = _MEANS_NOTE
+    if base is not None:
+        found = {name: _differences(name, base.row.name, results, settings) for name in names if name != base.row.name}
+        compared = {name: each for name, each in found.items() if not isinstance(each, str)}
+        corrected = _corrected({name: each["macro_f1"].p_value for name, each in compared.items()})
+        heads += [f"{metric.label}, difference" for metric in SCORES]
+        heads += [f"p of the macro F1, corrected for {len(corrected)} rows"] * bool(corrected)
+        for name, line in zip(names, lines, strict=True):
+            line.extend([*_difference_cells(found.get(name)), *[corrected.get(name, NOTHING)] * bool(corrected)])
+        note += _DIFFERENCES_NOTE.format(baseline=base.row.label) + _HOLM_NOTE * bool(corrected)
+    return f"{table(heads, lines)}\n\n{note}"
 
 
 def _corrected(p_values: Mapping[str, float | None]) -> dict[str, str]:
@@ -124,29 +132,55 @@ def _corrected(p_values: Mapping[str, float | None]) -> dict[str, str]:
     return {name: f"{p:.3g}" for name, p in zip(known, holm(list(known.values())), strict=True)}
 
 
-def _line_over_sets(
-    name: str, results: Sequence[GroupResult], found: Mapping[str, Difference] | str | None
-) -> list[str]:
-    """Return the cells of a row; `found` are its differences or what stands in their place, None for the baseline."""
+def _means(name: str, results: Sequence[GroupResult], settings: Settings) -> list[str]:
+    """Return the cells of a row up to its differences."""
     rows = [row for result in results if (row := result.row(name)) is not None]
     label, several = rows[0].row.label, len(results) > 1
     if not all(row.test for row in rows):
-        return [label, NOT_RUN, *[NOTHING] * (2 * len(SCORES) + several)]
+        return [label, NOT_RUN, *[NOTHING] * (len(SCORES) + 1 + several)]
     seeds = [len(row.runs) for row in rows]
     fewest, most = min(seeds), max(seeds)
-    means = [f"{sum(row.test[metric.name].value for row in rows) / len(rows):.3f}" for metric in SCORES]
-    cells = [label, str(most) if fewest == most else f"{fewest} to {most}", *means]
+    cells = [label, str(most) if fewest == most else f"{fewest} to {most}", *_scores(rows, settings), _recalls(rows)]
     if several:
         worst = min(zip(results, rows, strict=True), key=lambda each: each[1].test["macro_f1"].value)
         cells.append(f"{worst[1].test['macro_f1'].value:.3f} ({worst[0].group.title})")
+    return cells
+
+
+def _scores(rows: Sequence[RowResult], settings: Settings) -> list[str]:
+    """Return the mean of each of SCORES, with its interval where all seeds of a set have the same images."""
+    tables = [[tested for run in row.runs.values() if (tested := run.test_images) is not None] for row in rows]
+    intervals: Mapping[str, Interval | None] = {}
+    if all(each and have_same_images(each) for each in tables):
+        intervals = interval_over_sets(tables, resamples=settings.resamples, seed=settings.seed)
+    means = {metric.name: sum(row.test[metric.name].value for row in rows) / len(rows) for metric in SCORES}
+    found = {name: (mean, intervals.get(name)) for name, mean in means.items()}
+    return [
+        figure_text(Figure(mean, *((between.low, between.high) if between else (None, None))))
+        for mean, between in found.values()
+    ]
+
+
+def _recalls(rows: Sequence[RowResult]) -> str:
+    """Return the mean recall of each class over the sets of the mean over the seeds."""
+    sets = [[run.metrics["per_class"] for run in row.runs.values() if run.metrics] for row in rows]
+    means = {
+        name: sum(sum(found[name]["recall"] for found in each) / len(each) for each in sets) / len(sets)
+        for name in sets[0][0]
+    }
+    return ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+
+
+def _difference_cells(found: Mapping[str, Difference] | str | None) -> list[str]:
+    """Return the cells of differences, of what stands in their place, or of the baseline, which has None."""
     if found is None:
-        return [*cells, *["baseline"] * len(SCORES)]
+        return ["baseline"] * len(SCORES)
     if isinstance(found, str):
-        return [*cells, found, *[NOTHING] * (len(SCORES) - 1)]
-    return [*cells, *(difference_text(found[metric.name]) for metric in SCORES)]
+        return [found, *[NOTHING] * (len(SCORES) - 1)]
+    return [difference_text(found[metric.name]) for metric in SCORES]
 
 
-def _differences_over_sets(
+def _differences(
     name: str, base: str, results: Sequence[GroupResult], settings: Settings
 ) -> dict[str, Difference] | str:
     """Return the differences to the baseline, or what stands in their place."""

@@ -62,7 +62,7 @@ def _header(
         bullets(
             "With one seed: the value and its 95% interval, from "
             f"{settings.resamples:,} bootstrap resamples of the patients (seed {settings.seed}). With several seeds: "
-            "the mean, and in brackets the lowest and highest value.",
+            "the mean, and in brackets the lowest and highest value; tables that begin with `over` have 95% intervals.",
             "Validation results are optimistic: epoch and configuration were selected on the validation images. Each "
             "run was tested once; only tables with test columns use the test images.",
             "Differences between rows are paired by image and seed. NLL is the mean negative log-likelihood; lower is "

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from cxr.common.errors import DataError
-from cxr.evaluation.bootstrap import Interval
+from cxr.evaluation.bootstrap import Interval, headline_scores, pair
 from cxr.evaluation.comparison import (
     Comparison,
     compare,
@@ -14,6 +14,7 @@ from cxr.evaluation.comparison import (
     compare_over_sets,
     difference_over_seeds,
     holm,
+    interval_over_sets,
 )
 
 CLASSES = ("normal", "viral", "bacterial")
@@ -189,6 +190,21 @@ def test_over_sets_each_counts_the_same_and_adds_its_own_spread() -> None:
     assert two.high - two.low < wider.high - wider.low  # other draws of each set
     with pytest.raises(DataError, match="there is no pair"):
         compare_over_sets([better, []], resamples=300, seed=1)
+
+
+def test_the_interval_of_one_model_is_that_of_its_evaluation_and_of_many_seeds_narrower() -> None:
+    tables = [predictions(seed=n) for n in range(4)]
+    labels = np.array([CLASSES.index(label) for label in tables[0]["label"]])
+    patients = tables[0]["patient_id"].tolist()
+    alone = headline_scores(labels, probabilities_of(tables[0]), patients, CLASSES, resamples=300, seed=1)["ci95"]
+    one = interval_over_sets([tables[:1]], resamples=300, seed=1)
+    assert {name: pair(one[name]) for name in alone} == {name: pytest.approx(value) for name, value in alone.items()}
+    many = interval_over_sets([tables], resamples=300, seed=1)["accuracy"]
+    assert many is not None
+    assert many.high - many.low < alone["accuracy"][1] - alone["accuracy"][0]
+    assert interval_over_sets([[predictions(images=12)]], resamples=300, seed=1)["accuracy"] is None
+    with pytest.raises(DataError, match="there are no predictions"):
+        interval_over_sets([tables, []], resamples=300, seed=1)
 
 
 def test_the_p_value_and_the_interval_agree_on_what_is_told_from_zero() -> None:

@@ -191,10 +191,29 @@ def test_rows_are_compared_over_several_test_sets_together() -> None:
     (row,) = [row for row in text.splitlines() if row.startswith("| with mixup | 2 | 0.") and "(late)" in row]
     values = dict(zip(heads, row.strip("| ").split(" | "), strict=True))
     f1 = [run.metrics["macro_f1"] for run in records if run.metrics and run.run_id in names_of(study, "mixup")]
-    assert values["mean test macro F1"] == f"{sum(f1) / len(f1):.3f}"
+    assert values["mean test macro F1"].startswith(f"{sum(f1) / len(f1):.3f} (0.")
     low = float(values["macro F1, difference"].partition("(")[2].partition(" to ")[0])
     assert low > 0
     assert "| with mixup | not run |" in page(study, records[:-2])
+
+
+def test_means_over_the_seeds_stand_with_intervals_and_the_recall_of_each_class_also_without_a_baseline() -> None:
+    (group,) = small_study(tested=True, baseline=None, seeds=[1, 2], rows=rows("plain")).groups
+    records = [record(group, group.rows[0], seed, skill=1.0) for seed in group.seeds]
+    text = page(Study(groups=[group]), records)
+    (row,) = [row for row in text.splitlines() if row.startswith("| row plain | 2 |")]
+    values = dict(zip(line(text, "over the seeds"), row.strip("| ").split(" | "), strict=True))
+    metrics = [run.metrics for run in records if run.metrics]
+    accuracy = sum(each["accuracy"] for each in metrics) / 2
+    low, high = re.findall(r"[01]\.\d{3}", values["mean test accuracy"])[1:]
+    assert values["mean test accuracy"].startswith(f"{accuracy:.3f} (")
+    assert float(low) < accuracy < float(high)
+    recall = {name: sum(each["per_class"][name]["recall"] for each in metrics) / 2 for name in metrics[0]["per_class"]}
+    assert values["mean recall"] == ", ".join(f"{name} {value:.3f}" for name, value in recall.items())
+    assert "Differences are to" not in text
+    moved = [records[0], record(group, group.rows[0], 2, skill=1.0, first=6)]
+    (row,) = [row for row in page(Study(groups=[group]), moved).splitlines() if row.startswith("| row plain | 2 | 0.")]
+    assert "(" not in row  # seeds with images of their own: no patients to resample
 
 
 def test_rows_with_several_seeds_are_compared_over_them_and_p_values_corrected_for_the_number_of_rows() -> None:
@@ -206,7 +225,7 @@ def test_rows_with_several_seeds_are_compared_over_them_and_p_values_corrected_f
 
     def cells(records: list[RunRecord], label: str) -> dict[str, str]:
         text = page(study, records)
-        (row,) = [row for row in text.splitlines() if re.match(rf"\| {label} \| 2 \| 0\.\d{{3}} \|", row)]
+        (row,) = [row for row in text.splitlines() if re.match(rf"\| {label} \| 2 \| 0\.\d{{3}} \(", row)]
         return dict(zip(line(text, "over the seeds"), row.strip("| ").split(" | "), strict=True))
 
     p = "p of the macro F1, corrected for 2 rows"
