@@ -17,6 +17,7 @@ from cxr.evaluation.comparison import (
     interval_over_sets,
 )
 from cxr.evaluation.headline import SCORES
+from cxr.study.endpoints import secondary_endpoints
 from cxr.study.results import Figure, GroupResult, RowResult, RunRecord, Settings, have_same_images, pooled
 from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text, signed_text, table
 
@@ -46,11 +47,14 @@ def findings(result: GroupResult, by_name: Mapping[str, GroupResult], settings: 
         texts.append(_proxy(by_name["proxy_cheap"], result))
     if result.group.tested and len(result.group.seeds) > 1:
         texts.append(_over_sets([result], settings))
+    if result.group.headline and len(result.group.seeds) > 1:
+        texts.append(secondary_endpoints([result], settings))
     if result.group.tested and result.group.baseline:
         texts.append(_pairwise(result, settings))
     if result.group.together:
-        texts.append(_over_sets([by_name[name] for name in result.group.together], settings))
-    return texts
+        together = [by_name[name] for name in result.group.together]
+        texts += [_over_sets(together, settings), secondary_endpoints(together, settings)]
+    return [text for text in texts if text]
 
 
 def learning_curve_points(result: GroupResult) -> list[tuple[int, Figure]]:

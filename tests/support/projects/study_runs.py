@@ -49,14 +49,16 @@ def record(
     measured = measure(labels, test[[f"p_{name}" for name in CLASSES]].to_numpy(), CLASSES).to_json()
     metrics = measured | {"ci95": dict.fromkeys(("accuracy", "macro_f1", "macro_auroc"), INTERVAL)}
     name = f"{group.name}-{row.name}-{seed}"
+    validation = predictions(skill=skill, seed=seed, first=first)
+    parts = [validation.assign(split="validation"), test.assign(split="test")]
     return RunRecord(
         run_id=name.encode().hex()[-32:],
         tags={group.tag(row, seed): "digest", "git_commit": "c0ffee" + "0" * 34, "git_dirty": "false"},
         params=recorded(group, row, seed) | dict(params or {}),
         training=training(),
-        validation=predictions(skill=skill, seed=seed, first=first),
+        validation=validation,
         metrics=metrics if group.tested else None,
-        predictions=test.assign(split="test") if group.tested else None,
+        predictions=pd.concat(parts, ignore_index=True) if group.tested else None,
     )
 
 

@@ -1,0 +1,171 @@
+"""The secondary endpoints that docs/endpoints.md registers, of rows with several seeds, from their predictions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cxr.evaluation.bootstrap import Resampling
+from cxr.evaluation.clinical_utility import Flags, decisions_of, refer_confidence, threshold_at_specificity
+from cxr.evaluation.comparison import interval_over_sets
+from cxr.evaluation.metrics import measure
+from cxr.evaluation.rates import Floats
+from cxr.study.results import Figure, GroupResult, RowResult, Settings, have_same_images, labels_and_probabilities
+from cxr.study.text import NOTHING, figure_text, table
+
+_AIM = 0.95  # of the specificity on validation images, and of the answers that are right
+_CONFUSED = ("viral", "bacterial")
+_CALIBRATION = {
+    "expected calibration error": ("ece",),
+    "calibration slope": ("lines", "predicted_class", "slope"),
+    "calibration intercept": ("lines", "predicted_class", "intercept"),
+}
+_NOTE = (
+    "A test image counts once for each seed, and the numbers are means over the seeds. Thresholds are chosen on the "
+    f"validation images of each seed: for a specificity of {_AIM}, and so that at least {_AIM:.0%} of the answers are "
+    "right. In brackets 95% intervals, by bootstrap over the patients; for the calibration the lowest and highest seed."
+)
+
+_Counts = dict[str, tuple[Floats, Floats]]
+"""What each test image adds to numerator and denominator of a ratio, (N,) each, by what the ratio is called."""
+
+
+def secondary_endpoints(results: Sequence[GroupResult], settings: Settings) -> str:
+    """Return a table with a line an endpoint and a column a row of the study.
+
+    Args:
+        results: groups with the same rows and other test sets, without a patient in common.
+        settings: of the bootstrap.
+
+    Returns:
+        Nothing where no row has seeds that all tested the same images.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for first in results[0].rows:
+        rows = [row for result in results if (row := result.row(first.row.name)) is not None]
+        sets = [[run.predictions for run in row.runs.values() if run.predictions is not None] for row in rows]
+        if len(rows) == len(results) and all(tables and have_same_images([*map(_test, tables)]) for tables in sets):
+            columns[first.row.label] = {
+                **_shares(sets, settings),
+                "AUROC of pneumonia against normal": _auroc(sets, settings),
+                **_calibration(rows),
+            }
+    if not columns:
+        return ""
+    endpoints = list(dict.fromkeys(name for column in columns.values() for name in column))
+    lines = [[name, *(column.get(name, NOTHING) for column in columns.values())] for name in endpoints]
+    return f"{table(['secondary endpoint', *columns], lines)}\n\n{_NOTE}"
+
+
+def _test(predictions: pd.DataFrame) -> pd.DataFrame:
+    return predictions[predictions["split"] == "test"].sort_values("image_id", ignore_index=True)
+
+
+def _shares(sets: Sequence[Sequence[pd.DataFrame]], settings: Settings) -> dict[str, str]:
+    """Return each ratio of counts over all sets, with its interval and the counts."""
+    by_set = [[_counts(each, settings) for each in tables] for tables in sets]
+    shared = [name for name in by_set[0][0] if all(name in counts for seeds in by_set for counts in seeds)]
+    above, below = (
+        np.concatenate(
+            [np.mean([np.stack([c[name][side] for name in shared], axis=1) for c in seeds], axis=0) for seeds in by_set]
+        )
+        for side in (0, 1)
+    )
+    patients = np.concatenate([_test(tables[0])["patient_id"].astype(str).to_numpy() for tables in sets])
+    intervals = Resampling(patients, settings.resamples, settings.seed).ratios(above, below)
+    hits, of = above.sum(axis=0), below.sum(axis=0)
+    texts = {}
+    for k, name in enumerate(shared):
+        between = intervals[k]
+        texts[name] = NOTHING
+        if of[k]:
+            figure = Figure(hits[k] / of[k], *((between.low, between.high) if between else (None, None)))
+            texts[name] = f"{figure_text(figure)}: {hits[k]:,.0f} of {of[k]:,.0f}"
+    return texts
+
+
+def _counts(predictions: pd.DataFrame, settings: Settings) -> _Counts:
+    """Return the counts of one model, whose test images are in the order of `_test`."""
+    chosen_on = predictions[predictions["split"] == "validation"]
+    labels, probabilities, classes = labels_and_probabilities(_test(predictions))
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == labels
+    found: dict[str, tuple[Flags, Flags]] = {
+        f"recall of {name}": (right, labels == number) for number, name in enumerate(classes)
+    }
+    threshold = _pneumonia_threshold(chosen_on)
+    if threshold is not None:
+        scores, positive = decisions_of(classes, labels, probabilities)["pneumonia"]
+        found["sensitivity for pneumonia"] = scores > threshold, positive
+        found["specificity for pneumonia"] = scores <= threshold, ~positive
+    if set(_CONFUSED) <= set(classes):
+        confused = [classes.index(name) for name in _CONFUSED]
+        found[f"errors between {' and '.join(_CONFUSED)}"] = (
+            np.isin(labels, confused) & np.isin(predicted, confused),
+            ~right,
+        )
+    kept = _answered(chosen_on, probabilities.max(axis=1), settings)
+    found["images answered, not referred"] = kept, np.ones_like(right)
+    found["answers that are right"] = right, kept
+    return {name: ((hit & counted).astype(float), counted.astype(float)) for name, (hit, counted) in found.items()}
+
+
+def _pneumonia_threshold(chosen_on: pd.DataFrame) -> float | None:
+    labels, probabilities, classes = labels_and_probabilities(chosen_on)
+    decided = decisions_of(classes, labels, probabilities).get("pneumonia")
+    return None if decided is None else threshold_at_specificity(*decided, _AIM)
+
+
+def _answered(chosen_on: pd.DataFrame, confidence: Floats, settings: Settings) -> Flags:
+    """Return which of the images with this confidence (N,) are answered: none where no threshold reaches the aim."""
+    labels, probabilities, _ = labels_and_probabilities(chosen_on)
+    draws = Resampling(chosen_on["patient_id"].astype(str).to_numpy(), settings.resamples, settings.seed)
+    right = probabilities.argmax(axis=1) == labels
+    threshold = refer_confidence(probabilities.max(axis=1), right, accuracy=_AIM, draws=draws)
+    return np.zeros(len(confidence), bool) if threshold is None else confidence >= threshold
+
+
+def _auroc(sets: Sequence[Sequence[pd.DataFrame]], settings: Settings) -> str:
+    """Return the mean over the sets of the mean over the seeds, with its interval."""
+    two_classes = [[_pneumonia_or_normal(_test(each)) for each in tables] for tables in sets]
+    if any(each is None for tables in two_classes for each in tables):
+        return NOTHING
+    known = [[each for each in tables if each is not None] for tables in two_classes]
+    means = [np.mean([_macro_auroc(each) for each in tables]) for tables in known]
+    interval = interval_over_sets(known, resamples=settings.resamples, seed=settings.seed)["macro_auroc"]
+    if interval is None:
+        return NOTHING
+    return figure_text(Figure(float(np.mean(means)), interval.low, interval.high))
+
+
+def _macro_auroc(predictions: pd.DataFrame) -> float:
+    value = measure(*labels_and_probabilities(predictions)).overall["macro_auroc"]
+    return np.nan if value is None else value
+
+
+def _pneumonia_or_normal(predictions: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the predictions with all classes but normal as one; None where that is no question.
+
+    Of two classes, both have the same AUROC, so their macro AUROC is that of pneumonia.
+    """
+    if "p_normal" not in predictions:
+        return None
+    normal = predictions["label"] == "normal"
+    return predictions[["image_id", "patient_id", "p_normal"]].assign(
+        label=np.where(normal, "normal", "pneumonia"), p_pneumonia=1 - predictions["p_normal"]
+    )
+
+
+def _calibration(rows: Sequence[RowResult]) -> dict[str, str]:
+    """Return the means over the runs, with the lowest and the highest."""
+    texts = {}
+    for name, path in _CALIBRATION.items():
+        values = []
+        for run in (run for row in rows for run in row.runs.values()):
+            found = (run.metrics or {}).get("calibration")
+            for key in path:
+                found = found.get(key) if isinstance(found, dict) else None
+            if isinstance(found, float):
+                values.append(found)
+        texts[name] = figure_text(Figure(float(np.mean(values)), min(values), max(values)) if values else None)
+    return texts
