@@ -19,6 +19,13 @@ if [ ${#settings[@]} -gt 0 ]; then
     python -m tasks.configure "${settings[@]}"
 fi
 
+# Where a new environment holds no compiled packages yet, those of later steps are compiled beside the first steps, which
+# leave a core idle.
+if [ -z "${PYTHONDONTWRITEBYTECODE:-}" ]; then
+    python -c 'import great_expectations, torch._dynamo, sklearn.metrics, matplotlib.pyplot, mlflow, openvino' \
+        </dev/null >/dev/null 2>&1 &
+fi
+
 python -m dvc repro
 python -m tasks.register # if DVC took that stage from its cache, the alias may still be on another model
 python -m tasks.reevaluate || [ $? -eq 11 ] # the gate decides about a champion that cannot be compared

@@ -20,11 +20,13 @@ _CALIBRATION = {
     "calibration slope": ("lines", "predicted_class", "slope"),
     "calibration intercept": ("lines", "predicted_class", "intercept"),
 }
-_NOTE = (
-    "A test image counts once for each seed, and the numbers are means over the seeds. Thresholds are chosen on the "
-    f"validation images of each seed: for a specificity of {_AIM}, and so that at least {_AIM:.0%} of the answers are "
-    "right. In brackets 95% intervals, by bootstrap over the patients; for the calibration the lowest and highest seed."
+NOTE = (
+    "Tables of secondary endpoints count a test image once for each seed; their numbers are means over the seeds. "
+    f"Thresholds are chosen on the validation images of each seed: for a specificity of {_AIM}, and so that at least "
+    f"{_AIM:.0%} of the answers are right. In brackets 95% intervals, by bootstrap over the patients; for the "
+    "calibration the lowest and highest seed."
 )
+"""How to read the tables."""
 
 _Counts = dict[str, tuple[Floats, Floats]]
 """What each test image adds to numerator and denominator of a ratio, (N,) each, by what the ratio is called."""
@@ -54,7 +56,7 @@ def secondary_endpoints(results: Sequence[GroupResult], settings: Settings) -> s
         return ""
     endpoints = list(dict.fromkeys(name for column in columns.values() for name in column))
     lines = [[name, *(column.get(name, NOTHING) for column in columns.values())] for name in endpoints]
-    return f"{table(['secondary endpoint', *columns], lines)}\n\n{_NOTE}"
+    return table(["secondary endpoint", *columns], lines)
 
 
 def _test(predictions: pd.DataFrame) -> pd.DataFrame:

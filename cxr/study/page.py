@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from cxr.common.notices import NOT_CLINICAL, SYNTHETIC
 from cxr.evaluation.headline import SCORES
+from cxr.study.endpoints import NOTE
 from cxr.study.findings import findings
 from cxr.study.results import GroupResult, RowResult, RunRecord, Settings, stale_tags
 from cxr.study.spec import MIN_HEADLINE_SEEDS, TAG_PREFIX, Study
@@ -69,6 +70,7 @@ def _header(
             "better.",
             f"A headline row with fewer than {MIN_HEADLINE_SEEDS} seeds, or trained with uncommitted changes, is "
             "marked as preliminary.",
+            NOTE,
             "Time is the training time in minutes.",
         ),
     ]
