@@ -22,7 +22,7 @@ fi
 # Where a new environment holds no compiled packages yet, those of later steps are compiled beside the first steps, which
 # leave a core idle.
 if [ -z "${PYTHONDONTWRITEBYTECODE:-}" ]; then
-    python -c 'import great_expectations, torch._dynamo, sklearn.metrics, matplotlib.pyplot, mlflow, openvino' \
+    python -c 'import great_expectations, cxr.models.backbones, mlflow, sklearn.metrics, matplotlib.pyplot, openvino, sympy' \
         </dev/null >/dev/null 2>&1 &
 fi
 
