@@ -28,9 +28,6 @@ NOTE = (
 )
 """How to read the tables."""
 
-_Counts = dict[str, tuple[Floats, Floats]]
-"""What each test image adds to numerator and denominator of a ratio, (N,) each, by what the ratio is called."""
-
 
 def secondary_endpoints(results: Sequence[GroupResult], settings: Settings) -> str:
     """Return a table with a line an endpoint and a column a row of the study.
@@ -66,28 +63,28 @@ def _test(predictions: pd.DataFrame) -> pd.DataFrame:
 def _shares(sets: Sequence[Sequence[pd.DataFrame]], settings: Settings) -> dict[str, str]:
     """Return each ratio of counts over all sets, with its interval and the counts."""
     by_set = [[_counts(each, settings) for each in tables] for tables in sets]
-    shared = [name for name in by_set[0][0] if all(name in counts for seeds in by_set for counts in seeds)]
-    above, below = (
-        np.concatenate(
-            [np.mean([np.stack([c[name][side] for name in shared], axis=1) for c in seeds], axis=0) for seeds in by_set]
-        )
-        for side in (0, 1)
-    )
+    hits = _mean_over_seeds([[hits for hits, _ in seeds] for seeds in by_set])
+    counted = _mean_over_seeds([[counted for _, counted in seeds] for seeds in by_set])
     patients = np.concatenate([_test(tables[0])["patient_id"].astype(str).to_numpy() for tables in sets])
-    intervals = Resampling(patients, settings.resamples, settings.seed).ratios(above, below)
-    hits, of = above.sum(axis=0), below.sum(axis=0)
+    draws = Resampling(patients, settings.resamples, settings.seed)
     texts = {}
-    for k, name in enumerate(shared):
-        between = intervals[k]
+    for name, between in zip(map(str, hits), draws.ratios(hits.to_numpy(), counted.to_numpy()), strict=True):
+        above, below = hits[name].sum(), counted[name].sum()
         texts[name] = NOTHING
-        if of[k]:
-            figure = Figure(hits[k] / of[k], *((between.low, between.high) if between else (None, None)))
-            texts[name] = f"{figure_text(figure)}: {hits[k]:,.0f} of {of[k]:,.0f}"
+        if below:
+            figure = Figure(above / below, *((between.low, between.high) if between else (None, None)))
+            texts[name] = f"{figure_text(figure)}: {above:,.0f} of {below:,.0f}"
     return texts
 
 
-def _counts(predictions: pd.DataFrame, settings: Settings) -> _Counts:
-    """Return the counts of one model, whose test images are in the order of `_test`."""
+def _mean_over_seeds(sets: Sequence[Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Return the mean over the tables of each set, in the columns that all have; the sets stand one below the other."""
+    means = [pd.concat(tables, keys=range(len(tables)), join="inner").groupby(level=1).mean() for tables in sets]
+    return pd.concat(means, ignore_index=True, join="inner")
+
+
+def _counts(predictions: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what each test image, in the order of `_test`, adds to numerator and denominator of each ratio."""
     chosen_on = predictions[predictions["split"] == "validation"]
     labels, probabilities, classes = labels_and_probabilities(_test(predictions))
     predicted = probabilities.argmax(axis=1)
@@ -109,7 +106,9 @@ def _counts(predictions: pd.DataFrame, settings: Settings) -> _Counts:
     kept = _answered(chosen_on, probabilities.max(axis=1), settings)
     found["images answered, not referred"] = kept, np.ones_like(right)
     found["answers that are right"] = right, kept
-    return {name: ((hit & counted).astype(float), counted.astype(float)) for name, (hit, counted) in found.items()}
+    counted = pd.DataFrame({name: of for name, (_, of) in found.items()})
+    hits = pd.DataFrame({name: hit for name, (hit, _) in found.items()}) & counted
+    return hits.astype(float), counted.astype(float)
 
 
 def _pneumonia_threshold(chosen_on: pd.DataFrame) -> float | None:
