@@ -35,7 +35,7 @@ run: ## the whole loop, on the sample or on DATA=folder [WEIGHTS=file] [PROTOCOL
 test: tools ## the test suite, with the coverage floor
 	OMP_NUM_THREADS=1 ./run pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15 --cov --cov-report=term
 
-test-containers: tools ## infra/compose.yaml in podman's containers: as root, 25 GB of disk, half an hour (docs/containers.md)
+test-containers: tools ## infra/compose.yaml in podman's containers: as root, 35 GB of disk, half an hour (docs/containers.md)
 	CXR_CONTAINERS=$${CXR_CONTAINERS:-1} OMP_NUM_THREADS=1 ./run pytest -v -s tests/containers
 
 fuzz: tools ## damaged inputs to all that reads a stranger's bytes [MINUTES=10] [FIRST=0: number of the first input]

@@ -30,7 +30,7 @@ PROGRAMS = ("podman", "podman-compose", "runc", "debootstrap", "iptables")
 def require_podman() -> None:
     """Skip the tests where they cannot run, and say what they need."""
     if not os.environ.get("CXR_CONTAINERS"):
-        pytest.skip("containers are started by `make test-containers`: it takes 25 GB of disk and half an hour")
+        pytest.skip("containers are started by `make test-containers`: it takes 35 GB of disk and half an hour")
     if missing := [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]:
         pytest.fail(f"{', '.join(missing)}: not installed; docs/containers.md says what these tests need")
     if os.getuid() != 0:
