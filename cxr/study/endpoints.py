@@ -10,8 +10,16 @@ from cxr.evaluation.clinical_utility import Flags, decisions_of, refer_confidenc
 from cxr.evaluation.comparison import interval_over_sets
 from cxr.evaluation.metrics import measure
 from cxr.evaluation.rates import Floats
-from cxr.study.results import Figure, GroupResult, RowResult, Settings, have_same_images, labels_and_probabilities
-from cxr.study.text import NOTHING, figure_text, table
+from cxr.study.results import (
+    Figure,
+    GroupResult,
+    RowResult,
+    Settings,
+    have_same_images,
+    images_of,
+    labels_and_probabilities,
+)
+from cxr.study.text import NOTHING, figure_text, interval_text, table
 
 _AIM = 0.95  # of the specificity on validation images, and of the answers that are right
 _CONFUSED = ("viral", "bacterial")
@@ -57,7 +65,7 @@ def secondary_endpoints(results: Sequence[GroupResult], settings: Settings) -> s
 
 
 def _test(predictions: pd.DataFrame) -> pd.DataFrame:
-    return predictions[predictions["split"] == "test"].sort_values("image_id", ignore_index=True)
+    return images_of(predictions, "test").sort_values("image_id", ignore_index=True)
 
 
 def _shares(sets: Sequence[Sequence[pd.DataFrame]], settings: Settings) -> dict[str, str]:
@@ -72,8 +80,7 @@ def _shares(sets: Sequence[Sequence[pd.DataFrame]], settings: Settings) -> dict[
         above, below = hits[name].sum(), counted[name].sum()
         texts[name] = NOTHING
         if below:
-            figure = Figure(above / below, *((between.low, between.high) if between else (None, None)))
-            texts[name] = f"{figure_text(figure)}: {above:,.0f} of {below:,.0f}"
+            texts[name] = f"{interval_text(above / below, between)}: {above:,.0f} of {below:,.0f}"
     return texts
 
 
@@ -85,7 +92,7 @@ def _mean_over_seeds(sets: Sequence[Sequence[pd.DataFrame]]) -> pd.DataFrame:
 
 def _counts(predictions: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return what each test image, in the order of `_test`, adds to numerator and denominator of each ratio."""
-    chosen_on = predictions[predictions["split"] == "validation"]
+    chosen_on = images_of(predictions, "validation")
     labels, probabilities, classes = labels_and_probabilities(_test(predictions))
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
@@ -128,15 +135,12 @@ def _answered(chosen_on: pd.DataFrame, confidence: Floats, settings: Settings) -
 
 def _auroc(sets: Sequence[Sequence[pd.DataFrame]], settings: Settings) -> str:
     """Return the mean over the sets of the mean over the seeds, with its interval."""
-    two_classes = [[_pneumonia_or_normal(_test(each)) for each in tables] for tables in sets]
-    if any(each is None for tables in two_classes for each in tables):
+    if any("p_normal" not in each for tables in sets for each in tables):
         return NOTHING
-    known = [[each for each in tables if each is not None] for tables in two_classes]
-    means = [np.mean([_macro_auroc(each) for each in tables]) for tables in known]
-    interval = interval_over_sets(known, resamples=settings.resamples, seed=settings.seed)["macro_auroc"]
-    if interval is None:
-        return NOTHING
-    return figure_text(Figure(float(np.mean(means)), interval.low, interval.high))
+    decided = [[_pneumonia_or_normal(_test(each)) for each in tables] for tables in sets]
+    mean = float(np.mean([np.mean([_macro_auroc(each) for each in tables]) for tables in decided]))
+    interval = interval_over_sets(decided, resamples=settings.resamples, seed=settings.seed)["macro_auroc"]
+    return NOTHING if interval is None else interval_text(mean, interval)
 
 
 def _macro_auroc(predictions: pd.DataFrame) -> float:
@@ -144,13 +148,11 @@ def _macro_auroc(predictions: pd.DataFrame) -> float:
     return np.nan if value is None else value
 
 
-def _pneumonia_or_normal(predictions: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the predictions with all classes but normal as one; None where that is no question.
+def _pneumonia_or_normal(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with all classes but normal as one.
 
     Of two classes, both have the same AUROC, so their macro AUROC is that of pneumonia.
     """
-    if "p_normal" not in predictions:
-        return None
     normal = predictions["label"] == "normal"
     return predictions[["image_id", "patient_id", "p_normal"]].assign(
         label=np.where(normal, "normal", "pneumonia"), p_pneumonia=1 - predictions["p_normal"]

@@ -19,7 +19,7 @@ from cxr.evaluation.comparison import (
 from cxr.evaluation.headline import SCORES
 from cxr.study.endpoints import secondary_endpoints
 from cxr.study.results import Figure, GroupResult, RowResult, RunRecord, Settings, have_same_images, pooled
-from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text, signed_text, table
+from cxr.study.text import NOT_RUN, NOTHING, count, difference_text, figure_text, interval_text, signed_text, table
 
 LEARNING_CURVE = "results-learning-curve.svg"
 _MEANS_NOTE = (
@@ -158,11 +158,7 @@ def _scores(rows: Sequence[RowResult], settings: Settings) -> list[str]:
     if all(each and have_same_images(each) for each in tables):
         intervals = interval_over_sets(tables, resamples=settings.resamples, seed=settings.seed)
     means = {metric.name: sum(row.test[metric.name].value for row in rows) / len(rows) for metric in SCORES}
-    found = {name: (mean, intervals.get(name)) for name, mean in means.items()}
-    return [
-        figure_text(Figure(mean, *((between.low, between.high) if between else (None, None))))
-        for mean, between in found.values()
-    ]
+    return [interval_text(mean, intervals.get(name)) for name, mean in means.items()]
 
 
 def _recalls(rows: Sequence[RowResult]) -> str:

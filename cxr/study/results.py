@@ -53,7 +53,7 @@ class RunRecord:
     def test_images(self) -> pd.DataFrame | None:
         """Return the predictions of the test images; None if there are none."""
         table = self.predictions
-        return None if table is None else table[table["split"] == "test"].reset_index(drop=True)
+        return None if table is None else images_of(table, "test")
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,11 @@ def have_same_images(tables: Sequence[pd.DataFrame]) -> bool:
     """Return whether all tables of predictions can be compared: same images, with the same labels, and same classes."""
     keys = [(frozenset(zip(*(table[name] for name in _OF_AN_IMAGE), strict=True)), _classes(table)) for table in tables]
     return all(a == b for a, b in pairwise(keys))
+
+
+def images_of(predictions: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Return the predictions of the images of one part of the split."""
+    return predictions[predictions["split"] == part].reset_index(drop=True)
 
 
 def labels_and_probabilities(table: pd.DataFrame) -> tuple[Ints, Floats, list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from cxr.evaluation.bootstrap import Interval
 from cxr.evaluation.comparison import Difference
 from cxr.study.results import Figure
 
@@ -14,6 +15,11 @@ def figure_text(figure: Figure | None) -> str:
     if figure is None:
         return NOTHING
     return f"{figure.value:.3f}{_between(figure.low, figure.high)}"
+
+
+def interval_text(value: float, interval: Interval | None) -> str:
+    """Return a value and, if it has one, its interval."""
+    return f"{value:.3f}" + ("" if interval is None else _between(interval.low, interval.high))
 
 
 def difference_text(difference: Difference) -> str:
