@@ -30,6 +30,8 @@ class _StandIn(ModuleType):
         """Do nothing: no graph is recorded."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":  # asked by who looks at all modules, as `inspect` does
+            raise AttributeError(name)
         if sys.modules.get(_COMPILER) is self:
             del sys.modules[_COMPILER]
         return getattr(import_module(_COMPILER), name)
