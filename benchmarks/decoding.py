@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.projects import enter_project
 from cxr.common.cli import configure_process
 from cxr.imaging.decode import is_image_file
 from cxr.inference.classifier import Classifier, load_classifier
@@ -40,7 +41,7 @@ def main() -> None:
     configure_process()
     files = [file for file in sorted(given.images.rglob("*")) if file.is_file() and is_image_file(file)][: given.count]
     data = [file.read_bytes() for file in files]
-    os.chdir(given.project)
+    enter_project(given.project)
     version = get_version("champion")
     model = load_classifier(fetch_bundle(version), number=version.number, engine="openvino")
     with Decoders(os.cpu_count() or 1, seconds=60) as decoders:

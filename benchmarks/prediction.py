@@ -2,7 +2,7 @@
 
     ./run benchmarks.prediction PROJECT IMAGES [--rounds 5] [--sizes 1 16 32 96]
 
-PROJECT is a project folder with a registered challenger (its store, its cache); IMAGES a folder of image files. All
+PROJECT is a project folder with a champion (its store, its cache); IMAGES a folder of image files. All
 contestants answer the same images with the same network in turn, round by round. Ratios are taken within a round and
 shown with the smallest and the largest. `network` starts from prepared images, `file` from a file's bytes. Processor
 time is that of this process, which a busy machine changes less than the clock; it leaves out MLflow's server.
@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.mlflow_served import served
+from benchmarks.projects import enter_project
 from cxr.common.cli import configure_process
 from cxr.imaging.decode import is_image_file
 from cxr.inference.classifier import Classifier, load_classifier
@@ -50,8 +51,8 @@ def main() -> None:
     given = parser.parse_args()
     configure_process()
     files = [file.resolve() for file in sorted(given.images.rglob("*")) if file.is_file() and is_image_file(file)]
-    os.chdir(given.project)
-    version = get_version("challenger")
+    enter_project(given.project)
+    version = get_version("champion")
     bundle = fetch_bundle(version)
     exported = load_classifier(bundle, number=version.number, engine="openvino")
     plain = load_classifier(bundle, number=version.number)
@@ -147,7 +148,7 @@ def _spread(theirs: list[float], ours: list[float]) -> str:
 
 def _cold_starts(image: Path, rounds: int) -> None:
     """Print the seconds from the command to its first answer."""
-    command = [sys.executable, "-m", "tasks.predict", "--model", "challenger", "--json", str(image)]
+    command = [sys.executable, "-m", "tasks.predict", "--json", str(image)]
     contest: Contest = {
         name: lambda extra=extra: subprocess.run([*command, *extra], check=True, capture_output=True)
         for name, extra in (("tasks.predict --engine openvino", ["--engine", "openvino"]), ("tasks.predict", []))

@@ -1,6 +1,6 @@
 """Training speed in images per second: our loop against torchvision's reference loop, same images, same network.
 
-Run   ./run benchmarks.training FOLDER [--rounds 3] [--images 96]
+Run   ./run benchmarks.training FOLDER [--rounds 3] [--images 96] [--px 224]
 
 The peer is the loop of torchvision's references/classification as it runs on a CPU: Pillow decodes the files in a
 DataLoader with two workers, torchvision transforms do the same augmentation, and SGD trains all parameters in fp32.
@@ -41,7 +41,6 @@ from cxr.training.loop import fit
 from cxr.training.results import Epoch
 from tasks.configure import read_profile
 
-SIZE_PX = 224
 BATCH = 32
 CLASSES = ("normal", "viral", "bacterial")
 WARM_UP_BATCHES = 1
@@ -50,12 +49,12 @@ WARM_UP_BATCHES = 1
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """Image files as torchvision's reference reads them: one at a time, by Pillow, then transformed."""
 
-    def __init__(self, images: list[Path]) -> None:
+    def __init__(self, images: list[Path], size_px: int) -> None:
         self._images = images
         self._transform = v2.Compose(
             [
                 v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.9, 1.1)),
-                v2.Resize((SIZE_PX, SIZE_PX), antialias=True),
+                v2.Resize((size_px, size_px), antialias=True),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float, scale=True),
                 v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
@@ -95,13 +94,13 @@ class _Clock:
         return self._images / (self._stopped - self._started)
 
 
-def reference(images: list[Path]) -> float:
+def reference(images: list[Path], size_px: int) -> float:
     """Return the images per second of torchvision's loop."""
     model = resnet50(weights=None, num_classes=len(CLASSES)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     criterion = nn.CrossEntropyLoss()
     clock = _Clock()
-    for pixels, targets in _loader(images):
+    for pixels, targets in _loader(images, size_px):
         loss = criterion(model(pixels), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -110,34 +109,34 @@ def reference(images: list[Path]) -> float:
     return clock.images_per_second
 
 
-def _loader(images: list[Path]) -> Iterator[Any]:
-    yield from DataLoader(ImageFiles(images), batch_size=BATCH, shuffle=True, num_workers=2)
+def _loader(images: list[Path], size_px: int) -> Iterator[Any]:
+    yield from DataLoader(ImageFiles(images, size_px), batch_size=BATCH, shuffle=True, num_workers=2)
 
 
-def reference_with_kept_memory(images: list[Path]) -> float:
+def reference_with_kept_memory(images: list[Path], size_px: int) -> float:
     """Return the images per second of torchvision's loop where the process keeps freed memory, as ours does."""
     keep_freed_memory()
-    return reference(images)
+    return reference(images, size_px)
 
 
-def all_parameters_learn(images: list[Path]) -> float:
+def all_parameters_learn(images: list[Path], size_px: int) -> float:
     """Return the images per second of our loop when nothing is frozen."""
-    return _ours(images, frozen=[], freeze_batchnorm_statistics=False)
+    return _ours(images, size_px, frozen=[], freeze_batchnorm_statistics=False)
 
 
-def as_in_the_real_profile(images: list[Path]) -> float:
+def as_in_the_real_profile(images: list[Path], size_px: int) -> float:
     """Return the images per second of our loop with one network as profiles/real.yaml configures it."""
-    return _ours(images)
+    return _ours(images, size_px)
 
 
-def _ours(images: list[Path], **changes: Any) -> float:
+def _ours(images: list[Path], size_px: int, **changes: Any) -> float:
     """Return the images per second of cxr.training.loop without checkpoints and validation."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         # Frozen parts must be loaded from a file; the values do not change the time.
         weights = Path(folder) / "random.pth"
         torch.save(build("resnet50", len(CLASSES)).state_dict(), weights)
-        fit(_data(images), _config(weights, **changes), checkpoints=Path(folder), listener=clock)
+        fit(_data(images, size_px), _config(weights, **changes), checkpoints=Path(folder), listener=clock)
     return clock.images_per_second
 
 
@@ -148,14 +147,14 @@ def _config(weights: Path, **changes: Any) -> TrainParams:
     return TrainParams.model_validate(profile.model_dump() | plain | {"device": "cpu"} | changes)
 
 
-def _data(images: list[Path]) -> TrainingData:
-    preprocessing = Preprocessing(SIZE_PX, "stretch", "clahe", 2.0, 8, 50_000_000)
+def _data(images: list[Path], size_px: int) -> TrainingData:
+    preprocessing = Preprocessing(size_px, "stretch", "clahe", 2.0, 8, 50_000_000)
     pixels = np.stack([image_from_bytes(image.read_bytes(), preprocessing, name=image.name) for image in images])
     rows = np.arange(len(images))
     return TrainingData(pixels, rows % len(CLASSES), rows, rows[:4], CLASSES)
 
 
-CONTESTANTS: dict[str, Callable[[list[Path]], float]] = {
+CONTESTANTS: dict[str, Callable[[list[Path], int], float]] = {
     "torchvision reference loop, fp32": reference,
     "the same, freed memory kept": reference_with_kept_memory,
     "ours, all parameters learn": all_parameters_learn,
@@ -169,6 +168,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--px", type=int, default=224)
     arguments = parser.parse_args()
     found = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     images = found[:: max(1, len(found) // arguments.images)][: arguments.images]
@@ -176,13 +176,13 @@ def main() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
         for _ in range(arguments.rounds):
             for name, run in CONTESTANTS.items():
-                speeds[name].append(alone.submit(run, images).result())
-    _print_table(speeds, len(images))
+                speeds[name].append(alone.submit(run, images, arguments.px).result())
+    print(f"{len(images)} images of {arguments.px} px, batch {BATCH}, {os.cpu_count()} cores; medians")
+    _print_table(speeds)
 
 
-def _print_table(speeds: dict[str, list[float]], images: int) -> None:
+def _print_table(speeds: dict[str, list[float]]) -> None:
     peer = next(iter(speeds.values()))
-    print(f"{images} images of {SIZE_PX} px, batch {BATCH}, {os.cpu_count()} cores, {len(peer)} rounds; medians")
     for name, measured in speeds.items():
         ratios = [now / peer_now for now, peer_now in zip(measured, peer, strict=True)]
         print(

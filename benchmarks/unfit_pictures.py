@@ -17,7 +17,6 @@ of the test images with a defect.
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from benchmarks.projects import enter_project
 from benchmarks.unfit_sets import Files, changed_images, drawn_sets, shipped_sets
 from cxr.common.errors import ImageError
 from cxr.dataset.manifest import read_manifest, read_split
@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--model", default="champion")
     given = parser.parse_args()
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{given.project.resolve()}/mlruns/mlflow.db")
+    enter_project(given.project)
     version = get_version(given.model)
     stored = load_classifier(fetch_bundle(version), number=version.number)
-    images = _images(given.project / "data")
-    shards = Shards(given.project / "data" / "raw" / "images")
+    images = _images(Path("data"))
+    shards = Shards(Path("data/raw/images"))
     classifier = replace(stored, reference=_reference(stored, images[images["split"] == "validation"], shards))
     _print_real(classifier, images, shards)
     _print_others(classifier, _others(images[images["split"] == "test"], shards, given.images))

@@ -98,19 +98,23 @@ def forensics(params: ForensicsParams, paths: Paths) -> None:
     tables = [found.labels for found in examined.values() if isinstance(found, SourceExamination)]
     labels = most_doubted_first(pd.concat(tables)) if tables else pd.DataFrame(columns=list(LABEL_COLUMNS))
     with atomic_folder(paths.forensics) as folder:
-        write_json(folder / "forensics.json", content)
-        drawn = draw_figures(content)
-        (folder / "forensics.html").write_text(render_page(content, drawn), encoding="utf-8")
-        for source, figures in drawn.items():
-            for name, svg in figures.items():
-                (folder / f"{source}-{name}.svg").write_text(standing_alone(svg), encoding="utf-8")
-        labels.to_csv(folder / "label_audit.csv", index=False, lineterminator="\n")
-        pairs = pd.DataFrame(content["copies"]["pairs"], columns=list(COPY_COLUMNS))
-        pairs.to_csv(folder / "copies.csv", index=False, lineterminator="\n")
+        _write_findings(folder, content, labels)
         doubted = doubted_images(labels, shards, at_most=params.review_images, max_pixels=params.max_pixels)
         sheet = render_review(doubted, earlier, synthetic=record["synthetic"])
         (folder / "review.html").write_text(sheet, encoding="utf-8")
     _log_summary(content, paths.forensics)
+
+
+def _write_findings(folder: Path, content: dict[str, Any], labels: pd.DataFrame) -> None:
+    write_json(folder / "forensics.json", content)
+    drawn = draw_figures(content)
+    (folder / "forensics.html").write_text(render_page(content, drawn), encoding="utf-8")
+    for source, figures in drawn.items():
+        for name, svg in figures.items():
+            (folder / f"{source}-{name}.svg").write_text(standing_alone(svg), encoding="utf-8")
+    labels.to_csv(folder / "label_audit.csv", index=False, lineterminator="\n")
+    pairs = pd.DataFrame(content["copies"]["pairs"], columns=list(COPY_COLUMNS))
+    pairs.to_csv(folder / "copies.csv", index=False, lineterminator="\n")
 
 
 def _drawn(groups: Ints, at_most: int, seed: int) -> Ints:
